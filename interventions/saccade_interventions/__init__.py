@@ -1,0 +1,1 @@
+"""Attention interventions as data: methods compile into plans."""

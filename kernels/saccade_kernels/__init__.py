@@ -1,0 +1,1 @@
+"""Attention with per-sequence control tables: the contract, the reference, the Triton kernels."""

@@ -1,0 +1,1 @@
+"""Scheduling, paging and running. It knows plans, never the name of a method."""
