@@ -1,0 +1,25 @@
+"""What every test relies on: the interpreter for kernels, no network, one seed."""
+
+import os
+
+# Both are read when the libraries are imported, hence before any of the imports below.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when a kernel is decorated, that is when its module is first imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Make every test start from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
