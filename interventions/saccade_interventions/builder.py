@@ -1,0 +1,138 @@
+"""The vocabulary a method writes its plan in; checks every index before a plan exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from saccade_interventions.plan import (
+    Gate,
+    HeadEdit,
+    MassEdit,
+    Phase,
+    Plan,
+    ScoreEdit,
+    SinkRule,
+    Sites,
+    TagRun,
+)
+from saccade_kernels.controls import CLASSES, GATES, ControlShape
+
+
+class PlanBuilder:
+    """Collects tags and edits for one prompt; :meth:`build` freezes them.
+
+    Edits that change nothing (strength zero) are dropped, so a neutral method is exactly none.
+    """
+
+    def __init__(self, shape: ControlShape, prompt_length: int, question_start: int) -> None:
+        self._shape = shape
+        self._prompt_length = prompt_length
+        self._question_start = question_start
+        self._classes = 1
+        self._tags: list[TagRun] = []
+        self._generated_tag = 0
+        self._scores: list[ScoreEdit] = []
+        self._masses: list[MassEdit] = []
+        self._gains: list[HeadEdit] = []
+        self._sinks: SinkRule | None = None
+
+    def new_class(self) -> int:
+        """A fresh key class.
+
+        Raises:
+            ValueError: more classes than the kernels hold.
+        """
+        if self._classes == CLASSES:
+            raise ValueError(f"a plan has at most {CLASSES} key classes")
+        self._classes += 1
+        return self._classes - 1
+
+    def tag(self, spans: Iterable[tuple[int, int]]) -> int:
+        """Put the prompt positions in ``spans`` (start, end exclusive) into a fresh class."""
+        tag = self.new_class()
+        for start, end in spans:
+            if not 0 <= start < end <= self._prompt_length:
+                raise ValueError(f"span {start}:{end} is not inside the prompt")
+            self._tags.append(TagRun(start, end, tag))
+        return tag
+
+    def tag_generated(self, tag: int) -> None:
+        """Give every generated position class ``tag``."""
+        self._generated_tag = tag
+
+    def sinks(self, rule: SinkRule) -> None:
+        """Let sinks found while prefilling change the class of their position."""
+        self._sinks = rule
+
+    def score(
+        self,
+        sites: Sites,
+        classes: Iterable[int],
+        phases: tuple[Phase, ...],
+        *,
+        scale: float = 0.0,
+        absolute: float = 0.0,
+        bias: float = 0.0,
+    ) -> None:
+        """z' = z + scale z + absolute abs(z) + bias on keys of ``classes``."""
+        if sites and phases and (scale or absolute or bias):
+            edit = ScoreEdit(sites, phases, tuple(sorted(classes)), scale, absolute, bias)
+            self._scores.append(edit)
+
+    def mass(
+        self,
+        sites: Sites,
+        moves: Sequence[tuple[int, int, float]],
+        phases: tuple[Phase, ...],
+        gates: Sequence[Gate] = (),
+    ) -> None:
+        """m' = T m where T is the identity plus ``moves``, a list of (to, from, amount)."""
+        if len(gates) > GATES:
+            raise ValueError(f"a mass edit has at most {GATES} gates")
+        transform = np.eye(self._classes)
+        for to, source, amount in moves:
+            transform[to, source] += amount
+        if (transform < 0).any():
+            raise ValueError("a mass transform must not take more mass than there is")
+        if not sites or not phases or (transform == np.eye(self._classes)).all():
+            return
+        rows = tuple(tuple(float(value) for value in row) for row in transform)
+        self._masses.append(MassEdit(sites, phases, rows, tuple(gates)))
+
+    def gain(self, sites: Sites, phases: tuple[Phase, ...], gain: float) -> None:
+        """o' = gain o for the given heads."""
+        if sites and phases and gain != 1.0:
+            self._gains.append(HeadEdit(sites, phases, gain))
+
+    def build(self) -> Plan:
+        """Freeze. A plan without edits keeps no tags: there is nothing for them to act on."""
+        edited = self._scores or self._masses or self._gains
+        return Plan(
+            layers=self._shape.layers,
+            heads=self._shape.heads,
+            head_dim=self._shape.head_dim,
+            prompt_length=self._prompt_length,
+            question_start=self._question_start,
+            classes=self._classes if edited else 1,
+            tags=tuple(self._tags) if edited else (),
+            generated_tag=self._generated_tag if edited else 0,
+            scores=tuple(self._scores),
+            masses=tuple(_pad(edit, self._classes) for edit in self._masses),
+            gains=tuple(self._gains),
+            sinks=self._sinks if edited else None,
+        )
+
+
+def _pad(edit: MassEdit, classes: int) -> MassEdit:
+    """Extend a transform made before later classes existed; new classes keep their mass."""
+    transform = np.eye(classes)
+    known = len(edit.transform)
+    transform[:known, :known] = edit.transform
+    rows = tuple(tuple(float(value) for value in row) for row in transform)
+    gates = tuple(
+        Gate(gate.weights + (0.0,) * (classes - len(gate.weights)), gate.threshold)
+        for gate in edit.gates
+    )
+    return MassEdit(edit.sites, edit.phases, rows, gates, edit.source)

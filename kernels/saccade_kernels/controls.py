@@ -1,0 +1,181 @@
+"""The contract between plans and kernels: what one row of the control tables means.
+
+A *program* is what the attention kernels do to the query rows that name it: a few numbers per
+(layer, query head, key class). Every program in flight is one row of the persistent
+:class:`ControlTables`; row 0 is the identity and is never written. For one query row of one head,
+with scores ``z`` (scaled, soft-capped), key classes ``c(j)`` and visible keys only:
+
+    score   z'_j = (1 + scale_c) z_j + absolute_c |z_j| + bias_c + weight * beta_j
+    A       = softmax(z')
+    mass    m_c = sum of A over class c; if every gate holds (gate_weight . m >= gate_threshold):
+            m' = transform m, and A'_j = A_j m'_c / m_c, so proportions inside a class are kept
+    head    o' = gain * (A' v) + shift
+
+A class with no mass cannot receive any: what ``transform`` would give it returns to the other
+classes in proportion. Heads are *query* heads. This module knows heads, layers and classes, never
+a request or a method.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CLASSES = 8
+"""Key classes per program; class 0 holds every key that nobody tagged."""
+
+NEVER_ATTEND = 255
+"""Tag of a key that no query may see."""
+
+IDENTITY_ROW = 0
+"""Row of the control tables, and of the tag table, that changes nothing."""
+
+GATES = 2
+"""Linear conditions a mass edit may be subject to."""
+
+FloatArray = NDArray[np.float32]
+
+
+class Edit(enum.IntFlag):
+    """Which parts of the formula differ from the identity."""
+
+    NONE = 0
+    SCORE = 1
+    MASS = 2
+    HEAD = 4
+    HIDE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ControlShape:
+    """Sizes of one program: decoder layers, query heads and head dimension of the model."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """The values of one table row, on the host. Shapes leave out the row dimension.
+
+    All arrays are float32 except ``moves``; L layers, H query heads, C = :data:`CLASSES`.
+    """
+
+    scale: FloatArray  # [L, H, C]
+    absolute: FloatArray  # [L, H, C]
+    bias: FloatArray  # [L, H, C]
+    weight: FloatArray  # [L, H]
+    transform: FloatArray  # [L, H, C, C]
+    gate_weight: FloatArray  # [L, H, GATES, C]
+    gate_threshold: FloatArray  # [L, H, GATES]
+    gain: FloatArray  # [L, H]
+    shift: FloatArray  # [L, H, D]
+
+    @classmethod
+    def identity(cls, shape: ControlShape) -> Program:
+        """A program that changes nothing; the starting point of every other one."""
+        layers, heads = shape.layers, shape.heads
+        eye = np.eye(CLASSES, dtype=np.float32)
+        return cls(
+            scale=np.zeros((layers, heads, CLASSES), np.float32),
+            absolute=np.zeros((layers, heads, CLASSES), np.float32),
+            bias=np.zeros((layers, heads, CLASSES), np.float32),
+            weight=np.zeros((layers, heads), np.float32),
+            transform=np.broadcast_to(eye, (layers, heads, CLASSES, CLASSES)).copy(),
+            gate_weight=np.zeros((layers, heads, GATES, CLASSES), np.float32),
+            gate_threshold=np.full((layers, heads, GATES), -np.inf, np.float32),
+            gain=np.ones((layers, heads), np.float32),
+            shift=np.zeros((layers, heads, shape.head_dim), np.float32),
+        )
+
+    def moves(self) -> NDArray[np.bool_]:
+        """Where the mass transform is not the identity. Returns bool [L, H]."""
+        eye = np.eye(CLASSES, dtype=np.float32)
+        changed: NDArray[np.bool_] = (self.transform != eye).any(axis=(-1, -2))
+        return changed
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Which edits each layer makes, one :class:`Edit` per layer."""
+        score = (self.scale != 0) | (self.absolute != 0) | (self.bias != 0)
+        scored = score.any(axis=(1, 2)) | (self.weight != 0).any(axis=1)
+        moved = self.moves().any(axis=1)
+        headed = (self.gain != 1).any(axis=1) | (self.shift != 0).any(axis=(1, 2))
+        return tuple(
+            (Edit.SCORE if s else Edit.NONE)
+            | (Edit.MASS if m else Edit.NONE)
+            | (Edit.HEAD if h else Edit.NONE)
+            for s, m, h in zip(scored, moved, headed, strict=True)
+        )
+
+    def is_identity(self) -> bool:
+        """True when no layer edits anything."""
+        return not any(self.edits())
+
+
+@dataclass(frozen=True)
+class ControlTables:
+    """All programs in flight, on the device; field shapes are :class:`Program`'s behind [rows]."""
+
+    scale: torch.Tensor
+    absolute: torch.Tensor
+    bias: torch.Tensor
+    weight: torch.Tensor
+    transform: torch.Tensor
+    gate_weight: torch.Tensor
+    gate_threshold: torch.Tensor
+    gain: torch.Tensor
+    shift: torch.Tensor
+    moves: torch.Tensor  # bool [rows, L, H]: the transform is not the identity
+
+    @classmethod
+    def allocate(
+        cls, rows: int, shape: ControlShape, device: torch.device | str = "cpu"
+    ) -> ControlTables:
+        """Make tables of ``rows`` rows, every row the identity."""
+        program = Program.identity(shape)
+        tensors = {
+            f.name: torch.from_numpy(getattr(program, f.name))
+            .to(device)
+            .expand(rows, *getattr(program, f.name).shape)
+            .contiguous()
+            for f in fields(program)
+        }
+        moves = torch.zeros(rows, shape.layers, shape.heads, dtype=torch.bool, device=device)
+        return cls(**tensors, moves=moves)
+
+    def write(self, row: int, program: Program) -> None:
+        """Put ``program`` into table row ``row`` (never row 0, the identity)."""
+        if row == IDENTITY_ROW:
+            raise ValueError("row 0 of the control tables is the identity and cannot be written")
+        for f in fields(program):
+            getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
+        self.moves[row].copy_(torch.from_numpy(program.moves()))
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """Key classes of the sequences that carry a plan, one row a sequence; row 0 is untagged.
+
+    Tags belong to a sequence, not to a cache page: two requests with different plans may then
+    share the pages of a common prefix. They are per layer because sinks differ by layer.
+    """
+
+    tags: torch.Tensor  # uint8 [rows, layers, max_len], by position in the sequence
+    weights: torch.Tensor  # float32 [rows, max_len]: beta_j of the score edit
+    moved: torch.Tensor  # int32 [rows, layers, heads]: query rows whose masses really changed
+
+    @classmethod
+    def allocate(
+        cls, rows: int, shape: ControlShape, max_len: int, device: torch.device | str = "cpu"
+    ) -> TagTable:
+        """Make ``rows`` rows of untagged sequences of up to ``max_len`` tokens."""
+        return cls(
+            tags=torch.zeros(rows, shape.layers, max_len, dtype=torch.uint8, device=device),
+            weights=torch.zeros(rows, max_len, dtype=torch.float32, device=device),
+            moved=torch.zeros(rows, shape.layers, shape.heads, dtype=torch.int32, device=device),
+        )

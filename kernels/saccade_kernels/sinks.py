@@ -1,0 +1,65 @@
+"""Attention sinks found in the residual stream: scores, and the tags they decide.
+
+A sink token carries a massive activation in a few fixed dimensions D of the residual entering a
+layer (VAR, arXiv 2503.03321, Eq. 3): phi_j = max_{d in D} |x_j[d]| / RMS(x_j), with a plain RMS
+(no norm weight); token j is a sink of that layer iff phi_j >= tau. phi never exceeds
+sqrt(hidden_size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+RMS_EPSILON = 1e-6
+
+
+def sink_scores(hidden: torch.Tensor, dims: torch.Tensor) -> torch.Tensor:
+    """phi of each token.
+
+    Args:
+        hidden: residual entering a layer, [tokens, hidden_size].
+        dims: int64 [k], the model's sink dimensions.
+
+    Returns:
+        [tokens], float32 (float64 for float64 input).
+    """
+    work = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    rms = work.square().mean(-1).add(RMS_EPSILON).sqrt()
+    return work.index_select(-1, dims).abs().amax(-1) / rms
+
+
+@dataclass(frozen=True)
+class SinkTags:
+    """Which tags of which sequences follow from sink scores in one step.
+
+    N positions of S sequences, all of a sequence's prompt positions present so far. ``remap``
+    sends the base class of a sink position to its class as a sink. If ``require`` is not -1 a
+    sequence without any key of that class in a layer keeps its base tags there.
+    """
+
+    slots: torch.Tensor  # int64 [N]: where the score of the position is cached
+    position: torch.Tensor  # int64 [N]
+    sequence: torch.Tensor  # int64 [N], 0..S-1
+    base: torch.Tensor  # int64 [N]: class of the position if it is no sink
+    threshold: torch.Tensor  # float32 [N]
+    tag_row: torch.Tensor  # int64 [N]
+    remap: torch.Tensor  # int64 [S, CLASSES]
+    require: torch.Tensor  # int64 [S]
+
+    def write(self, scores: torch.Tensor, tags: torch.Tensor) -> None:
+        """Set the tags of one layer, in place.
+
+        Args:
+            scores: phi of every cache slot in this layer, float32 [slots].
+            tags: uint8 [rows, max_len], this layer's part of the tag table.
+        """
+        is_sink = scores[self.slots] >= self.threshold
+        tagged = torch.where(is_sink, self.remap[self.sequence, self.base], self.base)
+        found = torch.zeros_like(self.require)
+        matches = (tagged == self.require[self.sequence]).long()
+        found.index_add_(0, self.sequence, matches)
+        counts = (self.require < 0) | (found > 0)
+        tagged = torch.where(counts[self.sequence], tagged, self.base)
+        tags[self.tag_row, self.position] = tagged.to(tags.dtype)

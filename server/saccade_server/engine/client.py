@@ -1,0 +1,53 @@
+"""How the API room sees an engine, wherever it runs: submit, abort, stats."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
+
+
+class EngineDeadError(RuntimeError):
+    """The engine ended or stopped answering; nothing more can be generated."""
+
+
+class CapacityError(RuntimeError):
+    """The engine has no room for this request now (queue or plan tables full); try again later."""
+
+
+class EngineClient(Protocol):
+    """An engine in this process or in another one."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """The loaded model and the engine's limits."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine has died."""
+        ...
+
+    def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
+        """Generate one sequence; the last output has a ``finish_reason``.
+
+        Leaving the iterator early aborts the sequence and frees what it held.
+
+        Raises:
+            EngineDeadError: before or during iteration.
+            CapacityError: on the first step of the iteration.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a sequence; unknown or finished ids are ignored."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Load and lifetime counters."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine and wait until it has ended."""
+        ...

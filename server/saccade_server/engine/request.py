@@ -1,0 +1,160 @@
+"""What crosses the line between the API process and the engine; plain data, no torch.
+
+Encoded with msgspec (MessagePack). Arrays travel as raw bytes with dtype and shape, so nothing on
+the wire can name code.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.plan import Plan
+
+
+class Array(msgspec.Struct, frozen=True):
+    """A dense array on the wire."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def pack(cls, array: NDArray[np.generic]) -> Array:
+        """Copy ``array`` into wire form."""
+        return cls(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
+
+    def unpack(self) -> NDArray[np.generic]:
+        """A read-only array over the received bytes."""
+        return np.frombuffer(self.data, dtype=np.dtype(self.dtype)).reshape(self.shape)
+
+
+class ImageInput(msgspec.Struct, frozen=True):
+    """One preprocessed image and where its features go.
+
+    ``pixels`` is what the model's image processor made: [channels, height, width] for LLaVA,
+    [patches, values] with ``grid`` = (frames, rows, columns) for the Qwen families.
+    """
+
+    digest: str  # SHA-256 of pixels and grid: the key of the feature cache
+    start: int  # first prompt position of its features
+    length: int
+    pixels: Array
+    grid: tuple[int, int, int] | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn; the names and meanings are the OpenAI API's and vLLM's."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    logprobs: int | None = None  # number of alternatives per token; None: no logprobs
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+    images: tuple[ImageInput, ...] = ()
+    plan: Plan | None = None
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities at one generated position, of the model's own distribution."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class SiteCount(msgspec.Struct, frozen=True):
+    """Query rows whose class masses changed, in one (layer, head)."""
+
+    layer: int
+    head: int
+    rows: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What really ran for a plan, counted where it ran.
+
+    ``rows`` counts distinct query rows that were computed under each phase's program (a row
+    recomputed after preemption counts once). ``moved`` lists the sites of mass edits.
+    """
+
+    rows: dict[str, int]
+    moved: tuple[SiteCount, ...] = ()
+
+
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """News of one sequence after one step."""
+
+    request_id: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    receipt: Receipt | None = None  # on the last output of a sequence with a plan
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The loaded model and the engine's limits, announced once at start."""
+
+    model: str
+    family: str
+    device: str
+    dtype: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_num_seqs: int
+    cache_tokens: int
+    max_plans: int
+    sink_dims: tuple[int, ...] = ()
+    accepts_images: bool = False
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Load and lifetime counters."""
+
+    running: int = 0
+    waiting: int = 0
+    cache_usage: float = 0.0  # used fraction of cache pages
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    image_encodes: int = 0
+    plans: int = 0
