@@ -1,0 +1,78 @@
+# Everything a newcomer or the CI runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+# more arguments for the command behind a target: make test ARGS="-k scheduler"
+ARGS ?=
+
+IMAGE ?= saccade
+DEVICE ?= cpu
+# an index that offers the wanted build of torch, for `make docker`; elsewhere pip's own variables
+TORCH_INDEX ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
+
+.DEFAULT_GOAL := help
+.PHONY: help serve demo test lint format bench train-demo docker clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8000)
+	@$(bin)/saccade serve --port $(PORT) $(ARGS)
+
+demo: $(VENV)/.saccade ## answer one question without and with an intervention, side by side
+	@$(bin)/saccade demo $(ARGS)
+
+test: $(VENV)/.saccade-dev ## run the tests
+	@$(bin)/pytest $(ARGS)
+
+lint: $(VENV)/.saccade-dev ## ruff and mypy
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check
+	@$(bin)/mypy
+
+format: $(VENV)/.saccade-dev ## let ruff repair what it can
+	@$(bin)/ruff check --fix
+	@$(bin)/ruff format
+
+bench: $(VENV)/.saccade-dev ## measure this machine; the last line is one JSON document
+	@$(bin)/python benchmarks/serving.py $(ARGS)
+
+train-demo: $(VENV)/.saccade-dev ## train the embedded demo model again
+	@$(bin)/python -m saccade_server.demo.train $(ARGS)
+
+docker: ## build the image (IMAGE=saccade DEVICE=cpu|cuda TORCH_INDEX=)
+	@if docker info >/dev/null 2>&1; then build="docker build"; \
+	elif command -v buildah >/dev/null; then build="buildah bud --format docker"; \
+	else echo "make docker needs a running Docker, or buildah." >&2; exit 1; fi; \
+	set -x; $$build --tag $(IMAGE):$(DEVICE) \
+		--build-arg DEVICE=$(DEVICE) --build-arg TORCH_INDEX=$(TORCH_INDEX) $(ARGS) .
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+# torch goes first and setuptools with it: both distributions are then built without a second,
+# isolated and unconstrained set of build tools.
+$(VENV)/.saccade: $(recipe) | $(bin)/python
+	@echo "Installing Saccade into $(VENV); PyTorch is large, the first time takes minutes."
+	@$(pip) setuptools torch
+	@$(pip) --no-build-isolation --editable . --editable clients/python
+	@touch $@
+
+$(VENV)/.saccade-dev: $(VENV)/.saccade
+	@$(pip) --no-build-isolation --editable '.[dev]' --editable 'clients/python[images]'
+	@touch $@
+
+$(bin)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.11 or later, or name one: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Saccade needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V`. Name another: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
