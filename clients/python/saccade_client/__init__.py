@@ -1,3 +1,73 @@
-"""Python client of the Saccade inference server."""
+"""Python client of the Saccade inference server.
+
+with Saccade() as client:
+    answer = client.chat("Is there a dog?", images="street.jpg", interventions=["pai:alpha=0.3"])
+    print(answer.text, answer.interventions_applied)
+"""
 
 __version__ = "0.1.0"
+
+from saccade_client.async_client import AsyncSaccade
+from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.client import Saccade
+from saccade_client.errors import (
+    APIError,
+    Authentication,
+    BadRequest,
+    ConnectionFailed,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    SaccadeError,
+    ServerBusy,
+    ServerError,
+    StreamInterrupted,
+    Timeout,
+    TooLarge,
+)
+from saccade_client.images import image_part
+from saccade_client.interventions import Intervention
+from saccade_client.options import ChatOptions, CompletionOptions
+from saccade_client.stream import AsyncStream, Stream
+from saccade_client.types import (
+    AppliedIntervention,
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    CompletionChunk,
+    Usage,
+)
+
+__all__ = [
+    "APIError",
+    "AppliedIntervention",
+    "AsyncSaccade",
+    "AsyncStream",
+    "Authentication",
+    "BadRequest",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatOptions",
+    "Completion",
+    "CompletionChunk",
+    "CompletionOptions",
+    "ConnectionFailed",
+    "Intervention",
+    "InterventionDetail",
+    "InterventionInfo",
+    "InvalidInput",
+    "Model",
+    "NotFound",
+    "RateLimited",
+    "Saccade",
+    "SaccadeError",
+    "ServerBusy",
+    "ServerError",
+    "Stream",
+    "StreamInterrupted",
+    "Timeout",
+    "TooLarge",
+    "Usage",
+    "Validation",
+    "image_part",
+]

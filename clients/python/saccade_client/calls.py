@@ -1,0 +1,114 @@
+"""Every request of the API as a value: what to send, and what type the answer has.
+
+Both clients send these; nothing here touches the network. Arguments are checked when a call is
+made, so a mistake is reported before anything is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeAlias
+from urllib.parse import quote
+
+import httpx2
+from pydantic import ValidationError
+
+from saccade_client import catalog, options
+from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, decoded
+from saccade_client.interventions import Interventions, plain
+from saccade_client.messages import Prompt, chat_messages
+from saccade_client.types import ChatCompletion, Completion, Reply, ReplyT, with_request_id
+
+TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int]"
+
+
+@dataclass(frozen=True)
+class Call(Generic[ReplyT]):
+    """One request. A `body` without a model is completed by the client before it is sent."""
+
+    method: str
+    path: str
+    answer: type[ReplyT]
+    body: dict[str, Any] | None = None
+
+    @property
+    def lacks_model(self) -> bool:
+        return self.body is not None and "model" not in self.body
+
+    def with_model(self, model: str) -> Call[ReplyT]:
+        return replace(self, body={"model": model, **(self.body or {})})
+
+    def streaming(self) -> Call[ReplyT]:
+        """Return the same call, answered piece by piece and with usage at the end."""
+        own = {"stream": True, "stream_options": {"include_usage": True}}
+        return replace(self, body=options.merged(own, self.body))
+
+    def content(self) -> bytes | None:
+        """Return the JSON body as UTF-8. Raises InvalidInput for NaN and what JSON lacks."""
+        if self.body is None:
+            return None
+        try:
+            text = json.dumps(self.body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            return text.encode("utf-8")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"the request cannot be written as JSON: {error}") from error
+
+    def read(self, response: httpx2.Response) -> ReplyT:
+        """Parse a success. Raises APIError "invalid_response" if it is not what was due."""
+        request_id = response.headers.get(REQUEST_ID_HEADER)
+        try:
+            answer = self.answer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise unreadable(response, f"{self.path}: {error}") from error
+        return with_request_id(answer, request_id)
+
+
+def unreadable(response: httpx2.Response, message: str) -> APIError:
+    return APIError(
+        f"the server's answer could not be understood: {message}",
+        status=response.status_code,
+        code="invalid_response",
+        request_id=response.headers.get(REQUEST_ID_HEADER),
+        body=decoded(response.content),
+    )
+
+
+def chat(prompt: Prompt, given: Mapping[str, Any]) -> Call[ChatCompletion]:
+    own = {"messages": chat_messages(prompt, given.get("images"))}
+    body = options.request_body(own, given, options.ChatOptions)
+    return Call("POST", "/v1/chat/completions", ChatCompletion, body)
+
+
+def complete(prompt: TextPrompt, given: Mapping[str, Any]) -> Call[Completion]:
+    own = {"prompt": plain(prompt, "prompt")}
+    body = options.request_body(own, given, options.CompletionOptions)
+    return Call("POST", "/v1/completions", Completion, body)
+
+
+def validate(
+    interventions: Interventions, model: str | None, extra: Mapping[str, Any] | None
+) -> Call[catalog.Validation]:
+    given = {"interventions": interventions, "model": model, "extra": extra}
+    body = options.request_body({}, given, options.Options)
+    return Call("POST", "/v1/interventions/validate", catalog.Validation, body)
+
+
+def list_models() -> Call[catalog.ModelList]:
+    return Call("GET", "/v1/models", catalog.ModelList)
+
+
+def list_interventions() -> Call[catalog.InterventionList]:
+    return Call("GET", "/v1/interventions", catalog.InterventionList)
+
+
+def get_intervention(method: str) -> Call[catalog.InterventionDetail]:
+    if not method:
+        raise InvalidInput("the method's name is empty")
+    path = f"/v1/interventions/{quote(method, safe='')}"
+    return Call("GET", path, catalog.InterventionDetail)
+
+
+def probe(path: str) -> Call[Reply]:
+    return Call("GET", path, Reply)

@@ -1,0 +1,171 @@
+"""The synchronous client; `async_client` is its twin and is kept line by line alike."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Self, Unpack
+
+import httpx2
+
+from saccade_client import calls
+from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
+from saccade_client.base import (
+    DEFAULT_BASE_URL,
+    DEFAULT_TIMEOUT,
+    PROBE_TIMEOUT,
+    BaseClient,
+    check_event_stream,
+    check_one_transport,
+    is_event_stream,
+    is_up,
+)
+from saccade_client.calls import Call, TextPrompt
+from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.interventions import Interventions
+from saccade_client.messages import Prompt
+from saccade_client.options import ChatOptions, CompletionOptions
+from saccade_client.stream import ChatStream, CompletionStream, Stream
+from saccade_client.types import ChatCompletion, Completion, ReplyT
+
+
+class Saccade(BaseClient):
+    """A connection pool to one server; share it between threads, close it by `with`.
+
+    `timeout` is in seconds. `api_key` defaults to the variable SACCADE_API_KEY. An `http_client` of
+    your own (proxies, certificates) stays yours to close. `sleep` and `jitter` serve tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx2.Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        http_client: httpx2.Client | None = None,
+        transport: httpx2.BaseTransport | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(base_url, api_key, timeout, max_retries, jitter)
+        check_one_transport(http_client, transport)
+        self._http = http_client or httpx2.Client(transport=transport)
+        self._owns_http = http_client is None
+        self._sleep = sleep
+        self._model_lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owns_http:
+            self._http.close()
+
+    def chat(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> ChatCompletion:
+        """Answer a prompt or a list of messages; ChatOptions lists the options."""
+        return self._run(calls.chat(prompt, options))
+
+    @contextmanager
+    def stream_chat(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Iterator[ChatStream]:
+        """Like `chat`, in pieces: `with client.stream_chat(…) as s: for chunk in s`."""
+        with self._stream(calls.chat(prompt, options), CHAT) as stream:
+            yield stream
+
+    def complete(self, prompt: TextPrompt, **options: Unpack[CompletionOptions]) -> Completion:
+        """Continue a text, or token ids, as they stand; CompletionOptions lists the options."""
+        return self._run(calls.complete(prompt, options))
+
+    @contextmanager
+    def stream_complete(
+        self, prompt: TextPrompt, **options: Unpack[CompletionOptions]
+    ) -> Iterator[CompletionStream]:
+        """Like `complete`, in pieces."""
+        with self._stream(calls.complete(prompt, options), TEXT) as stream:
+            yield stream
+
+    def validate(
+        self,
+        interventions: Interventions,
+        *,
+        model: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Validation:
+        """Dry run: the entries as the server reads them, or the error a real request would get."""
+        return self._run(calls.validate(interventions, model, extra))
+
+    def models(self) -> list[Model]:
+        return self._run(calls.list_models()).data
+
+    def interventions(self) -> list[InterventionInfo]:
+        """List the methods that the server has proved to work on its model."""
+        return self._run(calls.list_interventions()).data
+
+    def intervention(self, method: str) -> InterventionDetail:
+        """Describe one method: JSON Schema of its parameters, defaults, bounds, paper."""
+        return self._run(calls.get_intervention(method))
+
+    def ready(self) -> bool:
+        """Whether the server takes requests now; False too where nothing answers. Never retries."""
+        return self._probe("/ready")
+
+    def live(self) -> bool:
+        """Whether the server's process is alive; False too where nothing answers. Never retries."""
+        return self._probe("/live")
+
+    def _probe(self, path: str) -> bool:
+        request = self._request(self._http, calls.probe(path), timeout=PROBE_TIMEOUT)
+        try:
+            return is_up(self._exchange(request))
+        except httpx2.TransportError:
+            return False
+
+    def _run(self, call: Call[ReplyT]) -> ReplyT:
+        return call.read(self._send(self._completed(call)))
+
+    @contextmanager
+    def _stream(
+        self, call: Call[FinalT], kind: StreamKind[ChunkT, FinalT]
+    ) -> Iterator[Stream[ChunkT, FinalT]]:
+        call = self._completed(call).streaming()
+        response = self._send(call, stream=True)
+        check_event_stream(response)
+        with closing(Stream(response, kind)) as stream:
+            yield stream
+
+    def _completed(self, call: Call[ReplyT]) -> Call[ReplyT]:
+        if not call.lacks_model:
+            return call
+        with self._model_lock:
+            model = self._model or self._keep_model(self._run(calls.list_models()))
+        return call.with_model(model)
+
+    def _send(self, call: Call[Any], *, stream: bool = False) -> httpx2.Response:
+        """Return a success, after as many tries as the retry policy grants."""
+        request = self._request(self._http, call, stream=stream)
+        attempt = 0
+        while True:
+            try:
+                response = self._exchange(request, stream=stream)
+            except httpx2.RequestError as error:
+                delay = self._wait_after_error(attempt, error)
+            else:
+                if response.is_success:
+                    return response
+                delay = self._wait_after_reply(attempt, response)
+            self._sleep(delay)
+            attempt += 1
+
+    def _exchange(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
+        """Send once. The reply's body has been read unless it is the stream that was asked for."""
+        response = self._http.send(request, stream=stream)
+        if stream and not is_event_stream(response):
+            with closing(response):
+                response.read()
+        return response

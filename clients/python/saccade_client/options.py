@@ -1,0 +1,104 @@
+"""The options of a request, written down once for all methods of both clients.
+
+Every option but `images` and `extra` is a field of the request body of the same name; one left out
+takes the server's default. Names are checked, because a misspelt one would be lost in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from saccade_client.errors import InvalidInput
+from saccade_client.images import Images
+from saccade_client.interventions import Interventions, entries, plain
+
+NOT_IN_THE_BODY = ("images", "extra")
+
+
+class Options(TypedDict, total=False):
+    """Options of every kind of generation.
+
+    model                  default: the first that the server lists, asked once and remembered
+    interventions          in order; [] means none, left out means the model's own profile
+    extra                  body fields this client has no name for
+    max_tokens             most tokens to generate
+    temperature            0 for greedy decoding
+    top_p, top_k, min_p    cuts of the distribution
+    seed                   of this request's own random draws
+    stop, stop_token_ids   end the answer there
+    ignore_eos             go on to max_tokens, for measurements
+    n                      answers to the same prompt
+    *_penalty, logit_bias  changes of the logits
+    """
+
+    model: str | None
+    interventions: Interventions | None
+    extra: Mapping[str, Any] | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    n: int | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[str, float] | Mapping[int, float] | None
+
+
+class ChatOptions(Options, total=False):
+    """Options of a chat.
+
+    images        one or several: path, bytes, URL, PIL image or uint8 array; they go before the
+                  text of the last user message
+    logprobs      whether to return log probabilities
+    top_logprobs  that many rivals with every token
+    """
+
+    images: Images | None
+    logprobs: bool | None
+    top_logprobs: int | None
+
+
+class CompletionOptions(Options, total=False):
+    """Options of a plain continuation.
+
+    logprobs      return log probabilities, with that many rivals for every token
+    """
+
+    logprobs: int | None
+
+
+def request_body(
+    own: Mapping[str, Any], given: Mapping[str, Any], known: type[Options]
+) -> dict[str, Any]:
+    """Return `own` fields and options as one body. Raises InvalidInput, TypeError on odd names."""
+    check_names(given, known)
+    body = dict(own)
+    for name, value in given.items():
+        if value is not None and name not in NOT_IN_THE_BODY:
+            body[name] = entries(value) if name == "interventions" else plain(value, name)
+    return merged(body, given.get("extra"))
+
+
+def check_names(given: Mapping[str, Any], known: type[Options]) -> None:
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "send new fields through extra={…}"
+            raise TypeError(f"unknown option {name!r}: {hint}")
+
+
+def merged(body: Mapping[str, Any], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Add the caller's extra fields; one that is set already is refused, never overridden."""
+    extra = extra or {}
+    if twice := sorted(body.keys() & extra.keys()):
+        raise InvalidInput(f"extra repeats what is set already: {', '.join(twice)}")
+    return {**body, **extra}

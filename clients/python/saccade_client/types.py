@@ -1,0 +1,227 @@
+"""What the server answers, as typed and immutable objects.
+
+Fields unknown to this version are kept as attributes, and fields a server leaves out have defaults,
+so that client and server may be of different ages. The wire's own field names are used throughout.
+"""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+
+
+class Wire(BaseModel):
+    """Base of all answers: immutable, and open to fields of newer servers."""
+
+    model_config = ConfigDict(
+        extra="allow", frozen=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+
+class Reply(Wire):
+    """A whole answer, which remembers the request id its header carried."""
+
+    _request_id: str | None = PrivateAttr(default=None)
+
+    @property
+    def request_id(self) -> str | None:
+        """The x-request-id header: quote it when you report a problem."""
+        return self._request_id
+
+
+ReplyT = TypeVar("ReplyT", bound=Reply)
+
+
+def with_request_id(reply: ReplyT, request_id: str | None) -> ReplyT:
+    reply._request_id = request_id
+    return reply
+
+
+class Usage(Wire):
+    """Token counts of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+
+class TokensAffected(Wire):
+    """How many tokens an intervention touched, by the phase they belong to."""
+
+    prompt: int = 0
+    generated: int = 0
+
+
+class Edits(Wire):
+    """How often an edit was considered, and how often its gate was open."""
+
+    evaluated: int = 0
+    opened: int = 0
+
+
+class AppliedIntervention(Wire):
+    """One line of the receipt: what the server really did for entry `index` of the request.
+
+    `layers` are layer indices, `heads` counts (layer, query head) pairs, `rows` names the query
+    rows touched. `status` is "applied", or "no_effect" where it ran and changed nothing.
+    """
+
+    index: int = 0
+    method: str
+    version: str | None = None
+    fingerprint: str | None = None
+    layers: list[int] = []
+    heads: int = 0
+    rows: str | list[str] | None = None
+    tokens_affected: TokensAffected = TokensAffected()
+    status: str = "applied"
+    edits: Edits | None = None
+
+
+# Null and absent both mean that nothing was asked for.
+Receipt = Annotated[list[AppliedIntervention], BeforeValidator(lambda value: value or [])]
+
+
+class TopLogprob(Wire):
+    """One alternative token with its natural-log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token, its log probability and its closest rivals."""
+
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(Wire):
+    """Log probabilities of the generated tokens, in order."""
+
+    content: list[TokenLogprob] | None = None
+
+
+class TextLogprobs(Wire):
+    """Log probabilities as /v1/completions gives them: parallel lists, one item a token."""
+
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] | None = None
+
+
+class Message(Wire):
+    """What the model said."""
+
+    role: str = "assistant"
+    content: str | None = None
+
+
+class ChatChoice(Wire):
+    """One of the `n` answers; `finish_reason` is "stop", "length" or a server's own word."""
+
+    index: int = 0
+    message: Message
+    finish_reason: str | None = None
+    logprobs: ChatLogprobs | None = None
+
+    @property
+    def text(self) -> str:
+        return self.message.content or ""
+
+
+class TextChoice(Wire):
+    """One of the `n` continuations, or a piece of it inside a stream."""
+
+    index: int = 0
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: TextLogprobs | None = None
+
+
+class Delta(Wire):
+    """The piece of a message that one chunk adds."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Wire):
+    """The piece that a chunk adds to answer `index`."""
+
+    index: int = 0
+    delta: Delta = Delta()
+    finish_reason: str | None = None
+    logprobs: ChatLogprobs | None = None
+
+    @property
+    def text(self) -> str:
+        return self.delta.content or ""
+
+
+class Generation(Reply):
+    """What whole answers and chunks of a stream have in common."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    system_fingerprint: str | None = None
+    usage: Usage | None = None
+
+
+class ChatCompletion(Generation):
+    """The answer of /v1/chat/completions; `interventions_applied` is the receipt."""
+
+    object: str = "chat.completion"
+    choices: list[ChatChoice]
+    interventions_applied: Receipt = []
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return first_text(self.choices)
+
+
+class Completion(Generation):
+    """The answer of /v1/completions; `interventions_applied` is the receipt."""
+
+    object: str = "text_completion"
+    choices: list[TextChoice]
+    interventions_applied: Receipt = []
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return first_text(self.choices)
+
+
+class ChatChunk(Generation):
+    """One event of a chat stream. The last ones carry usage and receipt, and no text."""
+
+    object: str = "chat.completion.chunk"
+    choices: list[ChatChunkChoice] = []
+    interventions_applied: Receipt | None = None
+
+    @property
+    def text(self) -> str:
+        """What this chunk adds to the first choice; empty for chunks of the others."""
+        return first_text(self.choices)
+
+
+class CompletionChunk(Generation):
+    """One event of a completion stream. The last ones carry usage and receipt, and no text."""
+
+    object: str = "text_completion"
+    choices: list[TextChoice] = []
+    interventions_applied: Receipt | None = None
+
+    @property
+    def text(self) -> str:
+        """What this chunk adds to the first choice; empty for chunks of the others."""
+        return first_text(self.choices)
+
+
+def first_text(choices: list[ChatChoice] | list[TextChoice] | list[ChatChunkChoice]) -> str:
+    return "".join(choice.text for choice in choices if choice.index == 0)
