@@ -1,0 +1,90 @@
+"""The one attention function of every served model, and the step it is called with.
+
+transformers calls it in each layer of the text decoder. It receives the whole step as one keyword,
+:class:`ForwardStep`, which travels untouched from the decoder's forward call; there is no global
+state and no transformers cache. Vision towers keep their own attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from saccade_kernels import ops
+from saccade_kernels.batch import AttentionBatch
+from saccade_server.models.probes import LayerProbe
+
+ATTENTION_NAME = "saccade"
+"""Name under which transformers knows the attention function.
+
+It is registered with no mask function of the same name, so transformers builds no mask at all.
+"""
+
+
+@dataclass(frozen=True)
+class ForwardStep:
+    """Everything one forward pass needs besides embeddings and positions.
+
+    ``sinks`` are the probes of this step; a plain step has none.
+    """
+
+    batch: AttentionBatch
+    key_caches: Sequence[torch.Tensor]  # per layer [pages, PAGE, kv_heads, head_dim]
+    value_caches: Sequence[torch.Tensor]  # likewise
+    sinks: tuple[LayerProbe, ...] = ()
+
+
+def paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    step: ForwardStep | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a packed step, in the signature transformers calls.
+
+    Args:
+        module: the layer's attention module; its ``layer_idx`` is the layer.
+        query: [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim].
+        attention_mask: ignored, the step's batch says what is visible.
+
+    Returns:
+        [1, tokens, heads, head_dim], and no weights.
+
+    Raises:
+        RuntimeError: when the model was called without a step.
+    """
+    if step is None:
+        raise RuntimeError(
+            "this model runs Saccade's paged attention and needs step=ForwardStep(...); "
+            "call it through ServedModel.forward"
+        )
+    layer = module.layer_idx
+    output = ops.attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        step.key_caches[layer],
+        step.value_caches[layer],
+        step.batch,
+        layer,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap or 0.0,
+        sliding_window or 0,
+    )
+    return output[None], None
+
+
+def register_attention() -> None:
+    """Make the attention function known to transformers; repeating it changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -1,0 +1,159 @@
+"""Which models are served, and how one is loaded or refused.
+
+Refusal happens at load and names its reason: a model that would run but could give a request
+wrong or neighbour-dependent numbers is not served at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from saccade_server.models.attention import ATTENTION_NAME, register_attention
+from saccade_server.models.base import ImageFeatures, Positions, ServedModel
+from saccade_server.models.llava import Llava
+from saccade_server.models.probes import install_probes
+from saccade_server.models.qwen_vl import Qwen3VL, Qwen25VL
+from saccade_server.models.text import Llama, Qwen3
+
+__all__ = [
+    "SUPPORTED",
+    "ImageFeatures",
+    "Positions",
+    "ServedModel",
+    "UnsupportedModelError",
+    "check_config",
+    "load_config",
+    "load_model",
+    "serve",
+]
+
+SUPPORTED: dict[str, type[ServedModel]] = {
+    cls.family: cls for cls in (Llama, Qwen3, Llava, Qwen25VL, Qwen3VL)
+}
+"""Model type, as in a model's config.json, to the class that serves it."""
+
+LLAVA_TEXT = ("llama",)
+LLAVA_VISION = ("clip_vision_model", "siglip_vision_model")
+LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+
+# dynamic and longrope choose their frequencies by the longest position of the *batch*: one long
+# neighbour would change everybody's tokens.
+ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be served; the message says why."""
+
+
+def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> ServedModel:
+    """Load a model folder (or a hub name, where the hub may be reached) and make it ready.
+
+    Raises:
+        UnsupportedModelError: it does not exist, or cannot be served.
+    """
+    config = load_config(model)
+    register_attention()
+    auto, attention = _how_to_load(config)
+    try:
+        loaded = auto.from_pretrained(
+            model, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    except OSError as error:
+        raise UnsupportedModelError(f"{model}: cannot load the weights: {error}") from error
+    return serve(loaded.to(device))
+
+
+def load_config(model: str) -> Any:
+    """Read a model's configuration, and check it before any weight is read.
+
+    Raises:
+        UnsupportedModelError: as :func:`load_model`.
+    """
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not Path(model).is_dir():
+        raise UnsupportedModelError(f"{model}: there is no such folder")
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"{model}: cannot read its configuration: {error}") from error
+    check_config(config)
+    return config
+
+
+def serve(model: Any) -> ServedModel:
+    """Make an already built transformers model ready, in place.
+
+    Raises:
+        UnsupportedModelError: it cannot be served.
+    """
+    check_config(model.config)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not take a custom attention function"
+        )
+    register_attention()
+    model.set_attn_implementation(_how_to_load(model.config)[1])
+    model.eval().requires_grad_(False)
+    install_probes(model)
+    return SUPPORTED[model.config.model_type](model)
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is not known to be served right.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in SUPPORTED:
+        known = ", ".join(SUPPORTED)
+        raise UnsupportedModelError(f"model type {kind!r} is not supported; supported: {known}")
+    text = config.get_text_config()
+    for part in (config, text):
+        if getattr(part, "quantization_config", None):
+            raise UnsupportedModelError("quantised checkpoints are not supported")
+    if kind == "llava":
+        _check_llava(config, text)
+    _check_layers(text)
+    _check_rope(text)
+
+
+def _check_llava(config: Any, text: Any) -> None:
+    vision = config.vision_config.model_type
+    if text.model_type not in LLAVA_TEXT or vision not in LLAVA_VISION:
+        raise UnsupportedModelError(
+            f"LLaVA with {text.model_type!r} and {vision!r} is not supported; supported: "
+            f"{', '.join(LLAVA_TEXT)} with {' or '.join(LLAVA_VISION)}"
+        )
+
+
+def _check_layers(text: Any) -> None:
+    unknown = set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES
+    if unknown:
+        raise UnsupportedModelError(
+            f"layers of type {', '.join(sorted(unknown))} have no paged cache"
+        )
+
+
+def _check_rope(text: Any) -> None:
+    parameters = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    for rope in nested or [parameters]:
+        kind = rope.get("rope_type", "default")
+        if kind not in ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"rotary embeddings of type {kind!r} are not supported: they are unknown, or "
+                "depend on the longest sequence of a batch"
+            )
+
+
+def _how_to_load(config: Any) -> tuple[Any, Any]:
+    """The auto class, and the attention: ours in the text decoder only, not in a vision tower."""
+    if getattr(config, "vision_config", None) is None:
+        return AutoModelForCausalLM, ATTENTION_NAME
+    return AutoModelForImageTextToText, {"text_config": ATTENTION_NAME}

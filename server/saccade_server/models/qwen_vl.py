@@ -1,0 +1,92 @@
+"""Qwen2.5-VL and Qwen3-VL: features by resolution, positions on three axes.
+
+Positions are computed here rather than by the model's ``get_rope_index``: the arithmetic is short,
+needs no weights, and the model's own bookkeeping (``rope_deltas``) is state we must not touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from saccade_server.models.base import (
+    Grid,
+    ImageFeatures,
+    ImagePixels,
+    ImageSpan,
+    Positions,
+    ServedModel,
+)
+
+
+class Qwen25VL(ServedModel):
+    """Qwen2.5-VL, still images only."""
+
+    family = "qwen2_5_vl"
+    axes = 3
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._merge: int = model.config.vision_config.spatial_merge_size
+
+    def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
+        """Encode pixels [patches, values] each, with their grids."""
+        grids = torch.tensor([_grid(grid) for _, grid in images], device=self.device)
+        pixels = torch.cat([self._pixels(values) for values, _ in images])
+        output = self.model.model.get_image_features(pixels, grids, return_dict=True)
+        levels = getattr(output, "deepstack_features", None) or ()
+        return [
+            ImageFeatures(features, tuple(level[i] for level in levels))
+            for i, features in enumerate(output.pooler_output)
+        ]
+
+    def positions(self, tokens: Sequence[int], images: Sequence[ImageSpan] = ()) -> Positions:
+        """Text counts up on all axes; an image spans its grid and advances by its longer side."""
+        parts: list[torch.Tensor] = []
+        index = position = 0
+        for start, length, grid in images:
+            parts.append(_text_positions(start - index, position))
+            position += start - index
+            parts.append(self._image_positions(_grid(grid), length) + position)
+            position += max(_grid(grid)[1:]) // self._merge
+            index = start + length
+        parts.append(_text_positions(len(tokens) - index, position))
+        table = torch.cat(parts, dim=1)
+        delta = position - index
+        return Positions(table, delta)
+
+    def _image_positions(self, grid: Grid, length: int) -> torch.Tensor:
+        """Frame, row and column of each feature of an image, int64 [3, length]."""
+        sizes = (grid[0], grid[1] // self._merge, grid[2] // self._merge)
+        cells = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).T
+        if cells.shape[1] != length:
+            raise ValueError(f"an image of grid {grid} has {cells.shape[1]} features, not {length}")
+        return cells
+
+
+class Qwen3VL(Qwen25VL):
+    """Qwen3-VL: features of intermediate tower layers are added behind the first text layers."""
+
+    family = "qwen3_vl"
+
+    def _visual_arguments(
+        self, visual_rows: torch.Tensor | None, deepstack: Sequence[torch.Tensor]
+    ) -> dict[str, Any]:
+        if visual_rows is None or not deepstack:
+            return {}
+        return {
+            "visual_pos_masks": visual_rows[None],
+            "deepstack_visual_embeds": list(deepstack),
+        }
+
+
+def _text_positions(length: int, first: int) -> torch.Tensor:
+    return torch.arange(first, first + length)[None].expand(3, -1)
+
+
+def _grid(grid: Grid | None) -> Grid:
+    if grid is None:
+        raise ValueError("images of the Qwen families come with a grid")
+    return grid

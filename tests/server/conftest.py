@@ -1,0 +1,49 @@
+"""Tiny models for every test of the server; test modules cannot import one another (importlib)."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).parent / "models" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"saccade_test_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+_tiny = _load("tiny")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are slower with more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> ModuleType:
+    """The module of tiny models: ``FAMILIES``, ``build``, ``prompt`` and their constants."""
+    return _tiny
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """Build ``tiny_model(family)``, a random float64 transformers model with eager attention."""
+    return _tiny.build
+
+
+@pytest.fixture
+def tiny_prompt() -> Callable[..., Any]:
+    """Make ``tiny_prompt(family)``: tokens, and images with start, length, pixels and grid."""
+    return _tiny.prompt

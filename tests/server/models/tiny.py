@@ -1,0 +1,198 @@
+"""Tiny random models of every family, and a prompt for each; fixtures in tests/server/conftest.py.
+
+Weights are larger than a real initialisation so that attention is far from uniform and a mistake
+in it shows. Everything is float64: agreement then means equality up to rounding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
+IMAGE_FAMILIES = FAMILIES[2:]
+VOCABULARY = 97
+IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 5, 6, 7, 8
+BOS, EOS = 1, 2
+WINDOW = 9
+
+TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+QWEN_TOKENS = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
+@dataclass(frozen=True)
+class TinyImage:
+    """One image of a tiny prompt; the features are at [start, start + length)."""
+
+    start: int
+    length: int
+    pixels: np.ndarray
+    grid: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class TinyPrompt:
+    """Token ids with the placeholders already repeated, and their images."""
+
+    tokens: tuple[int, ...]
+    images: tuple[TinyImage, ...] = ()
+
+    @property
+    def spans(self) -> list[tuple[int, int, tuple[int, int, int] | None]]:
+        return [(image.start, image.length, image.grid) for image in self.images]
+
+
+def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """A random transformers model of the family, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BUILDERS[family]()
+    model.set_attn_implementation("sdpa")
+    return model.to(dtype).eval()
+
+
+def prompt(family: str, images: int = 2, seed: int = 0, text: int = 11) -> TinyPrompt:
+    """A prompt of random text around ``images`` images (none for a language model)."""
+    rng = np.random.default_rng(seed)
+    tokens = [BOS, *_words(rng, text)]
+    items = []
+    for index in range(images if family in IMAGE_FAMILIES else 0):
+        pixels, grid, length = _image(family, rng, index)
+        tokens.append(VISION_START)
+        items.append(TinyImage(len(tokens), length, pixels, grid))
+        tokens += [IMAGE_TOKEN] * length + [VISION_END, *_words(rng, 3 + index)]
+    return TinyPrompt((*tokens, *_words(rng, 4)), tuple(items))
+
+
+def _words(rng: np.random.Generator, count: int) -> list[int]:
+    return rng.integers(10, VOCABULARY, count).tolist()
+
+
+def _image(
+    family: str, rng: np.random.Generator, index: int
+) -> tuple[np.ndarray, tuple[int, int, int] | None, int]:
+    if family == "llava":
+        return rng.standard_normal((3, 24, 24)).astype(np.float32), None, 9
+    grid = ((1, 4, 6), (1, 8, 4), (1, 4, 4))[index % 3]
+    patches = grid[1] * grid[2]
+    pixels = rng.standard_normal((patches, 3 * 2 * 8 * 8)).astype(np.float32)
+    return pixels, grid, patches // 4
+
+
+def _llama() -> Any:
+    return LlamaForCausalLM(LlamaConfig(**TEXT))
+
+
+def _qwen3() -> Any:
+    """Two of the four layers attend within a window, so that windows are tested too."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            **TEXT,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["full_attention", "sliding_attention"] * 2,
+        )
+    )
+
+
+def _llava() -> Any:
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=24,
+        patch_size=8,
+        projection_dim=32,
+        initializer_range=0.15,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=9,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def _qwen2_5_vl() -> Any:
+    text = {k: v for k, v in TEXT.items() if k != "head_dim"}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 8,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 64,
+        "initializer_range": 0.15,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": dict(MROPE)}, vision_config=vision, **QWEN_TOKENS
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3_vl() -> Any:
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 8,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 2],
+        "initializer_range": 0.15,
+    }
+    config = Qwen3VLConfig(
+        text_config={**TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}},
+        vision_config=vision,
+        **QWEN_TOKENS,
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+BUILDERS = {
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "llava": _llava,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
