@@ -102,8 +102,9 @@ class SiteCount(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True):
     """What really ran for a plan, counted where it ran.
 
-    ``rows`` counts distinct query rows that were computed under each phase's program (a row
-    recomputed after preemption counts once). ``moved`` lists the sites of mass edits.
+    ``rows`` counts the distinct query rows of each phase, those of a shared prefix included (it
+    was computed under the same programs). ``moved`` lists the sites of mass edits that changed
+    a row; a row computed again after preemption counts again there.
     """
 
     rows: dict[str, int]
@@ -111,7 +112,10 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """News of one sequence after one step."""
+    """News of one sequence after one step.
+
+    With ``FinishReason.STOP`` the last of ``tokens`` is the token that stopped the sequence.
+    """
 
     request_id: str
     tokens: tuple[int, ...] = ()
@@ -138,8 +142,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     max_model_len: int
     max_num_seqs: int
+    max_waiting: int
     cache_tokens: int
-    max_plans: int
+    max_programs: int
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = False
 

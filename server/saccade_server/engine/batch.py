@@ -1,0 +1,121 @@
+"""Pack the chunks of a step into the tensors a forward pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.tables import DeviceTables
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One packed step. T tokens in all, chunks in order, single tokens first."""
+
+    chunks: tuple[Chunk, ...]
+    starts: tuple[int, ...]  # first row of each chunk
+    tokens: torch.Tensor  # int64 [T]
+    positions: torch.Tensor  # int64 [axes, T]
+    sampled: torch.Tensor  # int64: last row of each chunk that samples
+    attention: AttentionBatch
+
+    @property
+    def sampling(self) -> tuple[Chunk, ...]:
+        """Chunks whose last row predicts a token, in the order of ``sampled``."""
+        return tuple(chunk for chunk in self.chunks if chunk.samples)
+
+
+@dataclass(frozen=True)
+class PromptPositions:
+    """Position ids of a prompt, int64 [axes, prompt_length]; later ones are index + delta."""
+
+    table: Ints
+    delta: int
+
+    def slice(self, start: int, end: int) -> Ints:
+        """Positions of rows ``start`` to ``end``: int64 [axes, end - start]."""
+        known = self.table.shape[1]
+        if end <= known:
+            return self.table[:, start:end]
+        axes = self.table.shape[0]
+        later = np.arange(max(start, known), end, dtype=np.int64) + self.delta
+        later = np.broadcast_to(later, (axes, later.size))
+        return np.concatenate([self.table[:, start:known], later], axis=1)
+
+
+def pack(
+    chunks: Batch[Chunk],
+    positions: Batch[PromptPositions],
+    tables: DeviceTables,
+    device: torch.device,
+) -> Step:
+    """Build the step's tensors; ``positions`` go with ``chunks``."""
+    lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
+    starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    contexts = np.array([chunk.end for chunk in chunks], dtype=np.int32)
+    controls = [_control_rows(chunk) for chunk in chunks]
+    hides = any(c.sequence.plan is not None and c.sequence.plan.hides() for c in chunks)
+    edits = tables.edits({row for rows in controls for row in set(rows)}, hides)
+
+    def tensor(values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
+    attention = AttentionBatch(
+        slots=tensor(np.concatenate([_slots(chunk) for chunk in chunks])),
+        query_starts=tensor(starts),
+        context_lens=tensor(contexts),
+        page_table=tensor(_page_table(chunks)),
+        num_decodes=int((lengths == 1).sum()),
+        max_context=int(contexts.max()),
+        control_rows=tensor(np.concatenate(controls, dtype=np.int32)),
+        tag_rows=tensor(np.array([c.sequence.tag_row for c in chunks], dtype=np.int32)),
+        edits=edits,
+        controls=tables.controls if edits else None,
+        tags=tables.tags if edits else None,
+    )
+    tokens = [t for c in chunks for t in c.sequence.tokens[c.start : c.end]]
+    placed = [p.slice(c.start, c.end) for c, p in zip(chunks, positions, strict=True)]
+    last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
+    return Step(
+        chunks=tuple(chunks),
+        starts=tuple(starts[:-1].tolist()),
+        tokens=tensor(np.array(tokens, dtype=np.int64)),
+        positions=tensor(np.concatenate(placed, axis=1)),
+        sampled=tensor(np.array(last, dtype=np.int64)),
+        attention=attention,
+    )
+
+
+def slots_of(pages: Batch[int], start: int, end: int) -> Ints:
+    """Cache slots of positions ``start`` to ``end`` of a sequence that holds ``pages``."""
+    position = np.arange(start, end, dtype=np.int64)
+    held = np.asarray(pages, dtype=np.int64)
+    return held[position // PAGE] * PAGE + position % PAGE
+
+
+def _slots(chunk: Chunk) -> Ints:
+    return slots_of(chunk.sequence.pages, chunk.start, chunk.end)
+
+
+def _page_table(chunks: Batch[Chunk]) -> NDArray[np.int32]:
+    """Pages in use, padded with page 0: int32 [chunks, pages of the longest]."""
+    used = [-(-chunk.end // PAGE) for chunk in chunks]
+    table = np.zeros((len(chunks), max(used)), dtype=np.int32)
+    for row, (chunk, count) in enumerate(zip(chunks, used, strict=True)):
+        table[row, :count] = chunk.sequence.pages[:count]
+    return table
+
+
+def _control_rows(chunk: Chunk) -> list[int]:
+    sequence = chunk.sequence
+    if not sequence.control_rows:
+        return [0] * chunk.length
+    return [sequence.control_row(position) for position in range(chunk.start, chunk.end)]

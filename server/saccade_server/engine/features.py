@@ -1,0 +1,52 @@
+"""Image features, computed once per distinct image and kept while there is room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from saccade_server.engine.request import ImageInput
+from saccade_server.models.family import ImageFeatures, ServedModel
+
+
+class FeatureCache:
+    """Least recently used features by image digest, within a budget of bytes.
+
+    A request carries its pixels until it ends, so whatever was evicted can be computed again.
+    """
+
+    def __init__(self, model: ServedModel, capacity: int) -> None:
+        self._model = model
+        self._capacity = capacity
+        self._held: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._bytes = 0
+        self.encoded = 0
+
+    def get(self, images: Iterable[ImageInput]) -> dict[str, ImageFeatures]:
+        """Features of all ``images``, by digest; missing ones are encoded in one call."""
+        wanted = {image.digest: image for image in images}
+        found = {digest: self._held[digest] for digest in wanted if digest in self._held}
+        missing = [image for digest, image in wanted.items() if digest not in found]
+        if missing:
+            inputs = [(image.pixels.unpack(), image.grid) for image in missing]
+            for image, features in zip(missing, self._model.encode_images(inputs), strict=True):
+                if features.features.shape[0] != image.length:
+                    raise ValueError("the image has another number of features than its span")
+                found[image.digest] = features
+            self.encoded += len(missing)
+        for digest in wanted:
+            self._keep(digest, found[digest])
+        return found
+
+    def _keep(self, digest: str, features: ImageFeatures) -> None:
+        if digest not in self._held:
+            self._bytes += _size(features)
+        self._held[digest] = features
+        self._held.move_to_end(digest)
+        while self._bytes > self._capacity and len(self._held) > 1:
+            _, evicted = self._held.popitem(last=False)
+            self._bytes -= _size(evicted)
+
+
+def _size(features: ImageFeatures) -> int:
+    return sum(t.numel() * t.element_size() for t in (features.features, *features.deepstack))

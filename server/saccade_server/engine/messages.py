@@ -1,0 +1,62 @@
+"""What the two sides of an engine say to each other, as MessagePack tagged by type."""
+
+from __future__ import annotations
+
+import msgspec
+
+from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Queue a request."""
+
+    request: GenerateRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End a sequence."""
+
+    request_id: str
+
+
+class AskStats(msgspec.Struct, frozen=True, tag=True):
+    """Answered by :class:`Stats` with the same ticket."""
+
+    ticket: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End the engine."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start or cannot go on, and ends."""
+
+    reason: str
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """News of one step."""
+
+    outputs: list[EngineOutput]
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """Answer to :class:`AskStats`."""
+
+    ticket: int
+    stats: EngineStats
+
+
+Command = Submit | Abort | AskStats | Shutdown
+Reply = Ready | Failed | Outputs | Stats
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder[Command](Command).decode
+decode_reply = msgspec.msgpack.Decoder[Reply](Reply).decode

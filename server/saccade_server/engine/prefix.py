@@ -1,0 +1,76 @@
+"""Keys under which full cache pages may be shared.
+
+The keys and values of a token depend on every token before it, on the images among them, and on
+every edit that an earlier or own query row went through. So a page's key chains the key of the
+page before it with: its tokens, the images it overlaps, and, from the first edited row on, the
+program each of its rows followed and the key classes that program saw. A prefix without edited
+rows has the key of a plain request, whatever the plan does later; what a plan edits can only ever
+be found again by rows that went through the same edits at the same places. Blocks filled while
+decoding follow the same rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import groupby
+
+import msgspec
+
+from saccade_interventions.plan import Phase
+from saccade_kernels.batch import PAGE
+from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.sequence import Sequence
+
+
+class PageKeyer:
+    """Computes the page keys of one sequence, in order."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._request = request
+        self._plan = request.plan
+        self._programs: dict[Phase, str | None] = {}
+        self._tags = ""
+        if self._plan is not None:
+            self._programs = {phase: self._plan.program_key(phase) for phase in Phase}
+            self._tags = self._plan.tags_key()
+        self._edited = self._plan is not None and self._plan.hides()
+
+    def extend(self, sequence: Sequence, tokens: int) -> None:
+        """Append the keys of all full pages among the first ``tokens`` tokens."""
+        keys = sequence.page_keys
+        while (len(keys) + 1) * PAGE <= tokens:
+            start = len(keys) * PAGE
+            parent = keys[-1] if keys else b""
+            content = [
+                sequence.tokens[start : start + PAGE],
+                self._images(start),
+                self._edits(start),
+                self._probe(start),
+            ]
+            keys.append(hashlib.sha256(parent + msgspec.msgpack.encode(content)).digest())
+
+    def _images(self, start: int) -> list[tuple[str, int]]:
+        """Images that reach into the page, with the page's place relative to their start."""
+        return [
+            (image.digest, start - image.start)
+            for image in self._request.images
+            if image.start < start + PAGE and image.start + image.length > start
+        ]
+
+    def _edits(self, start: int) -> list[object] | None:
+        if self._plan is None:
+            return None
+        programs = [self._programs[self._plan.phase(p)] for p in range(start, start + PAGE)]
+        self._edited = self._edited or any(programs)
+        if not self._edited:
+            return None
+        runs = [(program, len(list(run))) for program, run in groupby(programs)]
+        return [self._tags, runs]
+
+    def _probe(self, start: int) -> list[object] | None:
+        """Sink scores are cached with a page, so a page found must have been examined alike."""
+        if self._plan is None or self._plan.sinks is None:
+            return None
+        rule = self._plan.sinks
+        examined = rule.generated or start + PAGE <= self._plan.prompt_length
+        return [rule.dims, rule.layers, examined]

@@ -1,0 +1,67 @@
+"""The state of one sequence while the engine works on it. No tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saccade_interventions.plan import Phase, Plan
+from saccade_server.engine.request import FinishReason, GenerateRequest
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens so far, and what the sequence holds: pages, program rows, a tag row.
+
+    ``computed`` tokens have their keys and values in the cache; the scheduler alone moves it.
+    ``counted`` is its high-water mark, so that a row recomputed after preemption counts once.
+    """
+
+    request: GenerateRequest
+    arrival: int
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    counted: int = 0
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    cached_tokens: int = 0
+    tag_row: int = 0
+    control_rows: dict[Phase, int] = field(default_factory=dict)
+    rows_touched: dict[str, int] = field(default_factory=dict)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.tokens)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens the request came with."""
+        return len(self.request.tokens)
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def pending(self) -> int:
+        """Tokens not yet computed; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def plan(self) -> Plan | None:
+        """The request's plan, if it has one."""
+        return self.request.plan
+
+    def control_row(self, position: int) -> int:
+        """Row of the control tables the query at ``position`` follows."""
+        if self.plan is None:
+            return 0
+        return self.control_rows.get(self.plan.phase(position), 0)
+
+    def count_rows(self, end: int) -> None:
+        """Note that query rows up to ``end`` have been computed under the plan."""
+        if self.plan is not None:
+            for position in range(self.counted, end):
+                phase = self.plan.phase(position)
+                self.rows_touched[phase] = self.rows_touched.get(phase, 0) + 1
+        self.counted = max(self.counted, end)
