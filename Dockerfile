@@ -1,0 +1,58 @@
+# Saccade's image: docker build --build-arg DEVICE=cuda --tag saccade:cuda .
+#
+# DEVICE       cpu, or cuda, which adds what Triton needs to compile its kernels. The CUDA libraries
+#              come with torch, the driver from the host: docker run --gpus all.
+# TORCH_INDEX  one more package index to look for torch in, for a build other than pip's default.
+#              On Linux that default is a CUDA build: it serves on a CPU too, but is much larger.
+
+FROM debian:bookworm-slim AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /srv/saccade
+ENV PATH=/srv/saccade/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /source
+# PyTorch first, from the pins alone: an edit of the sources keeps this large layer.
+COPY constraints.txt ./
+ARG TORCH_INDEX=
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+    setuptools torch
+COPY pyproject.toml LICENSE README.m[d] ./
+COPY kernels kernels
+COPY interventions interventions
+COPY server server
+RUN pip install --no-build-isolation --constraint constraints.txt .
+
+FROM debian:bookworm-slim
+ARG DEVICE=cpu
+RUN case "$DEVICE" in \
+        cpu) compiler= ;; \
+        cuda) compiler="gcc libc6-dev python3-dev" ;; \
+        *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
+    esac \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 $compiler \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /srv/saccade /srv/saccade
+# Any UID will do as long as its group is 0: clusters that choose the UID choose it so. Models and
+# compiled kernels live on one volume, so a restart neither downloads nor compiles again; everything
+# else may be mounted read-only, given a /tmp.
+RUN useradd --uid 2000 --gid 0 --no-create-home --home-dir /cache saccade \
+    && mkdir /cache && chown 2000:0 /cache && chmod 2775 /cache
+ENV PATH=/srv/saccade/bin:$PATH \
+    HOME=/cache \
+    HF_HOME=/cache/huggingface \
+    TRITON_CACHE_DIR=/cache/triton \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONUNBUFFERED=1
+USER 2000:0
+WORKDIR /cache
+VOLUME /cache
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# /live, not /ready: a server that drains or is full must not be restarted for it.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/live', timeout=4)"]
+ENTRYPOINT ["saccade"]
+CMD ["serve", "--host", "0.0.0.0"]

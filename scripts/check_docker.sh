@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Build the image without Docker, serve with it as its own user, and stop it: needs root and buildah.
+#
+#   scripts/check_docker.sh [flags of buildah bud]
+#
+# Flags carry what this machine needs and the Dockerfile must not name, such as a local mirror:
+# --volume DIR:DIR:ro, --build-arg TORCH_INDEX=... . BASE=debootstrap makes the base image here,
+# from Debian's own packages, where no image registry can be reached. PORT must be free.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+port=${PORT:-8000}
+image=saccade:check
+base=docker.io/library/$(awk '$1 == "FROM" { print $2; exit }' Dockerfile)
+work=$(mktemp -d)
+container= server=
+
+finish() {
+    [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
+    [ -z "$container" ] || buildah rm "$container" >/dev/null
+    rm -rf "$work"
+}
+trap finish EXIT
+
+if [ "${BASE:-}" = debootstrap ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+    echo "== base image $base"
+    suite=${base##*:}
+    debootstrap --variant=minbase "${suite%-slim}" "$work/root" >"$work/debootstrap.log"
+    scratch=$(buildah from scratch)
+    buildah add --quiet "$scratch" "$work/root" / >/dev/null
+    buildah config --cmd bash "$scratch"
+    buildah commit --quiet --rm "$scratch" "$base" >/dev/null
+fi
+
+echo "== build"
+# docker: the format that knows HEALTHCHECK
+buildah bud --format docker --pull-never --layers --tag "$image" "$@" .
+buildah inspect --type image "$image" >"$work/image.json"
+buildah images "$image"
+
+config() { # print a field of the image's configuration, one array element per line
+    python3 - "$work/image.json" "$1" <<'PYTHON'
+import json, sys
+value = json.load(open(sys.argv[1]))["Docker"]["config"]
+for key in sys.argv[2].split("."):
+    value = value[key]
+print(*(value if isinstance(value, list) else [value]), sep="\n")
+PYTHON
+}
+
+echo "== serve"
+container=$(buildah from --pull-never "$image")
+mapfile -t command < <(config Entrypoint; config Cmd)
+setsid buildah run "$container" -- "${command[@]}" --port "$port" >"$work/server.log" 2>&1 &
+launcher=$!
+
+mapfile -t probe < <(config Healthcheck.Test | sed "1d; s/:8000/:$port/")
+for attempt in $(seq 120); do
+    if buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; then break; fi
+    kill -0 "$launcher" 2>/dev/null && [ "$attempt" -lt 120 ] || {
+        cat "$work/server.log" "$work/probe.log"
+        echo "The server did not answer /live." >&2
+        exit 1
+    }
+    sleep 1
+done
+echo "/live answers after $attempt attempts"
+
+# The first process that runs as the image's user is what Docker would run as PID 1.
+user=$(config User)
+server=$(ps -o pid= -u "${user%%:*}" | sort -n | head -1 | tr -d ' ')
+[ -n "$server" ] || { echo "The server does not run as $user." >&2; exit 1; }
+echo "runs as $(ps -o uid=,gid=,args= -p "$server")"
+
+echo "== stop"
+kill -TERM "$server"
+status=0
+wait "$launcher" || status=$?
+server=
+[ "$status" = 0 ] || { cat "$work/server.log"; echo "SIGTERM ended it with $status." >&2; exit 1; }
+echo "SIGTERM ended it with 0"
