@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from saccade_interventions.plan import (
     SinkRule,
     Sites,
     TagRun,
+    find_gated_chain,
 )
 from saccade_kernels.controls import CLASSES, GATES, ControlShape
 
@@ -101,13 +102,23 @@ class PlanBuilder:
         rows = tuple(tuple(float(value) for value in row) for row in transform)
         self._masses.append(MassEdit(sites, phases, rows, tuple(gates)))
 
+    def gate(self, weights: Mapping[int, float], at_least: float) -> Gate:
+        """The condition that the masses of the classes, each times its weight, sum so high."""
+        return Gate(tuple(weights.get(c, 0.0) for c in range(self._classes)), at_least)
+
     def gain(self, sites: Sites, phases: tuple[Phase, ...], gain: float) -> None:
         """o' = gain o for the given heads."""
         if sites and phases and gain != 1.0:
             self._gains.append(HeadEdit(sites, phases, gain))
 
     def build(self) -> Plan:
-        """Freeze. A plan without edits keeps no tags: there is nothing for them to act on."""
+        """Freeze. A plan without edits keeps no tags: there is nothing for them to act on.
+
+        Raises:
+            ValueError: a gated mass edit shares a (layer, head, phase) with another one.
+        """
+        if find_gated_chain(self._masses):
+            raise ValueError("a gated mass edit cannot be chained with another one")
         edited = self._scores or self._masses or self._gains
         return Plan(
             layers=self._shape.layers,

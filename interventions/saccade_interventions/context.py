@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saccade_interventions.builder import PlanBuilder
 from saccade_kernels.controls import ControlShape
 
@@ -52,16 +55,23 @@ class Prompt:
         return max((end for _, end in self.images), default=0)
 
     def find(self, needle: str) -> tuple[Span, ...]:
-        """Token spans of every occurrence of ``needle``: all tokens that overlap it."""
-        spans: list[Span] = []
+        """Token spans of all occurrences of ``needle``: runs of tokens that overlap one."""
         at = self.text.find(needle) if needle else -1
+        inside = np.zeros(len(self.text) + 1, np.int64)
         while at >= 0:
             end = at + len(needle)
-            hit = [i for i, (s, e) in enumerate(self.offsets) if s < end and e > at]
-            if hit:
-                spans.append((hit[0], hit[-1] + 1))
+            inside[at + 1 : end + 1] = 1
             at = self.text.find(needle, end)
-        return tuple(spans)
+        before = np.cumsum(inside)  # before[i]: characters of occurrences among the first i
+        ranges = np.asarray(self.offsets, np.int64).reshape(-1, 2)
+        hit = before[ranges[:, 1]] > before[ranges[:, 0]]
+        return runs(hit)
+
+
+def runs(chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
+    """The maximal runs of true positions."""
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    return tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
 
 
 @dataclass(frozen=True)

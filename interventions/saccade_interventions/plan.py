@@ -9,8 +9,10 @@ method name and no code, is immutable, and has a fingerprint of its content.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import product
 
 import msgspec
 import numpy as np
@@ -208,6 +210,23 @@ class Plan:
         return _digest([[self.program_key(phase) for phase in Phase], self.tags_key()])
 
 
+def find_gated_chain(
+    masses: Sequence[MassEdit],
+) -> tuple[MassEdit, MassEdit, tuple[int, int, Phase]] | None:
+    """Two edits of one (layer, head, phase), one of them gated, and where; None if all is well.
+
+    The gates of a table row are read once, before its transform: no chain could honour them.
+    """
+    seen: dict[tuple[int, int, Phase], MassEdit] = {}
+    for edit in masses:
+        for layer, heads in edit.sites:
+            for site in product((layer,), heads, edit.phases):
+                other = seen.setdefault(site, edit)
+                if other is not edit and (edit.gates or other.gates):
+                    return other, edit, site
+    return None
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
@@ -222,7 +241,7 @@ def _apply_score(program: Program, edit: ScoreEdit) -> None:
 
 
 def _apply_mass(program: Program, edit: MassEdit, classes: int) -> None:
-    """Mass edits chain in order; :mod:`compose` has refused gates it could not chain."""
+    """Mass edits chain in order; a gated one is alone, see :func:`find_gated_chain`."""
     transform = np.eye(CLASSES, dtype=np.float64)
     transform[:classes, :classes] = edit.transform
     for layer, heads in edit.sites:

@@ -1,0 +1,99 @@
+"""The base class of every method: its facts, its parameters, and ``compile``.
+
+A method is a pydantic model. Its fields are the parameters a request may set, all optional unless
+the method says otherwise; its class facts are what the server tells about it. ``compile`` turns
+the parameters into a plan for one prompt and one model, or raises InterventionError. It must not
+look at anything but its fields and the context, so equal entries give equal plans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic_core import PydanticCustomError
+
+from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.plan import Plan
+
+Level = Literal["attention_score", "attention_mass", "head_output"]
+"""Which part of attention a method edits."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class Intervention(BaseModel):
+    """One entry of a request's ``interventions``. Subclasses set the class facts and compile.
+
+    Numbers are strict: no strings, no booleans, nothing infinite. Unknown fields are refused.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    level: ClassVar[Level]
+    needs_image: ClassVar[bool] = False
+    current_version: ClassVar[str] = "1"
+    example: ClassVar[dict[str, Any]]
+
+    version: str | None = None
+    """Pin the version of the method; a request for another one is refused."""
+
+    @field_validator("version")
+    @classmethod
+    def _pinned(cls, version: str | None) -> str | None:
+        if version not in (None, cls.current_version):
+            raise PydanticCustomError(
+                "version_mismatch",
+                "This server has version {current} of the method",
+                {"current": cls.current_version},
+            )
+        return version
+
+    @abstractmethod
+    def compile(self, context: Context) -> Plan:
+        """Write the plan for one prompt.
+
+        Raises:
+            InterventionError: the prompt or the model does not allow it.
+        """
+
+    @classmethod
+    def unsupported(cls, model: ModelFacts) -> str | None:
+        """Why the method cannot run on ``model`` with its defaults, None if it can."""
+        if cls.needs_image and not model.accepts_images:
+            return "the model takes no images"
+        return None
+
+    @classmethod
+    def method_id(cls) -> str:
+        """The name a request calls the method by."""
+        return str(cls.model_fields["method"].default)
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema of the entry, with defaults, bounds and descriptions."""
+        schema = cls.model_json_schema()
+        schema["properties"]["version"]["enum"] = [cls.current_version, None]
+        schema["required"] = ["method", *schema.get("required", [])]
+        return {"$schema": DIALECT, **schema}
+
+    def normalised(self) -> dict[str, Any]:
+        """The entry with every default filled in, the version too."""
+        return {**self.model_dump(mode="json"), "version": self.current_version}
+
+    def fingerprint(self) -> str:
+        """Content hash of the normalised entry, whatever the order of its keys."""
+        text = json.dumps(self.normalised(), sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,63 @@
+"""The one error a caller sees: what is wrong with an intervention, and where in the request.
+
+    InterventionError(ValueError)
+        code      a Code, stable and meant for programs
+        param     JSON path of the offending value, such as ``interventions[0].layers[2]``
+        status    the HTTP status it deserves
+
+All of it is refused before any GPU work. Capacity is the server's own error, not one of these.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """What kind of problem it is."""
+
+    UNKNOWN_METHOD = "intervention_unknown_method"
+    UNKNOWN_FIELD = "intervention_unknown_field"
+    INVALID_PARAMS = "intervention_invalid_params"
+    LAYER_OUT_OF_RANGE = "intervention_layer_out_of_range"
+    HEAD_OUT_OF_RANGE = "intervention_head_out_of_range"
+    CONFLICT = "intervention_conflict"
+    REQUIRES_IMAGE = "intervention_requires_image"
+    UNSUPPORTED_COMBINATION = "intervention_unsupported_combination"
+    VERSION_MISMATCH = "intervention_version_mismatch"
+    UNSUPPORTED_MODEL = "intervention_unsupported_model"
+    TARGET_NOT_FOUND = "intervention_target_not_found"
+    SPEC_TOO_LARGE = "intervention_spec_too_large"
+
+
+class InterventionError(ValueError):
+    """An intervention that cannot run as asked.
+
+    ``param`` is relative to whoever raises: a method says ``layers[2]``, and :meth:`within` adds
+    where the method stands in the request.
+    """
+
+    def __init__(self, code: Code, message: str, param: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    @property
+    def status(self) -> int:
+        """The HTTP status: 413 for a specification that is too large, else 400."""
+        return 413 if self.code is Code.SPEC_TOO_LARGE else 400
+
+    def within(self, prefix: str) -> InterventionError:
+        """The same error with ``prefix`` in front of its path."""
+        joint = "." if self.param and not self.param.startswith("[") else ""
+        return InterventionError(self.code, self.message, f"{prefix}{joint}{self.param}")
+
+    def __repr__(self) -> str:
+        return f"InterventionError({self.code.value!r}, {self.message!r}, {self.param!r})"
+
+
+def brief(value: object) -> str:
+    """``value`` for a message: its repr, cut where it gets long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,117 @@
+"""Which methods exist, and what the server tells about them.
+
+Methods are the modules of :mod:`saccade_interventions.methods` and whatever installed packages
+offer under the entry-point group ``saccade.interventions``. A request never brings code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from saccade_interventions import methods as built_in
+from saccade_interventions.base import Intervention
+from saccade_interventions.context import ModelFacts
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.parsing import parse_entries, unknown
+
+GROUP = "saccade.interventions"
+
+
+class Registry:
+    """The methods a server offers, by name."""
+
+    def __init__(self, methods: Iterable[type[Intervention]]) -> None:
+        found: dict[str, type[Intervention]] = {}
+        for method in methods:
+            other = found.setdefault(method.method_id(), method)
+            if other is not method:
+                names = " and ".join(f"{m.__module__}.{m.__qualname__}" for m in (other, method))
+                raise ValueError(f"two methods are called {method.method_id()!r}: {names}")
+        self.methods = MappingProxyType(dict(sorted(found.items())))
+
+    @classmethod
+    def discover(cls) -> Registry:
+        """Everything installed.
+
+        Raises:
+            TypeError: an entry point is not a method.
+            ValueError: two methods have one name.
+        """
+        return cls([*_built_in(), *_plugins()])
+
+    def parse(self, value: object) -> tuple[Intervention, ...]:
+        """The methods and parameters that the ``interventions`` field of a request asks for.
+
+        Raises:
+            InterventionError: the first thing wrong with it.
+        """
+        return parse_entries(value, self.methods)
+
+    def describe(self, method: str) -> dict[str, Any]:
+        """All about one method: facts, JSON Schema, default rows, an example entry.
+
+        Raises:
+            InterventionError: there is no such method.
+        """
+        if method not in self.methods:
+            raise InterventionError(Code.UNKNOWN_METHOD, unknown("method", method, self.methods))
+        kind = self.methods[method]
+        schema = kind.json_schema()
+        return {
+            **_facts(kind),
+            "rows": schema["properties"].get("rows", {}).get("default"),
+            "schema": schema,
+            "example": kind.example,
+        }
+
+    def listing(self, model: ModelFacts) -> list[dict[str, Any]]:
+        """One line a method, saying whether ``model`` supports it, and if not, why."""
+        reasons = {kind: kind.unsupported(model) for kind in self.methods.values()}
+        return [
+            {**_facts(kind), "supported": reason is None, "reason": reason}
+            for kind, reason in reasons.items()
+        ]
+
+
+def _facts(kind: type[Intervention]) -> dict[str, Any]:
+    return {
+        "id": kind.method_id(),
+        "version": kind.current_version,
+        "title": kind.title,
+        "summary": kind.summary,
+        "paper": kind.paper,
+        "level": kind.level,
+        "needs_image": kind.needs_image,
+    }
+
+
+def _built_in() -> Iterator[type[Intervention]]:
+    for info in pkgutil.iter_modules(built_in.__path__, f"{built_in.__name__}."):
+        module = importlib.import_module(info.name)
+        for kind in vars(module).values():
+            if _is_method(kind) and kind.__module__ == module.__name__:
+                yield kind
+
+
+def _plugins() -> Iterator[type[Intervention]]:
+    for point in entry_points(group=GROUP):
+        kind = point.load()
+        if not _is_method(kind):
+            raise TypeError(f"entry point {point.name!r} of {GROUP} is not an Intervention")
+        yield kind
+
+
+def _is_method(kind: object) -> bool:
+    """True for a subclass that is complete and has a name of its own."""
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, Intervention)
+        and not inspect.isabstract(kind)
+        and "method" in kind.model_fields
+    )

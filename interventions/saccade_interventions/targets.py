@@ -1,0 +1,199 @@
+"""Where a method acts: the fields for layers, heads, rows and images, and what they resolve to.
+
+Methods inherit what they need. What depends on the model or the prompt is checked here when a
+method compiles; the rest (negative numbers, duplicates, empty lists) when the request is parsed.
+Heads are always *query* heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from saccade_interventions.base import Intervention
+from saccade_interventions.context import Context, ModelFacts, Span
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.plan import ROWS, Phase, Sites, parse_rows
+
+
+def _unique(values: list[int]) -> list[int]:
+    seen: set[int] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            raise PydanticCustomError(
+                "duplicate", "{value} is named twice", {"value": value, "at": index}
+            )
+        seen.add(value)
+    return values
+
+
+def _known_rows(rows: str) -> str:
+    parse_rows(rows)
+    return rows
+
+
+def _heads_kind(value: Any) -> str | None:
+    if isinstance(value, list):
+        return "list"
+    if isinstance(value, dict):
+        return "by_layer"
+    return "all" if value == "all" else None
+
+
+def join_names(names: Sequence[str]) -> str:
+    """A regular expression for one or more of ``names``, joined with '+'."""
+    one = "|".join(names)
+    return f"^({one})(\\+({one}))*$"
+
+
+Index = Annotated[int, Field(ge=0)]
+Indices = Annotated[list[Index], Field(min_length=1), AfterValidator(_unique)]
+LayerKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,5})$")]
+HeadsByLayer = Annotated[dict[LayerKey, Indices], Field(min_length=1)]
+Heads = Annotated[
+    Annotated[Literal["all"], Tag("all")]
+    | Annotated[Indices, Tag("list")]
+    | Annotated[HeadsByLayer, Tag("by_layer")],
+    Discriminator(
+        _heads_kind,
+        custom_error_type="heads",
+        custom_error_message='Heads are "all", a list of numbers, or an object from layer to list',
+    ),
+]
+Rows = Annotated[
+    str,
+    AfterValidator(_known_rows),
+    Field(json_schema_extra={"pattern": join_names(list(ROWS))}),
+]
+
+
+class Sited(Intervention):
+    """A method that acts at chosen layers and query heads, on chosen query rows."""
+
+    layers: Indices | None = None
+    """Decoder layers, counted from 0. None: the method's own choice for the model."""
+
+    heads: Heads | None = None
+    """Query heads: "all", a list used in every layer, or an object from layer to list.
+
+    None: all heads. An object names its layers itself, so it excludes `layers`.
+    """
+
+    rows: Rows
+    """Query rows: prompt, question (after the last image), last (the prompt row that predicts the
+    first token) or generated; joined with '+'."""
+
+    @model_validator(mode="after")
+    def _layers_named_once(self) -> Sited:
+        if isinstance(self.heads, dict) and self.layers is not None:
+            raise PydanticCustomError(
+                "layers_twice",
+                "heads by layer name the layers already; leave layers out",
+                {"at": "layers"},
+            )
+        return self
+
+    def default_layers(self, model: ModelFacts) -> Sequence[int]:
+        """The layers the method acts on when the request names none."""
+        return range(model.layers)
+
+    def sites(self, context: Context) -> Sites:
+        """The (layer, heads) pairs asked for.
+
+        Raises:
+            InterventionError: a layer or head that the model does not have.
+        """
+        model = context.model
+        if isinstance(self.heads, dict):
+            return _sites_by_layer(self.heads, model)
+        layers = self.default_layers(model) if self.layers is None else self.layers
+        for index, layer in enumerate(layers):
+            _check_layer(layer, model, f"layers[{index}]")
+        if isinstance(self.heads, list):
+            _check_heads(self.heads, model, "heads")
+            heads = tuple(sorted(self.heads))
+        else:
+            heads = tuple(range(model.heads))
+        return tuple((layer, heads) for layer in sorted(layers))
+
+    def normalised(self) -> dict[str, Any]:
+        """The entry with every default filled in, and its sets in order."""
+        entry = super().normalised()
+        for name in ("layers", "heads"):
+            if isinstance(entry[name], list):
+                entry[name] = sorted(entry[name])
+        return entry
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that ``rows`` names."""
+        return parse_rows(self.rows)
+
+
+class OnImages(Intervention):
+    """A method that acts on the keys of the prompt's images."""
+
+    needs_image: ClassVar[bool] = True
+
+    image_index: Index | None = None
+    """Which image of the prompt, counted from 0. None: all of them together."""
+
+    def image_spans(self, context: Context) -> tuple[Span, ...]:
+        """Positions of the chosen images.
+
+        Raises:
+            InterventionError: the model, or the prompt, or the index has no image.
+        """
+        images = context.prompt.images
+        if not context.model.accepts_images:
+            raise InterventionError(
+                Code.UNSUPPORTED_MODEL, "the method works on images; the model takes none"
+            )
+        if not images:
+            raise InterventionError(
+                Code.REQUIRES_IMAGE, "the method works on images; the prompt has none"
+            )
+        if self.image_index is None:
+            return images
+        if self.image_index >= len(images):
+            raise InterventionError(
+                Code.TARGET_NOT_FOUND,
+                f"there is no image {self.image_index}; the prompt has {len(images)}, from 0",
+                "image_index",
+            )
+        return (images[self.image_index],)
+
+
+def inner_layers(model: ModelFacts, first: int, last: int) -> Sequence[int]:
+    """All layers without the ``first`` and ``last`` so many; all where that leaves none."""
+    return range(first, model.layers - last) or range(model.layers)
+
+
+def _sites_by_layer(heads: dict[str, list[int]], model: ModelFacts) -> Sites:
+    for key, chosen in heads.items():
+        _check_layer(int(key), model, f'heads["{key}"]')
+        _check_heads(chosen, model, f'heads["{key}"]')
+    return tuple(sorted((int(key), tuple(sorted(chosen))) for key, chosen in heads.items()))
+
+
+def _check_layer(layer: int, model: ModelFacts, path: str) -> None:
+    if layer >= model.layers:
+        message = (
+            f"there is no layer {layer}; the model has {model.layers}, 0 to {model.layers - 1}"
+        )
+        raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, path)
+
+
+def _check_heads(heads: list[int], model: ModelFacts, path: str) -> None:
+    for index, head in enumerate(heads):
+        if head >= model.heads:
+            message = (
+                f"there is no head {head}; heads are query heads, and the model has "
+                f"{model.heads} in each layer, 0 to {model.heads - 1}"
+            )
+            if model.kv_heads != model.heads:
+                message += f" (its {model.kv_heads} key-value heads have no index of their own)"
+            raise InterventionError(Code.HEAD_OUT_OF_RANGE, message, f"{path}[{index}]")
