@@ -24,20 +24,12 @@ import httpx2
 REQUEST_ID_HEADER = "x-request-id"
 LONGEST_EXCERPT = 200
 
-# Codes of errors inside a stream, whose HTTP status was sent long before they happened.
-STATUS_OF_CODE = {
-    "rate_limited": 429,
-    "server_overloaded": 503,
-    "server_draining": 503,
-    "intervention_capacity": 503,
-}
+# An error inside a stream comes after the HTTP status; its type tells which one it would have had.
 STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "authentication_error": 401,
     "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
     "overloaded_error": 503,
-    "service_unavailable": 503,
 }
 
 
@@ -69,7 +61,7 @@ class StreamInterrupted(SaccadeError):
 class APIError(SaccadeError):
     """The server's own error.
 
-    `status` is the HTTP status (inside a stream: the one its code or type stands for), `param` the
+    `status` is the HTTP status (inside a stream: the one its type stands for), `param` the
     JSON path of the offending field, `body` the decoded JSON or the text that came.
     """
 
@@ -162,7 +154,7 @@ def streamed_error(body: Mapping[str, Any], request_id: str | None) -> APIError:
     """Build the error for an `{"error": …}` object that came inside a stream."""
     fields = error_fields(body)
     message = fields.pop("message", None) or "the server reported an error inside the stream"
-    status = STATUS_OF_CODE.get(fields.get("code") or "") or type_status(body["error"])
+    status = type_status(body["error"])
     error = ERROR_OF_STATUS.get(status, ServerError)
     return error(message, status=status, request_id=request_id, body=body, **fields)
 
