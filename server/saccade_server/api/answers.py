@@ -1,0 +1,122 @@
+"""What chat and plain completions share: identity, usage, receipts, running to the end."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+import saccade_server
+from saccade_interventions.base import Intervention
+from saccade_server.api.generation import Delta, Generation
+from saccade_server.api.receipts import applied, fingerprint
+from saccade_server.api.rendering import Prepared
+from saccade_server.api.services import Services
+from saccade_server.api.sse import EventStream, unless_disconnected
+from saccade_server.engine.request import TokenLogprobs
+
+FINGERPRINT_HEADER = "x-intervention-fingerprint"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request that is being answered."""
+
+    services: Services
+    interventions: tuple[Intervention, ...]
+    prompts: Sequence[Prepared]
+    generation: Generation
+    prefix: str
+    object: str
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the response, whatever its form."""
+        if not self.interventions:
+            return {}
+        return {FINGERPRINT_HEADER: fingerprint(self.interventions)}
+
+    def envelope(self, **content: Any) -> dict[str, Any]:
+        """The fields that every body and every chunk begin with."""
+        return {
+            "id": f"{self.prefix}-{self.name}",
+            "object": self.object,
+            "created": self.created,
+            "model": self.services.settings.served_model_name,
+            "system_fingerprint": self._system_fingerprint(),
+            **content,
+        }
+
+    def usage(self) -> dict[str, Any]:
+        """Token counts; a prompt counts once however many answers it has."""
+        choices = self.generation.choices
+        copies = len(choices) // len(self.prompts)
+        prompt = sum(item.length for item in self.prompts)
+        completion = sum(choice.completion_tokens for choice in choices)
+        cached = sum(choice.run.cached_tokens for choice in choices[::copies])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def receipt(self) -> dict[str, Any]:
+        """What to add once all is done: nothing if no intervention was asked for."""
+        if not self.interventions:
+            return {}
+        return {"interventions_applied": applied(self.interventions, self.generation.runs)}
+
+    async def whole(self, request: Request) -> list[Collected]:
+        """Generate to the end, unless the client leaves."""
+        return await unless_disconnected(request.receive, self._collect())
+
+    def json(self, body: dict[str, Any]) -> Response:
+        """Send a body that is not streamed."""
+        return Response(msgspec.json.encode(body), 200, self.headers, "application/json")
+
+    def stream(self, chunks: AsyncGenerator[dict[str, Any], None]) -> EventStream:
+        """Send chunks as they come."""
+        return EventStream(chunks, self.services.settings.sse_keep_alive, self.headers)
+
+    def closing(self, include_usage: bool) -> dict[str, Any] | None:
+        """The chunk after the last choice has ended, if there is one."""
+        if not include_usage:
+            return None
+        return self.envelope(choices=[], usage=self.usage(), **self.receipt())
+
+    async def _collect(self) -> list[Collected]:
+        collected = [Collected() for _ in self.generation.choices]
+        async with self.generation as generation:
+            async for delta in generation.deltas():
+                collected[delta.index].add(delta)
+        return collected
+
+    def _system_fingerprint(self) -> str:
+        info = self.services.engine.info
+        parts = [saccade_server.__version__, info.model, info.dtype, *self.headers.values()]
+        return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Collected:
+    """One choice, complete."""
+
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append what is new."""
+        self.text += delta.text
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason

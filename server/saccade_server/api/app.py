@@ -1,0 +1,87 @@
+"""The application: routes, middleware and error handlers around one engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+import saccade_server
+from saccade_interventions.errors import InterventionError
+from saccade_interventions.registry import Registry
+from saccade_server.api.auth import Authenticate
+from saccade_server.api.chat import chat_router
+from saccade_server.api.completions import completions_router
+from saccade_server.api.errors import ApiError, from_exception
+from saccade_server.api.fetch import ImageFetcher
+from saccade_server.api.health import health_router
+from saccade_server.api.interventions import interventions_router
+from saccade_server.api.middleware import Drain, LimitBody, Observe
+from saccade_server.api.models_list import models_router
+from saccade_server.api.openapi import document
+from saccade_server.api.services import Services
+from saccade_server.api.settings import ApiSettings
+from saccade_server.engine.client import CapacityError, EngineClient, EngineDeadError
+from saccade_server.models.prompt import PromptError, PromptProcessor
+
+REFUSALS = (
+    ApiError,
+    InterventionError,
+    PromptError,
+    CapacityError,
+    EngineDeadError,
+    HTTPException,
+)
+
+
+def create_app(
+    engine: EngineClient,
+    prompts: PromptProcessor,
+    registry: Registry,
+    settings: ApiSettings,
+    *,
+    fetcher: ImageFetcher | None = None,
+) -> FastAPI:
+    """Make the application. ``app.state.lifecycle`` is how the process shuts it down.
+
+    The engine belongs to the caller, who closes it after the application has ended.
+    """
+    services = Services(engine, prompts, registry, settings, fetcher or ImageFetcher(settings))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.lifecycle.stop()
+
+    app = FastAPI(
+        title="Saccade",
+        version=saccade_server.__version__,
+        docs_url=None,  # pages that load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    for router in (
+        chat_router,
+        completions_router,
+        models_router,
+        interventions_router,
+        health_router,
+    ):
+        app.include_router(router(services))
+    for refusal in REFUSALS:
+        app.add_exception_handler(refusal, _refuse)
+    # The last one added is the outermost.
+    app.add_middleware(LimitBody, settings=settings)
+    app.add_middleware(Authenticate, keys=settings.api_keys)
+    app.add_middleware(Drain, lifecycle=services.lifecycle)
+    app.add_middleware(Observe, settings=settings)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    app.state.lifecycle = services.lifecycle
+    return app
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    return from_exception(error).response()

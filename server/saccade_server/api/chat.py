@@ -1,0 +1,114 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from saccade_server.api.answers import Answer
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.logprobs import chat_logprobs
+from saccade_server.api.openapi import json_body
+from saccade_server.api.parsing import read_body
+from saccade_server.api.rendering import prepare_chat
+from saccade_server.api.sampling import check_request, generation, sampling_params
+from saccade_server.api.schemas import ChatRequest
+from saccade_server.api.services import Services
+from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.unsupported import CHAT, refuse_unsupported
+
+
+def chat_router(services: Services) -> APIRouter:
+    """Make the route."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation, under the interventions the request names."""
+        body = await read_body(request, ChatRequest)
+        answer = await unless_disconnected(request.receive, _prepare(services, body))
+        if body.stream:
+            return answer.stream(_chunks(answer, body))
+        choices = await answer.whole(request)
+        return answer.json(
+            answer.envelope(
+                choices=[
+                    {
+                        "index": index,
+                        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                        "logprobs": _logprobs(answer, body, choice.logprobs),
+                        "finish_reason": choice.finish_reason,
+                    }
+                    for index, choice in enumerate(choices)
+                ],
+                usage=answer.usage(),
+                **answer.receipt(),
+            )
+        )
+
+    return router
+
+
+async def _prepare(services: Services, body: ChatRequest) -> Answer:
+    refuse_unsupported(body.model_extra or {}, CHAT)
+    check_request(services, body)
+    params = sampling_params(services, body, _alternatives(body))
+    interventions = services.registry.parse(body.interventions)
+    prompt = await prepare_chat(services, body.messages, interventions)
+    work = generation(services, body, [prompt], params, _max_tokens(body))
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    return Answer(services, interventions, [prompt], work, "chatcmpl", kind)
+
+
+async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
+    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
+    started: set[int] = set()
+    async with answer.generation as work:
+        async for delta in work.deltas():
+            if delta.index not in started:
+                started.add(delta.index)
+                role = _choice(delta.index, {"role": "assistant", "content": ""})
+                yield answer.envelope(choices=[role], **usage)
+            if delta.text or delta.logprobs:
+                logprobs = _logprobs(answer, body, list(delta.logprobs))
+                choice = _choice(delta.index, {"content": delta.text}, logprobs)
+                yield answer.envelope(choices=[choice], **usage)
+            if delta.finish_reason:
+                choice = _choice(delta.index, {}, finish_reason=delta.finish_reason)
+                last = all(choice.done for choice in work.choices)
+                receipt = answer.receipt() if last else {}
+                yield answer.envelope(choices=[choice], **usage, **receipt)
+    closing = answer.closing(body.include_usage)
+    if closing:
+        yield closing
+
+
+def _choice(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(answer: Answer, body: ChatRequest, entries: list[Any]) -> dict[str, Any] | None:
+    return chat_logprobs(answer.services.prompts, entries) if body.logprobs else None
+
+
+def _alternatives(body: ChatRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+    return None
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    old, new = body.max_tokens, body.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        message = "max_tokens and max_completion_tokens disagree; give one of them."
+        raise BadRequest(message, param="max_tokens")
+    return old if new is None else new

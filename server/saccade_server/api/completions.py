@@ -1,0 +1,104 @@
+"""POST /v1/completions: plain prompts, as text or as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from saccade_server.api.answers import Answer
+from saccade_server.api.logprobs import completion_logprobs
+from saccade_server.api.openapi import json_body
+from saccade_server.api.parsing import read_body
+from saccade_server.api.rendering import prepare_completion
+from saccade_server.api.sampling import check_request, generation, sampling_params
+from saccade_server.api.schemas import CompletionRequest
+from saccade_server.api.services import Services
+from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.unsupported import COMPLETION, refuse_unsupported
+from saccade_server.engine.request import TokenLogprobs
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's and vLLM's default on this endpoint."""
+
+
+def completions_router(services: Services) -> APIRouter:
+    """Make the route."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continue one or several prompts, under the interventions the request names."""
+        body = await read_body(request, CompletionRequest)
+        answer = await unless_disconnected(request.receive, _prepare(services, body))
+        if body.stream:
+            return answer.stream(_chunks(answer, body))
+        choices = await answer.whole(request)
+        return answer.json(
+            answer.envelope(
+                choices=[
+                    _choice(
+                        index, item.text, _logprobs(answer, body, item.logprobs), item.finish_reason
+                    )
+                    for index, item in enumerate(choices)
+                ],
+                usage=answer.usage(),
+                **answer.receipt(),
+            )
+        )
+
+    return router
+
+
+async def _prepare(services: Services, body: CompletionRequest) -> Answer:
+    refuse_unsupported(body.model_extra or {}, COMPLETION)
+    asked = body.prompts
+    check_request(services, body, len(asked))
+    params = sampling_params(services, body, body.logprobs)
+    interventions = services.registry.parse(body.interventions)
+    several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+    prompts = [
+        await prepare_completion(
+            services, prompt, interventions, f"prompt[{at}]" if several else "prompt"
+        )
+        for at, prompt in enumerate(asked)
+    ]
+    length = body.max_tokens
+    if length is None and "max_tokens" not in services.settings.default_sampling:
+        length = min(DEFAULT_MAX_TOKENS, *(services.room - item.length for item in prompts))
+    work = generation(services, body, prompts, params, length)
+    return Answer(services, interventions, prompts, work, "cmpl", "text_completion")
+
+
+async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
+    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
+    offsets = [0] * len(answer.generation.choices)
+    async with answer.generation as work:
+        async for delta in work.deltas():
+            logprobs = _logprobs(answer, body, delta.logprobs, offsets[delta.index])
+            offsets[delta.index] += len(delta.text)
+            last = delta.finish_reason and all(choice.done for choice in work.choices)
+            receipt = answer.receipt() if last else {}
+            choice = _choice(delta.index, delta.text, logprobs, delta.finish_reason)
+            yield answer.envelope(choices=[choice], **usage, **receipt)
+    closing = answer.closing(body.include_usage)
+    if closing:
+        yield closing
+
+
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(
+    answer: Answer,
+    body: CompletionRequest,
+    entries: list[TokenLogprobs] | tuple[TokenLogprobs, ...],
+    offset: int = 0,
+) -> dict[str, Any] | None:
+    if body.logprobs is None:
+        return None
+    return completion_logprobs(answer.services.prompts, entries, offset)

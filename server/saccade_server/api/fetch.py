@@ -1,0 +1,157 @@
+"""Fetch an image from the web without becoming a proxy into the operator's network.
+
+One parser reads the URL, and the request is built from its pieces, so there is no second opinion to
+exploit. The host is resolved once, every address must be public, and the connection goes to the
+checked address itself (with the name in Host and SNI), so a second DNS answer cannot move it. No
+redirects, no proxy, no compression, bounded bytes and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from saccade_server.api.errors import BadRequest, Unprocessable
+from saccade_server.api.media import too_large
+from saccade_server.api.settings import ApiSettings
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+LONGEST_URL = 4096
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+# Ranges that count as global but lead to IPv4 addresses of the network's choosing.
+TUNNELS = tuple(
+    ipaddress.IPv6Network(net)
+    for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL in checked pieces."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def authority(self) -> str:
+        """What the Host header says."""
+        default = {"http": 80, "https": 443}[self.scheme]
+        return self.host if self.port == default else f"{self.host}:{self.port}"
+
+
+def is_public(text: str) -> bool:
+    """True for an address out on the Internet."""
+    address: Address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif any(address in tunnel for tunnel in TUNNELS):
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """All addresses of ``host``."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(item[4][0]) for item in found]
+
+
+class ImageFetcher:
+    """Fetches image files within the operator's limits."""
+
+    def __init__(
+        self,
+        settings: ApiSettings,
+        resolve: Resolve = resolve,
+        is_public: Callable[[str], bool] = is_public,
+    ) -> None:
+        self.settings = settings
+        self._resolve = resolve
+        self._is_public = is_public
+
+    async def fetch(self, url: str, param: str) -> bytes:
+        """Return the file behind ``url``."""
+        if not self.settings.allow_image_urls:
+            message = (
+                "This server fetches no images; send a data URL ('data:image/png;base64,...')."
+            )
+            raise BadRequest(message, code="image_url_not_allowed", param=param)
+        target = parse_url(url, param)
+        domains = self.settings.allowed_media_domains
+        if domains and target.host not in domains:
+            message = "This server fetches no images from that host."
+            raise BadRequest(message, code="image_url_not_allowed", param=param)
+        try:
+            async with asyncio.timeout(self.settings.fetch_timeout):
+                address = await self._checked_address(target, param)
+                return await self._download(target, address, param)
+        except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError):
+            raise _failed(param) from None
+
+    async def _checked_address(self, target: Target, param: str) -> str:
+        addresses = await self._resolve(target.host, target.port)
+        if not addresses:
+            raise _failed(param)
+        if not all(self._is_public(address) for address in addresses):
+            message = "Images are fetched from public addresses only."
+            raise BadRequest(message, code="image_url_not_allowed", param=param)
+        return addresses[0]
+
+    async def _download(self, target: Target, address: str, param: str) -> bytes:
+        host = f"[{address}]" if ":" in address else address
+        url = f"{target.scheme}://{host}:{target.port}{target.path}"
+        headers = {"host": target.authority, "accept": "image/*", "accept-encoding": "identity"}
+        data = bytearray()
+        async with (
+            httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,
+            client.stream(
+                "GET", url, headers=headers, extensions={"sni_hostname": target.host}
+            ) as response,
+        ):
+            encoding = response.headers.get("content-encoding", "identity")
+            if response.status_code != 200 or encoding != "identity":
+                raise _failed(param)
+            async for chunk in response.aiter_raw():
+                data += chunk
+                if len(data) > self.settings.max_image_bytes:
+                    raise too_large(self.settings.max_image_bytes, param)
+        return bytes(data)
+
+
+def parse_url(url: str, param: str) -> Target:
+    """Take ``url`` apart; anything unusual is refused."""
+    odd = not url.isascii() or any(char <= " " or char in '\\"<>^`{|}\x7f' for char in url)
+    try:
+        parts = urlsplit("" if odd or len(url) > LONGEST_URL else url)
+        port = parts.port
+    except ValueError:
+        raise _bad_url(param) from None
+    scheme = parts.scheme.lower()
+    host = (parts.hostname or "").rstrip(".").lower()
+    if scheme not in ("http", "https") or "@" in parts.netloc or not HOST.fullmatch(host):
+        raise _bad_url(param)
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    query = f"?{parts.query}" if parts.query else ""
+    return Target(scheme, host, port or {"http": 80, "https": 443}[scheme], path + query)
+
+
+def _bad_url(param: str) -> BadRequest:
+    message = "An image URL is a data URL or a plain http(s) URL with a host name."
+    return BadRequest(message, code="invalid_image_url", param=param)
+
+
+def _failed(param: str) -> Unprocessable:
+    return Unprocessable("The image could not be fetched.", code="image_fetch_failed", param=param)

@@ -1,0 +1,54 @@
+"""Probes for supervisors and load balancers, version and load."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Response
+
+import saccade_server
+from saccade_server.api.errors import Unavailable, draining
+from saccade_server.api.services import Services
+
+STATS_SECONDS = 5.0
+
+
+def health_router(services: Services) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter()
+
+    def check_alive() -> None:
+        if not services.engine.alive:
+            raise Unavailable("The engine has stopped.", code="engine_dead", retry_after=5)
+
+    @router.api_route("/live", methods=["GET", "HEAD"], include_in_schema=False)
+    async def live() -> Response:
+        """The process works; restart it if not."""
+        check_alive()
+        return Response()
+
+    @router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+    async def ready() -> Response:
+        """New requests are welcome; send them elsewhere if not."""
+        check_alive()
+        if services.lifecycle.draining:
+            raise draining()
+        return Response()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": saccade_server.__version__}
+
+    @router.get("/load")
+    async def load() -> dict[str, Any]:
+        """What the engine is busy with, and its lifetime counters."""
+        check_alive()
+        stats = await asyncio.wait_for(services.engine.stats(), STATS_SECONDS)
+        requests = {"http_requests": services.lifecycle.in_flight}
+        return {**msgspec.to_builtins(stats), **requests, "draining": services.lifecycle.draining}
+
+    return router

@@ -1,0 +1,84 @@
+"""What can be asked for, in which words, and a rehearsal without generating anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from saccade_interventions.errors import InterventionError
+from saccade_server.api.errors import BadRequest, NotFound, bounded
+from saccade_server.api.openapi import json_body
+from saccade_server.api.parsing import read_body
+from saccade_server.api.receipts import fingerprint, sites
+from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
+from saccade_server.api.schemas import ValidateRequest
+from saccade_server.api.services import Services
+
+
+def interventions_router(services: Services) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter()
+    registry = services.registry
+
+    @router.get("/v1/interventions")
+    async def list_interventions() -> dict[str, Any]:
+        """List the methods, and for each whether the served model supports it."""
+        return {"object": "list", "data": registry.listing(services.facts)}
+
+    @router.get("/v1/interventions/{method}")
+    async def describe_intervention(method: str) -> dict[str, Any]:
+        """Describe one method: its facts and the JSON Schema of its entry."""
+        try:
+            return registry.describe(method)
+        except InterventionError as error:
+            message = bounded(str(error))
+            raise NotFound(message, code="intervention_unknown_method", param="method") from None
+
+    @router.post("/v1/interventions/validate", openapi_extra=json_body(ValidateRequest))
+    async def validate_interventions(request: Request) -> dict[str, Any]:
+        """Check interventions as a real request would, without generating.
+
+        Without messages or prompt_tokens only what needs no prompt is checked; ``checked`` says
+        so. An error is the same that the real request would get.
+        """
+        body = await read_body(request, ValidateRequest)
+        services.check_model(body.model)
+        interventions = registry.parse(body.interventions)
+        prepared: Prepared | None = None
+        if body.messages is not None and body.prompt_tokens is not None:
+            raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
+        if body.messages is not None:
+            prepared = await prepare_chat(services, body.messages, interventions)
+        elif body.prompt_tokens is not None:
+            tokens = body.prompt_tokens
+            prepared = await prepare_completion(services, tokens, interventions, "prompt_tokens")
+        return {
+            "object": "intervention.validation",
+            "valid": True,
+            "checked": ["parameters", "model", "prompt"] if prepared else ["parameters"],
+            "prompt_tokens": prepared.length if prepared else None,
+            "fingerprint": fingerprint(interventions),
+            "interventions": [
+                {
+                    "index": index,
+                    "method": item.method_id(),
+                    "version": item.current_version,
+                    "fingerprint": item.fingerprint(),
+                    "entry": item.normalised(),
+                    **(_where(index, prepared) if prepared else {}),
+                }
+                for index, item in enumerate(interventions)
+            ],
+        }
+
+    return router
+
+
+def _where(index: int, prepared: Prepared) -> dict[str, Any]:
+    edited = sites(index, [prepared.plan])
+    return {
+        "layers": sorted({layer for layer, _ in edited}),
+        "heads": len(edited),
+        "status": "ready" if edited else "neutral",
+    }

@@ -1,0 +1,174 @@
+"""What surrounds every request: its id, its log line, the last safety net, drain and body limit.
+
+Pure ASGI, outermost first: :class:`Observe`, :class:`Drain`, then authentication
+(:mod:`~saccade_server.api.auth`), then :class:`LimitBody`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from saccade_server.api.errors import (
+    Timeout,
+    TooLarge,
+    UnsupportedMedia,
+    bounded,
+    draining,
+    from_exception,
+)
+from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.settings import ApiSettings
+
+PROBES = frozenset({"/live", "/ready", "/health"})
+"""Routes that answer without a key and while draining."""
+
+CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered
+
+request_id: ContextVar[str] = ContextVar("saccade_request_id", default="-")
+
+access_log = logging.getLogger("saccade.access")
+error_log = logging.getLogger("saccade.error")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Observe:
+    """Gives each request an id, logs one line about it, and turns surprises into a 500."""
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self.app = app
+        self.log = settings.access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        name = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        request_id.set(name)
+        began = time.perf_counter()
+        status = 0
+        size = 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            elif message["type"] == "http.response.body":
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed_send)
+        except ClientDisconnect:
+            status = status or CLIENT_CLOSED
+        except Exception as error:
+            error_log.exception("request %s failed", name)
+            if not status:
+                await from_exception(error).response()(scope, receive, observed_send)
+        finally:
+            if self.log:
+                self._write(scope, name, status or CLIENT_CLOSED, size, began)
+
+    def _write(self, scope: Scope, name: str, status: int, size: int, began: float) -> None:
+        client = scope.get("client")
+        access_log.info(
+            "%s %s %s %d %dB %.1fms id=%s",
+            client[0] if client else "-",
+            scope["method"],
+            bounded(quote(scope["path"])),
+            status,
+            size,
+            1e3 * (time.perf_counter() - began),
+            name,
+        )
+
+
+class Drain:
+    """Counts the requests in flight and refuses new ones while the server shuts down."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self.app = app
+        self.lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+        elif self.lifecycle.draining:
+            await draining().response()(scope, receive, send)
+        else:
+            with self.lifecycle.track():
+                await self.app(scope, receive, send)
+
+
+class LimitBody:
+    """Bounds the size and the time of a request body by what really arrives, and its type."""
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self.app = app
+        self.limit = settings.max_body_bytes
+        self.timeout = settings.body_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._size(headers) or _media(headers)
+        if refusal:
+            await refusal.response()(scope, receive, send)
+            return
+        deadline = time.monotonic() + self.timeout
+        received = 0
+        complete = False
+
+        async def limited_receive() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                left = deadline - time.monotonic()
+                message = await asyncio.wait_for(receive(), max(left, 0.001))
+            except TimeoutError:
+                raise Timeout("The request's body took too long.", headers=_CLOSE) from None
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
+            return message
+
+        await self.app(scope, limited_receive, send)
+
+    def _size(self, headers: Headers) -> TooLarge | None:
+        announced = headers.get("content-length", "")
+        too_large = announced.isdecimal() and int(announced[:20]) > self.limit
+        return self._too_large() if too_large else None
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body exceeds {self.limit} bytes.", headers=_CLOSE)
+
+
+_CLOSE = {"connection": "close"}
+
+
+def _media(headers: Headers) -> UnsupportedMedia | None:
+    kind, _, parameters = headers.get("content-type", "").partition(";")
+    if kind.strip().lower() != "application/json":
+        return UnsupportedMedia("The content type must be application/json.")
+    name, _, charset = parameters.partition("=")
+    if name.strip().lower() == "charset" and charset.strip(' "').lower() not in ("utf-8", "utf8"):
+        return UnsupportedMedia("The charset must be UTF-8.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        return UnsupportedMedia("Compressed bodies are not read.")
+    return None

@@ -1,0 +1,143 @@
+"""``interventions_applied``: for each requested intervention, what really ran.
+
+Put together from the plan, which says which sites and rows each intervention edits, and from the
+engine's receipt, which counts the rows it computed under the plan and those whose attention really
+moved. Nothing here is inferred from the request alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saccade_interventions.base import Intervention
+from saccade_interventions.plan import Edits, MassEdit, Phase, Plan
+from saccade_server.engine.request import Receipt
+
+PROMPT = (Phase.PREFIX, Phase.QUESTION, Phase.LAST)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sequence that ran under a plan. Without a receipt the engine has confirmed nothing."""
+
+    plan: Plan | None
+    receipt: Receipt | None = None
+    cached_tokens: int = 0
+
+
+def fingerprint(interventions: Sequence[Intervention]) -> str:
+    """One hash for a list of interventions, the same on every replica."""
+    names = "\n".join(item.fingerprint() for item in interventions)
+    return "sha256:" + hashlib.sha256(names.encode()).hexdigest()
+
+
+def applied(interventions: Sequence[Intervention], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry for each intervention, summed over the sequences of the request."""
+    return [_entry(index, item, runs) for index, item in enumerate(interventions)]
+
+
+def sites(index: int, plans: Sequence[Plan | None]) -> set[tuple[int, int]]:
+    """Every (layer, head) that the intervention at ``index`` edits."""
+    return {
+        (layer, head)
+        for plan in plans
+        for edit in _edits(plan, index)
+        for layer, heads in edit.sites
+        for head in heads
+    }
+
+
+def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[str, Any]:
+    edited = sites(index, [run.plan for run in runs])
+    counts = [_Count.of(run, index) for run in runs]
+    prompt = sum(count.prompt for count in counts)
+    generated = sum(count.generated for count in counts)
+    cached = sum(count.cached for count in counts)
+    moved = [count.moved for count in counts if count.moved is not None]
+    return {
+        "index": index,
+        "method": intervention.method_id(),
+        "version": intervention.current_version,
+        "fingerprint": intervention.fingerprint(),
+        "layers": sorted({layer for layer, _ in edited}),
+        "heads": len(edited),
+        "rows": {"prompt": prompt, "generated": generated, "cached": cached},
+        "edits": {
+            "evaluated": sum(count.evaluated for count in counts),
+            "moved": sum(moved) if moved else None,
+        },
+        "status": _status(bool(edited), counts),
+    }
+
+
+def _status(edited: bool, counts: Sequence[_Count]) -> str:
+    if not edited:
+        return "neutral"
+    if any(count.works for count in counts):
+        return "applied"
+    if not all(count.confirmed for count in counts):
+        return "unconfirmed"
+    # Rows taken from the cache were computed under the same plan, or they would not be shared.
+    return "cached" if any(count.cached for count in counts) else "no_effect"
+
+
+@dataclass(frozen=True)
+class _Count:
+    """What one sequence did for one intervention. ``moved`` is None without mass edits."""
+
+    prompt: int
+    generated: int
+    cached: int
+    evaluated: int
+    moved: int | None
+    works: bool
+    confirmed: bool
+
+    @classmethod
+    def of(cls, run: Run, index: int) -> _Count:
+        edits = _edits(run.plan, index)
+        rows = run.receipt.rows if run.receipt else {}
+        phases = {phase for edit in edits for phase in edit.phases}
+        masses = [edit for edit in edits if isinstance(edit, MassEdit)]
+        moved = _moved(masses, run.receipt) if masses else None
+        # Score and head edits change every row they are evaluated on; mass edits may not.
+        others = [edit for edit in edits if not isinstance(edit, MassEdit)]
+        return cls(
+            prompt=sum(rows.get(phase, 0) for phase in PROMPT if phase in phases),
+            generated=rows.get(Phase.GENERATED, 0) if Phase.GENERATED in phases else 0,
+            cached=_cached(run, phases),
+            evaluated=sum(_evaluated(edit, rows) for edit in edits),
+            moved=moved,
+            works=bool(moved) or any(_evaluated(edit, rows) for edit in others),
+            confirmed=run.receipt is not None,
+        )
+
+
+def _edits(plan: Plan | None, index: int) -> list[Edits]:
+    return [edit for edit in plan.edits if edit.source == index] if plan else []
+
+
+def _evaluated(edit: Edits, rows: dict[str, int]) -> int:
+    return sum(rows.get(phase, 0) for phase in edit.phases) * sum(
+        len(heads) for _, heads in edit.sites
+    )
+
+
+def _moved(masses: Sequence[MassEdit], receipt: Receipt | None) -> int:
+    edited = {(layer, head) for edit in masses for layer, heads in edit.sites for head in heads}
+    counts = receipt.moved if receipt else ()
+    return sum(count.rows for count in counts if (count.layer, count.head) in edited)
+
+
+def _cached(run: Run, phases: set[Phase]) -> int:
+    """Rows of the given phases that came from the prefix cache."""
+    plan, cached = run.plan, run.cached_tokens
+    if plan is None:
+        return 0
+    prefix = min(cached, plan.question_start)
+    last = int(cached >= plan.prompt_length)
+    counts = {Phase.PREFIX: prefix, Phase.QUESTION: cached - prefix - last, Phase.LAST: last}
+    return sum(count for phase, count in counts.items() if phase in phases)

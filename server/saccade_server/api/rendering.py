@@ -1,0 +1,150 @@
+"""From messages or a plain prompt to tokens, images and a plan; all checks, no engine.
+
+Cheap checks come first, then images are fetched and decoded, then the prompt is rendered, then the
+interventions are compiled for it. The CPU work runs in worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from saccade_interventions.base import Intervention
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.plan import Plan
+from saccade_server.api.errors import BadRequest, unsupported
+from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
+from saccade_server.api.schemas import ChatMessage, ImagePart
+from saccade_server.api.services import Services
+from saccade_server.models.prompt import Message, RenderedPrompt
+
+UNREAD_MESSAGE_FIELDS = ("tool_calls", "function_call", "audio")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt that may be generated from."""
+
+    prompt: RenderedPrompt
+    plan: Plan | None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, images expanded."""
+        return len(self.prompt.tokens)
+
+
+async def prepare_chat(
+    services: Services, messages: Sequence[ChatMessage], interventions: Sequence[Intervention]
+) -> Prepared:
+    """Make the prompt of a conversation."""
+    _check_messages(services, messages)
+    files = await _fetch_images(services, messages)
+
+    def work() -> Prepared:
+        rendered = services.prompts.chat(_convert(services, messages, files))
+        return _compile(services, rendered, interventions, "messages")
+
+    return await services.in_worker(work)
+
+
+async def prepare_completion(
+    services: Services, prompt: str | list[int], interventions: Sequence[Intervention], param: str
+) -> Prepared:
+    """Make a prompt of plain text or tokens; ``param`` is where the request has it."""
+    if isinstance(prompt, list):
+        check_tokens(prompt, services.engine.info.vocab_size, param)
+
+    def work() -> Prepared:
+        rendered = services.prompts.completion(prompt)
+        return _compile(services, rendered, interventions, param)
+
+    return await services.in_worker(work)
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:
+    """Refuse token ids that the model does not have."""
+    if any(token >= vocabulary for token in tokens):
+        raise BadRequest(f"Token ids go from 0 to {vocabulary - 1}.", param=param)
+
+
+def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None:
+    settings = services.settings
+    if len(messages) > settings.max_messages:
+        message = f"A conversation may have {settings.max_messages} messages."
+        raise BadRequest(message, param="messages")
+    for at, item in enumerate(messages):
+        for name in UNREAD_MESSAGE_FIELDS:
+            if (item.model_extra or {}).get(name):
+                raise unsupported(f"messages[{at}].{name}", f"{name} is not supported.")
+    found = list(_images(messages))
+    for path, role, _ in found:
+        if role != "user":
+            raise BadRequest("Only user messages may hold images.", param=path)
+        if not services.prompts.accepts_images:
+            message = "The model takes no images."
+            raise BadRequest(message, code="images_not_supported", param=path)
+    if len(found) > settings.max_images:
+        message = f"A request may have {settings.max_images} images."
+        raise BadRequest(message, code="too_many_images", param="messages")
+
+
+def _images(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str, str]]:
+    """Yield path, role and URL of every image."""
+    for at, message in enumerate(messages):
+        if isinstance(message.content, list):
+            for spot, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    yield _path(at, spot), message.role, part.image_url.url
+
+
+def _path(message: int, part: int) -> str:
+    return f"messages[{message}].content[{part}].image_url"
+
+
+async def _fetch_images(services: Services, messages: Sequence[ChatMessage]) -> dict[str, bytes]:
+    """Fetch what is not in the request itself, keyed by path."""
+    wanted = {path: url for path, _, url in _images(messages) if not is_data_url(url)}
+    fetch = services.fetcher.fetch
+    files = await asyncio.gather(*(fetch(url, path) for path, url in wanted.items()))
+    return dict(zip(wanted, files, strict=True))
+
+
+def _convert(
+    services: Services, messages: Sequence[ChatMessage], files: dict[str, bytes]
+) -> list[Message]:
+    """Decode the images and put everything into the words of the models room."""
+    budget = ImageBudget(services.settings)
+
+    def part_of(part: object, path: str) -> str | Image.Image:
+        if isinstance(part, ImagePart):
+            limit = services.settings.max_image_bytes
+            data = files.get(path) or read_data_url(part.image_url.url, limit, path)
+            return budget.decode(data, path)
+        return str(getattr(part, "text", part))
+
+    converted = []
+    for at, message in enumerate(messages):
+        role = "system" if message.role == "developer" else message.role
+        parts = [message.content] if isinstance(message.content, str) else message.content
+        content = tuple(part_of(part, _path(at, spot)) for spot, part in enumerate(parts))
+        converted.append(Message(role, content))
+    return converted
+
+
+def _compile(
+    services: Services, prompt: RenderedPrompt, interventions: Sequence[Intervention], param: str
+) -> Prepared:
+    length = len(prompt.tokens)
+    if length >= services.room:
+        message = f"The prompt has {length} tokens; with its answer it may have {services.room}."
+        raise BadRequest(message, code="context_length_exceeded", param=param)
+    if not interventions:
+        return Prepared(prompt, None)
+    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
+    described = Prompt(length, spans, prompt.text, prompt.offsets)
+    return Prepared(prompt, compile_plan(interventions, Context(services.facts, described)))

@@ -1,0 +1,111 @@
+"""Sampling parameters with every default filled in, and the fan-out of a request into sequences."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.generation import Choice, Generation
+from saccade_server.api.rendering import Prepared, check_tokens
+from saccade_server.api.schemas import Sampled
+from saccade_server.api.services import Services
+from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams
+from saccade_server.models.prompt import PreparedImage
+
+SEEDS = 2**63
+
+
+def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> SamplingParams:
+    """Fill in what the request leaves out, but the length and the seed."""
+    vocabulary = services.engine.info.vocab_size
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    check_tokens(list(biases), vocabulary, "logit_bias")
+    check_tokens(body.stop_token_ids or [], vocabulary, "stop_token_ids")
+
+    def value(name: str, otherwise: float) -> float:
+        given: float | None = getattr(body, name)
+        return services.settings.default_sampling.get(name, otherwise) if given is None else given
+
+    return SamplingParams(
+        max_tokens=0,
+        temperature=value("temperature", 1.0),
+        top_p=value("top_p", 1.0),
+        top_k=max(int(value("top_k", 0)), 0),
+        min_p=value("min_p", 0.0),
+        repetition_penalty=value("repetition_penalty", 1.0),
+        presence_penalty=value("presence_penalty", 0.0),
+        frequency_penalty=value("frequency_penalty", 0.0),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=biases,
+        logprobs=logprobs,
+    )
+
+
+def generation(
+    services: Services,
+    body: Sampled,
+    prompts: Sequence[Prepared],
+    params: SamplingParams,
+    max_tokens: int | None,
+) -> Generation:
+    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
+    first = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+    eos = () if params.ignore_eos else services.engine.info.eos_token_ids
+    ends = frozenset({*params.stop_token_ids, *eos})
+    name = uuid.uuid4().hex
+    choices: list[Choice] = []
+    for prepared in prompts:
+        length = _answer_length(services, prepared, max_tokens)
+        tokens = tuple(prepared.prompt.tokens)
+        images = tuple(_image_input(image) for image in prepared.prompt.images)
+        for copy in range(body.n or 1):
+            request = GenerateRequest(
+                request_id=f"{name}-{len(choices)}",
+                tokens=tokens,
+                sampling=replace(params, max_tokens=length, seed=(first + copy) % SEEDS),
+                images=images,
+                plan=prepared.plan,
+            )
+            decoder = services.prompts.detokenizer(tokens)
+            choices.append(Choice(len(choices), request, decoder, body.stops, ends))
+    timeout = services.settings.request_timeout
+    return Generation(services.engine, services.lifecycle, choices, timeout)
+
+
+def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:
+    """Check what needs neither the model nor the prompt's content."""
+    settings = services.settings
+    services.check_model(body.model)
+    n = body.n or 1
+    if n > settings.max_n:
+        raise BadRequest(f"n may be {settings.max_n} at most.", param="n")
+    if prompts > settings.max_prompts:
+        message = f"A request may have {settings.max_prompts} prompts."
+        raise BadRequest(message, param="prompt")
+    if n * prompts > settings.max_prompts:
+        message = f"A request may ask for {settings.max_prompts} answers, n for each prompt."
+        raise BadRequest(message, param="n")
+    if body.stream_options is not None and not body.stream:
+        raise BadRequest("stream_options needs stream: true.", param="stream_options")
+
+
+def _answer_length(services: Services, prepared: Prepared, asked: int | None) -> int:
+    room = services.room - prepared.length
+    if asked is None:
+        return min(int(services.settings.default_sampling.get("max_tokens", room)), room)
+    if asked > room:
+        message = (
+            f"The prompt has {prepared.length} tokens and {asked} more were asked for; "
+            f"together they may be {services.room}."
+        )
+        raise BadRequest(message, code="context_length_exceeded", param="max_tokens")
+    return asked
+
+
+def _image_input(image: PreparedImage) -> ImageInput:
+    return ImageInput(image.digest, image.start, image.length, Array.pack(image.pixels), image.grid)

@@ -1,0 +1,44 @@
+"""What an operator may decide about the HTTP API; frozen, made once by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Names, limits and times of the API. Sizes are bytes, times seconds.
+
+    ``default_sampling`` holds what a request leaves out, by the request's own field names (the
+    model's generation config, as vLLM does); OpenAI's defaults fill the rest.
+    """
+
+    served_model_name: str
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    default_sampling: Mapping[str, float | int] = field(default_factory=dict)
+
+    max_n: int = 16
+    max_prompts: int = 64
+    max_messages: int = 1024
+    max_body_bytes: int = 32 * MIB
+
+    allow_image_urls: bool = False
+    allowed_media_domains: tuple[str, ...] = ()  # empty: any host with public addresses
+    max_images: int = 16
+    max_image_bytes: int = 20 * MIB
+    max_image_pixels: int = 50_000_000
+    max_request_pixels: int = 100_000_000  # all images of a request together
+    min_image_side: int = 2
+    max_image_aspect: float = 200.0
+
+    body_timeout: float = 30.0
+    fetch_timeout: float = 5.0
+    request_timeout: float = 600.0
+    shutdown_timeout: float = 30.0
+    sse_keep_alive: float = 15.0
+
+    prompt_workers: int = 2  # threads that decode images and render prompts
+    access_log: bool = True

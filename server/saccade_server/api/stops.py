@@ -1,0 +1,47 @@
+"""Stop strings: cut the text where one ends first, and never show the start of one too early."""
+
+from __future__ import annotations
+
+
+class StopStrings:
+    """Feeds text through; holds back what could still become a stop string.
+
+    The result does not depend on how the text is cut into pieces: of several matches, the one that
+    is complete first wins, and of those the longest.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.stopped = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take the next piece; return what may be shown."""
+        if not self.stops or self.stopped:
+            return "" if self.stopped else text
+        text = self._held + text
+        match = self._first(text)
+        if match is not None:
+            self.stopped = True
+            self._held = ""
+            return text[:match]
+        keep = max(_overlap(text, stop) for stop in self.stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """The text has ended: what was held back was no stop string after all."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first(self, text: str) -> int | None:
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``, short of all of it."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
