@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the image without Docker, serve with it as its own user, and stop it: needs root and buildah.
+# Build the image without Docker, serve with it, unprivileged, and stop it: needs root and buildah.
 #
 #   scripts/check_docker.sh [flags of buildah bud]
 #
@@ -14,7 +14,7 @@ port=${PORT:-8000}
 image=saccade:check
 base=docker.io/library/$(awk '$1 == "FROM" { print $2; exit }' Dockerfile)
 work=$(mktemp -d)
-container= server=
+container='' server=''
 
 finish() {
     [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
@@ -49,34 +49,40 @@ print(*(value if isinstance(value, list) else [value]), sep="\n")
 PYTHON
 }
 
-echo "== serve"
 container=$(buildah from --pull-never "$image")
 mapfile -t command < <(config Entrypoint; config Cmd)
-setsid buildah run "$container" -- "${command[@]}" --port "$port" >"$work/server.log" 2>&1 &
-launcher=$!
-
 mapfile -t probe < <(config Healthcheck.Test | sed "1d; s/:8000/:$port/")
-for attempt in $(seq 120); do
-    if buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; then break; fi
-    kill -0 "$launcher" 2>/dev/null && [ "$attempt" -lt 120 ] || {
-        cat "$work/server.log" "$work/probe.log"
-        echo "The server did not answer /live." >&2
+
+serve_as() { # USER: serve until the image's own health check succeeds, then stop
+    echo "== serve as $1"
+    setsid buildah run --user "$1" "$container" -- "${command[@]}" --port "$port" >"$work/server.log" 2>&1 &
+    local launcher=$! attempt=0 wrapper status=0
+    until buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; do
+        attempt=$((attempt + 1))
+        if ! kill -0 "$launcher" 2>/dev/null || [ "$attempt" = 120 ]; then
+            cat "$work/server.log" "$work/probe.log"
+            echo "The server does not answer /live." >&2
+            exit 1
+        fi
+        sleep 1
+    done
+    # buildah's own helper takes the user too; its child is what Docker would run as PID 1
+    wrapper=$(pgrep --oldest --uid "${1%%:*}" --full '^buildah-chroot-exec') || {
+        echo "The server does not run as $1." >&2
         exit 1
     }
-    sleep 1
-done
-echo "/live answers after $attempt attempts"
+    server=$(pgrep --parent "$wrapper")
+    ps -o uid,gid,rss,args -p "$server"
+    kill -TERM "$server"
+    wait "$launcher" || status=$?
+    server=''
+    if [ "$status" != 0 ]; then
+        cat "$work/server.log"
+        echo "SIGTERM ended it with $status instead of 0." >&2
+        exit 1
+    fi
+    echo "answered /live; SIGTERM ended it with 0"
+}
 
-# The first process that runs as the image's user is what Docker would run as PID 1.
-user=$(config User)
-server=$(ps -o pid= -u "${user%%:*}" | sort -n | head -1 | tr -d ' ')
-[ -n "$server" ] || { echo "The server does not run as $user." >&2; exit 1; }
-echo "runs as $(ps -o uid=,gid=,args= -p "$server")"
-
-echo "== stop"
-kill -TERM "$server"
-status=0
-wait "$launcher" || status=$?
-server=
-[ "$status" = 0 ] || { cat "$work/server.log"; echo "SIGTERM ended it with $status." >&2; exit 1; }
-echo "SIGTERM ended it with 0"
+serve_as "$(config User)"
+serve_as 12345:0 # as a cluster does that chooses the UID
