@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saccade_server.engine.request import ImageInput
 from saccade_server.models.family import ImageFeatures, ServedModel
 
@@ -28,7 +31,7 @@ class FeatureCache:
         found = {digest: self._held[digest] for digest in wanted if digest in self._held}
         missing = [image for digest, image in wanted.items() if digest not in found]
         if missing:
-            inputs = [(image.pixels.unpack(), image.grid) for image in missing]
+            inputs = [(_pixels(image), image.grid) for image in missing]
             for image, features in zip(missing, self._model.encode_images(inputs), strict=True):
                 if features.features.shape[0] != image.length:
                     raise ValueError("the image has another number of features than its span")
@@ -46,6 +49,10 @@ class FeatureCache:
         while self._bytes > self._capacity and len(self._held) > 1:
             _, evicted = self._held.popitem(last=False)
             self._bytes -= _size(evicted)
+
+
+def _pixels(image: ImageInput) -> NDArray[np.float32]:
+    return image.pixels.unpack().astype(np.float32, copy=True)  # torch wants writable memory
 
 
 def _size(features: ImageFeatures) -> int:

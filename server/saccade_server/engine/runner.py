@@ -37,7 +37,7 @@ class Runner:
         )
         self.features = FeatureCache(model, config.image_cache_bytes)
         page = (self.num_pages, PAGE, model.kv_heads, model.head_dim)
-        # Zeroed once: a slot that was never written meets a weight of exactly 0, and 0 x NaN is NaN.
+        # Zeroed once: a slot never written meets a weight of exactly 0, and 0 x NaN is NaN.
         self._keys = [self._zeros(page) for _ in range(model.layers)]
         self._values = [self._zeros(page) for _ in range(model.layers)]
         slots = self.num_pages * PAGE

@@ -87,7 +87,7 @@ def _penalise(row: torch.Tensor, sequence: Sequence, p: SamplingParams) -> None:
     output = torch.tensor(sequence.tokens[sequence.prompt_length :], dtype=torch.int64)
     counts = torch.bincount(output, minlength=size).to(row)
     if p.repetition_penalty != 1:
-        seen = torch.tensor(sequence.tokens, dtype=torch.int64, device=row.device).unique()
+        seen = torch.tensor(sorted(set(sequence.tokens)), device=row.device)
         values = row[seen]
         factor = p.repetition_penalty
         row[seen] = torch.where(values > 0, values / factor, values * factor)

@@ -84,7 +84,8 @@ def _sink_tags(chunks: Batch[Chunk], device: torch.device) -> SinkTags:
     require = np.full(len(chunks), -1, dtype=np.int64)
     for index, chunk in enumerate(chunks):
         sequence, plan = chunk.sequence, chunk.sequence.plan
-        assert plan is not None and plan.sinks is not None
+        assert plan is not None
+        assert plan.sinks is not None
         end = _examined(chunk, plan.sinks)
         base = _base_tags(plan, end)
         at = np.flatnonzero(base != NEVER_ATTEND)

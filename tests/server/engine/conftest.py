@@ -1,0 +1,119 @@
+"""An engine over a tiny model, and transformers' own generation to compare with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import (
+    Array,
+    EngineOutput,
+    GenerateRequest,
+    ImageInput,
+    SamplingParams,
+)
+from saccade_server.models.family import serve
+
+
+@dataclass
+class Result:
+    """All that an engine said about one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    last: EngineOutput | None = None
+
+
+def _request(
+    prompt: Any, name: str = "r", plan: Any = None, max_tokens: int = 12, **sampling: Any
+) -> GenerateRequest:
+    """A request for a tiny prompt; greedy unless told otherwise."""
+    images = tuple(
+        ImageInput(
+            digest=f"{hash(image.pixels.tobytes()):x}",
+            start=image.start,
+            length=image.length,
+            pixels=Array.pack(image.pixels),
+            grid=image.grid,
+        )
+        for image in prompt.images
+    )
+    return GenerateRequest(
+        request_id=name,
+        tokens=tuple(prompt.tokens),
+        images=images,
+        plan=plan,
+        sampling=SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}),
+    )
+
+
+def _run(core: EngineCore, requests: Sequence[GenerateRequest]) -> dict[str, Result]:
+    """Submit all requests at once and step until the engine is idle."""
+    results = {request.request_id: Result() for request in requests}
+
+    def note(output: EngineOutput | None) -> None:
+        if output is not None:
+            result = results[output.request_id]
+            result.tokens += output.tokens
+            result.logprobs += output.logprobs
+            result.last = output
+
+    for request in requests:
+        note(core.submit(request))
+    for _ in range(10_000):
+        if not core.busy:
+            return results
+        for output in core.step():
+            note(output)
+    raise AssertionError("the engine did not finish")
+
+
+def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
+    """Greedy tokens of transformers' generate for one prompt, alone."""
+    tokens = torch.tensor([prompt.tokens])
+    inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if prompt.images:
+        if prompt.images[0].grid is None:
+            pixels = np.stack([image.pixels for image in prompt.images])
+            inputs["pixel_values"] = torch.from_numpy(pixels).to(model.dtype)
+        else:
+            parts = [torch.from_numpy(image.pixels) for image in prompt.images]
+            inputs["pixel_values"] = torch.cat(parts).to(model.dtype)
+            inputs["image_grid_thw"] = torch.tensor([image.grid for image in prompt.images])
+            inputs["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens, use_cache=True)
+    return output[0, len(prompt.tokens) :].tolist()
+
+
+@pytest.fixture
+def make_core(tiny_model: Callable[..., Any]) -> Callable[..., EngineCore]:
+    """``make_core(family, **config)``: an engine over a fresh tiny model."""
+
+    def make(family: str = "llama", **config: Any) -> EngineCore:
+        settings = {"max_num_seqs": 16, "cache_tokens": 8192, **config}
+        return EngineCore(serve(tiny_model(family)), EngineConfig(model=family, **settings))
+
+    return make
+
+
+@pytest.fixture
+def make_request() -> Callable[..., GenerateRequest]:
+    """``make_request(prompt, name, plan, max_tokens, **sampling)``."""
+    return _request
+
+
+@pytest.fixture
+def run() -> Callable[..., dict[str, Result]]:
+    """``run(core, requests)``: results by request id."""
+    return _run
+
+
+@pytest.fixture
+def generate() -> Callable[..., list[int]]:
+    """``generate(model, prompt, max_tokens)``: transformers' own greedy tokens."""
+    return _generate

@@ -1,0 +1,120 @@
+"""Page keys: equal exactly where keys and values are equal."""
+
+from dataclasses import replace
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Plan, SinkRule, parse_rows
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.prefix import PageKeyer
+from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams
+from saccade_server.engine.sequence import Sequence
+
+LENGTH = 300
+IMAGE = (70, 60)  # start, length: pages 1 and 2 hold image tokens
+
+
+def plan(
+    rows: str = "last+generated",
+    strength: float = 1.0,
+    length: int = LENGTH,
+    sinks: SinkRule | None = None,
+    generated_tag: bool = False,
+) -> Plan:
+    builder = PlanBuilder(ControlShape(2, 2, 4), length, sum(IMAGE))
+    tag = builder.tag([(IMAGE[0], sum(IMAGE))])
+    builder.score(((1, (0, 1)),), [tag], parse_rows(rows), bias=strength)
+    if sinks is not None:
+        builder.sinks(sinks)
+    if generated_tag:
+        builder.tag_generated(tag)
+    return builder.build()
+
+
+def keys(
+    plan: Plan | None = None,
+    tokens: list[int] | None = None,
+    digest: str = "x",
+    more: list[int] | None = None,
+) -> list[bytes]:
+    tokens = tokens or list(range(LENGTH))
+    image = ImageInput(digest, IMAGE[0], IMAGE[1], Array("<f4", (0,), b""))
+    request = GenerateRequest(
+        request_id="r",
+        tokens=tuple(tokens),
+        images=(image,),
+        plan=plan,
+        sampling=SamplingParams(max_tokens=500),
+    )
+    sequence = Sequence(request, 0)
+    sequence.tokens += more or []
+    PageKeyer(request).extend(sequence, len(sequence.tokens))
+    return sequence.page_keys
+
+
+def shared(a: list[bytes], b: list[bytes]) -> int:
+    """Leading keys in common; later ones must then all differ."""
+    same = [x == y for x, y in zip(a, b, strict=False)]
+    count = same.index(False) if False in same else len(same)
+    assert not any(same[count:])
+    return count
+
+
+def test_only_full_pages_have_keys() -> None:
+    assert len(keys()) == LENGTH // 64
+
+
+def test_a_changed_token_changes_its_page_and_all_later_ones() -> None:
+    tokens = list(range(LENGTH))
+    tokens[130] += 1
+    assert shared(keys(), keys(tokens=tokens)) == 2
+
+
+def test_another_image_shares_nothing_from_its_start_on() -> None:
+    assert shared(keys(), keys(digest="y")) == 1
+
+
+def test_an_untouched_prefix_is_shared_with_plain_requests() -> None:
+    """Rows are edited from the last prompt row on, which is in the unfinished fifth page."""
+    assert shared(keys(), keys(plan())) == 4
+
+
+def test_edited_rows_end_the_sharing() -> None:
+    """The question starts at 130, in the third page."""
+    assert shared(keys(), keys(plan("question+generated"))) == 2
+    assert shared(keys(), keys(plan("prompt"))) == 0
+
+
+def test_equal_plans_share_and_others_do_not() -> None:
+    edited = keys(plan("prompt"))
+    assert shared(edited, keys(plan("prompt"))) == 4
+    assert shared(edited, keys(plan("prompt", strength=2.0))) == 0
+
+
+def test_what_edited_rows_see_counts_too() -> None:
+    """Same program, other key classes."""
+    first = plan("question+generated")
+    run = replace(first.tags[0], end=first.tags[0].end - 1)
+    assert shared(keys(first), keys(replace(first, tags=(run,)))) == 2
+
+
+def test_pages_filled_while_decoding_are_not_a_later_prompt() -> None:
+    """Turn two has the same tokens as prompt, not edited there: only turn one's prompt is shared.
+
+    The prompt ends at 300, inside page 4 (256..319), which holds the first edited rows.
+    """
+    more = list(range(200))
+    first = keys(plan(), more=more)
+    plain = keys(tokens=[*range(LENGTH), *more])
+    again = keys(plan(length=LENGTH + 200), tokens=[*range(LENGTH), *more])
+    assert shared(first, plain) == 4
+    assert shared(first, again) == 4
+    assert shared(first, keys(plan(), more=more)) == 7
+
+
+def test_sink_scores_must_have_been_taken() -> None:
+    """A page without scores is no use to a request that needs them, and scores differ by rule."""
+    rule = SinkRule(threshold=4.0, dims=(1,), layers=(1,), remap=((1, 0),))
+    probed = keys(plan(sinks=rule))
+    assert shared(probed, keys(plan())) == 0
+    assert shared(probed, keys(plan(sinks=replace(rule, dims=(2,))))) == 0
+    assert shared(probed, keys(plan(sinks=replace(rule, threshold=5.0)))) == 4
