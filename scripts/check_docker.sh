@@ -49,19 +49,19 @@ print(*(value if isinstance(value, list) else [value]), sep="\n")
 PYTHON
 }
 
-container=$(buildah from --pull-never "$image")
 mapfile -t command < <(config Entrypoint; config Cmd)
 mapfile -t probe < <(config Healthcheck.Test | sed "1d; s/:8000/:$port/")
 
 serve_as() { # USER: serve until the image's own health check succeeds, then stop
     echo "== serve as $1"
+    container=$(buildah from --pull-never "$image")
     setsid buildah run --user "$1" "$container" -- "${command[@]}" --port "$port" >"$work/server.log" 2>&1 &
     local launcher=$! attempt=0 wrapper status=0
     until buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; do
         attempt=$((attempt + 1))
         if ! kill -0 "$launcher" 2>/dev/null || [ "$attempt" = 120 ]; then
-            cat "$work/server.log" "$work/probe.log"
-            echo "The server does not answer /live." >&2
+            cat "$work/server.log"
+            echo "The server does not answer /live: $(grep Error "$work/probe.log" | tail -1)" >&2
             exit 1
         fi
         sleep 1
@@ -81,6 +81,8 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
         echo "SIGTERM ended it with $status instead of 0." >&2
         exit 1
     fi
+    buildah rm "$container" >/dev/null
+    container=''
     echo "answered /live; SIGTERM ended it with 0"
 }
 
