@@ -1,0 +1,140 @@
+"""Plans and their builder: what is kept, what is dropped, what is refused; finding text."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.context import Prompt, runs
+from saccade_interventions.methods.pai import PAI
+from saccade_interventions.plan import ROWS, Phase, parse_rows
+from saccade_kernels.controls import CLASSES, ControlShape
+
+SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
+SITES = ((1, (0, 1)),)
+ALL = tuple(Phase)
+
+
+@pytest.fixture
+def plan():
+    return PlanBuilder(SHAPE, prompt_length=8, question_start=5)
+
+
+def test_phases_partition_the_rows(plan):
+    built = plan.build()
+    phases = [built.phase(position) for position in range(10)]
+    assert (
+        phases == [Phase.PREFIX] * 5 + [Phase.QUESTION] * 2 + [Phase.LAST] + [Phase.GENERATED] * 2
+    )
+
+
+def test_rows_are_joined():
+    assert parse_rows("last+generated") == (Phase.LAST, Phase.GENERATED)
+    assert parse_rows("prompt+generated") == ALL
+    with pytest.raises(ValueError, match="unknown rows 'all'"):
+        parse_rows("all")
+
+
+def test_edits_of_no_effect_leave_nothing(plan):
+    tag = plan.tag([(0, 3)])
+    plan.score(SITES, [tag], ALL)
+    plan.score((), [tag], ALL, bias=1.0)
+    plan.mass(SITES, [(tag, tag, 0.0)], ALL)
+    plan.gain(SITES, ALL, 1.0)
+    built = plan.build()
+    assert not built.edits
+    assert not built.tags
+    assert built.fingerprint() == PlanBuilder(SHAPE, 8, 5).build().fingerprint()
+
+
+def test_mass_cannot_become_negative(plan):
+    tag = plan.tag([(0, 3)])
+    with pytest.raises(ValueError, match="more mass than there is"):
+        plan.mass(SITES, [(tag, tag, -1.5)], ALL)
+
+
+def test_gates_are_not_chained(plan):
+    tag = plan.tag([(0, 3)])
+    for _ in range(2):
+        plan.mass(SITES, [(tag, tag, -0.5)], ALL, [plan.gate({tag: 1}, 0.5)])
+    with pytest.raises(ValueError, match="cannot be chained"):
+        plan.build()
+
+
+def test_at_most_two_gates(plan):
+    tag = plan.tag([(0, 3)])
+    with pytest.raises(ValueError, match="at most 2 gates"):
+        plan.mass(SITES, [(tag, tag, -0.5)], ALL, [plan.gate({tag: 1}, 0.5)] * 3)
+
+
+def test_classes_run_out(plan):
+    for _ in range(CLASSES - 1):
+        plan.new_class()
+    with pytest.raises(ValueError, match="at most 8"):
+        plan.new_class()
+
+
+@pytest.mark.parametrize("span", [(3, 3), (4, 2), (-1, 2), (0, 9)])
+def test_tags_lie_in_the_prompt(plan, span):
+    with pytest.raises(ValueError, match="not inside the prompt"):
+        plan.tag([span])
+
+
+def test_classes_made_later_keep_their_mass(plan):
+    first = plan.tag([(0, 1)])
+    plan.mass(SITES, [(first, first, -0.5)], ALL, [plan.gate({first: 1}, 0.25)])
+    second = plan.tag([(1, 2)])
+    edit = plan.build().masses[0]
+    assert edit.transform[second] == (0.0, 0.0, 1.0)
+    assert edit.gates[0].weights == (0.0, 1.0, 0.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.lists(st.sampled_from(list(ROWS)), min_size=1, max_size=3).map("+".join),
+    position=st.integers(0, 30),
+)
+def test_programs_are_the_identity_outside_their_rows(rows, position):
+    builder = PlanBuilder(SHAPE, prompt_length=20, question_start=9)
+    tag = builder.tag([(2, 9)])
+    phases = parse_rows(rows)
+    builder.score(SITES, [tag], phases, bias=1.0)
+    builder.mass(SITES, [(tag, tag, -0.5)], phases)
+    builder.gain(SITES, phases, 2.0)
+    plan = builder.build()
+    phase = plan.phase(position)
+    assert plan.program(phase).is_identity() == (phase not in phases)
+    assert (plan.program_key(phase) is None) == (phase not in phases)
+
+
+def test_one_program_for_images_in_other_places(make_context):
+    plans = [PAI().compile(make_context(Prompt(9, images=(span,)))) for span in ((1, 4), (2, 5))]
+    assert plans[0].program_key(Phase.LAST) == plans[1].program_key(Phase.LAST)
+    assert plans[0].tags_key() != plans[1].tags_key()
+    assert plans[0].fingerprint() != plans[1].fingerprint()
+
+
+def test_finding_text_takes_whole_tokens():
+    text = "a café, a cafe"
+    # The é is two byte tokens that share its place; the image is three tokens for one character.
+    offsets = [(0, 2), (2, 5), (5, 6), (5, 6), (6, 7), (7, 7), (7, 7), (7, 14)]
+    prompt = Prompt(8, text=text, offsets=offsets)
+    assert prompt.find("fé") == ((1, 4),)
+    assert prompt.find(",") == ((4, 5),)
+    assert prompt.find("a") == ((0, 2), (7, 8))
+    assert prompt.find("") == prompt.find("tea") == ()
+    assert Prompt(3).find("a") == ()
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_runs(chosen):
+    spans = runs(np.array(chosen, np.bool_))
+    covered = np.zeros(len(chosen), np.bool_)
+    for start, end in spans:
+        assert start < end
+        covered[start:end] = True
+    assert covered.tolist() == chosen
+    assert all(end < start for (_, end), (start, _) in pairwise(spans))
