@@ -63,7 +63,8 @@ class ServedModel:
         self.head_dim: int = getattr(text, "head_dim", None) or self.hidden_size // self.heads
         self.max_position: int = text.max_position_embeddings
         self.bos_token_id: int | None = text.bos_token_id
-        self.eos_token_ids = _eos_token_ids(model, text)
+        generation = getattr(model, "generation_config", None)
+        self.eos_token_ids = eos_token_ids(generation, model.config, text)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
@@ -134,9 +135,8 @@ class ServedModel:
         return torch.as_tensor(pixels).to(self.device, self.dtype)
 
 
-def _eos_token_ids(model: Any, text: Any) -> tuple[int, ...]:
-    """Every token that ends a sequence, from the generation config and the configs."""
-    sources = (getattr(model, "generation_config", None), model.config, text)
+def eos_token_ids(*sources: Any) -> tuple[int, ...]:
+    """Every token that ends a sequence, from a model's generation config and its configs."""
     found: set[int] = set()
     for source in sources:
         ids = getattr(source, "eos_token_id", None)

@@ -1,0 +1,282 @@
+"""From messages to the prompt a model sees: template, tokens, offsets, images. No weights.
+
+What a client typed never becomes a control token or an image in a chat (see sanitize.py). A raw
+completion prompt is taken as it is: whoever sends one writes the template himself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from PIL.Image import Image
+from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
+
+from saccade_server.models.base import Grid, eos_token_ids
+from saccade_server.models.detokenizer import Detokenizer, TokenBytes
+from saccade_server.models.encoding import Encoded, TextEncoder
+from saccade_server.models.family import UnsupportedModelError, load_config
+from saccade_server.models.images import ImagePreprocessor, Pixels
+from saccade_server.models.sanitize import Marker, Segment
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class PromptError(ValueError):
+    """The prompt cannot be built; the message may be shown to the client."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation: texts and images in order."""
+
+    role: str
+    parts: tuple[str | Image, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """One image of a prompt; its features are at [start, start + length)."""
+
+    digest: str
+    start: int
+    length: int
+    pixels: NDArray[np.float32]
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt with its images' placeholders repeated, once for each feature.
+
+    ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for the repeated
+    placeholders.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    images: tuple[PreparedImage, ...] = ()
+
+
+class PromptProcessor:
+    """The tokenizer, chat template and image processor of one model."""
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        images: ImagePreprocessor | None = None,
+        generation: Any = None,
+    ) -> None:
+        text = config.get_text_config()
+        self.vocab_size: int = text.vocab_size
+        self.eos_token_ids = eos_token_ids(generation, config, text)
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._template = template
+        self._images = images
+        self._image_token: int | None = getattr(config, "image_token_id", None)
+        self._encoder = TextEncoder(tokenizer)
+        self._bytes = TokenBytes(self._backend)
+        added = tokenizer.added_tokens_decoder
+        self._special = frozenset(i for i, token in added.items() if token.special)
+
+    @classmethod
+    def load(cls, model: str) -> PromptProcessor:
+        """Load everything but the weights of a model folder (or hub name).
+
+        Raises:
+            UnsupportedModelError: something is missing or not supported; the message says what.
+        """
+        config = load_config(model)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UnsupportedModelError(f"{model}: no tokenizer: {error}") from error
+        if not tokenizer.is_fast:
+            raise UnsupportedModelError(f"{model}: has no fast tokenizer")
+        has_images = getattr(config, "vision_config", None) is not None
+        return cls(
+            config,
+            tokenizer,
+            template=_chat_template(model, tokenizer, has_images),
+            images=ImagePreprocessor.load(model, config) if has_images else None,
+            generation=_generation_config(model),
+        )
+
+    @property
+    def accepts_images(self) -> bool:
+        """True when prompts may have images."""
+        return self._images is not None
+
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> RenderedPrompt:
+        """Render a conversation.
+
+        Raises:
+            PromptError: no template, an unknown role, images a text model cannot see, or a
+                conversation the template refuses.
+        """
+        if self._template is None:
+            raise PromptError("this model has no chat template; use the completions endpoint")
+        texts = [part for m in messages for part in m.parts if isinstance(part, str)]
+        images = [part for m in messages for part in m.parts if not isinstance(part, str)]
+        pixels = self._prepare(images)
+        marker = self._encoder.controls.marker([*texts, self._template])
+        rendered = self._render(self._conversation(messages, marker), add_generation_prompt)
+        try:
+            return self._build(marker.split(rendered), self._adds_special(rendered), pixels)
+        except ValueError as error:
+            raise PromptError(str(error)) from error
+
+    def completion(
+        self, prompt: str | Sequence[int], images: Sequence[Image] = ()
+    ) -> RenderedPrompt:
+        """Take a prompt as it is, one image placeholder in it for each image.
+
+        Raises:
+            PromptError: it is empty, has unknown token ids, or placeholders and images differ.
+        """
+        pixels = self._prepare(images)
+        if isinstance(prompt, str):
+            return self._build([Segment(prompt, False)], True, pixels)
+        text, encoded = self._from_ids(prompt)
+        return self._expand(text, encoded, pixels)
+
+    def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer:
+        """Start turning the tokens generated behind a prompt into text."""
+        return Detokenizer(self._backend, self._special, prompt_tokens)
+
+    def token_text(self, token: int) -> tuple[str, bytes]:
+        """One token by itself, for logprobs: readable text, and its exact bytes."""
+        exact = self._bytes.of(token)
+        return exact.decode(errors="replace"), exact
+
+    def _prepare(self, images: Sequence[Image]) -> list[Pixels]:
+        if images and self._images is None:
+            raise PromptError("this model does not accept images")
+        try:
+            return [self._images.prepare(image) for image in images] if self._images else []
+        except ValueError as error:
+            raise PromptError(f"an image cannot be used: {error}") from error
+
+    def _conversation(self, messages: Sequence[Message], marker: Marker) -> list[dict[str, Any]]:
+        """Messages in the form templates expect, control tokens in their texts marked."""
+        last = messages[-1] if messages else None
+        return [
+            {"role": _role(message), "content": self._content(message, marker, message is last)}
+            for message in messages
+        ]
+
+    def _content(self, message: Message, marker: Marker, is_last: bool) -> Any:
+        """A list of items for models with images, one string for the others."""
+        items: list[dict[str, str]] = []
+        for index, part in enumerate(message.parts):
+            if isinstance(part, str):
+                marked = marker.mark(
+                    part,
+                    by_assistant=message.role == "assistant",
+                    more_follows=not is_last or index + 1 < len(message.parts),
+                )
+                if self._encoder.hides_controls(marked):
+                    raise PromptError("a text turns into control tokens when it is normalised")
+                items.append({"type": "text", "text": marked})
+            else:
+                items.append({"type": "image"})
+        return items if self.accepts_images else "".join(item["text"] for item in items)
+
+    def _render(self, conversation: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        if not conversation:
+            raise PromptError("a conversation has at least one message")
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from error
+        return rendered
+
+    def _adds_special(self, rendered: str) -> bool:
+        """Whether the tokenizer adds its own, by the rules of processors and of tokenizers."""
+        bos = self._tokenizer.bos_token
+        return self.accepts_images and not (bos is not None and rendered.startswith(bos))
+
+    def _build(
+        self, segments: list[Segment], add_special_tokens: bool, images: Sequence[Pixels]
+    ) -> RenderedPrompt:
+        encoded = self._encoder.encode(segments, add_special_tokens=add_special_tokens)
+        return self._expand("".join(segment.text for segment in segments), encoded, images)
+
+    def _from_ids(self, ids: Sequence[int]) -> tuple[str, Encoded]:
+        """Text and offsets of a prompt that came as token ids."""
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            raise PromptError(f"token id {wrong} is not in the vocabulary of {self.vocab_size}")
+        stream = Detokenizer(self._backend)
+        text, offsets = "", []
+        for token in ids:
+            piece = stream.push(token)
+            offsets.append((len(text), len(text) + len(piece)))
+            text += piece
+        return text + stream.flush(), Encoded(list(ids), offsets)
+
+    def _expand(self, text: str, encoded: Encoded, images: Sequence[Pixels]) -> RenderedPrompt:
+        """Repeat each image's placeholder, once for each of its features."""
+        places = encoded.ids.count(self._image_token) if self._image_token is not None else 0
+        if places != len(images):
+            raise PromptError(
+                f"the prompt has {places} image placeholders and {len(images)} images"
+            )
+        if not encoded.ids:
+            raise PromptError("the prompt is empty")
+        tokens: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        prepared: list[PreparedImage] = []
+        waiting = iter(images)
+        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            count = 1
+            if token == self._image_token:
+                image = next(waiting)
+                count = image.features
+                prepared.append(
+                    PreparedImage(image.digest(), len(tokens), count, image.pixels, image.grid)
+                )
+            tokens += [token] * count
+            offsets += [(start, end), *[(end, end)] * (count - 1)]
+        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(prepared))
+
+
+def _role(message: Message) -> str:
+    if message.role not in ROLES:
+        raise PromptError(f"role {message.role!r} is not supported; use {', '.join(ROLES)}")
+    return ROLES[message.role]
+
+
+def _chat_template(model: str, tokenizer: Any, has_processor: bool) -> str | None:
+    """The processor's template where there is a processor, or else the tokenizer's."""
+    template: Any = None
+    if has_processor:
+        description, _ = ProcessorMixin.get_processor_dict(model)
+        template = description.get("chat_template")
+    template = template or tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _generation_config(model: str) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return None  # the file is optional
