@@ -10,6 +10,7 @@ All of it is refused before any GPU work. Capacity is the server's own error, no
 
 from __future__ import annotations
 
+import reprlib
 from enum import StrEnum
 
 
@@ -58,6 +59,13 @@ class InterventionError(ValueError):
 
 
 def brief(value: object) -> str:
-    """``value`` for a message: its repr, cut where it gets long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """``value`` for a message: its repr, cut where it gets long or deep."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer too long to be written down
+        return f"a very large {type(value).__name__}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = 60

@@ -58,12 +58,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 def _check_size(value: list[object]) -> None:
     try:
-        size = len(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         message = f"{FIELD} is not plain JSON: {error}"
         raise InterventionError(Code.INVALID_PARAMS, message, FIELD) from None
+    size = len(text.encode(errors="surrogatepass"))
     if size > MOST_BYTES:
-        message = f"{FIELD} may be {MOST_BYTES} characters of JSON; got {size}"
+        message = f"{FIELD} may be {MOST_BYTES} bytes of JSON; got {size}"
         raise InterventionError(Code.SPEC_TOO_LARGE, message, FIELD)
 
 

@@ -43,10 +43,18 @@ def _heads_kind(value: Any) -> str | None:
     return "all" if value == "all" else None
 
 
-def join_names(names: Sequence[str]) -> str:
-    """A regular expression for one or more of ``names``, joined with '+'."""
+def _after_the_image(rows: str) -> str:
+    if Phase.PREFIX in parse_rows(rows):
+        raise PydanticCustomError(
+            "rows", "The method edits rows after the image only: question, last, generated"
+        )
+    return rows
+
+
+def _joined(*names: str) -> dict[str, Any]:
+    """JSON Schema of one or more of ``names``, joined with '+'."""
     one = "|".join(names)
-    return f"^({one})(\\+({one}))*$"
+    return {"pattern": f"^({one})(\\+({one}))*$"}
 
 
 Index = Annotated[int, Field(ge=0)]
@@ -66,7 +74,20 @@ Heads = Annotated[
 Rows = Annotated[
     str,
     AfterValidator(_known_rows),
-    Field(json_schema_extra={"pattern": join_names(list(ROWS))}),
+    Field(
+        description="Query rows: prompt (all of it), question (after the last image), last (the "
+        "prompt row that predicts the first token) or generated; joined with '+'.",
+        json_schema_extra=_joined(*ROWS),
+    ),
+]
+RowsAfterImage = Annotated[
+    str,
+    AfterValidator(_after_the_image),
+    Field(
+        description="Query rows: question (after the last image), last (the prompt row that "
+        "predicts the first token) or generated; joined with '+'.",
+        json_schema_extra=_joined("question", "last", "generated"),
+    ),
 ]
 
 
@@ -83,8 +104,6 @@ class Sited(Intervention):
     """
 
     rows: Rows
-    """Query rows: prompt, question (after the last image), last (the prompt row that predicts the
-    first token) or generated; joined with '+'."""
 
     @model_validator(mode="after")
     def _layers_named_once(self) -> Sited:

@@ -1,5 +1,6 @@
 """Composition: each rule against the formula written out, and every refusal."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import pytest
@@ -11,8 +12,9 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pasta import PASTA
 from saccade_interventions.methods.var import VAR
-from saccade_interventions.plan import Plan
+from saccade_interventions.plan import Plan, TagRun
 from saccade_interventions.targets import Rows, Sited
+from saccade_kernels.controls import NEVER_ATTEND
 
 PROMPT = Prompt(12, images=((3, 6), (7, 9)))
 ROWS = "prompt+generated"
@@ -249,6 +251,28 @@ def test_a_method_speaks_from_its_place_in_the_request(context):
     assert error.param == "interventions[1].layers[1]"
     error = refused([PAI(), PASTA(spans=[[0, 12]], layers=[1])], context)
     assert error.param == "interventions[1]"
+
+
+class Hide(Sited):
+    """Hides the first two keys and raises the next."""
+
+    title: ClassVar[str] = "Hide"
+    method: Literal["hide"] = "hide"
+    rows: Rows = ROWS
+
+    def compile(self, context: Context) -> Plan:
+        plan = context.plan()
+        plan.score(self.sites(context), [plan.tag([(2, 3)])], self.phases, bias=1.0)
+        built = plan.build()
+        return replace(built, tags=(TagRun(0, 2, NEVER_ATTEND), *built.tags))
+
+
+def test_hidden_keys_stay_hidden(context):
+    plan = compile_plan([VAR(), Hide()], context)
+    assert plan.hides()
+    assert plan.base_tags().tolist()[:2] == [NEVER_ATTEND] * 2
+    assert NEVER_ATTEND not in plan.base_tags()[2:]
+    assert NEVER_ATTEND not in sum(plan.sinks.remap, ())
 
 
 def test_rows_without_an_edit_follow_no_program(context):

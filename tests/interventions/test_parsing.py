@@ -136,6 +136,7 @@ def test_one_wrong_field_of_pasta(registry, entry, param):
         ({"method": "var"}, INVALID, "interventions"),
         (3, INVALID, "interventions"),
         (False, INVALID, "interventions"),
+        ([{**PASTA, "highlight": ["é" * 33_000]}], Code.SPEC_TOO_LARGE, "interventions"),
         ([None], INVALID, "interventions[0]"),
         (["var"], INVALID, "interventions[0]"),
         ([{"method": "var"}, []], INVALID, "interventions[1]"),
@@ -155,6 +156,11 @@ def test_a_wrong_list(registry, value, code, param):
     error = refused(registry, value)
     assert (error.code, error.param) == (code, param)
     assert error.status == (413 if code is Code.SPEC_TOO_LARGE else 400)
+
+
+def test_numbers_too_long_to_write_down(registry):
+    assert refused(registry, 10**5000).code is INVALID
+    assert refused(registry, [10**5000]).code is INVALID
 
 
 def test_nesting_beyond_reason(registry):

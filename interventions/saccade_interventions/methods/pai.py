@@ -47,8 +47,6 @@ class PAI(Sited, OnImages):
     """Strength. 0 changes nothing."""
 
     rows: Rows = "last+generated"
-    """Query rows: prompt, question (after the last image), last (the prompt row that predicts the
-    first token) or generated; joined with '+'."""
 
     def default_layers(self, model: ModelFacts) -> Sequence[int]:
         return inner_layers(model, first=2, last=0)

@@ -81,8 +81,6 @@ class PASTA(Sited):
     """Weaken the prompt except the highlight ("exclude") or the highlight itself ("include")."""
 
     rows: Rows = "prompt+generated"
-    """Query rows: prompt, question (after the last image), last (the prompt row that predicts the
-    first token) or generated; joined with '+'."""
 
     @model_validator(mode="after")
     def _says_what_and_where(self) -> PASTA:

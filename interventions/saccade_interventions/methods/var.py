@@ -42,28 +42,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import Level
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.plan import Phase, Plan, SinkRule, parse_rows
-from saccade_interventions.targets import Indices, OnImages, Rows, Sited, inner_layers
+from saccade_interventions.plan import Plan, SinkRule
+from saccade_interventions.targets import Indices, OnImages, RowsAfterImage, Sited, inner_layers
 from saccade_kernels.sinks import default_threshold
 
 NO_DIMS = (
     "no sink dimensions are known for this model; pass them as sink_dims, "
     "for example [1415, 2533] for Llama-2-7B"
 )
-
-
-def _after_the_image(rows: str) -> str:
-    if Phase.PREFIX in parse_rows(rows):
-        raise PydanticCustomError(
-            "rows", "VAR edits rows after the image only: question, last, generated"
-        )
-    return rows
 
 
 class VAR(Sited, OnImages):
@@ -108,9 +100,9 @@ class VAR(Sited, OnImages):
     include_last_layer: bool = False
     """Extend the default layers, which are 2 to the last but one, by the last."""
 
-    # The file says "rows after the image" once, here.
-    rows: Annotated[Rows, AfterValidator(_after_the_image)] = "question+generated"
-    """Query rows: question (after the last image), last or generated, joined with '+'."""
+    # Rows of the image itself are never edited: with the prompt in chunks, whether a layer has a
+    # visual sink is not known yet when they run.
+    rows: RowsAfterImage = "question+generated"
 
     @model_validator(mode="after")
     def _last_layer_of_the_default(self) -> VAR:
