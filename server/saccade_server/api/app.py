@@ -18,7 +18,7 @@ from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.health import health_router
 from saccade_server.api.interventions import interventions_router
-from saccade_server.api.middleware import Drain, LimitBody, Observe
+from saccade_server.api.middleware import Drain, LimitBody, Observe, ReadOut
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi import document
 from saccade_server.api.services import Services
@@ -77,6 +77,7 @@ def create_app(
     app.add_middleware(LimitBody, settings=settings)
     app.add_middleware(Authenticate, keys=settings.api_keys)
     app.add_middleware(Drain, lifecycle=services.lifecycle)
+    app.add_middleware(ReadOut, settings=settings)
     app.add_middleware(Observe, settings=settings)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from saccade_server.api.errors import Unavailable, draining
 from saccade_server.api.services import Services
 
 STATS_SECONDS = 5.0
+PROBE_SECONDS = 1.0
 
 
 def health_router(services: Services) -> APIRouter:
@@ -22,6 +24,12 @@ def health_router(services: Services) -> APIRouter:
     def check_alive() -> None:
         if not services.engine.alive:
             raise Unavailable("The engine has stopped.", code="engine_dead", retry_after=5)
+
+    async def queue_full() -> bool:
+        with suppress(TimeoutError):
+            stats = await asyncio.wait_for(services.engine.stats(), PROBE_SECONDS)
+            return stats.waiting >= services.engine.info.max_waiting
+        return False  # an engine in a long step is busy, not full
 
     @router.api_route("/live", methods=["GET", "HEAD"], include_in_schema=False)
     async def live() -> Response:
@@ -36,6 +44,8 @@ def health_router(services: Services) -> APIRouter:
         check_alive()
         if services.lifecycle.draining:
             raise draining()
+        if await queue_full():
+            raise Unavailable("The queue is full.")
         return Response()
 
     @router.get("/version")

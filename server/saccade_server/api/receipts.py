@@ -1,8 +1,14 @@
 """``interventions_applied``: for each requested intervention, what really ran.
 
 Put together from the plan, which says which sites and rows each intervention edits, and from the
-engine's receipt, which counts the rows it computed under the plan and those whose attention really
-moved. Nothing here is inferred from the request alone.
+engine's receipt, which counts the rows that ran under the plan and those whose attention really
+moved. Nothing here is inferred from the request alone. The status of an entry is one of
+
+    applied      attention moved, or rows went through its score or head edit
+    no_effect    it ran, or found no row to run on, and nothing changed
+    cached       nothing changed here, but some of its rows are shared with an earlier request
+    neutral      its strength makes it the identity, so there was nothing to run
+    unconfirmed  the engine sent no receipt
 """
 
 from __future__ import annotations
@@ -80,7 +86,7 @@ def _status(edited: bool, counts: Sequence[_Count]) -> str:
         return "applied"
     if not all(count.confirmed for count in counts):
         return "unconfirmed"
-    # Rows taken from the cache were computed under the same plan, or they would not be shared.
+    # Shared rows were moved, or not, when they were computed, for another request.
     return "cached" if any(count.cached for count in counts) else "no_effect"
 
 

@@ -140,6 +140,8 @@ def _compile(
     services: Services, prompt: RenderedPrompt, interventions: Sequence[Intervention], param: str
 ) -> Prepared:
     length = len(prompt.tokens)
+    if not length:
+        raise BadRequest("The prompt is empty.", code="invalid_prompt", param=param)
     if length >= services.room:
         message = f"The prompt has {length} tokens; with its answer it may have {services.room}."
         raise BadRequest(message, code="context_length_exceeded", param=param)

@@ -28,7 +28,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "include_stop_str_in_output": (),
     "kv_transfer_params": (),
-    "length_penalty": (1,),
+    "length_penalty": (1.0,),
     "logits_processors": (),
     "min_tokens": (0,),
     "mm_processor_kwargs": (),
@@ -77,7 +77,6 @@ OTHER_NAMES = frozenset(
         "hook",
         "hooks",
         "intervene",
-        "intervention_options",
         "method",
         "methods",
         "plan",
@@ -115,12 +114,16 @@ def refuse_near_misses(names: Iterable[str]) -> None:
 
 def _near_miss(name: str) -> bool:
     plain = name.lower().replace("-", "_").strip("_ ")
-    if plain in OTHER_NAMES or plain == "interventions":
+    if plain in OTHER_NAMES or "intervention" in plain:
         return True
     ratio = difflib.SequenceMatcher(None, plain[:64], "interventions").ratio
     return len(plain) < 64 and ratio() > CLOSE_ENOUGH
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
-    # type(...) too, because 0 == False and 1 == True in Python
-    return any(type(value) is type(item) and value == item for item in (*NOTHING, *harmless))
+    # Where True is the default, False asks for something.
+    by_default = any(item is True for item in harmless)
+    allowed = (None, True) if by_default else (*NOTHING, *harmless)
+    # In Python 0 == False and 1 == True; here they differ.
+    same_kind = [item for item in allowed if isinstance(item, bool) == isinstance(value, bool)]
+    return value in same_kind
