@@ -7,6 +7,7 @@ each) first, then prefill chunks. Keys live in a paged cache, :data:`PAGE` slots
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ class AttentionBatch:
 
     slots: torch.Tensor  # int64 [tokens]: cache slot (page * PAGE + offset) of each new key
     query_starts: torch.Tensor  # int32 [seqs + 1]: first query row of each sequence
-    context_lens: torch.Tensor  # int32 [seqs]: keys of each sequence, this step's included
+    context_lens: torch.Tensor  # int32 [seqs]: keys of each sequence, with this step's; 0: padding
     page_table: torch.Tensor  # int32 [seqs, max_pages]
     num_decodes: int  # leading sequences with exactly one query row
     max_context: int  # largest entry of context_lens
@@ -31,11 +32,17 @@ class AttentionBatch:
     edits: tuple[Edit, ...] = ()  # per layer, over all rows named here; empty: a plain batch
     controls: ControlTables | None = None
     tags: TagTable | None = None
-    derived: dict[str, torch.Tensor] = field(default_factory=dict)  # a backend's own, per step
+    derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
 
     def edit(self, layer: int) -> Edit:
         """The union of edits any query row of this batch makes in ``layer``."""
         return self.edits[layer] if self.edits else Edit.NONE
+
+    def tables(self) -> tuple[ControlTables, TagTable]:
+        """Both tables of a batch that edits anything."""
+        assert self.controls is not None
+        assert self.tags is not None
+        return self.controls, self.tags
 
     def validate(self) -> None:
         """Check shapes, dtypes and ranges; reads the device, so for tests and debugging.
@@ -55,7 +62,8 @@ class AttentionBatch:
             raise ValueError("query_starts must run from 0 to the number of tokens")
         if not bool((lengths[: self.num_decodes] == 1).all()):
             raise ValueError("query_starts: the first num_decodes sequences have one query each")
-        if not bool((lengths <= self.context_lens).all()):
+        padded = self.context_lens == 0  # a slot without a sequence; its output is zeros
+        if not bool(((lengths <= self.context_lens) | padded).all()):
             raise ValueError("context_lens: a sequence has more queries than keys")
         if seqs and int(self.context_lens.max()) != self.max_context:
             raise ValueError("max_context is not the largest of context_lens")

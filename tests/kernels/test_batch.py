@@ -1,0 +1,67 @@
+"""Every way a batch can be wrong is named; a right one passes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from saccade_kernels.controls import Edit
+
+
+@pytest.fixture
+def batch(make_case):
+    return make_case(queries=(1, 1, 5), contexts=(65, 7, 64)).batch
+
+
+def test_a_right_batch_passes(batch):
+    batch.validate()
+    replace(batch, edits=(), controls=None, tags=None).validate()
+
+
+def test_a_slot_without_keys_is_padding(make_case):
+    make_case(queries=(1, 1), contexts=(3, 0)).batch.validate()
+
+
+def test_edits_are_per_layer_and_none_without_controls(batch):
+    assert replace(batch, edits=(Edit.MASS, Edit.NONE)).edit(0) == Edit.MASS
+    assert replace(batch, edits=()).edit(1) == Edit.NONE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["slots", "query_starts", "context_lens", "control_rows", "tag_rows", "page_table"],
+)
+def test_a_wrong_dtype_is_named(batch, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        replace(batch, **{name: getattr(batch, name).to(torch.int16)}).validate()
+
+
+@pytest.mark.parametrize("name", ["query_starts", "control_rows", "tag_rows", "page_table"])
+def test_a_wrong_length_is_named(batch, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        replace(batch, **{name: getattr(batch, name)[1:]}).validate()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(query_starts=[1, 1, 2, 7]), "query_starts must run from 0"),
+        (dict(query_starts=[0, 1, 2, 6]), "query_starts must run from 0"),
+        (dict(query_starts=[0, 2, 3, 7]), "the first num_decodes sequences"),
+        (dict(num_decodes=3), "the first num_decodes sequences"),
+        (dict(context_lens=[65, 7, 4]), "more queries than keys"),
+        (dict(max_context=66), "max_context is not"),
+        (dict(max_context=64), "max_context is not"),
+        (dict(page_table=[[1], [2], [3]]), "too narrow"),
+        (dict(controls=None), "without control and tag tables"),
+        (dict(tags=None), "without control and tag tables"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_contradiction_is_named(batch, changes, message):
+    wrong = {
+        name: torch.tensor(value, dtype=torch.int32) if isinstance(value, list) else value
+        for name, value in changes.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        replace(batch, **wrong).validate()
