@@ -1,0 +1,223 @@
+"""The ``saccade`` command. Options beat environment variables (SACCADE_...) and defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from saccade_interventions import shorthand
+from saccade_interventions.errors import InterventionError
+from saccade_interventions.registry import Registry
+from saccade_server.api.settings import ApiSettings
+from saccade_server.config import ServerConfig, engine_config, served_name
+from saccade_server.engine.client import EngineDeadError
+from saccade_server.models.family import UnsupportedModelError
+from saccade_server.oneshot import RequestRefused, demo, generate, receipt_of, text_of
+from saccade_server.serving import serve
+
+app = typer.Typer(
+    name="saccade",
+    help="Serve vision-language models with attention interventions, chosen per request.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name; the embedded demo model if absent.", envvar="SACCADE_MODEL"
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="SACCADE_DEVICE")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16.", envvar="SACCADE_DTYPE")
+]
+MaxLen = Annotated[
+    int | None,
+    typer.Option(help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
+]
+
+
+@app.command("serve")
+def serve_command(
+    model: Model = None,
+    host: Annotated[str, typer.Option(envvar="SACCADE_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="SACCADE_PORT", min=1, max=65535)] = 8000,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(help="Public name of the model.", envvar="SACCADE_SERVED_MODEL_NAME"),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that clients must send; repeat for several.", envvar="SACCADE_API_KEY"
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_model_len: MaxLen = None,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, help="Sequences in one batch.", envvar="SACCADE_MAX_NUM_SEQS")
+    ] = 64,
+    max_batched_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens in one step.", envvar="SACCADE_MAX_BATCHED_TOKENS")
+    ] = 1024,
+    cache_tokens: Annotated[
+        int, typer.Option(min=1, help="Size of the key-value cache.", envvar="SACCADE_CACHE_TOKENS")
+    ] = 65536,
+    prefix_caching: Annotated[
+        bool, typer.Option(help="Share the keys and values of equal prefixes.")
+    ] = True,
+    threads: Threads = None,
+    allow_image_urls: Annotated[
+        bool, typer.Option(help="Fetch images from https URLs.", envvar="SACCADE_ALLOW_IMAGE_URLS")
+    ] = False,
+    allowed_media_domain: Annotated[
+        list[str] | None, typer.Option(help="Fetch only from this host; repeat for several.")
+    ] = None,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to finish requests in flight.")
+    ] = 30.0,
+    log_level: Annotated[str, typer.Option(envvar="SACCADE_LOG_LEVEL")] = "info",
+    access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
+) -> None:
+    """Serve the OpenAI-compatible API."""
+    _log(log_level)
+    try:
+        config = ServerConfig(
+            host=host,
+            port=port,
+            engine=engine_config(
+                model,
+                device=device,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_batched_tokens=max_batched_tokens,
+                cache_tokens=cache_tokens,
+                prefix_caching=prefix_caching,
+                threads=threads,
+            ),
+            api=ApiSettings(
+                served_model_name=served_name(model, served_model_name),
+                api_keys=tuple(api_key or ()),
+                allow_image_urls=allow_image_urls,
+                allowed_media_domains=tuple(allowed_media_domain or ()),
+                shutdown_timeout=shutdown_timeout,
+                access_log=access_log,
+            ),
+        )
+        code = asyncio.run(serve(config))
+    except (ValueError, EngineDeadError) as error:
+        raise _fail(error) from error
+    raise typer.Exit(code)
+
+
+@app.command("generate")
+def generate_command(
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Image file; repeat for several."),
+    ] = None,
+    intervention: Annotated[
+        list[str] | None,
+        typer.Option(help="method:field=value,field=value; repeat for several."),
+    ] = None,
+    model: Model = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole answer as JSON.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_model_len: MaxLen = None,
+    threads: Threads = None,
+) -> None:
+    """Answer one question without a server; the receipt goes to standard error."""
+    _log("warning")
+    sampling: dict[str, Any] = {"temperature": temperature}
+    if max_tokens is not None:
+        sampling["max_tokens"] = max_tokens
+    if seed is not None:
+        sampling["seed"] = seed
+    try:
+        config = engine_config(
+            model, device=device, dtype=dtype, max_model_len=max_model_len, threads=threads
+        )
+        entries = [shorthand.parse(text) for text in intervention or ()]
+        name = served_name(model, None)
+        answer = asyncio.run(generate(config, name, prompt, image or (), entries, sampling))
+    except (ValueError, RequestRefused) as error:
+        raise _fail(error) from error
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    typer.echo(text_of(answer))
+    if intervention:
+        typer.echo(receipt_of(answer), err=True)
+
+
+@app.command("demo")
+def demo_command() -> None:
+    """Ask the demo model about a sample image without and with VAR, side by side."""
+    _log("warning")
+    try:
+        asyncio.run(demo(engine_config(None), Console()))
+    except (ValueError, RequestRefused) as error:
+        raise _fail(error) from error
+
+
+@app.command("methods")
+def methods_command(
+    method: Annotated[str | None, typer.Argument(help="Show this method's parameters.")] = None,
+) -> None:
+    """List the interventions, or describe one as JSON."""
+    registry = Registry.discover()
+    if method is not None:
+        try:
+            typer.echo(json.dumps(registry.describe(method), indent=2))
+        except InterventionError as error:
+            raise _fail(error) from error
+        return
+    table = Table(box=None)
+    for title in ("method", "what it does", "paper"):
+        table.add_column(title, overflow="fold")
+    for name in sorted(registry.methods):
+        facts = registry.describe(name)
+        table.add_row(name, facts["summary"], facts["paper"])
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _log(level: str) -> None:
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"unknown log level {level!r}")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+def _fail(error: Exception) -> typer.Exit:
+    if isinstance(error, UnsupportedModelError):
+        typer.echo(f"saccade cannot serve this model: {error}", err=True)
+    else:
+        typer.echo(f"saccade: {error}", err=True)
+    return typer.Exit(2)

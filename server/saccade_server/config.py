@@ -1,0 +1,60 @@
+"""One frozen configuration of a server process, made once by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from saccade_server.api.settings import ApiSettings
+from saccade_server.demo import model_path
+from saccade_server.engine.config import EngineConfig
+
+DEMO_NAME = "saccade-demo"
+"""Name under which the embedded demo model is served."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where to listen, what to serve, and how."""
+
+    host: str
+    port: int
+    engine: EngineConfig
+    api: ApiSettings
+
+
+def engine_config(
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    **limits: int | bool | None,
+) -> EngineConfig:
+    """Engine configuration with ``auto`` resolved; no model means the embedded demo model.
+
+    Raises:
+        ValueError: a limit makes no sense, or the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this machine or this build of torch has no CUDA")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    chosen = {name: value for name, value in limits.items() if value is not None}
+    return msgspec.convert(
+        {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
+        EngineConfig,
+    )
+
+
+def served_name(model: str | None, name: str | None) -> str:
+    """The model's public name: the one given, or the demo's, or the last part of its path."""
+    if name:
+        return name
+    if model is None:
+        return DEMO_NAME
+    return Path(model).name if Path(model).is_dir() else model

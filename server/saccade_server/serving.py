@@ -1,0 +1,128 @@
+"""Run a server: the engine process, the HTTP API, and their orderly end.
+
+On SIGTERM or SIGINT new requests are refused, those in flight finish within the shutdown timeout,
+and the process exits with 0; a second signal ends it at once. If the engine dies the requests in
+flight fail, and the process exits with 1 for its supervisor to see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from saccade_interventions.registry import Registry
+from saccade_server.api.app import create_app
+from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.config import DEMO_NAME, ServerConfig
+from saccade_server.demo import sample_path
+from saccade_server.engine.client import EngineClient
+from saccade_server.engine.remote import RemoteEngine
+from saccade_server.models.prompt import PromptProcessor
+
+logger = logging.getLogger("saccade")
+
+ENGINE_CHECK_SECONDS = 0.5
+FAILURE_GRACE_SECONDS = 2.0
+KEEP_ALIVE_SECONDS = 5
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the signals left to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(config: ServerConfig) -> int:
+    """Serve until told to stop. Returns the process's exit code.
+
+    Raises:
+        EngineDeadError: the engine did not start; the message says why.
+        UnsupportedModelError: the model has no usable tokenizer or processor.
+    """
+    prompts = asyncio.create_task(asyncio.to_thread(PromptProcessor.load, config.engine.model))
+    engine = await RemoteEngine.start(config.engine)
+    try:
+        app = create_app(engine, await prompts, Registry.discover(), config.api)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                host=config.host,
+                port=config.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=int(FAILURE_GRACE_SECONDS),
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            )
+        )
+        return await _run(server, engine, app.state.lifecycle, config)
+    finally:
+        await engine.close()
+
+
+async def _run(
+    server: _Server, engine: EngineClient, lifecycle: Lifecycle, config: ServerConfig
+) -> int:
+    stopping: list[asyncio.Task[None]] = []
+
+    async def stop() -> None:
+        logger.info("draining, at most %.0f s", config.api.shutdown_timeout)
+        await lifecycle.shutdown(config.api.shutdown_timeout)
+        server.should_exit = True
+
+    def on_signal() -> None:
+        if stopping:
+            server.should_exit = server.force_exit = True
+        else:
+            stopping.append(asyncio.create_task(stop()))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    listening = asyncio.create_task(server.serve())
+    greeted = False
+    while not listening.done() and engine.alive:
+        await asyncio.wait([listening], timeout=ENGINE_CHECK_SECONDS)
+        if server.started and not greeted:
+            greeted = True
+            print(greeting(config), flush=True)
+    if not engine.alive:
+        logger.error("the engine has died")
+        await lifecycle.shutdown(0.0, FAILURE_GRACE_SECONDS)
+        server.should_exit = True
+    await listening
+    return 0 if engine.alive and server.started else 1
+
+
+def greeting(config: ServerConfig) -> str:
+    """What an operator sees when the server is up: a request to paste."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    host = f"[{host}]" if ":" in host else host
+    url = f"http://{host}:{config.port}"
+    name = config.api.served_model_name
+    lines = [f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)"]
+    if name == DEMO_NAME:
+        lines += ["Try it:", "", example_request(url, name), ""]
+    return "\n".join(lines)
+
+
+def example_request(url: str, model: str) -> str:
+    """A shell command that asks the demo model about a sample image, with VAR."""
+    image = shlex.quote(str(sample_path("absent-1")))
+    body = (
+        f'{{"model": "{model}", "temperature": 0, "interventions": [{{"method": "var"}}], '
+        '"messages": [{"role": "user", "content": ['
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,\'"$(base64 -w0 '
+        f'{image})"\'"}}}}, {{"type": "text", "text": "Describe the image."}}]}}]}}'
+    )
+    return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
