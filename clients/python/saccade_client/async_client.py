@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, Unpack
 
@@ -24,6 +24,7 @@ from saccade_client.base import (
 )
 from saccade_client.calls import Call, TextPrompt
 from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
 from saccade_client.options import ChatOptions, CompletionOptions
@@ -96,12 +97,16 @@ class AsyncSaccade(BaseClient):
     async def validate(
         self,
         interventions: Interventions,
+        prompt: Prompt | None = None,
         *,
+        images: Images | None = None,
         model: str | None = None,
-        extra: Mapping[str, Any] | None = None,
     ) -> Validation:
-        """Dry run: the entries as the server reads them, or the error a real request would get."""
-        return await self._run(calls.validate(interventions, model, extra))
+        """Dry run: the entries as the server reads them, or the error a real request would get.
+
+        Without a prompt only what needs none is checked.
+        """
+        return await self._run(calls.validate(interventions, prompt, images, model))
 
     async def models(self) -> list[Model]:
         return (await self._run(calls.list_models())).data

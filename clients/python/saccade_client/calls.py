@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from saccade_client import catalog, options
 from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, decoded
+from saccade_client.images import Images
 from saccade_client.interventions import Interventions, plain
 from saccade_client.messages import Prompt, chat_messages
 from saccade_client.types import ChatCompletion, Completion, Reply, ReplyT, with_request_id
 
-TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int]"
+TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]"
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ def complete(prompt: TextPrompt, given: Mapping[str, Any]) -> Call[Completion]:
 
 
 def validate(
-    interventions: Interventions, model: str | None, extra: Mapping[str, Any] | None
+    interventions: Interventions, prompt: Prompt | None, images: Images | None, model: str | None
 ) -> Call[catalog.Validation]:
-    given = {"interventions": interventions, "model": model, "extra": extra}
-    body = options.request_body({}, given, options.Options)
+    if prompt is None and images is not None:
+        raise InvalidInput("images need a prompt to go into")
+    own = {} if prompt is None else {"messages": chat_messages(prompt, images)}
+    given = {"interventions": interventions, "model": model}
+    body = options.request_body(own, given, options.Options)
     return Call("POST", "/v1/interventions/validate", catalog.Validation, body)
 
 

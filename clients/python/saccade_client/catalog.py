@@ -22,7 +22,10 @@ class ModelList(Reply):
 
 
 class InterventionInfo(Reply):
-    """A method in the catalogue; `level` is where it edits, `paper` where it comes from."""
+    """A method in the catalogue; `level` is where it edits, `paper` where it comes from.
+
+    `reason` says why a method that is not `supported` cannot run on the served model.
+    """
 
     id: str
     version: str = ""
@@ -31,14 +34,17 @@ class InterventionInfo(Reply):
     level: str = ""
     paper: str | None = None
     needs_image: bool = False
+    supported: bool = True
+    reason: str | None = None
 
 
 class InterventionDetail(InterventionInfo):
-    """A method with the JSON Schema (draft 2020-12) of its entry: parameters, defaults, bounds."""
+    """A method with the JSON Schema (draft 2020-12) of its entry, and an entry to start from."""
 
     json_schema: dict[str, Any] = Field(
         default_factory=dict, validation_alias=AliasChoices("schema", "json_schema")
     )
+    example: dict[str, Any] = Field(default_factory=dict)
 
 
 class InterventionList(Reply):
@@ -47,8 +53,24 @@ class InterventionList(Reply):
     data: list[InterventionInfo]
 
 
-class Validation(Reply):
-    """A dry run that passed: the entries with defaults filled in, and their joint fingerprint."""
+class ValidatedIntervention(Wire):
+    """One entry with its defaults filled in, and where it would act if a prompt was given."""
 
+    index: int = 0
+    method: str
+    version: str | None = None
     fingerprint: str | None = None
-    interventions: list[dict[str, Any]] = Field(default_factory=list)
+    entry: dict[str, Any] = Field(default_factory=dict)
+    layers: list[int] | None = None
+    heads: int | None = None
+    status: str | None = None
+
+
+class Validation(Reply):
+    """A dry run that passed; `checked` says how far it went, `fingerprint` names the whole list."""
+
+    valid: bool = True
+    checked: list[str] = Field(default_factory=list)
+    prompt_tokens: int | None = None
+    fingerprint: str | None = None
+    interventions: list[ValidatedIntervention] = Field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Self, Unpack
 
@@ -25,6 +25,7 @@ from saccade_client.base import (
 )
 from saccade_client.calls import Call, TextPrompt
 from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
 from saccade_client.options import ChatOptions, CompletionOptions
@@ -93,12 +94,16 @@ class Saccade(BaseClient):
     def validate(
         self,
         interventions: Interventions,
+        prompt: Prompt | None = None,
         *,
+        images: Images | None = None,
         model: str | None = None,
-        extra: Mapping[str, Any] | None = None,
     ) -> Validation:
-        """Dry run: the entries as the server reads them, or the error a real request would get."""
-        return self._run(calls.validate(interventions, model, extra))
+        """Dry run: the entries as the server reads them, or the error a real request would get.
+
+        Without a prompt only what needs none is checked.
+        """
+        return self._run(calls.validate(interventions, prompt, images, model))
 
     def models(self) -> list[Model]:
         return self._run(calls.list_models()).data

@@ -137,8 +137,6 @@ def array_image(array: Array) -> Image:
         array = array[:, :, 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise InvalidInput(f"an image array is [height, width, 1|3|4], not {list(array.shape)}")
-    if 0 in array.shape:
-        raise InvalidInput(f"the array has no pixels: its shape is {list(array.shape)}")
     try:
         import PIL.Image
     except ImportError as error:

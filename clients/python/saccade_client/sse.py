@@ -44,7 +44,8 @@ class SSEDecoder:
                 self._field(line)
             elif event := self._dispatch():
                 yield event
-        self._check_size()
+        if self._data_size + len(self._tail) > LARGEST_EVENT:
+            raise EventTooLarge(f"a server-sent event exceeds {LARGEST_EVENT} bytes")
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
         if not chunk:
@@ -70,7 +71,6 @@ class SSEDecoder:
         if name == "data":
             self._data.append(value)
             self._data_size += len(line)
-            self._check_size()
         elif name == "event":
             self._name = value
 
@@ -78,7 +78,3 @@ class SSEDecoder:
         data, name = self._data, self._name
         self._data, self._data_size, self._name = [], 0, ""
         return Event("\n".join(data), name or "message") if data else None
-
-    def _check_size(self) -> None:
-        if self._data_size + len(self._tail) > LARGEST_EVENT:
-            raise EventTooLarge(f"a server-sent event exceeds {LARGEST_EVENT} bytes")

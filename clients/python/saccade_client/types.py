@@ -46,25 +46,36 @@ class Usage(Wire):
     completion_tokens_details: dict[str, Any] | None = None
 
 
-class TokensAffected(Wire):
-    """How many tokens an intervention touched, by the phase they belong to."""
+class Rows(Wire):
+    """How many query rows an intervention covered: computed in the prompt, generated, or cached.
+
+    Cached rows came from the prefix cache, where they had been computed under the same plan.
+    """
 
     prompt: int = 0
     generated: int = 0
+    cached: int = 0
 
 
 class Edits(Wire):
-    """How often an edit was considered, and how often its gate was open."""
+    """Attention rows of single heads: how many were considered, and how many really moved.
+
+    `moved` is counted only for edits behind a gate; the others move every row they consider.
+    """
 
     evaluated: int = 0
-    opened: int = 0
+    moved: int | None = None
 
 
 class AppliedIntervention(Wire):
     """One line of the receipt: what the server really did for entry `index` of the request.
 
-    `layers` are layer indices, `heads` counts (layer, query head) pairs, `rows` names the query
-    rows touched. `status` is "applied", or "no_effect" where it ran and changed nothing.
+    `layers` are layer indices, `heads` counts (layer, query head) pairs. `status` is one of
+    applied      it changed attention
+    cached       it changed attention, in rows that all came from the prefix cache
+    no_effect    it ran, and its gates never opened
+    neutral      its parameters ask for no change
+    unconfirmed  the engine ended without a report
     """
 
     index: int = 0
@@ -73,10 +84,9 @@ class AppliedIntervention(Wire):
     fingerprint: str | None = None
     layers: list[int] = []
     heads: int = 0
-    rows: str | list[str] | None = None
-    tokens_affected: TokensAffected = TokensAffected()
-    status: str = "applied"
-    edits: Edits | None = None
+    rows: Rows = Rows()
+    edits: Edits = Edits()
+    status: str
 
 
 # Null and absent both mean that nothing was asked for.

@@ -15,10 +15,9 @@ RECEIPT = {
     "fingerprint": "sha256:ab",
     "layers": [2, 3],
     "heads": 5,
-    "rows": "generated",
-    "tokens_affected": {"prompt": 0, "generated": 8},
+    "rows": {"prompt": 0, "generated": 8, "cached": 4},
+    "edits": {"evaluated": 16, "moved": 9},
     "status": "applied",
-    "edits": {"evaluated": 16, "opened": 9},
     "cost": "new in a later server",
 }
 MODELS = {"object": "list", "data": [{"id": "tiny"}, {"id": "tiny+grounded"}]}
@@ -68,8 +67,8 @@ def test_a_chat_sends_its_options_and_reads_text_usage_and_receipt(harness, answ
     ]
     assert (reply.text, reply.request_id, reply.usage.total_tokens) == ("a dog", "r-9", 9)
     (applied,) = reply.interventions_applied
-    assert (applied.layers, applied.heads, applied.rows) == ([2, 3], 5, "generated")
-    assert (applied.tokens_affected.generated, applied.edits.opened) == (8, 9)
+    assert (applied.layers, applied.heads, applied.status) == ([2, 3], 5, "applied")
+    assert (applied.rows.generated, applied.rows.cached, applied.edits.moved) == (8, 4, 9)
     assert (applied.version, applied.cost) == ("1", "new in a later server")
 
 
@@ -118,19 +117,37 @@ def test_a_completion_takes_text_and_token_ids(harness):
     assert harness.requests[0].url.path == "/v1/completions"
 
 
+def three_chats(client):
+    return [client.chat("x") for _ in range(3)]
+
+
+async def three_chats_at_once(client):
+    return await asyncio.gather(*three_chats(client))
+
+
 def test_the_model_is_asked_for_once(harness, answer):
-    def handler(request):
-        return httpx2.Response(200, json=MODELS if request.method == "GET" else answer())
-
-    async def at_once(client):
-        return await asyncio.gather(*[client.chat("x") for _ in range(3)])
-
-    def one_by_one(client):
-        return [client.chat("x") for _ in range(3)]
-
-    harness.ask(handler, one_by_one if harness.mode == "sync" else at_once)
+    harness.ask(
+        lambda request: httpx2.Response(200, json=MODELS if request.method == "GET" else answer()),
+        three_chats if harness.mode == "sync" else three_chats_at_once,
+    )
     assert [request.url.path for request in harness.requests].count("/v1/models") == 1
     assert {body["model"] for body in harness.bodies} == {"tiny"}
+
+
+def test_the_model_is_asked_for_once_even_by_many_at_once(answer):
+    paths = []
+
+    async def handler(request):
+        paths.append(request.url.path)
+        await asyncio.sleep(0)
+        return httpx2.Response(200, json=MODELS if request.method == "GET" else answer())
+
+    async def run():
+        async with sdk.AsyncSaccade(transport=httpx2.MockTransport(handler)) as client:
+            await three_chats_at_once(client)
+
+    asyncio.run(run())
+    assert paths.count("/v1/models") == 1
 
 
 def test_a_server_without_models_is_an_error(harness):
@@ -152,11 +169,21 @@ def test_discovery(harness):
 
 
 def test_validate_is_a_dry_run(harness):
-    payload = {"fingerprint": "sha256:ab", "interventions": [{"method": "var", "rho": 0.5}]}
+    entry = {"method": "var", "rho": 0.5}
+    payload = {"fingerprint": "sha256:ab", "interventions": [{"method": "var", "entry": entry}]}
     reply = harness.ask(always(payload), lambda client: client.validate("var", model="m"))
-    assert harness.bodies == [{"interventions": [{"method": "var"}], "model": "m"}]
     assert harness.requests[0].url.path == "/v1/interventions/validate"
-    assert (reply.fingerprint, reply.interventions[0]["rho"]) == ("sha256:ab", 0.5)
+    assert (reply.fingerprint, reply.interventions[0].entry) == ("sha256:ab", entry)
+    harness.ask(
+        always(payload),
+        lambda client: client.validate(["var"], "what?", images="http://a/b", model="m"),
+    )
+    plain, with_prompt = harness.bodies
+    assert plain == {"interventions": [{"method": "var"}], "model": "m"}
+    assert len(with_prompt.pop("messages")[0]["content"]) == 2
+    assert with_prompt == plain
+    with pytest.raises(sdk.InvalidInput, match="need a prompt"):
+        harness.ask(always({}), lambda client: client.validate("var", images="http://a/b"))
 
 
 @pytest.mark.parametrize("name", ["ready", "live"])

@@ -103,6 +103,7 @@ def test_one_image_or_several():
         (PIXELS[None], r"not \[1, 4, 5, 3\]"),
         (PIXELS.transpose(2, 0, 1), r"not \[3, 4, 5\]"),
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros((5, 0), np.uint8), "no pixels"),
         (Image.new("RGB", (0, 4)), "no pixels"),
         (Image.new("F", (2, 2)), "mode 'F'"),
     ],

@@ -47,9 +47,11 @@ def test_chunks_then_the_whole_answer(harness, sse, pieces):
 
 
 def test_several_answers_are_kept_apart(harness, sse, pieces):
-    body = pieces(sse(piece("b", 1), piece("a", 0), piece("B", 1, "length"), "[DONE]"))
+    body = pieces(
+        sse(piece("b", 1), piece("a", 0), piece("B", 1, "length"), piece("", 1), "[DONE]")
+    )
     chunks, stream = harness.stream(body_of(body), chat)
-    assert [chunk.text for chunk in chunks] == ["", "a", ""]
+    assert [chunk.text for chunk in chunks] == ["", "a", "", ""]
     assert [choice.text for choice in stream.final.choices] == ["a", "bB"]
     assert [choice.finish_reason for choice in stream.final.choices] == [None, "length"]
 
@@ -163,6 +165,14 @@ def test_a_refusal_is_read_and_raised(harness, pieces):
     assert body.closed
 
 
+def test_a_refusal_that_breaks_off_is_a_lost_connection(harness, pieces):
+    body = pieces(b'{"error"', httpx2.ReadError("reset"))
+    with pytest.raises(sdk.ConnectionFailed, match="reset"):
+        harness.stream(lambda request: httpx2.Response(400, stream=body), chat)
+    assert len(harness.requests) == 3
+    assert body.closed
+
+
 def test_a_success_that_is_no_stream_is_an_error(harness):
     with pytest.raises(sdk.APIError, match="got application/json") as caught:
         harness.stream(lambda request: httpx2.Response(200, json={"choices": []}), chat)
@@ -182,9 +192,16 @@ def test_leaving_early_closes_and_has_no_final_answer(sse, pieces):
             list(stream)
 
 
-def test_an_exception_in_the_block_closes_the_stream(sse, pieces):
+def test_an_exception_in_the_block_closes_the_stream(harness, sse, pieces):
+    def fail(client):
+        with chat(client):
+            raise KeyError("of the user's own")
+
+    async def afail(client):
+        async with chat(client):
+            raise KeyError("of the user's own")
+
     body = pieces(sse(piece("a"), "[DONE]"))
-    client = sdk.Saccade(transport=httpx2.MockTransport(body_of(body)))
-    with client, pytest.raises(KeyError), chat(client):
-        raise KeyError("of the user's own")
+    with pytest.raises(KeyError):
+        harness.ask(body_of(body), fail if harness.mode == "sync" else afail)
     assert body.closed
