@@ -23,6 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 _tiny = _load("tiny")
+_processors = _load("processors")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,3 +48,25 @@ def tiny_model() -> Callable[..., Any]:
 def tiny_prompt() -> Callable[..., Any]:
     """Make ``tiny_prompt(family)``: tokens, and images with start, length, pixels and grid."""
     return _tiny.prompt
+
+
+@pytest.fixture(scope="session")
+def processors() -> ModuleType:
+    """The module of model folders without weights: ``save(family, folder)``, ``picture``."""
+    return _processors
+
+
+@pytest.fixture(scope="session")
+def prompt_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[str, Any]]:
+    """Make ``prompt_folder(family)``: a folder with all but weights, and what was saved in it."""
+    made: dict[str, tuple[str, Any]] = {}
+
+    def get(family: str) -> tuple[str, Any]:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[family] = str(folder), _processors.save(family, folder)
+        return made[family]
+
+    return get

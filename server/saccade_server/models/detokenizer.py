@@ -60,7 +60,9 @@ class Detokenizer:
 
     def _hand_out(self, text: str) -> str:
         if text:
-            self._ids = self._ids[self._read :]
+            # A piece that began with bytes of the prompt decodes only together with them.
+            if not self._decode(self._ids[: self._read]).endswith(REPLACEMENT):
+                del self._ids[: self._read]
             self._read = len(self._ids)
         elif len(self._ids) - self._read >= LONGEST_WAIT:
             del self._ids[self._read :]  # ids without any text

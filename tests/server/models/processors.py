@@ -1,8 +1,10 @@
 """Model folders with a real tokenizer, image processor and template, and no weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
@@ -86,9 +88,7 @@ def sentence_piece(extra: list[str] = (), **kwargs: Any) -> Any:
     tokenizer.normalizer = normalizers.Sequence(space)
     tokenizer.train_from_iterator(
         CORPUS,
-        BpeTrainer(
-            vocab_size=420, special_tokens=[*LLAMA_SPECIAL, *alphabet], show_progress=False
-        ),
+        BpeTrainer(vocab_size=420, special_tokens=[*LLAMA_SPECIAL, *alphabet], show_progress=False),
     )
     # Trained as special tokens for their ids only: bytes are ordinary pieces.
     description = tokenizer.to_str()
@@ -115,8 +115,6 @@ def sentence_piece(extra: list[str] = (), **kwargs: Any) -> Any:
 
 
 def _only_special(description: str, special: list[str]) -> str:
-    import json
-
     loaded = json.loads(description)
     loaded["added_tokens"] = [t for t in loaded["added_tokens"] if t["content"] in special]
     return json.dumps(loaded)
@@ -129,8 +127,6 @@ def save(family: str, folder: Path) -> Any:
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
     """A picture with structure in every corner."""
-    import numpy as np
-
     values = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height))
 

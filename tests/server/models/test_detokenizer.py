@@ -1,0 +1,114 @@
+"""Streamed text is the decoded text, cut only between characters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saccade_server.models.detokenizer import LONGEST_WAIT, Detokenizer
+from saccade_server.models.prompt import Message, PromptProcessor
+
+FAMILIES = ["llama", "qwen3"]
+TEXT = " a red cat\n— Größe 漢字 😀👩‍👩‍👧 \u0301x\u200d"
+
+Folder = Callable[[str], tuple[str, Any]]
+
+
+@pytest.fixture(params=FAMILIES)
+def prompts(request: pytest.FixtureRequest, prompt_folder: Folder) -> PromptProcessor:
+    return PromptProcessor.load(prompt_folder(request.param)[0])
+
+
+def encode(prompts: PromptProcessor, text: str) -> list[int]:
+    return prompts._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
+    return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
+
+
+def test_pieces_join_to_the_text_and_are_never_broken(prompts: PromptProcessor) -> None:
+    pieces = stream(prompts.detokenizer(), encode(prompts, TEXT))
+    assert "".join(pieces) == TEXT
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces  # an emoji waited for its bytes
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12))
+def test_any_text(prompts: PromptProcessor, text: str) -> None:
+    prompt = encode(prompts, "the picture")
+    whole = encode(prompts, "the picture" + text)
+    if whole[: len(prompt)] != prompt:
+        prompt = []
+    pieces = stream(prompts.detokenizer(prompt), whole[len(prompt) :])
+    want = prompts._backend.decode(whole)
+    assert "".join(pieces) == (want.removeprefix("the picture") if prompt else want)
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_the_space_before_the_first_word_is_kept(prompts: PromptProcessor) -> None:
+    prompt = prompts.chat([Message("user", ("a",))]).tokens
+    assert "".join(stream(prompts.detokenizer(prompt), encode(prompts, " red")[-1:])) != ""
+    whole = encode(prompts, "the picture is")
+    pieces = stream(prompts.detokenizer(whole[:-1]), whole[-1:])
+    assert prompts._backend.decode(whole[:-1]) + "".join(pieces) == "the picture is"
+
+
+def test_a_character_begun_in_the_prompt_comes_whole(prompts: PromptProcessor) -> None:
+    ids = encode(prompts, "cat 😀😀!")
+    for cut in range(1, len(ids)):
+        pieces = stream(prompts.detokenizer(ids[:cut]), ids[cut:])
+        known = prompts._backend.decode(ids[:cut]).rstrip("\ufffd")
+        assert known + "".join(pieces) == "cat 😀😀!"
+
+
+def test_special_tokens_have_no_text(prompts: PromptProcessor) -> None:
+    special = prompts.eos_token_ids[0]
+    ids = encode(prompts, "a red cat")
+    pieces = stream(prompts.detokenizer(), [special, *ids[:1], special, *ids[1:], special])
+    assert "".join(pieces) == "a red cat"
+
+
+def test_words_of_the_model_are_text(prompt_folder: Folder) -> None:
+    prompts = PromptProcessor.load(prompt_folder("qwen3")[0])
+    ids = encode(prompts, "<think>a</think>")
+    assert "".join(stream(prompts.detokenizer(), ids)) == "<think>a</think>"
+
+
+def test_broken_bytes_do_not_hold_the_stream_up(prompts: PromptProcessor) -> None:
+    broken = encode(prompts, "😀")[-1]
+    tail = encode(prompts, "the picture the picture")
+    pieces = stream(prompts.detokenizer(), [broken] * (3 * LONGEST_WAIT) + tail)
+    assert sum("\ufffd" in piece for piece in pieces) >= 3
+    assert "".join(pieces).endswith("picture")
+
+
+def test_flush_gives_what_is_left(prompts: PromptProcessor) -> None:
+    detokenizer = prompts.detokenizer()
+    pieces = [detokenizer.push(token) for token in encode(prompts, "a😀")[:-1]]
+    assert "".join(pieces).strip() == "a"
+    assert set(detokenizer.flush()) == {"\ufffd"}
+    assert detokenizer.flush() == ""
+
+
+def test_ids_without_a_token_have_no_text(prompts: PromptProcessor) -> None:
+    ids = encode(prompts, "a cat")
+    unknown = [10**6] * (2 * LONGEST_WAIT)
+    assert "".join(stream(prompts.detokenizer(), [*ids[:1], *unknown, *ids[1:]])) == "a cat"
+    assert prompts.token_text(10**6) == ("", b"")
+
+
+def test_token_bytes_join_to_the_text(prompts: PromptProcessor) -> None:
+    ids = encode(prompts, TEXT)
+    joined = b"".join(prompts.token_text(token)[1] for token in ids)
+    assert joined.decode().endswith(TEXT)
+    for token in ids:
+        text, exact = prompts.token_text(token)
+        assert text == exact.decode(errors="replace")
+    special = prompts.eos_token_ids[0]
+    assert prompts.token_text(special)[0] in ("</s>", "<|im_end|>")

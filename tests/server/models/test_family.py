@@ -1,0 +1,222 @@
+"""Loading, and refusing with a reason what would not be served right."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from saccade_server.models.family import (
+    SUPPORTED,
+    UnsupportedModelError,
+    check_config,
+    load_config,
+    load_model,
+    serve,
+)
+from saccade_server.models.prompt import Message, PromptProcessor
+from saccade_server.models.scratch import ScratchCache
+
+FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_is_loaded(
+    family: str, tmp_path: Path, tiny_model: Callable[..., Any], recwarn: Any
+) -> None:
+    model = tiny_model(family, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    served = load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+    assert type(served) is SUPPORTED[family]
+    step = ScratchCache(served, 1, 8).step([(0, 3)])
+    positions = served.positions([10, 11, 12]).table
+    logits = served.logits(
+        served.forward(served.embed(torch.tensor([10, 11, 12])), positions, step)
+    )
+    with torch.no_grad():
+        own = model(input_ids=torch.tensor([[10, 11, 12]]), use_cache=False).logits[0]
+    torch.testing.assert_close(logits, own)
+    assert not list(recwarn)
+
+
+def test_the_asked_for_precision_is_loaded(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+    tiny_model("llava", dtype=torch.float32).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), dtype=torch.bfloat16, device=CPU).dtype == torch.bfloat16
+
+
+def test_ends_of_sequences_come_from_all_configurations(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = [7, 3]
+    assert serve(model).eos_token_ids == (2, 3, 7)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="there is no such folder"):
+        load_model(name, dtype=torch.float32, device=CPU)
+
+
+def test_a_hub_name_is_not_looked_up_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*arguments: Any, **others: Any) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    with pytest.raises(UnsupportedModelError, match="cannot read its configuration"):
+        load_model("somebody/some-model", dtype=torch.float32, device=CPU)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="cannot read its configuration"):
+        load_config(str(tmp_path))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="cannot load the weights"):
+        load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+
+
+def test_code_in_a_model_folder_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("raise AssertionError('run')")
+    described = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UnsupportedModelError):
+        load_config(str(tmp_path))
+
+
+def llama(**changes: Any) -> LlamaConfig:
+    return LlamaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2, **changes)
+
+
+def rope(kind: str, **others: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, **others}
+
+
+REFUSED = {
+    "an unknown type": (lambda: MistralConfig(), "model type 'mistral' is not supported"),
+    "dynamic rope": (
+        lambda: llama(rope_parameters=rope("dynamic")),
+        "rotary embeddings of type 'dynamic'",
+    ),
+    "longrope": (
+        lambda: llama(
+            rope_parameters=rope(
+                "longrope",
+                short_factor=[1.0] * 8,
+                long_factor=[2.0] * 8,
+                original_max_position_embeddings=64,
+            )
+        ),
+        "rotary embeddings of type 'longrope'",
+    ),
+    "linear layers": (
+        lambda: Qwen3Config(
+            num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]
+        ),
+        "layers of type linear_attention",
+    ),
+    "quantised": (
+        lambda: llama(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantised checkpoints",
+    ),
+    "another LLaVA": (
+        lambda: LlavaConfig(text_config=MistralConfig()),
+        "LLaVA with 'mistral' and 'clip_vision_model'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_reason(name: str) -> None:
+    build, reason = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        check_config(build())
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+def test_rotary_embeddings_that_do_not_depend_on_neighbours_are_served(kind: str) -> None:
+    parameters = rope(
+        kind,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=64,
+    )
+    config = llama()
+    config.rope_parameters = parameters
+    check_config(config)
+
+
+def test_a_model_class_without_the_attention_interface_is_refused(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    assert isinstance(model, PreTrainedModel)
+    with pytest.raises(UnsupportedModelError, match="does not take a custom attention"):
+        serve(model)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_an_image_processor_that_does_not_fit_is_refused(
+    family: str, prompt_folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(prompt_folder(family)[0])
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"].update(image_size=48, patch_size=16)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="do not fit"):
+        PromptProcessor.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json"])
+def test_what_a_prompt_needs_is_missed_at_load(
+    file: str, prompt_folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(prompt_folder("llava")[0])
+    for path in folder.iterdir():
+        if path.name != file:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UnsupportedModelError, match=r"no tokenizer|no image processor"):
+        PromptProcessor.load(str(tmp_path))
+
+
+def test_the_demo_model_is_served() -> None:
+    folder = Path(__file__).parents[3] / "server/saccade_server/demo/model"
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        pytest.skip("the demo model has not been trained yet")
+    from PIL import Image
+
+    prompts = PromptProcessor.load(str(folder))
+    served = load_model(str(folder), dtype=torch.float32, device=CPU)
+    picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    prompt = prompts.chat([Message("user", (picture, "Describe the image."))])
+    assert (prompts.vocab_size, prompts.eos_token_ids) == (served.vocab_size, served.eos_token_ids)
+    (image,) = prompt.images
+    embeddings = served.embed(torch.tensor(prompt.tokens)).clone()
+    (encoded,) = served.encode_images([(image.pixels, image.grid)])
+    embeddings[image.start : image.start + image.length] = encoded.features
+    own = copy.deepcopy(served.model)
+    own.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        step = ScratchCache(served, 1, len(prompt.tokens)).step([(0, len(prompt.tokens))])
+        hidden = served.forward(embeddings, served.positions(prompt.tokens).table, step)
+        want = own(
+            input_ids=torch.tensor([prompt.tokens]),
+            pixel_values=torch.from_numpy(image.pixels)[None],
+            use_cache=False,
+        ).logits[0]
+    torch.testing.assert_close(served.logits(hidden), want, rtol=1e-3, atol=1e-3)
