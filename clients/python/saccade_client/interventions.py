@@ -2,7 +2,7 @@
 
     Intervention("var", move_fraction=0.6, layers=[2, 3])
     {"method": "var", "move_fraction": 0.6, "layers": [2, 3]}
-    "var:move_fraction=0.6,layers=[2,3]"
+    "var:move_fraction=0.6,layers=2|3"
 
 All three become the same flat JSON entry. Parameters are not checked here: the server knows each
 method's schema, and refuses what does not fit it.
@@ -10,16 +10,13 @@ method's schema, and refuses what does not fit it.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from saccade_client import shorthand
 from saccade_client.errors import InvalidInput
 
 NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-# Numbers people write and JSON does not: .5, 1., +3
-LOOSE_INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
-LOOSE_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
 class Intervention:
@@ -28,7 +25,7 @@ class Intervention:
     __slots__ = ("_entry",)
     _entry: dict[str, Any]
 
-    def __init__(self, method: str, **parameters: Any) -> None:
+    def __init__(self, /, method: str, **parameters: Any) -> None:
         if not isinstance(method, str) or not NAME.fullmatch(method):
             raise InvalidInput(f"an intervention's method is a name such as 'var', not {method!r}")
         self._entry = {"method": method}
@@ -36,15 +33,10 @@ class Intervention:
             self._entry[name] = plain(value, f"{method}.{name}")
 
     @classmethod
-    def parse(cls, shorthand: str) -> "Intervention":
-        """Read `method` or `method:name=value,…`; values are JSON, or bare words for strings."""
-        method, colon, rest = shorthand.strip().partition(":")
-        parameters: dict[str, Any] = {}
-        for name, value in assignments(rest, shorthand) if colon else ():
-            if name in parameters or name == "method":
-                reject(shorthand, f"{name!r} is given twice")
-            parameters[name] = value
-        return cls(method.strip(), **parameters)
+    def parse(cls, text: str) -> "Intervention":
+        """Read shorthand: `method`, or `method:name=value,name=value`. Raises InvalidInput."""
+        method, parameters = shorthand.parse(text)
+        return cls(method, **parameters)
 
     @property
     def method(self) -> str:
@@ -108,45 +100,3 @@ def plain(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple | range):
         return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise InvalidInput(f"{path} is {type(value).__name__}, which JSON cannot carry")
-
-
-def assignments(text: str, shorthand: str) -> Iterator[tuple[str, Any]]:
-    """Yield the `name=value` pairs of a shorthand; commas inside JSON values do not separate."""
-    while True:
-        name, equals, text = text.partition("=")
-        if not equals or not NAME.fullmatch(name.strip()):
-            hint = "parameters are name=value; write a list as layers=[2,3]"
-            reject(shorthand, f"{name.strip()!r} is not a parameter: {hint}")
-        value, text, more = next_value(text.lstrip(), shorthand)
-        yield name.strip(), value
-        if not more:
-            return
-
-
-def next_value(text: str, shorthand: str) -> tuple[Any, str, bool]:
-    """Read one value off `text`; return it, the text after its comma, and whether there was one."""
-    try:
-        value, end = json.JSONDecoder(parse_constant=str).raw_decode(text)
-    except (ValueError, RecursionError) as error:
-        if text[:1] in ("[", "{", '"'):
-            raise InvalidInput(f"{shorthand!r}: {text!r} is not JSON: {error}") from error
-    else:
-        rest = text[end:].lstrip()
-        if not rest or rest.startswith(","):
-            return value, rest[1:], bool(rest)
-    word, comma, rest = text.partition(",")
-    return bare_word(word.strip(), shorthand), rest, bool(comma)
-
-
-def bare_word(word: str, shorthand: str) -> Any:
-    if not word:
-        reject(shorthand, 'a value is missing; write "" for an empty string')
-    if word in PYTHON_WORDS:
-        return PYTHON_WORDS[word]
-    if LOOSE_INTEGER.fullmatch(word):
-        return int(word)
-    return float(word) if LOOSE_NUMBER.fullmatch(word) else word
-
-
-def reject(shorthand: str, reason: str) -> NoReturn:
-    raise InvalidInput(f"{shorthand!r}: {reason}")
