@@ -8,6 +8,7 @@ or foreign slots hold, NaN included, cannot reach it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,8 +17,8 @@ import torch
 from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlTables, Edit
 
-EMPTY = 1e-30
-"""A class with less mass than this counts as empty: dividing by it could overflow float32."""
+LARGEST_RATIO = 1e30
+"""A class that would have to grow more than this counts as empty: float32 ends soon after."""
 
 
 def store(
@@ -106,20 +107,8 @@ def edit_scores(
         tags: key classes, integers [seqs, keys] below :data:`CLASSES`.
         weights: beta of each key, float32 [seqs, keys].
     """
-    seqs, heads, queries, keys = scores.shape
-
-    def per_row(table: torch.Tensor) -> torch.Tensor:
-        return _rows(table, rows, layer, scores.dtype).transpose(1, 2)  # [seqs, H, Q, ...]
-
-    # Minus infinity, written to knock a class out, would be NaN times the zeros of the product.
-    bias = per_row(controls.bias).clamp(min=torch.finfo(scores.dtype).min)
-    per_class = torch.stack([1 + per_row(controls.scale), per_row(controls.absolute), bias], 1)
-    per_key = torch.bmm(per_class.view(seqs, -1, CLASSES), _members(tags, scores.dtype))
-    scale, absolute, bias = per_key.view(seqs, 3, heads, queries, keys).unbind(1)
-    beta = weights[:, None, None, :].to(scores.dtype)
-    return (
-        scale * scores + absolute * scores.abs() + bias + per_row(controls.weight)[..., None] * beta
-    )
+    tables = _score_tables(controls, rows, slice(layer, layer + 1))[0]
+    return _edit_scores(scores, *tables, _members(tags, scores.dtype), weights)
 
 
 def edit_masses(
@@ -137,66 +126,99 @@ def edit_masses(
     Returns:
         The edited weights, and bool [seqs, heads, queries]: the masses of this row changed.
     """
-    return _edit_masses(attention, *_mass_tables(controls, rows, slice(layer, layer + 1))[0], tags)
+    tables = _mass_tables(controls, rows, slice(layer, layer + 1))[0]
+    return _edit_masses(attention, *tables, _members(tags, attention.dtype))
 
 
 def transform_masses(
     mass: torch.Tensor, controls: ControlTables, rows: torch.Tensor, layer: int
 ) -> torch.Tensor:
     """Gates, transform and the empty-class rule on class masses [seqs, heads, queries, C]."""
-    return _transform(mass, *_mass_tables(controls, rows, slice(layer, layer + 1))[0])
+    before = mass.transpose(1, 2)  # [seqs, Q, H, C], as the tables have it
+    tables = _mass_tables(controls, rows, slice(layer, layer + 1))[0]
+    ratio = _ratios(before.reshape(-1, CLASSES), *tables)
+    return (before * ratio.view(before.shape)).transpose(1, 2)
 
 
-MassTables = tuple[torch.Tensor, torch.Tensor]
-"""Transform over gate weights [seqs, Q, H, C + GATES, C], and thresholds [seqs, Q, H, GATES]."""
+LayerTables = tuple[torch.Tensor, torch.Tensor]
 
 
-def _mass_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[MassTables]:
-    """What mass edits need, per layer; all layers at once cost hardly more than one."""
+def _score_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:
+    """Scale, absolute and bias [seqs, 3 * H * Q, C], and weight [seqs, H, Q, 1], per layer."""
+    # Minus infinity, written to knock a class out, would be NaN times the zeros of a product.
+    bias = _pick(controls.bias, rows, layers).clamp(min=torch.finfo(torch.float32).min)
+    scale, absolute = _pick(controls.scale, rows, layers), _pick(controls.absolute, rows, layers)
+    per_class = torch.stack([scale, absolute, bias], 2).transpose(3, 4).flatten(2, 4)
+    weight = _pick(controls.weight, rows, layers).transpose(2, 3)[..., None]
+    return list(zip(per_class.unbind(), weight.unbind(), strict=True))
 
-    def pick(table: torch.Tensor) -> torch.Tensor:
-        picked = table[:, layers].index_select(0, rows.flatten()).transpose(0, 1)
-        return picked.reshape(-1, *rows.shape, *picked.shape[2:])
 
-    matrix = torch.cat([pick(controls.transform), pick(controls.gate_weight)], -2)
-    return list(zip(matrix.unbind(), pick(controls.gate_threshold).unbind(), strict=True))
+def _mass_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:
+    """Transform above gate weights [seqs * Q * H, C + GATES, C], and thresholds, per layer."""
+    transform, weights, threshold = (
+        _pick(table, rows, layers).flatten(1, 3)
+        for table in (controls.transform, controls.gate_weight, controls.gate_threshold)
+    )
+    matrix = torch.cat([transform, weights], -2)
+    return list(zip(matrix.unbind(), threshold.unbind(), strict=True))
+
+
+def _pick(table: torch.Tensor, rows: torch.Tensor, layers: slice) -> torch.Tensor:
+    """A control table's rows [layers, seqs, Q, H, ...]; all layers cost hardly more than one."""
+    picked = table[:, layers].index_select(0, rows.flatten()).transpose(0, 1)
+    return picked.reshape(-1, *rows.shape, *picked.shape[2:])
+
+
+def _edit_scores(
+    scores: torch.Tensor,
+    per_class: torch.Tensor,
+    weight: torch.Tensor,
+    members: torch.Tensor,
+    beta: torch.Tensor,
+) -> torch.Tensor:
+    per_key = torch.bmm(per_class.to(scores.dtype), members)
+    scale, absolute, bias = per_key.view(scores.shape[0], 3, *scores.shape[1:]).unbind(1)
+    edited = scores + scale * scores + absolute * scores.abs() + bias
+    return edited + weight.to(scores.dtype) * beta[:, None, None, :].to(scores.dtype)
 
 
 def _edit_masses(
-    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, tags: torch.Tensor
+    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, members: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     seqs, heads, queries, keys = attention.shape
-    members = _members(tags, attention.dtype)
     mass = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
-    before = mass.view(seqs, heads, queries, CLASSES)
-    after = _transform(before, matrix, threshold)
-    ratio = (after / before).nan_to_num_(1.0)  # 0 / 0: a class without keys
-    edited = attention * torch.bmm(ratio.view(seqs, -1, CLASSES), members).view(attention.shape)
-    return edited, (after != before).any(-1)
+    if queries > 1:  # to the order of the tables, and back
+        mass = mass.view(seqs, heads, queries, CLASSES).transpose(1, 2)
+    ratio = _ratios(mass.reshape(-1, CLASSES), matrix, threshold)
+    if queries > 1:
+        ratio = ratio.view(seqs, queries, heads, CLASSES).transpose(1, 2)
+    ratio = ratio.reshape(seqs, -1, CLASSES)
+    moved = (ratio != 1).any(-1).view(seqs, heads, queries)
+    return attention * torch.bmm(ratio, members).view(attention.shape), moved
 
 
-def _transform(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    before = mass.transpose(1, 2)  # [seqs, Q, H, C], as the tables have it
-    stacked = matrix.to(mass.dtype).flatten(0, 2)
-    product = torch.bmm(stacked, before.reshape(-1, CLASSES, 1)).view(matrix.shape[:-1])
-    is_open = (product[..., CLASSES:] >= threshold).all(-1, keepdim=True)
-    after = torch.where(is_open, product[..., :CLASSES], before)
-    empty = before <= EMPTY
-    if bool((after * empty).any()):
-        after = _return_masses(before, after, empty)
-    return after.transpose(1, 2).contiguous()
+def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """What each class's keys are multiplied with, m'_c / m_c; all are [rows, ...]."""
+    product = torch.bmm(matrix.to(mass.dtype), mass[..., None]).squeeze(-1)
+    is_open = (product[:, CLASSES:] >= threshold).all(-1, keepdim=True)
+    after = torch.where(is_open, product[:, :CLASSES], mass)
+    ratio = (after / mass).nan_to_num_(1.0, posinf=torch.inf)  # 0 / 0: a class without keys
+    if bool(ratio.amax() > LARGEST_RATIO):
+        ratio = _return_masses(ratio, after)
+    return ratio
 
 
-def _return_masses(before: torch.Tensor, after: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+def _return_masses(ratio: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Take from the empty classes what they were given and share it among the others.
 
-    A row that has nobody left to share with keeps the masses it had. All are [..., C].
+    A row that has nobody left to share with keeps the masses it had.
     """
+    empty = ratio > LARGEST_RATIO
     lost = torch.where(empty, after, 0.0).sum(-1, keepdim=True)
     kept = torch.where(empty, 0.0, after).sum(-1, keepdim=True)
-    some = kept > EMPTY
-    returned = 1 + lost / torch.where(some, kept, torch.inf)
-    return torch.where(empty | (~some & (lost > EMPTY)), before, after * returned)
+    stuck = (kept <= 0) & (lost > 0)
+    returned = 1 + lost / torch.where(kept > 0, kept, torch.inf)
+    return torch.where(empty | stuck, 1.0, ratio * returned)
 
 
 @dataclass(frozen=True)
@@ -273,16 +295,18 @@ def _attend(
         scores = softcap * torch.tanh(scores / softcap)
     if edit:
         controls, tables = batch.tables()
-        stored = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
-        tags = stored.clamp(max=CLASSES - 1)
+        tags = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
+    if edit & (Edit.SCORE | Edit.MASS):
+        members = _members(tags, scores.dtype)
     if edit & Edit.SCORE:
         beta = tables.weights.index_select(0, group.tag_rows).gather(1, group.positions)
-        scores = edit_scores(scores, controls, group.control_rows, tags, beta, layer)
+        per_class, weight = _step_tables(_score_tables, batch, group, layer)
+        scores = _edit_scores(scores, per_class, weight, members, beta)
     scores += group.mask
     if group.padded is not None:  # the key it stands on is not its own
         scores = scores.masked_fill_(group.padded, -torch.inf)
     if edit & Edit.HIDE:
-        scores = scores.masked_fill_((stored == NEVER_ATTEND)[:, None, None, :], -torch.inf)
+        scores = scores.masked_fill_((tags == NEVER_ATTEND)[:, None, None, :], -torch.inf)
     blind = None
     if edit & Edit.HIDE or group.padded is not None:
         blind = scores.amax(-1, keepdim=True) == -torch.inf
@@ -290,8 +314,8 @@ def _attend(
     if blind is not None:
         attention = attention.masked_fill_(blind, 0.0)  # softmax over nothing is NaN
     if edit & Edit.MASS:
-        matrix, threshold = _step_mass_tables(batch, group, layer)
-        attention, moved = _edit_masses(attention, matrix, threshold, tags)
+        matrix, threshold = _step_tables(_mass_tables, batch, group, layer)
+        attention, moved = _edit_masses(attention, matrix, threshold, members)
         count = moved.sum(-1, dtype=torch.int32)
         tables.moved.select(1, layer).index_add_(0, group.tag_rows, count)
     value = _gather(value_cache, group).to(attention.dtype)
@@ -301,21 +325,26 @@ def _attend(
         output = output.masked_fill_(group.padded, 0.0)
     output = output.transpose(1, 2)
     if edit & Edit.HEAD:
-        gain = _rows(controls.gain, group.control_rows, layer, output.dtype)
-        shift = _rows(controls.shift, group.control_rows, layer, output.dtype)
-        output = gain[..., None] * output + shift
+        rows = group.control_rows
+        gain = controls.gain.select(1, layer)[rows].to(output.dtype)
+        output = gain[..., None] * output + controls.shift.select(1, layer)[rows].to(output.dtype)
     return output.reshape(query.shape).to(query.dtype)
 
 
-def _step_mass_tables(batch: AttentionBatch, group: _Group, layer: int) -> MassTables:
+def _step_tables(
+    build: Callable[[ControlTables, torch.Tensor, slice], list[LayerTables]],
+    batch: AttentionBatch,
+    group: _Group,
+    layer: int,
+) -> LayerTables:
     """One layer's; decodes read all layers' once a step, prefills have too many rows for that."""
     controls, _ = batch.tables()
     if group.queries > 1:
-        return _mass_tables(controls, group.control_rows, slice(layer, layer + 1))[0]
-    name = ("mass", group.first)
+        return build(controls, group.control_rows, slice(layer, layer + 1))[0]
+    name = (build, group.first)
     if name not in batch.derived:
-        batch.derived[name] = _mass_tables(controls, group.control_rows, slice(None))
-    tables: MassTables = batch.derived[name][layer]
+        batch.derived[name] = build(controls, group.control_rows, slice(None))
+    tables: LayerTables = batch.derived[name][layer]
     return tables
 
 
@@ -337,17 +366,14 @@ def _gather(cache: torch.Tensor, group: _Group) -> torch.Tensor:
     return cache.view(-1, dim).index_select(0, group.cache_rows).view(-1, group.keys, dim)
 
 
-def _rows(table: torch.Tensor, rows: torch.Tensor, layer: int, dtype: torch.dtype) -> torch.Tensor:
-    """One layer of a control table for each query row, [seqs, queries, heads, ...]."""
-    picked = table.select(1, layer).index_select(0, rows.flatten())
-    return picked.view(*rows.shape, *picked.shape[1:]).to(dtype)
-
-
 def _members(tags: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Which class each key belongs to, one-hot: [seqs, CLASSES, keys]."""
-    return torch.nn.functional.embedding(tags.long(), _eye(dtype, tags.device)).transpose(1, 2)
+    one_hot = _one_hot(dtype, tags.device)
+    return torch.nn.functional.embedding(tags.long(), one_hot).transpose(1, 2)
 
 
 @cache
-def _eye(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.eye(CLASSES, dtype=dtype, device=device)
+def _one_hot(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[256, CLASSES], for any byte: a hidden key counts to some class, but has no mass."""
+    tags = torch.arange(256, device=device).clamp(max=CLASSES - 1)
+    return torch.nn.functional.one_hot(tags, CLASSES).to(dtype)
