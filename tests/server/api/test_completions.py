@@ -1,0 +1,116 @@
+"""Plain completions over a real socket."""
+
+import pytest
+
+
+def post(server, tools, **fields):
+    return server.http.post("/v1/completions", json={"model": tools.model} | fields)
+
+
+def test_a_prompt_is_continued(server, tools):
+    reply = server.openai().completions.create(model=tools.model, prompt="Say", max_tokens=5)
+    assert reply.object == "text_completion"
+    assert reply.choices[0].text == "Hello"
+    assert reply.choices[0].finish_reason == "length"
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 5)
+
+
+def test_a_stream_says_the_same(server, tools):
+    chunks = list(
+        server.openai().completions.create(
+            model=tools.model,
+            prompt="Say",
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == "Hello, world!"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage.total_tokens == 3 + 14
+
+
+def test_several_prompts_have_their_answers_in_order(server, tools):
+    body = post(server, tools, prompt=["a", "bc"], n=2, max_tokens=2).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert body["usage"]["prompt_tokens"] == 3
+    assert body["usage"]["completion_tokens"] == 8
+    prompts = sorted(bytes(request.tokens) for request in server.engine.requests)
+    assert prompts == [b"a", b"a", b"bc", b"bc"]
+
+
+def test_tokens_are_taken_as_they_are(server, tools):
+    assert post(server, tools, prompt=[1, 2, 257]).status_code == 200
+    assert server.engine.requests[0].tokens == (1, 2, 257)
+
+
+def test_log_probabilities(server, tools):
+    body = post(server, tools, prompt="x", logprobs=1, max_tokens=3).json()
+    assert body["choices"][0]["logprobs"] == {
+        "tokens": ["H", "e", "l"],
+        "token_logprobs": [-0.5] * 3,
+        "top_logprobs": [{"A": -1.0}] * 3,
+        "text_offset": [0, 1, 2],
+    }
+
+
+def test_offsets_continue_through_a_stream(server, tools):
+    response = post(server, tools, prompt="x", logprobs=0, stream=True)
+    events = tools.parse_events(response.text)[:-1]
+    offsets = [at for event in events for at in event["choices"][0]["logprobs"]["text_offset"]]
+    assert offsets == list(range(len("Hello, world!")))
+
+
+def test_sixteen_tokens_unless_asked_for_more(server, tools):
+    server.engine.answer = "x" * 100
+    assert post(server, tools, prompt="x").json()["usage"]["completion_tokens"] == 16
+    near_the_end = post(server, tools, prompt="x" * 505).json()
+    assert near_the_end["usage"]["completion_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({}, "missing_field", "prompt"),
+        ({"prompt": ""}, None, "prompt"),
+        ({"prompt": ["x", ""]}, None, "prompt[1]"),
+        ({"prompt": ["x"] * 65}, None, "prompt"),
+        ({"prompt": ["x"] * 8, "n": 9}, None, "n"),
+        ({"prompt": [258]}, None, "prompt"),
+        ({"prompt": [[1], [258]]}, None, "prompt[1]"),
+        ({"prompt": [-1]}, None, "prompt[0]"),
+        ({"prompt": "x" * 512}, "context_length_exceeded", "prompt"),
+        ({"prompt": "x", "max_tokens": 512}, "context_length_exceeded", "max_tokens"),
+        ({"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
+        ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
+        ({"prompt": "x", "best_of": 2}, "unsupported_parameter", "best_of"),
+        ({"prompt": "x", "logprobs": True}, None, "logprobs"),
+        ({"prompt": "x", "logprobs": 21}, None, "logprobs"),
+        ({"prompt": "x", "steering": []}, "intervention_unknown_field", "steering"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refusals(server, tools, fields, code, param):
+    response = post(server, tools, **fields)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert code in (None, error["code"])
+    assert error["param"] == param
+    assert not server.engine.requests
+
+
+def test_interventions_apply_to_each_prompt(server, tools):
+    entry = {"method": "pasta", "highlight": ["b"], "layers": [1]}
+    response = post(server, tools, prompt=["abc", "xb"], interventions=[entry], max_tokens=2)
+    (applied,) = response.json()["interventions_applied"]
+    assert applied["rows"] == {"prompt": 5, "generated": 2, "cached": 0}
+    assert applied["status"] == "applied"
+    first, second = (request.plan for request in server.engine.requests)
+    assert (first.prompt_length, second.prompt_length) == (3, 2)
+
+
+def test_a_prompt_that_does_not_suit_the_intervention(server, tools):
+    entry = {"method": "pasta", "highlight": ["b"], "layers": [1]}
+    response = post(server, tools, prompt=["abc", "x"], interventions=[entry])
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "intervention_target_not_found"
+    assert not server.engine.requests

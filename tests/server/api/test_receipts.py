@@ -1,0 +1,142 @@
+"""A receipt says what ran: sites from the plan, rows and moves from the engine."""
+
+import pytest
+
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.registry import Registry
+from saccade_server.api.receipts import Run, applied, fingerprint
+from saccade_server.engine.request import Receipt, SiteCount
+
+REGISTRY = Registry.discover()
+MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
+PROMPT = Prompt(length=10, images=((2, 6),))
+ROWS = {"prefix": 6, "question": 3, "last": 1, "generated": 5}
+
+PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
+VAR = {"method": "var", "layers": [2], "rows": "generated"}
+
+
+def entries(*requested, receipt=None, cached=0, copies=1):
+    interventions = REGISTRY.parse(list(requested))
+    plan = compile_plan(interventions, Context(MODEL, PROMPT))
+    return applied(interventions, [Run(plan, receipt, cached)] * copies)
+
+
+def test_a_score_edit():
+    (entry,) = entries(PAI, receipt=Receipt(ROWS))
+    assert entry["method"] == "pai"
+    assert entry["version"] == "1"
+    assert entry["fingerprint"].startswith("sha256:")
+    assert entry["layers"] == [1, 2]
+    assert entry["heads"] == 4
+    assert entry["rows"] == {"prompt": 1, "generated": 5, "cached": 0}
+    assert entry["edits"] == {"evaluated": 4 * 6, "moved": None}
+    assert entry["status"] == "applied"
+
+
+def test_a_mass_edit_that_moved():
+    receipt = Receipt(ROWS, (SiteCount(2, 1, 3), SiteCount(2, 3, 1), SiteCount(3, 0, 9)))
+    (entry,) = entries(VAR, receipt=receipt)
+    assert entry["rows"] == {"prompt": 0, "generated": 5, "cached": 0}
+    assert entry["edits"] == {"evaluated": 4 * 5, "moved": 4}
+    assert entry["status"] == "applied"
+
+
+def test_a_mass_edit_whose_gates_stayed_shut():
+    (entry,) = entries(VAR, receipt=Receipt(ROWS))
+    assert entry["edits"]["moved"] == 0
+    assert entry["status"] == "no_effect"
+
+
+def test_no_rows_of_that_kind():
+    (entry,) = entries({**PAI, "rows": "generated"}, receipt=Receipt({"last": 1}))
+    assert entry["rows"]["generated"] == 0
+    assert entry["status"] == "no_effect"
+
+
+def test_strength_zero():
+    (entry,) = entries({**PAI, "alpha": 0})
+    assert entry["status"] == "neutral"
+    assert (entry["layers"], entry["heads"], entry["edits"]["evaluated"]) == ([], 0, 0)
+
+
+def test_without_a_receipt_nothing_is_claimed():
+    (entry,) = entries(PAI)
+    assert entry["status"] == "unconfirmed"
+    assert entry["edits"]["evaluated"] == 0
+
+
+def test_rows_from_the_cache():
+    prompt = {**VAR, "rows": "question+generated"}
+    (entry,) = entries(prompt, receipt=Receipt(ROWS), cached=8)
+    assert entry["rows"] == {"prompt": 4, "generated": 5, "cached": 2}
+    assert entry["status"] == "cached"
+    (entry,) = entries({**PAI, "rows": "prompt"}, receipt=Receipt(ROWS), cached=10)
+    assert entry["rows"] == {"prompt": 10, "generated": 0, "cached": 10}
+    assert entry["status"] == "applied"
+
+
+def test_several_interventions_and_sequences():
+    first, second, third = entries(PAI, {**PAI, "alpha": 0}, VAR, receipt=Receipt(ROWS), copies=2)
+    assert [entry["index"] for entry in (first, second, third)] == [0, 1, 2]
+    assert [entry["status"] for entry in (first, second, third)] == [
+        "applied",
+        "neutral",
+        "no_effect",
+    ]
+    assert first["rows"] == {"prompt": 2, "generated": 10, "cached": 0}
+
+
+def test_the_fingerprint_is_of_the_content():
+    first = fingerprint(REGISTRY.parse([PAI, VAR]))
+    reordered = {key: PAI[key] for key in reversed(PAI)}
+    assert first == fingerprint(REGISTRY.parse([reordered, VAR]))
+    assert first != fingerprint(REGISTRY.parse([VAR, PAI]))
+    assert first != fingerprint(REGISTRY.parse([{**PAI, "alpha": 1}, VAR]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_receipt_on_the_wire(server, tools, stream):
+    fields = {"messages": tools.image_messages(tools.picture), "interventions": [PAI, VAR]}
+    if stream:
+        events = server.events(stream_options={"include_usage": True}, **fields)[:-1]
+        *early, last, usage = events
+        assert not any("interventions_applied" in event for event in early)
+        assert last["choices"][0]["finish_reason"] == "stop"
+        assert usage["interventions_applied"] == last["interventions_applied"]
+        body = last
+    else:
+        body = server.chat(**fields).json()
+    assert [entry["status"] for entry in body["interventions_applied"]] == ["applied"] * 2
+    assert body["interventions_applied"][0]["rows"]["generated"] == 13
+
+
+def test_a_stop_string_does_not_lose_the_receipt(server, tools):
+    fields = {"messages": tools.image_messages(tools.picture), "interventions": [PAI]}
+    (entry,) = server.chat(stop="wor", **fields).json()["interventions_applied"]
+    assert entry["status"] == "applied"
+    assert 0 < entry["rows"]["generated"] < 14
+
+
+def test_fingerprints_on_the_wire(server, tools):
+    messages = tools.image_messages(tools.picture)
+    plain = server.chat(messages=messages)
+    edited = server.chat(messages=messages, interventions=[PAI])
+    again = server.chat(messages=messages, interventions=[PAI], stream=True)
+    assert "x-intervention-fingerprint" not in plain.headers
+    assert "interventions_applied" not in plain.json()
+    name = edited.headers["x-intervention-fingerprint"]
+    assert name == again.headers["x-intervention-fingerprint"]
+    assert plain.json()["system_fingerprint"] != edited.json()["system_fingerprint"]
+    events = tools.parse_events(again.text)
+    assert events[0]["system_fingerprint"] == edited.json()["system_fingerprint"]
+
+
+def test_the_official_client_sees_the_receipt(server, tools):
+    reply = server.openai().chat.completions.create(
+        model=tools.model,
+        messages=tools.image_messages(tools.picture),
+        extra_body={"interventions": [VAR]},
+    )
+    assert reply.interventions_applied[0]["method"] == "var"

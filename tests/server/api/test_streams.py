@@ -1,0 +1,211 @@
+"""Slow engines, failing engines, clients that leave, a server that stops."""
+
+import asyncio
+import json
+import socket
+import time
+
+import openai
+import pytest
+
+from saccade_server.api.errors import BadRequest
+
+
+def test_a_client_that_leaves_a_stream_aborts_it(server, tools):
+    server.engine.stall_after = 3
+    stream = server.openai().chat.completions.create(
+        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True, n=2
+    )
+    next(iter(stream))
+    assert len(server.engine.running) == 2
+    stream.close()
+    tools.wait_for(lambda: not server.engine.running)
+
+
+@pytest.mark.parametrize("stall_after", [0, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_first_byte(server, tools, stream, stall_after):
+    server.engine.stall_after = stall_after
+    body = json.dumps(tools.chat_body(stream=stream)).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        tools.wait_for(lambda: server.engine.running)
+    tools.wait_for(lambda: not server.engine.running)
+    server.engine.stall_after = None
+    assert server.chat().status_code == 200
+
+
+def test_a_cancelled_asynchronous_call(server, tools):
+    server.engine.stall_after = 1
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            call = asyncio.create_task(
+                client.chat.completions.create(
+                    model=tools.model, messages=[{"role": "user", "content": "Hi"}]
+                )
+            )
+            while not server.engine.running:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(main())
+    tools.wait_for(lambda: not server.engine.running)
+
+
+def test_silence_is_filled(make_server, tools):
+    server = make_server(sse_keep_alive=0.05)
+    server.engine.delay = 0.12
+    server.engine.answer = "ab"
+    text = server.chat(stream=True).text
+    assert text.startswith(": keep-alive\n\n")
+    assert text.count(": keep-alive\n\n") >= 3
+    assert text.endswith("data: [DONE]\n\n")
+    stream = server.openai().chat.completions.create(
+        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "ab"
+
+
+def test_an_error_in_mid_stream(server, tools):
+    server.engine.fail_after = 3
+    events = server.events()
+    assert events[-1] == "[DONE]"
+    assert events[-2]["error"]["code"] == "engine_failure"
+    assert "secret" not in json.dumps(events)
+    stream = server.openai().chat.completions.create(
+        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+    with pytest.raises(openai.APIError):
+        list(stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_at_once(server, stream):
+    server.engine.fail_after = 0
+    response = server.chat(stream=stream)
+    assert response.status_code == 500
+    assert response.headers["x-should-retry"] == "false"
+    assert response.json()["error"]["code"] == "engine_failure"
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_room(server, stream):
+    server.engine.capacity = False
+    response = server.chat(stream=stream, n=3)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["error"]["code"] == "server_overloaded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine(server, stream):
+    server.engine.alive = False
+    response = server.chat(stream=stream)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_dead"
+    for path in ("/live", "/ready", "/health", "/load"):
+        assert server.http.get(path).status_code == 503
+
+
+def test_an_engine_that_dies_in_mid_stream(server, tools):
+    server.engine.stall_after = 2
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+    ) as response:
+        pieces = response.iter_text()
+        text = next(pieces)
+        server.engine.alive = False
+        server.engine.stall_after = None
+        text += "".join(pieces)
+    assert tools.parse_events(text)[-2]["error"]["code"] == "engine_dead"
+
+
+def test_surprises_are_not_explained(server, monkeypatch):
+    def explode(*args):
+        raise RuntimeError("at 0x7f00dead in /home/me/secret.py")
+
+    monkeypatch.setattr(server.prompts, "chat", explode, raising=False)
+    response = server.chat()
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+    monkeypatch.undo()
+    monkeypatch.setattr(server.prompts, "detokenizer", lambda tokens: None, raising=False)
+    events = server.events() if (reply := server.chat(stream=True)).status_code == 200 else None
+    assert events is None
+    assert reply.status_code == 500
+
+
+def test_an_answer_that_takes_too_long(make_server):
+    server = make_server(request_timeout=0.2)
+    server.engine.stall_after = 2
+    response = server.chat()
+    assert response.status_code == 504
+    assert response.headers["x-should-retry"] == "false"
+    assert server.events()[-2]["error"]["code"] == "request_timeout"
+    assert not server.engine.running
+
+
+def test_draining_lets_requests_finish_and_refuses_new_ones(make_server, tools):
+    server = make_server()
+    server.engine.delay = 0.05
+    lifecycle = server.app.state.lifecycle
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+    ) as response:
+        pieces = response.iter_text()
+        text = next(pieces)
+        shutdown = asyncio.run_coroutine_threadsafe(lifecycle.shutdown(10), server.loop)
+        tools.wait_for(lambda: lifecycle.draining)
+        refused = server.chat()
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "server_draining"
+        assert refused.headers["connection"] == "close"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.http.get("/ready").status_code == 503
+        assert server.http.get("/live").status_code == 200
+        text += "".join(pieces)
+    events = tools.parse_events(text)
+    assert events[-2]["choices"][0]["finish_reason"] == "stop"
+    shutdown.result(5)
+
+
+def test_a_shutdown_that_waits_no_longer(make_server, tools):
+    server = make_server()
+    server.engine.stall_after = 2
+    lifecycle = server.app.state.lifecycle
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+    ) as response:
+        began = time.monotonic()
+        asyncio.run_coroutine_threadsafe(lifecycle.shutdown(0.1), server.loop).result(5)
+        text = response.read().decode()
+    assert time.monotonic() - began < 2
+    events = tools.parse_events(text)
+    assert events[-2]["error"]["code"] == "server_draining"
+    assert events[-1] == "[DONE]"
+    assert not server.engine.running
+
+
+def test_a_client_that_never_reads_stops_nobody_else(server, tools):
+    server.engine.answer = "x" * 400
+    body = json.dumps(tools.chat_body(stream=True, n=16)).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert server.chat(max_tokens=3).status_code == 200
+        tools.wait_for(lambda: not server.engine.running)
+
+
+def test_errors_are_bounded():
+    error = BadRequest("x" * 10_000, param="y" * 10_000)
+    assert len(error.json()) < 1500
