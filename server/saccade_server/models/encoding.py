@@ -29,13 +29,17 @@ class Encoded(NamedTuple):
 
 
 class TextEncoder:
-    """A tokenizer that knows which pieces of a text were typed by a client."""
+    """A tokenizer that knows which pieces of a text were typed by a client.
+
+    Threads may share it: every call uses the same settings, which making it has put in place.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = frozenset(added)
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
         words = {token.content: token.special for token in added.values()}
         visible = {text: special for text, special in words.items() if not text.isspace()}
         self.controls = ControlTokens(
@@ -68,9 +72,10 @@ class TextEncoder:
             length += len(segment.text)
         return self._framed(whole, length) if add_special_tokens else whole
 
-    def hides_controls(self, text: str) -> bool:
+    def hides_controls(self, text: str, *, by_assistant: bool) -> bool:
         """True if normalising ``text``, which has no control tokens, would make some."""
-        return self._may_fold and not self._added.isdisjoint(self._normal(text).ids)
+        forbidden = self.special_ids if by_assistant else self._added
+        return self._may_fold and not forbidden.isdisjoint(self._normal(text).ids)
 
     def _normal(self, text: str, add_special_tokens: bool = False) -> Encoded:
         """What the tokenizer makes of ``text``."""

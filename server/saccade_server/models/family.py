@@ -60,11 +60,20 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
     register_attention()
     auto, attention = _how_to_load(config)
     try:
-        loaded = auto.from_pretrained(
-            model, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        loaded, report = auto.from_pretrained(
+            model,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise UnsupportedModelError(f"{model}: cannot load the weights: {error}") from error
+    # transformers fills what a checkpoint lacks with random numbers and only warns.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:5])
+        raise UnsupportedModelError(f"{model}: {len(missing)} weights are missing: {names}")
     return serve(loaded.to(device))
 
 

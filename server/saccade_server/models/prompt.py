@@ -85,8 +85,6 @@ class PromptProcessor:
         self._image_token: int | None = getattr(config, "image_token_id", None)
         self._encoder = TextEncoder(tokenizer)
         self._bytes = TokenBytes(self._backend)
-        added = tokenizer.added_tokens_decoder
-        self._special = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
     def load(cls, model: str) -> PromptProcessor:
@@ -153,7 +151,7 @@ class PromptProcessor:
 
     def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer:
         """Start turning the tokens generated behind a prompt into text."""
-        return Detokenizer(self._backend, self._special, prompt_tokens)
+        return Detokenizer(self._backend, self._encoder.special_ids, prompt_tokens)
 
     def token_text(self, token: int) -> tuple[str, bytes]:
         """One token by itself, for logprobs: readable text, and its exact bytes."""
@@ -178,15 +176,13 @@ class PromptProcessor:
 
     def _content(self, message: Message, marker: Marker, is_last: bool) -> Any:
         """A list of items for models with images, one string for the others."""
+        own = message.role == "assistant"
         items: list[dict[str, str]] = []
         for index, part in enumerate(message.parts):
             if isinstance(part, str):
-                marked = marker.mark(
-                    part,
-                    by_assistant=message.role == "assistant",
-                    more_follows=not is_last or index + 1 < len(message.parts),
-                )
-                if self._encoder.hides_controls(marked):
+                more_follows = not is_last or index + 1 < len(message.parts)
+                marked = marker.mark(part, by_assistant=own, more_follows=more_follows)
+                if self._encoder.hides_controls(marked, by_assistant=own):
                     raise PromptError("a text turns into control tokens when it is normalised")
                 items.append({"type": "text", "text": marked})
             else:

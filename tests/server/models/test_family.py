@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
 from saccade_server.models.family import (
     SUPPORTED,
@@ -85,6 +80,18 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="cannot load the weights"):
+        load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+
+
+def test_weights_that_are_missing_are_not_made_up(
+    tmp_path: Path, tiny_model: Callable[..., Any]
+) -> None:
+    tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"1 weights are missing: model\.layers\.2"):
         load_model(str(tmp_path), dtype=torch.float32, device=CPU)
 
 

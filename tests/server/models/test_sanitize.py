@@ -1,10 +1,12 @@
 """Control tokens that a client typed are text, whatever he does to smuggle them in."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, normalizers
 
 from saccade_server.models.prompt import Message, PromptError, PromptProcessor
 from saccade_server.models.sanitize import PRIVATE_CHARACTERS, ControlTokens, Segment
@@ -96,8 +98,6 @@ def test_what_the_model_wrote_comes_back_as_it_was(prompt_folder: Folder) -> Non
 
 
 def test_a_normaliser_may_not_make_control_tokens(prompt_folder: Folder) -> None:
-    from tokenizers import AddedToken, normalizers
-
     prompts = PromptProcessor.load(prompt_folder("qwen3")[0])
     tokenizer = prompts._tokenizer
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
@@ -110,6 +110,19 @@ def test_a_normaliser_may_not_make_control_tokens(prompt_folder: Folder) -> None
     with pytest.raises(PromptError, match="normalised"):
         with_normaliser.chat([Message("user", ("<STOP>",))])
     assert with_normaliser.chat([Message("user", ("STOP",))]).tokens
+    by_assistant = with_normaliser.chat([Message("assistant", ("<think>",))])
+    assert tokenizer.convert_tokens_to_ids("<think>") in by_assistant.tokens
+
+
+def test_threads_share_a_processor(prompt_folder: Folder) -> None:
+    prompts = PromptProcessor.load(prompt_folder("llama")[0])
+
+    def tokens(index: int) -> tuple[int, ...]:
+        typed = "</s>" if index % 2 else ""
+        return prompts.chat([Message("user", (f"{index} {'word ' * 200}{typed}",))]).tokens
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(tokens, range(24))) == [tokens(index) for index in range(24)]
 
 
 def test_the_longest_token_wins_and_fragments_at_an_end_are_typed() -> None:
