@@ -24,12 +24,11 @@ from saccade_server.api.openapi import document
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import CapacityError, EngineClient, EngineDeadError
-from saccade_server.models.prompt import PromptError, PromptProcessor
+from saccade_server.models.prompt import PromptProcessor
 
 REFUSALS = (
     ApiError,
     InterventionError,
-    PromptError,
     CapacityError,
     EngineDeadError,
     HTTPException,
@@ -76,7 +75,7 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(LimitBody, settings=settings)
     app.add_middleware(Authenticate, keys=settings.api_keys)
-    app.add_middleware(Drain, lifecycle=services.lifecycle)
+    app.add_middleware(Drain, lifecycle=services.lifecycle, settings=settings)
     app.add_middleware(ReadOut, settings=settings)
     app.add_middleware(Observe, settings=settings)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

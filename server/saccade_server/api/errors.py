@@ -21,7 +21,6 @@ from starlette.responses import Response
 
 from saccade_interventions.errors import InterventionError
 from saccade_server.engine.client import CapacityError, EngineDeadError
-from saccade_server.models.prompt import PromptError
 
 LONGEST_MESSAGE = 1000
 LONGEST_ECHO = 200
@@ -178,8 +177,6 @@ def from_exception(error: BaseException) -> ApiError:
             refusal = BadRequest(str(error.message), code=error.code, param=error.param)
             refusal.status = error.status
             return refusal
-        case PromptError():
-            return BadRequest(str(error), code="invalid_prompt")
         case CapacityError():
             return Unavailable("The server has no room for this request now; try again soon.")
         case EngineDeadError():

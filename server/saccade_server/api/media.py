@@ -32,7 +32,8 @@ SIGNATURES = (
     (b"BM", "BMP"),
 )
 
-# What Pillow's decoders raise on broken files, besides their own UnidentifiedImageError (OSError).
+# What Pillow's decoders raise on broken files, besides their own UnidentifiedImageError (OSError);
+# and what it warns of, where warnings are errors.
 BROKEN = (
     AttributeError,
     EOFError,
@@ -43,6 +44,7 @@ BROKEN = (
     SyntaxError,
     TypeError,
     ValueError,
+    Warning,
     struct.error,
     zlib.error,
 )

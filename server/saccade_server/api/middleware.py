@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saccade_server.api.errors import (
     Timeout,
     TooLarge,
+    Unavailable,
     UnsupportedMedia,
     bounded,
     draining,
@@ -140,17 +141,20 @@ async def _discard(receive: Receive, complete: Callable[[], bool], limit: int) -
 
 
 class Drain:
-    """Counts the requests in flight and refuses new ones while the server shuts down."""
+    """Counts the requests in flight; refuses too many, and all new ones in a shutdown."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, settings: ApiSettings) -> None:
         self.app = app
         self.lifecycle = lifecycle
+        self.most = settings.max_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
         elif self.lifecycle.draining:
             await draining().response()(scope, receive, send)
+        elif self.lifecycle.in_flight >= self.most:
+            await Unavailable("Too many requests at once.").response()(scope, receive, send)
         else:
             with self.lifecycle.track():
                 await self.app(scope, receive, send)

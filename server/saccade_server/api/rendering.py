@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image
@@ -20,7 +21,7 @@ from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
 from saccade_server.api.schemas import ChatMessage, ImagePart
 from saccade_server.api.services import Services
-from saccade_server.models.prompt import Message, RenderedPrompt
+from saccade_server.models.prompt import Message, PromptError, RenderedPrompt
 
 UNREAD_MESSAGE_FIELDS = ("tool_calls", "function_call", "audio")
 
@@ -46,7 +47,9 @@ async def prepare_chat(
     files = await _fetch_images(services, messages)
 
     def work() -> Prepared:
-        rendered = services.prompts.chat(_convert(services, messages, files))
+        converted = _convert(services, messages, files)
+        with _refusing("messages"):
+            rendered = services.prompts.chat(converted)
         return _compile(services, rendered, interventions, "messages")
 
     return await services.in_worker(work)
@@ -60,7 +63,8 @@ async def prepare_completion(
         check_tokens(prompt, services.engine.info.vocab_size, param)
 
     def work() -> Prepared:
-        rendered = services.prompts.completion(prompt)
+        with _refusing(param):
+            rendered = services.prompts.completion(prompt)
         return _compile(services, rendered, interventions, param)
 
     return await services.in_worker(work)
@@ -70,6 +74,15 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:
     """Refuse token ids that the model does not have."""
     if any(token >= vocabulary for token in tokens):
         raise BadRequest(f"Token ids go from 0 to {vocabulary - 1}.", param=param)
+
+
+@contextmanager
+def _refusing(param: str) -> Iterator[None]:
+    """Say where the prompt is that cannot be built."""
+    try:
+        yield
+    except PromptError as error:
+        raise BadRequest(str(error), code="invalid_prompt", param=param) from None
 
 
 def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None:
@@ -123,16 +136,16 @@ def _convert(
     def part_of(part: object, path: str) -> str | Image.Image:
         if isinstance(part, ImagePart):
             limit = services.settings.max_image_bytes
-            data = files.get(path) or read_data_url(part.image_url.url, limit, path)
+            fetched = path in files
+            data = files[path] if fetched else read_data_url(part.image_url.url, limit, path)
             return budget.decode(data, path)
         return str(getattr(part, "text", part))
 
     converted = []
     for at, message in enumerate(messages):
-        role = "system" if message.role == "developer" else message.role
         parts = [message.content] if isinstance(message.content, str) else message.content
         content = tuple(part_of(part, _path(at, spot)) for spot, part in enumerate(parts))
-        converted.append(Message(role, content))
+        converted.append(Message(message.role, content))
     return converted
 
 

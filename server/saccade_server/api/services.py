@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
-
-import anyio
-import anyio.to_thread
 
 from saccade_interventions.context import ModelFacts
 from saccade_interventions.registry import Registry
@@ -31,15 +29,26 @@ class Services:
     settings: ApiSettings
     fetcher: ImageFetcher
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    workers: anyio.CapacityLimiter = field(init=False)
+    workers: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        limiter = anyio.CapacityLimiter(self.settings.prompt_workers)
-        object.__setattr__(self, "workers", limiter)
+        object.__setattr__(self, "workers", asyncio.Semaphore(self.settings.prompt_workers))
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
-        """Run CPU work off the event loop, a bounded number at a time."""
-        return await anyio.to_thread.run_sync(work, limiter=self.workers)
+        """Run CPU work off the event loop, a bounded number at a time.
+
+        A thread cannot be stopped: when the client leaves, its work goes on, and so does its claim
+        to one of the workers. Otherwise clients that leave at once could start any number of them.
+        """
+        await self.workers.acquire()
+        thread = asyncio.ensure_future(asyncio.to_thread(work))
+        thread.add_done_callback(self._worker_ended)
+        return await asyncio.shield(thread)
+
+    def _worker_ended(self, thread: asyncio.Future[Result]) -> None:
+        self.workers.release()
+        if not thread.cancelled():
+            thread.exception()  # seen, even if nobody waits for it any more
 
     def check_model(self, name: str | None) -> None:
         """Refuse any name but the served one; no name means the only model there is."""

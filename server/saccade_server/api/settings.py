@@ -20,6 +20,7 @@ class ApiSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     default_sampling: Mapping[str, float | int] = field(default_factory=dict)
 
+    max_requests: int = 512  # in flight at once, over all connections
     max_n: int = 16
     max_prompts: int = 64
     max_messages: int = 1024

@@ -96,7 +96,7 @@ class BytePrompts:
                 text += char
 
         for message in messages:
-            add(f"<{message.role}>")
+            add(f"<{message.role.replace('developer', 'system')}>")
             for part in message.parts:
                 if isinstance(part, str):
                     add(part)

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 
 import openai
 import pytest
 
 from saccade_server.api.errors import BadRequest
+from saccade_server.models.prompt import PromptError
 
 
 def test_a_client_that_leaves_a_stream_aborts_it(server, tools):
@@ -204,6 +206,60 @@ def test_a_client_that_never_reads_stops_nobody_else(server, tools):
         )
         assert server.chat(max_tokens=3).status_code == 200
         tools.wait_for(lambda: not server.engine.running)
+
+
+def test_too_many_at_once(make_server, tools):
+    server = make_server(max_requests=1)
+    server.engine.stall_after = 2
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+    ) as response:
+        next(response.iter_text())
+        refused = server.chat()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert server.http.get("/live").status_code == 200
+    tools.wait_for(lambda: not server.app.state.lifecycle.in_flight)
+    server.engine.stall_after = None
+    assert server.chat().status_code == 200
+
+
+def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeypatch):
+    server = make_server(prompt_workers=1)
+    began, may_end = threading.Event(), threading.Event()
+    honest = server.prompts.chat
+
+    def slow(messages):
+        began.set()
+        may_end.wait(5)
+        return honest(messages)
+
+    monkeypatch.setattr(server.prompts, "chat", slow, raising=False)
+    with pytest.raises(openai.APITimeoutError):
+        server.openai(timeout=0.1).chat.completions.create(
+            model=tools.model, messages=[{"role": "user", "content": "Hi"}]
+        )
+    assert began.is_set()
+    tools.wait_for(lambda: not server.app.state.lifecycle.in_flight)
+    began.clear()
+    with pytest.raises(openai.APITimeoutError):
+        server.openai(timeout=0.1).chat.completions.create(
+            model=tools.model, messages=[{"role": "user", "content": "Hi"}]
+        )
+    assert not began.is_set()
+    may_end.set()
+    assert server.chat().status_code == 200
+    assert len(server.engine.requests) == 1
+
+
+def test_a_prompt_that_cannot_be_built(server, monkeypatch):
+    def refuse(messages):
+        raise PromptError("roles must alternate")
+
+    monkeypatch.setattr(server.prompts, "chat", refuse, raising=False)
+    response = server.chat()
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["message"], error["param"]) == ("roles must alternate", "messages")
 
 
 def test_errors_are_bounded():

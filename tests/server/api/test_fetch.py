@@ -1,0 +1,247 @@
+"""Fetching images must not reach anything that the public could not reach itself."""
+
+import asyncio
+import base64
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+from saccade_server.api.errors import BadRequest, Unprocessable
+from saccade_server.api.fetch import ImageFetcher, is_public, parse_url
+from saccade_server.api.settings import ApiSettings
+
+OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "ff02::1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "2001:0:7f00:1::",
+        "2001:db8::1",
+    ],
+)
+def test_private_addresses(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "x",
+        "//example.com/x.png",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "ftp://example.com/x",
+        "gopher://example.com/x",
+        "http://",
+        "http:///x",
+        "http://user@example.com/",
+        "http://example.com@127.0.0.1/",
+        "http://example.com\\@127.0.0.1/",
+        "http://exa\tmple.com/",
+        "http://exa\nmple.com/",
+        " http://example.com/",
+        "http://exämple.com/",
+        "http://example。com/",
+        "http://example.com:99999/",
+        "http://example.com:x/",
+        "http://[::1]/",
+        "http://[fe80::1%25eth0]/",
+        "http://-example.com/",
+        "http://exa_mple.com/",
+        "http://example.com/" + "x" * 5000,
+    ],
+    ids=lambda url: url[:40],
+)
+def test_odd_urls(url):
+    with pytest.raises(BadRequest) as refused:
+        parse_url(url, "here")
+    assert refused.value.code == "invalid_image_url"
+
+
+def test_a_url_in_pieces():
+    target = parse_url("HTTPS://Example.COM.:8443/a%20b/ü".replace("ü", "c") + "?q=1#part", "here")
+    assert (target.scheme, target.host, target.port) == ("https", "example.com", 8443)
+    assert target.path == "/a%20b/c?q=1"
+    assert target.authority == "example.com:8443"
+    assert parse_url("http://example.com", "here").authority == "example.com"
+
+
+class Origin(BaseHTTPRequestHandler):
+    """Answers by path, badly where asked to."""
+
+    seen: ClassVar[list[tuple[str, str]]] = []
+    picture = b""
+
+    def do_GET(self):
+        self.seen.append((self.path, self.headers["host"]))
+        answer = getattr(self, "answer_" + self.path.strip("/"), None)
+        if answer is None:
+            self.send_error(int(self.path.strip("/")))
+        else:
+            answer()
+
+    def send(self, body, **headers):
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_picture(self):
+        self.send(self.picture, content_length=str(len(self.picture)))
+
+    def answer_endless(self):
+        self.send(b"")
+        try:
+            while True:
+                self.wfile.write(b"x" * 10_000)
+        except OSError:
+            pass
+
+    def answer_slow(self):
+        self.send(b"")
+        try:
+            for _ in range(50):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                threading.Event().wait(0.05)
+        except OSError:
+            pass
+
+    def answer_redirect(self):
+        self.send_response(302)
+        self.send_header("location", "/picture")
+        self.end_headers()
+
+    def answer_short(self):
+        self.send(b"x", content_length="500")
+
+    def answer_gzip(self):
+        self.send(b"x", content_encoding="gzip", content_length="1")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def origin(tools):
+    """A web server; its port."""
+    Origin.picture = base64.b64decode(tools.picture.partition(",")[2])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Origin)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch(url, addresses=("127.0.0.1",), public=True, **settings):
+    """Fetch with a resolver of our own; returns the bytes and the names it was asked for."""
+    asked = []
+
+    async def resolve(host, port):
+        asked.append(host)
+        await asyncio.sleep(0)
+        return list(addresses)
+
+    options = {"is_public": (lambda address: True)} if public else {}
+    fetcher = ImageFetcher(ApiSettings("test", **(OPEN | settings)), resolve, **options)
+    return asyncio.run(fetcher.fetch(url, "here")), asked
+
+
+def test_a_picture_is_fetched_from_the_address_that_was_checked(origin):
+    Origin.seen.clear()
+    data, asked = fetch(f"http://pictures.example:{origin}/picture")
+    assert data == Origin.picture
+    assert asked == ["pictures.example"]
+    assert Origin.seen == [("/picture", f"pictures.example:{origin}")]
+
+
+@pytest.mark.parametrize("what", ["404", "500", "403", "redirect", "short", "gzip", "slow"])
+def test_what_the_origin_does_wrong(origin, what):
+    with pytest.raises(Unprocessable) as refused:
+        fetch(f"http://pictures.example:{origin}/{what}")
+    assert refused.value.status == 422
+    assert refused.value.code == "image_fetch_failed"
+
+
+def test_an_endless_body(origin):
+    with pytest.raises(BadRequest) as refused:
+        fetch(f"http://pictures.example:{origin}/endless")
+    assert refused.value.code == "image_too_large"
+
+
+def test_nobody_there():
+    with pytest.raises(Unprocessable):
+        fetch("http://pictures.example:1/x")
+    with pytest.raises(Unprocessable):
+        fetch("http://pictures.example/x", addresses=())
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["::1"]])
+def test_one_private_address_is_enough(origin, addresses):
+    Origin.seen.clear()
+    with pytest.raises(BadRequest) as refused:
+        fetch(f"http://pictures.example:{origin}/picture", addresses, public=False)
+    assert refused.value.code == "image_url_not_allowed"
+    assert not Origin.seen
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0", "2130706433", "0x7f.1", "0177.0.0.1", "127.1"]
+)
+def test_the_ways_to_write_home(origin, host):
+    Origin.seen.clear()
+    fetcher = ImageFetcher(ApiSettings("test", **OPEN))
+    with pytest.raises(BadRequest):
+        asyncio.run(fetcher.fetch(f"http://{host}:{origin}/picture", "here"))
+    assert not Origin.seen
+
+
+def test_only_listed_hosts(origin):
+    listed = {"allowed_media_domains": ("pictures.example",)}
+    assert fetch(f"http://Pictures.example.:{origin}/picture", **listed)[0] == Origin.picture
+    for host in ("other.example", "pictures.example.evil", "x.pictures.example"):
+        with pytest.raises(BadRequest) as refused:
+            fetch(f"http://{host}:{origin}/picture", **listed)
+        assert refused.value.code == "image_url_not_allowed"
+
+
+def test_off_unless_switched_on():
+    with pytest.raises(BadRequest) as refused:
+        fetch("http://pictures.example/x", allow_image_urls=False)
+    assert refused.value.code == "image_url_not_allowed"

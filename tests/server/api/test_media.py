@@ -1,0 +1,275 @@
+"""Images from strangers: every format and mode we take, everything we do not."""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.media import ImageBudget, read_data_url
+from saccade_server.api.settings import ApiSettings
+
+SETTINGS = ApiSettings("test", max_image_pixels=1_000_000, max_request_pixels=1_500_000)
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(data, **limits):
+    return ImageBudget(ApiSettings("test", **limits) if limits else SETTINGS).decode(data, "here")
+
+
+def refuse(data, **limits):
+    with pytest.raises(BadRequest) as refused:
+        decode(data, **limits)
+    assert refused.value.param == "here"
+    assert "0x" not in refused.value.message
+    return refused.value.code
+
+
+def png(width, height, body=b"", bits=8, colour=2):
+    """A PNG file by hand: the header may promise anything."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
+    )
+
+
+RED = Image.new("RGB", (12, 8), (250, 10, 10))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_formats(kind):
+    image = decode(encode(RED, kind))
+    assert (image.mode, image.size) == ("RGB", (12, 8))
+    assert np.abs(np.asarray(image).astype(int) - [250, 10, 10]).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_modes_of_png(mode):
+    source = RED.convert("L").convert(mode) if mode.startswith("I") else RED.convert(mode)
+    image = decode(encode(source))
+    assert (image.mode, image.size) == ("RGB", (12, 8))
+
+
+def test_cmyk():
+    assert decode(encode(RED.convert("CMYK"), "JPEG")).mode == "RGB"
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 255, 32768, 65535]] * 4, np.uint16)
+    row = np.asarray(decode(encode(Image.fromarray(values))))[0, :, 0]
+    assert row.tolist() == [0, 0, 128, 255]
+
+
+def test_transparency_lies_over_white():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert decode(encode(clear)).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    assert decode(encode(palette, transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+    grey = Image.new("LA", (4, 4), (0, 128))
+    assert decode(encode(grey)).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encode(RED, "JPEG", exif=exif)).size == (8, 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Tag)")
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*" + b"\xff" * 60_000])
+def test_broken_exif_is_ignored(exif):
+    assert decode(encode(RED, "JPEG", exif=exif)).size == (12, 8)
+
+
+def test_a_broken_profile_is_ignored():
+    assert decode(encode(RED, "PNG", icc_profile=b"nonsense")).size == (12, 8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60_000), (60_000, 1), (1, 5)])
+def test_too_narrow(size):
+    assert refuse(encode(Image.new("RGB", size))) == "invalid_image"
+
+
+def test_too_long():
+    assert decode(encode(Image.new("1", (400, 2)))).size == (400, 2)
+    assert refuse(encode(Image.new("1", (402, 2)))) == "invalid_image"
+
+
+def test_no_pixels():
+    assert refuse(png(0, 0)) == "invalid_image"
+
+
+@pytest.mark.parametrize("side", [1100, 12_000, 30_000, 2**31 - 1])
+def test_a_bomb_is_not_decoded(side):
+    assert refuse(png(side, side, b"\0" * 100_000)) in ("image_too_large", "invalid_image")
+
+
+def test_the_pixels_of_a_request_are_counted_together():
+    budget = ImageBudget(SETTINGS)
+    data = encode(Image.new("1", (1000, 800)))
+    budget.decode(data, "first")
+    with pytest.raises(BadRequest) as refused:
+        budget.decode(data, "second")
+    assert (refused.value.code, refused.value.param) == ("image_too_large", "second")
+
+
+def test_too_many_bytes():
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert refuse(encode(Image.fromarray(noise)), max_image_bytes=1000) == "image_too_large"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_cut_off(kind, part):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    assert refuse(data[: int(len(data) * part)]) == "invalid_image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+def test_animations(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert refuse(data) == "invalid_image"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"<html></html>",
+        b"%PDF-1.7",
+        b"PK\x03\x04",
+        encode(RED, "TIFF"),
+        encode(RED, "ICO"),
+        encode(RED, "PPM"),
+        encode(RED, "EPS"),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_what_is_no_image(data):
+    assert refuse(data) == "unsupported_image_format"
+
+
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_damage_never_escapes(kind, draw):
+    data = bytearray(encode(RED, kind))
+    for _ in range(draw.draw(st.integers(1, 6))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    with contextlib.suppress(BadRequest):
+        assert decode(bytes(data)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["data:image/png;base64", "DATA:IMAGE/PNG;BASE64", "data:;base64", "data:image/x;a=b;base64"],
+)
+def test_data_urls(head):
+    assert read_data_url(f"{head},aGk=", 100, "here") == b"hi"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:",
+        "data:,",
+        "data:image/png,aGk=",
+        "data:image/png;base64",
+        "data:image/png;base64,",
+        "data:image/png;base64,aGk",
+        "data:image/png;base64,aG k=",
+        "data:image/png;base64,aGk=\n",
+        "data:image/png;base64,aGk=====",
+        "data:image/png;base64,a-_=",
+        "data:image/png;base64,%61Gk=",
+        "data:image/png;base64,ü",
+        "data:text/html;base64,aGk=",
+        "data:image/png;" + "x" * 1000 + ";base64,aGk=",
+    ],
+    ids=lambda url: url[:40],
+)
+def test_odd_data_urls(url):
+    with pytest.raises(BadRequest) as refused:
+        read_data_url(url, 100, "here")
+    assert refused.value.code in ("invalid_image_url", "invalid_image")
+
+
+def test_a_long_data_url_is_refused_before_it_is_decoded():
+    with pytest.raises(BadRequest) as refused:
+        read_data_url("data:image/png;base64," + "A" * 10_000, 100, "here")
+    assert refused.value.code == "image_too_large"
+
+
+PATH = "messages[0].content[{}].image_url"
+
+
+def post(server, tools, *urls):
+    response = server.chat(messages=tools.image_messages(*urls))
+    assert server.chat().status_code == 200
+    return response
+
+
+def test_the_image_at_fault_is_named(server, tools):
+    broken = tools.data_url(encode(RED)[:40])
+    error = post(server, tools, tools.picture, broken).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_image", PATH.format(1))
+    assert not [r for r in server.engine.requests if r.images]
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://127.0.0.1/x.png", "image_url_not_allowed"),
+        ("file:///etc/passwd", "image_url_not_allowed"),
+        ("/etc/passwd", "image_url_not_allowed"),
+        ("", "image_url_not_allowed"),
+        ("data:image/png;base64,!!!!", "invalid_image_url"),
+    ],
+)
+def test_urls_over_http(server, tools, url, code):
+    response = post(server, tools, url)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == code
+    assert response.json()["error"]["param"] == PATH.format(0)
+
+
+def test_too_many_images(server, tools):
+    assert post(server, tools, *[tools.picture] * 16).status_code == 200
+    response = post(server, tools, *[tools.picture] * 200)
+    assert response.json()["error"]["code"] == "too_many_images"
+
+
+def test_a_model_without_eyes(server, tools, monkeypatch):
+    monkeypatch.setattr(server.prompts, "accepts_images", False, raising=False)
+    response = post(server, tools, tools.picture)
+    assert response.json()["error"]["code"] == "images_not_supported"
+
+
+def test_only_users_show_images(server, tools):
+    part = tools.image_part(tools.picture)
+    messages = [{"role": "assistant", "content": [part]}, {"role": "user", "content": "?"}]
+    error = server.chat(messages=messages).json()["error"]
+    assert error["param"] == PATH.format(0)
