@@ -136,6 +136,17 @@ def test_three_methods_at_once(context, attend, scores, hidden):
     torch.testing.assert_close(edited, after, rtol=0, atol=1e-15)
 
 
+def test_generated_sinks_are_found_in_a_composition(context, attend, scores, residual):
+    var = VAR(**STRONG, sinks_in_generated=True)
+    pasta = PASTA(alpha=0.25, spans=[[3, 6], [7, 9]], layers=[2])
+    hidden = residual(15, [*SINKS, 12])
+    scored = attend(compile_plan([pasta], context), scores, exact=True)
+    after = attend(compile_plan([var], context), scored, hidden=hidden, softmax=False)
+    edited = attend(compile_plan([pasta, var], context), scores, hidden=hidden, exact=True)
+    torch.testing.assert_close(edited, after, rtol=0, atol=1e-15)
+    assert (after[:, 12:, 12] < scored[:, 12:, 12]).any()
+
+
 def test_mass_edits_chain_in_order(context, attend, scores):
     one = Move(source=[0, 3], to=[3, 6], share=0.5)
     two = Move(source=[3, 6], to=[9, 11], share=0.25)
@@ -240,6 +251,22 @@ def test_what_is_not_exact_is_refused(context, case):
         raise error
 
 
+class Narrow(VAR):
+    """VAR that looks for sinks in one layer and edits two."""
+
+    method: Literal["narrow"] = "narrow"
+
+    def compile(self, context: Context) -> Plan:
+        plan = super().compile(context)
+        return replace(plan, sinks=replace(plan.sinks, layers=(2,)))
+
+
+def test_sinks_are_not_found_where_a_method_does_not_look(context):
+    parts = [Narrow(layers=[2, 3], heads=[0]), VAR(layers=[3], heads=[1])]
+    assert "look for sinks in different layers" in refused(parts, context).message
+    assert compile_plan([Narrow(layers=[2, 3]), VAR(layers=[4])], context)
+
+
 def test_both_parties_are_named(context):
     message = refused([VAR(), PAI(), VAR()], context).message
     assert "var (interventions[0]) and var (interventions[2])" in message
@@ -273,6 +300,14 @@ def test_hidden_keys_stay_hidden(context):
     assert plan.base_tags().tolist()[:2] == [NEVER_ATTEND] * 2
     assert NEVER_ATTEND not in plan.base_tags()[2:]
     assert NEVER_ATTEND not in sum(plan.sinks.remap, ())
+
+
+def test_a_class_without_keys_still_receives(context):
+    """Every key that mass would move to is hidden: the mass must come back, not vanish."""
+    plan = compile_plan([Hide(), Move(source=[3, 6], to=[0, 2])], context)
+    transform = torch.tensor(plan.masses[0].transform)
+    assert transform.sum(0).tolist() == [1.0] * plan.classes
+    assert transform.ne(torch.eye(plan.classes)).any()
 
 
 def test_rows_without_an_edit_follow_no_program(context):

@@ -44,6 +44,12 @@ def test_layers_from_the_third_to_the_last(make_context):
     assert [bool(edit) for edit in program.edits()] == [False, False, True, True, True, True]
 
 
+def test_sites_are_in_order(make_context):
+    context = make_context(Prompt(5, images=((1, 4),)))
+    assert PAI(layers=[3, 1], heads=[2, 0]).sites(context) == ((1, (0, 2)), (3, (0, 2)))
+    assert PAI(heads={"3": [2, 0], "1": [1]}).sites(context) == ((1, (1,)), (3, (0, 2)))
+
+
 def test_no_strength_is_no_plan(make_context):
     assert compile_plan([PAI(alpha=0)], make_context(Prompt(5, images=((1, 4),)))) is None
 

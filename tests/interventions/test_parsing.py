@@ -220,7 +220,7 @@ REGISTRY = Registry.discover()
 FIELDS = sorted({name for m in REGISTRY.methods.values() for name in m.model_fields})
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(
     st.lists(
         st.fixed_dictionaries(

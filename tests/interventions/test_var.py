@@ -177,6 +177,7 @@ def test_threshold_scales_with_the_model(make_context):
 def test_no_strength_is_no_plan(make_context):
     context = make_context(Prompt(6, images=((1, 4),)))
     assert compile_plan([VAR(move_fraction=0)], context) is None
+    assert VAR(move_fraction=0).compile(context).sinks is None
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_unknown_dimensions_name_the_way_out(make_context):
     assert VAR(sink_dims=[3]).compile(context).sinks.dims == (3,)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 @given(
     sinks=st.sets(st.integers(0, 13)),
     p=st.floats(0.01, 1),
