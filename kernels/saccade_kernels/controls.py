@@ -11,8 +11,9 @@ with scores ``z`` (scaled, soft-capped), key classes ``c(j)`` and visible keys o
             m' = transform m, and A'_j = A_j m'_c / m_c, so proportions inside a class are kept
     head    o' = gain * (A' v) + shift
 
-A class with no mass cannot receive any: what ``transform`` would give it returns to the other
-classes in proportion. Heads are *query* heads. This module knows heads, layers and classes, never
+A class without mass cannot receive any (nor one so faint that it would have to grow more than
+1e30 times): what ``transform`` would give it returns to the other classes in proportion, and a row
+in which no other class is left keeps its masses. Heads are *query* heads. This module knows heads, layers and classes, never
 a request or a method.
 """
 
@@ -103,7 +104,7 @@ class Program:
         """Which edits each layer makes, one :class:`Edit` per layer."""
         score = (self.scale != 0) | (self.absolute != 0) | (self.bias != 0)
         scored = score.any(axis=(1, 2)) | (self.weight != 0).any(axis=1)
-        moved = self.moves().any(axis=1)
+        moved: NDArray[np.bool_] = np.asarray(self.moves().any(axis=1))
         headed = (self.gain != 1).any(axis=1) | (self.shift != 0).any(axis=(1, 2))
         return tuple(
             (Edit.SCORE if s else Edit.NONE)

@@ -1,4 +1,7 @@
-"""The ``saccade`` command. Options beat environment variables (SACCADE_...) and defaults."""
+"""The ``saccade`` command. Options beat environment variables (SACCADE_...) and defaults.
+
+Commands import what they need when they run: help must not wait for torch and transformers.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from saccade_interventions import shorthand
-from saccade_interventions.errors import InterventionError
-from saccade_interventions.registry import Registry
-from saccade_server.api.settings import ApiSettings
-from saccade_server.config import ServerConfig, engine_config, served_name
-from saccade_server.engine.client import EngineDeadError
-from saccade_server.models.family import UnsupportedModelError
-from saccade_server.oneshot import RequestRefused, demo, generate, receipt_of, text_of
-from saccade_server.serving import serve
 
 app = typer.Typer(
     name="saccade",
@@ -93,6 +86,11 @@ def serve_command(
     access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
 ) -> None:
     """Serve the OpenAI-compatible API."""
+    from saccade_server.api.settings import ApiSettings
+    from saccade_server.config import ServerConfig, engine_config, served_name
+    from saccade_server.engine.client import EngineDeadError
+    from saccade_server.serving import serve
+
     _log(log_level)
     try:
         config = ServerConfig(
@@ -148,6 +146,10 @@ def generate_command(
     threads: Threads = None,
 ) -> None:
     """Answer one question without a server; the receipt goes to standard error."""
+    from saccade_interventions import shorthand
+    from saccade_server.config import engine_config, served_name
+    from saccade_server.oneshot import RequestRefused, generate, receipt_of, text_of
+
     _log("warning")
     sampling: dict[str, Any] = {"temperature": temperature}
     if max_tokens is not None:
@@ -174,6 +176,9 @@ def generate_command(
 @app.command("demo")
 def demo_command() -> None:
     """Ask the demo model about a sample image without and with VAR, side by side."""
+    from saccade_server.config import engine_config
+    from saccade_server.oneshot import RequestRefused, demo
+
     _log("warning")
     try:
         asyncio.run(demo(engine_config(None), Console()))
@@ -186,6 +191,9 @@ def methods_command(
     method: Annotated[str | None, typer.Argument(help="Show this method's parameters.")] = None,
 ) -> None:
     """List the interventions, or describe one as JSON."""
+    from saccade_interventions.errors import InterventionError
+    from saccade_interventions.registry import Registry
+
     registry = Registry.discover()
     if method is not None:
         try:
@@ -216,8 +224,5 @@ def _log(level: str) -> None:
 
 
 def _fail(error: Exception) -> typer.Exit:
-    if isinstance(error, UnsupportedModelError):
-        typer.echo(f"saccade cannot serve this model: {error}", err=True)
-    else:
-        typer.echo(f"saccade: {error}", err=True)
+    typer.echo(f"saccade: {error}", err=True)
     return typer.Exit(2)
