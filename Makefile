@@ -6,6 +6,9 @@ PORT ?= 8000
 # more arguments for the command behind a target: make test ARGS="-k scheduler"
 ARGS ?=
 
+# a script of benchmarks/
+BENCH ?= serving
+
 IMAGE ?= saccade
 DEVICE ?= cpu
 # an index that offers the wanted build of torch, for `make docker`; elsewhere pip's own variables
@@ -39,11 +42,11 @@ format: $(VENV)/.saccade-dev ## let ruff repair what it can
 	@$(bin)/ruff check --fix
 	@$(bin)/ruff format
 
-bench: $(VENV)/.saccade-dev ## measure this machine; the last line is one JSON document
-	@$(bin)/python benchmarks/serving.py $(ARGS)
+bench: $(VENV)/.saccade-dev ## measure this machine (BENCH=serving); the last line is one JSON document
+	@$(bin)/python benchmarks/$(BENCH).py $(ARGS)
 
-train-demo: $(VENV)/.saccade-dev ## train the embedded demo model again
-	@$(bin)/python -m saccade_server.demo.train $(ARGS)
+train-demo: $(VENV)/.saccade-dev ## train the demo model again, into build/demo
+	@$(bin)/python -m saccade_server.demo.train --out build/demo $(ARGS)
 
 docker: ## build the image (IMAGE=saccade DEVICE=cpu|cuda TORCH_INDEX=)
 	@if docker info >/dev/null 2>&1; then build="docker build"; \

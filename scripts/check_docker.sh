@@ -52,6 +52,34 @@ PYTHON
 mapfile -t command < <(config Entrypoint; config Cmd)
 mapfile -t probe < <(config Healthcheck.Test | sed "1d; s/:8000/:$port/")
 
+# a question with an intervention, in the image's own Python, which has no client
+cat >"$work/ask.py" <<'PYTHON'
+import base64, io, json, sys, urllib.request
+from PIL import Image
+
+url = f"http://127.0.0.1:{sys.argv[1]}/v1/"
+model = json.load(urllib.request.urlopen(url + "models"))["data"][0]["id"]
+png = io.BytesIO()
+Image.new("RGB", (64, 64), "red").save(png, "PNG")
+image = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+content = [
+    {"type": "image_url", "image_url": {"url": image}},
+    {"type": "text", "text": "Describe the image."},
+]
+body = {
+    "model": model,
+    "messages": [{"role": "user", "content": content}],
+    "interventions": [{"method": "var"}],
+    "temperature": 0,
+    "max_tokens": 24,
+}
+headers = {"Content-Type": "application/json"}
+request = urllib.request.Request(url + "chat/completions", json.dumps(body).encode(), headers)
+answer = json.load(urllib.request.urlopen(request))
+print(answer["choices"][0]["message"]["content"])
+assert answer["interventions_applied"], answer
+PYTHON
+
 serve_as() { # USER: serve until the image's own health check succeeds, then stop
     echo "== serve as $1"
     container=$(buildah from --pull-never "$image")
@@ -66,6 +94,8 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
         fi
         sleep 1
     done
+    buildah run "$container" -- python - "$port" <"$work/ask.py"
+    echo "answers /live and a question"
     # buildah's own helper takes the user too; its child is what Docker would run as PID 1
     wrapper=$(pgrep --oldest --uid "${1%%:*}" --full '^buildah-chroot-exec') || {
         echo "The server does not run as $1." >&2
@@ -83,7 +113,7 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
     fi
     buildah rm "$container" >/dev/null
     container=''
-    echo "answered /live; SIGTERM ended it with 0"
+    echo "SIGTERM ended it with 0"
 }
 
 serve_as "$(config User)"

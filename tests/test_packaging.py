@@ -84,12 +84,8 @@ def test_the_wheel_holds_every_module_and_the_demo(server_wheel: zipfile.ZipFile
         for root in SOURCE_ROOTS[:3]
         for path in root.glob("saccade_*/**/*.py")
     }
-    data = {
-        path.relative_to(ROOT / "server").as_posix()
-        for folder in ("model", "samples")
-        for path in (DEMO / folder).rglob("*")
-        if path.is_file()
-    }
+    files = [*DEMO.glob("*.json"), *DEMO.glob("model/**/*"), *DEMO.glob("samples/**/*")]
+    data = {path.relative_to(ROOT / "server").as_posix() for path in files if path.is_file()}
     assert sources | data <= names
     assert not [name for name in names if name.startswith(("tests", "saccade_client", "kernels"))]
 
