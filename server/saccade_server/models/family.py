@@ -6,12 +6,14 @@ wrong or neighbour-dependent numbers is not served at all.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils import logging as transformers_logging
 
 from saccade_server.models.attention import ATTENTION_NAME, register_attention
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
@@ -59,6 +61,8 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
     config = load_config(model)
     register_attention()
     auto, attention = _how_to_load(config)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
         loaded, report = auto.from_pretrained(
             model,
