@@ -102,8 +102,9 @@ class Answer:
         return collected
 
     def _system_fingerprint(self) -> str:
-        info = self.services.engine.info
-        parts = [saccade_server.__version__, info.model, info.dtype, *self.headers.values()]
+        # Nothing in it may differ between replicas, such as the folder of the model.
+        name, dtype = self.services.settings.served_model_name, self.services.engine.info.dtype
+        parts = [saccade_server.__version__, name, dtype, *self.headers.values()]
         return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -113,10 +114,12 @@ class Collected:
 
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         """Append what is new."""
         self.text += delta.text
         self.logprobs += delta.logprobs
+        self.offsets += delta.offsets
         self.finish_reason = delta.finish_reason

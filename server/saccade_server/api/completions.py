@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from saccade_server.api.answers import Answer
+from saccade_server.api.answers import Answer, Collected
+from saccade_server.api.generation import Delta
 from saccade_server.api.logprobs import completion_logprobs
 from saccade_server.api.openapi import json_body
 from saccade_server.api.parsing import read_body
@@ -17,7 +18,6 @@ from saccade_server.api.schemas import CompletionRequest
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.unsupported import COMPLETION, refuse_unsupported
-from saccade_server.engine.request import TokenLogprobs
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's default on this endpoint."""
@@ -37,12 +37,7 @@ def completions_router(services: Services) -> APIRouter:
         choices = await answer.whole(request)
         return answer.json(
             answer.envelope(
-                choices=[
-                    _choice(
-                        index, item.text, _logprobs(answer, body, item.logprobs), item.finish_reason
-                    )
-                    for index, item in enumerate(choices)
-                ],
+                choices=[_choice(answer, body, index, said) for index, said in enumerate(choices)],
                 usage=answer.usage(),
                 **answer.receipt(),
             )
@@ -73,32 +68,27 @@ async def _prepare(services: Services, body: CompletionRequest) -> Answer:
 
 async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
     usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
-    offsets = [0] * len(answer.generation.choices)
     async with answer.generation as work:
         async for delta in work.deltas():
-            logprobs = _logprobs(answer, body, delta.logprobs, offsets[delta.index])
-            offsets[delta.index] += len(delta.text)
             last = delta.finish_reason and all(choice.done for choice in work.choices)
             receipt = answer.receipt() if last else {}
-            choice = _choice(delta.index, delta.text, logprobs, delta.finish_reason)
-            yield answer.envelope(choices=[choice], **usage, **receipt)
+            choices = [_choice(answer, body, delta.index, delta)]
+            yield answer.envelope(choices=choices, **usage, **receipt)
     closing = answer.closing(body.include_usage)
     if closing:
         yield closing
 
 
 def _choice(
-    index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+    answer: Answer, body: CompletionRequest, index: int, said: Delta | Collected
 ) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
-def _logprobs(
-    answer: Answer,
-    body: CompletionRequest,
-    entries: list[TokenLogprobs] | tuple[TokenLogprobs, ...],
-    offset: int = 0,
-) -> dict[str, Any] | None:
-    if body.logprobs is None:
-        return None
-    return completion_logprobs(answer.services.prompts, entries, offset)
+    logprobs: dict[str, Any] | None = None
+    if body.logprobs is not None:
+        names = answer.services.prompts
+        logprobs = completion_logprobs(names, said.logprobs, said.offsets)
+    return {
+        "index": index,
+        "text": said.text,
+        "logprobs": logprobs,
+        "finish_reason": said.finish_reason,
+    }

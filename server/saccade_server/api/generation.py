@@ -40,11 +40,12 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new about one choice."""
+    """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin."""
 
     index: int
     text: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    offsets: tuple[int, ...] = ()
     finish_reason: str | None = None
 
 
@@ -69,7 +70,7 @@ class Choice:
         self._end_tokens = end_tokens
         self._decoded = 0  # characters that left the decoder
         self._shown = 0
-        self._waiting: list[tuple[int, TokenLogprobs]] = []  # with the character each ends at
+        self._waiting: list[tuple[int, int, TokenLogprobs]] = []  # end, start, entry
 
     @property
     def stopped(self) -> bool:
@@ -107,16 +108,19 @@ class Choice:
 
     def _decode(self, token: int, entry: TokenLogprobs | None) -> str:
         piece = self._decoder.push(token)
+        start = self._decoded
         self._decoded += len(piece)
         if entry is not None:
-            self._waiting.append((self._decoded, entry))
+            self._waiting.append((self._decoded, start, entry))
         return self._stops.push(piece)
 
     def _delta(self, text: str, finish_reason: str | None = None) -> Delta:
         self._shown += len(text)
-        ready = tuple(entry for end, entry in self._waiting if end <= self._shown)
-        self._waiting = [item for item in self._waiting if item[0] > self._shown]
-        return Delta(self.index, text, ready, finish_reason)
+        ready = [item for item in self._waiting if item[0] <= self._shown]
+        self._waiting = self._waiting[len(ready) :]
+        logprobs = tuple(entry for _, _, entry in ready)
+        offsets = tuple(start for _, start, _ in ready)
+        return Delta(self.index, text, logprobs, offsets, finish_reason)
 
     def _finish(self, output: EngineOutput) -> str:
         if self.stopped:

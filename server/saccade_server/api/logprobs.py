@@ -35,20 +35,15 @@ def chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs]) -> dict[s
 
 
 def completion_logprobs(
-    names: TokenNames, entries: Sequence[TokenLogprobs], offset: int
+    names: TokenNames, entries: Sequence[TokenLogprobs], offsets: Sequence[int]
 ) -> dict[str, Any]:
-    """The ``logprobs`` object of a plain completion; ``offset`` is where its text begins."""
-    texts = [names.token_text(entry.token)[0] for entry in entries]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+    """The ``logprobs`` object of a plain completion; ``offsets`` count in the answer's text."""
     return {
-        "tokens": texts,
+        "tokens": [names.token_text(entry.token)[0] for entry in entries],
         "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
         "top_logprobs": [
             {names.token_text(token)[0]: max(logprob, LOWEST) for token, logprob in entry.top}
             for entry in entries
         ],
-        "text_offset": offsets,
+        "text_offset": list(offsets),
     }

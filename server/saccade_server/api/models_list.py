@@ -24,8 +24,6 @@ def models_router(services: Services) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "saccade",
-            "root": info.model,
-            "parent": None,
             "max_model_len": services.room,
             "accepts_images": info.accepts_images,
             "layers": info.layers,

@@ -90,6 +90,9 @@ def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:
     if n * prompts > settings.max_prompts:
         message = f"A request may ask for {settings.max_prompts} answers, n for each prompt."
         raise BadRequest(message, param="n")
+    info = services.engine.info
+    if n * prompts > info.max_num_seqs + info.max_waiting:
+        raise BadRequest("This server cannot hold so many answers at once.", param="n")
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options needs stream: true.", param="stream_options")
 

@@ -60,6 +60,13 @@ def test_offsets_continue_through_a_stream(server, tools):
     assert offsets == list(range(len("Hello, world!")))
 
 
+def test_offsets_count_characters_of_the_text(server, tools):
+    server.engine.answer = "aé🙂b"
+    body = post(server, tools, prompt="x", logprobs=0).json()
+    logprobs = body["choices"][0]["logprobs"]
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 2, 2, 2, 3]
+
+
 def test_sixteen_tokens_unless_asked_for_more(server, tools):
     server.engine.answer = "x" * 100
     assert post(server, tools, prompt="x").json()["usage"]["completion_tokens"] == 16

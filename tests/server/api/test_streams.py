@@ -214,7 +214,8 @@ def test_too_many_at_once(make_server, tools):
     with server.http.stream(
         "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
     ) as response:
-        next(response.iter_text())
+        pieces = response.iter_text()  # its end would close the connection
+        next(pieces)
         refused = server.chat()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert server.http.get("/live").status_code == 200
