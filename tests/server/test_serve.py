@@ -1,0 +1,264 @@
+"""The product as its users meet it: ``saccade serve`` in a process, the official client."""
+
+import asyncio
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from saccade_client import Saccade
+from saccade_server.demo import SAMPLES, model_path, sample_path
+
+pytestmark = pytest.mark.skipif(
+    not (model_path() / "model.safetensors").exists(), reason="the demo model is not trained yet"
+)
+
+COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
+QUESTION = "Describe the image."
+KINDS: tuple[list[dict[str, Any]], ...] = (
+    [],
+    [{"method": "var", "move_fraction": 0.9, "min_visual_mass": 0.05}],
+    [{"method": "pai", "alpha": 1.5}],
+    [{"method": "pasta", "highlight": ["Describe"], "layers": [2, 3], "alpha": 0.1}],
+    [{"method": "pai", "alpha": 0.5}, {"method": "var", "rho": 0.2}],
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(port: int, *options: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.Popen(
+        [*COMMAND, "serve", "--port", str(port), "--threads", "1", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
+    for _ in range(900):
+        assert process.poll() is None, "the server ended"
+        try:
+            if httpx2.get(url + "/ready").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of a server with the demo model."""
+    port = free_port()
+    process = start(port)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process, url)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, "SIGTERM must end in an orderly exit"
+    assert "curl" in output, "the greeting shows a request to paste"
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server + "/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def messages(sample: str) -> list[Any]:
+    data = base64.b64encode(sample_path(sample).read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}]
+
+
+def ask(client: openai.OpenAI, sample: str, interventions: Any = None, **more: Any) -> Any:
+    extra = {} if interventions is None else {"interventions": interventions}
+    return client.chat.completions.create(
+        model="saccade-demo",
+        messages=messages(sample),
+        temperature=0,
+        extra_body=extra,
+        **more,
+    )
+
+
+def test_a_clear_image_is_described(client: openai.OpenAI) -> None:
+    answer = ask(client, "clear-1")
+    assert answer.choices[0].finish_reason == "stop"
+    assert re.fullmatch(r"There is a .+\.", answer.choices[0].message.content)
+    assert answer.usage.prompt_tokens > 64
+    assert not getattr(answer, "interventions_applied", None)
+
+
+def test_streamed_equals_whole_with_and_without_var(client: openai.OpenAI) -> None:
+    for interventions in (None, [{"method": "var"}]):
+        whole = ask(client, "absent-1", interventions)
+        options = {"include_usage": True}
+        chunks = list(ask(client, "absent-1", interventions, stream=True, stream_options=options))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_the_receipt_says_what_var_did(client: openai.OpenAI) -> None:
+    (entry,) = ask(client, "absent-1", [{"method": "var"}]).interventions_applied
+    assert entry["status"] == "applied"
+    assert entry["layers"] == [2, 3, 4]
+    assert entry["heads"] == 18
+    assert entry["rows"]["generated"] > 3
+    assert 0 < entry["edits"]["moved"] <= entry["edits"]["evaluated"]
+
+
+def test_32_mixed_requests_at_once_get_what_each_gets_alone(server: str) -> None:
+    """Methods, samples, greedy and seeded draws, all in one batch; texts must be equal."""
+
+    async def main() -> None:
+        async with openai.AsyncOpenAI(
+            base_url=server + "/v1", api_key="unused", max_retries=0
+        ) as client:
+
+            async def one(index: int) -> str:
+                answer = await client.chat.completions.create(
+                    model="saccade-demo",
+                    messages=messages(SAMPLES[index % len(SAMPLES)]),
+                    temperature=0.9 if index % 3 == 0 else 0,
+                    seed=index,
+                    max_tokens=40,
+                    extra_body={
+                        "interventions": KINDS[index % len(KINDS)],
+                        "ignore_eos": index % 2 == 0,
+                    },
+                )
+                applied = getattr(answer, "interventions_applied", None) or []
+                assert {entry["status"] for entry in applied} <= {"applied"}
+                assert len(applied) == len(KINDS[index % len(KINDS)])
+                return str(answer.choices[0].message.content)
+
+            alone = [await one(index) for index in range(32)]
+            together = await asyncio.gather(*(one(index) for index in range(32)))
+            assert together == alone
+            assert len(set(alone)) > 8
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("entries", "code", "param"),
+    [
+        ([{"method": "vra"}], "intervention_unknown_method", "interventions[0].method"),
+        ([{"method": "var", "p": 1}], "intervention_unknown_field", "interventions[0].p"),
+        (
+            [{"method": "pai", "alpha": "x"}],
+            "intervention_invalid_params",
+            "interventions[0].alpha",
+        ),
+        (
+            [{"method": "pai"}, {"method": "var", "layers": [6]}],
+            "intervention_layer_out_of_range",
+            "interventions[1].layers[0]",
+        ),
+        (
+            [{"method": "var", "heads": [6]}],
+            "intervention_head_out_of_range",
+            "interventions[0].heads[0]",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_path(
+    client: openai.OpenAI, entries: Any, code: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, "clear-1", entries)
+    assert caught.value.code == code
+    assert caught.value.param == param
+
+
+def test_an_image_method_needs_an_image(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="saccade-demo",
+            messages=[{"role": "user", "content": "Hello"}],
+            extra_body={"interventions": [{"method": "var"}]},
+        )
+    assert caught.value.code == "intervention_requires_image"
+
+
+def test_our_own_client_speaks_to_it(server: str) -> None:
+    with Saccade(server) as client:
+        assert {item.id for item in client.interventions().data} == {"var", "pai", "pasta"}
+        answer = client.chat(
+            QUESTION, images=sample_path("absent-1"), interventions=["var:move_fraction=0.6"]
+        )
+        assert answer.interventions_applied[0].status == "applied"
+        with client.stream_chat(QUESTION, images=sample_path("clear-1"), temperature=0) as stream:
+            text = "".join(chunk.text for chunk in stream)
+        assert text == client.chat(QUESTION, images=sample_path("clear-1"), temperature=0).text
+
+
+def test_a_dead_engine_ends_the_server_with_1() -> None:
+    """The supervisor must see it; requests in flight must not hang."""
+    port = free_port()
+    process = start(port)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process, url)
+        # Linux lists a thread's children here; the engine is the only one.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=100
+    )
+
+
+def test_generate_is_the_whole_job_in_one_command() -> None:
+    image = str(sample_path("absent-1"))
+    done = run_command(
+        *("generate", "--image", image, "--prompt", QUESTION),
+        *("--intervention", "var:move_fraction=0.6", "--threads", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("There is ")
+    assert '"status": "applied"' in done.stderr
+
+
+def test_generate_refuses_as_the_server_does() -> None:
+    done = run_command("generate", "--prompt", "hi", "--intervention", "vra")
+    assert done.returncode == 2
+    assert "did you mean 'var'" in done.stderr
+
+
+def test_demo_and_methods() -> None:
+    shown = run_command("demo")
+    assert shown.returncode == 0, shown.stderr
+    assert "applied" in shown.stdout
+    listed = run_command("methods")
+    assert all(name in listed.stdout for name in ("var", "pai", "pasta"))
