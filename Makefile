@@ -7,7 +7,7 @@ PORT ?= 8000
 ARGS ?=
 
 # a script of benchmarks/
-BENCH ?= serving
+BENCH ?= serve
 
 IMAGE ?= saccade
 DEVICE ?= cpu
@@ -42,7 +42,7 @@ format: $(VENV)/.saccade-dev ## let ruff repair what it can
 	@$(bin)/ruff check --fix
 	@$(bin)/ruff format
 
-bench: $(VENV)/.saccade-dev ## measure this machine (BENCH=serving); the last line is one JSON document
+bench: $(VENV)/.saccade-dev ## measure this machine (BENCH=serve); the last line is one JSON document
 	@$(bin)/python benchmarks/$(BENCH).py $(ARGS)
 
 train-demo: $(VENV)/.saccade-dev ## train the demo model again, into build/demo
