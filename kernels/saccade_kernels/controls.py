@@ -13,8 +13,8 @@ with scores ``z`` (scaled, soft-capped), key classes ``c(j)`` and visible keys o
 
 A class without mass cannot receive any (nor one so faint that it would have to grow more than
 1e30 times): what ``transform`` would give it returns to the other classes in proportion, and a row
-in which no other class is left keeps its masses. Heads are *query* heads. This module knows heads, layers and classes, never
-a request or a method.
+in which no other class is left keeps its masses. Heads are *query* heads. This module knows heads,
+layers and classes, never a request or a method.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ async def serve(config: ServerConfig) -> int:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ws="none",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(FAILURE_GRACE_SECONDS),
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,

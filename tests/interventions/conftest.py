@@ -10,7 +10,7 @@ import torch
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.plan import Phase, Plan
 from saccade_interventions.registry import Registry
-from saccade_kernels import reference
+from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlTables
 from saccade_kernels.sinks import SinkTags, sink_scores
 
@@ -117,9 +117,9 @@ def attend() -> Callable[..., torch.Tensor]:
         tags = tags_of(plan, layer, keys, hidden)
         rows = torch.tensor([[1 + PHASES.index(plan.phase(i)) for i in range(keys)]])
         if softmax:
-            scores = reference.edit_scores(scores, tables, rows, tags, torch.zeros(1, keys), layer)
+            scores = edits.edit_scores(scores, tables, rows, tags, torch.zeros(1, keys), layer)
             scores = torch.softmax(scores.masked_fill(future, -torch.inf), -1)
-        return reference.edit_masses(scores, tables, rows, tags, layer)[0][0]
+        return edits.edit_masses(scores, tables, rows, tags, layer)[0][0]
 
     return run
 

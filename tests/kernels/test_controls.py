@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade_kernels import reference
+from saccade_kernels import edits
 from saccade_kernels.controls import (
     CLASSES,
     GATES,
@@ -121,7 +121,7 @@ def test_columns_that_sum_to_1_conserve_the_mass(seed, empty, sparse):
     program.transform[:] = matrix / matrix.sum(0)
     mass = torch.from_numpy(rng.random(CLASSES))
     mass[rng.permutation(CLASSES)[:empty]] = 0
-    after = reference.transform_masses(mass.view(1, 1, 1, -1), *tables_of(program), 0)
+    after = edits.transform_masses(mass.view(1, 1, 1, -1), *tables_of(program), 0)
     torch.testing.assert_close(after.sum(), mass.sum(), rtol=1e-6, atol=0)
     assert (after >= 0).all()
     assert (after.flatten()[mass == 0] == 0).all()
@@ -141,8 +141,6 @@ def test_a_log_bias_is_a_renormalised_factor_on_the_mass(seed, classes):
     scaled = replace(identity, transform=identity.transform.copy())
     scaled.transform[..., range(classes), range(classes)] = factor
     controls, rows = tables_of(biased)
-    by_score = reference.edit_scores(scores, controls, rows, tags, torch.zeros(1, 20), 0).softmax(
-        -1
-    )
-    by_mass, _ = reference.edit_masses(scores.softmax(-1), *tables_of(scaled), tags, 0)
+    by_score = edits.edit_scores(scores, controls, rows, tags, torch.zeros(1, 20), 0).softmax(-1)
+    by_mass, _ = edits.edit_masses(scores.softmax(-1), *tables_of(scaled), tags, 0)
     torch.testing.assert_close(by_score, by_mass / by_mass.sum(), rtol=1e-6, atol=1e-12)

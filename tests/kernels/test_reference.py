@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_kernels import reference
+from saccade_kernels import edits, reference
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
 
 CASES = {
@@ -233,7 +233,7 @@ def test_edit_functions_agree_with_the_formula(make_case, make_program):
     case.write(1, program)
     rows, tags = torch.ones(2, 3, dtype=torch.int32), torch.randint(0, CLASSES, (2, 11))
     scores, beta = torch.randn(2, 4, 3, 11).double(), torch.randn(2, 11)
-    output = reference.edit_scores(scores, case.tables[0], rows, tags, beta, 1)
+    output = edits.edit_scores(scores, case.tables[0], rows, tags, beta, 1)
 
     def by_key(table):
         return torch.from_numpy(table[1])[:, tags].transpose(0, 1)[:, :, None].double()

@@ -1,0 +1,160 @@
+"""Score and mass edits in plain PyTorch: what a program does to one softmax row.
+
+``edit_scores``, ``edit_masses`` and ``transform_masses`` state each edit on its own. Attention in
+reference.py uses their two halves: ``..._tables`` reads what a group of query rows needs from the
+control tables, for all layers of a step at once, and ``apply_...`` does the arithmetic.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from saccade_kernels.controls import CLASSES, ControlTables
+
+LARGEST_RATIO = 1e30
+"""A class that would have to grow more than this counts as empty: float32 ends soon after."""
+
+LayerTables = tuple[torch.Tensor, torch.Tensor]
+"""What one layer's score or mass edit needs, for one group of query rows."""
+
+
+def edit_scores(
+    scores: torch.Tensor,
+    controls: ControlTables,
+    rows: torch.Tensor,
+    tags: torch.Tensor,
+    weights: torch.Tensor,
+    layer: int,
+) -> torch.Tensor:
+    """Apply the score edit of each query row's program.
+
+    Args:
+        scores: [seqs, heads, queries, keys].
+        rows: control row of each query, int [seqs, queries].
+        tags: key classes, integers [seqs, keys] below :data:`CLASSES`.
+        weights: beta of each key, float32 [seqs, keys].
+    """
+    tables = score_tables(controls, rows, slice(layer, layer + 1))[0]
+    return apply_scores(scores, *tables, class_members(tags, scores.dtype), weights)
+
+
+def edit_masses(
+    attention: torch.Tensor,
+    controls: ControlTables,
+    rows: torch.Tensor,
+    tags: torch.Tensor,
+    layer: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply the gated mass transform of each query row's program.
+
+    Args:
+        attention: softmax weights [seqs, heads, queries, keys]; rows and tags as above.
+
+    Returns:
+        The edited weights, and bool [seqs, heads, queries]: the masses of this row changed.
+    """
+    tables = mass_tables(controls, rows, slice(layer, layer + 1))[0]
+    return apply_masses(attention, *tables, class_members(tags, attention.dtype))
+
+
+def transform_masses(
+    mass: torch.Tensor, controls: ControlTables, rows: torch.Tensor, layer: int
+) -> torch.Tensor:
+    """Gates, transform and the empty-class rule on class masses [seqs, heads, queries, C]."""
+    before = mass.transpose(1, 2)  # [seqs, Q, H, C], as the tables have it
+    tables = mass_tables(controls, rows, slice(layer, layer + 1))[0]
+    ratio = _ratios(before.reshape(-1, CLASSES), *tables)
+    return (before * ratio.view(before.shape)).transpose(1, 2)
+
+
+def score_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:
+    """Scale, absolute and bias [seqs, 3 * H * Q, C], and weight [seqs, H, Q, 1], per layer."""
+    # Minus infinity, written to knock a class out, would be NaN times the zeros of a product.
+    bias = _pick(controls.bias, rows, layers).clamp(min=torch.finfo(torch.float32).min)
+    scale, absolute = _pick(controls.scale, rows, layers), _pick(controls.absolute, rows, layers)
+    per_class = torch.stack([scale, absolute, bias], 2).transpose(3, 4).flatten(2, 4)
+    weight = _pick(controls.weight, rows, layers).transpose(2, 3)[..., None]
+    return list(zip(per_class.unbind(), weight.unbind(), strict=True))
+
+
+def mass_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:
+    """Transform above gate weights [seqs * Q * H, C + GATES, C], and thresholds, per layer."""
+    transform, weights, threshold = (
+        _pick(table, rows, layers).flatten(1, 3)
+        for table in (controls.transform, controls.gate_weight, controls.gate_threshold)
+    )
+    matrix = torch.cat([transform, weights], -2)
+    return list(zip(matrix.unbind(), threshold.unbind(), strict=True))
+
+
+def _pick(table: torch.Tensor, rows: torch.Tensor, layers: slice) -> torch.Tensor:
+    """A control table's rows [layers, seqs, Q, H, ...]; all layers cost hardly more than one."""
+    picked = table[:, layers].index_select(0, rows.flatten()).transpose(0, 1)
+    return picked.reshape(-1, *rows.shape, *picked.shape[2:])
+
+
+def apply_scores(
+    scores: torch.Tensor,
+    per_class: torch.Tensor,
+    weight: torch.Tensor,
+    members: torch.Tensor,
+    beta: torch.Tensor,
+) -> torch.Tensor:
+    per_key = torch.bmm(per_class.to(scores.dtype), members)
+    scale, absolute, bias = per_key.view(scores.shape[0], 3, *scores.shape[1:]).unbind(1)
+    edited = scores + scale * scores + absolute * scores.abs() + bias
+    return edited + weight.to(scores.dtype) * beta[:, None, None, :].to(scores.dtype)
+
+
+def apply_masses(
+    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, members: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    seqs, heads, queries, keys = attention.shape
+    mass = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
+    if queries > 1:  # to the order of the tables, and back
+        mass = mass.view(seqs, heads, queries, CLASSES).transpose(1, 2)
+    ratio = _ratios(mass.reshape(-1, CLASSES), matrix, threshold)
+    if queries > 1:
+        ratio = ratio.view(seqs, queries, heads, CLASSES).transpose(1, 2)
+    ratio = ratio.reshape(seqs, -1, CLASSES)
+    moved = (ratio != 1).any(-1).view(seqs, heads, queries)
+    return attention * torch.bmm(ratio, members).view(attention.shape), moved
+
+
+def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """What each class's keys are multiplied with, m'_c / m_c; all are [rows, ...]."""
+    product = torch.bmm(matrix.to(mass.dtype), mass[..., None]).squeeze(-1)
+    is_open = (product[:, CLASSES:] >= threshold).all(-1, keepdim=True)
+    after = torch.where(is_open, product[:, :CLASSES], mass)
+    ratio = (after / mass).nan_to_num_(1.0, posinf=torch.inf)  # 0 / 0: a class without keys
+    if bool(ratio.amax() > LARGEST_RATIO):
+        ratio = _return_masses(ratio, after)
+    return ratio
+
+
+def _return_masses(ratio: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Take from the empty classes what they were given and share it among the others.
+
+    A row that has nobody left to share with keeps the masses it had.
+    """
+    empty = ratio > LARGEST_RATIO
+    lost = torch.where(empty, after, 0.0).sum(-1, keepdim=True)
+    kept = torch.where(empty, 0.0, after).sum(-1, keepdim=True)
+    stuck = (kept <= 0) & (lost > 0)
+    returned = 1 + lost / torch.where(kept > 0, kept, torch.inf)
+    return torch.where(empty | stuck, 1.0, ratio * returned)
+
+
+def class_members(tags: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Which class each key belongs to, one-hot: [seqs, CLASSES, keys]."""
+    one_hot = _one_hot(dtype, tags.device)
+    return torch.nn.functional.embedding(tags.long(), one_hot).transpose(1, 2)
+
+
+@cache
+def _one_hot(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[256, CLASSES], for any byte: a hidden key counts to some class, but has no mass."""
+    tags = torch.arange(256, device=device).clamp(max=CLASSES - 1)
+    return torch.nn.functional.one_hot(tags, CLASSES).to(dtype)
