@@ -62,7 +62,7 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
     register_attention()
     auto, attention = _how_to_load(config)
     if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded, report = auto.from_pretrained(
             model,

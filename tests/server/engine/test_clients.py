@@ -1,0 +1,195 @@
+"""The engine behind its two clients: a thread of this process, and a process of its own."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import msgspec
+import pytest
+
+from saccade_server.demo import model_path
+from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.local import LocalEngine
+from saccade_server.engine.messages import Submit, decode_command, encode
+from saccade_server.engine.remote import RemoteEngine
+from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
+
+
+async def collect(engine: Any, request: Any) -> tuple[list[int], Any]:
+    tokens: list[int] = []
+    last = None
+    async for output in engine.submit(request):
+        tokens += output.tokens
+        last = output
+    return tokens, last
+
+
+def test_local_engine_serves_many_at_once(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    prompts = [tiny.prompt("llava", images=s % 2, seed=s) for s in range(6)]
+    requests = [make_request(prompt, str(i)) for i, prompt in enumerate(prompts)]
+    wanted = run(make_core("llava"), requests)
+
+    async def main() -> None:
+        engine = LocalEngine(make_core("llava"))
+        results = await asyncio.gather(*(collect(engine, request) for request in requests))
+        for index, (tokens, last) in enumerate(results):
+            assert tokens == wanted[str(index)].tokens
+            assert last.finish_reason is not None
+        await engine.close()
+        assert not engine.alive
+        with pytest.raises(EngineDeadError):
+            await collect(engine, requests[0])
+
+    asyncio.run(main())
+
+
+def test_leaving_the_iterator_aborts(tiny: Any, make_core: Any, make_request: Any) -> None:
+    request = make_request(tiny.prompt("llama"), "r", None, 400, ignore_eos=True)
+
+    async def main() -> None:
+        engine = LocalEngine(make_core("llama"))
+        stream = engine.submit(request)
+        await anext(stream)
+        await stream.aclose()
+        for _ in range(200):
+            stats = await engine.stats()
+            if stats.running == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert stats.running == 0
+        assert stats.cache_usage == 0
+        assert stats.generated_tokens < 400
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_abort_ends_the_stream_with_a_receipt_of_what_ran(
+    tiny: Any, make_core: Any, make_request: Any
+) -> None:
+    request = make_request(tiny.prompt("llama"), "r", None, 400, ignore_eos=True)
+
+    async def main() -> None:
+        engine = LocalEngine(make_core("llama"))
+        outputs = []
+        async for output in engine.submit(request):
+            outputs.append(output)
+            if len(outputs) == 3:
+                await engine.abort("r")
+        assert outputs[-1].finish_reason is FinishReason.ABORT
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_is_said_and_not_waited_for(
+    tiny: Any, make_core: Any, make_request: Any
+) -> None:
+    prompt = tiny.prompt("llama")
+
+    async def main() -> None:
+        engine = LocalEngine(make_core("llama", max_num_seqs=1, max_waiting=1))
+        streams = [
+            engine.submit(make_request(prompt, str(i), None, 300, ignore_eos=True))
+            for i in range(2)
+        ]
+        first = asyncio.create_task(anext(streams[0]))
+        second = asyncio.create_task(anext(streams[1]))
+        await first
+        with pytest.raises(CapacityError):
+            await anext(engine.submit(make_request(prompt, "third")))
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await streams[0].aclose()
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_core_that_raises_is_a_dead_engine(
+    tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = make_core("llama")
+
+    def fail() -> None:
+        raise RuntimeError("lost the device")
+
+    monkeypatch.setattr(core, "step", fail)
+
+    async def main() -> None:
+        engine = LocalEngine(core)
+        with pytest.raises(EngineDeadError, match="lost the device"):
+            await collect(engine, make_request(tiny.prompt("llama")))
+        assert not engine.alive
+        with pytest.raises(EngineDeadError):
+            await engine.stats()
+
+    asyncio.run(main())
+
+
+def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
+    request = make_request(tiny.prompt("qwen2_5_vl"), "r", None, 4, logit_bias={3: 1.5})
+    found = decode_command(encode(Submit(request)))
+    assert isinstance(found, Submit)
+    assert found.request == request
+    with pytest.raises(msgspec.DecodeError):
+        decode_command(b"\x80\x04\x95not msgpack")
+
+
+needs_demo = pytest.mark.skipif(
+    not (model_path() / "model.safetensors").exists(), reason="the demo model is not trained yet"
+)
+
+
+def demo_request(name: str, max_tokens: int) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return GenerateRequest(request_id=name, tokens=(1, 40, 41, 42), sampling=sampling)
+
+
+@needs_demo
+def test_engine_process_serves_dies_and_is_missed() -> None:
+    """One process for the whole life, since each start imports torch and transformers."""
+
+    async def main() -> None:
+        engine = await RemoteEngine.start(EngineConfig(model=str(model_path()), threads=1))
+        assert engine.info.family == "llava"
+        both = [demo_request("a", 9), demo_request("b", 9)]
+        results = await asyncio.gather(*(collect(engine, request) for request in both))
+        assert results[0][0] == results[1][0]
+        assert len(results[0][0]) == 9
+        assert (await engine.stats()).generated_tokens == 18
+        process = engine._process
+        assert process is not None
+        stream = engine.submit(demo_request("c", 900))
+        await anext(stream)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDeadError, match="ended with exit code -9"):
+            async for _ in stream:
+                pass
+        assert not engine.alive
+        folder = engine._folder
+        await engine.close()
+        assert not folder.exists()
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    async def main() -> None:
+        with pytest.raises(EngineDeadError, match="no such folder"):
+            await RemoteEngine.start(EngineConfig(model="/no/such/model"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_batched_tokens", 3), ("cache_tokens", 64), ("max_programs", 1), ("max_waiting", 0)],
+)
+def test_impossible_limits_are_refused(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=field):
+        EngineConfig(model="m", **{field: value})
