@@ -206,7 +206,7 @@ def test_an_image_method_needs_an_image(client: openai.OpenAI) -> None:
 
 def test_our_own_client_speaks_to_it(server: str) -> None:
     with Saccade(server) as client:
-        assert {item.id for item in client.interventions().data} == {"var", "pai", "pasta"}
+        assert {item.id for item in client.interventions()} == {"var", "pai", "pasta"}
         answer = client.chat(
             QUESTION, images=sample_path("absent-1"), interventions=["var:move_fraction=0.6"]
         )

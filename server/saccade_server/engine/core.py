@@ -118,8 +118,11 @@ class EngineCore:
             return "max_tokens must be at least 1"
         if len(request.tokens) + request.sampling.max_tokens > self.info.max_model_len:
             return f"prompt and max_tokens exceed the limit of {self.info.max_model_len} tokens"
-        if min(request.tokens) < 0 or max(request.tokens) >= self.info.vocab_size:
-            return "a prompt token is not in the vocabulary"
+        named = (*request.tokens, *request.sampling.logit_bias)
+        if min(named) < 0 or max(named) >= self.info.vocab_size:
+            return "a token is not in the vocabulary"
+        if any(i.start < 0 or i.start + i.length > len(request.tokens) for i in request.images):
+            return "an image reaches beyond the prompt"
         plan = request.plan
         if plan is not None:
             shape = (plan.layers, plan.heads, plan.head_dim)

@@ -11,6 +11,10 @@ from saccade_kernels.controls import ControlShape, ControlTables, Edit, Program,
 from saccade_server.engine.request import SiteCount
 
 
+MAX_UNIONS = 1024
+"""Remembered sets of rows; a long-lived server sees more of them than are worth keeping."""
+
+
 class DeviceTables:
     """Writes rows when plans come and reads counters when they go; see :class:`PlanTables`."""
 
@@ -48,6 +52,8 @@ class DeviceTables:
         if not edited and not hides:
             return ()
         if edited not in self._unions:
+            if len(self._unions) == MAX_UNIONS:
+                self._unions.clear()
             union = [Edit.NONE] * self._layers
             for row in edited:
                 union = [a | b for a, b in zip(union, self._edits[row], strict=True)]

@@ -193,6 +193,8 @@ def test_requests_that_cannot_run_are_refused_at_once(
     assert "another model" in core.submit(make_request(prompt, "p", foreign.build())).error
     outside = tiny.TinyPrompt((5, 10_000))
     assert "vocabulary" in core.submit(make_request(outside, "v")).error
+    biased = make_request(prompt, "b", None, 4, logit_bias={10_000: 1.0})
+    assert "vocabulary" in core.submit(biased).error
     assert "empty" in core.submit(make_request(tiny.TinyPrompt(()), "e")).error
     assert core.submit(make_request(prompt, "twice")) is None
     assert "id" in core.submit(make_request(prompt, "twice")).error
