@@ -1,0 +1,68 @@
+"""What the command line makes of its options, without starting anything."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade_server.api.settings import ApiSettings
+from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
+from saccade_server.demo import model_path
+from saccade_server.serving import greeting
+
+
+def test_nothing_said_is_the_demo_model_on_what_is_there() -> None:
+    config = engine_config()
+    assert config.model == str(model_path())
+    assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.max_num_seqs == 64
+
+
+def test_limits_are_passed_on_and_checked() -> None:
+    assert engine_config("m", max_num_seqs=3, max_model_len=None).max_num_seqs == 3
+    with pytest.raises(ValueError, match="max_batched_tokens"):
+        engine_config("m", max_num_seqs=100, max_batched_tokens=10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="CUDA"):
+        engine_config(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "wanted"),
+    [(None, None, DEMO_NAME), ("org/model", None, "org/model"), ("org/model", "mine", "mine")],
+)
+def test_served_name(model: str | None, name: str | None, wanted: str) -> None:
+    assert served_name(model, name) == wanted
+
+
+def test_a_folder_is_served_by_its_last_part(tmp_path: Path) -> None:
+    assert served_name(str(tmp_path), None) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+    ],
+)
+def test_the_greeting_is_ready_to_paste(host: str, url: str) -> None:
+    api = ApiSettings(served_model_name=DEMO_NAME)
+    text = greeting(ServerConfig(host, 8000, engine_config(), api))
+    assert f"curl -s {url}/v1/chat/completions" in text
+    body = re.search(r"-d '(.*)'", text)
+    assert body is not None
+    # What the shell puts in the place of the quoted substitution is base64.
+    parsed = json.loads(re.sub(r"'\"\$\(.*?\)\"'", "aGk=", body.group(1)))
+    assert parsed["interventions"] == [{"method": "var"}]
+
+
+def test_another_model_has_no_sample_to_show() -> None:
+    api = ApiSettings(served_model_name="other")
+    assert "curl" not in greeting(ServerConfig("127.0.0.1", 8000, engine_config("other"), api))
