@@ -17,7 +17,7 @@ COPY constraints.txt ./
 ARG TORCH_INDEX=
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     setuptools torch
-COPY pyproject.toml LICENSE README.m[d] ./
+COPY pyproject.toml LICENSE README.md ./
 COPY kernels kernels
 COPY interventions interventions
 COPY server server
