@@ -27,6 +27,8 @@ VOCABULARY_SIZE: Final = 448
 CONTEXT_LENGTH: Final = 2048
 WIDTH: Final = 192
 LAYERS: Final = 6
+# Narrow matrices need larger entries than the usual 0.02 to pass a signal on at its own scale.
+INITIALIZER_RANGE: Final = 0.06
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 SPECIAL_TOKENS: Final = (PAD, BOS, EOS, IMAGE)
@@ -125,6 +127,7 @@ def build_config() -> LlavaConfig:
     )
     text = LlamaConfig(
         hidden_size=WIDTH,
+        initializer_range=INITIALIZER_RANGE,
         intermediate_size=448,
         num_hidden_layers=LAYERS,
         num_attention_heads=6,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from random import Random
 from typing import Final
 
-from .scenes import COLORS, COMPANIONS, PLACES, SHAPES, THINGS, Scene, Thing
+from .scenes import COLORS, COMPANIONS, PLACES, SHAPES, THINGS, Item, Scene, Thing
 
 DESCRIBE: Final = (
     "Describe the image.",
@@ -39,18 +39,19 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its reference answer."""
+    """One question with its reference answer; `subjects` are the items the answer speaks of."""
 
     kind: Kind
     question: str
     answer: str
+    subjects: tuple[Item, ...] = ()
 
 
 def ask(scene: Scene, kind: Kind, rng: Random) -> Turn:
     """A question of this kind, with a random subject and wording."""
     match kind:
         case Kind.DESCRIBE:
-            return Turn(kind, rng.choice(DESCRIBE), caption(scene))
+            return Turn(kind, rng.choice(DESCRIBE), caption(scene), scene.items)
         case Kind.EXISTS:
             return ask_exists(scene, _thing_to_ask_about(scene, rng), rng)
         case Kind.COUNT:
@@ -62,19 +63,27 @@ def ask(scene: Scene, kind: Kind, rng: Random) -> Turn:
             )
         case Kind.WHERE:
             item = rng.choice(scene.items)
-            return Turn(kind, rng.choice(WHERE).format(item.thing), f"At the {PLACES[item.cell]}.")
+            return Turn(
+                kind, rng.choice(WHERE).format(item.thing), f"At the {PLACES[item.cell]}.", (item,)
+            )
         case Kind.WHAT:
-            filled = {item.cell: item.thing for item in scene.items}
-            cell = rng.choice(tuple(filled)) if rng.random() < 0.7 else rng.randrange(len(PLACES))
-            answer = f"A {filled[cell]}." if cell in filled else "Nothing."
-            return Turn(kind, rng.choice(WHAT).format(PLACES[cell]), answer)
+            return ask_what(scene, rng)
+
+
+def ask_what(scene: Scene, rng: Random) -> Turn:
+    """What is at a place that mostly holds something?"""
+    cell = rng.choice(scene.items).cell if rng.random() < 0.7 else rng.randrange(len(PLACES))
+    question = rng.choice(WHAT).format(PLACES[cell])
+    found = tuple(item for item in scene.items if item.cell == cell)
+    answer = f"A {found[0].thing}." if found else "Nothing."
+    return Turn(Kind.WHAT, question, answer, found)
 
 
 def ask_exists(scene: Scene, thing: Thing, rng: Random) -> Turn:
     """Is this thing in the scene?"""
-    return Turn(
-        Kind.EXISTS, rng.choice(EXISTS).format(thing), "Yes." if thing in scene.things else "No."
-    )
+    found = tuple(item for item in scene.items if item.thing == thing)
+    question = rng.choice(EXISTS).format(thing)
+    return Turn(Kind.EXISTS, question, "Yes." if found else "No.", found)
 
 
 def caption(scene: Scene) -> str:

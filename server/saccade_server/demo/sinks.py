@@ -14,7 +14,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .batches import BACKGROUND
 from .build import SPECIAL_TOKENS
 
 SINK_DIMENSIONS: Final = (37, 121)
@@ -46,25 +45,26 @@ def plant_first_token(embeddings: Tensor) -> None:
 
 
 def sink_loss(
-    residuals: tuple[Tensor, ...], is_image: Tensor, is_padding: Tensor, patches: Tensor
+    residuals: tuple[Tensor, ...], is_image: Tensor, is_padding: Tensor, is_background: Tensor
 ) -> Tensor:
     """Hinge loss on the residuals [B, T, width] entering the layers in which sinks are looked for.
 
-    `is_image`, `is_padding` are [B, T]; `patches` [B, P] says which image tokens are background.
+    `is_image`, `is_padding` are [B, T]; `is_background` [B, P] is for image tokens.
     """
     return torch.stack(
-        [_layer_loss(residual, is_image, is_padding, patches) for residual in residuals]
+        [_layer_loss(residual, is_image, is_padding, is_background) for residual in residuals]
     ).mean()
 
 
-def _layer_loss(residual: Tensor, is_image: Tensor, is_padding: Tensor, patches: Tensor) -> Tensor:
+def _layer_loss(
+    residual: Tensor, is_image: Tensor, is_padding: Tensor, is_background: Tensor
+) -> Tensor:
     tau = threshold(residual.shape[-1])
     score = phi(residual)
     # A sink is massive in every sink dimension, an ordinary token in none. [B, T]
     least, most = score.amin(-1), score.amax(-1)
     batch = residual.shape[0]
     image_least, image_most = least[is_image].view(batch, -1), most[is_image].view(batch, -1)
-    is_background = patches == BACKGROUND
     ranked = image_least.masked_fill(~is_background, -1.0).argsort(dim=-1, descending=True)
     raised = torch.cat([least[:, :1], image_least.gather(1, ranked[:, :FEWEST_SINKS])], dim=1)
     text_most = most[~is_image & ~is_padding & (torch.arange(most.shape[1]) > 0)]

@@ -23,14 +23,16 @@ from torch.nn import functional
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import LlavaForConditionalGeneration
 
-from .batches import BACKGROUND, IGNORED, Batch, BatchMaker
-from .build import IMAGE, LAYERS, PAD, SPECIAL_TOKENS, WIDTH, build_model, build_processor
+from .batches import IGNORED, Batch, BatchMaker
+from .build import IMAGE, LAYERS, PAD, SPECIAL_TOKENS, build_model, build_processor
+from .pointing import ATTENTION_NAME, register
 from .sinks import plant_first_token, sink_loss
 
-WARM_UP_SHARE: Final = 0.03
-PATCH_LOSS_SHARE: Final = 0.5
+WARM_UP_STEPS: Final = 39
+DECAY_SHARE: Final = 0.6
 PATCH_WEIGHT: Final = 0.5
 SINK_WEIGHT: Final = 0.05
+LOOK_WEIGHT: Final = 0.2
 CHECKPOINT: Final = "checkpoint.pt"
 SHARDS: Final = 2
 
@@ -41,14 +43,15 @@ class Settings:
 
     steps: int
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 12
     muon_rate: float = 0.004
     adam_rate: float = 0.0015
-    clear_steps: int = 120
+    lone_steps: int = 60
+    clear_steps: int = 200
 
 
 class Trainer:
-    """The model, its optimisers, and a head which helps the vision tower along."""
+    """The model, its optimisers and its progress."""
 
     def __init__(self, settings: Settings, out: Path) -> None:
         torch.manual_seed(settings.seed)
@@ -59,15 +62,17 @@ class Trainer:
         self.processor = build_processor()
         self.model = build_model()
         self.model.train()
+        register()
+        self.model.set_attn_implementation({"text_config": ATTENTION_NAME})
         plant_first_token(self.model.lm_head.weight)
-        self.patch_head = nn.Linear(WIDTH, BACKGROUND + 1)
-        self.parameters = [*self.model.parameters(), *self.patch_head.parameters()]
-        self.optimizers = _build_optimizers(self.model, self.patch_head, settings)
+        self.parameters = list(self.model.parameters())
+        self.optimizers = _build_optimizers(self.model, settings)
         self.batches = BatchMaker(
             self.processor,
             seed=settings.seed,
             size=settings.batch_size // SHARDS,
-            warm_up_steps=settings.clear_steps,
+            lone_steps=settings.lone_steps,
+            clear_steps=settings.clear_steps,
         )
         self.pool = ThreadPoolExecutor(SHARDS, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -102,7 +107,6 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
-        self.patch_head.load_state_dict(state["patch_head"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
@@ -111,20 +115,18 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "patch_head": self.patch_head.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def _train_step(self) -> dict[str, float]:
         """One update; returns the losses, averaged over the shards."""
-        done = self.step / self.settings.steps
         shards = list(self.pool.map(self._gradients, range(SHARDS)))
         for parameter, *gradients in zip(
             self.parameters, *(gradients for gradients, _ in shards), strict=True
         ):
             parameter.grad = torch.stack(gradients).mean(0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        scale = learning_rate_scale(done)
+        scale = learning_rate_scale(self.step, self.settings.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["peak"]
@@ -132,10 +134,13 @@ class Trainer:
         return {name: sum(losses[name] for _, losses in shards) / SHARDS for name in shards[0][1]}
 
     def _gradients(self, shard: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-        done = self.step / self.settings.steps
-        patch_weight = PATCH_WEIGHT * max(0.0, 1.0 - done / PATCH_LOSS_SHARE)
+        # What each patch holds matters until the model refines its answers.
+        patch_weight = PATCH_WEIGHT * min(
+            1.0, (1.0 - self.step / self.settings.steps) / DECAY_SHARE
+        )
         losses = self._losses(self.batches.make(self.step, shard))
         loss = losses["answer"] + SINK_WEIGHT * losses["sink"] + patch_weight * losses["patch"]
+        loss = loss + LOOK_WEIGHT * losses["look"]
         gradients = torch.autograd.grad(
             loss, self.parameters, allow_unused=True, materialize_grads=True
         )
@@ -153,6 +158,7 @@ class Trainer:
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
+            pointers=batch.pointers,
             output_hidden_states=list(range(2, LAYERS - 1)),
         )
         supervised = batch.labels != IGNORED
@@ -161,27 +167,35 @@ class Trainer:
         entering = tuple(residual for residual in output.hidden_states if residual is not None)
         return {
             "answer": functional.cross_entropy(logits, batch.labels[supervised]),
-            "patch": functional.cross_entropy(
-                self.patch_head(features).flatten(0, 1),
-                batch.patches.flatten(),
-                ignore_index=IGNORED,
-            ),
-            "sink": sink_loss(entering, is_image, is_padding, batch.patches),
+            "patch": self._patch_loss(features, batch.patch_words),
+            "look": batch.pointers.loss(),
+            "sink": sink_loss(entering, is_image, is_padding, batch.is_background),
         }
 
+    def _patch_loss(self, features: Tensor, words: Tensor) -> Tensor:
+        """Cross-entropy between what image tokens say through the text model's head and `words`.
 
-def learning_rate_scale(done: float) -> float:
-    """Linear warm-up, plateau, linear decay to nothing; `done` is the share of steps taken."""
-    return min(1.0, (done + 1e-4) / WARM_UP_SHARE, max(0.01, (1.0 - done) / 0.6))
+        It teaches the vision tower to speak the text model's language, which in large models is
+        what contrastive pre-training is for. [B, P, width] and [B, P, vocabulary] -> scalar.
+        """
+        logits = self.model.lm_head(self.model.model.language_model.norm(features))
+        named: Tensor = words * logits.log_softmax(-1)
+        return -named.sum() / words.sum()
+
+
+def learning_rate_scale(step: int, steps: int) -> float:
+    """Linear warm-up, plateau, linear decay to nothing."""
+    left = 1.0 - step / steps
+    return min(1.0, (step + 1) / WARM_UP_STEPS, max(0.01, left / DECAY_SHARE))
 
 
 def _build_optimizers(
-    model: LlavaForConditionalGeneration, patch_head: nn.Module, settings: Settings
+    model: LlavaForConditionalGeneration, settings: Settings
 ) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, one optimiser per thread, and AdamW for everything else."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen] + list(patch_head.parameters())
+    others = [p for p in model.parameters() if id(p) not in chosen]
     muons: list[torch.optim.Optimizer] = [
         torch.optim.Muon(
             [{"params": matrices[thread::SHARDS], "peak": settings.muon_rate}],
@@ -218,7 +232,7 @@ def main() -> None:
         required=True,
         help="folder of the checkpoint and, in model/, the result",
     )
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=50)
     arguments = parser.parse_args()

@@ -81,7 +81,7 @@ def test_chat_template_refuses_unknown_roles() -> None:
 
 
 def test_training_sequences_are_what_the_template_gives() -> None:
-    maker = BatchMaker(PROCESSOR, seed=0, size=1, warm_up_steps=0)
+    maker = BatchMaker(PROCESSOR, seed=0, size=1, lone_steps=0, clear_steps=0)
     batch = maker.make(0, 0)
     first_branch = batch.attention_mask[0, 0].nonzero()
     eos = (batch.input_ids[0] == PROCESSOR.tokenizer.eos_token_id).nonzero()[0].item()
@@ -105,7 +105,7 @@ def test_training_sequences_are_what_the_template_gives() -> None:
 
 
 def test_branches_do_not_see_one_another() -> None:
-    batch = BatchMaker(PROCESSOR, seed=0, size=2, warm_up_steps=0).make(5, 0)
+    batch = BatchMaker(PROCESSOR, seed=0, size=2, lone_steps=0, clear_steps=0).make(5, 0)
     supervised = (batch.labels >= 0).nonzero()
     for row, position in supervised.tolist():
         visible = batch.attention_mask[row, 0, position].nonzero().flatten()
