@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from itertools import product
 
 import msgspec
@@ -175,6 +176,7 @@ class Plan:
             tags[run.start : run.end] = run.tag
         return tags
 
+    @cached_property
     def hides(self) -> bool:
         """True if some key may never be attended to."""
         return any(run.tag == NEVER_ATTEND for run in self.tags)

@@ -16,6 +16,9 @@ from saccade_kernels.controls import ControlTables, Edit, TagTable
 PAGE = 64
 """Cache slots in a page; one kernel tile reads one page, so a page id is a scalar there."""
 
+LayerEdits = tuple[Edit, ...]
+"""What a group of query rows does in each layer; empty: nothing at all."""
+
 
 @dataclass(frozen=True)
 class AttentionBatch:
@@ -29,14 +32,18 @@ class AttentionBatch:
     max_context: int  # largest entry of context_lens
     control_rows: torch.Tensor  # int32 [tokens]: row of the control tables
     tag_rows: torch.Tensor  # int32 [seqs]: row of the tag table
-    edits: tuple[Edit, ...] = ()  # per layer, over all rows named here; empty: a plain batch
+    edits: LayerEdits = ()  # over the decodes, and prefills without an entry of their own
+    prefill_edits: tuple[LayerEdits, ...] = ()  # of each prefill, so that none pays for another
     controls: ControlTables | None = None
     tags: TagTable | None = None
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
 
-    def edit(self, layer: int) -> Edit:
-        """The union of edits any query row of this batch makes in ``layer``."""
-        return self.edits[layer] if self.edits else Edit.NONE
+    def edit(self, layer: int, sequence: int = 0) -> Edit:
+        """What some query row of the sequence's group does in ``layer``: all decodes, or it."""
+        edits = self.edits
+        if self.prefill_edits and sequence >= self.num_decodes:
+            edits = self.prefill_edits[sequence - self.num_decodes]
+        return edits[layer] if edits else Edit.NONE
 
     def tables(self) -> tuple[ControlTables, TagTable]:
         """Both tables of a batch that edits anything."""
@@ -69,7 +76,10 @@ class AttentionBatch:
             raise ValueError("max_context is not the largest of context_lens")
         if self.max_context > self.page_table.shape[-1] * PAGE:
             raise ValueError("page_table is too narrow for max_context")
-        if self.edits and (self.controls is None or self.tags is None):
+        if self.prefill_edits and len(self.prefill_edits) != seqs - self.num_decodes:
+            raise ValueError("prefill_edits must have one entry for each prefill")
+        edited = self.edits or any(self.prefill_edits)
+        if edited and (self.controls is None or self.tags is None):
             raise ValueError("edits without control and tag tables")
 
 

@@ -163,7 +163,7 @@ def _attend(
     softcap: float,
 ) -> torch.Tensor:
     """Attention of one group; query and output are [seqs * queries, heads, head_dim]."""
-    seqs, heads, edit = group.tag_rows.numel(), query.shape[1], batch.edit(layer)
+    seqs, heads, edit = group.tag_rows.numel(), query.shape[1], batch.edit(layer, group.first)
     scores = _scores(query, key_cache, group, scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)

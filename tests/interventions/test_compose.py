@@ -296,7 +296,7 @@ class Hide(Sited):
 
 def test_hidden_keys_stay_hidden(context):
     plan = compile_plan([VAR(), Hide()], context)
-    assert plan.hides()
+    assert plan.hides
     assert plan.base_tags().tolist()[:2] == [NEVER_ATTEND] * 2
     assert NEVER_ATTEND not in plan.base_tags()[2:]
     assert NEVER_ATTEND not in sum(plan.sinks.remap, ())

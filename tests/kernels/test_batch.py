@@ -27,6 +27,16 @@ def test_edits_are_per_layer_and_none_without_controls(batch):
     assert replace(batch, edits=()).edit(1) == Edit.NONE
 
 
+def test_a_prefill_has_its_own_edits(batch):
+    """Two decodes, one prefill: what the decodes do is none of its business."""
+    mixed = replace(batch, edits=(Edit.SCORE, Edit.NONE), prefill_edits=((Edit.NONE, Edit.MASS),))
+    mixed.validate()
+    assert [mixed.edit(0, seq) for seq in range(3)] == [Edit.SCORE, Edit.SCORE, Edit.NONE]
+    assert mixed.edit(1, 2) == Edit.MASS
+    with pytest.raises(ValueError, match="prefill_edits"):
+        replace(batch, prefill_edits=((), ())).validate()
+
+
 @pytest.mark.parametrize(
     "name",
     ["slots", "query_starts", "context_lens", "control_rows", "tag_rows", "page_table"],

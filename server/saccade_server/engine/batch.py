@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.tables import DeviceTables
 
@@ -62,8 +62,13 @@ def pack(
     starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
     contexts = np.array([chunk.end for chunk in chunks], dtype=np.int32)
     controls = [_control_rows(chunk) for chunk in chunks]
-    hides = any(c.sequence.plan is not None and c.sequence.plan.hides() for c in chunks)
-    edits = tables.edits({row for rows in controls for row in set(rows)}, hides)
+    decodes = int((lengths == 1).sum())
+    edits = _edits(tables, chunks[:decodes], controls[:decodes])
+    prefill_edits = tuple(
+        _edits(tables, [chunk], [rows])
+        for chunk, rows in zip(chunks[decodes:], controls[decodes:], strict=True)
+    )
+    edited = bool(edits) or any(prefill_edits)
 
     def tensor(values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -73,13 +78,14 @@ def pack(
         query_starts=tensor(starts),
         context_lens=tensor(contexts),
         page_table=tensor(_page_table(chunks)),
-        num_decodes=int((lengths == 1).sum()),
+        num_decodes=decodes,
         max_context=int(contexts.max()),
         control_rows=tensor(np.concatenate(controls, dtype=np.int32)),
         tag_rows=tensor(np.array([c.sequence.tag_row for c in chunks], dtype=np.int32)),
         edits=edits,
-        controls=tables.controls if edits else None,
-        tags=tables.tags if edits else None,
+        prefill_edits=prefill_edits,
+        controls=tables.controls if edited else None,
+        tags=tables.tags if edited else None,
     )
     tokens = [t for c in chunks for t in c.sequence.tokens[c.start : c.end]]
     placed = [p.slice(c.start, c.end) for c, p in zip(chunks, positions, strict=True)]
@@ -96,9 +102,17 @@ def pack(
 
 def slots_of(pages: Batch[int], start: int, end: int) -> Ints:
     """Cache slots of positions ``start`` to ``end`` of a sequence that holds ``pages``."""
+    first = start // PAGE
+    held = np.array(pages[first : -(-end // PAGE)], dtype=np.int64)
     position = np.arange(start, end, dtype=np.int64)
-    held = np.asarray(pages, dtype=np.int64)
-    return held[position // PAGE] * PAGE + position % PAGE
+    return held[position // PAGE - first] * PAGE + position % PAGE
+
+
+def _edits(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -> LayerEdits:
+    """The union of what these chunks' query rows do, per layer."""
+    plans = (chunk.sequence.plan for chunk in chunks)
+    hides = any(plan is not None and plan.hides for plan in plans)
+    return tables.edits({row for some in rows for row in set(some)}, hides)
 
 
 def _slots(chunk: Chunk) -> Ints:

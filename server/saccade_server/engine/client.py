@@ -13,7 +13,7 @@ class EngineDeadError(RuntimeError):
 
 
 class CapacityError(RuntimeError):
-    """The engine has no room for this request now (queue or plan tables full); try again later."""
+    """The engine has no room for this request now; try again later."""
 
 
 class EngineClient(Protocol):

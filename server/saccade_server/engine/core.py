@@ -84,8 +84,6 @@ class EngineCore:
             return []
         try:
             step, logits = self._runner.run(chunks)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
             return self._isolate(chunks, error)
         self._steps += 1
@@ -133,32 +131,31 @@ class EngineCore:
         return None
 
     def _advance(self, chunks: Iterable[Chunk], logits: torch.Tensor) -> list[EngineOutput]:
-        chunks = list(chunks)
-        for chunk in chunks:
-            self._scheduler.complete(chunk)
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        if not sampling:
-            return []
+        """Book what was computed, draw tokens, and end what is finished or unusable."""
+        sampling: list[Sequence] = []
+        outputs: list[EngineOutput] = []
         usable = torch.isfinite(logits).all(-1).tolist()
-        good = [i for i, fine in enumerate(usable) if fine]
-        outputs = [
-            self._finish(sequence, FinishReason.ERROR, "the model gave logits that are not finite")
-            for sequence, fine in zip(sampling, usable, strict=True)
-            if not fine
-        ]
-        if good:
-            rows = logits if len(good) == len(usable) else logits[good]
-            sequences = [sampling[i] for i in good]
-            samples = sample(rows, sequences, self.info.eos_token_ids)
-            pairs = zip(sequences, samples, strict=True)
-            outputs += [self._accept(sequence, drawn) for sequence, drawn in pairs]
+        fine = iter(usable)
+        for chunk in chunks:
+            samples = chunk.samples
+            if samples and not next(fine):  # before its pages can be found by others
+                reason = "the model gave logits that are not finite"
+                outputs.append(self._finish(chunk.sequence, FinishReason.ERROR, reason))
+                continue
+            self._scheduler.complete(chunk)
+            if samples:
+                sampling.append(chunk.sequence)
+        if sampling:
+            rows = logits if all(usable) else logits[[i for i, good in enumerate(usable) if good]]
+            drawn = zip(sampling, sample(rows, sampling), strict=True)
+            outputs += [self._accept(sequence, token) for sequence, token in drawn]
         return outputs
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
         if sequence.generated == 0:
             self._prompt_tokens += sequence.prompt_length
-        sequence.tokens.append(drawn.token)
+        sequence.append(drawn.token)
         self._generated_tokens += 1
         sampling = sequence.request.sampling
         ended = drawn.token in sampling.stop_token_ids or (
@@ -198,6 +195,8 @@ class EngineCore:
 
     def _isolate(self, chunks: list[Chunk], error: Exception) -> list[EngineOutput]:
         """A step failed: run its chunks one by one and fail only those that fail alone."""
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
         if len(chunks) == 1:
             sequence = chunks[0].sequence
             logger.error("request %s failed", sequence.request.request_id, exc_info=error)
@@ -231,7 +230,7 @@ def _describe(
         head_dim=model.head_dim,
         hidden_size=model.hidden_size,
         vocab_size=model.vocab_size,
-        eos_token_ids=tuple(model.eos_token_ids),
+        eos_token_ids=tuple(t for t in model.eos_token_ids if 0 <= t < model.vocab_size),
         max_model_len=limit,
         max_num_seqs=config.max_num_seqs,
         max_waiting=config.max_waiting,

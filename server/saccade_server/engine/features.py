@@ -35,7 +35,7 @@ class FeatureCache:
             for image, features in zip(missing, self._model.encode_images(inputs), strict=True):
                 if features.features.shape[0] != image.length:
                     raise ValueError("the image has another number of features than its span")
-                found[image.digest] = features
+                found[image.digest] = _own(features)
             self.encoded += len(missing)
         for digest in wanted:
             self._keep(digest, found[digest])
@@ -49,6 +49,11 @@ class FeatureCache:
         while self._bytes > self._capacity and len(self._held) > 1:
             _, evicted = self._held.popitem(last=False)
             self._bytes -= _size(evicted)
+
+
+def _own(features: ImageFeatures) -> ImageFeatures:
+    """A copy: families give views, and a view keeps all images encoded with it in memory."""
+    return ImageFeatures(features.features.clone(), tuple(t.clone() for t in features.deepstack))
 
 
 def _pixels(image: ImageInput) -> NDArray[np.float32]:

@@ -3,10 +3,14 @@
 The keys and values of a token depend on every token before it, on the images among them, and on
 every edit that an earlier or own query row went through. So a page's key chains the key of the
 page before it with: its tokens, the images it overlaps, and, from the first edited row on, the
-program each of its rows followed and the key classes that program saw. A prefix without edited
-rows has the key of a plain request, whatever the plan does later; what a plan edits can only ever
-be found again by rows that went through the same edits at the same places. Blocks filled while
-decoding follow the same rule.
+program each of its rows followed, the key classes that program saw, and where the prompt ends. A
+prefix without edited rows has the key of a plain request, whatever the plan does later; what a plan
+edits can only ever be found again by rows that went through the same edits at the same places.
+Pages filled while decoding follow the same rule.
+
+A plan that looks for sinks also needs their scores, which are cached by slot. Pages whose tokens
+were all scored say so with an *extra* (see pages.py): such a plan finds only those, a plain request
+finds any.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from itertools import groupby
 
 import msgspec
 
-from saccade_interventions.plan import Phase
+from saccade_interventions.plan import Phase, SinkRule
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence
@@ -30,10 +34,12 @@ class PageKeyer:
         self._plan = request.plan
         self._programs: dict[Phase, str | None] = {}
         self._tags = ""
+        self._scores: str | None = None
         if self._plan is not None:
             self._programs = {phase: self._plan.program_key(phase) for phase in Phase}
             self._tags = self._plan.tags_key()
-        self._edited = self._plan is not None and self._plan.hides()
+            self._scores = _scores_key(self._plan.sinks)
+        self._edited = self._plan is not None and self._plan.hides
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Append the keys of all full pages among the first ``tokens`` tokens."""
@@ -45,9 +51,20 @@ class PageKeyer:
                 sequence.tokens[start : start + PAGE],
                 self._images(start),
                 self._edits(start),
-                self._probe(start),
             ]
             keys.append(hashlib.sha256(parent + msgspec.msgpack.encode(content)).digest())
+
+    @property
+    def needs(self) -> str | None:
+        """The extra that a page must carry to be of use to this request."""
+        return self._scores
+
+    def extra(self, page: int) -> str | None:
+        """The extra that this request's page number ``page`` carries once it is full."""
+        if self._plan is None or self._plan.sinks is None:
+            return None
+        scored = self._plan.sinks.generated or (page + 1) * PAGE <= self._plan.prompt_length
+        return self._scores if scored else None
 
     def _images(self, start: int) -> list[tuple[str, int]]:
         """Images that reach into the page, with the page's place relative to their start."""
@@ -65,12 +82,11 @@ class PageKeyer:
         if not self._edited:
             return None
         runs = [(program, len(list(run))) for program, run in groupby(programs)]
-        return [self._tags, runs]
+        # Behind the prompt tokens have another class, and are no sinks unless a rule says so.
+        prompt = min(max(self._plan.prompt_length - start, 0), PAGE)
+        return [self._tags, prompt, runs]
 
-    def _probe(self, start: int) -> list[object] | None:
-        """Sink scores are cached with a page, so a page found must have been examined alike."""
-        if self._plan is None or self._plan.sinks is None:
-            return None
-        rule = self._plan.sinks
-        examined = rule.generated or start + PAGE <= self._plan.prompt_length
-        return [rule.dims, rule.layers, examined]
+
+def _scores_key(rule: SinkRule | None) -> str | None:
+    """What sink scores depend on; thresholds are applied later."""
+    return None if rule is None else f"{rule.dims} {rule.layers}"

@@ -104,7 +104,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     ``rows`` counts the distinct query rows of each phase, those of a shared prefix included (it
     was computed under the same programs). ``moved`` lists the sites of mass edits that changed
-    a row; a row computed again after preemption counts again there.
+    a row; a row computed again, after preemption or a failed step, counts again there.
     """
 
     rows: dict[str, int]

@@ -2,8 +2,8 @@
 
 The draw at output position t of a request with seed s uses the t-th number of a counter-based
 generator keyed by s, so it depends on nothing else in the batch, and a preempted sequence goes on
-as it would have. Order of operations: penalties, logit bias, banned tokens, temperature, top-k,
-top-p, min-p, draw. Log-probabilities are those of the model's own distribution, before all of it.
+as it would have. Order of operations, as in vLLM: logit bias, penalties, temperature, min-p, top-k,
+top-p, draw. Log-probabilities are those of the model's own distribution, before all of it.
 """
 
 from __future__ import annotations
@@ -29,51 +29,43 @@ class Sample:
     logprobs: TokenLogprobs | None
 
 
-def sample(logits: torch.Tensor, sequences: Batch[Sequence], eos: tuple[int, ...]) -> list[Sample]:
+def sample(logits: torch.Tensor, sequences: Batch[Sequence]) -> list[Sample]:
     """Draw one token a sequence.
 
     Args:
-        logits: [sequences, vocabulary], float32; not modified.
+        logits: [sequences, vocabulary], float32 and finite; not modified.
         sequences: in the order of the rows.
-        eos: end tokens of the model, banned for sequences that ignore them.
-
-    Raises:
-        FloatingPointError: no row of the logits is usable; rows are checked by the caller.
     """
     params = [sequence.request.sampling for sequence in sequences]
-    edited = _edit(logits, sequences, params, eos)
+    edited = _edit(logits, sequences, params)
     tokens = edited.argmax(-1)
-    drawn = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
-    if drawn:
-        rows = edited if len(drawn) == len(params) else edited[drawn]
-        chosen = [sequences[i] for i in drawn]
-        tokens[drawn] = _draw(rows, [params[i] for i in drawn], chosen)
+    random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
+    filtered = [i for i in random if _filters(params[i])]
+    free = [i for i in random if not _filters(params[i])]
+    for rows, draw in ((free, _draw), (filtered, _draw_filtered)):
+        if rows:
+            tokens[rows] = draw(edited[rows], [sequences[i] for i in rows])
     picked: list[int] = tokens.tolist()
     logprobs = _logprobs(logits, params, picked)
     return [Sample(token, found) for token, found in zip(picked, logprobs, strict=True)]
 
 
 def _edit(
-    logits: torch.Tensor,
-    sequences: Batch[Sequence],
-    params: Batch[SamplingParams],
-    eos: tuple[int, ...],
+    logits: torch.Tensor, sequences: Batch[Sequence], params: Batch[SamplingParams]
 ) -> torch.Tensor:
-    """Penalties, bias and bans; returns ``logits`` itself when no sequence asks for any."""
+    """Bias and penalties; returns ``logits`` itself when no sequence asks for any."""
     edited = logits
     for row, (sequence, p) in enumerate(zip(sequences, params, strict=True)):
-        if not (_penalised(p) or p.logit_bias or (p.ignore_eos and eos)):
+        if not (_penalised(p) or p.logit_bias):
             continue
         if edited is logits:
             edited = logits.clone()
-        if _penalised(p):
-            _penalise(edited[row], sequence, p)
         if p.logit_bias:
             index = torch.tensor(list(p.logit_bias), device=logits.device)
             bias = torch.tensor(list(p.logit_bias.values()), device=logits.device)
             edited[row].index_add_(0, index, bias.to(logits.dtype))
-        if p.ignore_eos:
-            edited[row, list(eos)] = float("-inf")
+        if _penalised(p):
+            _penalise(edited[row], sequence, p)
     return edited
 
 
@@ -83,42 +75,56 @@ def _penalised(p: SamplingParams) -> bool:
 
 def _penalise(row: torch.Tensor, sequence: Sequence, p: SamplingParams) -> None:
     """Repetition counts the prompt too; presence and frequency count the output only."""
-    size = row.numel()
-    output = torch.tensor(sequence.tokens[sequence.prompt_length :], dtype=torch.int64)
-    counts = torch.bincount(output, minlength=size).to(row)
+    output = sequence.output_counts
     if p.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.tokens)), device=row.device)
-        values = row[seen]
-        factor = p.repetition_penalty
+        seen = torch.tensor([*sequence.prompt_tokens.union(output)], device=row.device)
+        values, factor = row[seen], p.repetition_penalty
         row[seen] = torch.where(values > 0, values / factor, values * factor)
-    row -= p.frequency_penalty * counts + p.presence_penalty * (counts > 0)
+    if output and (p.presence_penalty or p.frequency_penalty):
+        tokens = torch.tensor([*output], device=row.device)
+        counts = torch.tensor([*output.values()], device=row.device)
+        row[tokens] -= (p.frequency_penalty * counts + p.presence_penalty).to(row.dtype)
 
 
-def _draw(
-    logits: torch.Tensor, params: Batch[SamplingParams], sequences: Batch[Sequence]
-) -> torch.Tensor:
-    """Inverse-CDF draw over the filtered distribution in descending order. Returns int64 [rows]."""
+def _filters(p: SamplingParams) -> bool:
+    return p.top_k > 0 or p.top_p < 1 or p.min_p > 0
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
 
-    size = logits.shape[-1]
-    scaled = logits.float() / column([p.temperature for p in params])
-    ordered, index = scaled.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(size, device=logits.device)
-    limit = column([float(p.top_k) if p.top_k > 0 else float(size) for p in params])
-    ordered = ordered.masked_fill(rank >= limit, float("-inf"))
+def _draw(logits: torch.Tensor, sequences: Batch[Sequence]) -> torch.Tensor:
+    """Inverse-CDF draw in the order of the vocabulary, which needs no sorting. int64 [rows]."""
+    mass = _scale(logits, sequences).softmax(-1, dtype=torch.float64).cumsum(-1)
+    target = _column([_uniform(s) for s in sequences], mass) * mass[:, -1:]
+    last = mass.shape[-1] - 1
+    return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=last)
+
+
+def _draw_filtered(logits: torch.Tensor, sequences: Batch[Sequence]) -> torch.Tensor:
+    """Inverse-CDF draw over what the filters leave, in descending order. int64 [rows]."""
+    params = [sequence.request.sampling for sequence in sequences]
+    ordered, index = _scale(logits, sequences).sort(dim=-1, descending=True, stable=True)
+    size = ordered.shape[-1]
+    rank = torch.arange(size, device=ordered.device)
     probs = ordered.softmax(-1)
-    before = probs.cumsum(-1) - probs
-    keep = before < column([p.top_p for p in params])
-    keep &= probs >= column([p.min_p for p in params]) * probs[:, :1]
+    keep = probs >= _column([p.min_p for p in params], probs) * probs[:, :1]
+    keep &= rank < _column([float(p.top_k or size) for p in params], probs)
+    keep[:, 0] = True
+    probs = ordered.masked_fill(~keep, float("-inf")).softmax(-1)
+    keep &= probs.cumsum(-1) - probs < _column([p.top_p for p in params], probs)
     keep[:, 0] = True
     mass = (probs * keep).cumsum(-1)
-    target = column([_uniform(s) for s in sequences]) * mass[:, -1:]
+    target = _column([_uniform(s) for s in sequences], mass) * mass[:, -1:]
     place = (mass <= target).sum(-1, keepdim=True)
     # Rounding may put the target on the last kept value; the draw stays inside what is kept.
-    last = keep.long().cumsum(-1).argmax(-1, keepdim=True)
+    last = keep.sum(-1, keepdim=True) - 1
     return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+def _scale(logits: torch.Tensor, sequences: Batch[Sequence]) -> torch.Tensor:
+    return logits.float() / _column([s.request.sampling.temperature for s in sequences], logits)
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype)[:, None]
 
 
 def _uniform(sequence: Sequence) -> float:

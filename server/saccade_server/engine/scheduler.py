@@ -98,16 +98,28 @@ class Scheduler:
         sequence.computed = chunk.end
         sequence.count_rows(chunk.end)
         if self._prefix_caching:
-            self._keyers[sequence].extend(sequence, chunk.end)
-            for index in range(chunk.start // PAGE, chunk.end // PAGE):
-                self.pages.publish(sequence.pages[index], sequence.page_keys[index])
+            keyer = self._keyers[sequence]
+            keyer.extend(sequence, chunk.end)
+            for page in range(chunk.start // PAGE, chunk.end // PAGE):
+                key = sequence.page_keys[page]
+                self.pages.publish(sequence.pages[page], key, keyer.extra(page))
 
     def _admit_waiting(self, budget: int) -> Iterator[Chunk]:
-        while budget > 0 and self.waiting and len(self.running) < self._max_num_seqs:
-            chunk = self._admit(self.waiting[0], budget)
+        """Admit in order of arrival; only plain sequences pass one that waits for table rows."""
+        rows_are_short = False
+        for sequence in list(self.waiting):
+            if budget <= 0 or len(self.running) == self._max_num_seqs:
+                return
+            if rows_are_short and sequence.plan is not None:
+                continue
+            if not self.rows.acquire(sequence):
+                rows_are_short = True
+                continue
+            chunk = self._admit(sequence, budget)
             if chunk is None:
                 return
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
             budget -= chunk.length
             yield chunk
 
@@ -135,9 +147,7 @@ class Scheduler:
         self.preemptions += 1
 
     def _admit(self, sequence: Sequence, budget: int) -> Chunk | None:
-        """Give a waiting sequence its rows, shared prefix and first pages, or leave it."""
-        if not self.rows.acquire(sequence):
-            return None
+        """Give a waiting sequence its shared prefix and first pages, or leave it."""
         found = self._find_prefix(sequence)
         length = min(len(sequence.tokens) - found, budget)
         pages = self.pages.allocate(-(-(found + length) // PAGE) - len(sequence.pages))
@@ -146,7 +156,7 @@ class Scheduler:
             return None
         sequence.pages.extend(pages)
         sequence.computed = found
-        if sequence.generated == 0:
+        if sequence.counted == 0:  # later finds are mostly its own pages, from before preemption
             sequence.cached_tokens = found
             self.prefix_queries += sequence.prompt_length
             self.prefix_hits += found
@@ -157,8 +167,9 @@ class Scheduler:
         if not self._prefix_caching:
             return 0
         usable = (len(sequence.tokens) - 1) // PAGE
-        self._keyers[sequence].extend(sequence, usable * PAGE)
-        sequence.pages = self.pages.match(sequence.page_keys[:usable])
+        keyer = self._keyers[sequence]
+        keyer.extend(sequence, usable * PAGE)
+        sequence.pages = self.pages.match(sequence.page_keys[:usable], keyer.needs)
         return len(sequence.pages) * PAGE
 
     def _release_pages(self, sequence: Sequence) -> None:

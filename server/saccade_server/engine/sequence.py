@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from saccade_interventions.plan import Phase, Plan
-from saccade_server.engine.request import FinishReason, GenerateRequest
+from saccade_server.engine.request import GenerateRequest
 
 
 @dataclass(eq=False)
@@ -27,10 +28,20 @@ class Sequence:
     tag_row: int = 0
     control_rows: dict[Phase, int] = field(default_factory=dict)
     rows_touched: dict[str, int] = field(default_factory=dict)
-    finish_reason: FinishReason | None = None
+    output_counts: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
+
+    def append(self, token: int) -> None:
+        """Add a sampled token."""
+        self.tokens.append(token)
+        self.output_counts[token] = self.output_counts.get(token, 0) + 1
+
+    @cached_property
+    def prompt_tokens(self) -> frozenset[int]:
+        """Which tokens the prompt has."""
+        return frozenset(self.request.tokens)
 
     @property
     def prompt_length(self) -> int:

@@ -10,7 +10,6 @@ from saccade_interventions.plan import Plan
 from saccade_kernels.controls import ControlShape, ControlTables, Edit, Program, TagTable
 from saccade_server.engine.request import SiteCount
 
-
 MAX_UNIONS = 1024
 """Remembered sets of rows; a long-lived server sees more of them than are worth keeping."""
 

@@ -55,18 +55,33 @@ def test_the_end_of_a_prefix_is_evicted_before_its_start() -> None:
     assert pool.match(keys("a", "ab", "abc")) == held[:2]
 
 
-def test_forget_drops_idle_prefixes_only() -> None:
+def test_an_extra_is_only_needed_by_those_who_ask() -> None:
     pool = PagePool(4)
-    first, second = pool.allocate(2) or []
-    pool.publish(first, b"a")
-    pool.publish(second, b"b")
-    pool.release([first])
-    pool.forget()
-    assert pool.match(keys("a")) == []
-    assert pool.match(keys("b")) == [second]
+    (plain,) = pool.allocate(1) or []
+    pool.publish(plain, b"a")
+    assert pool.match(keys("a"), "scores") == []
+    (scored,) = pool.allocate(1) or []
+    pool.publish(scored, b"a", "scores")
+    assert pool.match(keys("a"), "scores") == [scored]
+    assert pool.match(keys("a")) == [scored]
+    assert pool.match(keys("a"), "other scores") == []
+    pool.release([plain, scored, scored, scored])
+    assert pool.usage == 0
+    assert len(pool.allocate(3) or []) == 3
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=60))
+def test_a_page_replaced_while_idle_is_free_at_once() -> None:
+    pool = PagePool(3)
+    (plain,) = pool.allocate(1) or []
+    pool.publish(plain, b"a")
+    pool.release([plain])
+    (scored,) = pool.allocate(1) or []
+    pool.publish(scored, b"a", "scores")
+    assert pool.available == 1
+    assert pool.match(keys("a")) == [scored]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), max_size=60))
 def test_no_page_is_lost_or_held_twice(steps: list[tuple[int, int]]) -> None:
     """Random allocate, publish, match and release leave every page accounted for."""
     pool = PagePool(10)
@@ -76,9 +91,9 @@ def test_no_page_is_lost_or_held_twice(steps: list[tuple[int, int]]) -> None:
             pages = pool.allocate(count)
             if pages is not None:
                 held.append(pages)
-        elif action == 1 and held:
+        elif action in (1, 4) and held:
             for index, page in enumerate(held[-1]):
-                pool.publish(page, f"{count}-{index}".encode())
+                pool.publish(page, f"{count}-{index}".encode(), "x" if action == 4 else None)
         elif action == 2:
             held.append(pool.match(f"{count}-{i}".encode() for i in range(4)))
         elif held:

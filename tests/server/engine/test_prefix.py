@@ -111,10 +111,33 @@ def test_pages_filled_while_decoding_are_not_a_later_prompt() -> None:
     assert shared(first, keys(plan(), more=more)) == 7
 
 
-def test_sink_scores_must_have_been_taken() -> None:
-    """A page without scores is no use to a request that needs them, and scores differ by rule."""
+def test_the_end_of_the_prompt_counts_where_rows_are_edited() -> None:
+    """The same tokens, programs and tags, but 10 of them are generated here and prompt there."""
+    more = list(range(LENGTH, LENGTH + 84))
+    every = "prompt+generated"
+    short = keys(plan(every), more=more)
+    longer = keys(plan(every, length=LENGTH + 10), [*range(LENGTH + 10)], more=more[10:])
+    assert len(short) == len(longer) == 6
+    assert shared(short, longer) == 4
+
+
+def test_sink_scores_are_an_extra_of_the_page_not_part_of_its_key() -> None:
+    """Plain requests share a scored page; a plan that needs scores asks for exactly its own."""
     rule = SinkRule(threshold=4.0, dims=(1,), layers=(1,), remap=((1, 0),))
-    probed = keys(plan(sinks=rule))
-    assert shared(probed, keys(plan())) == 0
-    assert shared(probed, keys(plan(sinks=replace(rule, dims=(2,))))) == 0
-    assert shared(probed, keys(plan(sinks=replace(rule, threshold=5.0)))) == 4
+    assert shared(keys(plan(sinks=rule)), keys()) == 4
+
+    def keyer(rule: SinkRule | None) -> PageKeyer:
+        sampling = SamplingParams(max_tokens=500)
+        tokens = tuple(range(LENGTH))
+        chosen = plan(sinks=rule)
+        return PageKeyer(
+            GenerateRequest(request_id="r", tokens=tokens, plan=chosen, sampling=sampling)
+        )
+
+    assert keyer(None).needs is None
+    needs = keyer(rule).needs
+    assert needs is not None
+    assert keyer(replace(rule, threshold=9.0)).needs == needs
+    assert keyer(replace(rule, dims=(2,))).needs != needs
+    assert [keyer(rule).extra(page) for page in (0, 3, 4)] == [needs, needs, None]
+    assert keyer(replace(rule, generated=True)).extra(4) == needs

@@ -16,18 +16,19 @@ SIZE = 50
 def sequence(prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), **kw: Any) -> Sequence:
     sampling = SamplingParams(max_tokens=10, **kw)
     made = Sequence(GenerateRequest(request_id="r", tokens=prompt, sampling=sampling), 0)
-    made.tokens += output
+    for token in output:
+        made.append(token)
     return made
 
 
-def draw(logits: torch.Tensor, eos: tuple[int, ...] = (), **kw: Any) -> int:
-    return sample(logits[None], [sequence(**kw)], eos)[0].token
+def draw(logits: torch.Tensor, **kw: Any) -> int:
+    return sample(logits[None], [sequence(**kw)])[0].token
 
 
 def frequencies(logits: torch.Tensor, draws: int = 4000, **kw: Any) -> torch.Tensor:
     """Empirical distribution over seeds."""
     sequences = [sequence(seed=seed, **kw) for seed in range(draws)]
-    samples = sample(logits.expand(draws, -1), sequences, ())
+    samples = sample(logits.expand(draws, -1), sequences)
     tokens = torch.tensor([drawn.token for drawn in samples])
     return torch.bincount(tokens, minlength=logits.numel()) / draws
 
@@ -89,7 +90,7 @@ def test_penalties(logits: torch.Tensor) -> None:
         lifted = torch.full((SIZE,), -1e9)
         lifted[target], lifted[rival] = logits[target], 1e-3
         expected = target if _edited(float(logits[target]), target) > 1e-3 else rival
-        assert sample(lifted[None], [made], ())[0].token == expected
+        assert sample(lifted[None], [made])[0].token == expected
 
 
 def _edited(value: float, token: int) -> float:
@@ -98,19 +99,13 @@ def _edited(value: float, token: int) -> float:
     return value - {7: 0.7 + 0.4, 9: 0.7 + 0.2}.get(token, 0.0)
 
 
-def test_ignore_eos_never_draws_it(logits: torch.Tensor) -> None:
-    best = int(logits.argmax())
-    assert draw(logits, eos=(best,), temperature=0.0, ignore_eos=True) != best
-    assert draw(logits, eos=(best,), temperature=0.0) == best
-
-
 def test_a_draw_depends_on_seed_and_position_only(logits: torch.Tensor) -> None:
     alone = [draw(logits, seed=11, output=(0,) * step) for step in range(20)]
     mixed = []
     for step in range(20):
         neighbours = [sequence(seed=s, temperature=0.3 + s) for s in range(3)]
         batch = [*neighbours, sequence(seed=11, output=(0,) * step), sequence(temperature=0.0)]
-        mixed.append(sample(logits.expand(5, -1), batch, ())[3].token)
+        mixed.append(sample(logits.expand(5, -1), batch)[3].token)
     assert alone == mixed
     assert len(set(alone)) > 3
     assert alone != [draw(logits, seed=12, output=(0,) * step) for step in range(20)]
@@ -118,7 +113,7 @@ def test_a_draw_depends_on_seed_and_position_only(logits: torch.Tensor) -> None:
 
 def test_logprobs_are_the_models_own(logits: torch.Tensor) -> None:
     made = sequence(temperature=0.0, logprobs=3, logit_bias={4: 100.0})
-    found = sample(logits[None], [made], ())[0].logprobs
+    found = sample(logits[None], [made])[0].logprobs
     own = logits.log_softmax(-1)
     assert found is not None
     assert found.token == 4
@@ -129,7 +124,7 @@ def test_logprobs_are_the_models_own(logits: torch.Tensor) -> None:
 
 
 def test_zero_alternatives_still_give_the_tokens_own(logits: torch.Tensor) -> None:
-    found = sample(logits[None], [sequence(temperature=0.0, logprobs=0)], ())[0].logprobs
+    found = sample(logits[None], [sequence(temperature=0.0, logprobs=0)])[0].logprobs
     assert found is not None
     assert found.top == ()
 
