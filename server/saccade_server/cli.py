@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +38,7 @@ Dtype = Annotated[
 ]
 MaxLen = Annotated[
     int | None,
-    typer.Option(help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
+    typer.Option(min=1, help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
@@ -54,7 +57,8 @@ def serve_command(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Key that clients must send; repeat for several.", envvar="SACCADE_API_KEY"
+            help="Key that clients must send; repeat for several. "
+            "SACCADE_API_KEY holds one, or several with commas between."
         ),
     ] = None,
     device: Device = "auto",
@@ -86,6 +90,8 @@ def serve_command(
     access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
 ) -> None:
     """Serve the OpenAI-compatible API."""
+    # The imports below take seconds, and a container's first process ignores by default.
+    signal.signal(signal.SIGTERM, _leave)
     from saccade_server.api.settings import ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
     from saccade_server.engine.client import EngineDeadError
@@ -109,7 +115,7 @@ def serve_command(
             ),
             api=ApiSettings(
                 served_model_name=served_name(model, served_model_name),
-                api_keys=tuple(api_key or ()),
+                api_keys=_keys(api_key),
                 allow_image_urls=allow_image_urls,
                 allowed_media_domains=tuple(allowed_media_domain or ()),
                 shutdown_timeout=shutdown_timeout,
@@ -117,7 +123,7 @@ def serve_command(
             ),
         )
         code = asyncio.run(serve(config))
-    except (ValueError, EngineDeadError) as error:
+    except (ValueError, EngineDeadError, TimeoutError) as error:
         raise _fail(error) from error
     raise typer.Exit(code)
 
@@ -213,6 +219,20 @@ def methods_command(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _keys(options: list[str] | None) -> tuple[str, ...]:
+    """Keys of the options, or else of the environment."""
+    keys = options or os.environ.get("SACCADE_API_KEY", "").split(",")
+    if not options and keys == [""]:
+        return ()
+    if any(not key or key.split() != [key] for key in keys):
+        raise typer.BadParameter("an API key must not be empty or hold blanks")
+    return tuple(keys)
 
 
 def _log(level: str) -> None:

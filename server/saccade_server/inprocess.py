@@ -19,6 +19,9 @@ from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
 from saccade_server.models.prompt import PromptProcessor
 
+TIMEOUT_SECONDS = 24 * 3600.0
+"""Nobody else waits for a one-off command, so it may take its time."""
+
 
 @asynccontextmanager
 async def open_server(config: EngineConfig, name: str) -> AsyncIterator[httpx2.AsyncClient]:
@@ -30,11 +33,15 @@ async def open_server(config: EngineConfig, name: str) -> AsyncIterator[httpx2.A
     core = load_core(config)
     engine = LocalEngine(core)
     try:
-        settings = ApiSettings(served_model_name=name, access_log=False)
+        settings = ApiSettings(
+            served_model_name=name, access_log=False, request_timeout=TIMEOUT_SECONDS
+        )
         prompts = PromptProcessor.load(config.model)
         app = create_app(engine, prompts, Registry.discover(), settings)
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://saccade") as client:
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://saccade", timeout=None
+        ) as client:
             yield client
     finally:
         await engine.close()

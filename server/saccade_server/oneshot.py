@@ -19,7 +19,6 @@ from saccade_server.inprocess import open_server
 
 DEMO_SAMPLE = "absent-1"
 DEMO_PROMPT = "Describe the image."
-TIMEOUT_SECONDS = 3600.0
 
 
 class RequestRefused(Exception):
@@ -100,7 +99,6 @@ async def _ask(
             "interventions": list(interventions),
             **sampling,
         },
-        timeout=TIMEOUT_SECONDS,
     )
     answer: dict[str, Any] = response.json()
     if response.status_code != 200:

@@ -13,6 +13,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -22,12 +23,12 @@ from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import sample_path
 from saccade_server.engine.client import EngineClient
-from saccade_server.engine.remote import RemoteEngine
+from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
 from saccade_server.models.prompt import PromptProcessor
 
 logger = logging.getLogger("saccade")
 
-ENGINE_CHECK_SECONDS = 0.5
+CHECK_SECONDS = 0.1
 FAILURE_GRACE_SECONDS = 2.0
 KEEP_ALIVE_SECONDS = 5
 MAX_HEADER_BYTES = 64 * 1024
@@ -41,15 +42,37 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Signals:
+    """SIGTERM and SIGINT from now on: the first asks to stop, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.at_once = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._note)
+
+    def _note(self) -> None:
+        (self.at_once if self.stop.is_set() else self.stop).set()
+
+
 async def serve(config: ServerConfig) -> int:
     """Serve until told to stop. Returns the process's exit code.
 
     Raises:
         EngineDeadError: the engine did not start; the message says why.
+        TimeoutError: its model did not load in time.
         UnsupportedModelError: the model has no usable tokenizer or processor.
     """
+    # First of all: a container's first process ignores signals that it has no handler for.
+    signals = _Signals()
     prompts = asyncio.create_task(asyncio.to_thread(PromptProcessor.load, config.engine.model))
-    engine = await RemoteEngine.start(config.engine)
+    starting = asyncio.create_task(RemoteEngine.start(config.engine))
+    if not await _before(starting, signals.stop):
+        starting.cancel()
+        await asyncio.gather(starting, prompts, return_exceptions=True)
+        return 0
+    engine = await starting
     try:
         app = create_app(engine, await prompts, Registry.discover(), config.api)
         server = _Server(
@@ -66,43 +89,52 @@ async def serve(config: ServerConfig) -> int:
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             )
         )
-        return await _run(server, engine, app.state.lifecycle, config)
+        return await _run(server, engine, app.state.lifecycle, signals, config)
     finally:
-        await engine.close()
+        await engine.close(0.0 if signals.at_once.is_set() else STOP_TIMEOUT)
+
+
+async def _before(work: asyncio.Task[Any], event: asyncio.Event) -> bool:
+    """Wait for either; True if the work was done first."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([work, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return work.done()
 
 
 async def _run(
-    server: _Server, engine: EngineClient, lifecycle: Lifecycle, config: ServerConfig
+    server: _Server,
+    engine: EngineClient,
+    lifecycle: Lifecycle,
+    signals: _Signals,
+    config: ServerConfig,
 ) -> int:
-    stopping: list[asyncio.Task[None]] = []
-
-    async def stop() -> None:
-        logger.info("draining, at most %.0f s", config.api.shutdown_timeout)
-        await lifecycle.shutdown(config.api.shutdown_timeout)
-        server.should_exit = True
-
-    def on_signal() -> None:
-        if stopping:
-            server.should_exit = server.force_exit = True
-        else:
-            stopping.append(asyncio.create_task(stop()))
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
     listening = asyncio.create_task(server.serve())
+    draining: asyncio.Task[None] | None = None
     greeted = False
     while not listening.done() and engine.alive:
-        await asyncio.wait([listening], timeout=ENGINE_CHECK_SECONDS)
+        await asyncio.wait([listening], timeout=CHECK_SECONDS)
         if server.started and not greeted:
             greeted = True
             print(greeting(config), flush=True)
+        if signals.stop.is_set() and draining is None:
+            logger.info("draining, at most %.0f s", config.api.shutdown_timeout)
+            draining = asyncio.create_task(_drain(server, lifecycle, config.api.shutdown_timeout))
+        if signals.at_once.is_set():
+            server.should_exit = server.force_exit = True
     if not engine.alive:
         logger.error("the engine has died")
         await lifecycle.shutdown(0.0, FAILURE_GRACE_SECONDS)
         server.should_exit = True
     await listening
+    if draining is not None:
+        draining.cancel()
     return 0 if engine.alive and server.started else 1
+
+
+async def _drain(server: _Server, lifecycle: Lifecycle, timeout: float) -> None:
+    await lifecycle.shutdown(timeout)
+    server.should_exit = True
 
 
 def greeting(config: ServerConfig) -> str:
@@ -113,11 +145,11 @@ def greeting(config: ServerConfig) -> str:
     name = config.api.served_model_name
     lines = [f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)"]
     if name == DEMO_NAME:
-        lines += ["Try it:", "", example_request(url, name), ""]
+        lines += ["Try it:", "", example_request(url, name, bool(config.api.api_keys)), ""]
     return "\n".join(lines)
 
 
-def example_request(url: str, model: str) -> str:
+def example_request(url: str, model: str, with_key: bool) -> str:
     """A shell command that asks the demo model about a sample image, with VAR."""
     image = shlex.quote(str(sample_path("absent-1")))
     body = (
@@ -126,4 +158,6 @@ def example_request(url: str, model: str) -> str:
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,\'"$(base64 -w0 '
         f'{image})"\'"}}}}, {{"type": "text", "text": "Describe the image."}}]}}]}}'
     )
-    return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    key = ' -H "Authorization: Bearer $SACCADE_API_KEY"' if with_key else ""
+    target = f"{url}/v1/chat/completions{key} -H 'Content-Type: application/json'"
+    return f"curl -s {target} -d '{body}'"

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from saccade_server.api.settings import ApiSettings
+from saccade_server.cli import _keys
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
 from saccade_server.demo import model_path
 from saccade_server.serving import greeting
@@ -66,3 +68,31 @@ def test_the_greeting_is_ready_to_paste(host: str, url: str) -> None:
 def test_another_model_has_no_sample_to_show() -> None:
     api = ApiSettings(served_model_name="other")
     assert "curl" not in greeting(ServerConfig("127.0.0.1", 8000, engine_config("other"), api))
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "wanted"),
+    [
+        (None, None, ()),
+        (None, "", ()),
+        (None, "one", ("one",)),
+        (None, "one,two", ("one", "two")),
+        (["three"], "one", ("three",)),
+    ],
+)
+def test_keys_come_from_the_options_or_the_environment(
+    options: list[str] | None,
+    variable: str | None,
+    wanted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SACCADE_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("SACCADE_API_KEY", variable)
+    assert _keys(options) == wanted
+
+
+@pytest.mark.parametrize("key", ["", " ", "my secret phrase", "key\n"])
+def test_a_key_that_would_open_or_never_open_is_refused(key: str) -> None:
+    with pytest.raises(typer.BadParameter, match="API key"):
+        _keys([key])

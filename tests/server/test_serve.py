@@ -232,6 +232,19 @@ def test_a_dead_engine_ends_the_server_with_1() -> None:
         process.communicate()
 
 
+@pytest.mark.parametrize("seconds", [2, 7], ids=["imports", "loads"])
+def test_a_signal_before_it_serves_ends_it_in_order(seconds: int) -> None:
+    """A container's first process must not sit out its grace period."""
+    process = start(free_port())
+    try:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Entry point of the engine process: ``python -m saccade_server.engine.process SOCKET CONFIG``."""
+"""Entry point of the engine process; its arguments are a socket, a configuration, its parent."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ IDLE_MILLISECONDS = 1000
 class ParentLink:
     """The socket to the API process."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, parent: int) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.connect(endpoint)
-        self._parent = os.getppid()
+        self._parent = parent
 
     def send(self, reply: Reply) -> None:
         """Queue a reply; a background thread carries it."""
@@ -57,10 +57,13 @@ class ParentLink:
         self._context.term()
 
 
-def main(endpoint: str, config: EngineConfig) -> int:
+def main(endpoint: str, config: EngineConfig, parent: int) -> int:
     """Load, announce, serve. Returns the process's exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
-    link = ParentLink(endpoint)
+    # A signal to the whole process group must not end what requests in flight wait for: the API
+    # process decides when to stop, and if it is gone the link notices.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    link = ParentLink(endpoint, parent)
     try:
         core = load_core(config)
         link.send(Ready(core.info))
@@ -76,4 +79,5 @@ def main(endpoint: str, config: EngineConfig) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sys.exit(main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=EngineConfig)))
+    configuration = msgspec.json.decode(sys.argv[2], type=EngineConfig)
+    sys.exit(main(sys.argv[1], configuration, int(sys.argv[3])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -52,6 +53,7 @@ class RemoteEngine(StreamingClient):
                 "saccade_server.engine.process",
                 engine._endpoint,
                 msgspec.json.encode(config).decode(),
+                str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
             )
             engine._tasks = [
@@ -64,17 +66,10 @@ class RemoteEngine(StreamingClient):
             raise
         return engine
 
-    async def close(self) -> None:
-        """Stop the process and wait until it has ended."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            self._send(Shutdown())
-            try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+    async def close(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop the process and wait until it has ended; kill it after ``timeout`` seconds."""
+        if self._process is not None and self._process.returncode is None:
+            await self._end(self._process, timeout)
         self._die("the engine was closed")
         for task in self._tasks:
             task.cancel()
@@ -82,6 +77,16 @@ class RemoteEngine(StreamingClient):
         self._socket.close(linger=0)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _end(self, process: asyncio.subprocess.Process, timeout: float) -> None:
+        if self._info is not None:  # an engine that is still loading hears nothing
+            self._send(Shutdown())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), timeout)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
     def _send(self, command: Command) -> None:
         # With no high-water mark a PAIR socket takes the message at once.
