@@ -21,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_batched_tokens: int = 1024
     max_waiting: int = 1024
+    max_pixel_bytes: int = 2 * 2**30  # of the distinct images of all open requests
     cache_tokens: int = 65536
     max_programs: int = 64
     image_cache_bytes: int = 256 * 2**20
@@ -34,7 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"cache_tokens must be at least {2 * PAGE}")
         if self.max_programs < 4:
             raise ValueError("max_programs must be at least 4, what one plan may need")
-        for name in ("max_num_seqs", "max_waiting", "image_cache_bytes"):
+        for name in ("max_num_seqs", "max_waiting", "max_pixel_bytes", "image_cache_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive")
 

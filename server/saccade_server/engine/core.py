@@ -234,6 +234,7 @@ def _describe(
         max_model_len=limit,
         max_num_seqs=config.max_num_seqs,
         max_waiting=config.max_waiting,
+        max_pixel_bytes=config.max_pixel_bytes,
         cache_tokens=config.cache_tokens,
         max_programs=config.max_programs,
         sink_dims=sink_dims,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.messages import (
     Abort,
     AskStats,
     Command,
+    Lend,
     Outputs,
+    Reclaim,
     Reply,
     Shutdown,
     Stats,
     Submit,
 )
-from saccade_server.engine.request import EngineOutput
+from saccade_server.engine.request import Array, GenerateRequest
 
 
 def run_loop(
@@ -30,11 +34,12 @@ def run_loop(
             for the first one, which it must not do while there is work.
         send: hands a reply to the other side.
     """
+    commands = _Commands(core)
     while True:
         for command in receive(not core.busy):
             if isinstance(command, Shutdown):
                 return
-            reply = _obey(core, command)
+            reply = commands.obey(command)
             if reply is not None:
                 send(reply)
         outputs = core.step() if core.busy else []
@@ -42,12 +47,31 @@ def run_loop(
             send(Outputs(outputs))
 
 
-def _obey(core: EngineCore, command: Submit | Abort | AskStats) -> Reply | None:
-    if isinstance(command, AskStats):
-        return Stats(command.ticket, core.stats())
-    output: EngineOutput | None
-    if isinstance(command, Submit):
-        output = core.submit(command.request)
-    else:
-        output = core.abort(command.request_id)
-    return None if output is None else Outputs([output])
+class _Commands:
+    """Carries commands out, and keeps the pixels that requests refer to."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self._core = core
+        self._pixels: dict[str, Array] = {}
+
+    def obey(self, command: Lend | Reclaim | Submit | Abort | AskStats) -> Reply | None:
+        match command:
+            case Lend():
+                self._pixels[command.digest] = command.pixels
+                return None
+            case Reclaim():
+                self._pixels.pop(command.digest, None)
+                return None
+            case AskStats():
+                return Stats(command.ticket, self._core.stats())
+            case Submit():
+                output = self._core.submit(self._with_pixels(command.request))
+            case Abort():
+                output = self._core.abort(command.request_id)
+        return None if output is None else Outputs([output])
+
+    def _with_pixels(self, request: GenerateRequest) -> GenerateRequest:
+        images = tuple(
+            replace(image, pixels=self._pixels[image.digest]) for image in request.images
+        )
+        return replace(request, images=images)

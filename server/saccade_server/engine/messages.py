@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import msgspec
 
-from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
+from saccade_server.engine.request import (
+    Array,
+    EngineInfo,
+    EngineOutput,
+    EngineStats,
+    GenerateRequest,
+)
+
+
+class Lend(msgspec.Struct, frozen=True, tag=True):
+    """Pixels for requests to come, so that several requests send an image once."""
+
+    digest: str
+    pixels: Array
+
+
+class Reclaim(msgspec.Struct, frozen=True, tag=True):
+    """No open request has this image any more."""
+
+    digest: str
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Queue a request."""
+    """Queue a request; its images' pixels were lent before."""
 
     request: GenerateRequest
 
@@ -54,7 +73,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-Command = Submit | Abort | AskStats | Shutdown
+Command = Lend | Reclaim | Submit | Abort | AskStats | Shutdown
 Reply = Ready | Failed | Outputs | Stats
 
 encode = msgspec.msgpack.Encoder().encode

@@ -32,6 +32,10 @@ class Array(msgspec.Struct, frozen=True):
         return np.frombuffer(self.data, dtype=np.dtype(self.dtype)).reshape(self.shape)
 
 
+EMPTY = Array("|u1", (0,), b"")
+"""Stands for pixels that are elsewhere."""
+
+
 class ImageInput(msgspec.Struct, frozen=True):
     """One preprocessed image and where its features go.
 
@@ -143,6 +147,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     max_num_seqs: int
     max_waiting: int
+    max_pixel_bytes: int = 2 * 2**30
     cache_tokens: int
     max_programs: int
     sink_dims: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
 from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.lending import PixelLender
 from saccade_server.engine.messages import (
     Abort,
     AskStats,
@@ -35,6 +36,7 @@ class StreamingClient(ABC):
         self._tickets: dict[int, asyncio.Future[EngineStats]] = {}
         self._numbers = itertools.count()
         self._dead: EngineDeadError | None = None
+        self._lender = PixelLender(self._send)
 
     @property
     def info(self) -> EngineInfo:
@@ -55,11 +57,12 @@ class StreamingClient(ABC):
             raise CapacityError("the queue is full")
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use")
+        bare = self._lender.lend(request, self.info.max_pixel_bytes)
         news: asyncio.Queue[EngineOutput | EngineDeadError] = asyncio.Queue()
         self._streams[request.request_id] = news
         finished = False
         try:
-            self._send(Submit(request))
+            self._send(Submit(bare))
             while not finished:
                 output = await news.get()
                 if isinstance(output, EngineDeadError):
@@ -71,6 +74,7 @@ class StreamingClient(ABC):
             self._streams.pop(request.request_id, None)
             if not finished and self.alive:
                 self._send(Abort(request.request_id))
+            self._lender.reclaim(request.images, self.alive)
 
     async def abort(self, request_id: str) -> None:
         """See :meth:`EngineClient.abort`."""

@@ -131,6 +131,37 @@ def test_a_core_that_raises_is_a_dead_engine(
     asyncio.run(main())
 
 
+def test_an_image_is_sent_once_and_kept_until_its_last_request_ends(
+    tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tiny.prompt("llava", images=2, seed=1)
+    size = sum(image.pixels.nbytes for image in prompt.images)
+
+    async def main() -> None:
+        engine = LocalEngine(make_core("llava", max_pixel_bytes=size))
+        sent: list[Any] = []
+        send = engine._commands.put
+        monkeypatch.setattr(engine, "_send", lambda c: (sent.append(c), send(c)))
+        monkeypatch.setattr(engine._lender, "_send", engine._send)
+        requests = [make_request(prompt, str(i)) for i in range(3)]
+        results = await asyncio.gather(*(collect(engine, request) for request in requests))
+        assert len({tuple(tokens) for tokens, _ in results}) == 1
+        kinds = [type(command).__name__ for command in sent]
+        assert kinds.count("Lend") == kinds.count("Reclaim") == 2
+        assert kinds.index("Lend") == 0
+        assert kinds[-1] == "Reclaim"
+        first = engine.submit(requests[0])
+        await anext(first)
+        with pytest.raises(CapacityError, match="bytes"):
+            await anext(engine.submit(make_request(tiny.prompt("llava", images=1, seed=9), "x")))
+        await first.aclose()
+        again = make_request(prompt, "again")
+        assert (await collect(engine, again))[0] == results[0][0]
+        await engine.close()
+
+    asyncio.run(main())
+
+
 def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
     request = make_request(tiny.prompt("qwen2_5_vl"), "r", None, 4, logit_bias={3: 1.5})
     found = decode_command(encode(Submit(request)))
