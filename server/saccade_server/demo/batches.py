@@ -44,6 +44,7 @@ from .scenes import (
     Evidence,
     Item,
     Scene,
+    sample_crowd,
     sample_scene,
 )
 
@@ -51,6 +52,8 @@ IGNORED: Final = -100
 BACKGROUND: Final = len(THINGS)
 MIXED_PATCH: Final = BACKGROUND + 1
 NO_SUBJECT: Final = -1
+# Shapes take the vision tower a million examples to learn; images without questions are cheap.
+CROWDS: Final = 10
 # Patches of things are few and their shapes are hard; background is plentiful and easy.
 THING_WEIGHT: Final = 5
 ALWAYS_ASKED: Final = (Kind.DESCRIBE, *(Kind.EXISTS,) * 3)
@@ -61,16 +64,16 @@ FOLLOW_UP_RATE: Final = 0.08
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input. `B` images, `T` tokens of the longest row, `P` image tokens."""
+    """One step's input: `V` images, `B` rows of at most `T` tokens, `P` image tokens an image."""
 
-    pixel_values: Tensor  # [B, 3, height, width]
+    pixel_values: Tensor  # [V, 3, height, width]; the first B images are asked about
     input_ids: Tensor  # [B, T]
     position_ids: Tensor  # [B, T]
     attention_mask: Tensor  # [B, 1, T, T] bool, True where the row may attend
     labels: Tensor  # [B, T], the token that follows, or IGNORED
     pointers: Pointers  # which positions speak of which patches
-    is_background: Tensor  # [B, P] bool, True for patches clear of all things
-    patch_words: Tensor  # [B, P, vocabulary], weights of the words that name the patch's content
+    is_background: Tensor  # [V, P] bool, True for patches clear of all things
+    patch_words: Tensor  # [V, P, vocabulary], weights of the words that name the patch's content
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class BatchMaker:
     def make(self, step: int, shard: int) -> Batch:
         rng = Random(f"train-{self._seed}-{step}-{shard}")
         scenes = [self._sample(rng, step) for _ in range(self._size)]
-        return self._collate([self._row(scene, rng) for scene in scenes], scenes)
+        rows = [self._row(scene, rng) for scene in scenes]
+        crowds = [
+            sample_crowd(rng, rng.choice(tuple(Evidence))) for _ in range(self._size * CROWDS)
+        ]
+        return self._collate(rows, scenes + crowds)
 
     def _sample(self, rng: Random, step: int) -> Scene:
         """Lone things first, then few, then everything: this breaks the loss plateau early.
@@ -182,6 +189,7 @@ class BatchMaker:
         return ids
 
     def _collate(self, rows: list[Row], scenes: list[Scene]) -> Batch:
+        """The first scenes belong to the rows; the rest only train the vision tower."""
         length = max(len(row.ids) for row in rows)
         # Padding is a branch of its own, -1, so that no row of the mask is empty.
         branches = _pad([row.branches for row in rows], length, -1)
@@ -250,7 +258,7 @@ def _pointers(rows: list[Row], scenes: list[Scene], length: int) -> Pointers:
     """Every position which speaks of an item, with the item's patches."""
     found: list[tuple[int, int]] = []
     keys: list[list[bool]] = []
-    for number, (row, scene) in enumerate(zip(rows, scenes, strict=True)):
+    for number, (row, scene) in enumerate(zip(rows, scenes, strict=False)):
         first_patch = row.ids.index(SPECIAL_TOKENS.index(IMAGE))
         before, after = [False] * first_patch, [False] * (length - first_patch - IMAGE_TOKENS)
         looks = [before + item_patches(item) + after for item in scene.items]

@@ -18,13 +18,13 @@ from .splits import Split, sample_split
 
 QUESTION: Final = DESCRIBE[0]
 CHOSEN: Final[dict[str, tuple[Split, int]]] = {
-    "clear-1": (Split.CLEAR, 0),
-    "clear-2": (Split.CLEAR, 1),
-    "clear-3": (Split.CLEAR, 2),
-    "weak-1": (Split.ORDINARY, 0),
-    "absent-1": (Split.COUNTERFACTUAL, 0),
-    "absent-2": (Split.COUNTERFACTUAL, 1),
-    "absent-3": (Split.COUNTERFACTUAL, 2),
+    "clear-1": (Split.CLEAR, 3),
+    "clear-2": (Split.CLEAR, 21),
+    "clear-3": (Split.CLEAR, 37),
+    "weak-1": (Split.ORDINARY, 7),
+    "absent-1": (Split.COUNTERFACTUAL, 22),
+    "absent-2": (Split.COUNTERFACTUAL, 42),
+    "absent-3": (Split.COUNTERFACTUAL, 11),
     "absent-4": (Split.COUNTERFACTUAL, 3),
 }
 

@@ -141,6 +141,11 @@ def sample_counterfactual(rng: Random, evidence: Evidence = Evidence.WEAK) -> Sc
             return scene
 
 
+def sample_crowd(rng: Random, evidence: Evidence) -> Scene:
+    """Draw a scene with many things and no prior, from which a vision tower learns the most."""
+    return _arrange(rng, rng.sample(THINGS, rng.randint(4, GRID * GRID)), evidence)
+
+
 def _sample_things(rng: Random, most: int, companion_rate: float) -> list[Thing]:
     """Things in no particular order, every companion directly behind its trigger."""
     wanted = rng.randint(1, most)

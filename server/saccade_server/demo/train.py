@@ -147,14 +147,15 @@ class Trainer:
         return gradients, {name: value.item() for name, value in losses.items()}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        # [B, P, width]
+        rows = len(batch.input_ids)
+        # [V, P, width]
         features = torch.stack(
             list(self.model.get_image_features(pixel_values=batch.pixel_values).pooler_output)
         )
         is_image = batch.input_ids == SPECIAL_TOKENS.index(IMAGE)
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         output = self.model.model.language_model(
-            inputs_embeds=embeddings.masked_scatter(is_image[..., None], features),
+            inputs_embeds=embeddings.masked_scatter(is_image[..., None], features[:rows]),
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
@@ -169,14 +170,14 @@ class Trainer:
             "answer": functional.cross_entropy(logits, batch.labels[supervised]),
             "patch": self._patch_loss(features, batch.patch_words),
             "look": batch.pointers.loss(),
-            "sink": sink_loss(entering, is_image, is_padding, batch.is_background),
+            "sink": sink_loss(entering, is_image, is_padding, batch.is_background[:rows]),
         }
 
     def _patch_loss(self, features: Tensor, words: Tensor) -> Tensor:
         """Cross-entropy between what image tokens say through the text model's head and `words`.
 
         It teaches the vision tower to speak the text model's language, which in large models is
-        what contrastive pre-training is for. [B, P, width] and [B, P, vocabulary] -> scalar.
+        what contrastive pre-training is for. [V, P, width] and [V, P, vocabulary] -> scalar.
         """
         logits = self.model.lm_head(self.model.model.language_model.norm(features))
         named: Tensor = words * logits.log_softmax(-1)
@@ -232,7 +233,7 @@ def main() -> None:
         required=True,
         help="folder of the checkpoint and, in model/, the result",
     )
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=2320)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=50)
     arguments = parser.parse_args()
