@@ -52,7 +52,7 @@ IGNORED: Final = -100
 BACKGROUND: Final = len(THINGS)
 MIXED_PATCH: Final = BACKGROUND + 1
 NO_SUBJECT: Final = -1
-# Shapes take the vision tower a million examples to learn; images without questions are cheap.
+# Shapes take the vision tower many examples to learn; images without questions are cheap.
 CROWDS: Final = 10
 # Patches of things are few and their shapes are hard; background is plentiful and easy.
 THING_WEIGHT: Final = 5
