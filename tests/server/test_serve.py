@@ -18,11 +18,7 @@ import openai
 import pytest
 
 from saccade_client import Saccade
-from saccade_server.demo import SAMPLES, model_path, sample_path
-
-pytestmark = pytest.mark.skipif(
-    not (model_path() / "model.safetensors").exists(), reason="the demo model is not trained yet"
-)
+from saccade_server.demo import SAMPLES, sample_path
 
 COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
 QUESTION = "Describe the image."
@@ -216,16 +212,30 @@ def test_our_own_client_speaks_to_it(server: str) -> None:
         assert text == client.chat(QUESTION, images=sample_path("clear-1"), temperature=0).text
 
 
-def test_a_dead_engine_ends_the_server_with_1() -> None:
+def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1() -> None:
     """The supervisor must see it; requests in flight must not hang."""
     port = free_port()
     process = start(port)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(process, url)
+        client = openai.OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0)
+        endless = {"interventions": [], "ignore_eos": True}
+        stream = client.chat.completions.create(
+            model="saccade-demo",
+            messages=messages("clear-1"),
+            max_tokens=1800,
+            stream=True,
+            extra_body=endless,
+        )
+        next(stream)
         # Linux lists a thread's children here; the engine is the only one.
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         os.kill(int(children.split()[0]), signal.SIGKILL)
+        with pytest.raises(openai.APIError):
+            for _ in stream:
+                pass
+        client.close()
         assert process.wait(30) == 1
     finally:
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -66,6 +67,8 @@ def main(endpoint: str, config: EngineConfig, parent: int) -> int:
     link = ParentLink(endpoint, parent)
     try:
         core = load_core(config)
+        gc.collect()
+        gc.freeze()  # the model's many objects need not be looked at again
         link.send(Ready(core.info))
         run_loop(core, link.receive, link.send)
     except Exception as error:

@@ -171,17 +171,11 @@ def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
         decode_command(b"\x80\x04\x95not msgpack")
 
 
-needs_demo = pytest.mark.skipif(
-    not (model_path() / "model.safetensors").exists(), reason="the demo model is not trained yet"
-)
-
-
 def demo_request(name: str, max_tokens: int) -> GenerateRequest:
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     return GenerateRequest(request_id=name, tokens=(1, 40, 41, 42), sampling=sampling)
 
 
-@needs_demo
 def test_engine_process_serves_dies_and_is_missed() -> None:
     """One process for the whole life, since each start imports torch and transformers."""
 
