@@ -1,77 +1,110 @@
 """From generated token ids back to text, one token at a time.
 
-Text is handed out when no later token can change it: a character whose bytes are spread over
-several tokens comes out whole, with the last of them.
+Text is handed out when no later token can change it, so the pieces join to what the tokenizer
+makes of all tokens together. Two things wait: a character whose bytes are spread over several
+tokens, and, where bytes are tokens of their own (SentencePiece's byte fallback), a run of them
+until it ends: one broken byte in it turns the whole run into replacement characters.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers import Tokenizer
 
 REPLACEMENT = "\ufffd"
-LONGEST_WAIT = 16
-"""Tokens to wait for the rest of a character, which needs four; behind that, bytes are broken."""
+LONGEST_CONTEXT = 16
+"""Tokens of a prompt to look through for a whole character."""
+LONGEST_CHARACTER = 4
+"""Tokens that the bytes of one character may be spread over."""
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
-    """The text of one growing sequence; tokens in ``special`` have no text."""
+    """The text of one growing sequence; tokens in ``special`` have no text.
+
+    ``fallback`` are the tokens that are single bytes. With ``eager`` a run of them does not wait
+    for its end, only for the ends of its characters.
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         special: frozenset[int] = frozenset(),
         prompt_tokens: Sequence[int] = (),
+        fallback: Mapping[int, bytes] | None = None,
+        eager: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._special = special
+        self._fallback = fallback or {}
+        self._eager = eager
+        self._run = _Run()
         # Decoding depends on what stands before (SentencePiece drops a leading space), so the
         # last piece handed out stays in front of the tokens that wait.
         self._ids = self._context(prompt_tokens)
         self._read = len(self._ids)  # tokens whose text has been handed out
+        # A prompt may end inside a character; then the whole character counts as new.
+        self._sent = self._decode(self._ids).rstrip(REPLACEMENT)
+        for token in self._ids:
+            self._run.push(self._fallback.get(token))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain, possibly none."""
-        if token in self._special:
+        if token in self._special or self._tokenizer.id_to_token(token) is None:
             return ""
+        was_broken = self._run.broken
+        self._run.push(self._fallback.get(token))
+        if was_broken and self._run.broken:
+            return REPLACEMENT  # every byte of the run, whatever follows
         self._ids.append(token)
-        text = self._new_text()
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._read < LONGEST_WAIT:
+        if self._run.inside_character or (self._run.going_on and not self._eager):
             return ""
-        return self._hand_out(text)
+        return self._hand_out()
 
     def flush(self) -> str:
         """The text of tokens still waiting for the rest of a character; ends the sequence."""
-        return self._hand_out(self._new_text()) if self._read < len(self._ids) else ""
+        return self._new(self._decode(self._ids)) if self._read < len(self._ids) else ""
 
-    def _new_text(self) -> str:
-        """Text of the tokens not read yet, decoded behind the ones before them."""
+    def _hand_out(self) -> str:
         whole = self._decode(self._ids)
-        # A prompt may end inside a character; then the whole character counts as new.
-        known = self._decode(self._ids[: self._read]).rstrip(REPLACEMENT)
-        if whole.startswith(known):
-            return whole[len(known) :]
+        # The last replacement character may be the beginning of a character.
+        waits = not self._fallback and whole.endswith(REPLACEMENT)
+        text = self._new(whole[:-1] if waits else whole)
+        if waits:
+            self._forget_broken(whole)
+        else:
+            del self._ids[: self._read]
+            self._read = len(self._ids)
+            self._sent = self._decode(self._ids)
+        return text
+
+    def _new(self, text: str) -> str:
+        """What ``text``, of all tokens here, adds to what has been handed out."""
+        sent, self._sent = self._sent, text
+        if text.startswith(sent):
+            return text[len(sent) :]
+        # The prompt's own last bytes turned out differently.
         return self._decode(self._ids[self._read :])
 
-    def _hand_out(self, text: str) -> str:
-        if text:
-            # A piece that began with bytes of the prompt decodes only together with them.
-            if not self._decode(self._ids[: self._read]).endswith(REPLACEMENT):
-                del self._ids[: self._read]
-            self._read = len(self._ids)
-        elif len(self._ids) - self._read >= LONGEST_WAIT:
-            del self._ids[self._read :]  # ids without any text
-        return text
+    def _forget_broken(self, whole: str) -> None:
+        """Drop tokens that a long run of broken bytes has left behind."""
+        if len(self._ids) <= LONGEST_CONTEXT:
+            return
+        for keep in range(1, LONGEST_CHARACTER + 1):
+            head, tail = self._decode(self._ids[:-keep]), self._decode(self._ids[-keep:])
+            if head + tail == whole:
+                self._ids, self._sent, self._read = self._ids[-keep:], tail[:-1], 0
+                return
 
     def _context(self, prompt_tokens: Sequence[int]) -> list[int]:
         """The shortest end of the prompt that decodes without a broken character in front."""
-        tokens = [t for t in prompt_tokens[-4 * LONGEST_WAIT :] if t not in self._special]
-        for length in range(1, min(LONGEST_WAIT, len(tokens)) + 1):
+        tokens = [t for t in prompt_tokens[-4 * LONGEST_CONTEXT :] if t not in self._special]
+        for length in range(1, min(LONGEST_CONTEXT, len(tokens)) + 1):
             text = self._decode(tokens[-length:]).rstrip(REPLACEMENT)
             if text and REPLACEMENT not in text:
                 return tokens[-length:]
@@ -79,6 +112,28 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+class _Run:
+    """Byte tokens in a row, up to now."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.going_on = False
+        self.broken = False
+        self.inside_character = False
+
+    def push(self, byte: bytes | None) -> None:
+        """Take the next token's byte; None, for any other token, ends the run."""
+        if byte is None:
+            self._decoder.reset()
+            self.going_on = self.broken = self.inside_character = False
+        elif not self.broken:
+            try:
+                self.inside_character = not self._decoder.decode(byte)
+                self.going_on = True
+            except UnicodeDecodeError:
+                self.broken, self.going_on, self.inside_character = True, False, False
 
 
 class TokenBytes:
@@ -89,6 +144,13 @@ class TokenBytes:
         self._added = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items()}
         decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
         self._byte_of = byte_alphabet() if '"ByteLevel"' in decoder else None
+        self.fallback = _byte_tokens(tokenizer) if '"ByteFallback"' in decoder else {}
+        """Tokens that stand for one byte each and decode together with their neighbours."""
+
+    @property
+    def covers_all(self) -> bool:
+        """True if any text can be written in tokens, none of them for text that is unknown."""
+        return self._byte_of is not None or len(self.fallback) == 256
 
     def of(self, token: int) -> bytes:
         """Bytes of one token; none for an id without a token."""
@@ -109,3 +171,9 @@ def byte_alphabet() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}
     return shown | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+    found = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+    ids = {tokenizer.token_to_id(name): byte for name, byte in found.items()}
+    return {token: byte for token, byte in ids.items() if token is not None}

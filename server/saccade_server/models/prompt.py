@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,13 @@ class PromptProcessor:
         """True when prompts may have images."""
         return self._images is not None
 
+    @cached_property
+    def max_token_chars(self) -> int | None:
+        """Characters of the longest token; None if one token may stand for any length of text."""
+        if not self._bytes.covers_all:
+            return None
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
     def chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True
     ) -> RenderedPrompt:
@@ -151,7 +159,8 @@ class PromptProcessor:
 
     def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer:
         """Start turning the tokens generated behind a prompt into text."""
-        return Detokenizer(self._backend, self._encoder.special_ids, prompt_tokens)
+        special, fallback = self._encoder.special_ids, self._bytes.fallback
+        return Detokenizer(self._backend, special, prompt_tokens, fallback)
 
     def token_text(self, token: int) -> tuple[str, bytes]:
         """One token by itself, for logprobs: readable text, and its exact bytes."""
@@ -219,7 +228,8 @@ class PromptProcessor:
         wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
         if wrong is not None:
             raise PromptError(f"token id {wrong} is not in the vocabulary of {self.vocab_size}")
-        stream = Detokenizer(self._backend)
+        # Eager, or the text of a run of bytes would be at its end instead of at its characters.
+        stream = Detokenizer(self._backend, fallback=self._bytes.fallback, eager=True)
         text, offsets = "", []
         for token in ids:
             piece = stream.push(token)

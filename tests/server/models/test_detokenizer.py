@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saccade_server.models.detokenizer import LONGEST_WAIT, Detokenizer
+from saccade_server.models.detokenizer import LONGEST_CONTEXT, Detokenizer
 from saccade_server.models.prompt import Message, PromptProcessor
 
 FAMILIES = ["llama", "qwen3"]
@@ -83,9 +83,59 @@ def test_words_of_the_model_are_text(prompt_folder: Folder) -> None:
 def test_broken_bytes_do_not_hold_the_stream_up(prompts: PromptProcessor) -> None:
     broken = encode(prompts, "😀")[-1]
     tail = encode(prompts, "the picture the picture")
-    pieces = stream(prompts.detokenizer(), [broken] * (3 * LONGEST_WAIT) + tail)
+    pieces = stream(prompts.detokenizer(), [broken] * (3 * LONGEST_CONTEXT) + tail)
     assert sum("\ufffd" in piece for piece in pieces) >= 3
     assert "".join(pieces).endswith("picture")
+
+
+def byte_ids(prompts: PromptProcessor) -> dict[int, int]:
+    """Token of each single byte that has one."""
+    found = {}
+    for token in range(prompts._backend.get_vocab_size()):
+        exact = prompts.token_text(token)[1]
+        if len(exact) == 1 and token not in prompts._encoder.special_ids:
+            found[exact[0]] = token
+    # A letter has two tokens where bytes are a fallback; only the fallback's is in a run.
+    return found | {byte[0]: token for token, byte in prompts._bytes.fallback.items()}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80" * 16 + b"abc",
+        b"\x80" * 40,
+        "\ufffd".encode() * 20,
+        b"a" + b"\x80" * 15 + "é".encode(),
+        "é".encode() + b"\x80",
+        b"\xf0\x9f\x98" + "é".encode() + b"\xe2",
+    ],
+    ids=repr,
+)
+def test_broken_bytes_come_out_as_they_decode(prompts: PromptProcessor, data: bytes) -> None:
+    ids = [byte_ids(prompts)[byte] for byte in data]
+    text = "".join(stream(prompts.detokenizer(), ids))
+    assert text == prompts._backend.decode(ids)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_tokens_come_out_as_they_decode(prompts: PromptProcessor, data: st.DataObject) -> None:
+    single = byte_ids(prompts)
+    broken = st.sampled_from([single[b] for b in (0x41, 0x80, 0xA9, 0xC3, 0xE2, 0x98, 0xF0, 0x9F)])
+    whole = st.sampled_from([single[b] for b in sorted(single)])
+    words = st.sampled_from(encode(prompts, TEXT + " the picture a cat"))
+    ids = data.draw(st.lists(broken | whole | words, max_size=60))
+    pieces = stream(prompts.detokenizer(), ids)
+    assert "".join(pieces) == prompts._backend.decode(ids)
+
+
+def test_long_broken_output_stays_cheap(prompts: PromptProcessor) -> None:
+    detokenizer, broken = prompts.detokenizer(), byte_ids(prompts)[0x80]
+    for _ in range(1000):
+        detokenizer.push(broken)
+        assert len(detokenizer._ids) <= 2 * LONGEST_CONTEXT
 
 
 def test_flush_gives_what_is_left(prompts: PromptProcessor) -> None:
@@ -98,7 +148,7 @@ def test_flush_gives_what_is_left(prompts: PromptProcessor) -> None:
 
 def test_ids_without_a_token_have_no_text(prompts: PromptProcessor) -> None:
     ids = encode(prompts, "a cat")
-    unknown = [10**6] * (2 * LONGEST_WAIT)
+    unknown = [10**6] * (2 * LONGEST_CONTEXT)
     assert "".join(stream(prompts.detokenizer(), [*ids[:1], *unknown, *ids[1:]])) == "a cat"
     assert prompts.token_text(10**6) == ("", b"")
 
