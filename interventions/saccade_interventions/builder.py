@@ -1,4 +1,7 @@
-"""The vocabulary a method writes its plan in; checks every index before a plan exists."""
+"""The vocabulary a method writes its plan in; checks every index before a plan exists.
+
+A mistake in a method is a ValueError here, and not a failure inside the engine.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from saccade_interventions.plan import (
+    Edits,
     Gate,
     HeadEdit,
     MassEdit,
@@ -93,6 +97,7 @@ class PlanBuilder:
         if len(gates) > GATES:
             raise ValueError(f"a mass edit has at most {GATES} gates")
         transform = np.eye(self._classes)
+        self._check_classes(index for to, source, _ in moves for index in (to, source))
         for to, source, amount in moves:
             transform[to, source] += amount
         if (transform < 0).any():
@@ -104,6 +109,7 @@ class PlanBuilder:
 
     def gate(self, weights: Mapping[int, float], at_least: float) -> Gate:
         """The condition that the masses of the classes, each times its weight, sum so high."""
+        self._check_classes(weights)
         return Gate(tuple(weights.get(c, 0.0) for c in range(self._classes)), at_least)
 
     def gain(self, sites: Sites, phases: tuple[Phase, ...], gain: float) -> None:
@@ -115,8 +121,10 @@ class PlanBuilder:
         """Freeze. A plan without edits keeps no tags: there is nothing for them to act on.
 
         Raises:
-            ValueError: a gated mass edit shares a (layer, head, phase) with another one.
+            ValueError: a gated mass edit shares a (layer, head, phase) with another one, or an edit
+                names a layer, head or class that is not there.
         """
+        self._check_edits()
         if find_gated_chain(self._masses):
             raise ValueError("a gated mass edit cannot be chained with another one")
         edited = self._scores or self._masses or self._gains
@@ -134,6 +142,23 @@ class PlanBuilder:
             gains=tuple(self._gains),
             sinks=self._sinks if edited else None,
         )
+
+    def _check_edits(self) -> None:
+        edits: tuple[Edits, ...] = (*self._scores, *self._masses, *self._gains)
+        for edit in edits:
+            for layer, heads in edit.sites:
+                if not 0 <= layer < self._shape.layers:
+                    raise ValueError(f"there is no layer {layer}")
+                wrong = next((head for head in heads if not 0 <= head < self._shape.heads), None)
+                if wrong is not None:
+                    raise ValueError(f"there is no head {wrong}")
+        for score in self._scores:
+            self._check_classes(score.classes)
+
+    def _check_classes(self, classes: Iterable[int]) -> None:
+        wrong = next((index for index in classes if not 0 <= index < self._classes), None)
+        if wrong is not None:
+            raise ValueError(f"there is no key class {wrong}")
 
 
 def _pad(edit: MassEdit, classes: int) -> MassEdit:

@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_kernels.controls import ControlShape
+
+MOST_OCCURRENCES = 4096
+"""Of one text in a prompt; a text that is everywhere marks nothing."""
 
 Span = tuple[int, int]
 """Token positions, end exclusive."""
@@ -55,10 +59,19 @@ class Prompt:
         return max((end for _, end in self.images), default=0)
 
     def find(self, needle: str) -> tuple[Span, ...]:
-        """Token spans of all occurrences of ``needle``: runs of tokens that overlap one."""
+        """Token spans of all occurrences of ``needle``: runs of tokens that overlap one.
+
+        Raises:
+            InterventionError: there are too many of them.
+        """
         at = self.text.find(needle) if needle else -1
         inside = np.zeros(len(self.text) + 1, np.int64)
+        count = 0
         while at >= 0:
+            count += 1
+            if count > MOST_OCCURRENCES:
+                message = f"{brief(needle)} is in the prompt more than {MOST_OCCURRENCES} times"
+                raise InterventionError(Code.INVALID_PARAMS, message)
             end = at + len(needle)
             inside[at + 1 : end + 1] = 1
             at = self.text.find(needle, end)

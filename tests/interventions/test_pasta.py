@@ -71,6 +71,23 @@ def test_what_is_not_there_is_refused(make_context, options, param):
     assert (caught.value.code, caught.value.param) == (Code.TARGET_NOT_FOUND, param)
 
 
+def test_a_text_that_is_everywhere_is_refused(make_context):
+    prompt = Prompt(2, text="a" * 10_000, offsets=[(0, 5000), (5000, 10_000)])
+    with pytest.raises(InterventionError, match="more than 4096 times") as caught:
+        PASTA(layers=[2], highlight=["aaaa", "a"]).compile(make_context(prompt))
+    assert (caught.value.code, caught.value.param) == (Code.INVALID_PARAMS, "highlight[1]")
+
+
+def test_texts_are_few_and_looked_for_once(make_context, monkeypatch):
+    asked = []
+    honest = Prompt.find
+    monkeypatch.setattr(Prompt, "find", lambda self, text: asked.append(text) or honest(self, text))
+    PASTA(layers=[2], highlight=["JSON", "age", "JSON"]).compile(make_context(WORDS))
+    assert asked == ["JSON", "age"]
+    with pytest.raises(ValueError, match="at most 16"):
+        PASTA(layers=[2], highlight=["JSON"] * 17)
+
+
 def test_all_of_the_prompt_may_be_weakened(make_context, attend):
     plan = PASTA(layers=[2], spans=[[0, 9]], mode="include").compile(make_context(WORDS))
     scores = torch.randn(4, 11, 11)

@@ -77,6 +77,34 @@ def test_classes_run_out(plan):
         plan.new_class()
 
 
+@pytest.mark.parametrize("sites", [((3, (0,)),), ((-1, (0,)),), ((0, (2,)),), ((0, (1, -1)),)])
+@pytest.mark.parametrize("kind", ["score", "mass", "gain"])
+def test_edits_are_where_the_model_is(plan, kind, sites):
+    tag = plan.tag([(0, 3)])
+    match kind:
+        case "score":
+            plan.score(sites, [tag], ALL, bias=1.0)
+        case "mass":
+            plan.mass(sites, [(tag, tag, -0.5)], ALL)
+        case "gain":
+            plan.gain(sites, ALL, 2.0)
+    with pytest.raises(ValueError, match=r"there is no (layer|head)"):
+        plan.build()
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_classes_exist(plan, wrong):
+    tag = plan.tag([(0, 3)])
+    for moves in ([(tag, wrong, 0.5)], [(wrong, tag, 0.5)]):
+        with pytest.raises(ValueError, match="there is no key class"):
+            plan.mass(SITES, moves, ALL)
+    with pytest.raises(ValueError, match="there is no key class"):
+        plan.gate({wrong: 1.0}, 0.5)
+    plan.score(SITES, [wrong], ALL, bias=1.0)
+    with pytest.raises(ValueError, match="there is no key class"):
+        plan.build()
+
+
 @pytest.mark.parametrize("span", [(3, 3), (4, 2), (-1, 2), (0, 9)])
 def test_tags_lie_in_the_prompt(plan, span):
     with pytest.raises(ValueError, match="not inside the prompt"):

@@ -31,7 +31,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import Level
-from saccade_interventions.context import Context, Prompt, runs
+from saccade_interventions.context import Context, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Index, Rows, Sited
@@ -71,7 +71,7 @@ class PASTA(Sited):
     alpha: float = Field(0.01, ge=1e-6, le=1)
     """Factor on the attention to the weakened keys, before the row is renormalised. 1: none."""
 
-    highlight: list[Text] = Field(default=[], max_length=64)
+    highlight: list[Text] = Field(default=[], max_length=16)
     """Texts to highlight, every occurrence in the rendered prompt; whole tokens that overlap it."""
 
     spans: list[TokenSpan] = Field(default=[], max_length=1024)
@@ -107,12 +107,8 @@ class PASTA(Sited):
     def _highlighted(self, prompt: Prompt) -> NDArray[np.bool_]:
         """Which prompt positions are highlighted, bool [prompt length]."""
         chosen = np.zeros(prompt.length, np.bool_)
-        for index, text in enumerate(self.highlight):
-            found = prompt.find(text)
-            if not found:
-                message = f"the prompt does not contain {brief(text)}"
-                raise InterventionError(Code.TARGET_NOT_FOUND, message, f"highlight[{index}]")
-            for start, end in found:
+        for text in dict.fromkeys(self.highlight):
+            for start, end in self._find(prompt, text):
                 chosen[start:end] = True
         for index, (start, end) in enumerate(self.spans):
             if end > prompt.length:
@@ -124,3 +120,14 @@ class PASTA(Sited):
                 Code.TARGET_NOT_FOUND, "all of the prompt is highlighted; nothing is left to weaken"
             )
         return chosen
+
+    def _find(self, prompt: Prompt, text: str) -> tuple[Span, ...]:
+        param = f"highlight[{self.highlight.index(text)}]"
+        try:
+            found = prompt.find(text)
+        except InterventionError as error:
+            raise error.within(param) from None
+        if not found:
+            message = f"the prompt does not contain {brief(text)}"
+            raise InterventionError(Code.TARGET_NOT_FOUND, message, param)
+        return found
