@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ class Answer:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         """Headers of the response, whatever its form."""
         if not self.interventions:
@@ -52,7 +53,7 @@ class Answer:
             "object": self.object,
             "created": self.created,
             "model": self.services.settings.served_model_name,
-            "system_fingerprint": self._system_fingerprint(),
+            "system_fingerprint": self.system_fingerprint,
             **content,
         }
 
@@ -86,7 +87,8 @@ class Answer:
 
     def stream(self, chunks: AsyncGenerator[dict[str, Any], None]) -> EventStream:
         """Send chunks as they come."""
-        return EventStream(chunks, self.services.settings.sse_keep_alive, self.headers)
+        settings = self.services.settings
+        return EventStream(chunks, settings.sse_keep_alive, settings.send_timeout, self.headers)
 
     def closing(self, include_usage: bool) -> dict[str, Any] | None:
         """The chunk after the last choice has ended, if there is one."""
@@ -101,7 +103,9 @@ class Answer:
                 collected[delta.index].add(delta)
         return collected
 
-    def _system_fingerprint(self) -> str:
+    @cached_property
+    def system_fingerprint(self) -> str:
+        """Names what the answer depends on besides the request's content."""
         # Nothing in it may differ between replicas, such as the folder of the model.
         name, dtype = self.services.settings.served_model_name, self.services.engine.info.dtype
         parts = [saccade_server.__version__, name, dtype, *self.headers.values()]

@@ -52,7 +52,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        services.lifecycle.stop()
+        services.close()
 
     app = FastAPI(
         title="Saccade",
@@ -74,8 +74,8 @@ def create_app(
         app.add_exception_handler(refusal, _refuse)
     # The last one added is the outermost.
     app.add_middleware(LimitBody, settings=settings)
-    app.add_middleware(Authenticate, keys=settings.api_keys)
     app.add_middleware(Drain, lifecycle=services.lifecycle, settings=settings)
+    app.add_middleware(Authenticate, keys=settings.api_keys)
     app.add_middleware(ReadOut, settings=settings)
     app.add_middleware(Observe, settings=settings)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

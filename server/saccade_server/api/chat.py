@@ -27,7 +27,7 @@ def chat_router(services: Services) -> APIRouter:
     @router.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation, under the interventions the request names."""
-        body = await read_body(request, ChatRequest)
+        body = await read_body(services, request, ChatRequest)
         answer = await unless_disconnected(request.receive, _prepare(services, body))
         if body.stream:
             return answer.stream(_chunks(answer, body))
@@ -57,7 +57,8 @@ async def _prepare(services: Services, body: ChatRequest) -> Answer:
     params = sampling_params(services, body, _alternatives(body))
     interventions = services.registry.parse(body.interventions)
     prompt = await prepare_chat(services, body.messages, interventions)
-    work = generation(services, body, [prompt], params, _max_tokens(body))
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    work = generation(services, body, [prompt], params, _max_tokens(body), param)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     return Answer(services, interventions, [prompt], work, "chatcmpl", kind)
 

@@ -30,7 +30,7 @@ def completions_router(services: Services) -> APIRouter:
     @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, under the interventions the request names."""
-        body = await read_body(request, CompletionRequest)
+        body = await read_body(services, request, CompletionRequest)
         answer = await unless_disconnected(request.receive, _prepare(services, body))
         if body.stream:
             return answer.stream(_chunks(answer, body))
@@ -60,7 +60,7 @@ async def _prepare(services: Services, body: CompletionRequest) -> Answer:
         for at, prompt in enumerate(asked)
     ]
     length = body.max_tokens
-    if length is None and "max_tokens" not in services.settings.default_sampling:
+    if length is None:
         length = min(DEFAULT_MAX_TOKENS, *(services.room - item.length for item in prompts))
     work = generation(services, body, prompts, params, length)
     return Answer(services, interventions, prompts, work, "cmpl", "text_completion")

@@ -13,7 +13,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -28,10 +30,20 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 LONGEST_URL = 4096
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
-# Ranges that count as global but lead to IPv4 addresses of the network's choosing.
-TUNNELS = tuple(
-    ipaddress.IPv6Network(net)
-    for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+DNS_THREADS = 8
+
+# Ranges that count as global but lead to addresses of the network's choosing: tunnels to IPv4,
+# the relays of one, and the site-local addresses that came before fc00::/7.
+INWARD = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "2001::/32",
+        "192.88.99.0/24",
+        "fec0::/10",
+    )
 )
 
 
@@ -54,19 +66,25 @@ class Target:
 def is_public(text: str) -> bool:
     """True for an address out on the Internet."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif any(address in tunnel for tunnel in TUNNELS):
-            return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if any(address in network for network in INWARD):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """All addresses of ``host``."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(item[4][0]) for item in found]
+@dataclass
+class FetchBudget:
+    """Bytes that one request may still fetch."""
+
+    left: int
+
+    def take(self, size: int, param: str) -> None:
+        """Count ``size`` bytes."""
+        self.left -= size
+        if self.left < 0:
+            message = "The images of the request have too many bytes together."
+            raise BadRequest(message, code="image_too_large", param=param)
 
 
 class ImageFetcher:
@@ -75,14 +93,21 @@ class ImageFetcher:
     def __init__(
         self,
         settings: ApiSettings,
-        resolve: Resolve = resolve,
+        resolve: Resolve | None = None,
         is_public: Callable[[str], bool] = is_public,
     ) -> None:
         self.settings = settings
-        self._resolve = resolve
+        # Name servers may be slow, and asyncio's own pool is everybody's.
+        self._threads = ThreadPoolExecutor(DNS_THREADS, "saccade-dns")
+        self._resolve = resolve or self._look_up
         self._is_public = is_public
+        self._domains = frozenset(name.lower() for name in settings.allowed_media_domains)
 
-    async def fetch(self, url: str, param: str) -> bytes:
+    def close(self) -> None:
+        """End the threads once they are idle."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def fetch(self, url: str, param: str, budget: FetchBudget) -> bytes:
         """Return the file behind ``url``."""
         if not self.settings.allow_image_urls:
             message = (
@@ -90,14 +115,13 @@ class ImageFetcher:
             )
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         target = parse_url(url, param)
-        domains = self.settings.allowed_media_domains
-        if domains and target.host not in domains:
+        if self._domains and target.host not in self._domains:
             message = "This server fetches no images from that host."
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         try:
             async with asyncio.timeout(self.settings.fetch_timeout):
                 address = await self._checked_address(target, param)
-                return await self._download(target, address, param)
+                return await self._download(target, address, param, budget)
         except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError):
             raise _failed(param) from None
 
@@ -110,7 +134,15 @@ class ImageFetcher:
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         return addresses[0]
 
-    async def _download(self, target: Target, address: str, param: str) -> bytes:
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        """All addresses of ``host``."""
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return [str(item[4][0]) for item in found]
+
+    async def _download(
+        self, target: Target, address: str, param: str, budget: FetchBudget
+    ) -> bytes:
         host = f"[{address}]" if ":" in address else address
         url = f"{target.scheme}://{host}:{target.port}{target.path}"
         headers = {"host": target.authority, "accept": "image/*", "accept-encoding": "identity"}
@@ -126,6 +158,7 @@ class ImageFetcher:
                 raise _failed(param)
             async for chunk in response.aiter_raw():
                 data += chunk
+                budget.take(len(chunk), param)
                 if len(data) > self.settings.max_image_bytes:
                     raise too_large(self.settings.max_image_bytes, param)
         return bytes(data)

@@ -57,7 +57,10 @@ def health_router(services: Services) -> APIRouter:
     async def load() -> dict[str, Any]:
         """What the engine is busy with, and its lifetime counters."""
         check_alive()
-        stats = await asyncio.wait_for(services.engine.stats(), STATS_SECONDS)
+        try:
+            stats = await asyncio.wait_for(services.engine.stats(), STATS_SECONDS)
+        except TimeoutError:
+            raise Unavailable("The engine is in a long step.") from None
         requests = {"http_requests": services.lifecycle.in_flight}
         return {**msgspec.to_builtins(stats), **requests, "draining": services.lifecycle.draining}
 

@@ -14,6 +14,7 @@ from saccade_server.api.receipts import fingerprint, sites
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
 from saccade_server.api.schemas import ValidateRequest
 from saccade_server.api.services import Services
+from saccade_server.api.sse import unless_disconnected
 
 
 def interventions_router(services: Services) -> APIRouter:
@@ -42,17 +43,19 @@ def interventions_router(services: Services) -> APIRouter:
         Without messages or prompt_tokens only what needs no prompt is checked; ``checked`` says
         so. An error is the same that the real request would get.
         """
-        body = await read_body(request, ValidateRequest)
+        body = await read_body(services, request, ValidateRequest)
         services.check_model(body.model)
         interventions = registry.parse(body.interventions)
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
         if body.messages is not None:
-            prepared = await prepare_chat(services, body.messages, interventions)
+            work = prepare_chat(services, body.messages, interventions)
+            prepared = await unless_disconnected(request.receive, work)
         elif body.prompt_tokens is not None:
             tokens = body.prompt_tokens
-            prepared = await prepare_completion(services, tokens, interventions, "prompt_tokens")
+            work = prepare_completion(services, tokens, interventions, "prompt_tokens")
+            prepared = await unless_disconnected(request.receive, work)
         return {
             "object": "intervention.validation",
             "valid": True,

@@ -42,7 +42,11 @@ def completion_logprobs(
         "tokens": [names.token_text(entry.token)[0] for entry in entries],
         "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
         "top_logprobs": [
-            {names.token_text(token)[0]: max(logprob, LOWEST) for token, logprob in entry.top}
+            {
+                names.token_text(token)[0]: max(logprob, LOWEST)
+                # The sampled token is among them even if it is not among the likeliest.
+                for token, logprob in ((entry.token, entry.logprob), *entry.top)
+            }
             for entry in entries
         ],
         "text_offset": list(offsets),

@@ -1,7 +1,8 @@
 """What surrounds every request: its id, its log line, the last safety net, drain and body limit.
 
-Pure ASGI, outermost first: :class:`Observe`, :class:`ReadOut`, :class:`Drain`, then authentication
-(:mod:`~saccade_server.api.auth`), then :class:`LimitBody`.
+Pure ASGI, outermost first: :class:`Observe`, :class:`ReadOut`, then authentication
+(:mod:`~saccade_server.api.auth`), so that strangers take nobody's place, then :class:`Drain` and
+:class:`LimitBody`.
 """
 
 from __future__ import annotations
@@ -211,12 +212,13 @@ _CLOSE = {"connection": "close"}
 
 
 def _media(headers: Headers) -> UnsupportedMedia | None:
-    kind, _, parameters = headers.get("content-type", "").partition(";")
+    kind, *parameters = headers.get("content-type", "").split(";")
     if kind.strip().lower() != "application/json":
         return UnsupportedMedia("The content type must be application/json.")
-    name, _, charset = parameters.partition("=")
-    if name.strip().lower() == "charset" and charset.strip(' "').lower() not in ("utf-8", "utf8"):
-        return UnsupportedMedia("The charset must be UTF-8.")
+    for parameter in parameters:
+        name, _, value = parameter.lower().partition("=")
+        if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
+            return UnsupportedMedia("The charset must be UTF-8.")
     if headers.get("content-encoding", "identity").lower() != "identity":
         return UnsupportedMedia("Compressed bodies are not read.")
     return None

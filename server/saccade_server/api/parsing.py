@@ -8,37 +8,44 @@ absurd nesting.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from saccade_server.api.errors import BadRequest, bounded
+from saccade_server.api.limits import check_lengths
+from saccade_server.api.services import Services
+from saccade_server.api.unsupported import refuse_misplaced
 
 DEEPEST = 64
 MOST_ERRORS = 10
-OFF_LOOP_BYTES = 1024 * 1024
+OFF_LOOP_BYTES = 64 * 1024
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, model: type[Model]) -> Model:
+async def read_body(services: Services, request: Request, model: type[Model]) -> Model:
     """Read, parse and check the body of a request."""
     body = await request.body()
-    if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(parse, body, model)
-    return parse(body, model)
+    work = partial(parse, body, model, partial(check_lengths, services))
+    return await services.in_worker(work) if len(body) > OFF_LOOP_BYTES else work()
 
 
-def parse(body: bytes, model: type[Model]) -> Model:
-    """Check ``body`` against ``model``."""
+def parse(
+    body: bytes, model: type[Model], check: Callable[[dict[str, Any]], None] | None = None
+) -> Model:
+    """Check ``body`` against ``model``, after what ``check`` refuses."""
     value = load(body)
     if not isinstance(value, dict):
         raise _invalid("The body must be a JSON object.")
+    if check is not None:
+        check(value)
+    refuse_misplaced(value)
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -8,7 +8,11 @@ moved. Nothing here is inferred from the request alone. The status of an entry i
     no_effect    it ran, or found no row to run on, and nothing changed
     cached       nothing changed here, but some of its rows are shared with an earlier request
     neutral      its strength makes it the identity, so there was nothing to run
-    unconfirmed  the engine sent no receipt
+    unconfirmed  the engine sent no receipt, or the next paragraph's case
+
+The engine counts moved rows by (layer, head). Where several interventions ran mass edits at one of
+them and rows moved, it is not known whose they were: then ``moved`` is null for each of these
+interventions, and ``unconfirmed`` is its status unless something else proves that it was applied.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from typing import Any
 from saccade_interventions.base import Intervention
 from saccade_interventions.plan import Edits, MassEdit, Phase, Plan
 from saccade_server.engine.request import Receipt
+
+Site = tuple[int, int]
+"""Layer and head."""
 
 PROMPT = (Phase.PREFIX, Phase.QUESTION, Phase.LAST)
 
@@ -45,7 +52,7 @@ def applied(interventions: Sequence[Intervention], runs: Sequence[Run]) -> list[
     return [_entry(index, item, runs) for index, item in enumerate(interventions)]
 
 
-def sites(index: int, plans: Sequence[Plan | None]) -> set[tuple[int, int]]:
+def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
     """Every (layer, head) that the intervention at ``index`` edits."""
     return {
         (layer, head)
@@ -63,6 +70,7 @@ def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[
     generated = sum(count.generated for count in counts)
     cached = sum(count.cached for count in counts)
     moved = [count.moved for count in counts if count.moved is not None]
+    known = moved and not any(count.disputed for count in counts)
     return {
         "index": index,
         "method": intervention.method_id(),
@@ -73,7 +81,7 @@ def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[
         "rows": {"prompt": prompt, "generated": generated, "cached": cached},
         "edits": {
             "evaluated": sum(count.evaluated for count in counts),
-            "moved": sum(moved) if moved else None,
+            "moved": sum(moved) if known else None,
         },
         "status": _status(bool(edited), counts),
     }
@@ -92,13 +100,18 @@ def _status(edited: bool, counts: Sequence[_Count]) -> str:
 
 @dataclass(frozen=True)
 class _Count:
-    """What one sequence did for one intervention. ``moved`` is None without mass edits."""
+    """What one sequence did for one intervention.
+
+    ``moved`` is None without mass edits, and leaves out the sites that another intervention shares;
+    ``disputed``: rows moved at one of those.
+    """
 
     prompt: int
     generated: int
     cached: int
     evaluated: int
     moved: int | None
+    disputed: bool
     works: bool
     confirmed: bool
 
@@ -107,8 +120,10 @@ class _Count:
         edits = _edits(run.plan, index)
         rows = run.receipt.rows if run.receipt else {}
         phases = {phase for edit in edits for phase in edit.phases}
-        masses = [edit for edit in edits if isinstance(edit, MassEdit)]
-        moved = _moved(masses, run.receipt) if masses else None
+        has_masses = any(isinstance(edit, MassEdit) for edit in edits)
+        own, shared = _mass_sites(run, index)
+        moved = _moved(own, run.receipt) if has_masses else None
+        disputed = _moved(shared, run.receipt) > 0
         # Score and head edits change every row they are evaluated on; mass edits may not.
         others = [edit for edit in edits if not isinstance(edit, MassEdit)]
         return cls(
@@ -117,8 +132,9 @@ class _Count:
             cached=_cached(run, phases),
             evaluated=sum(_evaluated(edit, rows) for edit in edits),
             moved=moved,
+            disputed=disputed,
             works=bool(moved) or any(_evaluated(edit, rows) for edit in others),
-            confirmed=run.receipt is not None,
+            confirmed=run.receipt is not None and not disputed,
         )
 
 
@@ -132,10 +148,21 @@ def _evaluated(edit: Edits, rows: dict[str, int]) -> int:
     )
 
 
-def _moved(masses: Sequence[MassEdit], receipt: Receipt | None) -> int:
-    edited = {(layer, head) for edit in masses for layer, heads in edit.sites for head in heads}
+def _mass_sites(run: Run, index: int) -> tuple[set[Site], set[Site]]:
+    """Sites where the intervention at ``index`` alone ran mass edits, and where others did too."""
+    rows = run.receipt.rows if run.receipt else {}
+    mine: set[Site] = set()
+    others: set[Site] = set()
+    for edit in run.plan.masses if run.plan else ():
+        if _evaluated(edit, rows):
+            sites = {(layer, head) for layer, heads in edit.sites for head in heads}
+            (mine if edit.source == index else others).update(sites)
+    return mine - others, mine & others
+
+
+def _moved(sites: set[Site], receipt: Receipt | None) -> int:
     counts = receipt.moved if receipt else ()
-    return sum(count.rows for count in counts if (count.layer, count.head) in edited)
+    return sum(count.rows for count in counts if (count.layer, count.head) in sites)
 
 
 def _cached(run: Run, phases: set[Phase]) -> int:

@@ -18,6 +18,8 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.plan import Plan
 from saccade_server.api.errors import BadRequest, unsupported
+from saccade_server.api.fetch import FetchBudget
+from saccade_server.api.limits import check_conversation, too_long
 from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
 from saccade_server.api.schemas import ChatMessage, ImagePart
 from saccade_server.api.services import Services
@@ -59,10 +61,10 @@ async def prepare_completion(
     services: Services, prompt: str | list[int], interventions: Sequence[Intervention], param: str
 ) -> Prepared:
     """Make a prompt of plain text or tokens; ``param`` is where the request has it."""
-    if isinstance(prompt, list):
-        check_tokens(prompt, services.engine.info.vocab_size, param)
 
     def work() -> Prepared:
+        if isinstance(prompt, list):
+            check_tokens(prompt, services.engine.info.vocab_size, param)
         with _refusing(param):
             rendered = services.prompts.completion(prompt)
         return _compile(services, rendered, interventions, param)
@@ -72,7 +74,7 @@ async def prepare_completion(
 
 def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:
     """Refuse token ids that the model does not have."""
-    if any(token >= vocabulary for token in tokens):
+    if tokens and max(tokens) >= vocabulary:
         raise BadRequest(f"Token ids go from 0 to {vocabulary - 1}.", param=param)
 
 
@@ -87,9 +89,7 @@ def _refusing(param: str) -> Iterator[None]:
 
 def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None:
     settings = services.settings
-    if len(messages) > settings.max_messages:
-        message = f"A conversation may have {settings.max_messages} messages."
-        raise BadRequest(message, param="messages")
+    check_conversation(services, messages)
     for at, item in enumerate(messages):
         for name in UNREAD_MESSAGE_FIELDS:
             if (item.model_extra or {}).get(name):
@@ -122,9 +122,16 @@ def _path(message: int, part: int) -> str:
 async def _fetch_images(services: Services, messages: Sequence[ChatMessage]) -> dict[str, bytes]:
     """Fetch what is not in the request itself, keyed by path."""
     wanted = {path: url for path, _, url in _images(messages) if not is_data_url(url)}
+    budget = FetchBudget(services.settings.max_fetched_bytes)
     fetch = services.fetcher.fetch
-    files = await asyncio.gather(*(fetch(url, path) for path, url in wanted.items()))
-    return dict(zip(wanted, files, strict=True))
+    try:
+        async with asyncio.TaskGroup() as group:
+            files = {
+                path: group.create_task(fetch(url, path, budget)) for path, url in wanted.items()
+            }
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return {path: task.result() for path, task in files.items()}
 
 
 def _convert(
@@ -156,8 +163,7 @@ def _compile(
     if not length:
         raise BadRequest("The prompt is empty.", code="invalid_prompt", param=param)
     if length >= services.room:
-        message = f"The prompt has {length} tokens; with its answer it may have {services.room}."
-        raise BadRequest(message, code="context_length_exceeded", param=param)
+        raise too_long(services, length, param)
     if not interventions:
         return Prepared(prompt, None)
     spans = tuple((image.start, image.start + image.length) for image in prompt.images)

@@ -23,22 +23,23 @@ def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> 
     """Fill in what the request leaves out, but the length and the seed."""
     vocabulary = services.engine.info.vocab_size
     biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    if len(biases) < len(body.logit_bias or {}):
+        raise BadRequest("A token is given twice, as in '7' and '07'.", param="logit_bias")
     check_tokens(list(biases), vocabulary, "logit_bias")
     check_tokens(body.stop_token_ids or [], vocabulary, "stop_token_ids")
 
-    def value(name: str, otherwise: float) -> float:
-        given: float | None = getattr(body, name)
-        return services.settings.default_sampling.get(name, otherwise) if given is None else given
+    def value(given: float | None, otherwise: float) -> float:
+        return otherwise if given is None else given
 
     return SamplingParams(
         max_tokens=0,
-        temperature=value("temperature", 1.0),
-        top_p=value("top_p", 1.0),
-        top_k=max(int(value("top_k", 0)), 0),
-        min_p=value("min_p", 0.0),
-        repetition_penalty=value("repetition_penalty", 1.0),
-        presence_penalty=value("presence_penalty", 0.0),
-        frequency_penalty=value("frequency_penalty", 0.0),
+        temperature=value(body.temperature, 1.0),
+        top_p=value(body.top_p, 1.0),
+        top_k=max(int(value(body.top_k, 0)), 0),
+        min_p=value(body.min_p, 0.0),
+        repetition_penalty=value(body.repetition_penalty, 1.0),
+        presence_penalty=value(body.presence_penalty, 0.0),
+        frequency_penalty=value(body.frequency_penalty, 0.0),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         logit_bias=biases,
@@ -52,15 +53,19 @@ def generation(
     prompts: Sequence[Prepared],
     params: SamplingParams,
     max_tokens: int | None,
+    param: str = "max_tokens",
 ) -> Generation:
-    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
+    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
+
+    ``param`` is where the request has ``max_tokens``.
+    """
     first = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
     eos = () if params.ignore_eos else services.engine.info.eos_token_ids
     ends = frozenset({*params.stop_token_ids, *eos})
     name = uuid.uuid4().hex
     choices: list[Choice] = []
     for prepared in prompts:
-        length = _answer_length(services, prepared, max_tokens)
+        length = _answer_length(services, prepared, max_tokens, param)
         tokens = tuple(prepared.prompt.tokens)
         images = tuple(_image_input(image) for image in prepared.prompt.images)
         for copy in range(body.n or 1):
@@ -97,16 +102,16 @@ def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:
         raise BadRequest("stream_options needs stream: true.", param="stream_options")
 
 
-def _answer_length(services: Services, prepared: Prepared, asked: int | None) -> int:
+def _answer_length(services: Services, prepared: Prepared, asked: int | None, param: str) -> int:
     room = services.room - prepared.length
     if asked is None:
-        return min(int(services.settings.default_sampling.get("max_tokens", room)), room)
+        return room
     if asked > room:
         message = (
             f"The prompt has {prepared.length} tokens and {asked} more were asked for; "
             f"together they may be {services.room}."
         )
-        raise BadRequest(message, code="context_length_exceeded", param="max_tokens")
+        raise BadRequest(message, code="context_length_exceeded", param=param)
     return asked
 
 

@@ -1,12 +1,14 @@
 """What clients may send. Strict about types in every field that is read, open to unknown fields.
 
-``null`` means "not given" everywhere, because SDKs send it. Ranges that depend on the model or on
-the operator's limits are checked where those are known, in :mod:`~saccade_server.api.admission`.
+``null`` means "not given" in every field that may be left out, because SDKs send it. Ranges that
+depend on the model or on the operator's limits are checked where those are known: lengths in
+:mod:`~saccade_server.api.limits`, the rest in :mod:`~saccade_server.api.sampling`. A list stops at
+its first mistake, or a body of nothing else would cost seconds.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -75,12 +77,12 @@ class Sampled(Strict):
     stop: (
         Annotated[
             Annotated[Stop, Tag("text")]
-            | Annotated[list[Stop], Field(max_length=MOST_STOPS), Tag("list")],
+            | Annotated[list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), Tag("list")],
             Discriminator(_text_or_list),
         ]
         | None
     ) = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(fail_fast=True, max_length=128)] | None = None
     ignore_eos: bool | None = None
     logit_bias: (
         Annotated[
@@ -138,7 +140,8 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[Part], Field(min_length=1), Tag("list")],
+        Annotated[str, Tag("text")]
+        | Annotated[list[Part], Field(fail_fast=True, min_length=1), Tag("list")],
         Discriminator(_text_or_list),
     ]
 
@@ -146,7 +149,7 @@ class ChatMessage(Strict):
 class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, lt=INT64)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
@@ -157,11 +160,11 @@ class CompletionRequest(Sampled):
 
     prompt: Annotated[
         Annotated[str, Tag("text")]
-        | Annotated[list[str], Field(min_length=1), Tag("texts")]
-        | Annotated[list[Token], Field(min_length=1), Tag("tokens")]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("texts")]
+        | Annotated[list[Token], Field(fail_fast=True, min_length=1), Tag("tokens")]
         | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]],
-            Field(min_length=1),
+            list[Annotated[list[Token], Field(fail_fast=True, min_length=1)]],
+            Field(fail_fast=True, min_length=1),
             Tag("token_lists"),
         ],
         Discriminator(_prompt_kind),
@@ -174,8 +177,8 @@ class CompletionRequest(Sampled):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [item for item in self.prompt if not isinstance(item, int)]
+            return [self.prompt]
+        return cast(list[str | list[int]], self.prompt)
 
 
 class ValidateRequest(Closed):
@@ -183,5 +186,5 @@ class ValidateRequest(Closed):
 
     model: str | None = None
     interventions: Any
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    prompt_tokens: Annotated[list[Token], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = None
+    prompt_tokens: Annotated[list[Token], Field(fail_fast=True, min_length=1)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -29,26 +30,26 @@ class Services:
     settings: ApiSettings
     fetcher: ImageFetcher
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    workers: asyncio.Semaphore = field(init=False)
+    workers: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "workers", asyncio.Semaphore(self.settings.prompt_workers))
+        # Not asyncio's own pool: whatever else runs there would wait behind images and prompts.
+        workers = ThreadPoolExecutor(self.settings.prompt_workers, "saccade-prompt")
+        object.__setattr__(self, "workers", workers)
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
         """Run CPU work off the event loop, a bounded number at a time.
 
-        A thread cannot be stopped: when the client leaves, its work goes on, and so does its claim
-        to one of the workers. Otherwise clients that leave at once could start any number of them.
+        A thread cannot be stopped: when the client leaves, work that has begun goes on and keeps
+        its worker. Otherwise clients that leave at once could start any number of them.
         """
-        await self.workers.acquire()
-        thread = asyncio.ensure_future(asyncio.to_thread(work))
-        thread.add_done_callback(self._worker_ended)
-        return await asyncio.shield(thread)
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
-    def _worker_ended(self, thread: asyncio.Future[Result]) -> None:
-        self.workers.release()
-        if not thread.cancelled():
-            thread.exception()  # seen, even if nobody waits for it any more
+    def close(self) -> None:
+        """End what is still being generated, and the threads once they are idle."""
+        self.lifecycle.stop()
+        self.workers.shutdown(wait=False, cancel_futures=True)
+        self.fetcher.close()
 
     def check_model(self, name: str | None) -> None:
         """Refuse any name but the served one; no name means the only model there is."""

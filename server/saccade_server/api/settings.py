@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIB = 1024 * 1024
@@ -12,13 +11,12 @@ MIB = 1024 * 1024
 class ApiSettings:
     """Names, limits and times of the API. Sizes are bytes, times seconds.
 
-    ``default_sampling`` holds what a request leaves out, by the request's own field names (the
-    model's generation config, as vLLM does); OpenAI's defaults fill the rest.
+    ``max_fetched_bytes`` is what the images of one request may have together that the server
+    fetches itself.
     """
 
     served_model_name: str
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    default_sampling: Mapping[str, float | int] = field(default_factory=dict)
 
     max_requests: int = 512  # in flight at once, over all connections
     max_n: int = 16
@@ -30,12 +28,14 @@ class ApiSettings:
     allowed_media_domains: tuple[str, ...] = ()  # empty: any host with public addresses
     max_images: int = 16
     max_image_bytes: int = 20 * MIB
+    max_fetched_bytes: int = 64 * MIB
     max_image_pixels: int = 50_000_000
     max_request_pixels: int = 100_000_000  # all images of a request together
     min_image_side: int = 2
     max_image_aspect: float = 200.0
 
     body_timeout: float = 30.0
+    send_timeout: float = 60.0  # how long a client may leave a piece of a stream unread
     fetch_timeout: float = 5.0
     request_timeout: float = 600.0
     shutdown_timeout: float = 30.0

@@ -9,7 +9,8 @@ unedited.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from functools import lru_cache
 from typing import Any
 
 from saccade_server.api.errors import BadRequest, bounded, unsupported
@@ -18,33 +19,59 @@ NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 
 # field -> values that ask for nothing beyond what happens anyway; NOTHING is always among them
 SHARED: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
     "allowed_token_ids": (),
     "bad_words": (),
+    "cache_salt": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
     "early_stopping": (),
+    "ebnf": (),
+    "enable_thinking": (),
     "extra_args": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "grammar": (),
     "include_stop_str_in_output": (),
+    "input_embeds": (),
+    "input_ids": (),
+    "json_schema": (),
     "kv_transfer_params": (),
     "length_penalty": (1.0,),
     "logits_processors": (),
+    "lora_path": (),
+    "max_new_tokens": (),
+    "media_io_kwargs": (),
+    "min_new_tokens": (0,),
     "min_tokens": (0,),
+    "mirostat": (0,),
     "mm_processor_kwargs": (),
+    "no_stop_trim": (),
+    "num_beams": (1,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
+    "regex": (),
+    "repetition_detection": (),
     "response_format": ({"type": "text"},),
+    "return_hidden_states": (),
+    "return_routed_experts": (),
     "return_token_ids": (),
+    "return_tokens_as_token_ids": (),
+    "session_params": (),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
+    "stop_regex": (),
+    "stop_sequences": (),
+    "structural_tag": (),
     "structured_outputs": (),
+    "thinking": (),
+    "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
+    "typical_p": (1.0,),
     "use_beam_search": (),
 }
 CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "add_generation_prompt": (True,),
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": (),
     "continue_final_message": (),
@@ -54,6 +81,7 @@ CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "functions": (),
     "modalities": (["text"],),
     "prediction": (),
+    "reasoning": (),
     "reasoning_effort": ("none",),
     "store": (),
     "tool_choice": ("none", "auto"),
@@ -61,7 +89,15 @@ CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {"best_of": (1,), "echo": (), "suffix": ()}
+COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
+    "best_of": (1,),
+    "echo": (),
+    "max_completion_tokens": (),
+    "suffix": (),
+    "top_logprobs": (),
+}
+GUIDED = "guided_"
+"""What vLLM's names for constrained answers begin with."""
 
 OTHER_NAMES = frozenset(
     {
@@ -90,20 +126,23 @@ OTHER_NAMES = frozenset(
     }
 )
 CLOSE_ENOUGH = 0.75
+MOST_UNKNOWN = 100
 
 
 def refuse_unsupported(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse the fields of ``extra`` that ask for what is not done."""
+    _refuse_many(extra)
     refuse_near_misses(extra)
     for name, value in extra.items():
-        if name in known and not _asks_nothing(value, known[name]):
+        harmless = () if name.startswith(GUIDED) else known.get(name)
+        if harmless is not None and not _asks_nothing(value, harmless):
             raise unsupported(name, f"{name} is not supported by this server.")
 
 
 def refuse_near_misses(names: Iterable[str]) -> None:
     """Refuse names that were probably meant to be ``interventions``."""
     for name in names:
-        if _near_miss(name):
+        if _another_name(name) or _resembles(name):
             raise BadRequest(
                 f"Unknown field {bounded(name, 64)!r}: interventions are given as the top-level "
                 "field 'interventions', a list of objects with a 'method'.",
@@ -112,12 +151,60 @@ def refuse_near_misses(names: Iterable[str]) -> None:
             )
 
 
-def _near_miss(name: str) -> bool:
-    plain = name.lower().replace("-", "_").strip("_ ")
-    if plain in OTHER_NAMES or "intervention" in plain:
+def refuse_misplaced(value: Mapping[str, Any]) -> None:
+    """Refuse interventions in a body's messages and metadata, where nothing reads them.
+
+    Only names that resemble ``interventions`` count: metadata may well name a plan or a method.
+    """
+    inner = {name: value.get(name) for name in ("messages", "metadata")}
+    for path, item in _objects(inner):
+        _refuse_many(item, path)
+        for name in item:
+            if isinstance(name, str) and _resembles(name):
+                message = "interventions are given as the top-level field 'interventions'."
+                where = f"{path}.{bounded(name, 64)}"
+                raise BadRequest(message, code="intervention_unknown_field", param=where)
+
+
+def _objects(value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every message, content part and image_url of a body, and its metadata, with its path."""
+    if isinstance(value.get("metadata"), dict):
+        yield "metadata", value["metadata"]
+    for path, message in _listed(value.get("messages"), "messages"):
+        yield path, message
+        for spot, part in _listed(message.get("content"), f"{path}.content"):
+            yield spot, part
+            if isinstance(part.get("image_url"), dict):
+                yield f"{spot}.image_url", part["image_url"]
+
+
+def _listed(items: object, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for at, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict):
+            yield f"{path}[{at}]", item
+
+
+def _refuse_many(names: Sized, param: str | None = None) -> None:
+    if len(names) > MOST_UNKNOWN:
+        raise BadRequest(f"There are more than {MOST_UNKNOWN} unknown fields.", param=param)
+
+
+def _plain(name: str) -> str:
+    return name[:64].lower().replace("-", "_").strip("_ ")
+
+
+def _another_name(name: str) -> bool:
+    return _plain(name) in OTHER_NAMES
+
+
+@lru_cache(maxsize=1024)
+def _resembles(name: str) -> bool:
+    if "intervention" in name.lower():
         return True
-    ratio = difflib.SequenceMatcher(None, plain[:64], "interventions").ratio
-    return len(plain) < 64 and ratio() > CLOSE_ENOUGH
+    match = difflib.SequenceMatcher(None, _plain(name), "interventions")
+    # The first two are bounds from above, and cheap.
+    ratios = (match.real_quick_ratio, match.quick_ratio, match.ratio)
+    return all(ratio() > CLOSE_ENOUGH for ratio in ratios)
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:

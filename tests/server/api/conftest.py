@@ -80,6 +80,7 @@ class BytePrompts:
 
     accepts_images = True
     vocab_size = INFO.vocab_size
+    max_token_chars = 1
 
     def chat(self, messages: list[Message]) -> RenderedPrompt:
         text = ""

@@ -52,6 +52,12 @@ FIELDS = [
     ({"max_tokens": 2**63}, 400, None, "max_tokens"),
     ({"max_tokens": 1.5}, 400, None, "max_tokens"),
     ({"max_tokens": 10_000}, 400, "context_length_exceeded", "max_tokens"),
+    (
+        {"max_completion_tokens": 10_000},
+        400,
+        "context_length_exceeded",
+        "max_completion_tokens",
+    ),
     ({"max_tokens": 5, "max_completion_tokens": 6}, 400, None, "max_tokens"),
     (
         {"messages": [{"role": "user", "content": "x" * 600}]},
@@ -70,6 +76,7 @@ FIELDS = [
     ({"seed": 1.5}, 400, None, "seed"),
     ({"logit_bias": {"x": 1}}, 400, None, None),
     ({"logit_bias": {"300": 1}}, 400, None, "logit_bias"),
+    ({"logit_bias": {"7": 1, "007": 2}}, 400, None, "logit_bias"),
     ({"logit_bias": {"5": 1e9}}, 400, None, "logit_bias.5"),
     ({"logit_bias": {str(i): 1 for i in range(20_000)}}, 400, None, "logit_bias"),
     ({"logit_bias": [1]}, 400, None, "logit_bias"),
@@ -110,6 +117,21 @@ UNSUPPORTED = {
     "bad_words": ["x"],
     "echo": True,
     "length_penalty": True,
+    "add_special_tokens": False,
+    "cache_salt": "x",
+    "return_tokens_as_token_ids": True,
+    "regex": "x+",
+    "json_schema": "{}",
+    "guided_json_object": True,
+    "guided_whitespace_pattern": " ",
+    "ebnf": "x",
+    "lora_path": "x",
+    "custom_logit_processor": "x",
+    "max_new_tokens": 3,
+    "typical_p": 0.5,
+    "stop_regex": "x",
+    "no_stop_trim": True,
+    "thinking": {"type": "enabled"},
 }
 
 NEAR_MISSES = [
@@ -141,6 +163,10 @@ HARMLESS = {
     "logit_bias": None,
     "some_future_field": {"x": 1},
     "length_penalty": 1.0,
+    "add_special_tokens": True,
+    "return_tokens_as_token_ids": False,
+    "guided_json": None,
+    "typical_p": 1.0,
 }
 
 
@@ -262,6 +288,7 @@ def test_a_chunked_body_is_counted(server):
         {"content-type": "text/plain"},
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "application/json; charset=latin-1"},
+        {"content-type": "application/json; profile=x; charset=latin-1"},
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )

@@ -190,15 +190,6 @@ def test_openai_defaults(server):
     assert request.sampling.max_tokens == 512 - len(request.tokens)
 
 
-def test_the_operator_may_set_defaults(make_server):
-    server = make_server(default_sampling={"temperature": 0, "top_k": 5, "max_tokens": 3})
-    assert server.chat().json()["choices"][0]["message"]["content"] == "Hel"
-    server.chat(temperature=0.7, max_tokens=4)
-    first, second = (request.sampling for request in server.engine.requests)
-    assert (first.temperature, first.top_k, first.max_tokens) == (0, 5, 3)
-    assert (second.temperature, second.top_k, second.max_tokens) == (0.7, 5, 4)
-
-
 def test_an_answer_may_fill_the_context(server):
     prompt = len("<user>Hi<assistant>")
     assert server.chat(max_tokens=512 - prompt).status_code == 200

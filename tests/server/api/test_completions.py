@@ -48,7 +48,7 @@ def test_log_probabilities(server, tools):
     assert body["choices"][0]["logprobs"] == {
         "tokens": ["H", "e", "l"],
         "token_logprobs": [-0.5] * 3,
-        "top_logprobs": [{"A": -1.0}] * 3,
+        "top_logprobs": [{"H": -0.5, "A": -1.0}, {"e": -0.5, "A": -1.0}, {"l": -0.5, "A": -1.0}],
         "text_offset": [0, 1, 2],
     }
 
@@ -90,6 +90,11 @@ def test_sixteen_tokens_unless_asked_for_more(server, tools):
         ({"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
         ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
         ({"prompt": "x", "best_of": 2}, "unsupported_parameter", "best_of"),
+        (
+            {"prompt": "x", "max_completion_tokens": 2},
+            "unsupported_parameter",
+            "max_completion_tokens",
+        ),
         ({"prompt": "x", "logprobs": True}, None, "logprobs"),
         ({"prompt": "x", "logprobs": 21}, None, "logprobs"),
         ({"prompt": "x", "steering": []}, "intervention_unknown_field", "steering"),

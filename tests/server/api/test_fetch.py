@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from saccade_server.api.errors import BadRequest, Unprocessable
-from saccade_server.api.fetch import ImageFetcher, is_public, parse_url
+from saccade_server.api.fetch import FetchBudget, ImageFetcher, is_public, parse_url
 from saccade_server.api.settings import ApiSettings
 
 OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
@@ -43,6 +44,9 @@ OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_0
         "2002:7f00:1::",
         "2001:0:7f00:1::",
         "2001:db8::1",
+        "fec0::1",
+        "192.88.99.1",
+        "::ffff:192.88.99.1",
     ],
 )
 def test_private_addresses(address):
@@ -169,7 +173,7 @@ def origin(tools):
     thread.join()
 
 
-def fetch(url, addresses=("127.0.0.1",), public=True, **settings):
+def fetch(url, addresses=("127.0.0.1",), public=True, budget=10**9, **settings):
     """Fetch with a resolver of our own; returns the bytes and the names it was asked for."""
     asked = []
 
@@ -180,7 +184,7 @@ def fetch(url, addresses=("127.0.0.1",), public=True, **settings):
 
     options = {"is_public": (lambda address: True)} if public else {}
     fetcher = ImageFetcher(ApiSettings("test", **(OPEN | settings)), resolve, **options)
-    return asyncio.run(fetcher.fetch(url, "here")), asked
+    return asyncio.run(fetcher.fetch(url, "here", FetchBudget(budget))), asked
 
 
 def test_a_picture_is_fetched_from_the_address_that_was_checked(origin):
@@ -203,6 +207,28 @@ def test_an_endless_body(origin):
     with pytest.raises(BadRequest) as refused:
         fetch(f"http://pictures.example:{origin}/endless")
     assert refused.value.code == "image_too_large"
+
+
+def test_a_request_has_a_budget(origin):
+    with pytest.raises(BadRequest) as refused:
+        fetch(f"http://pictures.example:{origin}/picture", budget=len(Origin.picture) - 1)
+    assert refused.value.code == "image_too_large"
+    fetch(f"http://pictures.example:{origin}/picture", budget=len(Origin.picture))
+
+
+def test_names_are_looked_up_in_threads_of_their_own(monkeypatch):
+    threads = []
+
+    def look_up(*args, **options):
+        threads.append(threading.current_thread().name)
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    fetcher = ImageFetcher(ApiSettings("test", **OPEN))
+    with pytest.raises(Unprocessable):
+        asyncio.run(fetcher.fetch("http://pictures.example/x", "here", FetchBudget(9)))
+    fetcher.close()
+    assert [name.startswith("saccade-dns") for name in threads] == [True]
 
 
 def test_nobody_there():
@@ -228,12 +254,13 @@ def test_the_ways_to_write_home(origin, host):
     Origin.seen.clear()
     fetcher = ImageFetcher(ApiSettings("test", **OPEN))
     with pytest.raises(BadRequest):
-        asyncio.run(fetcher.fetch(f"http://{host}:{origin}/picture", "here"))
+        asyncio.run(fetcher.fetch(f"http://{host}:{origin}/picture", "here", FetchBudget(10**9)))
+    fetcher.close()
     assert not Origin.seen
 
 
 def test_only_listed_hosts(origin):
-    listed = {"allowed_media_domains": ("pictures.example",)}
+    listed = {"allowed_media_domains": ("Pictures.Example",)}
     assert fetch(f"http://Pictures.example.:{origin}/picture", **listed)[0] == Origin.picture
     for host in ("other.example", "pictures.example.evil", "x.pictures.example"):
         with pytest.raises(BadRequest) as refused:

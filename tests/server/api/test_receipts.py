@@ -49,6 +49,26 @@ def test_a_mass_edit_whose_gates_stayed_shut():
     assert entry["status"] == "no_effect"
 
 
+def test_two_mass_edits_at_one_place_in_different_rows():
+    early, late = {**VAR, "rows": "question"}, VAR
+    alone = entries(early, late, receipt=Receipt({"generated": 5}, (SiteCount(2, 1, 3),)))
+    assert [entry["status"] for entry in alone] == ["no_effect", "applied"]
+    assert [entry["edits"]["moved"] for entry in alone] == [0, 3]
+    both = entries(early, late, receipt=Receipt(ROWS, (SiteCount(2, 1, 3),)))
+    assert [entry["status"] for entry in both] == ["unconfirmed"] * 2
+    assert [entry["edits"]["moved"] for entry in both] == [None] * 2
+    neither = entries(early, late, receipt=Receipt(ROWS))
+    assert [entry["status"] for entry in neither] == ["no_effect"] * 2
+
+
+def test_a_place_of_its_own_proves_an_edit():
+    wide, narrow = {**VAR, "layers": [2, 3]}, {**VAR, "rows": "question"}
+    receipt = Receipt(ROWS, (SiteCount(2, 1, 3), SiteCount(3, 1, 2)))
+    first, second = entries(narrow, wide, receipt=receipt)
+    assert (first["status"], second["status"]) == ("unconfirmed", "applied")
+    assert first["edits"]["moved"] is second["edits"]["moved"] is None
+
+
 def test_no_rows_of_that_kind():
     (entry,) = entries({**PAI, "rows": "generated"}, receipt=Receipt({"last": 1}))
     assert entry["rows"]["generated"] == 0

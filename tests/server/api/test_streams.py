@@ -195,17 +195,27 @@ def test_a_shutdown_that_waits_no_longer(make_server, tools):
     assert not server.engine.running
 
 
-def test_a_client_that_never_reads_stops_nobody_else(server, tools):
+def test_a_client_that_never_reads_stops_nobody_else(make_server, tools):
+    server = make_server(send_timeout=1.0)
+    lifecycle = server.app.state.lifecycle
     server.engine.answer = "x" * 400
-    body = json.dumps(tools.chat_body(stream=True, n=16)).encode()
-    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+    # More than the system's buffers hold between the two.
+    fields = {"stream": True, "n": 16, "logprobs": True, "top_logprobs": 20}
+    body = json.dumps(tools.chat_body(**fields)).encode()
+    with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", server.port))
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
+        tools.wait_for(lambda: lifecycle.in_flight)
         assert server.chat(max_tokens=3).status_code == 200
-        tools.wait_for(lambda: not server.engine.running)
+        time.sleep(0.5)
+        assert lifecycle.in_flight == 1
+        tools.wait_for(lambda: not lifecycle.in_flight, 20)
+        assert not server.engine.running
+        assert raw.fileno() >= 0
 
 
 def test_too_many_at_once(make_server, tools):
@@ -247,6 +257,7 @@ def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeyp
             model=tools.model, messages=[{"role": "user", "content": "Hi"}]
         )
     assert not began.is_set()
+    tools.wait_for(lambda: not server.app.state.lifecycle.in_flight)
     may_end.set()
     assert server.chat().status_code == 200
     assert len(server.engine.requests) == 1

@@ -1,11 +1,15 @@
 """Keys, request ids, probes, slow and odd connections."""
 
+import asyncio
 import json
 import logging
 import socket
+import time
 
 import openai
 import pytest
+
+from saccade_server.api import health
 
 
 def raw_request(server, data, read=True):
@@ -43,6 +47,17 @@ def test_every_route_but_the_probes_needs_a_key(make_server, keys):
         assert response.headers["x-request-id"]
     for path in ("/live", "/ready", "/health"):
         assert server.http.get(path).status_code == 200
+
+
+def test_strangers_take_no_place(make_server, keys, tools):
+    server = make_server(api_keys=keys, max_requests=1)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"
+        )
+        time.sleep(0.1)  # it is being read out before it is refused
+        assert server.app.state.lifecycle.in_flight == 0
+        assert server.openai(api_key=keys[0]).models.list().data[0].id == tools.model
 
 
 def test_any_of_the_keys_opens(make_server, keys, tools):
@@ -124,6 +139,16 @@ def test_version_and_load(server):
     assert load["running"] == 0
     assert load["draining"] is False
     assert load["http_requests"] == 1
+
+
+def test_the_load_of_a_busy_engine(server, monkeypatch):
+    async def busy():
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(health, "STATS_SECONDS", 0.05)
+    monkeypatch.setattr(server.engine, "stats", busy, raising=False)
+    response = server.http.get("/load")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_the_api_describes_itself(server):

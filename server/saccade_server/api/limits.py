@@ -1,0 +1,67 @@
+"""What is refused by its length alone, before anything walks through it.
+
+These run on a body that is JSON and nothing more is known of: other types are refused later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.schemas import MOST_BIASES, ChatMessage, TextPart
+from saccade_server.api.services import Services
+
+
+def check_lengths(services: Services, value: dict[str, Any]) -> None:
+    """Refuse what would take long to validate and could not be served anyway."""
+    settings = services.settings
+    _at_most(settings.max_messages, value, "messages")
+    _at_most(MOST_BIASES, value, "logit_bias")
+    prompt = value.get("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        _at_most(settings.max_prompts, value, "prompt")
+        for at, item in enumerate(prompt):
+            _check_room(services, item, f"prompt[{at}]")
+    else:
+        _check_room(services, prompt, "prompt")
+    _check_room(services, value.get("prompt_tokens"), "prompt_tokens")
+
+
+def check_conversation(services: Services, messages: Sequence[ChatMessage]) -> None:
+    """Refuse a conversation whose texts alone cannot fit."""
+    _check_characters(services, sum(map(_characters, messages)), "messages")
+
+
+def too_long(services: Services, length: int, param: str) -> BadRequest:
+    """Refuse a prompt of ``length`` tokens."""
+    message = f"The prompt has {length} tokens; with its answer it may have {services.room}."
+    return BadRequest(message, code="context_length_exceeded", param=param)
+
+
+def _at_most(most: int, value: dict[str, Any], name: str) -> None:
+    given = value.get(name)
+    if isinstance(given, list | dict) and len(given) > most:
+        raise BadRequest(f"{name} may have {most} entries.", param=name)
+
+
+def _check_room(services: Services, prompt: object, param: str) -> None:
+    if isinstance(prompt, str):
+        _check_characters(services, len(prompt), param)
+    elif isinstance(prompt, list) and len(prompt) >= services.room:
+        raise too_long(services, len(prompt), param)
+
+
+def _check_characters(services: Services, characters: int, param: str) -> None:
+    longest = services.prompts.max_token_chars
+    if longest is not None and characters > services.room * longest:
+        message = (
+            f"The prompt has {characters} characters, more than {services.room} tokens can hold."
+        )
+        raise BadRequest(message, code="context_length_exceeded", param=param)
+
+
+def _characters(message: ChatMessage) -> int:
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text) for part in message.content if isinstance(part, TextPart))

@@ -1,0 +1,152 @@
+"""What is too long is refused before it costs anything, and names that nothing reads."""
+
+import json
+import threading
+
+import pytest
+
+import saccade_server.api.parsing as parsing
+
+
+@pytest.fixture
+def refused(server, monkeypatch):
+    """Post a body that must be refused before a worker, and return its error."""
+
+    def post(path, body):
+        with monkeypatch.context() as patch:
+            patch.setattr(parsing, "OFF_LOOP_BYTES", 10**9)
+            patch.setattr(type(server.prompts), "chat", _never)
+            patch.setattr(type(server.prompts), "completion", _never)
+            response = server.http.post(path, json=body)
+        assert response.status_code == 400, response.text
+        return response.json()["error"]
+
+    return post
+
+
+def _never(*args):
+    raise AssertionError("this prompt should not have been processed")
+
+
+LONG = [
+    ("/v1/completions", {"prompt": [1] * 512}, "prompt"),
+    ("/v1/completions", {"prompt": "x" * 513}, "prompt"),
+    ("/v1/completions", {"prompt": ["x", "x" * 513]}, "prompt[1]"),
+    ("/v1/completions", {"prompt": [[1], [1] * 512]}, "prompt[1]"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 513}]}, "messages"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 200}] * 3}]},
+        "messages",
+    ),
+    (
+        "/v1/interventions/validate",
+        {"interventions": [], "messages": [{"role": "user", "content": "x" * 300}] * 2},
+        "messages",
+    ),
+    ("/v1/interventions/validate", {"interventions": [], "prompt_tokens": [1] * 512}, None),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), LONG, ids=lambda value: str(value)[:60])
+def test_what_cannot_fit_is_not_processed(refused, path, body, param):
+    error = refused(path, body)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == (param or "prompt_tokens")
+
+
+def test_a_model_without_a_longest_token_decides_by_the_tokens(server, monkeypatch):
+    monkeypatch.setattr(server.prompts, "max_token_chars", None, raising=False)
+    body = {"prompt": "x" * 600}
+    error = server.http.post("/v1/completions", json=body).json()["error"]
+    assert error["message"].startswith("The prompt has 600 tokens")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{}] * 1025},
+        {"messages": [], "logit_bias": {str(i): "x" for i in range(1025)}},
+        {"prompt": ["x"] * 65},
+    ],
+    ids=lambda fields: str(fields)[:40],
+)
+def test_lengths_come_before_validation(server, monkeypatch, fields):
+    def never(*args, **kwargs):
+        raise AssertionError("validated")
+
+    path = "/v1/completions" if "prompt" in fields else "/v1/chat/completions"
+    model = parsing_model(path)
+    monkeypatch.setattr(model, "model_validate", never)
+    response = server.http.post(path, json=fields)
+    assert response.status_code == 400
+    assert "entries" in response.json()["error"]["message"]
+
+
+def parsing_model(path):
+    from saccade_server.api.schemas import ChatRequest, CompletionRequest
+
+    return CompletionRequest if path == "/v1/completions" else ChatRequest
+
+
+def test_large_bodies_are_parsed_by_the_workers(server, monkeypatch, tools):
+    threads = []
+    honest = parsing.load
+
+    def watched(body):
+        threads.append(threading.current_thread().name)
+        return honest(body)
+
+    monkeypatch.setattr(parsing, "load", watched)
+    assert server.chat(user="x" * 100_000).status_code == 200
+    assert server.chat(user="x").status_code == 200
+    assert [name.startswith("saccade-prompt") for name in threads] == [True, False]
+
+
+def test_only_so_many_unknown_fields(server):
+    error = server.chat(**{f"x{i}": 1 for i in range(101)}).json()["error"]
+    assert "100 unknown fields" in error["message"]
+    assert server.chat(**{f"x{i}": 1 for i in range(100)}).status_code == 200
+
+
+TEXT_PART = {"type": "text", "text": "x"}
+MISPLACED = [
+    ({"messages": [{"role": "user", "content": "x", "interventions": []}]}, "messages[0]"),
+    ({"messages": [{"role": "user", "content": "x", "Intervention": []}]}, "messages[0]"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x", "interventons": 1}]}
+            ]
+        },
+        "messages[0].content[0]",
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "data:x", "interventions": 1}}
+                    ],
+                }
+            ]
+        },
+        "messages[0].content[0].image_url",
+    ),
+    ({"metadata": {"interventions": "var"}}, "metadata"),
+]
+
+
+@pytest.mark.parametrize(("fields", "where"), MISPLACED, ids=lambda value: str(value)[-40:])
+def test_interventions_in_the_wrong_place(server, fields, where):
+    response = server.chat(**fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "intervention_unknown_field")
+    path, _, name = error["param"].rpartition(".")
+    assert path == where
+    assert name in json.dumps(fields)
+
+
+def test_metadata_may_name_a_plan(server):
+    assert server.chat(metadata={"plan": "pro", "method": "card"}).status_code == 200
