@@ -112,7 +112,7 @@ class AsyncSaccade(BaseClient):
         return (await self._run(calls.list_models())).data
 
     async def interventions(self) -> list[InterventionInfo]:
-        """List the methods that the server has proved to work on its model."""
+        """List the server's methods, and for each whether its model supports it."""
         return (await self._run(calls.list_interventions())).data
 
     async def intervention(self, method: str) -> InterventionDetail:

@@ -8,7 +8,7 @@ from saccade_client.types import Reply, Wire
 
 
 class Model(Wire):
-    """A model the server answers for; `<model>+<profile>` names one with interventions built in."""
+    """A model the server answers for."""
 
     id: str
     created: int = 0

@@ -109,7 +109,7 @@ class Saccade(BaseClient):
         return self._run(calls.list_models()).data
 
     def interventions(self) -> list[InterventionInfo]:
-        """List the methods that the server has proved to work on its model."""
+        """List the server's methods, and for each whether its model supports it."""
         return self._run(calls.list_interventions()).data
 
     def intervention(self, method: str) -> InterventionDetail:

@@ -100,7 +100,7 @@ class Authentication(APIError):
 
 
 class NotFound(APIError):
-    """404: no such model, method, profile, artefact or route."""
+    """404: no such model, method or route."""
 
 
 class TooLarge(APIError):

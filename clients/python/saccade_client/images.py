@@ -39,7 +39,7 @@ MAGIC = [
 # The modes PNG can hold as they are; PIL converts the others that a display could show.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 CONVERTED_MODES = ("CMYK", "YCbCr", "HSV", "LAB", "RGBX", "PA")
-NEED_PILLOW = "sending arrays needs Pillow: pip install 'saccade-client[images]'"
+NEED_PILLOW = "sending arrays needs Pillow: pip install pillow"
 
 
 def image_part(image: ImageLike) -> dict[str, Any]:

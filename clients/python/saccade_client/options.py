@@ -21,7 +21,7 @@ class Options(TypedDict, total=False):
     """Options of every kind of generation.
 
     model                  default: the first that the server lists, asked once and remembered
-    interventions          in order; [] means none, left out means the server's default
+    interventions          in order; [] or left out means none
     extra                  body fields this client has no name for
     max_tokens             most tokens to generate
     temperature            0 for greedy decoding

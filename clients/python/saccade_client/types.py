@@ -60,7 +60,8 @@ class Rows(Wire):
 class Edits(Wire):
     """Attention rows of single heads: how many were considered, and how many really moved.
 
-    `moved` is counted only for edits behind a gate; the others move every row they consider.
+    `moved` is None where rows are not counted: for edits of scores and outputs, which change every
+    row they consider, and where several interventions moved rows of the same head.
     """
 
     evaluated: int = 0
@@ -71,11 +72,11 @@ class AppliedIntervention(Wire):
     """One line of the receipt: what the server really did for entry `index` of the request.
 
     `layers` are layer indices, `heads` counts (layer, query head) pairs. `status` is one of
-    applied      it changed attention
-    cached       it changed attention, in rows that all came from the prefix cache
-    no_effect    it ran, and its gates never opened
-    neutral      its parameters ask for no change
-    unconfirmed  the engine ended without a report
+    applied      attention moved, or rows went through its score or head edit
+    no_effect    it ran, or found no row to run on, and nothing changed
+    cached       nothing changed here, but some of its rows are shared with an earlier request
+    neutral      its strength makes it the identity, so there was nothing to run
+    unconfirmed  the engine sent no report, or several interventions moved rows of the same head
     """
 
     index: int = 0

@@ -113,8 +113,8 @@ def test_bad_images_say_what_is_wrong(image, reason):
         image_url(image)
 
 
-def test_arrays_without_pillow_name_the_extra(monkeypatch):
+def test_arrays_without_pillow_say_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(InvalidInput, match=r"saccade-client\[images\]"):
+    with pytest.raises(InvalidInput, match="pip install pillow"):
         image_url(PIXELS)

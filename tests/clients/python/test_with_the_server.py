@@ -2,8 +2,10 @@
 
 import asyncio
 import importlib.util
+import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -79,12 +81,20 @@ def test_completions_of_text_and_tokens(client):
     assert stream.final.usage.total_tokens == 7
 
 
-def test_every_option_is_one_the_server_knows(client):
+def test_every_option_is_one_the_server_knows(client, running):
+    running.engine.requests.clear()
     client.chat(
         "Hi", temperature=0.5, top_p=0.9, top_k=5, min_p=0.1, seed=3, stop=["x"], n=1, max_tokens=2,
         repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={5: 1},
-        ignore_eos=True, stop_token_ids=[7], logprobs=False, interventions=[],
+        ignore_eos=True, stop_token_ids=[7], logprobs=True, top_logprobs=2, interventions=[],
     )  # fmt: skip
+    sampling = running.engine.requests[0].sampling
+    assert msgspec.to_builtins(sampling) == {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "max_tokens": 2,
+        "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1,
+        "logit_bias": {5: 1}, "ignore_eos": True, "stop_token_ids": (7,), "logprobs": 2,
+    }  # fmt: skip
+    assert client.chat("Hi", stop=["lo"]).text == "Hel"
 
 
 def test_discovery_and_dry_run(client):
@@ -150,13 +160,14 @@ def test_asynchronous(running):
 
 
 def test_leaving_a_stream_stops_the_work(client, running):
-    running.engine.delay = 0.02
+    running.engine.stall_after = 3  # it would never end by itself
     with client.stream_chat("Hi") as stream:
         next(iter(stream))
+        assert running.engine.running
     for _ in range(200):
         if not running.engine.running:
             break
-        asyncio.run(asyncio.sleep(0.01))
-    running.engine.delay = 0.0
+        time.sleep(0.01)
+    running.engine.stall_after = None
     assert not running.engine.running
     assert client.chat("Hi").text == "Hello, world!"
