@@ -148,9 +148,10 @@ class TokenBytes:
         """Tokens that stand for one byte each and decode together with their neighbours."""
 
     @property
-    def covers_all(self) -> bool:
-        """True if any text can be written in tokens, none of them for text that is unknown."""
-        return self._byte_of is not None or len(self.fallback) == 256
+    def longest(self) -> int | None:
+        """Characters of the longest token; None if there is one for all text that is unknown."""
+        covers_all = self._byte_of is not None or len(self.fallback) == 256
+        return max(map(len, self._tokenizer.get_vocab())) if covers_all else None
 
     def of(self, token: int) -> bytes:
         """Bytes of one token; none for an id without a token."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +85,8 @@ class PromptProcessor:
         self._image_token: int | None = getattr(config, "image_token_id", None)
         self._encoder = TextEncoder(tokenizer)
         self._bytes = TokenBytes(self._backend)
+        self.max_token_chars = self._bytes.longest
+        """Characters of the longest token; None if one token may stand for any length of text."""
 
     @classmethod
     def load(cls, model: str) -> PromptProcessor:
@@ -114,13 +115,6 @@ class PromptProcessor:
     def accepts_images(self) -> bool:
         """True when prompts may have images."""
         return self._images is not None
-
-    @cached_property
-    def max_token_chars(self) -> int | None:
-        """Characters of the longest token; None if one token may stand for any length of text."""
-        if not self._bytes.covers_all:
-            return None
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True

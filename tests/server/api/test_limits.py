@@ -1,11 +1,16 @@
 """What is too long is refused before it costs anything, and names that nothing reads."""
 
+import asyncio
 import json
 import threading
 
+import httpx2
 import pytest
 
-import saccade_server.api.parsing as parsing
+from saccade_server.api import answers, parsing
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.fetch import ImageFetcher
+from saccade_server.api.schemas import ChatRequest, CompletionRequest
 
 
 @pytest.fixture
@@ -75,18 +80,13 @@ def test_lengths_come_before_validation(server, monkeypatch, fields):
     def never(*args, **kwargs):
         raise AssertionError("validated")
 
-    path = "/v1/completions" if "prompt" in fields else "/v1/chat/completions"
-    model = parsing_model(path)
+    completion = "prompt" in fields
+    path = "/v1/completions" if completion else "/v1/chat/completions"
+    model = CompletionRequest if completion else ChatRequest
     monkeypatch.setattr(model, "model_validate", never)
     response = server.http.post(path, json=fields)
     assert response.status_code == 400
     assert "entries" in response.json()["error"]["message"]
-
-
-def parsing_model(path):
-    from saccade_server.api.schemas import ChatRequest, CompletionRequest
-
-    return CompletionRequest if path == "/v1/completions" else ChatRequest
 
 
 def test_large_bodies_are_parsed_by_the_workers(server, monkeypatch, tools):
@@ -150,3 +150,87 @@ def test_interventions_in_the_wrong_place(server, fields, where):
 
 def test_metadata_may_name_a_plan(server):
     assert server.chat(metadata={"plan": "pro", "method": "card"}).status_code == 200
+
+
+def test_one_bad_image_stops_the_other_fetches(make_server, tools, monkeypatch):
+    server = make_server(allow_image_urls=True)
+    ended = threading.Event()
+
+    async def fetch(self, url, param, budget):
+        if url.endswith("bad"):
+            raise BadRequest("bad", code="image_fetch_failed", param=param)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    urls = ["http://x.example/good", "http://x.example/bad"]
+    error = server.chat(messages=tools.image_messages(*urls)).json()["error"]
+    assert error["code"] == "image_fetch_failed"
+    assert ended.is_set()
+
+
+def test_all_images_of_a_request_share_a_budget(make_server, tools, monkeypatch):
+    server = make_server(allow_image_urls=True, max_fetched_bytes=10)
+
+    async def fetch(self, url, param, budget):
+        budget.take(6, param)
+        return b"x" * 6
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    messages = tools.image_messages("http://x.example/1", "http://x.example/2")
+    error = server.chat(messages=messages).json()["error"]
+    assert (error["code"], error["param"]) == (
+        "image_too_large",
+        "messages[0].content[1].image_url",
+    )
+
+
+def test_a_rehearsal_ends_with_its_client(make_server, tools, monkeypatch):
+    server = make_server(allow_image_urls=True)
+    ended = threading.Event()
+
+    async def fetch(self, url, param, budget):
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    body = {"interventions": [], "messages": tools.image_messages("http://x.example/1")}
+    with pytest.raises(httpx2.ReadTimeout):
+        server.http.post("/v1/interventions/validate", json=body, timeout=0.3)
+    assert ended.wait(5)
+
+
+def test_prompts_have_threads_of_their_own_until_the_end(make_server):
+    server = make_server()
+    threads = []
+    honest = server.prompts.chat
+
+    def watched(messages):
+        threads.append(threading.current_thread())
+        return honest(messages)
+
+    server.prompts.chat = watched
+    assert server.chat().status_code == 200
+    server.stop()
+    (thread,) = threads
+    assert thread.name.startswith("saccade-prompt")
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_the_system_fingerprint_is_made_once(server, monkeypatch):
+    made = []
+    honest = answers.fingerprint
+
+    def counted(interventions):
+        made.append(interventions)
+        return honest(interventions)
+
+    monkeypatch.setattr(answers, "fingerprint", counted)
+    entry = {"method": "pasta", "highlight": ["H"], "layers": [1]}
+    assert len(server.events(interventions=[entry])) > 10
+    assert len(made) == 1

@@ -239,3 +239,17 @@ def test_ends_of_sequences_come_from_all_configurations(prompt_folder: Folder) -
     prompts, own = load("qwen3", prompt_folder)
     assert prompts.eos_token_ids == (own.eos_token_id,)
     assert prompts.vocab_size == len(own)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_token_covers_more_than_the_longest(prompt_folder: Folder, family: str) -> None:
+    prompts, _ = load(family, prompt_folder)
+    assert prompts.max_token_chars is not None
+    for text in ("the picture " * 50, "漢字😀" * 50, " " * 500):
+        assert len(text) <= len(prompts.completion(text).tokens) * prompts.max_token_chars
+
+
+def test_unknown_text_has_no_longest_token(prompt_folder: Folder) -> None:
+    prompts, _ = load("llama", prompt_folder)
+    prompts._bytes.fallback.clear()
+    assert prompts._bytes.longest is None
