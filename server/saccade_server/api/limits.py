@@ -13,11 +13,16 @@ from saccade_server.api.schemas import MOST_BIASES, ChatMessage, TextPart
 from saccade_server.api.services import Services
 
 
+MOST_PARTS = 4096
+"""Texts and images that the messages of a conversation may have together."""
+
+
 def check_lengths(services: Services, value: dict[str, Any]) -> None:
     """Refuse what would take long to validate and could not be served anyway."""
     settings = services.settings
     _at_most(settings.max_messages, value, "messages")
     _at_most(MOST_BIASES, value, "logit_bias")
+    _check_parts(value.get("messages"))
     prompt = value.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         _at_most(settings.max_prompts, value, "prompt")
@@ -43,6 +48,14 @@ def _at_most(most: int, value: dict[str, Any], name: str) -> None:
     given = value.get(name)
     if isinstance(given, list | dict) and len(given) > most:
         raise BadRequest(f"{name} may have {most} entries.", param=name)
+
+
+def _check_parts(messages: object) -> None:
+    items = messages if isinstance(messages, list) else []
+    contents = [item.get("content") for item in items if isinstance(item, dict)]
+    if sum(len(content) for content in contents if isinstance(content, list)) > MOST_PARTS:
+        message = f"A conversation may have {MOST_PARTS} content parts."
+        raise BadRequest(message, param="messages")
 
 
 def _check_room(services: Services, prompt: object, param: str) -> None:

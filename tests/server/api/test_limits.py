@@ -13,6 +13,9 @@ from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.schemas import ChatRequest, CompletionRequest
 
 
+TEXT_PART = {"type": "text", "text": "x"}
+
+
 @pytest.fixture
 def refused(server, monkeypatch):
     """Post a body that must be refused before a worker, and return its error."""
@@ -71,6 +74,7 @@ def test_a_model_without_a_longest_token_decides_by_the_tokens(server, monkeypat
     "fields",
     [
         {"messages": [{}] * 1025},
+        {"messages": [{"role": "user", "content": [TEXT_PART] * 2049}] * 2},
         {"messages": [], "logit_bias": {str(i): "x" for i in range(1025)}},
         {"prompt": ["x"] * 65},
     ],
@@ -86,7 +90,7 @@ def test_lengths_come_before_validation(server, monkeypatch, fields):
     monkeypatch.setattr(model, "model_validate", never)
     response = server.http.post(path, json=fields)
     assert response.status_code == 400
-    assert "entries" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] in fields
 
 
 def test_large_bodies_are_parsed_by_the_workers(server, monkeypatch, tools):
@@ -109,7 +113,6 @@ def test_only_so_many_unknown_fields(server):
     assert server.chat(**{f"x{i}": 1 for i in range(100)}).status_code == 200
 
 
-TEXT_PART = {"type": "text", "text": "x"}
 MISPLACED = [
     ({"messages": [{"role": "user", "content": "x", "interventions": []}]}, "messages[0]"),
     ({"messages": [{"role": "user", "content": "x", "Intervention": []}]}, "messages[0]"),
