@@ -12,7 +12,6 @@ from saccade_server.api.errors import BadRequest
 from saccade_server.api.schemas import MOST_BIASES, ChatMessage, TextPart
 from saccade_server.api.services import Services
 
-
 MOST_PARTS = 4096
 """Texts and images that the messages of a conversation may have together."""
 

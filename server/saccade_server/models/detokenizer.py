@@ -150,8 +150,10 @@ class TokenBytes:
     @property
     def longest(self) -> int | None:
         """Characters of the longest token; None if there is one for all text that is unknown."""
-        covers_all = self._byte_of is not None or len(self.fallback) == 256
-        return max(map(len, self._tokenizer.get_vocab())) if covers_all else None
+        known = self._tokenizer.get_vocab()
+        by_level = self._byte_of is not None and all(piece in known for piece in self._byte_of)
+        covers_all = by_level or len(self.fallback) == 256
+        return max(map(len, known)) if covers_all else None
 
     def of(self, token: int) -> bytes:
         """Bytes of one token; none for an id without a token."""

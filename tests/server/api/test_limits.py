@@ -12,7 +12,6 @@ from saccade_server.api.errors import BadRequest
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.schemas import ChatRequest, CompletionRequest
 
-
 TEXT_PART = {"type": "text", "text": "x"}
 
 
