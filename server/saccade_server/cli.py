@@ -78,7 +78,8 @@ def serve_command(
     ] = True,
     threads: Threads = None,
     allow_image_urls: Annotated[
-        bool, typer.Option(help="Fetch images from https URLs.", envvar="SACCADE_ALLOW_IMAGE_URLS")
+        bool,
+        typer.Option(help="Fetch images from http(s) URLs.", envvar="SACCADE_ALLOW_IMAGE_URLS"),
     ] = False,
     allowed_media_domain: Annotated[
         list[str] | None, typer.Option(help="Fetch only from this host; repeat for several.")

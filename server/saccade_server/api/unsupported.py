@@ -19,7 +19,6 @@ NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 
 # field -> values that ask for nothing beyond what happens anyway; NOTHING is always among them
 SHARED: dict[str, tuple[Any, ...]] = {
-    "add_special_tokens": (True,),
     "allowed_token_ids": (),
     "bad_words": (),
     "cache_salt": (),
@@ -70,6 +69,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
 }
 CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "add_generation_prompt": (True,),
+    "add_special_tokens": (),  # the template has them
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
@@ -90,6 +90,7 @@ CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "web_search_options": (),
 }
 COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
+    "add_special_tokens": (True,),
     "best_of": (1,),
     "echo": (),
     "max_completion_tokens": (),
