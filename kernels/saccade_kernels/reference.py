@@ -95,6 +95,10 @@ def prefill(
     return outputs[-1] if len(outputs) <= 2 else torch.cat(outputs)
 
 
+# Plain integers: an enum's operators cost as much as a small tensor operation.
+SCORE, MASS, HEAD, HIDE = (flag.value for flag in (Edit.SCORE, Edit.MASS, Edit.HEAD, Edit.HIDE))
+
+
 @dataclass(frozen=True)
 class _Group:
     """What a step's layers share about all its decodes, or about one prefill."""
@@ -163,31 +167,32 @@ def _attend(
     softcap: float,
 ) -> torch.Tensor:
     """Attention of one group; query and output are [seqs * queries, heads, head_dim]."""
-    seqs, heads, edit = group.tag_rows.numel(), query.shape[1], batch.edit(layer, group.first)
+    seqs, heads = group.tag_rows.numel(), query.shape[1]
+    edit = int(batch.edit(layer, group.first))
     scores = _scores(query, key_cache, group, scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if edit:
         controls, tables = batch.tables()
         tags = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
-    if edit & (Edit.SCORE | Edit.MASS):
+    if edit & (SCORE | MASS):
         members = class_members(tags, scores.dtype)
-    if edit & Edit.SCORE:
+    if edit & SCORE:
         beta = tables.weights.index_select(0, group.tag_rows).gather(1, group.positions)
         per_class, weight = _step_tables(score_tables, batch, group, layer)
         scores = apply_scores(scores, per_class, weight, members, beta)
     scores += group.mask
     if group.padded is not None:  # the key it stands on is not its own
         scores = scores.masked_fill_(group.padded, -torch.inf)
-    if edit & Edit.HIDE:
+    if edit & HIDE:
         scores = scores.masked_fill_((tags == NEVER_ATTEND)[:, None, None, :], -torch.inf)
     blind = None
-    if edit & Edit.HIDE or group.padded is not None:
+    if edit & HIDE or group.padded is not None:
         blind = scores.amax(-1, keepdim=True) == -torch.inf
     attention = torch.softmax(scores, dim=-1)
     if blind is not None:
         attention = attention.masked_fill_(blind, 0.0)  # softmax over nothing is NaN
-    if edit & Edit.MASS:
+    if edit & MASS:
         matrix, threshold = _step_tables(mass_tables, batch, group, layer)
         attention, moved = apply_masses(attention, matrix, threshold, members)
         count = moved.sum(-1, dtype=torch.int32)
@@ -198,7 +203,7 @@ def _attend(
     if group.padded is not None:
         output = output.masked_fill_(group.padded, 0.0)
     output = output.transpose(1, 2)
-    if edit & Edit.HEAD:
+    if edit & HEAD:
         rows = group.control_rows
         gain = controls.gain.select(1, layer)[rows].to(output.dtype)
         output = gain[..., None] * output + controls.shift.select(1, layer)[rows].to(output.dtype)

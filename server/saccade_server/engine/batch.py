@@ -40,6 +40,12 @@ class PromptPositions:
     table: Ints
     delta: int
 
+    def at(self, index: int) -> list[int]:
+        """Position of one row on each axis."""
+        axes, known = self.table.shape
+        found: list[int] = self.table[:, index].tolist() if index < known else []
+        return found or [index + self.delta] * axes
+
     def slice(self, start: int, end: int) -> Ints:
         """Positions of rows ``start`` to ``end``: int64 [axes, end - start]."""
         known = self.table.shape[1]
@@ -74,13 +80,13 @@ def pack(
         return torch.from_numpy(values).to(device, non_blocking=True)
 
     attention = AttentionBatch(
-        slots=tensor(np.concatenate([_slots(chunk) for chunk in chunks])),
+        slots=tensor(_slots(chunks, decodes)),
         query_starts=tensor(starts),
         context_lens=tensor(contexts),
         page_table=tensor(_page_table(chunks)),
         num_decodes=decodes,
         max_context=int(contexts.max()),
-        control_rows=tensor(np.concatenate(controls, dtype=np.int32)),
+        control_rows=tensor(np.array([row for rows in controls for row in rows], np.int32)),
         tag_rows=tensor(np.array([c.sequence.tag_row for c in chunks], dtype=np.int32)),
         edits=edits,
         prefill_edits=prefill_edits,
@@ -88,13 +94,12 @@ def pack(
         tags=tables.tags if edited else None,
     )
     tokens = [t for c in chunks for t in c.sequence.tokens[c.start : c.end]]
-    placed = [p.slice(c.start, c.end) for c, p in zip(chunks, positions, strict=True)]
     last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
     return Step(
         chunks=tuple(chunks),
         starts=tuple(starts[:-1].tolist()),
         tokens=tensor(np.array(tokens, dtype=np.int64)),
-        positions=tensor(np.concatenate(placed, axis=1)),
+        positions=tensor(_positions(chunks, positions, decodes)),
         sampled=tensor(np.array(last, dtype=np.int64)),
         attention=attention,
     )
@@ -115,8 +120,26 @@ def _edits(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -
     return tables.edits({row for some in rows for row in set(some)}, hides)
 
 
-def _slots(chunk: Chunk) -> Ints:
-    return slots_of(chunk.sequence.pages, chunk.start, chunk.end)
+# Single tokens, most of what a server packs, go through plain lists: an array each would cost more.
+
+
+def _slots(chunks: Batch[Chunk], decodes: int) -> Ints:
+    """Cache slot of every row: int64 [T]."""
+    single = [
+        chunk.sequence.pages[chunk.start // PAGE] * PAGE + chunk.start % PAGE
+        for chunk in chunks[:decodes]
+    ]
+    longer = (slots_of(c.sequence.pages, c.start, c.end) for c in chunks[decodes:])
+    return np.concatenate([np.array(single, dtype=np.int64), *longer])
+
+
+def _positions(chunks: Batch[Chunk], positions: Batch[PromptPositions], decodes: int) -> Ints:
+    """Position ids of every row: int64 [axes, T]."""
+    pairs = list(zip(chunks, positions, strict=True))
+    axes = positions[0].table.shape[0]
+    single = np.array([p.at(c.start) for c, p in pairs[:decodes]], dtype=np.int64)
+    longer = (p.slice(c.start, c.end) for c, p in pairs[decodes:])
+    return np.concatenate([single.reshape(-1, axes).T, *longer], axis=1)
 
 
 def _page_table(chunks: Batch[Chunk]) -> NDArray[np.int32]:
