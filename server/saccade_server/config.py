@@ -15,9 +15,6 @@ from saccade_server.engine.config import EngineConfig
 DEMO_NAME = "saccade-demo"
 """Name under which the embedded demo model is served."""
 
-DEMO_THREADS = 1
-"""The demo model is too small to gain from more; the other cores serve HTTP."""
-
 
 @dataclass(frozen=True)
 class ServerConfig:
@@ -48,8 +45,6 @@ def engine_config(
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     chosen = {name: value for name, value in limits.items() if value is not None}
-    if model is None:
-        chosen.setdefault("threads", DEMO_THREADS)
     return msgspec.convert(
         {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
         EngineConfig,

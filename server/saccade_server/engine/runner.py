@@ -21,11 +21,16 @@ from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
 
+SMALL_WORK = 30_000_000
+"""Multiply-adds of a step that one CPU thread does sooner than several that must be woken."""
+
+
 class Runner:
     """Owns everything on the device: model, cache, plan tables, image features."""
 
     def __init__(self, model: ServedModel, config: EngineConfig, max_model_len: int) -> None:
         self.model = model
+        self._threads = torch.get_num_threads()
         self.num_pages = -(-config.cache_tokens // PAGE) + 1  # page 0 is padding
         shape = ControlShape(model.layers, model.heads, model.head_dim)
         self.tables = DeviceTables(
@@ -55,6 +60,7 @@ class Runner:
         Returns:
             The packed step, and float32 logits [sampling chunks, vocabulary].
         """
+        self._set_threads(sum(chunk.length for chunk in chunks))
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
         step = pack(chunks, positions, self.tables, self.model.device)
         embeddings, visual, deepstack = self._embed(step)
@@ -66,6 +72,11 @@ class Runner:
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         return step, self.model.logits(hidden[step.sampled])
+
+    def _set_threads(self, tokens: int) -> None:
+        if self.model.device.type == "cpu" and self._threads > 1:
+            small = tokens * self.model.parameters < SMALL_WORK
+            torch.set_num_threads(1 if small else self._threads)
 
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)

@@ -72,6 +72,7 @@ class ServedModel:
         self._embeddings = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         self.vocab_size: int = self._head.weight.shape[0]
+        self.parameters = sum(weight.numel() for weight in self._decoder.parameters())
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, hidden_size] of token ids int64 [T]."""
