@@ -20,7 +20,6 @@ from saccade_server.engine.tables import DeviceTables
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
-
 SMALL_WORK = 30_000_000
 """Multiply-adds of a step that one CPU thread does sooner than several that must be woken."""
 
