@@ -66,7 +66,7 @@ def side_by_side(answers: Sequence[dict[str, Any]]) -> Table:
     table.add_column("plain", ratio=1, overflow="fold")
     table.add_column("with var", ratio=1, overflow="fold")
     table.add_row("answer", *(text_of(answer) for answer in answers))
-    table.add_row("receipt", *(receipt_of(answer) for answer in answers))
+    table.add_row("receipt", *(_lines(answer) for answer in answers))
     return table
 
 
@@ -77,9 +77,14 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def receipt_of(answer: dict[str, Any]) -> str:
-    """``interventions_applied``, readable."""
-    applied = answer.get("interventions_applied", [])
-    return "\n".join(json.dumps(entry, indent=1) for entry in applied) or "no interventions"
+    """``interventions_applied``, one JSON object a line."""
+    return "\n".join(json.dumps(entry) for entry in answer.get("interventions_applied", []))
+
+
+def _lines(answer: dict[str, Any]) -> str:
+    entries = answer.get("interventions_applied", [])
+    lines = [f"{name}: {json.dumps(value)}" for entry in entries for name, value in entry.items()]
+    return "\n".join(lines) or "no interventions"
 
 
 async def _ask(
