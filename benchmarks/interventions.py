@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import time
 from typing import Any
 
+from chat import body
 from report import write
 
 from saccade_server.config import DEMO_NAME, engine_config
@@ -37,21 +36,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 
 
 async def caption(client: Any, example: Example, entries: list[dict[str, Any]]) -> str:
-    file = io.BytesIO()
-    example.image.save(file, format="PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    parts = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": example.question},
-    ]
-    body = {
-        "model": DEMO_NAME,
-        "messages": [{"role": "user", "content": parts}],
-        "temperature": 0,
-        "max_tokens": 100,
-        "interventions": entries,
-    }
-    response = await client.post("/v1/chat/completions", json=body)
+    sent = body(example.image, example.question, entries, max_tokens=100)
+    response = await client.post("/v1/chat/completions", json=sent)
     answer = response.json()
     assert response.status_code == 200, answer
     return str(answer["choices"][0]["message"]["content"])

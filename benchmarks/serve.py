@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import os
 import socket
 import statistics
@@ -25,6 +23,7 @@ from typing import Any
 
 import httpx2
 import torch
+from chat import body
 from report import Target, write
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -87,15 +86,16 @@ class Server:
         self, pictures: list[Any], concurrency: int, interventions: list[Any]
     ) -> tuple[float, list[float]]:
         """Tokens per second, and each request's latency in seconds."""
-        bodies = [self._body(picture, interventions) for picture in pictures]
+        fixed = {"max_tokens": self.tokens, "ignore_eos": True}
+        bodies = [body(picture, PROMPT, interventions, **fixed) for picture in pictures]
         gate = asyncio.Semaphore(concurrency)
         latencies: list[float] = []
         async with httpx2.AsyncClient(base_url=self.url, timeout=600) as client:
 
-            async def one(body: dict[str, Any]) -> None:
+            async def one(sent: dict[str, Any]) -> None:
                 async with gate:
                     began = time.perf_counter()
-                    response = await client.post("/v1/chat/completions", json=body)
+                    response = await client.post("/v1/chat/completions", json=sent)
                     latencies.append(time.perf_counter() - began)
                 answer = response.json()
                 assert response.status_code == 200, answer
@@ -104,23 +104,9 @@ class Server:
                     assert answer["interventions_applied"][0]["status"] == "applied", answer
 
             began = time.perf_counter()
-            await asyncio.gather(*(one(body) for body in bodies))
+            await asyncio.gather(*(one(sent) for sent in bodies))
             elapsed = time.perf_counter() - began
         return len(pictures) * self.tokens / elapsed, latencies
-
-    def _body(self, picture: Any, interventions: list[Any]) -> dict[str, Any]:
-        file = io.BytesIO()
-        picture.save(file, format="PNG")
-        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT}]
-        return {
-            "model": "saccade-demo",
-            "messages": [{"role": "user", "content": parts}],
-            "temperature": 0,
-            "max_tokens": self.tokens,
-            "ignore_eos": True,
-            "interventions": interventions,
-        }
 
 
 @contextmanager

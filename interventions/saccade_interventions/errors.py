@@ -24,7 +24,6 @@ class Code(StrEnum):
     HEAD_OUT_OF_RANGE = "intervention_head_out_of_range"
     CONFLICT = "intervention_conflict"
     REQUIRES_IMAGE = "intervention_requires_image"
-    UNSUPPORTED_COMBINATION = "intervention_unsupported_combination"
     VERSION_MISMATCH = "intervention_version_mismatch"
     UNSUPPORTED_MODEL = "intervention_unsupported_model"
     TARGET_NOT_FOUND = "intervention_target_not_found"

@@ -8,7 +8,6 @@ are fixed: Pillow's own may name addresses. Everything here is CPU work for a wo
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import re
@@ -120,11 +119,6 @@ def read_data_url(url: str, limit: int, param: str) -> bytes:
     if not data:
         raise BadRequest("The image is empty.", code="invalid_image", param=param)
     return data
-
-
-def data_url(data: bytes, kind: str = "image/png") -> str:
-    """Make the data URL that holds ``data``."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def sniff(data: bytes) -> str | None:

@@ -27,11 +27,6 @@ class Step:
     sampled: torch.Tensor  # int64: last row of each chunk that samples
     attention: AttentionBatch
 
-    @property
-    def sampling(self) -> tuple[Chunk, ...]:
-        """Chunks whose last row predicts a token, in the order of ``sampled``."""
-        return tuple(chunk for chunk in self.chunks if chunk.samples)
-
 
 @dataclass(frozen=True)
 class PromptPositions:

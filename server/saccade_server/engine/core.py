@@ -48,7 +48,6 @@ class EngineCore:
             config.prefix_caching,
         )
         self._sequences: dict[str, Sequence] = {}
-        self._arrivals = 0
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -64,8 +63,7 @@ class EngineCore:
         reason = self._refuse(request)
         if reason is not None:
             return _failed(request.request_id, reason)
-        self._arrivals += 1
-        sequence = Sequence(request, self._arrivals)
+        sequence = Sequence(request)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None

@@ -75,11 +75,6 @@ class PlanRows:
                 self._free_controls.append(row)
         sequence.control_rows.clear()
 
-    def fits(self, plan: Plan) -> bool:
-        """True if an idle engine could hold this plan at all."""
-        capacity = len(self._free_controls) + len(self._row_of)
-        return len(set(_programs(plan).values())) <= capacity
-
     def _hold(self, key: str, plan: Plan, phase: Phase) -> int:
         row = self._row_of.get(key)
         if row is None:

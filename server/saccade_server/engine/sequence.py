@@ -18,7 +18,6 @@ class Sequence:
     """
 
     request: GenerateRequest
-    arrival: int
     tokens: list[int] = field(init=False)
     computed: int = 0
     counted: int = 0

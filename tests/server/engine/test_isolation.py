@@ -1,5 +1,6 @@
 """Nothing a request gets depends on its neighbours, on what was cached, or on who failed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,15 +116,8 @@ def test_hidden_keys_are_never_seen(tiny: Any, make_core: Any, make_request: Any
     for pixels in (image, other):
         shown = tiny.TinyPrompt(prompt.tokens, (pixels,))
         chosen = plan(prompt, "score")
-        hidden = Plan(
-            **{
-                **{name: getattr(chosen, name) for name in chosen.__dataclass_fields__},
-                "tags": tuple(
-                    type(run_)(run_.start, run_.end, NEVER_ATTEND) for run_ in chosen.tags
-                ),
-                "scores": (),
-            }
-        )
+        tags = tuple(replace(tagged, tag=NEVER_ATTEND) for tagged in chosen.tags)
+        hidden = replace(chosen, tags=tags, scores=())
         result = run(make_core("llava"), [make_request(shown, "r", hidden, 5, logprobs=1)])["r"]
         answers.append([entry.logprob for entry in result.logprobs])
     assert answers[0] == answers[1]

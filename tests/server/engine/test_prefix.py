@@ -45,7 +45,7 @@ def keys(
         plan=plan,
         sampling=SamplingParams(max_tokens=500),
     )
-    sequence = Sequence(request, 0)
+    sequence = Sequence(request)
     sequence.tokens += more or []
     PageKeyer(request).extend(sequence, len(sequence.tokens))
     return sequence.page_keys

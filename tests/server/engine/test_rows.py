@@ -38,7 +38,7 @@ def sequence(plan: Plan | None, length: int = 8) -> Sequence:
     request = GenerateRequest(
         request_id="r", tokens=tuple(range(length)), sampling=sampling, plan=plan
     )
-    return Sequence(request, 0)
+    return Sequence(request)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ SIZE = 50
 
 def sequence(prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), **kw: Any) -> Sequence:
     sampling = SamplingParams(max_tokens=10, **kw)
-    made = Sequence(GenerateRequest(request_id="r", tokens=prompt, sampling=sampling), 0)
+    made = Sequence(GenerateRequest(request_id="r", tokens=prompt, sampling=sampling))
     for token in output:
         made.append(token)
     return made

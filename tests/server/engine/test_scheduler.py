@@ -24,7 +24,7 @@ def scheduler(pages: int = 20, seqs: int = 4, budget: int = 100, caching: bool =
 def sequence(length: int, start: int = 0) -> Sequence:
     tokens = tuple(range(start, start + length))
     sampling = SamplingParams(max_tokens=1000)
-    return Sequence(GenerateRequest(request_id="r", tokens=tokens, sampling=sampling), 0)
+    return Sequence(GenerateRequest(request_id="r", tokens=tokens, sampling=sampling))
 
 
 def advance(made: Scheduler) -> list[tuple[int, int]]:
