@@ -11,13 +11,55 @@ from typing import Any
 
 import torch
 
-from saccade_kernels.controls import ControlTables, Edit, TagTable
+from saccade_kernels.controls import CLASSES, ControlTables, Edit, TagTable
 
 PAGE = 64
 """Cache slots in a page; one kernel tile reads one page, so a page id is a scalar there."""
 
 LayerEdits = tuple[Edit, ...]
 """What a group of query rows does in each layer; empty: nothing at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive query rows of one prefill that follow the same program."""
+
+    rows: int
+    control_row: int
+    edits: LayerEdits = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What the host knows about one prefill, so that nobody has to ask the device."""
+
+    queries: int
+    context: int  # its entry of context_lens
+    runs: tuple[Run, ...]  # of all its query rows, in order
+
+    def edit(self, layer: int) -> Edit:
+        """What some query row of it does in ``layer``."""
+        edit = Edit.NONE
+        for run in self.runs:
+            if run.edits:
+                edit |= run.edits[layer]
+        return edit
+
+
+@dataclass(frozen=True)
+class Emission:
+    """Where attention writes what it saw, if somebody asks. Before mass and head edits.
+
+    A batch that emits has control and tag tables, even if it edits nothing. A row that sees no
+    key has masses of 0 and a normaliser of -inf. Asking may change the last bits of the output.
+    """
+
+    masses: torch.Tensor  # float32 [tokens, heads, CLASSES]: attention mass of each class
+    lse: torch.Tensor  # float32 [tokens, heads]: natural log of the sum of exponentiated scores
+
+    def rows(self, rows: slice) -> Emission:
+        """The part that belongs to some of the query rows."""
+        return Emission(self.masses[rows], self.lse[rows])
 
 
 @dataclass(frozen=True)
@@ -29,24 +71,24 @@ class AttentionBatch:
     context_lens: torch.Tensor  # int32 [seqs]: keys of each sequence, with this step's; 0: padding
     page_table: torch.Tensor  # int32 [seqs, max_pages]
     num_decodes: int  # leading sequences with exactly one query row
-    max_context: int  # largest entry of context_lens
+    max_context: int  # largest entry of context_lens among the decodes; 0: no decodes
     control_rows: torch.Tensor  # int32 [tokens]: row of the control tables
     tag_rows: torch.Tensor  # int32 [seqs]: row of the tag table
-    edits: LayerEdits = ()  # over the decodes, and prefills without an entry of their own
-    prefill_edits: tuple[LayerEdits, ...] = ()  # of each prefill, so that none pays for another
+    edits: LayerEdits = ()  # union over the decodes
+    prefills: tuple[Prefill, ...] = ()  # the sequences behind the decodes
+    classes: int = CLASSES  # every tag of an edited sequence is below this, or NEVER_ATTEND
     controls: ControlTables | None = None
     tags: TagTable | None = None
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
 
     def edit(self, layer: int, sequence: int = 0) -> Edit:
         """What some query row of the sequence's group does in ``layer``: all decodes, or it."""
-        edits = self.edits
-        if self.prefill_edits and sequence >= self.num_decodes:
-            edits = self.prefill_edits[sequence - self.num_decodes]
-        return edits[layer] if edits else Edit.NONE
+        if sequence >= self.num_decodes:
+            return self.prefills[sequence - self.num_decodes].edit(layer)
+        return self.edits[layer] if self.edits else Edit.NONE
 
     def tables(self) -> tuple[ControlTables, TagTable]:
-        """Both tables of a batch that edits anything."""
+        """Both tables of a batch that edits or emits anything."""
         assert self.controls is not None
         assert self.tags is not None
         return self.controls, self.tags
@@ -72,15 +114,26 @@ class AttentionBatch:
         padded = self.context_lens == 0  # a slot without a sequence; its output is zeros
         if not bool(((lengths <= self.context_lens) | padded).all()):
             raise ValueError("context_lens: a sequence has more queries than keys")
-        if seqs and int(self.context_lens.max()) != self.max_context:
-            raise ValueError("max_context is not the largest of context_lens")
-        if self.max_context > self.page_table.shape[-1] * PAGE:
-            raise ValueError("page_table is too narrow for max_context")
-        if self.prefill_edits and len(self.prefill_edits) != seqs - self.num_decodes:
-            raise ValueError("prefill_edits must have one entry for each prefill")
-        edited = self.edits or any(self.prefill_edits)
+        if max(self.context_lens[: self.num_decodes].tolist(), default=0) != self.max_context:
+            raise ValueError("max_context is not the largest of the decodes' context_lens")
+        if seqs and int(self.context_lens.max()) > self.page_table.shape[-1] * PAGE:
+            raise ValueError("page_table is too narrow for context_lens")
+        self._validate_prefills(lengths)
+        edited = self.edits or any(run.edits for p in self.prefills for run in p.runs)
         if edited and (self.controls is None or self.tags is None):
             raise ValueError("edits without control and tag tables")
+        if not 1 <= self.classes <= CLASSES:
+            raise ValueError(f"classes must be 1 to {CLASSES}")
+
+    def _validate_prefills(self, lengths: torch.Tensor) -> None:
+        known = [(p.queries, p.context) for p in self.prefills]
+        behind = slice(self.num_decodes, None)
+        real = zip(lengths[behind].tolist(), self.context_lens[behind].tolist(), strict=True)
+        if known != list(real):
+            raise ValueError("prefills do not have the lengths that the tensors say")
+        rows = [run.control_row for p in self.prefills for run in p.runs for _ in range(run.rows)]
+        if rows != self.control_rows[self.num_decodes :].tolist():
+            raise ValueError("the runs of prefills do not follow control_rows")
 
 
 def _expect(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

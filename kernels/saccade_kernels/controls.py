@@ -64,7 +64,7 @@ class ControlShape:
 class Program:
     """The values of one table row, on the host. Shapes leave out the row dimension.
 
-    All arrays are float32 except ``moves``; L layers, H query heads, C = :data:`CLASSES`.
+    All arrays are float32; L layers, H query heads, C = :data:`CLASSES`.
     """
 
     scale: FloatArray  # [L, H, C]
@@ -94,24 +94,18 @@ class Program:
             shift=np.zeros((layers, heads, shape.head_dim), np.float32),
         )
 
-    def moves(self) -> NDArray[np.bool_]:
-        """Where the mass transform is not the identity. Returns bool [L, H]."""
+    def head_edits(self) -> NDArray[np.uint8]:
+        """Which edits each head makes. Returns :class:`Edit` flags, uint8 [L, H]."""
+        score = (self.scale != 0) | (self.absolute != 0) | (self.bias != 0)
+        flags = Edit.SCORE * (score.any(-1) | (self.weight != 0)).astype(np.uint8)
         eye = np.eye(CLASSES, dtype=np.float32)
-        changed: NDArray[np.bool_] = (self.transform != eye).any(axis=(-1, -2))
-        return changed
+        flags |= Edit.MASS * (self.transform != eye).any(axis=(-1, -2)).astype(np.uint8)
+        headed = (self.gain != 1) | (self.shift != 0).any(-1)
+        return np.asarray(flags | Edit.HEAD * headed.astype(np.uint8), dtype=np.uint8)
 
     def edits(self) -> tuple[Edit, ...]:
         """Which edits each layer makes, one :class:`Edit` per layer."""
-        score = (self.scale != 0) | (self.absolute != 0) | (self.bias != 0)
-        scored = score.any(axis=(1, 2)) | (self.weight != 0).any(axis=1)
-        moved: NDArray[np.bool_] = np.asarray(self.moves().any(axis=1))
-        headed = (self.gain != 1).any(axis=1) | (self.shift != 0).any(axis=(1, 2))
-        return tuple(
-            (Edit.SCORE if s else Edit.NONE)
-            | (Edit.MASS if m else Edit.NONE)
-            | (Edit.HEAD if h else Edit.NONE)
-            for s, m, h in zip(scored, moved, headed, strict=True)
-        )
+        return tuple(Edit(int(f)) for f in np.bitwise_or.reduce(self.head_edits(), axis=1))
 
     def is_identity(self) -> bool:
         """True when no layer edits anything."""
@@ -131,7 +125,7 @@ class ControlTables:
     gate_threshold: torch.Tensor
     gain: torch.Tensor
     shift: torch.Tensor
-    moves: torch.Tensor  # bool [rows, L, H]: the transform is not the identity
+    edits: torch.Tensor  # uint8 [rows, L, H]: which of SCORE, MASS and HEAD a head makes
 
     @classmethod
     def allocate(
@@ -146,8 +140,8 @@ class ControlTables:
             .contiguous()
             for f in fields(program)
         }
-        moves = torch.zeros(rows, shape.layers, shape.heads, dtype=torch.bool, device=device)
-        return cls(**tensors, moves=moves)
+        edits = torch.zeros(rows, shape.layers, shape.heads, dtype=torch.uint8, device=device)
+        return cls(**tensors, edits=edits)
 
     def write(self, row: int, program: Program) -> None:
         """Put ``program`` into table row ``row`` (never row 0, the identity)."""
@@ -155,7 +149,7 @@ class ControlTables:
             raise ValueError("row 0 of the control tables is the identity and cannot be written")
         for f in fields(program):
             getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
-        self.moves[row].copy_(torch.from_numpy(program.moves()))
+        self.edits[row].copy_(torch.from_numpy(program.head_edits()))
 
 
 @dataclass(frozen=True)

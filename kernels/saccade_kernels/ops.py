@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from saccade_kernels import reference
-from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.batch import AttentionBatch, Emission
 
 
 def attention(
@@ -23,11 +23,13 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     window: int = 0,
+    emit: Emission | None = None,
 ) -> torch.Tensor:
     """Store this step's keys and values, then attend; decodes and prefills in one call.
 
     Args:
         query: [tokens, heads, head_dim]; key and value [tokens, kv_heads, head_dim].
+        emit: if given, receives class masses and normalisers of all query rows.
 
     Returns:
         [tokens, heads, head_dim] in the query's dtype.
@@ -36,8 +38,10 @@ def attention(
     arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
     decodes = batch.num_decodes
     if decodes == query.shape[0]:
-        return reference.decode(query, *arguments)
+        return reference.decode(query, *arguments, emit)
     if decodes == 0:
-        return reference.prefill(query, *arguments)
-    head = reference.decode(query[:decodes], *arguments)
-    return torch.cat([head, reference.prefill(query[decodes:], *arguments)])
+        return reference.prefill(query, *arguments, emit)
+    first = None if emit is None else emit.rows(slice(0, decodes))
+    second = None if emit is None else emit.rows(slice(decodes, None))
+    head = reference.decode(query[:decodes], *arguments, first)
+    return torch.cat([head, reference.prefill(query[decodes:], *arguments, second)])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch, Emission
 from saccade_kernels.controls import NEVER_ATTEND, ControlTables, Edit
 from saccade_kernels.edits import (
     LayerTables,
@@ -52,6 +52,7 @@ def decode(
     scale: float,
     softcap: float = 0.0,
     window: int = 0,
+    emit: Emission | None = None,
 ) -> torch.Tensor:
     """Attention of the leading ``num_decodes`` sequences, one query row each.
 
@@ -60,12 +61,14 @@ def decode(
         scale: factor on the scores, usually head_dim ** -0.5.
         softcap: if positive, scores become ``softcap * tanh(score / softcap)`` before any edit.
         window: if positive, a query sees its last ``window`` keys only.
+        emit: if given, receives class masses and normalisers; its rows are the query's.
 
     Returns:
         [num_decodes, heads, head_dim] in the query's dtype.
     """
-    group = _group(batch, 0, batch.num_decodes, key_cache, query.dtype, window)
-    return _attend(query, key_cache, value_cache, batch, group, layer, scale, softcap)
+    context = max(batch.max_context, 1)
+    group = _group(batch, (0, batch.num_decodes), (1, context), key_cache, query.dtype, window)
+    return _attend(query, key_cache, value_cache, batch, group, layer, scale, softcap, emit)
 
 
 def prefill(
@@ -77,6 +80,7 @@ def prefill(
     scale: float,
     softcap: float = 0.0,
     window: int = 0,
+    emit: Emission | None = None,
 ) -> torch.Tensor:
     """Causal attention of the sequences behind the decodes, any number of query rows each.
 
@@ -87,11 +91,14 @@ def prefill(
         [tokens - num_decodes, heads, head_dim] in the query's dtype.
     """
     outputs, first = [query[:0]], 0
-    for seq in range(batch.num_decodes, batch.context_lens.numel()):
-        group = _group(batch, seq, seq + 1, key_cache, query.dtype, window)
-        rows = query[first : first + group.queries]
-        outputs.append(_attend(rows, key_cache, value_cache, batch, group, layer, scale, softcap))
-        first += group.queries
+    for seq, known in enumerate(batch.prefills, batch.num_decodes):
+        sizes = (known.queries, max(known.context, 1))
+        group = _group(batch, (seq, seq + 1), sizes, key_cache, query.dtype, window)
+        rows = slice(first, first + known.queries)
+        part = None if emit is None else emit.rows(rows)
+        arguments = (key_cache, value_cache, batch, group, layer, scale, softcap, part)
+        outputs.append(_attend(query[rows], *arguments))
+        first += known.queries
     return outputs[-1] if len(outputs) <= 2 else torch.cat(outputs)
 
 
@@ -116,20 +123,26 @@ class _Group:
 
 def _group(
     batch: AttentionBatch,
-    first: int,
-    last: int,
+    members: tuple[int, int],
+    sizes: tuple[int, int],
     key_cache: torch.Tensor,
     dtype: torch.dtype,
     window: int,
 ) -> _Group:
-    """The group of sequences ``first`` to ``last``, made once a step for each kind of layer."""
+    """A group of sequences, made once a step for each kind of layer.
+
+    Args:
+        members: the first sequence, and the one behind the last.
+        sizes: query rows of each sequence, and the most keys of any.
+    """
+    first, last = members
     work, kv_heads = torch.promote_types(dtype, torch.float32), key_cache.shape[2]
     name = ("group", first, last, work, kv_heads, window)
     if name not in batch.derived:
-        start, end = batch.query_starts[[first, last]].tolist()
-        queries = (end - start) // max(last - first, 1)
+        queries, keys = sizes
+        before = max(first - batch.num_decodes, 0)  # prefills
+        start = first - before + sum(p.queries for p in batch.prefills[:before])
         context = batch.context_lens[first:last, None].long()
-        keys = max(int(context.max()), 1)
         key = torch.arange(keys, device=context.device)
         own = torch.minimum(key, (context - 1).clamp(min=0))  # [seqs, keys]
         slots = batch.page_table[first:last].long().gather(1, own // PAGE) * PAGE + own % PAGE
@@ -148,7 +161,9 @@ def _group(
             cache_rows=(slots[:, None] * kv_heads + head).flatten(),
             mask=mask.masked_fill_(~visible, -torch.inf)[:, None],
             padded=padded if bool(padded.any()) else None,
-            control_rows=batch.control_rows[start:end].view(last - first, queries),
+            control_rows=batch.control_rows[start : start + (last - first) * queries].view(
+                -1, queries
+            ),
             tag_rows=batch.tag_rows[first:last],
         )
     group = batch.derived[name]
@@ -165,6 +180,7 @@ def _attend(
     layer: int,
     scale: float,
     softcap: float,
+    emit: Emission | None,
 ) -> torch.Tensor:
     """Attention of one group; query and output are [seqs * queries, heads, head_dim]."""
     seqs, heads = group.tag_rows.numel(), query.shape[1]
@@ -172,10 +188,10 @@ def _attend(
     scores = _scores(query, key_cache, group, scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
-    if edit:
+    if edit or emit is not None:
         controls, tables = batch.tables()
         tags = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
-    if edit & (SCORE | MASS):
+    if emit is not None or edit & (SCORE | MASS):
         members = class_members(tags, scores.dtype)
     if edit & SCORE:
         beta = tables.weights.index_select(0, group.tag_rows).gather(1, group.positions)
@@ -192,6 +208,8 @@ def _attend(
     attention = torch.softmax(scores, dim=-1)
     if blind is not None:
         attention = attention.masked_fill_(blind, 0.0)  # softmax over nothing is NaN
+    if emit is not None:
+        _emit(emit, scores, attention, members)
     if edit & MASS:
         matrix, threshold = _step_tables(mass_tables, batch, group, layer)
         attention, moved = apply_masses(attention, matrix, threshold, members)
@@ -208,6 +226,17 @@ def _attend(
         gain = controls.gain.select(1, layer)[rows].to(output.dtype)
         output = gain[..., None] * output + controls.shift.select(1, layer)[rows].to(output.dtype)
     return output.reshape(query.shape).to(query.dtype)
+
+
+def _emit(
+    emit: Emission, scores: torch.Tensor, attention: torch.Tensor, members: torch.Tensor
+) -> None:
+    """Write class masses and normalisers; scores are [seqs, heads, queries, keys]."""
+    seqs, heads, queries, keys = scores.shape
+    masses = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
+    masses = masses.view(seqs, heads, queries, -1).transpose(1, 2)
+    emit.masses.copy_(masses.reshape(emit.masses.shape))
+    emit.lse.copy_(scores.logsumexp(-1).transpose(1, 2).reshape(emit.lse.shape))
 
 
 def _step_tables(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_kernels import ops
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_kernels.controls import (
     CLASSES,
     IDENTITY_ROW,
@@ -54,6 +54,28 @@ def random_program(shape: ControlShape, classes: int, rng: np.random.Generator) 
     program.gain[:] = 1 + 0.3 * rng.normal(size=site)
     program.shift[:] = rng.normal(size=program.shift.shape)
     return program
+
+
+def with_edits(batch: AttentionBatch, edits: LayerEdits) -> AttentionBatch:
+    """The batch, all its rows with these edits, and what the host knows of it made to agree."""
+    starts, rows = batch.query_starts.tolist(), batch.control_rows.tolist()
+    contexts = batch.context_lens.tolist()
+    prefills = [
+        Prefill(
+            queries=last - first,
+            context=contexts[seq],
+            runs=tuple(Run(len(list(same)), row, edits) for row, same in groupby(rows[first:last])),
+        )
+        for seq, (first, last) in enumerate(pairwise(starts))
+        if seq >= batch.num_decodes
+    ]
+    longest = max(contexts[: batch.num_decodes], default=0)
+    return replace(batch, edits=edits, prefills=tuple(prefills), max_context=longest, derived={})
+
+
+def without_edits(batch: AttentionBatch) -> AttentionBatch:
+    """The same queries and keys, and no tables."""
+    return replace(with_edits(batch, ()), controls=None, tags=None)
 
 
 @dataclass
@@ -103,7 +125,7 @@ class Case:
 
     def plain(self) -> AttentionBatch:
         """The same batch without any controls."""
-        return replace(self.batch, edits=(), controls=None, tags=None)
+        return without_edits(self.batch)
 
     def write(self, row: int, program: Program) -> None:
         self.tables[0].write(row, program)
@@ -111,6 +133,11 @@ class Case:
 
 
 MakeCase = Callable[..., Case]
+
+
+@pytest.fixture(name="with_edits")
+def with_edits_fixture() -> Callable[[AttentionBatch, LayerEdits], AttentionBatch]:
+    return with_edits
 
 
 @pytest.fixture
@@ -160,7 +187,7 @@ def build_case(
     controls = ControlTables.allocate(1 + programs + SPARE, shape)
     tags = TagTable.allocate(1 + seqs + SPARE, shape, max(contexts) + 9)
     for field in fields(controls):
-        poison = True if field.name == "moves" else torch.nan
+        poison = 255 if field.name == "edits" else torch.nan
         getattr(controls, field.name)[1 + programs :] = poison
     tags.tags[1:] = torch.from_numpy(rng.integers(0, 256, tags.tags[1:].shape, np.uint8))
     tags.weights[1:] = torch.nan
@@ -177,13 +204,13 @@ def build_case(
         context_lens=torch.tensor(contexts, dtype=torch.int32),
         page_table=torch.from_numpy(page_table.astype(np.int32)),
         num_decodes=next((i for i, n in enumerate(queries) if n > 1), seqs),
-        max_context=max(contexts),
+        max_context=0,
         control_rows=torch.from_numpy(rng.integers(0, programs + 1, sum(queries), np.int32)),
         tag_rows=torch.arange(1, seqs + 1, dtype=torch.int32),
-        edits=(edits,) * LAYERS,
         controls=controls,
         tags=tags,
     )
+    batch = with_edits(batch, (edits,) * LAYERS)
     query = draw(sum(queries), heads, dim)
     case = Case(query, keys, values, key_cache, value_cache, batch, {})
     case.programs[IDENTITY_ROW] = Program.identity(shape)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saccade_kernels.batch import Prefill, Run
 from saccade_kernels.controls import Edit
 
 
@@ -13,9 +14,10 @@ def batch(make_case):
     return make_case(queries=(1, 1, 5), contexts=(65, 7, 64)).batch
 
 
-def test_a_right_batch_passes(batch):
-    batch.validate()
-    replace(batch, edits=(), controls=None, tags=None).validate()
+def test_a_right_batch_passes(make_case):
+    case = make_case(queries=(1, 1, 5), contexts=(65, 7, 64))
+    case.batch.validate()
+    case.plain().validate()
 
 
 def test_a_slot_without_keys_is_padding(make_case):
@@ -27,14 +29,13 @@ def test_edits_are_per_layer_and_none_without_controls(batch):
     assert replace(batch, edits=()).edit(1) == Edit.NONE
 
 
-def test_a_prefill_has_its_own_edits(batch):
+def test_a_prefill_has_the_edits_of_its_own_runs(batch):
     """Two decodes, one prefill: what the decodes do is none of its business."""
-    mixed = replace(batch, edits=(Edit.SCORE, Edit.NONE), prefill_edits=((Edit.NONE, Edit.MASS),))
-    mixed.validate()
-    assert [mixed.edit(0, seq) for seq in range(3)] == [Edit.SCORE, Edit.SCORE, Edit.NONE]
+    first, second = (Run(2, 0, ()), Run(3, 1, (Edit.NONE, Edit.MASS)))
+    prefill = Prefill(5, 64, (first, second, replace(second, edits=(Edit.HEAD, Edit.NONE))))
+    mixed = replace(batch, edits=(Edit.SCORE, Edit.NONE), prefills=(prefill,))
+    assert [mixed.edit(0, seq) for seq in range(3)] == [Edit.SCORE, Edit.SCORE, Edit.HEAD]
     assert mixed.edit(1, 2) == Edit.MASS
-    with pytest.raises(ValueError, match="prefill_edits"):
-        replace(batch, prefill_edits=((), ())).validate()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,12 @@ def test_a_wrong_length_is_named(batch, name):
         (dict(num_decodes=3), "the first num_decodes sequences"),
         (dict(context_lens=[65, 7, 4]), "more queries than keys"),
         (dict(max_context=66), "max_context is not"),
+        (dict(prefills=()), "prefills do not have the lengths"),
+        (dict(prefills=(Prefill(5, 63, ()),)), "prefills do not have the lengths"),
+        (dict(prefills=(Prefill(5, 64, (Run(5, 99),)),)), "do not follow control_rows"),
+        (dict(prefills=(Prefill(5, 64, (Run(4, 0),)),)), "do not follow control_rows"),
+        (dict(classes=0), "classes must be 1 to 8"),
+        (dict(classes=9), "classes must be 1 to 8"),
         (dict(max_context=64), "max_context is not"),
         (dict(page_table=[[1], [2], [3]]), "too narrow"),
         (dict(controls=None), "without control and tag tables"),

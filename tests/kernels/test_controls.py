@@ -26,7 +26,7 @@ def test_the_identity_program_edits_nothing():
     program = Program.identity(SHAPE)
     assert program.edits() == (Edit.NONE,) * 3
     assert program.is_identity()
-    assert not program.moves().any()
+    assert not program.head_edits().any()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,8 @@ def test_one_value_makes_one_edit_of_one_layer(name, index, value, edit):
     getattr(program, name)[index] = value
     assert program.edits() == (Edit.NONE, edit, Edit.NONE)
     assert program.is_identity() == (edit == Edit.NONE)
-    assert np.argwhere(program.moves()).tolist() == ([[1, 0]] if edit == Edit.MASS else [])
+    where = np.argwhere(program.head_edits()).tolist()
+    assert where == ([[*index[:2]]] if edit else [])
 
 
 def test_edits_of_a_layer_add_up():
@@ -68,8 +69,8 @@ def test_fresh_tables_hold_the_identity_in_every_row():
         assert tensor.shape == (4, *expected.shape)
         assert all(torch.equal(tensor[row], expected) for row in range(4))
     assert tables.gate_weight.shape == (4, 3, 2, GATES, CLASSES)
-    assert tables.moves.shape == (4, 3, 2)
-    assert not tables.moves.any()
+    assert tables.edits.shape == (4, 3, 2)
+    assert not tables.edits.any()
 
 
 def test_a_row_is_written_in_place_and_alone(make_program):
@@ -81,11 +82,11 @@ def test_a_row_is_written_in_place_and_alone(make_program):
         tensor, untouched = getattr(tables, field.name), getattr(fresh, field.name)
         assert tensor.data_ptr() == before[field.name]
         assert all(torch.equal(tensor[row], untouched[row]) for row in (0, 1, 3))
-        if field.name != "moves":
+        if field.name != "edits":
             assert torch.equal(tensor[2], torch.from_numpy(getattr(program, field.name)))
-    assert tables.moves[2].all()
+    assert tables.edits[2].all()
     tables.write(2, Program.identity(SHAPE))
-    assert not tables.moves.any()
+    assert not tables.edits.any()
 
 
 def test_row_0_cannot_be_written():

@@ -49,7 +49,7 @@ def test_the_new_keys_end_up_in_the_cache(make_case):
 @pytest.mark.parametrize(
     "chunks", [(65,), (64, 1), (1, 63, 1), (7, 20, 38), (33, 1, 1, 30)], ids=str
 )
-def test_a_prompt_in_chunks_is_the_prompt_at_once(make_case, chunks):
+def test_a_prompt_in_chunks_is_the_prompt_at_once(make_case, with_edits, chunks):
     """The chunks of one query row run as decodes."""
     case = make_case(queries=(65,), contexts=(65,), programs=4)
     whole, rows = case.run(), case.batch.control_rows
@@ -63,11 +63,10 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(make_case, chunks):
             slots=case.batch.slots[step],
             query_starts=torch.tensor([0, count], dtype=torch.int32),
             context_lens=torch.tensor([start], dtype=torch.int32),
-            max_context=start,
             num_decodes=int(count == 1),
             control_rows=rows[step],
-            derived={},
         )
+        batch = with_edits(batch, case.batch.edits)
         batch.validate()
         new = case.keys[0][step], case.values[0][step]
         outputs.append(ops.attention(case.query[step], *new, keys, values, batch, 1, 0.25))

@@ -64,7 +64,7 @@ def test_lower_precision_stays_close(make_case, oracle, dtype, tolerance):
 
 
 @pytest.mark.parametrize("edit", [Edit.SCORE, Edit.MASS, Edit.HEAD, Edit.HIDE])
-def test_each_edit_alone(make_case, oracle, edit):
+def test_each_edit_alone(make_case, with_edits, oracle, edit):
     case = make_case(hide=edit == Edit.HIDE)
     neutral = Program.identity(ControlShape(2, 4, 16))
     kept = {
@@ -75,7 +75,7 @@ def test_each_edit_alone(make_case, oracle, edit):
     }[edit]
     for row, program in list(case.programs.items())[1:]:
         case.write(row, replace(neutral, **{name: getattr(program, name) for name in kept}))
-    case.batch = replace(case.batch, edits=(edit, edit))
+    case.batch = with_edits(case.batch, (edit, edit))
     torch.testing.assert_close(case.run(), oracle(case), rtol=1e-10, atol=1e-10)
 
 

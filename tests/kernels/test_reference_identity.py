@@ -48,9 +48,10 @@ def test_a_gate_that_does_not_hold_is_bitwise_plain(make_case):
     assert not case.tables[1].moved.any()
 
 
-def test_hiding_no_key_is_bitwise_plain(make_case):
+def test_hiding_no_key_is_bitwise_plain(make_case, with_edits):
     case = make_case(dtype=torch.float32)
-    case.batch = replace(case.batch, edits=(Edit.HIDE, Edit.HIDE))
+    case.batch.control_rows[:] = 0
+    case.batch = with_edits(case.batch, (Edit.HIDE, Edit.HIDE))
     assert torch.equal(case.run(), case.run(batch=case.plain()))
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from saccade_kernels import ops
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
 from saccade_kernels.controls import ControlShape, ControlTables, Edit, Program, TagTable
 
 LAYERS, HEADS, KV_HEADS, DIM, LENGTH = 2, 4, 2, 8, 70
@@ -168,13 +168,15 @@ class Paged:
     def batch(self, queries: int, context: int) -> AttentionBatch:
         position = torch.arange(context - queries, context)
         page = self.template.page_table[0].long()[position // PAGE]
+        run = Run(queries, 1, self.template.edits)
         return replace(
             self.template,
             slots=page * PAGE + position % PAGE,
             query_starts=torch.tensor([0, queries], dtype=torch.int32),
             context_lens=torch.tensor([context], dtype=torch.int32),
             num_decodes=int(queries == 1),
-            max_context=context,
+            max_context=context if queries == 1 else 0,
+            prefills=(Prefill(queries, context, (run,)),) if queries > 1 else (),
             control_rows=torch.ones(queries, dtype=torch.int32),
             derived={},
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits
+from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.tables import DeviceTables
 
@@ -65,11 +66,11 @@ def pack(
     controls = [_control_rows(chunk) for chunk in chunks]
     decodes = int((lengths == 1).sum())
     edits = _edits(tables, chunks[:decodes], controls[:decodes])
-    prefill_edits = tuple(
-        _edits(tables, [chunk], [rows])
+    prefills = tuple(
+        _prefill(tables, chunk, rows)
         for chunk, rows in zip(chunks[decodes:], controls[decodes:], strict=True)
     )
-    edited = bool(edits) or any(prefill_edits)
+    edited = bool(edits) or any(run.edits for prefill in prefills for run in prefill.runs)
 
     def tensor(values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -80,11 +81,11 @@ def pack(
         context_lens=tensor(contexts),
         page_table=tensor(_page_table(chunks)),
         num_decodes=decodes,
-        max_context=int(contexts.max()),
+        max_context=max(contexts[:decodes].tolist(), default=0),
         control_rows=tensor(np.array([row for rows in controls for row in rows], np.int32)),
         tag_rows=tensor(np.array([c.sequence.tag_row for c in chunks], dtype=np.int32)),
         edits=edits,
-        prefill_edits=prefill_edits,
+        prefills=prefills,
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
     )
@@ -113,6 +114,16 @@ def _edits(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -
     plans = (chunk.sequence.plan for chunk in chunks)
     hides = any(plan is not None and plan.hides for plan in plans)
     return tables.edits({row for some in rows for row in set(some)}, hides)
+
+
+def _prefill(tables: DeviceTables, chunk: Chunk, rows: list[int]) -> Prefill:
+    """What the host knows of a chunk of several rows."""
+    runs = [(row, len(list(same))) for row, same in groupby(rows)]
+    return Prefill(
+        queries=chunk.length,
+        context=chunk.end,
+        runs=tuple(Run(count, row, _edits(tables, [chunk], [[row]])) for row, count in runs),
+    )
 
 
 # Single tokens, most of what a server packs, go through plain lists: an array each would cost more.

@@ -1,0 +1,68 @@
+"""How each kernel is launched, read from tuning.json: chosen offline, never while serving.
+
+The key is the shape a kernel is compiled for. benchmarks/tune.py writes the file; an entry says
+whether it was measured on a GPU or only chosen by its compiled code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """Launch of the split-KV decode kernel. One tile is one page."""
+
+    num_warps: int
+    num_stages: int
+    split: int  # least keys of a split, a multiple of PAGE
+    max_splits: int  # beyond this many the splits grow
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """Launch of a prefill kernel: a tile of query rows against one page of keys."""
+
+    block_m: int
+    num_warps: int
+    num_stages: int
+    descriptors: bool = False  # keys and values through TMA descriptors
+
+
+def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
+    """Configuration for tiles of ``rows`` virtual rows (group * classes, padded to at least 16)."""
+    key = {"head_dim": _padded(head_dim), "rows": rows, "bytes": dtype.itemsize}
+    return DecodeConfig(**_find("decode", key))
+
+
+def prefill_config(head_dim: int, edited: bool, dtype: torch.dtype) -> PrefillConfig:
+    """Configuration of the plain or the edited prefill."""
+    key = {"head_dim": _padded(head_dim), "edited": edited, "bytes": dtype.itemsize}
+    return PrefillConfig(**_find("prefill", key))
+
+
+def _padded(head_dim: int) -> int:
+    """Kernels work on powers of two; the small ones of demo and tests share an entry."""
+    return max(64, 1 << (head_dim - 1).bit_length())
+
+
+def _find(kernel: str, key: dict[str, object]) -> dict[str, Any]:
+    for entry in table()[kernel]:
+        if entry["key"] == key:
+            found: dict[str, Any] = entry["config"]
+            return found
+    raise ValueError(f"tuning.json has no {kernel} configuration for {key}")
+
+
+@cache
+def table() -> dict[str, Any]:
+    """The whole file."""
+    text = resources.files(__package__).joinpath("tuning.json").read_text()
+    found: dict[str, Any] = json.loads(text)
+    return found
