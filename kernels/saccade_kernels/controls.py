@@ -162,6 +162,7 @@ class TagTable:
 
     tags: torch.Tensor  # uint8 [rows, layers, max_len], by position in the sequence
     weights: torch.Tensor  # float32 [rows, max_len]: beta_j of the score edit
+    hides: torch.Tensor  # uint8 [rows]: 1 if some key of the sequence is never attended
     moved: torch.Tensor  # int32 [rows, layers, heads]: query rows whose masses really changed
 
     @classmethod
@@ -172,5 +173,6 @@ class TagTable:
         return cls(
             tags=torch.zeros(rows, shape.layers, max_len, dtype=torch.uint8, device=device),
             weights=torch.zeros(rows, max_len, dtype=torch.float32, device=device),
+            hides=torch.zeros(rows, dtype=torch.uint8, device=device),
             moved=torch.zeros(rows, shape.layers, shape.heads, dtype=torch.int32, device=device),
         )

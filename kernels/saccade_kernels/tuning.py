@@ -14,15 +14,19 @@ from typing import Any
 
 import torch
 
+from saccade_kernels.batch import PAGE
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Launch of the split-KV decode kernel. One tile is one page."""
+    """Launch of the split-KV decode kernel. Sizes are powers of two."""
 
     num_warps: int
     num_stages: int
     split: int  # least keys of a split, a multiple of PAGE
     max_splits: int  # beyond this many the splits grow
+    block_keys: int = PAGE  # keys of a tile, at most a page
+    block_rows: int = 64  # virtual rows of a tile; more of them make more blocks
 
 
 @dataclass(frozen=True, slots=True)

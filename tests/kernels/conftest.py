@@ -191,6 +191,7 @@ def build_case(
         getattr(controls, field.name)[1 + programs :] = poison
     tags.tags[1:] = torch.from_numpy(rng.integers(0, 256, tags.tags[1:].shape, np.uint8))
     tags.weights[1:] = torch.nan
+    tags.hides[1:] = hide
     for seq, context in enumerate(contexts):
         drawn = rng.integers(0, classes, (LAYERS, context))
         if hide:

@@ -1,12 +1,14 @@
 """The reference against dense attention with the edits written out. All unused memory is NaN."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from saccade_kernels import edits, reference
+from saccade_kernels.batch import Emission
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
 
 CASES = {
@@ -241,3 +243,39 @@ def test_edit_functions_agree_with_the_formula(make_case, make_program):
     weighted = torch.from_numpy(program.weight[1]).double()[:, None, None] * beta[:, None, None]
     expected = scores * (1 + by_key(program.scale)) + scores.abs() * by_key(program.absolute)
     torch.testing.assert_close(output, expected + by_key(program.bias) + weighted)
+
+
+@pytest.mark.parametrize("edit", [Edit.NONE, Edit.SCORE, Edit.MASS], ids=["none", "score", "mass"])
+def test_emission_is_what_the_softmax_saw(make_case, with_edits, edit):
+    """Masses and normalisers, before a mass edit, of decodes and prefills."""
+    case = make_case(queries=(1, 1, 5, 2), contexts=(70, 0, 64, 9))
+    for row, program in list(case.programs.items())[1:]:
+        neutral = Program.identity(ControlShape(2, 4, 16))
+        kept = {Edit.NONE: (), Edit.SCORE: ("bias",), Edit.MASS: ("transform",)}[edit]
+        case.write(row, replace(neutral, **{name: getattr(program, name) for name in kept}))
+    case.batch = with_edits(case.batch, (edit, edit) if edit else ())
+    rows = case.query.shape[:2]
+    emit = Emission(torch.full((*rows, CLASSES), torch.nan), torch.full(rows, torch.nan))
+    output = case.run(emit=emit)
+    assert torch.equal(output, case.run())
+    starts, groups = case.batch.query_starts.tolist(), case.query.shape[1] // 2
+    for seq, (first, last) in enumerate(pairwise(starts)):
+        context = int(case.batch.context_lens[seq])
+        for row in range(first, last):
+            if not context:
+                assert not emit.masses[row].any()
+                assert (emit.lse[row] == -torch.inf).all()
+                continue
+            seen = context - last + row + 1
+            tags = case.tables[1].tags[int(case.batch.tag_rows[seq]), 1, :seen].long()
+            for head in range(rows[1]):
+                key = case.keys[seq][:seen, head // groups]
+                scores = key @ case.query[row, head] * case.query.shape[-1] ** -0.5
+                program = case.programs[int(case.batch.control_rows[row])]
+                scores = scores + torch.from_numpy(program.bias[1, head]).double()[tags]
+                torch.testing.assert_close(emit.lse[row, head].double(), scores.logsumexp(0))
+                masses = torch.zeros(CLASSES, dtype=torch.float64)
+                masses.index_add_(0, tags, scores.softmax(0))
+                torch.testing.assert_close(
+                    emit.masses[row, head].double(), masses, rtol=1e-5, atol=1e-6
+                )

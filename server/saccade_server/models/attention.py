@@ -82,9 +82,14 @@ def paged_attention(
         softcap or 0.0,
         sliding_window or 0,
     )
-    return output[None], None
+    return output.contiguous()[None], None
+
+
+# Compiled layers (models/compile.py) call it without looking into it: it reads the layer's index
+# and the step, and guards on either would compile every layer anew.
+_opaque_attention: Any = torch.compiler.disable(paged_attention)  # type: ignore[no-untyped-call]
 
 
 def register_attention() -> None:
     """Make the attention function known to transformers; repeating it changes nothing."""
-    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+    AttentionInterface.register(ATTENTION_NAME, _opaque_attention)

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.base import ServedModel
 from saccade_server.models.probes import LayerProbe
@@ -41,13 +41,15 @@ class ScratchCache:
         assert counts == sorted(counts, key=lambda count: count != 1)
         slots = torch.cat([self._admit(sequence, count) for sequence, count in new])
         contexts = [self.lengths[sequence] for sequence in sequences]
+        sizes = list(zip(contexts, counts, strict=True))
         batch = AttentionBatch(
             slots=slots.to(self._device),
             query_starts=self._int32([0, *accumulate(counts)]),
             context_lens=self._int32(contexts),
             page_table=self._pages[sequences].int().to(self._device),
             num_decodes=counts.count(1),
-            max_context=max(contexts),
+            max_context=max((end for end, count in sizes if count == 1), default=0),
+            prefills=tuple(Prefill(n, end, (Run(n, 0),)) for end, n in sizes if n > 1),
             control_rows=self._int32([0] * sum(counts)),
             tag_rows=self._int32([0] * len(new)),
         )

@@ -1,0 +1,379 @@
+"""Triton decode: one query row a sequence over a paged cache, split over the keys.
+
+Virtual rows: the rows of a tile are (query head of the group, key class). A row sees the keys of
+its class only, so each is an ordinary online-softmax state and one accumulator holds all classes;
+tiles of tensor cores have 16 rows anyway. A second kernel (merge.py) puts splits and classes
+together, and there a mass edit is one more factor.
+
+A key head whose query heads edit neither scores nor masses takes the plain path, also in a batch
+that edits: it costs what it costs alone and gets the same bits. The splits of a sequence depend on
+its own length only, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
+from saccade_kernels.tiles import (
+    LOG2E,
+    MASS,
+    NEVER_ATTEND,
+    PAGE,
+    SCORE,
+    WIDTH,
+    dot,
+    edit_score,
+    needs_upcast,
+    soft_cap,
+)
+from saccade_kernels.tuning import DecodeConfig, decode_config
+
+
+@triton.jit
+def attend(
+    query,
+    key_cache,
+    value_cache,
+    pages_at,
+    site,
+    scale_table,
+    absolute_table,
+    bias_table,
+    weight_table,
+    edits_table,
+    tags_at,
+    weights_at,
+    part_max,
+    part_sum,
+    part_out,
+    part,
+    scale,
+    cap,
+    head,
+    row_class,
+    is_row,
+    start,
+    end,
+    low,
+    stride_head,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    EDITED: tl.constexpr,
+    EMIT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Keys ``start`` to ``end``, those before ``low`` unseen, for a tile of virtual rows."""
+    kv_head = tl.program_id(0) % KV_HEADS
+    column = tl.arange(0, DP)
+    is_column = column < D
+    query_at = query + head[:, None] * stride_head + column[None, :]
+    q = tl.load(query_at, mask=is_row[:, None] & is_column[None, :], other=0.0)
+    if EDITED:
+        flags = tl.load(edits_table + site, mask=is_row, other=0).to(tl.int32)
+        is_scored = (flags & SCORE) != 0
+        is_apart = (flags & (SCORE | MASS)) != 0
+        if EMIT:
+            is_apart = is_row
+        entry = site * WIDTH + row_class
+        row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
+        row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
+        row_bias = tl.load(bias_table + entry, mask=is_scored, other=0.0)
+        row_weight = tl.load(weight_table + site, mask=is_scored, other=0.0)
+        weighted_end = tl.where(tl.max(tl.abs(row_weight), 0) > 0, end, 0)
+
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, DP], tl.float32)
+    # One iteration ahead, or the loads of the next tile could not start before this one's end.
+    page = tl.load(pages_at + start // PAGE)
+    for tile in tl.range(start, end, KEYS):
+        next_page = tl.load(pages_at + tl.minimum(tile + KEYS, end - 1) // PAGE)
+        position = tile + tl.arange(0, KEYS)
+        inside = (position < end) & (position >= low)
+        at = (page.to(tl.int64) * PAGE + position % PAGE) * (KV_HEADS * D) + kv_head * D
+        k_mask = inside[None, :] & is_column[:, None]
+        k = tl.load(key_cache + at[None, :] + column[:, None], mask=k_mask, other=0.0)
+        score = dot(q, k, UPCAST) * scale
+        if CAPPED:
+            score = soft_cap(score, cap)
+        visible = inside[None, :] & is_row[:, None]
+        if EDITED:
+            tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
+            beta = tl.load(weights_at + position, mask=position < weighted_end, other=0.0)
+            edited = edit_score(
+                score,
+                row_scale[:, None],
+                row_absolute[:, None],
+                row_bias[:, None],
+                row_weight[:, None] * beta[None, :],
+            )
+            score = tl.where(is_scored[:, None], edited, score * LOG2E)
+            key_class = tl.where(is_apart[:, None], tag[None, :], 0)
+            visible = visible & (key_class == row_class[:, None]) & (tag != NEVER_ATTEND)[None, :]
+        else:
+            score = score * LOG2E
+        score = tl.where(visible, score, float("-inf"))
+        new_top = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key of this class so far
+        p = tl.exp2(score - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(p, 1)
+        v_mask = inside[:, None] & is_column[None, :]
+        v = tl.load(value_cache + at[:, None] + column[None, :], mask=v_mask, other=0.0)
+        out = out * shrink[:, None] + dot(p.to(v.dtype), v, UPCAST)
+        top = new_top
+        page = next_page
+    tl.store(part_max + part, top, mask=is_row)
+    tl.store(part_sum + part, total, mask=is_row)
+    out_at = part_out + part.to(tl.int64)[:, None] * D + column[None, :]
+    tl.store(out_at, out, mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
+def split_kernel(
+    query,
+    key_cache,
+    value_cache,
+    context_lens,
+    page_table,
+    control_rows,
+    tag_rows,
+    scale_table,
+    absolute_table,
+    bias_table,
+    weight_table,
+    edits_table,
+    tags,
+    key_weights,
+    hides,
+    part_max,
+    part_sum,
+    part_out,
+    scale,
+    cap,
+    layer,
+    window,
+    splits,
+    stride_token,
+    stride_head,
+    stride_pages,
+    layers,
+    max_len,
+    GROUP: tl.constexpr,
+    PLAIN_ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    EDITED: tl.constexpr,
+    EMIT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One split of one sequence for some virtual rows of one key head: maximum, sum and output.
+
+    Grid (row blocks * KV_HEADS, splits, sequences). Partials are [sequence, head, split, class];
+    the plain path writes class 0 only.
+    """
+    kv_head = tl.program_id(0) % KV_HEADS
+    block = tl.program_id(0) // KV_HEADS
+    split = tl.program_id(1)
+    sequence = tl.program_id(2)
+    context = tl.load(context_lens + sequence)
+    first, length = split_of(context, window, SPLIT, MAX_SPLITS)
+    start = first + split * length
+    if start >= context:
+        return
+    end = tl.minimum(start + length, context)
+    low = 0
+    if window > 0:
+        low = context - window
+    own_query = query + sequence * stride_token
+    own_pages = page_table + sequence * stride_pages
+    heads: tl.constexpr = KV_HEADS * GROUP
+    part = sequence * heads
+
+    is_edited = EMIT
+    if EDITED:
+        tag_row = tl.load(tag_rows + sequence).to(tl.int64)
+        sites = (tl.load(control_rows + sequence) * layers + layer) * heads
+        if not EMIT:
+            group = edits_table + sites + kv_head * GROUP
+            is_edited = group_is_edited(group, hides + tag_row, GROUP, PLAIN_ROWS)
+        if is_edited:
+            row = block * ROWS + tl.arange(0, ROWS)
+            head = kv_head * GROUP + tl.minimum(row // C, GROUP - 1)
+            attend(
+                own_query,
+                key_cache,
+                value_cache,
+                own_pages,
+                sites + head,
+                scale_table,
+                absolute_table,
+                bias_table,
+                weight_table,
+                edits_table,
+                tags + (tag_row * layers + layer) * max_len,
+                key_weights + tag_row * max_len,
+                part_max,
+                part_sum,
+                part_out,
+                ((part + head) * splits + split) * C + row % C,
+                scale,
+                cap,
+                head,
+                row % C,
+                row < GROUP * C,
+                start,
+                end,
+                low,
+                stride_head,
+                KV_HEADS,
+                D,
+                DP,
+                ROWS,
+                KEYS,
+                True,
+                EMIT,
+                CAPPED,
+                UPCAST,
+            )
+    if not is_edited and block == 0:
+        row = tl.arange(0, PLAIN_ROWS)
+        head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
+        attend(
+            own_query,
+            key_cache,
+            value_cache,
+            own_pages,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            part_max,
+            part_sum,
+            part_out,
+            ((part + head) * splits + split) * C,
+            scale,
+            cap,
+            head,
+            None,
+            row < GROUP,
+            start,
+            end,
+            low,
+            stride_head,
+            KV_HEADS,
+            D,
+            DP,
+            PLAIN_ROWS,
+            KEYS,
+            False,
+            False,
+            CAPPED,
+            UPCAST,
+        )
+
+
+def decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    emit: Emission | None = None,
+    config: DecodeConfig | None = None,
+) -> torch.Tensor:
+    """:func:`saccade_kernels.reference.decode` in Triton; ``config`` overrides the table's.
+
+    Reads nothing back from the device and allocates with torch only, so it can be captured.
+    """
+    sequences, heads, dim = query.shape
+    kv_heads, edited = key_cache.shape[2], emit is not None or bool(batch.edit(layer))
+    shape = shape_of(heads, kv_heads, dim, batch.classes if edited else 1)
+    config = config or decode_config(dim, shape["ROWS"], query.dtype)
+    shape["ROWS"], rows = min(config.block_rows, shape["ROWS"]), shape["ROWS"]
+    constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
+    constants |= {"EDITED": edited, "EMIT": emit is not None}
+    splits = max(1, min(config.max_splits, -(-batch.max_context // config.split)))
+    parts = (sequences, heads, splits, shape["C"])
+    part_max, part_sum = query.new_empty((2, *parts), dtype=torch.float32).unbind()
+    part_out = query.new_empty((*parts, dim), dtype=torch.float32)
+    layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
+    split_kernel[(rows // shape["ROWS"] * kv_heads, splits, sequences)](
+        query,
+        key_cache,
+        value_cache,
+        batch.context_lens,
+        batch.page_table,
+        batch.control_rows,
+        batch.tag_rows,
+        *_tables(batch, edited),
+        part_max,
+        part_sum,
+        part_out,
+        scale,
+        softcap,
+        layer,
+        window,
+        splits,
+        query.stride(0),
+        query.stride(1),
+        batch.page_table.stride(0),
+        layers,
+        max_len,
+        **constants,
+        KEYS=config.block_keys,
+        CAPPED=softcap > 0,
+        UPCAST=needs_upcast(query.dtype),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    output = query.new_empty(query.shape)
+    merge((part_max, part_sum, part_out), output, batch, layer, window, emit, constants)
+    return output
+
+
+def _tables(batch: AttentionBatch, edited: bool) -> tuple[torch.Tensor | None, ...]:
+    """The table arguments of the split kernel."""
+    if not edited:
+        return (None,) * 8
+    controls, tags = batch.tables()
+    programs = (controls.scale, controls.absolute, controls.bias, controls.weight, controls.edits)
+    return (*programs, tags.tags, tags.weights, tags.hides)
+
+
+def shape_of(heads: int, kv_heads: int, dim: int, classes: int) -> dict[str, Any]:
+    """Sizes that a decode is compiled for: classes and virtual rows are powers of two."""
+    group, power = heads // kv_heads, triton.next_power_of_2
+    return {
+        "GROUP": group,
+        "PLAIN_ROWS": max(16, power(group)),
+        "KV_HEADS": kv_heads,
+        "D": dim,
+        "DP": max(16, power(dim)),
+        "C": power(classes),
+        "ROWS": max(16, power(group * power(classes))),
+    }

@@ -1,0 +1,92 @@
+"""Every compiled form of a kernel that serving may ask for, for the offline checks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from saccade_kernels.decode import shape_of, split_kernel
+from saccade_kernels.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
+from saccade_kernels.offline import Variant
+from saccade_kernels.store import store_kernel
+from saccade_kernels.tuning import decode_config
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+GROUPS = (1, 2, 4, 7, 8)
+KV_HEADS = 4
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+TABLES = dict.fromkeys(
+    (
+        "scale_table",
+        "absolute_table",
+        "bias_table",
+        "weight_table",
+        "transform_table",
+        "gate_weight_table",
+        "gate_threshold_table",
+        "gain_table",
+        "shift_table",
+        "key_weights",
+    ),
+    "*fp32",
+) | {"edits_table": "*u8", "tags": "*u8", "hides": "*u8", "moved": "*i32"}
+
+
+def shipped() -> Iterator[Variant]:
+    """All of them."""
+    yield from _stores()
+    yield from _decodes()
+
+
+def _stores() -> Iterator[Variant]:
+    for dtype, dim in itertools.product(POINTERS, HEAD_DIMS):
+        types = dict.fromkeys(("key", "value", "key_cache", "value_cache"), POINTERS[dtype])
+        types |= dict.fromkeys(("key_token", "key_head", "value_token", "value_head"), "i32")
+        block = KV_HEADS * max(16, 1 << (dim - 1).bit_length())
+        constants = {"KV_HEADS": KV_HEADS, "D": dim, "BLOCK": block}
+        name = f"store-d{dim}-{POINTERS[dtype][1:]}"
+        yield Variant(name, store_kernel, types | {"slots": "*i64"}, constants, 4, 3)
+
+
+def _decodes() -> Iterator[Variant]:
+    for dim, group, classes in itertools.product(HEAD_DIMS, GROUPS, (0, 1, 2, 4, 8)):
+        yield from _decode(torch.bfloat16, dim, group, classes)
+    for dtype, dim, group, classes in itertools.product(
+        (torch.float16, torch.float32), (64, 128, 256), (1, 7), (0, 8)
+    ):
+        yield from _decode(dtype, dim, group, classes)
+    for classes in (0, 4):
+        yield from _decode(torch.bfloat16, 256, 2, classes, capped=True)
+    yield from _decode(torch.bfloat16, 128, 7, 8, emit=True)
+
+
+def _decode(
+    dtype: torch.dtype,
+    dim: int,
+    group: int,
+    classes: int,
+    capped: bool = False,
+    emit: bool = False,
+) -> Iterator[Variant]:
+    """The kernels of one shape; 0 classes mean the plain form."""
+    edited = classes > 0
+    shape = shape_of(group * KV_HEADS, KV_HEADS, dim, max(classes, 1))
+    config = decode_config(dim, shape["ROWS"], dtype)
+    shape["ROWS"] = min(shape["ROWS"], config.block_rows)
+    constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
+    constants |= {"KEYS": config.block_keys, "EDITED": edited, "EMIT": emit}
+    constants |= {"CAPPED": capped, "UPCAST": False}
+    types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
+    types |= dict.fromkeys(UNALIGNED, "*i32") | {"scale": "fp32", "cap": "fp32"}
+    types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
+    types |= dict.fromkeys(("part_max", "part_sum", "part_out"), "*fp32")
+    types |= TABLES if edited else dict.fromkeys(TABLES)
+    types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
+    name = f"d{dim}-g{group}-c{classes}-{POINTERS[dtype][1:]}" + "-capped" * capped + "-emit" * emit
+    warps, stages = config.num_warps, config.num_stages
+    yield Variant(f"decode-{name}", split_kernel, types, constants, warps, stages)
+    if group in (1, 7):  # to the merge a group is little more than a factor in an address
+        yield Variant(f"merge-{name}", merge_kernel, types, constants, MERGE_WARPS, 3)
