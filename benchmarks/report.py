@@ -12,26 +12,33 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("saccade", "torch", "transformers", "fastapi", "uvicorn", "numpy")
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PACKAGES = ("saccade", "torch", "triton", "transformers", "fastapi", "uvicorn", "numpy")
+
+# A script's folder leads sys.path, and transformers imports `kernels` wherever it finds one: it
+# would find kernels.py. Whoever imports siblings does so before, or with, this module.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One figure an issue asks for. ``at_most``: smaller is better."""
+    """One figure an issue asks for. ``at_most``: smaller is better. No value: not measured."""
 
     name: str
-    value: float
+    value: float | None
     unit: str
     target: float
     at_most: bool
 
     @property
     def met(self) -> bool:
+        if self.value is None:
+            return False
         return self.value <= self.target if self.at_most else self.value >= self.target
 
     def as_json(self) -> dict[str, Any]:
@@ -51,27 +58,59 @@ def hardware() -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def write(name: str, figures: Mapping[str, Any], targets: Sequence[Target]) -> Path:
-    """Write ``results/<name>-<hardware>.json`` and print it as the last line of stdout."""
+def folder() -> Path:
+    """Where results go: the folder in the environment variable OUT, or results/."""
+    return Path(os.environ.get("OUT") or RESULTS)
+
+
+def write(
+    name: str, figures: Mapping[str, Any], targets: Sequence[Target], show: bool = True
+) -> Path:
+    """Write ``<name>-<hardware>.json`` and print it as the last line of stdout."""
     kind = hardware()
     document = {
         "name": name,
-        "hardware": {"kind": kind, "processor": _processor(), "cores": os.cpu_count()},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
+        "hardware": {"kind": kind, "processor": _processor(), "cores": os.cpu_count(), **_gpu()},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": _commit(),
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "targets": [target.as_json() for target in targets],
         **figures,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{kind}.json"
+    folder().mkdir(parents=True, exist_ok=True)
+    path = folder() / f"{name}-{kind}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    if show:
+        print(json.dumps(document), flush=True)
     return path
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    known = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": known.name,
+        "gpu_memory_gib": round(known.total_memory / 2**30, 1),
+        "multiprocessors": known.multi_processor_count,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed; a source tree on PYTHONPATH counts as Saccade."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            if package == "saccade":
+                from saccade_server import __version__
+
+                found[package] = __version__
+    return found
 
 
 def _processor() -> str:
@@ -84,7 +123,12 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The checked-out commit, with a plus if the tree differs from it."""
+    """The checked-out commit, with a plus if the tree differs from it.
+
+    The environment variable COMMIT names it where the tree was copied without its history.
+    """
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
 
     def git(*arguments: str) -> str:
         run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)

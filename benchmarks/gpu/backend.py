@@ -1,0 +1,41 @@
+"""The attention ops under test: the Triton kernels, or the reference where they cannot run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saccade_kernels import gradients, reference, tiles
+
+
+def uses_triton(device: torch.device) -> bool:
+    """True on a GPU, and on a CPU under TRITON_INTERPRET=1."""
+    return device.type == "cuda" or tiles.interpreted()
+
+
+def decode(query: torch.Tensor, *arguments: Any, config: Any = None, **more: Any) -> torch.Tensor:
+    """``saccade_kernels.decode.decode``; the reference knows no ``config``."""
+    if not uses_triton(query.device):
+        return reference.decode(query, *arguments, **more)
+    from saccade_kernels.decode import decode as kernel
+
+    return kernel(query, *arguments, config=config, **more)
+
+
+def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: Any) -> torch.Tensor:
+    """``saccade_kernels.prefill.prefill``, likewise."""
+    if not uses_triton(query.device):
+        return reference.prefill(query, *arguments, **more)
+    from saccade_kernels.prefill import prefill as kernel
+
+    return kernel(query, *arguments, config=config, **more)
+
+
+def saliency(query: torch.Tensor, *arguments: Any) -> Any:
+    """``saccade_kernels.saliency.saliency``."""
+    if not uses_triton(query.device):
+        return gradients.saliency(query, *arguments)
+    from saccade_kernels.saliency import saliency as kernel
+
+    return kernel(query, *arguments)

@@ -1,0 +1,96 @@
+"""What the chip can do: copy and read bandwidth, bf16 matrix rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from gpu.backend import uses_triton
+from gpu.session import Figures, Session
+from gpu.shapes import Ceilings
+from gpu.timing import Timing, measure
+
+BLOCK = 4096
+TILES = 16
+
+
+@triton.jit
+def read_kernel(source: Any, sums: Any, BLOCK: tl.constexpr, TILES: tl.constexpr) -> None:
+    """Sum ``TILES`` blocks of int32: bytes come in and almost none go out, as in attention."""
+    program = tl.program_id(0)
+    at = program.to(tl.int64) * BLOCK * TILES + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.int32)
+    for tile in range(TILES):
+        total += tl.load(source + at + tile * BLOCK)
+    tl.store(sums + program, tl.sum(total, 0))
+
+
+def measure_ceilings(session: Session, found: Figures) -> None:
+    """The part named "ceilings"; everything else is compared with it."""
+    count = BLOCK * TILES * (1 if session.dry else 1 << 14)  # int32: 4 GiB
+    source = torch.randint(-9, 9, (count,), dtype=torch.int32, device=session.device)
+    found["copy"] = _copy(session, source)
+    found["read"] = _read(session, source)
+    found["matmul"] = {}
+    size = 64 if session.dry else 8192
+    _matmul(session, found["matmul"], size, size, size)
+    for rows in (4096, 128, 32, 8, 1):
+        _matmul(session, found["matmul"], min(rows, size), min(4096, size), min(11008, size))
+    ceilings = _ceilings(found)
+    session.say(
+        f"copy {ceilings.copy / 1e12:.2f} TB/s, read {ceilings.read / 1e12:.2f} TB/s, "
+        f"bf16 {ceilings.flops / 1e12:.0f} TFLOP/s"
+    )
+
+
+def _copy(session: Session, source: torch.Tensor) -> Figures:
+    target = torch.empty_like(source)
+    taken = measure([lambda: target.copy_(source)], session.device)
+    return _bandwidth(taken, 2 * source.nbytes)
+
+
+def _read(session: Session, source: torch.Tensor) -> Figures:
+    if not uses_triton(session.device):
+        return _bandwidth(measure([lambda: source.sum()], session.device), source.nbytes)
+    grid = (source.numel() // (BLOCK * TILES),)
+    sums = torch.empty(grid, dtype=torch.int32, device=session.device)
+
+    def run() -> None:
+        read_kernel[grid](source, sums, BLOCK=BLOCK, TILES=TILES, num_warps=8)
+
+    taken = measure([run], session.device)
+    assert int(sums.sum(dtype=torch.int64)) == int(source.sum(dtype=torch.int64))
+    return _bandwidth(taken, source.nbytes)
+
+
+def _matmul(session: Session, found: Figures, rows: int, inner: int, columns: int) -> None:
+    """A product with weights that are not in the cache."""
+    device, dtype = session.device, torch.bfloat16
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    weights = [torch.randn(columns, inner, device=device, dtype=dtype) for _ in range(3)]
+    calls: list[Callable[[], object]] = [lambda w=w: left @ w.T for w in weights]
+    taken = measure(calls, device)
+    rate = 2.0 * rows * inner * columns / taken.seconds
+    found[f"{rows}x{inner}x{columns}"] = {
+        **taken.as_json(),
+        "tflop_s": rate / 1e12,
+        "weights_tb_s": weights[0].nbytes / taken.seconds / 1e12,
+    }
+
+
+def _bandwidth(taken: Timing, moved: int) -> Figures:
+    return {**taken.as_json(), "bytes": moved, "tb_s": moved / taken.seconds / 1e12}
+
+
+def known_ceilings(session: Session) -> Ceilings:
+    """Those this run has measured, before this part or before a restart."""
+    return _ceilings(session.figures["ceilings"])
+
+
+def _ceilings(found: Figures) -> Ceilings:
+    best = max(shape["tflop_s"] for shape in found["matmul"].values())
+    return Ceilings(found["copy"]["tb_s"] * 1e12, found["read"]["tb_s"] * 1e12, best * 1e12)

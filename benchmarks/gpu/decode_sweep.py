@@ -1,0 +1,159 @@
+"""Paged decode over batches and contexts: plain, edited, many programs; and its peers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from gpu.ceilings import known_ceilings
+from gpu.peers import BACKENDS, Dense, eager, sdpa
+from gpu.problems import Problem, Tables, bias_program, full_program, make_problem, var_program
+from gpu.session import Figures, Session
+from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
+from gpu.timing import L2_BYTES
+from saccade_kernels.controls import CLASSES
+
+SWEEP = (
+    (32, 4096),
+    (8, 4096),
+    (32, 1024),
+    (128, 1024),
+    (1, 32768),
+    (1, 4096),
+    (1, 1024),
+    (8, 1024),
+    (1, 16384),
+)
+PEERS_AT = ((32, 4096), (8, 4096), (1, 4096), (32, 1024), (1, 1024), (1, 32768))
+LARGE = 32 * 1024
+"""batch x context from which the issue's bandwidth target holds."""
+PROGRAMS = (1, 2, 4, 8, 16, 32)
+
+BANDWIDTH = "paged decode at 32k tokens and more, share of copy bandwidth, heads {}"
+EDITED = "decode with a mass edit on every request, against none, heads {}"
+MANY = "attention with 32 programs in the batch, against one, heads {}"
+GOALS = [
+    row
+    for heads in (MHA, GQA)
+    for row in (
+        (BANDWIDTH.format(heads.name), "of copy", ">=", 0.8),
+        (EDITED.format(heads.name), "x", "<=", 1.03),
+        (MANY.format(heads.name), "x", "<=", 1.03),
+    )
+]
+
+
+def goal(pattern: str, heads: Heads) -> str:
+    """The goal's name; dry shapes stand for the real ones."""
+    return pattern.format(MHA.name if heads.heads == heads.kv_heads else GQA.name)
+
+
+def run_decode(session: Session, found: Figures) -> None:
+    """Every shape of the sweep, most important first."""
+    shapes = ((4, 80), (2, 130)) if session.dry else SWEEP
+    for sequences, context in shapes:
+        for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
+            name = f"{heads.name} {sequences}x{context}"
+            if session.has(6, f"decode {name}"):
+                _one_shape(session, found.setdefault(name, {}), heads, sequences, context)
+
+
+def _one_shape(
+    session: Session, found: Figures, heads: Heads, sequences: int, context: int
+) -> None:
+    device = session.device
+    least = 0 if session.dry else L2_BYTES
+    problem = make_problem(
+        heads, [1] * sequences, [context] * sequences, device, torch.bfloat16, least
+    )
+    plain = session.time(found, "plain", problem.calls())
+    moved = heads.kv_bytes(sequences * context)
+    is_large = session.dry or sequences * context >= LARGE
+    if plain is not None:
+        ceilings = known_ceilings(session)
+        speed = moved / plain
+        found["plain"] |= {"tb_s": speed / 1e12, "of_copy": speed / ceilings.copy}
+        found["plain"]["of_read"] = speed / ceilings.read
+        if is_large:
+            session.reach(goal(BANDWIDTH, heads), speed / ceilings.copy)
+        session.say(f"decode {heads.name} {sequences}x{context}: {speed / 1e12:.2f} TB/s")
+    _edits(session, found, problem, plain, is_large)
+
+
+def _edits(
+    session: Session, found: Figures, problem: Problem, plain: float | None, is_large: bool
+) -> None:
+    heads, sequences = problem.heads, len(problem.batch.context_lens)
+    length = problem.batch.page_table.shape[1] * 64
+    device = session.device
+    tables = Tables.make(heads, var_program, 32, sequences, length, device)
+    ones = [1] * sequences
+    variants = {
+        "mass edit on all": (ones, False),
+        "mass edit on a quarter": ([int(i % 4 == 0) for i in range(sequences)], False),
+        "mass edit on all, emitting": (ones, True),
+    }
+    taken: dict[str, float | None] = {}
+    for name, (rows, emit) in variants.items():
+        calls = problem.calls(problem.edited(tables, rows), emit)
+        taken[name] = session.time(found, name, calls)
+    every = replace(problem.edited(tables, ones), classes=CLASSES)  # as graphs are captured for MHA
+    taken[f"mass edit on all, {CLASSES} classes"] = session.time(
+        found, f"mass edit on all, {CLASSES} classes", problem.calls(every)
+    )
+    for label, program in (("score", bias_program), ("score, mass and head", full_program)):
+        other = Tables.make(heads, program, 1, sequences, length, device)
+        name = f"{label} edit on all"
+        taken[name] = session.time(found, name, problem.calls(problem.edited(other, ones)))
+    for name, seconds in taken.items():
+        if seconds is not None and plain is not None:
+            found[name]["against_plain"] = seconds / plain
+    whole = taken["mass edit on all"]
+    if whole is not None and plain is not None and is_large:
+        session.reach(goal(EDITED, heads), whole / plain)
+    if sequences >= 32 or session.dry:
+        _programs(session, found, problem, tables)
+
+
+def _programs(session: Session, found: Figures, problem: Problem, tables: Tables) -> None:
+    """The number of different programs in one batch, against time."""
+    sequences = len(problem.batch.context_lens)
+    found["programs"] = {}
+    taken = {}
+    for count in PROGRAMS:
+        rows = [1 + i % count for i in range(sequences)]
+        calls = problem.calls(problem.edited(tables, rows))
+        taken[count] = session.time(found["programs"], str(count), calls)
+    one, many = taken[1], taken[PROGRAMS[-1]]
+    if one is not None and many is not None:
+        session.reach(goal(MANY, problem.heads), many / one)
+
+
+def run_decode_peers(session: Session, found: Figures) -> None:
+    """SDPA and the eager formula on contiguous keys of the same size, in the same run."""
+    for sequences, context in ((2, 40),) if session.dry else PEERS_AT:
+        for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
+            name = f"{heads.name} {sequences}x{context}"
+            if not session.has(4, f"decode peers {name}"):
+                continue
+            moved = heads.kv_bytes(sequences * context)
+            count = 1 if session.dry else max(1, min(64, -int(-L2_BYTES // moved)))
+            inputs = [
+                Dense.make(heads, sequences, 1, context, session.device) for _ in range(count)
+            ]
+            cell = found.setdefault(name, {})
+            for label, backend in BACKENDS.items():
+                session.time(cell, label, [sdpa(one, backend) for one in inputs])
+            session.time(cell, "eager", [eager(one, var=False) for one in inputs])
+            session.time(cell, "eager with VAR", [eager(one, var=True) for one in inputs])
+            _against(session, cell, name)
+
+
+def _against(session: Session, cell: Figures, name: str) -> None:
+    """How much longer each peer takes than ours, edited where it edits."""
+    ours = session.figures.get("decode", {}).get(name, {})
+    for label, timing in cell.items():
+        own = ours.get("mass edit on all" if "VAR" in label else "plain", {})
+        if "us" in timing and "us" in own:
+            timing["of_ours"] = timing["us"] / own["us"]

@@ -1,0 +1,238 @@
+"""Saccade's engine in this process: requests with and without plans, and the time of its steps."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gpu.models import build
+from gpu.problems import IMAGE_START
+from gpu.session import Session
+from gpu.shapes import ModelShape
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Phase, Plan, SinkRule
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
+from saccade_server.models.base import ServedModel
+from saccade_server.models.compile import compile_decoder, warm
+from saccade_server.models.family import UnsupportedModelError, serve
+
+CACHE_TOKENS = 150_000
+"""Enough for 32 requests of 4k and what they generate."""
+
+SINK_DIMS = (17, 33)
+"""Of the residual stream; random weights have no sinks, but looking for them costs the same."""
+
+
+def var_plan(
+    model: ServedModel, prompt: int, fraction: float = 0.4, rows: str = "question+generated"
+) -> Plan:
+    """What the method ``var`` compiles to, for half a prompt of image; see methods/var.py.
+
+    Some sinks are tagged from the start, so that mass really moves although random weights have
+    none; thresholds let every row pass, which costs as much and happens to more rows.
+    """
+    inner = [layer for layer in range(model.layers) if 2 <= layer < model.layers - 1]
+    sites = tuple((layer, tuple(range(model.heads))) for layer in inner)
+    start = min(IMAGE_START, prompt // 4)
+    end = start + prompt // 2
+    builder = PlanBuilder(ControlShape(model.layers, model.heads, model.head_dim), prompt, end)
+    visual = builder.tag([(start, end)])
+    visual_sink = builder.tag([(at, at + 1) for at in range(start, end, 97)])
+    text_sink = builder.tag([(0, 1)])
+    phases: tuple[Phase, ...] = (Phase.QUESTION, Phase.LAST, Phase.GENERATED)
+    if rows == "all":
+        phases = tuple(Phase)
+    p, rho = fraction, 0.5
+    builder.mass(
+        sites,
+        moves=[
+            (visual_sink, visual_sink, -p),
+            (text_sink, text_sink, -p),
+            (visual, visual_sink, p),
+            (visual, text_sink, p),
+        ],
+        phases=phases,
+        gates=[
+            builder.gate({visual: 1, visual_sink: 1}, at_least=1e-6),
+            builder.gate({visual: 1 - rho, visual_sink: -rho}, at_least=0),
+        ],
+    )
+    remap = ((visual, visual_sink), (0, text_sink))
+    rule = SinkRule(threshold=20.0, dims=SINK_DIMS, layers=tuple(inner), remap=remap)
+    builder.sinks(rule)
+    return builder.build()
+
+
+def request(
+    name: str, tokens: Sequence[int], count: int, plan: Plan | None = None
+) -> GenerateRequest:
+    """Greedy, exactly ``count`` tokens."""
+    sampling = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
+    return GenerateRequest(request_id=name, tokens=tuple(tokens), sampling=sampling, plan=plan)
+
+
+def random_prompts(model: ServedModel, count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Different from the first token on, so that nothing is shared."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(10, model.vocab_size, (count, length), generator=generator)
+    return [list(map(int, row)) for row in drawn.tolist()]
+
+
+def make_config(session: Session, tokens: int, **options: Any) -> EngineConfig:
+    """An engine that holds ``tokens`` tokens."""
+    dry = session.dry
+    if dry:  # what a GPU has by default
+        options = {"overlap": True, "padded_decode": "enforce_eager" not in options} | options
+    return EngineConfig(
+        model="random",
+        device="cpu" if dry else "cuda",
+        dtype="bfloat16",
+        max_model_len=256 if dry else 4096 + 512,
+        max_num_seqs=8 if dry else session.options.most,
+        max_batched_tokens=64 if dry else 8192,
+        cache_tokens=4096 if dry else tokens,
+        max_programs=64,
+        prefix_caching=False,
+        **options,
+    )
+
+
+def has_option(name: str) -> bool:
+    """True if the engine's configuration knows the option."""
+    return name in EngineConfig.__struct_fields__
+
+
+@dataclass
+class Stand:
+    """An engine under test."""
+
+    core: EngineCore
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    _names: int = 0
+
+    def submit(self, prompt: Sequence[int], count: int, plan: Plan | None = None) -> str:
+        """Queue a request and return its name."""
+        self._names += 1
+        name = f"r{self._names}"
+        self.tokens[name] = []
+        refused = self.core.submit(request(name, prompt, count, plan))
+        assert refused is None, refused
+        return name
+
+    def step(self) -> int:
+        """One step; the number of tokens that came out."""
+        count = 0
+        for output in self.core.step():
+            assert output.finish_reason is not FinishReason.ERROR, output.error
+            self.tokens[output.request_id] += output.tokens
+            count += len(output.tokens)
+        return count
+
+    def run(self) -> dict[str, list[int]]:
+        """Until nothing is left; tokens by request since the last clear."""
+        while self.core.busy:
+            self.step()
+        found, self.tokens = self.tokens, {}
+        return found
+
+    def clear(self) -> None:
+        """End what is running and let the device finish."""
+        for name in list(self.tokens):
+            self.core.abort(name)
+        while self.core.busy:
+            self.core.step()
+        self.tokens.clear()
+        _wait()
+
+    def fill(
+        self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan | None], count: int
+    ) -> float:
+        """Start all requests and step until each has its first token. Seconds it took."""
+        self.clear()
+        _wait()
+        began = time.perf_counter()
+        for prompt, plan in zip(prompts, plans, strict=True):
+            self.submit(prompt, count, plan)
+        while not all(self.tokens.values()):
+            self.step()
+        return time.perf_counter() - began
+
+    def decode_seconds(self, steps: int, samples: int) -> list[float]:
+        """Seconds of a step while every request decodes, one figure a sample."""
+        batch = len(self.tokens)
+        for _ in range(3):
+            self.step()
+        found = []
+        for _ in range(samples):
+            _wait()
+            began = time.perf_counter()
+            count = sum(self.step() for _ in range(steps))
+            _wait()
+            found.append((time.perf_counter() - began) / steps)
+            # One step may still be in flight at either end.
+            assert abs(count - steps * batch) <= batch, (count, steps, batch)
+        return found
+
+
+@dataclass
+class Bench:
+    """A model and its engine, made when first needed, also by a process that was restarted."""
+
+    name: str
+    shape: ModelShape
+    stand: Stand | None = None
+    model: ServedModel | None = None
+
+    def open(self, session: Session) -> tuple[Stand, ServedModel, str]:
+        """The engine, the model in it, and its name."""
+        if self.stand is None or self.model is None:
+            began = time.perf_counter()
+            self.model = serve(build(self.shape, session.device))
+            made = time.perf_counter() - began
+            self.stand = Stand(self._start(session, self.model))
+            session.say(
+                f"{self.name}: model made in {made:.0f} s, engine started in "
+                f"{time.perf_counter() - began - made:.0f} s"
+            )
+        return self.stand, self.model, self.name
+
+    def _start(self, session: Session, model: ServedModel) -> EngineCore:
+        """Without compilation if that is refused, and then the result says so."""
+        try:
+            return start_core(session, model, CACHE_TOKENS, session.options.compile)
+        except UnsupportedModelError as error:
+            session.errors[f"{self.name}, compiled"] = str(error)
+            self.model = model = serve(build(self.shape, session.device))
+            return start_core(session, model, CACHE_TOKENS, compiled=False)
+
+    def close(self) -> None:
+        """Free the GPU's memory for something else."""
+        self.stand = self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def start_core(
+    session: Session, model: ServedModel, tokens: int, compiled: bool, **options: Any
+) -> EngineCore:
+    """What the server does once a model is loaded."""
+    if has_option("compile"):
+        options["compile"] = compiled
+    elif compiled:
+        compile_decoder(model)
+        warm(model)
+    return EngineCore(model, make_config(session, tokens, **options), SINK_DIMS)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
