@@ -1,15 +1,20 @@
 """The ops that everything above the kernels calls, and the one switch between backends.
 
-On every device the reference runs today; a backend with the same signatures takes its place for
-its device here and nowhere else.
+Tensors on a CUDA device go to the Triton kernels, all others to the reference. While a model is
+traced the kernels appear as operators of their own (custom_ops.py); otherwise they are called
+directly, without the dispatcher's microseconds.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 
-from saccade_kernels import reference
+from saccade_kernels import columns_reference, gradients, reference
 from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.gradients import RowGradients
 
 
 def attention(
@@ -34,14 +39,93 @@ def attention(
     Returns:
         [tokens, heads, head_dim] in the query's dtype.
     """
-    reference.store(key, value, key_cache, value_cache, batch.slots)
+    ops = _backend(query)
+    ops.store(key, value, key_cache, value_cache, batch.slots)
     arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
     decodes = batch.num_decodes
     if decodes == query.shape[0]:
-        return reference.decode(query, *arguments, emit)
+        return _tensor(ops.decode(query, *arguments, emit))
     if decodes == 0:
-        return reference.prefill(query, *arguments, emit)
+        return _tensor(ops.prefill(query, *arguments, emit))
     first = None if emit is None else emit.rows(slice(0, decodes))
     second = None if emit is None else emit.rows(slice(decodes, None))
-    head = reference.decode(query[:decodes], *arguments, first)
-    return torch.cat([head, reference.prefill(query[decodes:], *arguments, second)])
+    head = ops.decode(query[:decodes], *arguments, first)
+    return torch.cat([head, ops.prefill(query[decodes:], *arguments, second)])
+
+
+def saliency(
+    query: torch.Tensor,
+    grad_output: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> RowGradients:
+    """See :func:`saccade_kernels.gradients.saliency`."""
+    arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
+    found = _backend(query).saliency(query, grad_output, *arguments)
+    assert isinstance(found, RowGradients)
+    return found
+
+
+def column_sums(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    lse: torch.Tensor,
+    first: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.columns_reference.column_sums`."""
+    arguments = (key_cache, batch, layer, scale, softcap, window, lse, first)
+    return _tensor(_backend(query).column_sums(query, *arguments))
+
+
+def attention_rows(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    lse: torch.Tensor,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.columns_reference.attention_rows`."""
+    arguments = (key_cache, batch, layer, scale, softcap, window, lse, rows)
+    return _tensor(_backend(query).attention_rows(query, *arguments))
+
+
+class _Reference:
+    """Plain PyTorch, on any device."""
+
+    store = staticmethod(reference.store)
+    decode = staticmethod(reference.decode)
+    prefill = staticmethod(reference.prefill)
+    saliency = staticmethod(gradients.saliency)
+    column_sums = staticmethod(columns_reference.column_sums)
+    attention_rows = staticmethod(columns_reference.attention_rows)
+
+
+def _backend(query: torch.Tensor) -> Any:
+    return _triton() if query.is_cuda else _Reference
+
+
+@cache
+def _triton() -> Any:
+    """Imported late: a machine without a GPU need not have triton."""
+    from saccade_kernels import backend
+
+    return backend
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    assert isinstance(value, torch.Tensor)
+    return value

@@ -56,7 +56,7 @@ def _padded(head_dim: int) -> int:
     return max(64, 1 << (head_dim - 1).bit_length())
 
 
-def _find(kernel: str, key: dict[str, object]) -> dict[str, Any]:
+def _find(kernel: str, key: dict[str, int]) -> dict[str, Any]:
     for entry in table()[kernel]:
         if entry["key"] == key:
             found: dict[str, Any] = entry["config"]

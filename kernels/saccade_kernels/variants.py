@@ -10,6 +10,7 @@ import torch
 from saccade_kernels.decode import shape_of, split_kernel
 from saccade_kernels.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.offline import Variant
+from saccade_kernels.prefill_variants import prefills
 from saccade_kernels.store import store_kernel
 from saccade_kernels.tuning import decode_config
 
@@ -39,6 +40,7 @@ def shipped() -> Iterator[Variant]:
     """All of them."""
     yield from _stores()
     yield from _decodes()
+    yield from prefills()
 
 
 def _stores() -> Iterator[Variant]:

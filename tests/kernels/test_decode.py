@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,6 +189,25 @@ def test_empty_and_faint_classes(make_decodes):
     case.write(1, program)
     case.batch.control_rows[:] = 1
     assert_close(case, run(case), expected(case))
+
+
+@pytest.mark.parametrize("mass", [1e-28, 6e-31, 3.5e-31, 1e-32])
+def test_a_class_may_be_too_faint_to_grow(make_decodes, mass):
+    """One key of class 1 among 64; half of all attention is to go to it."""
+    case = make_decodes((64,), classes=2)
+    case.query.zero_()
+    case.tables[1].tags[1], case.tables[1].tags[1, :, 3] = 0, 1
+    program = Program.identity(ControlShape(2, 4, 16))
+    program.bias[..., 1] = np.log(63 * mass)
+    program.transform[..., 0, 0], program.transform[..., 1, 0] = 0.5, 0.5
+    case.write(1, program)
+    case.batch.control_rows[:] = 1
+    values = case.values[0].double()
+    rest = values[[i for i in range(64) if i != 3]].mean(0)
+    wanted = (rest + values[3]) / 2 if mass > 5e-31 else rest
+    wanted = wanted.repeat_interleave(2, 0)[None]
+    torch.testing.assert_close(expected(case), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(case, run(case), wanted)
 
 
 def test_every_key_in_an_emptied_class_keeps_its_mass(make_decodes):

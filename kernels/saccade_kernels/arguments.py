@@ -1,0 +1,48 @@
+"""A batch as the named arguments of a kernel, for the launchers of saliency.py and columns.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.tiles import CONTROL_ARGUMENTS, control_arguments
+
+TABLES = tuple(
+    name if name in ("tags", "key_weights", "moved") else f"{name}_table"
+    for name in CONTROL_ARGUMENTS
+)
+"""What the kernels call the control arguments."""
+
+Variant = tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]
+"""The fields of :class:`saccade_kernels.offline.Variant`, in order."""
+
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+"""What triton calls a tensor of a cache's dtype."""
+
+
+def batch_arguments(batch: AttentionBatch, layer: int, edited: bool) -> dict[str, Any]:
+    """Everything that kernels read of a batch; tables only for a variant that edits."""
+    layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
+    return {
+        **dict(zip(TABLES, control_arguments(batch, edited), strict=True)),
+        "context_lens": batch.context_lens,
+        "query_starts": batch.query_starts,
+        "page_table": batch.page_table,
+        "control_rows": batch.control_rows,
+        "tag_rows": batch.tag_rows,
+        "layer": layer,
+        "stride_pages": batch.page_table.stride(0),
+        "layers": layers,
+        "max_len": max_len,
+    }
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: tuple[int, int]
+) -> None:
+    """Launch a kernel with those of the arguments that it takes; config is warps and stages."""
+    warps, stages = config
+    taken = {name: arguments[name] for name in kernel.arg_names}
+    kernel[grid](**taken, num_warps=warps, num_stages=stages)

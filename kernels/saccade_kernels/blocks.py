@@ -1,0 +1,72 @@
+"""The prefill's work list: query rows cut into blocks that each follow one control row.
+
+A block never crosses from one run of a prefill to the next, so what its rows do to a head are
+scalars of the block. The list is built on the host once a step and serves all its layers.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import torch
+
+from saccade_kernels.batch import PAGE, AttentionBatch, Prefill
+from saccade_kernels.controls import Edit
+
+FIELDS = 6
+"""Sequence, its first row among the prefills' rows, rows, position of the first one in the
+sequence, control row, and 1 if keys tagged NEVER_ATTEND are hidden from it."""
+
+EDITED_COST = 2
+"""Time of an edited block against a plain one, for the order only: most need a second pass."""
+
+Block = tuple[int, int, int, int, int, int]
+
+
+def work_list(batch: AttentionBatch, block_m: int, device: torch.device) -> torch.Tensor:
+    """Blocks of at most ``block_m`` rows, the slowest first: int32 [blocks, FIELDS]."""
+    name = ("prefill blocks", block_m)
+    if name not in batch.derived:
+        batch.derived[name] = _upload(cut(batch.prefills, batch.num_decodes, block_m), device)
+    items = batch.derived[name]
+    assert isinstance(items, torch.Tensor)
+    return items
+
+
+def layer_edits(batch: AttentionBatch, layer: int) -> int:
+    """What some query row of some prefill does in ``layer``: :class:`Edit` flags."""
+    name = "prefill edits"
+    if name not in batch.derived:
+        every = [run.edits for prefill in batch.prefills for run in prefill.runs if run.edits]
+        batch.derived[name] = [
+            reduce(int.__or__, map(int, edits), 0) for edits in zip(*every, strict=True)
+        ]
+    edits = batch.derived[name]
+    return int(edits[layer]) if edits else 0
+
+
+def cut(prefills: tuple[Prefill, ...], first_sequence: int, block_m: int) -> list[Block]:
+    """The blocks themselves; a padded sequence's have negative positions and see no key."""
+    found: list[tuple[int, Block]] = []
+    row = 0
+    for sequence, prefill in enumerate(prefills, first_sequence):
+        position = prefill.context - prefill.queries if prefill.context else -prefill.queries
+        for run in prefill.runs:
+            hides = int(any(edit & Edit.HIDE for edit in run.edits))
+            weight = EDITED_COST if any(run.edits) else 1
+            for start in range(0, run.rows, block_m):
+                rows = min(block_m, run.rows - start)
+                block = (sequence, row + start, rows, position + start, run.control_row, hides)
+                found.append((weight * (1 + (position + start + rows) // PAGE), block))
+            row += run.rows
+            position += run.rows
+    # Equal costs keep their order, so neighbours in the grid read the same keys.
+    return [block for _, block in sorted(found, key=lambda each: -each[0])]
+
+
+def _upload(blocks: list[Block], device: torch.device) -> torch.Tensor:
+    items = torch.from_numpy(np.array(blocks, dtype=np.int32).reshape(-1, FIELDS))
+    if device.type == "cuda":
+        items = items.pin_memory()
+    return items.to(device, non_blocking=True)

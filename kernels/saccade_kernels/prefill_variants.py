@@ -1,0 +1,69 @@
+"""Every compiled form of the prefill that serving may ask for, for the offline checks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from saccade_kernels.offline import Variant
+from saccade_kernels.prefill import UNSPECIALISED, constants, prefill_kernel
+from saccade_kernels.tuning import PrefillConfig, prefill_config
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+GROUP, KV_HEADS = 4, 8
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+FLOAT_TABLES = (
+    "scale_table",
+    "absolute_table",
+    "bias_table",
+    "weight_table",
+    "transform_table",
+    "gate_weight_table",
+    "gate_threshold_table",
+    "gain_table",
+    "shift_table",
+    "key_weights",
+)
+TABLES = dict.fromkeys(FLOAT_TABLES, "*fp32") | {
+    "edits_table": "*u8",
+    "tags": "*u8",
+    "moved": "*i32",
+}
+
+
+def prefills() -> Iterator[Variant]:
+    """All of them, launched as tuning.json says."""
+    for dtype, dim, edited in itertools.product(POINTERS, HEAD_DIMS, (False, True)):
+        yield variant(dtype, dim, edited, prefill_config(dim, edited, dtype))
+    for dim in (128, 256):
+        for form in ({"capped": True}, {"emit": True}, {"capped": True, "emit": True}):
+            edited = "emit" in form
+            config = prefill_config(dim, edited, torch.bfloat16)
+            yield variant(torch.bfloat16, dim, edited, config, **form)
+        config = prefill_config(dim, True, torch.bfloat16)
+        yield variant(torch.bfloat16, dim, True, config, capped=True)
+
+
+def variant(
+    dtype: torch.dtype,
+    dim: int,
+    edited: bool,
+    config: PrefillConfig,
+    capped: bool = False,
+    emit: bool = False,
+) -> Variant:
+    """One form of the kernel. How many classes a batch has makes no difference to it."""
+    types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
+    types |= {"scale": "fp32", "cap": "fp32"}
+    types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")
+    types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
+    types |= TABLES if edited else dict.fromkeys(TABLES)
+    types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
+    fixed = constants(dim, GROUP, KV_HEADS, config)
+    fixed |= {"EDITED": edited, "EMIT": emit, "CAPPED": capped, "UPCAST": False}
+    kind = ("edited" if edited else "plain") + "-capped" * capped + "-emit" * emit
+    name = f"prefill-d{dim}-{POINTERS[dtype][1:]}-{kind}"
+    return Variant(name, prefill_kernel, types, fixed, config.num_warps, config.num_stages)
