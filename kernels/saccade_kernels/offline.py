@@ -93,9 +93,7 @@ def _source(variant: Variant) -> ASTSource:
         signature[name] = kind
         if kind.startswith("*") and not parameter.do_not_specialize_on_alignment:
             attributes[(index,)] = [["tt.divisibility", 16]]
-    return ASTSource(
-        fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes
-    )
+    return ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:

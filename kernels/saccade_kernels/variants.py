@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from saccade_kernels import columns, saliency
 from saccade_kernels.decode import shape_of, split_kernel
 from saccade_kernels.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.offline import Variant
@@ -41,6 +42,8 @@ def shipped() -> Iterator[Variant]:
     yield from _stores()
     yield from _decodes()
     yield from prefills()
+    for found in itertools.chain(saliency.variants(), columns.variants()):
+        yield Variant(*found)
 
 
 def _stores() -> Iterator[Variant]:
