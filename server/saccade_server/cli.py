@@ -68,11 +68,48 @@ def serve_command(
         int, typer.Option(min=1, help="Sequences in one batch.", envvar="SACCADE_MAX_NUM_SEQS")
     ] = 64,
     max_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens in one step.", envvar="SACCADE_MAX_BATCHED_TOKENS")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens in one step; if absent 8192 on a GPU, 1024 on a CPU.",
+            envvar="SACCADE_MAX_BATCHED_TOKENS",
+        ),
+    ] = None,
     cache_tokens: Annotated[
-        int, typer.Option(min=1, help="Size of the key-value cache.", envvar="SACCADE_CACHE_TOKENS")
-    ] = 65536,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size of the key-value cache; if absent what fits on a GPU, 65536 on a CPU.",
+            envvar="SACCADE_CACHE_TOKENS",
+        ),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of the GPU's memory for model, cache and the largest step; "
+            "CUDA graphs come on top. Of no effect on a CPU.",
+            envvar="SACCADE_GPU_MEMORY_UTILIZATION",
+        ),
+    ] = 0.9,
+    enforce_eager: Annotated[
+        bool,
+        typer.Option(
+            "--enforce-eager",
+            help="No CUDA graphs: starts sooner, needs less memory, decodes slower.",
+            envvar="SACCADE_ENFORCE_EAGER",
+        ),
+    ] = False,
+    compile_layers: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Fuse the small operations of decoder layers with torch.compile: starts a minute "
+            "later; needs a C++ compiler on a CPU.",
+            envvar="SACCADE_COMPILE",
+        ),
+    ] = False,
     prefix_caching: Annotated[
         bool, typer.Option(help="Share the keys and values of equal prefixes.")
     ] = True,
@@ -111,6 +148,9 @@ def serve_command(
                 max_num_seqs=max_num_seqs,
                 max_batched_tokens=max_batched_tokens,
                 cache_tokens=cache_tokens,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=enforce_eager,
+                compile=compile_layers,
                 prefix_caching=prefix_caching,
                 threads=threads,
             ),
@@ -165,7 +205,12 @@ def generate_command(
         sampling["seed"] = seed
     try:
         config = engine_config(
-            model, device=device, dtype=dtype, max_model_len=max_model_len, threads=threads
+            model,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            threads=threads,
+            enforce_eager=True,  # one answer does not repay the capture of graphs
         )
         entries = [shorthand.parse(text) for text in intervention or ()]
         name = served_name(model, None)
@@ -188,7 +233,7 @@ def demo_command() -> None:
 
     _log("warning")
     try:
-        asyncio.run(demo(engine_config(None), Console()))
+        asyncio.run(demo(engine_config(None, enforce_eager=True), Console()))
     except (ValueError, RequestRefused) as error:
         raise _fail(error) from error
 

@@ -15,6 +15,9 @@ from saccade_server.engine.config import EngineConfig
 DEMO_NAME = "saccade-demo"
 """Name under which the embedded demo model is served."""
 
+GPU_BATCHED_TOKENS = 8192
+"""Tokens in one step of a GPU, unless told otherwise: prompts are computed in few, large chunks."""
+
 
 @dataclass(frozen=True)
 class ServerConfig:
@@ -31,7 +34,7 @@ def engine_config(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    **limits: int | bool | None,
+    **limits: int | float | bool | None,
 ) -> EngineConfig:
     """Engine configuration with ``auto`` resolved; no model means the embedded demo model.
 
@@ -45,6 +48,8 @@ def engine_config(
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     chosen = {name: value for name, value in limits.items() if value is not None}
+    if device.startswith("cuda"):
+        chosen.setdefault("max_batched_tokens", GPU_BATCHED_TOKENS)
     return msgspec.convert(
         {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
         EngineConfig,

@@ -28,6 +28,15 @@ def test_limits_are_passed_on_and_checked() -> None:
         engine_config("m", max_num_seqs=100, max_batched_tokens=10)
 
 
+def test_what_a_gpu_is_given_is_passed_on() -> None:
+    config = engine_config("m", gpu_memory_utilization=0.5, enforce_eager=True, cache_tokens=None)
+    assert (config.gpu_memory_utilization, config.enforce_eager) == (0.5, True)
+    assert config.cache_tokens is None
+    assert engine_config("m", cache_tokens=4096).cache_tokens == 4096
+    with pytest.raises(ValueError, match="gpu_memory_utilization"):
+        engine_config("m", gpu_memory_utilization=1.5)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="CUDA"):

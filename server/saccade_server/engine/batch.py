@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,18 +13,25 @@ from numpy.typing import NDArray
 
 from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.transfer import Uploader
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One packed step. T tokens in all, chunks in order, single tokens first."""
+    """One packed step. T tokens in all, chunks in order, single tokens first.
+
+    ``sources`` says where the tokens are that the host does not know: their rows in the tokens
+    drawn by the step before, -1 for known ones; None if all are known.
+    """
 
     chunks: tuple[Chunk, ...]
     starts: tuple[int, ...]  # first row of each chunk
     tokens: torch.Tensor  # int64 [T]
+    sources: torch.Tensor | None  # int64 [T]
     positions: torch.Tensor  # int64 [axes, T]
     sampled: torch.Tensor  # int64: last row of each chunk that samples
     attention: AttentionBatch
@@ -57,48 +65,68 @@ def pack(
     chunks: Batch[Chunk],
     positions: Batch[PromptPositions],
     tables: DeviceTables,
-    device: torch.device,
+    upload: Uploader,
+    drawn: Mapping[Sequence, int],
 ) -> Step:
-    """Build the step's tensors; ``positions`` go with ``chunks``."""
+    """Build the step's tensors.
+
+    Args:
+        positions: go with ``chunks``.
+        drawn: rows of the sequences whose last tokens the step before has drawn.
+    """
     lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
     starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
     contexts = np.array([chunk.end for chunk in chunks], dtype=np.int32)
-    controls = [_control_rows(chunk) for chunk in chunks]
+    controls = [control_rows(chunk) for chunk in chunks]
     decodes = int((lengths == 1).sum())
-    edits = _edits(tables, chunks[:decodes], controls[:decodes])
+    edits = edits_of(tables, chunks[:decodes], controls[:decodes])
     prefills = tuple(
         _prefill(tables, chunk, rows)
         for chunk, rows in zip(chunks[decodes:], controls[decodes:], strict=True)
     )
     edited = bool(edits) or any(run.edits for prefill in prefills for run in prefill.runs)
-
-    def tensor(values: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
-
+    tag_rows = [chunk.sequence.tag_row for chunk in chunks]
+    last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
+    arrays = upload(
+        _slots(chunks, decodes),
+        starts,
+        contexts,
+        _page_table(chunks),
+        np.array([row for rows in controls for row in rows], np.int32),
+        np.array(tag_rows, dtype=np.int32),
+        _tokens(chunks),
+        _positions(chunks, positions, decodes),
+        np.array(last, dtype=np.int64),
+    )
     attention = AttentionBatch(
-        slots=tensor(_slots(chunks, decodes)),
-        query_starts=tensor(starts),
-        context_lens=tensor(contexts),
-        page_table=tensor(_page_table(chunks)),
+        slots=arrays[0],
+        query_starts=arrays[1],
+        context_lens=arrays[2],
+        page_table=arrays[3],
         num_decodes=decodes,
         max_context=max(contexts[:decodes].tolist(), default=0),
-        control_rows=tensor(np.array([row for rows in controls for row in rows], np.int32)),
-        tag_rows=tensor(np.array([c.sequence.tag_row for c in chunks], dtype=np.int32)),
+        control_rows=arrays[4],
+        tag_rows=arrays[5],
         edits=edits,
         prefills=prefills,
+        classes=tables.classes(tag_rows) if edited else 1,
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
     )
-    tokens = [t for c in chunks for t in c.sequence.tokens[c.start : c.end]]
-    last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
     return Step(
         chunks=tuple(chunks),
         starts=tuple(starts[:-1].tolist()),
-        tokens=tensor(np.array(tokens, dtype=np.int64)),
-        positions=tensor(_positions(chunks, positions, decodes)),
-        sampled=tensor(np.array(last, dtype=np.int64)),
+        tokens=arrays[6],
+        sources=_sources(chunks, upload, drawn, int(starts[-1])),
+        positions=arrays[7],
+        sampled=arrays[8],
         attention=attention,
     )
+
+
+def fill_in(tokens: torch.Tensor, sources: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """``tokens`` with those that only the device knows; see :class:`Step`. int64 [T]."""
+    return torch.where(sources < 0, tokens, drawn.index_select(0, sources.clamp(min=0)))
 
 
 def slots_of(pages: Batch[int], start: int, end: int) -> Ints:
@@ -109,7 +137,7 @@ def slots_of(pages: Batch[int], start: int, end: int) -> Ints:
     return held[position // PAGE - first] * PAGE + position % PAGE
 
 
-def _edits(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -> LayerEdits:
+def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -> LayerEdits:
     """The union of what these chunks' query rows do, per layer."""
     plans = (chunk.sequence.plan for chunk in chunks)
     hides = any(plan is not None and plan.hides for plan in plans)
@@ -122,11 +150,32 @@ def _prefill(tables: DeviceTables, chunk: Chunk, rows: list[int]) -> Prefill:
     return Prefill(
         queries=chunk.length,
         context=chunk.end,
-        runs=tuple(Run(count, row, _edits(tables, [chunk], [[row]])) for row, count in runs),
+        runs=tuple(Run(count, row, edits_of(tables, [chunk], [[row]])) for row, count in runs),
     )
 
 
 # Single tokens, most of what a server packs, go through plain lists: an array each would cost more.
+
+
+def _tokens(chunks: Batch[Chunk]) -> Ints:
+    """Token of every row, 0 where the host does not know it: int64 [T]."""
+    found: list[int] = []
+    for chunk in chunks:
+        known = chunk.sequence.tokens[chunk.start : chunk.end]
+        found += known or (0,)  # only a single token can be unknown
+    return np.array(found, dtype=np.int64)
+
+
+def _sources(
+    chunks: Batch[Chunk], upload: Uploader, drawn: Mapping[Sequence, int], rows: int
+) -> torch.Tensor | None:
+    unknown = [i for i, c in enumerate(chunks) if c.end > len(c.sequence.tokens)]
+    if not unknown:
+        return None
+    sources = np.full(rows, -1, dtype=np.int64)
+    for index in unknown:  # single tokens come first, so chunk i is row i
+        sources[index] = drawn[chunks[index].sequence]
+    return upload(sources)[0]
 
 
 def _slots(chunks: Batch[Chunk], decodes: int) -> Ints:
@@ -157,7 +206,8 @@ def _page_table(chunks: Batch[Chunk]) -> NDArray[np.int32]:
     return table
 
 
-def _control_rows(chunk: Chunk) -> list[int]:
+def control_rows(chunk: Chunk) -> list[int]:
+    """Row of the control tables of every query row."""
     sequence = chunk.sequence
     if not sequence.control_rows:
         return [0] * chunk.length

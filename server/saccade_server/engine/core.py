@@ -1,19 +1,28 @@
-"""The engine: sequences go in, one step at a time tokens come out. Synchronous, single thread.
+"""The engine: sequences go in, one step at a time tokens come out. Single thread.
 
 It knows plans, never a method's name, and token ids, never text.
+
+With overlap a step is scheduled and launched while the one before it runs, and only then are that
+one's tokens read. A sequence may turn out to have ended meanwhile: what the launched step computes
+for it is dropped. Sequences whose draws need the tokens before them (penalties) skip such a step.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import torch
 
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.flight import InFlight
+from saccade_server.engine.limits import describe, why_refused
+from saccade_server.engine.memory import (
+    ADVICE,
+    choose_cache_tokens,
+    out_of_memory_explained,
+)
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.request import (
-    EngineInfo,
     EngineOutput,
     EngineStats,
     FinishReason,
@@ -22,9 +31,11 @@ from saccade_server.engine.request import (
 )
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.runner import Runner
-from saccade_server.engine.sampler import Sample, sample
+from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Chunk, Scheduler
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.tables import sites
+from saccade_server.engine.warmup import warm_up
 from saccade_server.models.family import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -36,9 +47,14 @@ class EngineCore:
     def __init__(
         self, model: ServedModel, config: EngineConfig, sink_dims: tuple[int, ...] = ()
     ) -> None:
-        self._config = config
         limit = config.context_limit(model.max_position)
-        self._runner = Runner(model, config, limit)
+        cache_tokens = choose_cache_tokens(model, config, limit)
+        limit = min(limit, cache_tokens)
+        with out_of_memory_explained("making the key-value cache and capturing CUDA graphs"):
+            self._runner = Runner(model, config, limit, cache_tokens)
+            if model.device.type == "cuda":
+                warm_up(self._runner, min(limit, config.max_batched_tokens))
+            self.captured = self._runner.capture()
         rows = PlanRows(self._runner.tables, config.max_programs + 1, config.max_num_seqs + 1)
         self._scheduler = Scheduler(
             PagePool(self._runner.num_pages),
@@ -47,11 +63,13 @@ class EngineCore:
             config.max_batched_tokens,
             config.prefix_caching,
         )
+        self._overlap = config.overlaps(model.device)
+        self._flying: InFlight | None = None
         self._sequences: dict[str, Sequence] = {}
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self.info = _describe(model, config, limit, sink_dims)
+        self.info = describe(model, config, limit, cache_tokens, sink_dims)
 
     @property
     def busy(self) -> bool:
@@ -60,7 +78,9 @@ class EngineCore:
 
     def submit(self, request: GenerateRequest) -> EngineOutput | None:
         """Queue a request; returns its only output at once if it cannot be run."""
-        reason = self._refuse(request)
+        reason = why_refused(request, self.info)
+        if request.request_id in self._sequences:
+            reason = "a request with this id is running"
         if reason is not None:
             return _failed(request.request_id, reason)
         sequence = Sequence(request)
@@ -76,16 +96,17 @@ class EngineCore:
         return self._finish(sequence, FinishReason.ABORT)
 
     def step(self) -> list[EngineOutput]:
-        """Compute one batch and return what is new."""
+        """Compute one batch and return what is new; with overlap, what the one before gave."""
         chunks = self._scheduler.schedule()
-        if not chunks:
-            return []
+        before, self._flying = self._flying, None
         try:
-            step, logits = self._runner.run(chunks)
+            launched = self._launch(chunks) if chunks else None
         except Exception as error:
-            return self._isolate(chunks, error)
-        self._steps += 1
-        return self._advance(step.chunks, logits)
+            return self._land(before) + self._isolate(chunks, error)
+        if not self._overlap:
+            return self._land(launched)
+        self._flying = launched
+        return self._land(before)
 
     def stats(self) -> EngineStats:
         """Load and lifetime counters."""
@@ -104,50 +125,30 @@ class EngineCore:
             plans=sum(1 for s in self._sequences.values() if s.plan is not None),
         )
 
-    def _refuse(self, request: GenerateRequest) -> str | None:
-        """Why a request can never run; the API has checked the same, this is the last line."""
-        if request.request_id in self._sequences:
-            return "a request with this id is running"
-        if not request.tokens:
-            return "the prompt is empty"
-        if request.sampling.max_tokens < 1:
-            return "max_tokens must be at least 1"
-        if len(request.tokens) + request.sampling.max_tokens > self.info.max_model_len:
-            return f"prompt and max_tokens exceed the limit of {self.info.max_model_len} tokens"
-        named = (*request.tokens, *request.sampling.logit_bias)
-        if min(named) < 0 or max(named) >= self.info.vocab_size:
-            return "a token is not in the vocabulary"
-        if any(i.start < 0 or i.start + i.length > len(request.tokens) for i in request.images):
-            return "an image reaches beyond the prompt"
-        plan = request.plan
-        if plan is not None:
-            shape = (plan.layers, plan.heads, plan.head_dim)
-            if shape != (self.info.layers, self.info.heads, self.info.head_dim):
-                return "the plan was made for another model"
-            if plan.prompt_length != len(request.tokens):
-                return "the plan was made for another prompt"
-        return None
+    def _launch(self, chunks: list[Chunk]) -> InFlight:
+        flight = self._runner.launch(chunks)
+        self._scheduler.start(chunks)
+        self._steps += 1
+        return flight
 
-    def _advance(self, chunks: Iterable[Chunk], logits: torch.Tensor) -> list[EngineOutput]:
-        """Book what was computed, draw tokens, and end what is finished or unusable."""
-        sampling: list[Sequence] = []
+    def _land(self, flight: InFlight | None) -> list[EngineOutput]:
+        """Book what was computed, add drawn tokens, and end what is finished or unusable."""
         outputs: list[EngineOutput] = []
-        usable = torch.isfinite(logits).all(-1).tolist()
-        fine = iter(usable)
-        for chunk in chunks:
-            samples = chunk.samples
-            if samples and not next(fine):  # before its pages can be found by others
+        for chunk, drawn in flight.wait() if flight is not None else ():
+            sequence = chunk.sequence
+            if not self._runs(sequence):  # it ended while this was computed
+                continue
+            if chunk.samples and drawn is None:  # before its pages can be found by others
                 reason = "the model gave logits that are not finite"
-                outputs.append(self._finish(chunk.sequence, FinishReason.ERROR, reason))
+                outputs.append(self._finish(sequence, FinishReason.ERROR, reason))
                 continue
             self._scheduler.complete(chunk)
-            if samples:
-                sampling.append(chunk.sequence)
-        if sampling:
-            rows = logits if all(usable) else logits[[i for i, good in enumerate(usable) if good]]
-            drawn = zip(sampling, sample(rows, sampling), strict=True)
-            outputs += [self._accept(sequence, token) for sequence, token in drawn]
+            if drawn is not None:
+                outputs.append(self._accept(sequence, drawn))
         return outputs
+
+    def _runs(self, sequence: Sequence) -> bool:
+        return self._sequences.get(sequence.request.request_id) is sequence
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
@@ -177,7 +178,9 @@ class EngineCore:
     ) -> EngineOutput:
         receipt = None
         if sequence.plan is not None:
-            moved = self._runner.tables.moved(sequence.tag_row) if sequence.tag_row else ()
+            if sequence.tag_row and sequence.plan.masses and not self._overlap:
+                self._runner.read_moved(sequence)
+            moved = () if sequence.moved is None else sites(sequence.moved)
             receipt = Receipt(dict(sequence.rows_touched), moved)
         self._scheduler.remove(sequence)
         self._runner.forget(sequence)
@@ -192,49 +195,32 @@ class EngineCore:
         )
 
     def _isolate(self, chunks: list[Chunk], error: Exception) -> list[EngineOutput]:
-        """A step failed: run its chunks one by one and fail only those that fail alone."""
+        """A launch failed: run its chunks one by one and fail only those that fail alone.
+
+        Nothing is in flight, so all tokens are known.
+        """
         if isinstance(error, torch.OutOfMemoryError):
+            logger.warning("a step ran out of GPU memory: %s", ADVICE)
             torch.cuda.empty_cache()
-        if len(chunks) == 1:
-            sequence = chunks[0].sequence
-            logger.error("request %s failed", sequence.request.request_id, exc_info=error)
-            return [self._finish(sequence, FinishReason.ERROR, "the model failed on this request")]
         outputs: list[EngineOutput] = []
         for chunk in chunks:
+            if not self._runs(chunk.sequence):
+                continue
+            if len(chunks) == 1:
+                outputs.append(self._fail(chunk.sequence, error))
+                continue
             try:
-                step, logits = self._runner.run([chunk])
+                flight = self._launch([chunk])
             except Exception as alone:
-                outputs += self._isolate([chunk], alone)
+                outputs.append(self._fail(chunk.sequence, alone))
             else:
-                outputs += self._advance(step.chunks, logits)
+                outputs += self._land(flight)
         return outputs
+
+    def _fail(self, sequence: Sequence, error: Exception) -> EngineOutput:
+        logger.error("request %s failed", sequence.request.request_id, exc_info=error)
+        return self._finish(sequence, FinishReason.ERROR, "the model failed on this request")
 
 
 def _failed(request_id: str, reason: str) -> EngineOutput:
     return EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=reason)
-
-
-def _describe(
-    model: ServedModel, config: EngineConfig, limit: int, sink_dims: tuple[int, ...]
-) -> EngineInfo:
-    return EngineInfo(
-        model=config.model,
-        family=model.family,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        eos_token_ids=tuple(t for t in model.eos_token_ids if 0 <= t < model.vocab_size),
-        max_model_len=limit,
-        max_num_seqs=config.max_num_seqs,
-        max_waiting=config.max_waiting,
-        max_pixel_bytes=config.max_pixel_bytes,
-        cache_tokens=config.cache_tokens,
-        max_programs=config.max_programs,
-        sink_dims=sink_dims,
-        accepts_images=model.image_token_id is not None,
-    )

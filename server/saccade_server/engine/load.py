@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.memory import out_of_memory_explained
+from saccade_server.models.compile import compilations, compile_decoder, warm
 from saccade_server.models.family import load_model
 from saccade_server.models.sinks import find_sink_dims
 
@@ -23,8 +26,11 @@ def load_core(config: EngineConfig) -> EngineCore:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dtype = getattr(torch, config.dtype)
-    model = load_model(config.model, dtype=dtype, device=torch.device(config.device))
+    dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
+    with out_of_memory_explained("loading the weights"):
+        model = load_model(config.model, dtype=dtype, device=device)
     dims = find_sink_dims(model)
     logger.info(
         "loaded %s: %s, %d layers, %d heads, sink dimensions %s",
@@ -34,4 +40,18 @@ def load_core(config: EngineConfig) -> EngineCore:
         model.heads,
         list(dims) or "none found",
     )
-    return EngineCore(model, config, dims)
+    if config.compile:
+        began = time.perf_counter()
+        compile_decoder(model)
+        warm(model)
+        logger.info(
+            "compiled %d graphs in %.1f s", compilations(model), time.perf_counter() - began
+        )
+    core = EngineCore(model, config, dims)
+    logger.info(
+        "key-value cache of %d tokens, sequences of up to %d; %s",
+        core.info.cache_tokens,
+        core.info.max_model_len,
+        core.captured or "no CUDA graphs",
+    )
+    return core

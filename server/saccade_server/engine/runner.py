@@ -1,4 +1,10 @@
-"""Run a step's chunks through the model: embeddings, image features, forward pass, logits."""
+"""Launch a step's chunks on the device: embeddings, image features, forward pass, draws.
+
+A launch queues work and reads nothing back, except that images are encoded (families read grids)
+and that Qwen3-VL selects its image rows by a mask. What the device computes comes with
+:meth:`InFlight.wait`; until then a drawn token exists only there, in a buffer that the next step
+takes its input from.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +15,19 @@ import torch
 
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
-from saccade_server.engine.batch import PromptPositions, Step, pack
+from saccade_server.engine import graphs
+from saccade_server.engine.batch import PromptPositions, Step, fill_in, pack
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.features import FeatureCache
+from saccade_server.engine.flight import InFlight, counted_sequences
 from saccade_server.engine.request import ImageInput
+from saccade_server.engine.sampler import Drawing, draw
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.sinks import SinkFinder
 from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
@@ -27,10 +38,14 @@ SMALL_WORK = 30_000_000
 class Runner:
     """Owns everything on the device: model, cache, plan tables, image features."""
 
-    def __init__(self, model: ServedModel, config: EngineConfig, max_model_len: int) -> None:
+    def __init__(
+        self, model: ServedModel, config: EngineConfig, max_model_len: int, cache_tokens: int
+    ) -> None:
         self.model = model
-        self._threads = torch.get_num_threads()
-        self.num_pages = -(-config.cache_tokens // PAGE) + 1  # page 0 is padding
+        # Compiled code is made for one number of threads: it stays.
+        self._threads = 1 if config.compile else torch.get_num_threads()
+        self._overlap = config.overlaps(model.device)
+        self.num_pages = -(-cache_tokens // PAGE) + 1  # page 0 is padding
         shape = ControlShape(model.layers, model.heads, model.head_dim)
         self.tables = DeviceTables(
             shape,
@@ -46,22 +61,57 @@ class Runner:
         self._values = [self._zeros(page) for _ in range(model.layers)]
         slots = self.num_pages * PAGE
         self._sinks = SinkFinder(model.layers, slots, self.tables.tags, model.device)
+        self._upload = Uploader(model.device)
         self._positions: dict[Sequence, PromptPositions] = {}
+        self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=model.device)
+        self._drawn_rows: dict[Sequence, int] = {}
+        self._decoder: PaddedDecoder | None = None
+        if config.pads_decodes(model.device):
+            caches = (self._keys, self._values)
+            sizes = (config.max_num_seqs, max_model_len)
+            self._decoder = PaddedDecoder(model, caches, self.tables, self._drawn, *sizes)
+
+    def capture(self) -> graphs.Captured | None:
+        """Capture the decode steps on a GPU; None where there is nothing to capture."""
+        decoder, device = self._decoder, self.model.device
+        if decoder is None or device.type != "cuda":
+            return None
+        recorder = graphs.CudaRecorder(device)
+        decoder.play, summary = graphs.capture(decoder.compute, decoder.variants, recorder)
+        return summary
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
         self._positions.pop(sequence, None)
 
     @torch.inference_mode()
-    def run(self, chunks: Batch[Chunk]) -> tuple[Step, torch.Tensor]:
-        """Compute ``chunks``.
-
-        Returns:
-            The packed step, and float32 logits [sampling chunks, vocabulary].
-        """
+    def launch(self, chunks: Batch[Chunk]) -> InFlight:
+        """Queue the computation of ``chunks`` and the draw of the tokens behind them."""
+        if self.model.device.type == "cuda":
+            torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
-        step = pack(chunks, positions, self.tables, self.model.device)
+        if self._decoder is not None and self._only_decodes(chunks):
+            logits = self._decoder.run(chunks, positions, self._drawn_rows)
+        else:
+            logits = self._compute(chunks, positions)
+        drawing = self._draw(chunks, logits)
+        # Without overlap nothing runs when a sequence ends, and its counters are read then.
+        counted = counted_sequences(chunks) if self._overlap else ()
+        moved = None
+        if counted:
+            rows = [sequence.tag_row for sequence in counted]
+            moved = Download([self.tables.count_moved(rows)])
+        return InFlight(tuple(chunks), counted, drawing, moved)
+
+    def read_moved(self, sequence: Sequence) -> None:
+        """Note a sequence's counters in it; waits for the device."""
+        (counters,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
+        sequence.moved = counters
+
+    def _compute(self, chunks: Batch[Chunk], positions: list[PromptPositions]) -> torch.Tensor:
+        """Logits of the chunks that sample, for a step of any kind."""
+        step = pack(chunks, positions, self.tables, self._upload, self._drawn_rows)
         embeddings, visual, deepstack = self._embed(step)
         forward = ForwardStep(
             batch=step.attention,
@@ -70,7 +120,25 @@ class Runner:
             sinks=self._sinks.probes(step),
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
-        return step, self.model.logits(hidden[step.sampled])
+        return self.model.logits(hidden.index_select(0, step.sampled))
+
+    def _draw(self, chunks: Batch[Chunk], logits: torch.Tensor) -> Drawing | None:
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        if not sampling:
+            return None
+        sequences = [chunk.sequence for chunk in sampling]
+        positions = [chunk.end - chunk.sequence.prompt_length for chunk in sampling]
+        drawing = draw(logits, sequences, positions, self._upload)
+        if self._overlap:
+            self._drawn[: len(sequences)].copy_(drawing.tokens)
+            self._drawn_rows = {sequence: row for row, sequence in enumerate(sequences)}
+        return drawing
+
+    def _only_decodes(self, chunks: Batch[Chunk]) -> bool:
+        """True if the decoder's fixed inputs say all about the step."""
+        return all(
+            chunk.samples and chunk.length == 1 and not _shows_image(chunk) for chunk in chunks
+        ) and not self._sinks.looks(chunks)
 
     def _set_threads(self, tokens: int) -> None:
         if self.model.device.type == "cpu" and self._threads > 1:
@@ -97,7 +165,10 @@ class Runner:
             [T, hidden]; which rows are visual, bool [T], or None; and, for models that have them,
             one [visual rows, hidden] tensor a deepstack level.
         """
-        embeddings = self.model.embed(step.tokens)
+        tokens = step.tokens
+        if step.sources is not None:
+            tokens = fill_in(tokens, step.sources, self._drawn)
+        embeddings = self.model.embed(tokens)
         pieces = [
             (start + image.start + first - chunk.start, image, first, last)
             for chunk, start in zip(step.chunks, step.starts, strict=True)
@@ -109,17 +180,23 @@ class Runner:
             return embeddings, None, ()
         features = self.features.get(image for _, image, _, _ in pieces)
         rows = np.concatenate([np.arange(row, row + b - a) for row, _, a, b in pieces])
-        index = torch.from_numpy(rows).to(self.model.device)
+        (index,) = self._upload(rows)
         values = [features[image.digest].features[a:b] for _, image, a, b in pieces]
         embeddings = embeddings.index_copy(0, index, torch.cat(values).to(embeddings.dtype))
         visual = torch.zeros(len(embeddings), dtype=torch.bool, device=self.model.device)
-        visual[index] = True
+        visual.index_fill_(0, index, True)
         levels = len(features[pieces[0][1].digest].deepstack)
         deepstack = tuple(
             torch.cat([features[image.digest].deepstack[k][a:b] for _, image, a, b in pieces])
             for k in range(levels)
         )
         return embeddings, visual, deepstack
+
+
+def _shows_image(chunk: Chunk) -> bool:
+    """True if some image has a feature among the chunk's tokens."""
+    images = chunk.sequence.request.images if chunk.start < chunk.sequence.prompt_length else ()
+    return any(first < last for first, last in (_overlap(chunk, image) for image in images))
 
 
 def _overlap(chunk: Chunk, image: ImageInput) -> tuple[int, int]:

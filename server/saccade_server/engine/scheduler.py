@@ -4,12 +4,17 @@ Continuous batching: every step runs one token of each decoding sequence and fil
 the token budget with chunks of prompts, oldest first. When pages run out the youngest running
 sequence gives its pages back and is recomputed later (preemption); the oldest one is never
 preempted, so something always finishes.
+
+A step may be scheduled while the one before it still runs. Then the last token of a decoding
+sequence is not known yet (``Sequence.drawing``), but its position, slot and rows are, and that is
+all that is needed here. Pages are given back at once, even if a running step still writes to them:
+steps run in order, so whoever gets a page next writes it after that, and reads only what it wrote.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from saccade_kernels.batch import PAGE
@@ -21,21 +26,28 @@ from saccade_server.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens ``start`` to ``start + length`` of a sequence, computed in one step."""
+    """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
+
+    ``samples``: it reaches the last token, whose logits give the next one. ``admission`` is the
+    sequence's count of preemptions: after one more, the pages of this chunk are no longer its own.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    samples: bool
+    admission: int
+
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> Chunk:
+        """The next ``length`` tokens."""
+        samples = sequence.computed + length == sequence.length
+        return cls(sequence, sequence.computed, length, samples, sequence.preemptions)
 
     @property
     def end(self) -> int:
         """Keys the sequence has after the step."""
         return self.start + self.length
-
-    @property
-    def samples(self) -> bool:
-        """True if the chunk reaches the last token, whose logits give the next one."""
-        return self.end == len(self.sequence.tokens)
 
 
 class Scheduler:
@@ -82,9 +94,9 @@ class Scheduler:
         budget = self._max_batched_tokens
         chunks: list[Chunk] = []
         for sequence in sorted(self.running, key=lambda running: running.pending > 1):
-            length = min(sequence.pending, budget)
+            length = 0 if sequence.waits else min(sequence.pending, budget)
             if length and self._make_room(sequence, sequence.computed + length):
-                chunks.append(Chunk(sequence, sequence.computed, length))
+                chunks.append(Chunk.of(sequence, length))
                 budget -= length
         if self.preemptions > before:
             chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
@@ -92,12 +104,18 @@ class Scheduler:
             chunks += self._admit_waiting(budget)
         return sorted(chunks, key=lambda chunk: chunk.length > 1)
 
+    def start(self, chunks: Iterable[Chunk]) -> None:
+        """Book chunks that are being computed; the next step goes on behind them."""
+        for chunk in chunks:
+            chunk.sequence.computed = chunk.end
+            chunk.sequence.drawing += chunk.samples
+
     def complete(self, chunk: Chunk) -> None:
-        """Book a computed chunk; pages it filled become findable."""
+        """Book a computed chunk, before its token is added; pages it filled become findable."""
         sequence = chunk.sequence
-        sequence.computed = chunk.end
+        sequence.drawing -= chunk.samples
         sequence.count_rows(chunk.end)
-        if self._prefix_caching:
+        if self._prefix_caching and chunk.admission == sequence.preemptions:
             keyer = self._keyers[sequence]
             keyer.extend(sequence, chunk.end)
             for page in range(chunk.start // PAGE, chunk.end // PAGE):
@@ -143,11 +161,13 @@ class Scheduler:
         self.running.remove(sequence)
         self._release_pages(sequence)
         sequence.computed = 0
+        sequence.preemptions += 1
         self.waiting.appendleft(sequence)
         self.preemptions += 1
 
     def _admit(self, sequence: Sequence, budget: int) -> Chunk | None:
         """Give a waiting sequence its shared prefix and first pages, or leave it."""
+        assert not sequence.drawing, "a step that was started before preemption has not ended"
         found = self._find_prefix(sequence)
         length = min(len(sequence.tokens) - found, budget)
         pages = self.pages.allocate(-(-(found + length) // PAGE) - len(sequence.pages))
@@ -160,7 +180,7 @@ class Scheduler:
             sequence.cached_tokens = found
             self.prefix_queries += sequence.prompt_length
             self.prefix_hits += found
-        return Chunk(sequence, found, length)
+        return Chunk.of(sequence, length)
 
     def _find_prefix(self, sequence: Sequence) -> int:
         """Hold cached pages of the prefix; at least one token is always left to compute."""

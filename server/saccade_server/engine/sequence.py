@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saccade_interventions.plan import Phase, Plan
 from saccade_server.engine.request import GenerateRequest
 
@@ -13,14 +16,18 @@ from saccade_server.engine.request import GenerateRequest
 class Sequence:
     """Tokens so far, and what the sequence holds: pages, program rows, a tag row.
 
-    ``computed`` tokens have their keys and values in the cache; the scheduler alone moves it.
-    ``counted`` is its high-water mark, so that a row recomputed after preemption counts once.
+    ``computed`` tokens have their keys and values in the cache, or will have them once the steps
+    that were started have run; the scheduler alone moves it. ``counted`` is its high-water mark
+    over finished steps, so that a row recomputed after preemption counts once. ``drawing`` is 1
+    while a step is running that draws the next token, which the host does not know yet.
     """
 
     request: GenerateRequest
     tokens: list[int] = field(init=False)
     computed: int = 0
     counted: int = 0
+    drawing: int = 0
+    preemptions: int = 0
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
@@ -28,6 +35,7 @@ class Sequence:
     control_rows: dict[Phase, int] = field(default_factory=dict)
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
+    moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
@@ -53,9 +61,26 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def length(self) -> int:
+        """Tokens so far, with the one that is being drawn."""
+        return len(self.tokens) + self.drawing
+
+    @property
     def pending(self) -> int:
         """Tokens not yet computed; 1 while decoding."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    @cached_property
+    def penalised(self) -> bool:
+        """True if a draw depends on the tokens before it, not only on logits and position."""
+        p = self.request.sampling
+        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+
+    @property
+    def waits(self) -> bool:
+        """True while it must learn the token being drawn before it can compute anything."""
+        last = self.generated + self.drawing >= self.request.sampling.max_tokens
+        return self.drawing > 0 and (last or self.penalised)
 
     @property
     def plan(self) -> Plan | None:

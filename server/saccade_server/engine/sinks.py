@@ -13,6 +13,7 @@ from saccade_kernels.controls import CLASSES, NEVER_ATTEND, TagTable
 from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.batch import Step, slots_of
 from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.transfer import Uploader
 from saccade_server.models.probes import SinkProbe
 
 
@@ -28,13 +29,19 @@ class SinkFinder:
         self._shape = (layers, slots)
         self._tags = tags
         self._device = device
+        self._upload = Uploader(device)
+
+    @staticmethod
+    def looks(chunks: Batch[Chunk]) -> bool:
+        """True if a step of these chunks needs a probe."""
+        return any(_asks(chunk) for chunk in chunks)
 
     def probes(self, step: Step) -> tuple[SinkProbe, ...]:
         """One probe for each different (dimensions, layers) asked for by this step's chunks."""
         groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for index, chunk in enumerate(step.chunks):
             rule = _rule(chunk)
-            if rule is not None and chunk.start < _examined(chunk, rule):
+            if rule is not None and _asks(chunk):
                 groups[rule.dims, rule.layers].append(index)
         return tuple(self._probe(step, *group, members) for group, members in groups.items())
 
@@ -50,13 +57,16 @@ class SinkFinder:
             slots_of(c.sequence.pages, c.start, c.start + _scored(c))
             for c in (step.chunks[i] for i in members)
         ]
+        at, where, which = self._upload(
+            np.concatenate(rows), np.concatenate(slots), np.array(dims, dtype=np.int64)
+        )
         return SinkProbe(
             layers=frozenset(layers),
-            rows=torch.from_numpy(np.concatenate(rows)).to(self._device),
-            dims=torch.tensor(dims, device=self._device),
-            slots=torch.from_numpy(np.concatenate(slots)).to(self._device),
+            rows=at,
+            dims=which,
+            slots=where,
             scores=self._scores,
-            tags=_sink_tags([step.chunks[i] for i in members], self._device),
+            tags=_sink_tags([step.chunks[i] for i in members], self._upload),
             tag_table=self._tags.tags,
         )
 
@@ -64,6 +74,12 @@ class SinkFinder:
 def _rule(chunk: Chunk) -> SinkRule | None:
     plan = chunk.sequence.plan
     return plan.sinks if plan is not None else None
+
+
+def _asks(chunk: Chunk) -> bool:
+    """True if the chunk has tokens to examine."""
+    rule = _rule(chunk)
+    return rule is not None and chunk.start < _examined(chunk, rule)
 
 
 def _examined(chunk: Chunk, rule: SinkRule) -> int:
@@ -77,7 +93,7 @@ def _scored(chunk: Chunk) -> int:
     return _examined(chunk, rule) - chunk.start
 
 
-def _sink_tags(chunks: Batch[Chunk], device: torch.device) -> SinkTags:
+def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
     """Tags of all examined positions so far, those of a shared prefix included."""
     slots, positions, sequences, bases, thresholds, tag_rows = [], [], [], [], [], []
     remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
@@ -100,18 +116,17 @@ def _sink_tags(chunks: Batch[Chunk], device: torch.device) -> SinkTags:
         if plan.sinks.require is not None:
             require[index] = plan.sinks.require
 
-    def tensor(parts: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device)
-
+    parts = (slots, positions, sequences, bases, thresholds, tag_rows)
+    joined = upload(*(np.concatenate(part) for part in parts), remaps, require)
     return SinkTags(
-        slots=tensor(slots),
-        position=tensor(positions),
-        sequence=tensor(sequences),
-        base=tensor(bases),
-        threshold=tensor(thresholds),
-        tag_row=tensor(tag_rows),
-        remap=torch.from_numpy(remaps).to(device),
-        require=torch.from_numpy(require).to(device),
+        slots=joined[0],
+        position=joined[1],
+        sequence=joined[2],
+        base=joined[3],
+        threshold=joined[4],
+        tag_row=joined[5],
+        remap=joined[6],
+        require=joined[7],
     )
 
 

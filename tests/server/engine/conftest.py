@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,15 +91,26 @@ def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     return output[0, len(prompt.tokens) :].tolist()
 
 
+MODES = {"ordinary": {}, "as-on-a-gpu": {"overlap": True, "padded_decode": True}}
+
+
 @pytest.fixture
-def make_core(tiny_model: Callable[..., Any]) -> Callable[..., EngineCore]:
-    """``make_core(family, **config)``: an engine over a fresh tiny model."""
+def core_with(tiny_model: Callable[..., Any]) -> Callable[..., EngineCore]:
+    """``core_with(family, **config)``: an engine over a fresh tiny model."""
 
     def make(family: str = "llama", **config: Any) -> EngineCore:
         settings = {"max_num_seqs": 16, "cache_tokens": 8192, **config}
         return EngineCore(serve(tiny_model(family)), EngineConfig(model=family, **settings))
 
     return make
+
+
+@pytest.fixture(params=MODES)
+def make_core(
+    request: pytest.FixtureRequest, core_with: Callable[..., EngineCore]
+) -> Callable[..., EngineCore]:
+    """:func:`core_with` in either way of working: whatever holds for one must for the other."""
+    return partial(core_with, **MODES[request.param])
 
 
 @pytest.fixture

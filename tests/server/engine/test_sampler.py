@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from saccade_server.engine.request import GenerateRequest, SamplingParams
-from saccade_server.engine.sampler import sample
+from saccade_server.engine.sampler import Sample
+from saccade_server.engine.sampler import draw as start
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.transfer import Uploader
 
 SIZE = 50
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[Sample]:
+    """Draw the next token of each sequence."""
+    positions = [made.generated for made in sequences]
+    return start(logits, sequences, positions, Uploader(torch.device("cpu"))).wait()
 
 
 def sequence(prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), **kw: Any) -> Sequence:
@@ -139,3 +147,37 @@ def test_extreme_parameters_still_draw(logits: torch.Tensor) -> None:
     assert 0 <= draw(logits, temperature=1e4, top_p=1e-9) < SIZE
     assert draw(logits, min_p=1.0) == int(logits.argmax())
     assert draw(logits, top_k=10_000, temperature=1e-3) == int(logits.argmax())
+
+
+KINDS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "seed": 4},
+    {"temperature": 1.1, "top_p": 0.7, "seed": 5},
+    {"temperature": 1.3, "top_k": 4, "min_p": 0.01, "seed": 6, "logprobs": 2},
+    {"temperature": 0.0, "repetition_penalty": 1.7, "logit_bias": {8: 1.0}, "logprobs": 4},
+    {"temperature": 0.8, "presence_penalty": 1.0, "frequency_penalty": 0.5, "logprobs": 2},
+]
+
+
+def test_a_batch_of_all_kinds_gives_each_what_it_gets_alone() -> None:
+    logits = torch.randn(2 * len(KINDS), SIZE, generator=torch.Generator().manual_seed(1)) * 2
+    sequences = [sequence((3, 4), (7, 7, i), **kind) for i, kind in enumerate([*KINDS, *KINDS])]
+    together = sample(logits, sequences)
+    alone = [sample(row[None], [made])[0] for row, made in zip(logits, sequences, strict=True)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_give_no_token_and_spare_the_others(bad: float) -> None:
+    logits = torch.randn(len(KINDS), SIZE, generator=torch.Generator().manual_seed(2))
+    sequences = [sequence((3, 4), (7,), **kind) for kind in KINDS]
+    wanted = sample(logits, sequences)
+    for row in range(len(KINDS)):
+        broken = logits.clone()
+        broken[row, 11] = bad
+        drawing = start(broken, sequences, [1] * len(KINDS), Uploader(torch.device("cpu")))
+        found = drawing.wait()
+        assert found[row] is None
+        assert found[:row] + found[row + 1 :] == wanted[:row] + wanted[row + 1 :]
+        # The next step embeds what the device drew before anybody knows that it is nothing.
+        assert bool(((drawing.tokens >= 0) & (drawing.tokens < SIZE)).all())

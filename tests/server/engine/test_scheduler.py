@@ -30,10 +30,10 @@ def sequence(length: int, start: int = 0) -> Sequence:
 def advance(made: Scheduler) -> list[tuple[int, int]]:
     """One step: every sequence that reaches its last token gets another. (start, length)s."""
     chunks = made.schedule()
+    made.start(chunks)
     for chunk in chunks:
-        ends = chunk.samples
         made.complete(chunk)
-        if ends:
+        if chunk.samples:
             chunk.sequence.tokens.append(0)
     return [(chunk.start, chunk.length) for chunk in chunks]
 

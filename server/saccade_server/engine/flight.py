@@ -1,0 +1,41 @@
+"""A step on its way: launched on the device, its results not read yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+
+from saccade_server.engine.sampler import Drawing, Sample
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.transfer import Download
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """What a launched step will give."""
+
+    chunks: tuple[Chunk, ...]
+    counted: tuple[Sequence, ...]  # whose counters come along, see Receipt
+    _drawing: Drawing | None  # None: no chunk samples
+    _moved: Download | None
+
+    def wait(self) -> list[tuple[Chunk, Sample | None]]:
+        """Every chunk with the token drawn behind it; waits for the device.
+
+        A chunk that samples and has no token gave logits that are not finite. Counters are noted
+        in their sequences.
+        """
+        samples = iter(() if self._drawing is None else self._drawing.wait())
+        if self._moved is not None:
+            (counters,) = self._moved.wait()
+            for sequence, moved in zip(self.counted, counters.numpy(), strict=True):
+                sequence.moved = moved
+        return [(chunk, next(samples) if chunk.samples else None) for chunk in self.chunks]
+
+
+def counted_sequences(chunks: Batch[Chunk]) -> tuple[Sequence, ...]:
+    """The sequences of a step whose class masses some edit may move."""
+    return tuple(
+        c.sequence for c in chunks if c.sequence.plan is not None and c.sequence.plan.masses
+    )

@@ -1,0 +1,127 @@
+"""CUDA graphs: capture the decode step once for each variant, replay it ever after.
+
+All captures share one memory pool, largest first, so that the smaller ones fit into what the
+largest took; that is safe because one graph runs at a time and what a replay leaves is read before
+the next. :class:`CudaRecorder` is the only part that needs a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from saccade_server.engine.decode import PLAIN, Play, Variant
+
+
+class CaptureError(RuntimeError):
+    """The decode step does something that no graph can hold; the message says what helps."""
+
+
+class Recorder(Protocol):
+    """Turns a function into one that repeats its work on the device."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run once to compile whatever is still missing, then capture."""
+        ...
+
+    def used(self) -> int:
+        """Bytes of device memory in use, by whomever."""
+        ...
+
+
+class CudaRecorder:
+    """Captures on a stream of its own, with one memory pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """See :class:`Recorder`. The warm-up runs on the capturing stream.
+
+        Libraries keep workspaces by stream: made during capture they would be the graph's own.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            run()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            run()
+        return graph.replay
+
+    def used(self) -> int:
+        """See :class:`Recorder`."""
+        torch.cuda.synchronize(self._device)
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was captured, and what it cost."""
+
+    variants: tuple[Variant, ...]
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        sizes = sorted({size for size, _ in self.variants})
+        edited = sorted({classes for _, classes in self.variants} - {PLAIN})
+        return (
+            f"captured {len(self.variants)} decode graphs in {self.seconds:.1f} s, "
+            f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
+            f"plain, and edited with {', '.join(map(str, edited))} classes"
+        )
+
+
+def capture(
+    compute: Play, variants: Sequence[Variant], recorder: Recorder
+) -> tuple[Play, Captured]:
+    """Record ``compute`` for all variants, in their order.
+
+    Returns:
+        What computes a variant from now on, and a summary for the operator.
+
+    Raises:
+        CaptureError: something in the step cannot be captured.
+    """
+    replays: dict[Variant, Callable[[], None]] = {}
+    before, began = recorder.used(), time.perf_counter()
+    with _no_garbage_collection(), torch.inference_mode():
+        for variant in variants:
+            replays[variant] = _record(recorder, compute, variant)
+    spent = recorder.used() - before
+    summary = Captured(tuple(variants), time.perf_counter() - began, spent)
+    return lambda size, classes: replays[size, classes](), summary
+
+
+def _record(recorder: Recorder, compute: Play, variant: Variant) -> Callable[[], None]:
+    try:
+        return recorder.record(partial(compute, *variant))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CaptureError(
+            f"a decode step of {variant[0]} sequences cannot be captured in a CUDA graph; "
+            f"--enforce-eager serves without graphs. {error}"
+        ) from error
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collecting a CUDA object in the middle of a capture would break it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,92 @@
+"""Steps of sequences that nobody asked for: to compile kernels early, and to measure memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Batch
+
+from saccade_interventions.plan import HeadEdit, MassEdit, Phase, Plan, ScoreEdit, TagRun
+from saccade_kernels.batch import PAGE
+from saccade_kernels.controls import CLASSES, ControlShape
+from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.runner import Runner
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+
+CLASS_COUNTS = (1, 2, 4, CLASSES)
+"""Numbers of key classes that edited kernels are compiled for; the others are rounded up."""
+
+ROW = 1
+"""The row of either table that a dummy plan uses; its first real owner writes it anew."""
+
+
+def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
+    """Prompts of these lengths, in the first pages, drawn the costliest way."""
+    chunks: list[Chunk] = []
+    free = 1
+    for index, length in enumerate(lengths):
+        request = GenerateRequest(
+            request_id=f"dummy-{index}",
+            tokens=(0,) * length,
+            sampling=SamplingParams(max_tokens=1, top_p=0.9),
+            plan=plan,
+        )
+        sequence = Sequence(request)
+        if plan is not None:
+            sequence.tag_row = ROW
+            sequence.control_rows = dict.fromkeys(Phase, ROW)
+        sequence.pages = list(range(free, free - (-length // PAGE)))
+        free += len(sequence.pages)
+        chunks.append(Chunk.of(sequence, length))
+    return chunks
+
+
+def warm_up(runner: Runner, longest: int) -> None:
+    """Run every kind of step once, so that no request waits for what is made at first use.
+
+    The cache and the tables' rows must be unused: some that nobody holds are written.
+
+    Args:
+        longest: tokens that a step, and a sequence, may have.
+    """
+    length = min(PAGE, longest)
+    _run(runner, dummy_step([1]))
+    _run(runner, dummy_step([1, length] if length > 1 else [1]))
+    for classes in CLASS_COUNTS if length >= CLASSES else ():
+        plan = dummy_plan(runner.tables.shape, length, classes)
+        runner.tables.write_program(ROW, plan.program(Phase.LAST))
+        runner.tables.open_tags(ROW, plan)
+        chunks = dummy_step([length, length], plan)
+        chunks[0] = _last_token(chunks[0])  # its context is what the cache holds, which is zeros
+        _run(runner, chunks)
+
+
+def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
+    """Edits heads, and scores and masses if there are classes, everywhere."""
+    sites = tuple((layer, tuple(range(shape.heads))) for layer in range(shape.layers))
+    every, tags = tuple(Phase), tuple(range(1, classes))
+    halved = tuple(
+        tuple((i == j) * (0.5 if i else 1.0) for j in range(classes)) for i in range(classes)
+    )
+    return Plan(
+        layers=shape.layers,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        prompt_length=length,
+        question_start=0,
+        classes=classes,
+        tags=tuple(TagRun(tag - 1, tag, tag) for tag in tags),
+        scores=(ScoreEdit(sites, every, tags, bias=1.0),) if tags else (),
+        masses=(MassEdit(sites, every, halved),) if tags else (),
+        gains=(HeadEdit(sites, every, 1.5),),
+    )
+
+
+def _last_token(chunk: Chunk) -> Chunk:
+    chunk.sequence.computed = chunk.length - 1
+    return Chunk.of(chunk.sequence, 1)
+
+
+def _run(runner: Runner, chunks: list[Chunk]) -> None:
+    runner.launch(chunks).wait()
+    for chunk in chunks:
+        runner.forget(chunk.sequence)

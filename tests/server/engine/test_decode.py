@@ -1,0 +1,195 @@
+"""Padded decode steps: their sizes, what they are filled with, and that padding is nothing."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Plan, TagRun, parse_rows
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape
+from saccade_server.engine.batch import PromptPositions
+from saccade_server.engine.decode import (
+    DecodeInputs,
+    class_counts,
+    fill,
+    padded_sizes,
+)
+from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+
+PADDED = {"overlap": False, "padded_decode": True}
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (1, (1,)),
+        (3, (1, 2, 3)),
+        (8, (1, 2, 4, 8)),
+        (20, (1, 2, 4, 8, 16, 20)),
+        (290, (1, 2, 4, *range(8, 256, 8), 256, 272, 288, 290)),
+    ],
+)
+def test_sizes_reach_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
+    assert padded_sizes(most) == sizes
+
+
+@pytest.mark.parametrize(
+    ("group", "counts"), [(1, (8,)), (2, (8,)), (4, (2, 4, 8)), (7, (2, 4, 8))]
+)
+def test_few_heads_need_one_edited_variant(group: int, counts: tuple[int, ...]) -> None:
+    assert class_counts(group) == counts
+
+
+def decoding(prompt: int, known: int, drawing: int, pages: list[int]) -> Chunk:
+    """The next token of a sequence that has its prompt and ``known`` tokens more."""
+    sampling = SamplingParams(max_tokens=100)
+    made = Sequence(GenerateRequest(request_id="r", tokens=tuple(range(prompt)), sampling=sampling))
+    for token in range(known):
+        made.append(50 + token)
+    made.pages, made.drawing = pages, drawing
+    made.computed = made.length - 1
+    return Chunk.of(made, 1)
+
+
+def test_inputs_are_those_of_the_chunks_and_the_rest_is_padding() -> None:
+    layout = DecodeInputs.layout(4, 3, 5)
+    inputs = DecodeInputs(*layout.arrays(np.zeros(layout.size, np.uint8)))
+    known, unknown = decoding(70, 2, 0, [9, 4]), decoding(3, 1, 1, [7])
+    unknown.sequence.tag_row = 5
+    places = [
+        PromptPositions(np.zeros((3, 70), np.int64), delta=-60),
+        PromptPositions(np.zeros((3, 3), np.int64), delta=10),
+    ]
+    fill(inputs, [known, unknown], places, {unknown.sequence: 11})
+    assert inputs.tokens.tolist() == [51, 0, 0, 0]
+    assert inputs.sources.tolist() == [-1, 11, -1, -1]
+    assert inputs.positions.tolist() == [[11, 14, 0, 0]] * 3
+    assert inputs.slots.tolist() == [4 * 64 + 7, 7 * 64 + 4, 0, 0]
+    assert inputs.context_lens.tolist() == [72, 5, 0, 0]
+    assert inputs.tag_rows.tolist() == [0, 5, 0, 0]
+    assert inputs.page_table.tolist() == [[9, 4, 0, 0, 0], [7, 0, 0, 0, 0], [0] * 5, [0] * 5]
+
+
+def note_plays(core: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    decoder, seen = core._runner._decoder, []
+    compute = decoder.compute
+
+    def play(size: int, classes: int) -> None:
+        seen.append((size, classes))
+        compute(size, classes)
+
+    monkeypatch.setattr(decoder, "play", play)
+    return seen
+
+
+def plan(prompt: Any, classes: int) -> Plan:
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0)
+    tags = [builder.tag([(place, place + 1)]) for place in range(classes - 1)]
+    builder.score(((1, (0, 1)),), tags, parse_rows("prompt+generated"), bias=1.0)
+    return builder.build()
+
+
+def test_decodes_are_played_at_the_next_size_and_others_are_not(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with("llama", **PADDED)
+    seen = note_plays(core, monkeypatch)
+    prompt = tiny.prompt("llama")
+    requests = [make_request(prompt, str(i), None, 3, ignore_eos=True) for i in range(5)]
+    run(core, requests)
+    assert seen == [(8, 1)] * 2  # the first token comes from the prompt's own step
+
+
+@pytest.mark.parametrize(("classes", "variant"), [(2, 2), (3, 4), (4, 4), (5, 8)])
+def test_edited_steps_round_their_classes_up(
+    classes: int,
+    variant: int,
+    tiny: Any,
+    core_with: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = core_with("llama", **PADDED)
+    monkeypatch.setattr(core._runner._decoder, "_classes", (2, 4, 8))
+    seen = note_plays(core, monkeypatch)
+    prompt = tiny.prompt("llama")
+    chosen = plan(prompt, classes)
+    run(core, [make_request(prompt, "r", chosen, 2, ignore_eos=True)])
+    assert seen == [(1, variant)]
+
+
+def test_images_and_probes_are_left_to_ordinary_steps(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget of one token: the prompt comes in single tokens, the last of them can be played."""
+    core = core_with("llava", max_batched_tokens=1, max_num_seqs=1, **PADDED)
+    seen = note_plays(core, monkeypatch)
+    prompt = tiny.prompt("llava", images=1)
+    result = run(core, [make_request(prompt, "r", None, 3, ignore_eos=True)])["r"]
+    assert seen == [(1, 1)] * 3
+    wanted = run(core_with("llava"), [make_request(prompt, "r", None, 3, ignore_eos=True)])["r"]
+    assert result.tokens == wanted.tokens
+
+
+def test_padding_and_what_an_earlier_step_left_reach_nobody(
+    tiny: Any, core_with: Any, make_request: Any, run: Any
+) -> None:
+    """Page 0, where padding writes, and the block hold garbage; log-probabilities stay."""
+    prompt = tiny.prompt("llama", text=70)
+    request = make_request(prompt, "r", None, 6, logprobs=5, ignore_eos=True)
+    wanted = run(core_with("llama"), [request])["r"]
+    core = core_with("llama", **PADDED)
+    crowd = [make_request(tiny.prompt("llama", seed=s), str(s), None, 9) for s in range(13)]
+    run(core, crowd)
+    for cache in (*core._runner._keys, *core._runner._values):
+        cache[0] = float("nan")
+    result = run(core, [request])["r"]
+    assert result.tokens == wanted.tokens
+    for found, expected in zip(result.logprobs, wanted.logprobs, strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-6)
+
+
+def test_hidden_keys_stay_hidden(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tiny.prompt("llama")
+    nothing = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0).build()
+    chosen = replace(nothing, tags=(TagRun(2, 9, NEVER_ATTEND),))
+    request = make_request(prompt, "r", chosen, 8, ignore_eos=True)
+    core = core_with("llama", **PADDED)
+    seen = note_plays(core, monkeypatch)
+    found = run(core, [request])["r"].tokens
+    assert found == run(core_with("llama"), [request])["r"].tokens
+    assert found != run(core_with("llama"), [make_request(prompt, "r", None, 8)])["r"].tokens
+    assert {classes for _, classes in seen} == {8}  # two heads a group: one edited variant
+
+
+def test_a_padded_step_equals_an_ordinary_one(
+    tiny: Any, core_with: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of the same three sequences, at their own size and padded to eight."""
+    cores = [core_with("qwen2_5_vl", **PADDED), core_with("qwen2_5_vl")]
+    found: list[list[torch.Tensor]] = []
+    for core in cores:
+        seen: list[torch.Tensor] = []
+        draw = core._runner._draw
+
+        def note(chunks: Any, logits: torch.Tensor, draw: Any = draw, seen: Any = seen) -> Any:
+            seen.append(logits.clone())
+            return draw(chunks, logits)
+
+        monkeypatch.setattr(core._runner, "_draw", note)
+        for seed in range(3):
+            prompt = tiny.prompt("qwen2_5_vl", images=1, seed=seed, text=10 + 40 * seed)
+            core.submit(make_request(prompt, str(seed), None, 4, ignore_eos=True))
+        while core.busy:
+            core.step()
+        found.append(seen)
+    for padded, ordinary in zip(*found, strict=True):
+        torch.testing.assert_close(padded, ordinary)

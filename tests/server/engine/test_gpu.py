@@ -1,0 +1,210 @@
+"""What only a GPU can prove: captured steps, copies that nobody waits for, overlap for real."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.decode import padded_sizes
+from saccade_server.engine.local import LocalEngine
+from saccade_server.models.family import serve
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture
+def core_on_gpu(tiny_model: Any) -> Callable[..., EngineCore]:
+    """``core_on_gpu(family, **config)``: float32, so that tokens can be compared."""
+
+    def make(family: str = "llama", **config: Any) -> EngineCore:
+        model = serve(tiny_model(family, dtype=torch.float32).to("cuda"))
+        settings = {"max_num_seqs": 16, "cache_tokens": 8192, "device": "cuda", **config}
+        return EngineCore(model, EngineConfig(model=family, **settings))
+
+    return make
+
+
+def plan(prompt: Any, strength: float = 1.0) -> Plan:
+    """Edits scores, masses and heads, and looks for sinks in the prompt."""
+    question = max((i.start + i.length for i in prompt.images), default=0)
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), question)
+    tag, sink = builder.tag([(2, 6)]), builder.new_class()
+    sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
+    rows = parse_rows("question+generated")
+    builder.score(sites, [tag], rows, bias=strength)
+    builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
+    builder.gain(sites, rows, 1 + strength / 4)
+    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((tag, sink), (0, sink))))
+    return builder.build()
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9, "seed": 3},
+    {"temperature": 0.9, "top_p": 0.8, "top_k": 20, "seed": 4},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 2},
+]
+
+
+def workload(tiny: Any, make_request: Any, family: str, images: int = 1) -> list[Any]:
+    """Plain and planned requests with every kind of sampling; some end at a stop token."""
+    made = []
+    for index in range(3):
+        prompt = tiny.prompt(family, images=images, seed=index, text=20 + 25 * index)
+        for number, sampling in enumerate(SAMPLING):
+            chosen = plan(prompt, 0.5 + index) if number % 2 else None
+            stops = {"stop_token_ids": tuple(range(10, 97, 9)), **sampling}
+            made.append(make_request(prompt, f"{index}-{number}", chosen, 20, **stops))
+    return made
+
+
+def tokens_of(results: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: result.tokens for name, result in results.items()}
+
+
+@contextmanager
+def sync_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_eager_and_the_cpu_agree(
+    family: str, tiny: Any, core_on_gpu: Any, core_with: Any, make_request: Any, run: Any
+) -> None:
+    requests = workload(tiny, make_request, family)
+    captured = core_on_gpu(family)
+    assert captured.captured is not None
+    found = run(captured, requests)
+    eager = run(core_on_gpu(family, enforce_eager=True), requests)
+    apart = run(core_on_gpu(family, overlap=False), requests)
+    assert tokens_of(found) == tokens_of(eager)
+    assert tokens_of(found) == tokens_of(apart)
+    assert tokens_of(found) == tokens_of(run(core_with(family), requests))
+    assert captured.stats().cache_usage == 0
+
+
+def test_what_was_captured(core_on_gpu: Any) -> None:
+    core = core_on_gpu("llama")
+    assert core.captured.variants[0] == (16, 8)
+    assert {size for size, _ in core.captured.variants} == set(padded_sizes(16))
+    assert core.captured.seconds > 0
+    assert core_on_gpu("llama", enforce_eager=True).captured is None
+
+
+def test_a_plan_that_comes_after_the_capture_is_followed(
+    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
+) -> None:
+    """Tables are read on the device, again at every replay."""
+    core, eager = core_on_gpu("llava"), core_on_gpu("llava", enforce_eager=True)
+    prompt = tiny.prompt("llava", images=1, text=30)
+    for strength in (0.1, 2.0, -1.0):
+        request = make_request(prompt, "r", plan(prompt, strength), 12, ignore_eos=True)
+        found, wanted = run(core, [request])["r"], run(eager, [request])["r"]
+        assert found.tokens == wanted.tokens
+        assert found.last.receipt.moved
+        assert found.last.receipt == wanted.last.receipt
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True], ids=["graphs", "eager"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
+def test_no_launch_waits_for_the_device(
+    family: str,
+    enforce_eager: bool,
+    tiny: Any,
+    core_on_gpu: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefills, decodes and mixed steps; images apart, whose encoders read their grids."""
+    requests = workload(tiny, make_request, family, images=0)
+    core = core_on_gpu(family, enforce_eager=enforce_eager, max_batched_tokens=64)
+    wanted = tokens_of(run(core, requests))  # compiles what is compiled at first use
+    launch, schedule = core._runner.launch, core._scheduler.schedule
+
+    def strictly(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            with sync_is_an_error():
+                return function(*args)
+
+        return call
+
+    monkeypatch.setattr(core._runner, "launch", strictly(launch))
+    monkeypatch.setattr(core._scheduler, "schedule", strictly(schedule))
+    assert tokens_of(run(core, requests)) == wanted
+
+
+def test_launches_return_before_the_device_is_done(
+    tiny: Any, core_on_gpu: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_on_gpu("llama")
+    core.submit(make_request(tiny.prompt("llama"), "r", None, 8, ignore_eos=True))
+    core.step()
+    torch.cuda._sleep(200_000_000)  # cycles: about 0.1 s
+    core._runner.launch(core._scheduler.schedule())
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
+
+
+def test_an_abort_in_flight_hands_pages_and_rows_on(
+    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
+) -> None:
+    prompt, other = (tiny.prompt("llava", images=1, seed=s, text=70 - 5 * s) for s in (0, 1))
+    request = make_request(other, "r", plan(other), 12, ignore_eos=True)
+    wanted = run(core_on_gpu("llava"), [request])["r"]
+    core = core_on_gpu("llava", cache_tokens=192, max_programs=4)
+    for steps in range(1, 6):
+        core.submit(make_request(prompt, "r", plan(prompt, 2.0), 50, ignore_eos=True))
+        for _ in range(steps):
+            core.step()
+        core.abort("r")
+        found = run(core, [request])["r"]
+        assert found.tokens == wanted.tokens
+        assert found.last.receipt.rows == wanted.last.receipt.rows
+
+
+def test_another_thread_may_drive_the_engine(
+    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
+) -> None:
+    requests = workload(tiny, make_request, "llava")
+    wanted = tokens_of(run(core_on_gpu("llava"), requests))
+
+    async def answer(engine: LocalEngine, request: Any) -> list[int]:
+        return [token async for output in engine.submit(request) for token in output.tokens]
+
+    async def main() -> None:
+        engine = LocalEngine(core_on_gpu("llava"))
+        found = await asyncio.gather(*(answer(engine, request) for request in requests))
+        assert dict(zip((r.request_id for r in requests), found, strict=True)) == wanted
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_bfloat16_graphs_equal_eager_bit_for_bit(
+    tiny: Any, tiny_model: Any, make_request: Any, run: Any
+) -> None:
+    """At a batch of its own size nothing is padded, and every kernel is the same."""
+    requests = [make_request(tiny.prompt("llama", text=70), "r", None, 12, logprobs=3)]
+    found = []
+    for enforce_eager in (False, True):
+        model = serve(tiny_model("llama", dtype=torch.bfloat16).to("cuda"))
+        config = EngineConfig(
+            model="m", device="cuda", cache_tokens=4096, enforce_eager=enforce_eager
+        )
+        found.append(run(EngineCore(model, config), requests)["r"].logprobs)
+    assert found[0] == found[1]

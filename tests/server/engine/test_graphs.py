@@ -1,0 +1,69 @@
+"""In which order decode steps are captured, and what is replayed; no GPU is needed for that."""
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from saccade_server.engine.graphs import CaptureError, capture
+
+VARIANTS = [(8, 4), (8, 1), (2, 4), (2, 1)]
+
+
+class Tape:
+    """A recorder that only remembers."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Callable[[], None]] = []
+        self.collecting: list[bool] = []
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.collecting.append(gc.isenabled())
+        assert torch.is_inference_mode_enabled()
+        run()
+        self.recorded.append(run)
+        return run
+
+    def used(self) -> int:
+        return 2**20 * len(self.recorded)
+
+
+def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
+    seen: list[tuple[int, int]] = []
+    tape = Tape()
+    play, summary = capture(lambda size, classes: seen.append((size, classes)), VARIANTS, tape)
+    assert seen == VARIANTS
+    assert tape.collecting == [False] * 4
+    assert gc.isenabled()
+    seen.clear()
+    play(2, 4)
+    play(8, 1)
+    assert seen == [(2, 4), (8, 1)]
+    assert summary.variants == tuple(VARIANTS)
+
+
+def test_the_operator_is_told_what_and_how_long() -> None:
+    _, summary = capture(lambda *_: None, VARIANTS, Tape())
+    text = str(summary)
+    assert text.startswith("captured 4 decode graphs in ")
+    assert text.endswith("4 MiB: batch sizes 2, 8; plain, and edited with 4 classes")
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing"), "--enforce-eager"),
+        (torch.OutOfMemoryError("tried to allocate 2 GiB"), "^tried to allocate"),
+    ],
+)
+def test_a_capture_that_fails_says_what_helps(error: RuntimeError, wanted: str) -> None:
+    """Running out of memory has an explanation of its own, see memory.py."""
+
+    def fail(size: int, classes: int) -> None:
+        raise error
+
+    with pytest.raises(RuntimeError, match=wanted) as raised:
+        capture(fail, VARIANTS, Tape())
+    assert isinstance(raised.value, CaptureError) == (wanted == "--enforce-eager")
+    assert gc.isenabled()

@@ -1,0 +1,129 @@
+"""A launch reads nothing from the device and never copies to it from pageable memory.
+
+The device is "meta" here, which computes shapes only: whatever reads from it raises by itself, and
+a dispatch mode looks at every copy. The last word has a real GPU, see test_gpu.py.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_kernels import ops
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.flight import InFlight
+from saccade_server.engine.sampler import Sample
+from saccade_server.models.family import serve
+
+
+class OnlyAsyncCopies(TorchDispatchMode):
+    """Raises where the host would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+        given |= kwargs or {}
+        if "non_blocking" in (a.name for a in func._schema.arguments):
+            source = given.get("src", given["self"])
+            if source.device != result.device:
+                where = f"{func.name()}: {source.device} to {result.device}"
+                assert given.get("non_blocking"), where
+                assert result.device.type == "meta", where
+                self.uploads += 1
+        return result
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_mode_sees_what_waits(inference: bool) -> None:
+    with torch.inference_mode(inference), OnlyAsyncCopies():
+        torch.zeros(2).to("meta", non_blocking=True)
+        torch.empty(2, device="meta").copy_(torch.zeros(2), non_blocking=True)
+        with pytest.raises(AssertionError, match="cpu to meta"):
+            torch.zeros(2).to("meta")
+        with pytest.raises(AssertionError, match="cpu to meta"):
+            torch.empty(2, device="meta").copy_(torch.zeros(2))
+
+
+def plan(prompt: Any) -> Plan:
+    """Everything a plan can ask for, in every row."""
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0)
+    tag, sink = builder.tag([(1, 4)]), builder.new_class()
+    sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
+    rows = parse_rows("prompt+generated")
+    builder.score(sites, [tag], rows, bias=1.0)
+    builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
+    builder.gain(sites, rows, 1.5)
+    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=True))
+    return builder.build()
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {"ignore_eos": True},
+    {"ignore_eos": True, "temperature": 0.7},
+    {"ignore_eos": True, "temperature": 0.7, "top_p": 0.8, "top_k": 5, "logprobs": 3},
+    {"ignore_eos": True, "logit_bias": {5: 1.0}, "repetition_penalty": 1.2, "logprobs": 0},
+    {"ignore_eos": True, "temperature": 0.7, "presence_penalty": 0.2, "frequency_penalty": 0.1},
+]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
+@pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
+@pytest.mark.parametrize("planned", [False, True], ids=["plain", "planned"])
+def test_launching(
+    family: str,
+    padded: bool,
+    planned: bool,
+    tiny: Any,
+    tiny_model: Any,
+    make_request: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
+    monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
+    config = EngineConfig(
+        model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
+    )
+    core = EngineCore(serve(tiny_model(family).to("meta")), config)
+    pretend_to_wait(monkeypatch)
+    refuse_lists(monkeypatch)
+    prompt = tiny.prompt(family, images=0, text=20)
+    tokens = 0
+    with OnlyAsyncCopies() as copies:
+        for number, sampling in enumerate(SAMPLING):
+            chosen = plan(prompt) if planned and number % 2 else None
+            assert core.submit(make_request(prompt, str(number), chosen, 6, **sampling)) is None
+        while core.busy:
+            tokens += sum(len(output.tokens) for output in core.step())
+    assert tokens == 6 * len(SAMPLING)
+    assert copies.uploads > 0
+
+
+def pretend_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device draws nothing; every token is 7."""
+
+    def wait(self: InFlight) -> Any:
+        return [(chunk, Sample(7, None) if chunk.samples else None) for chunk in self.chunks]
+
+    monkeypatch.setattr(InFlight, "wait", wait)
+
+
+def refuse_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.tensor(list, device=...) copies from pageable memory, unseen by dispatch modes."""
+    tensor = torch.tensor
+
+    def on_the_host_only(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        assert device is None or torch.device(device).type == "cpu"
+        return tensor(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "tensor", on_the_host_only)

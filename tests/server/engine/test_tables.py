@@ -1,0 +1,107 @@
+"""Rows written to the device's tables, and how many classes a step has."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Gate, Phase, Plan, SinkRule, TagRun, parse_rows
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, ControlTables
+from saccade_server.engine.tables import DeviceTables, count_classes, sites
+
+SHAPE = ControlShape(3, 2, 4)
+ROWS = parse_rows("question+generated")
+
+
+def builder() -> PlanBuilder:
+    return PlanBuilder(SHAPE, 10, 4)
+
+
+def scored(tags: int) -> Plan:
+    made = builder()
+    found = [made.tag([(place, place + 1)]) for place in range(tags)]
+    made.score(((1, (0,)),), found, ROWS, bias=1.0)
+    return made.build()
+
+
+@pytest.fixture
+def tables() -> DeviceTables:
+    return DeviceTables(SHAPE, 5, 5, 32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("tags", [1, 3, 7])
+def test_classes_are_those_that_keys_have(tags: int) -> None:
+    assert count_classes(scored(tags)) == tags + 1
+
+
+def test_hidden_keys_are_no_class_and_generated_keys_may_be() -> None:
+    plan = replace(scored(2), tags=(TagRun(0, 3, NEVER_ATTEND),))
+    assert count_classes(plan) == 1
+    assert count_classes(replace(plan, generated_tag=2)) == 3
+
+
+def test_what_sinks_become_counts() -> None:
+    made = builder()
+    tag, sink = made.tag([(0, 3)]), made.new_class()
+    made.score(((1, (0,)),), [tag], ROWS, bias=1.0)
+    made.sinks(SinkRule(0.5, (1,), (1,), ((tag, sink),)))
+    assert count_classes(made.build()) == 3
+
+
+def test_a_class_that_only_a_mass_edit_knows_counts() -> None:
+    """It has no keys; what it would get goes back to classes the kernels must know are the rest."""
+    made = builder()
+    tag, empty = made.tag([(0, 3)]), made.new_class()
+    made.mass(((1, (0,)),), [(tag, empty, 0.5)], ROWS, [Gate((1.0, 0.0, 0.0), 0.0)])
+    assert count_classes(made.build()) == 3
+
+
+def test_a_step_has_the_classes_of_its_widest_plan(tables: DeviceTables) -> None:
+    tables.open_tags(1, scored(1))
+    tables.open_tags(2, scored(4))
+    assert tables.classes([0, 0]) == 1
+    assert tables.classes([0, 1]) == 2
+    assert tables.classes([2, 0, 1]) == 5
+
+
+def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> None:
+    program = scored(3).program(Phase.QUESTION)
+    wanted = ControlTables.allocate(5, SHAPE)
+    wanted.write(3, program)
+    tables.write_program(3, program)
+    for field in fields(ControlTables):
+        assert torch.equal(getattr(tables.controls, field.name), getattr(wanted, field.name))
+    with pytest.raises(AssertionError):
+        tables.write_program(0, program)
+
+
+def test_a_tag_row_is_written_whole(tables: DeviceTables) -> None:
+    """Whatever its former owner left is gone."""
+    tables.tags.tags[2].fill_(7)
+    tables.tags.weights[2].fill_(1)
+    tables.tags.moved[2].fill_(5)
+    plan = replace(scored(2), generated_tag=2)
+    tables.open_tags(2, plan)
+    wanted = [*plan.base_tags().tolist(), *[2] * 22]
+    assert tables.tags.tags[2].tolist() == [wanted] * 3
+    assert not tables.tags.weights[2].any()
+    assert not tables.tags.moved[2].any()
+    assert int(tables.tags.hides[2]) == 0
+    tables.open_tags(2, replace(plan, tags=(TagRun(1, 2, NEVER_ATTEND),)))
+    assert int(tables.tags.hides[2]) == 1
+    assert not tables.tags.tags[[0, 1, 3, 4]].any()
+
+
+def test_counters_are_a_copy_of_now(tables: DeviceTables) -> None:
+    tables.tags.moved[3, 1, 0] = 4
+    counted: Any = tables.count_moved([3, 1])
+    tables.tags.moved[3, 1, 0] = 9
+    assert [tuple(site.__struct_fields__) for site in sites(counted[0].numpy())] == [
+        ("layer", "head", "rows")
+    ]
+    (site,) = sites(counted[0].numpy())
+    assert (site.layer, site.head, site.rows) == (1, 0, 4)
+    assert sites(np.zeros((3, 2), np.int32)) == ()
