@@ -57,8 +57,10 @@ def _stores() -> Iterator[Variant]:
 
 
 def _decodes() -> Iterator[Variant]:
-    for dim, group, classes in itertools.product(HEAD_DIMS, GROUPS, (0, 1, 2, 4, 8)):
-        yield from _decode(torch.bfloat16, dim, group, classes)
+    for dim, classes in itertools.product(HEAD_DIMS, (0, 1, 2, 4, 8)):
+        # Groups of 2 and 4 have no tile that those of 1 and 8 have not.
+        for group in GROUPS if dim == 128 else (1, 7, 8):
+            yield from _decode(torch.bfloat16, dim, group, classes)
     for dtype, dim, group, classes in itertools.product(
         (torch.float16, torch.float32), (64, 128, 256), (1, 7), (0, 8)
     ):
@@ -93,5 +95,5 @@ def _decode(
     name = f"d{dim}-g{group}-c{classes}-{POINTERS[dtype][1:]}" + "-capped" * capped + "-emit" * emit
     warps, stages = config.num_warps, config.num_stages
     yield Variant(f"decode-{name}", split_kernel, types, constants, warps, stages)
-    if group in (1, 7):  # to the merge a group is little more than a factor in an address
+    if group == 7 or capped or emit:  # to the merge it is a factor in an address
         yield Variant(f"merge-{name}", merge_kernel, types, constants, MERGE_WARPS, 3)
