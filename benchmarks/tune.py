@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gpu.compilers import Compilers, jobs_from
 from gpu.search import (
     DECODE_MOVES,
     PREFILL_MOVES,
+    Move,
     Shape,
     base_config,
     compile_one,
@@ -109,6 +110,8 @@ def run(session: Session, found: Figures, name: str) -> None:
         if done is not None:  # an earlier part tuned it by other shapes: go on from there
             base = type(base)(**done["config"])
             chosen.remove(done)
+        if "plain" not in name:
+            base = replace(base, **_shared(kernel, key, chosen))
         session.say(f"{name}: key {text}, {len(members)} shapes")
         kinds = {(shapes[i].heads, shapes[i].classes): i for i in members}
 
@@ -121,11 +124,33 @@ def run(session: Session, found: Figures, name: str) -> None:
             _compilers(session.dry).compile([json.dumps(job) for job in jobs])
 
         moves = DECODE_MOVES if kernel == "decode" else PREFILL_MOVES
+        if "plain" not in name:  # what both forms share the plain one has decided
+            moves = _without(moves, tuning.SHARED[kernel])
         cell = found.setdefault(text, {})
         arguments = (base, moves[:1] if session.dry else moves, precompile)
         best = search(session, cell, [shapes[i] for i in members], *arguments)
         chosen.append({"kernel": kernel, "key": key, "config": asdict(best)})
         _write(session)
+
+
+def _shared(
+    kernel: str, key: dict[str, Any] | None, chosen: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the plain form of a key's head_dim and element size was given, if it was tuned."""
+    for entry in chosen:
+        if key and entry["kernel"] == kernel and _size(entry["key"]) == _size(key):
+            return {name: entry["config"][name] for name in tuning.SHARED[kernel]}
+    return {}
+
+
+def _size(key: dict[str, Any]) -> tuple[int, int]:
+    return key["head_dim"], key["bytes"]
+
+
+def _without(groups: Sequence[Sequence[Move]], names: Sequence[str]) -> list[list[Move]]:
+    """The moves that are left when some fields may not change."""
+    left = [[{k: v for k, v in move.items() if k not in names} for move in g] for g in groups]
+    return [[move for move in group if move] for group in left if any(group)]
 
 
 @cache
@@ -160,6 +185,10 @@ def _write(session: Session) -> None:
         kernel, new = entry["kernel"], {"key": entry["key"], "config": entry["config"]}
         kept = [old for old in current[kernel] if old["key"] != entry["key"]]
         kept.append({**new, "measured": not session.dry})
+        for old in kept:  # plain or edited, they agree on what decides the order of sums
+            if _size(old["key"]) == _size(new["key"]):
+                shared = {name: new["config"][name] for name in tuning.SHARED[kernel]}
+                old["config"] = {**old["config"], **shared}
         current[kernel] = sorted(kept, key=lambda old: json.dumps(old["key"], sort_keys=True))
     current["hardware"] = hardware()
     current["versions"] = versions()

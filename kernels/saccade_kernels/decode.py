@@ -19,124 +19,14 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.decode_tiles import attend
 from saccade_kernels.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
-from saccade_kernels.tiles import (
-    LOG2E,
-    MASS,
-    NEVER_ATTEND,
-    PAGE,
-    SCORE,
-    WIDTH,
-    dot,
-    edit_score,
-    needs_upcast,
-    soft_cap,
-)
+from saccade_kernels.tiles import needs_upcast
 from saccade_kernels.tuning import DecodeConfig, decode_config
 
-
-@triton.jit
-def attend(
-    query,
-    key_cache,
-    value_cache,
-    pages_at,
-    site,
-    scale_table,
-    absolute_table,
-    bias_table,
-    weight_table,
-    edits_table,
-    tags_at,
-    weights_at,
-    part_max,
-    part_sum,
-    part_out,
-    part,
-    scale,
-    cap,
-    head,
-    row_class,
-    is_row,
-    start,
-    end,
-    low,
-    stride_head,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    EDITED: tl.constexpr,
-    EMIT: tl.constexpr,
-    CAPPED: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Keys ``start`` to ``end``, those before ``low`` unseen, for a tile of virtual rows."""
-    kv_head = tl.program_id(0) % KV_HEADS
-    column = tl.arange(0, DP)
-    is_column = column < D
-    query_at = query + head[:, None] * stride_head + column[None, :]
-    q = tl.load(query_at, mask=is_row[:, None] & is_column[None, :], other=0.0)
-    if EDITED:
-        flags = tl.load(edits_table + site, mask=is_row, other=0).to(tl.int32)
-        is_scored = (flags & SCORE) != 0
-        is_apart = (flags & (SCORE | MASS)) != 0
-        if EMIT:
-            is_apart = is_row
-        entry = site * WIDTH + row_class
-        row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
-        row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
-        row_bias = tl.load(bias_table + entry, mask=is_scored, other=0.0)
-        row_weight = tl.load(weight_table + site, mask=is_scored, other=0.0)
-        weighted_end = tl.where(tl.max(tl.abs(row_weight), 0) > 0, end, 0)
-
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, DP], tl.float32)
-    # One iteration ahead, or the loads of the next tile could not start before this one's end.
-    page = tl.load(pages_at + start // PAGE)
-    for tile in tl.range(start, end, KEYS):
-        next_page = tl.load(pages_at + tl.minimum(tile + KEYS, end - 1) // PAGE)
-        position = tile + tl.arange(0, KEYS)
-        inside = (position < end) & (position >= low)
-        at = (page.to(tl.int64) * PAGE + position % PAGE) * (KV_HEADS * D) + kv_head * D
-        k_mask = inside[None, :] & is_column[:, None]
-        k = tl.load(key_cache + at[None, :] + column[:, None], mask=k_mask, other=0.0)
-        score = dot(q, k, UPCAST) * scale
-        if CAPPED:
-            score = soft_cap(score, cap)
-        visible = inside[None, :] & is_row[:, None]
-        if EDITED:
-            tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
-            beta = tl.load(weights_at + position, mask=position < weighted_end, other=0.0)
-            edited = edit_score(
-                score,
-                row_scale[:, None],
-                row_absolute[:, None],
-                row_bias[:, None],
-                row_weight[:, None] * beta[None, :],
-            )
-            score = tl.where(is_scored[:, None], edited, score * LOG2E)
-            key_class = tl.where(is_apart[:, None], tag[None, :], 0)
-            visible = visible & (key_class == row_class[:, None]) & (tag != NEVER_ATTEND)[None, :]
-        else:
-            score = score * LOG2E
-        score = tl.where(visible, score, float("-inf"))
-        new_top = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key of this class so far
-        p = tl.exp2(score - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(p, 1)
-        v_mask = inside[:, None] & is_column[None, :]
-        v = tl.load(value_cache + at[:, None] + column[None, :], mask=v_mask, other=0.0)
-        out = out * shrink[:, None] + dot(p.to(v.dtype), v, UPCAST)
-        top = new_top
-        page = next_page
-    tl.store(part_max + part, top, mask=is_row)
-    tl.store(part_sum + part, total, mask=is_row)
-    out_at = part_out + part.to(tl.int64)[:, None] * D + column[None, :]
-    tl.store(out_at, out, mask=is_row[:, None] & is_column[None, :])
+ENOUGH_PROGRAMS = 8 * 132
+"""Programs that keep an H200 busy. A captured step has room for the longest sequence: one program
+a split would start thousands that find nothing to do."""
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
@@ -184,21 +74,17 @@ def split_kernel(
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One split of one sequence for some virtual rows of one key head: maximum, sum and output.
+    """Splits of one sequence for some virtual rows of one key head: maximum, sum and output.
 
-    Grid (row blocks * KV_HEADS, splits, sequences). Partials are [sequence, head, split, class];
-    the plain path writes class 0 only.
+    Grid (row blocks * KV_HEADS, programs, sequences); the plain form's programs share the splits
+    of their sequence, the edited form has one for each. Partials are [sequence, head, split,
+    class]; the plain path writes class 0 only.
     """
     kv_head = tl.program_id(0) % KV_HEADS
     block = tl.program_id(0) // KV_HEADS
-    split = tl.program_id(1)
     sequence = tl.program_id(2)
     context = tl.load(context_lens + sequence)
     first, length = split_of(context, window, SPLIT, MAX_SPLITS)
-    start = first + split * length
-    if start >= context:
-        return
-    end = tl.minimum(start + length, context)
     low = 0
     if window > 0:
         low = context - window
@@ -207,10 +93,17 @@ def split_kernel(
     heads: tl.constexpr = KV_HEADS * GROUP
     part = sequence * heads
 
-    is_edited = EMIT
+    count = tl.cdiv(context - first, length)
     if EDITED:
+        # A loop as below would cost this form a third of the blocks that fit on a multiprocessor.
+        split = tl.program_id(1)
+        if split >= count:
+            return
+        start = first + split * length
+        end = tl.minimum(start + length, context)
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         sites = (tl.load(control_rows + sequence) * layers + layer) * heads
+        is_edited = EMIT
         if not EMIT:
             group = edits_table + sites + kv_head * GROUP
             is_edited = group_is_edited(group, hides + tag_row, GROUP, PLAIN_ROWS)
@@ -253,45 +146,88 @@ def split_kernel(
                 CAPPED,
                 UPCAST,
             )
-    if not is_edited and block == 0:
-        row = tl.arange(0, PLAIN_ROWS)
-        head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
-        attend(
-            own_query,
-            key_cache,
-            value_cache,
-            own_pages,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            part_max,
-            part_sum,
-            part_out,
-            ((part + head) * splits + split) * C,
-            scale,
-            cap,
-            head,
-            None,
-            row < GROUP,
-            start,
-            end,
-            low,
-            stride_head,
-            KV_HEADS,
-            D,
-            DP,
-            PLAIN_ROWS,
-            KEYS,
-            False,
-            False,
-            CAPPED,
-            UPCAST,
-        )
+        elif block == 0:
+            row = tl.arange(0, PLAIN_ROWS)
+            head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
+            attend(
+                own_query,
+                key_cache,
+                value_cache,
+                own_pages,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                part_max,
+                part_sum,
+                part_out,
+                ((part + head) * splits + split) * C,
+                scale,
+                cap,
+                head,
+                None,
+                row < GROUP,
+                start,
+                end,
+                low,
+                stride_head,
+                KV_HEADS,
+                D,
+                DP,
+                PLAIN_ROWS,
+                KEYS,
+                False,
+                False,
+                CAPPED,
+                UPCAST,
+            )
+    else:
+        # What a split needs is loaded anew in each: kept, it would cost registers.
+        for split in tl.range(tl.program_id(1), count, tl.num_programs(1), disable_licm=True):
+            start = first + split * length
+            end = tl.minimum(start + length, context)
+            row = tl.arange(0, PLAIN_ROWS)
+            head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
+            attend(
+                own_query,
+                key_cache,
+                value_cache,
+                own_pages,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                part_max,
+                part_sum,
+                part_out,
+                ((part + head) * splits + split) * C,
+                scale,
+                cap,
+                head,
+                None,
+                row < GROUP,
+                start,
+                end,
+                low,
+                stride_head,
+                KV_HEADS,
+                D,
+                DP,
+                PLAIN_ROWS,
+                KEYS,
+                False,
+                False,
+                CAPPED,
+                UPCAST,
+            )
 
 
 def decode(
@@ -318,11 +254,13 @@ def decode(
     constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
     constants |= {"EDITED": edited, "EMIT": emit is not None}
     splits = max(1, min(config.max_splits, -(-batch.max_context // config.split)))
+    across = rows // shape["ROWS"] * kv_heads
+    programs = splits if edited else min(splits, -(-ENOUGH_PROGRAMS // max(1, across * sequences)))
     parts = (sequences, heads, splits, shape["C"])
     part_max, part_sum = query.new_empty((2, *parts), dtype=torch.float32).unbind()
     part_out = query.new_empty((*parts, dim), dtype=torch.float32)
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
-    split_kernel[(rows // shape["ROWS"] * kv_heads, splits, sequences)](
+    split_kernel[(across, programs, sequences)](
         query,
         key_cache,
         value_cache,

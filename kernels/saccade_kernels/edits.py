@@ -16,6 +16,9 @@ from saccade_kernels.controls import CLASSES, ControlTables
 LARGEST_RATIO = 1e30
 """A class that would have to grow more than this counts as empty: float32 ends soon after."""
 
+MOVED = 1e-5
+"""A class's mass has changed if it did by more than this share of itself: less may be rounding."""
+
 LayerTables = tuple[torch.Tensor, torch.Tensor]
 """What one layer's score or mass edit needs, for one group of query rows."""
 
@@ -119,7 +122,7 @@ def apply_masses(
     if queries > 1:
         ratio = ratio.view(seqs, queries, heads, CLASSES).transpose(1, 2)
     ratio = ratio.reshape(seqs, -1, CLASSES)
-    moved = (ratio != 1).any(-1).view(seqs, heads, queries)
+    moved = ((ratio - 1).abs() > MOVED).any(-1).view(seqs, heads, queries)
     return attention * torch.bmm(ratio, members).view(attention.shape), moved
 
 

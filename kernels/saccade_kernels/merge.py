@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.tiles import HEAD, LN2, MASS, PAGE, SCORE, WIDTH, class_ratios
+from saccade_kernels.tiles import HEAD, LN2, MASS, MOVED, PAGE, SCORE, WIDTH, class_ratios
 
 UNSPECIALISED = [
     "layer",
@@ -27,7 +27,16 @@ UNSPECIALISED = [
 ]
 """Integers whose value must not choose another compiled kernel while serving."""
 
-UNALIGNED = ["context_lens", "page_table", "control_rows", "tag_rows", "masses", "lse"]
+UNALIGNED = [
+    "context_lens",
+    "page_table",
+    "control_rows",
+    "tag_rows",
+    "part_max",
+    "part_sum",
+    "masses",
+    "lse",
+]
 """Tensors that may lie anywhere inside a larger one; nor must the place they have there."""
 
 MERGE_WARPS = 4
@@ -136,7 +145,7 @@ def merge_kernel(
             ratio = class_ratios(
                 mass[None, :], site, transform_table, gate_weight_table, gate_threshold_table, C
             )
-            changed = tl.max(tl.max((ratio != 1).to(tl.int32), 1), 0)
+            changed = tl.max(tl.max((tl.abs(ratio - 1) > MOVED).to(tl.int32), 1), 0)
             counter = moved + (tag_row * layers + layer) * heads + head
             tl.atomic_add(counter, changed, mask=changed > 0)
             factor = factor * tl.reshape(ratio, [C])

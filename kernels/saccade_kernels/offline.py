@@ -7,6 +7,7 @@ assembler, and must not run under ``TRITON_INTERPRET``.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -48,6 +49,7 @@ class Compiled:
     stack: int  # bytes per thread; anything but 0 is a spill or a local array
     shared_memory: int  # bytes per block
     warp_group_products: int  # wgmma instructions
+    serialised: bool  # the assembler makes each of them wait for the one before
     warp_products: int  # mma instructions
     warps: int  # per block, those of the producer included where warps are specialised
 
@@ -61,11 +63,13 @@ def compile_variant(variant: Variant) -> Compiled:
     )
     registers, stack = _usage(compiled.asm["cubin"])
     code = compiled.asm["ptx"]
+    groups = len(re.findall(r"\bwgmma\.mma_async", code))
     return Compiled(
         registers=registers,
         stack=stack,
         shared_memory=compiled.metadata.shared,
-        warp_group_products=len(re.findall(r"\bwgmma\.mma_async", code)),
+        warp_group_products=groups,
+        serialised=groups > 0 and _is_serialised(code),
         warp_products=len(re.findall(r"\bmma\.sync", code)),
         warps=compiled.metadata.num_warps,
     )
@@ -92,12 +96,23 @@ def _source(variant: Variant) -> ASTSource:
 
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Registers and stack bytes of a thread, as the assembler noted them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
-    assert found is not None, done.stdout
+    noted = _run("cuobjdump", cubin, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", noted)
+    assert found is not None, noted
     return int(found[1]), int(found[2])
+
+
+def _is_serialised(code: str) -> bool:
+    """The assembler's warnings C7510 to C7519, which Triton does not pass on."""
+    return "(C751" in _run("ptxas", code.encode(), "-v", "--gpu-name=sm_90a", "-o", os.devnull)
+
+
+def _run(tool: str, content: bytes, *options: str) -> str:
+    """All that one of the tools in Triton's package says about a file."""
+    path = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        command = [str(path), *options, file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr

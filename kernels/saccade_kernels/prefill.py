@@ -38,6 +38,7 @@ from saccade_kernels.tiles import (
     HEAD,
     LN2,
     MASS,
+    MOVED,
     NEVER_ATTEND,
     PAGE,
     SCORE,
@@ -65,7 +66,12 @@ def two_passes(
     ``valid`` says which rows are real, ``emitted`` is their site in what is emitted.
     """
     nothing = tl.zeros([m.shape[0], 2 * WIDTH], tl.float32)
-    m, sums = mass_pass(m, nothing, first, last, rows, cache, edit, D, CAPPED, DESCRIPTORS, UPCAST)
+    m, sums = mass_pass(
+        m, nothing, first, middle, rows, cache, edit, False, D, CAPPED, DESCRIPTORS, UPCAST
+    )
+    m, sums = mass_pass(
+        m, sums, middle, last, rows, cache, edit, True, D, CAPPED, DESCRIPTORS, UPCAST
+    )
     sums = tl.sum(tl.reshape(sums, [m.shape[0], 2, WIDTH]), 1)
     total = tl.sum(sums, 1)
     divisor = tl.where(total > 0, total, 1.0)
@@ -76,7 +82,7 @@ def two_passes(
         normaliser = tl.where(total > 0, (m + tl.log2(divisor)) * LN2, float("-inf"))
         tl.store(lse + emitted, normaliser, mask=valid)
     ratio = class_ratios(mass, site, transform, gate_weight, gate_threshold, WIDTH)
-    changed = tl.max((ratio != 1).to(tl.int32), 1)
+    changed = tl.max((tl.abs(ratio - 1) > MOVED).to(tl.int32), 1)
     count = tl.sum(tl.where(valid, changed, 0), 0)
     tl.atomic_add(moved, count, mask=count > 0)
     # A faint class may grow until one key of it weighs as much as all keys together.
@@ -153,13 +159,13 @@ def prefill_kernel(
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One block of query rows of one head. Grid (blocks, GROUP * KV_HEADS).
+    """One block of query rows of one head. Grid (GROUP * KV_HEADS, blocks).
 
-    Blocks are the fast axis: the programs that run together then share one head's keys in L2, and
-    each head begins with its slowest blocks.
+    Heads are the fast axis: the slowest blocks of all heads come first, so nothing slow is left
+    for the end, and the heads of a group share their keys in L2.
     """
-    block = blocks + tl.program_id(0) * FIELDS
-    head = tl.program_id(1)
+    head = tl.program_id(0)
+    block = blocks + tl.program_id(1) * FIELDS
     kv_head = head // GROUP
     heads: tl.constexpr = GROUP * KV_HEADS
     width: tl.constexpr = KV_HEADS * D
@@ -295,7 +301,7 @@ def prefill(
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
     if config.descriptors:
         triton.set_allocator(_scratch)
-    prefill_kernel[(blocks.shape[0], heads)](
+    prefill_kernel[(heads, blocks.shape[0])](
         query,
         key_cache,
         value_cache,

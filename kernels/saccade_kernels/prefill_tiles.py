@@ -1,7 +1,9 @@
 """The passes of the Triton prefill over pages of keys; prefill.py has the kernel that runs them.
 
 A pass walks tiles [first, last) in order, one page each. It reads the next page's id while it works
-on this one, so that loads can be pipelined. Scores are in base 2.
+on this one, so that loads can be pipelined. Each loop stands under a condition that it runs at all:
+without, the assembler waits for every product of a warp group before it starts the next (the case
+of no tile would write the accumulator while one may be under way). Scores are in base 2.
 """
 
 from __future__ import annotations
@@ -138,21 +140,22 @@ def plain_pass(
     """
     m, l, acc = state
     factor = base2(rows.scale, CAPPED)
-    upcoming = tl.load(cache.pages + first, mask=first < last, other=0)
-    for tile in tl.range(first, last):
-        page = upcoming
-        upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-        scores = products(page, tile, rows, cache, D, CAPPED, DESCRIPTORS, UPCAST)
-        if MASKED:
-            scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
-        top = tl.maximum(m, tl.max(scores, 1) * factor)
-        level = finite(top)
-        p = tl.exp2(tl.fma(scores, factor, -level[:, None]))
-        rescale = tl.exp2(m - level)
-        v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, MASKED)
-        l = l * rescale + tl.sum(p, 1)
-        acc = acc * rescale[:, None] + dot(p.to(v.dtype), v, UPCAST)
-        m = top
+    if first < last:
+        upcoming = tl.load(cache.pages + first)
+        for tile in tl.range(first, last):
+            page = upcoming
+            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
+            scores = products(page, tile, rows, cache, D, CAPPED, DESCRIPTORS, UPCAST)
+            if MASKED:
+                scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
+            top = tl.maximum(m, tl.max(scores, 1) * factor)
+            level = finite(top)
+            p = tl.exp2(tl.fma(scores, factor, -level[:, None]))
+            rescale = tl.exp2(m - level)
+            v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, MASKED)
+            l = l * rescale + tl.sum(p, 1)
+            acc = acc * rescale[:, None] + dot(p.to(v.dtype), v, UPCAST)
+            m = top
     return m, l, acc
 
 
@@ -194,8 +197,10 @@ def split(x, EXACT: tl.constexpr):
     if EXACT:
         high, low = x, tl.zeros_like(x)
     else:
-        high = x.to(tl.bfloat16)
-        low = (x - high.to(tl.float32)).to(tl.bfloat16)
+        # Cutting off bits is faster than rounding, and the other half makes up for it.
+        top = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        high = top.to(tl.bfloat16)
+        low = (x - top).to(tl.bfloat16)
     return high, low
 
 
@@ -208,6 +213,7 @@ def edited_scores(
     rows,
     cache,
     edit,
+    MASKED: tl.constexpr,
     D: tl.constexpr,
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -225,7 +231,9 @@ def edited_scores(
     bias = tl.sum(tl.where((tags == edit.hidden)[:, None], float("-inf"), bias), 1)
     size = tl.fma(tl.abs(scores), absolute[None, :], bias[None, :])
     scores = tl.fma(scores, linear[None, :], size)
-    return mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
+    if MASKED:
+        scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
+    return scores
 
 
 @triton.jit
@@ -244,22 +252,23 @@ def score_pass(
 ):
     """Online softmax of edited scores; ``state`` as in ``plain_pass``."""
     m, l, acc = state
-    upcoming = tl.load(cache.pages + first, mask=first < last, other=0)
-    for tile in tl.range(first, last):
-        page = upcoming
-        upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-        tags, betas = load_tags(edit, tile, rows.limit)
-        scores = edited_scores(
-            page, tile, tags, betas, rows, cache, edit, D, CAPPED, DESCRIPTORS, UPCAST
-        )
-        top = tl.maximum(m, tl.max(scores, 1))
-        level = finite(top)
-        p = tl.exp2(scores - level[:, None])
-        rescale = tl.exp2(m - level)
-        v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
-        l = l * rescale + tl.sum(p, 1)
-        acc = acc * rescale[:, None] + dot(p.to(v.dtype), v, UPCAST)
-        m = top
+    if first < last:
+        upcoming = tl.load(cache.pages + first)
+        for tile in tl.range(first, last):
+            page = upcoming
+            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
+            tags, betas = load_tags(edit, tile, rows.limit)
+            scores = edited_scores(
+                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+            )
+            top = tl.maximum(m, tl.max(scores, 1))
+            level = finite(top)
+            p = tl.exp2(scores - level[:, None])
+            rescale = tl.exp2(m - level)
+            v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
+            l = l * rescale + tl.sum(p, 1)
+            acc = acc * rescale[:, None] + dot(p.to(v.dtype), v, UPCAST)
+            m = top
     return m, l, acc
 
 
@@ -295,27 +304,29 @@ def mass_pass(
     rows,
     cache,
     edit,
+    CUT: tl.constexpr,
     D: tl.constexpr,
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Each row's maximum, and ``class_sums`` of all tiles."""
-    upcoming = tl.load(cache.pages + first, mask=first < last, other=0)
-    for tile in tl.range(first, last):
-        page = upcoming
-        upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-        tags, betas = load_tags(edit, tile, rows.limit)
-        scores = edited_scores(
-            page, tile, tags, betas, rows, cache, edit, D, CAPPED, DESCRIPTORS, UPCAST
-        )
-        top = tl.maximum(m, tl.max(scores, 1))
-        level = finite(top)
-        p = tl.exp2(scores - level[:, None])
-        rescale = tl.exp2(m - level)
-        found = class_sums(p, tags, UPCAST, rows.q.dtype == tl.float32)
-        sums = sums * rescale[:, None] + found
-        m = top
+    if first < last:
+        upcoming = tl.load(cache.pages + first)
+        for tile in tl.range(first, last):
+            page = upcoming
+            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
+            tags, betas = load_tags(edit, tile, rows.limit)
+            scores = edited_scores(
+                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+            )
+            top = tl.maximum(m, tl.max(scores, 1))
+            level = finite(top)
+            p = tl.exp2(scores - level[:, None])
+            rescale = tl.exp2(m - level)
+            found = class_sums(p, tags, UPCAST, rows.q.dtype == tl.float32)
+            sums = sums * rescale[:, None] + found
+            m = top
     return m, sums
 
 
@@ -337,16 +348,17 @@ def value_pass(
 ):
     """Values under weights that are multiplied with their class's entry of ``ratios``."""
     level = finite(m)
-    upcoming = tl.load(cache.pages + first, mask=first < last, other=0)
-    for tile in tl.range(first, last):
-        page = upcoming
-        upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-        tags, betas = load_tags(edit, tile, rows.limit)
-        scores = edited_scores(
-            page, tile, tags, betas, rows, cache, edit, D, CAPPED, DESCRIPTORS, UPCAST
-        )
-        p = tl.exp2(scores - level[:, None])
-        ratio = spread(ratios, tags, UPCAST, rows.q.dtype == tl.float32)
-        v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
-        acc += dot((p * ratio).to(v.dtype), v, UPCAST)
+    if first < last:
+        upcoming = tl.load(cache.pages + first)
+        for tile in tl.range(first, last):
+            page = upcoming
+            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
+            tags, betas = load_tags(edit, tile, rows.limit)
+            scores = edited_scores(
+                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+            )
+            p = tl.exp2(scores - level[:, None])
+            ratio = spread(ratios, tags, UPCAST, rows.q.dtype == tl.float32)
+            v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
+            acc += dot((p * ratio).to(v.dtype), v, UPCAST)
     return acc

@@ -27,6 +27,7 @@ WIDTH = tl.constexpr(controls.CLASSES)
 GATES = tl.constexpr(controls.GATES)
 NEVER_ATTEND = tl.constexpr(controls.NEVER_ATTEND)
 LARGEST_RATIO = tl.constexpr(edits.LARGEST_RATIO)
+MOVED = tl.constexpr(edits.MOVED)
 
 SCORE = tl.constexpr(controls.Edit.SCORE.value)
 MASS = tl.constexpr(controls.Edit.MASS.value)

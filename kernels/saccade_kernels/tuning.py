@@ -39,6 +39,14 @@ class PrefillConfig:
     descriptors: bool = False  # keys and values through TMA descriptors
 
 
+SHARED = {
+    "decode": ("num_warps", "split", "max_splits", "block_keys"),
+    "prefill": ("block_m", "num_warps"),
+}
+"""Fields that all entries of one head_dim and size of element agree on: they decide the order of
+sums, and a plain sequence is to get the same bits from the plain and from the edited form."""
+
+
 def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
     """Configuration for tiles of ``rows`` virtual rows (group * classes, padded to at least 16)."""
     key = {"head_dim": _padded(head_dim), "rows": rows, "bytes": dtype.itemsize}

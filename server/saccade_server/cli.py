@@ -44,6 +44,10 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
 ]
 
+FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "max_num_seqs": 1}
+"""Limits of the commands that end with one answer: it does not repay the capture of graphs, and
+another program may use the GPU."""
+
 
 @app.command("serve")
 def serve_command(
@@ -210,7 +214,7 @@ def generate_command(
             dtype=dtype,
             max_model_len=max_model_len,
             threads=threads,
-            enforce_eager=True,  # one answer does not repay the capture of graphs
+            **FOR_ONE_ANSWER,
         )
         entries = [shorthand.parse(text) for text in intervention or ()]
         name = served_name(model, None)
@@ -233,7 +237,7 @@ def demo_command() -> None:
 
     _log("warning")
     try:
-        asyncio.run(demo(engine_config(None, enforce_eager=True), Console()))
+        asyncio.run(demo(engine_config(None, **FOR_ONE_ANSWER), Console()))
     except (ValueError, RequestRefused) as error:
         raise _fail(error) from error
 

@@ -65,6 +65,13 @@ def test_there_are_no_spills(compiled):
     assert spilled == KNOWN_SPILLS
 
 
+def test_products_of_warp_groups_overlap(compiled):
+    """A loop may be written so that each waits for the one before; only a warning says so."""
+    grouped = [f for f in compiled.values() if f["warp_group_products"]]
+    assert len(grouped) > 20
+    assert not [f["name"] for f in grouped if f["serialised"]]
+
+
 def test_shared_memory_and_registers_fit(compiled):
     for name, facts in compiled.items():
         assert facts["shared_memory"] <= SHARED_MEMORY_LIMIT, name

@@ -10,14 +10,12 @@ for it is dropped. Sequences whose draws need the tokens before them (penalties)
 from __future__ import annotations
 
 import logging
-
-import torch
+import traceback
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.limits import describe, why_refused
 from saccade_server.engine.memory import (
-    ADVICE,
     choose_cache_tokens,
     out_of_memory_explained,
 )
@@ -99,10 +97,9 @@ class EngineCore:
         """Compute one batch and return what is new; with overlap, what the one before gave."""
         chunks = self._scheduler.schedule()
         before, self._flying = self._flying, None
-        try:
-            launched = self._launch(chunks) if chunks else None
-        except Exception as error:
-            return self._land(before) + self._isolate(chunks, error)
+        launched, failure = self._launch(chunks) if chunks else (None, None)
+        if failure is not None:
+            return self._land(before) + self._isolate(chunks, failure)
         if not self._overlap:
             return self._land(launched)
         self._flying = launched
@@ -125,11 +122,15 @@ class EngineCore:
             plans=sum(1 for s in self._sequences.values() if s.plan is not None),
         )
 
-    def _launch(self, chunks: list[Chunk]) -> InFlight:
-        flight = self._runner.launch(chunks)
+    def _launch(self, chunks: list[Chunk]) -> tuple[InFlight | None, str | None]:
+        """A launched step, or how it failed: in words, for the error would keep its memory."""
+        try:
+            flight = self._runner.launch(chunks)
+        except Exception as error:
+            return None, "".join(traceback.format_exception(error))
         self._scheduler.start(chunks)
         self._steps += 1
-        return flight
+        return flight, None
 
     def _land(self, flight: InFlight | None) -> list[EngineOutput]:
         """Book what was computed, add drawn tokens, and end what is finished or unusable."""
@@ -194,32 +195,28 @@ class EngineCore:
             **news,  # type: ignore[arg-type]
         )
 
-    def _isolate(self, chunks: list[Chunk], error: Exception) -> list[EngineOutput]:
+    def _isolate(self, chunks: list[Chunk], failure: str) -> list[EngineOutput]:
         """A launch failed: run its chunks one by one and fail only those that fail alone.
 
-        Nothing is in flight, so all tokens are known.
+        Nothing is in flight, so all tokens are known. A single chunk is tried again too: memory
+        may have been short for a moment.
         """
-        if isinstance(error, torch.OutOfMemoryError):
-            logger.warning("a step ran out of GPU memory: %s", ADVICE)
-            torch.cuda.empty_cache()
+        logger.warning("a step of %d sequences failed; each is tried alone", len(chunks))
+        logger.debug("%s", failure)
         outputs: list[EngineOutput] = []
         for chunk in chunks:
-            if not self._runs(chunk.sequence):
+            if not self._runs(chunk.sequence):  # the step before was its last
                 continue
-            if len(chunks) == 1:
-                outputs.append(self._fail(chunk.sequence, error))
+            self._runner.recover()
+            launched, failure_alone = self._launch([chunk])
+            if failure_alone is None:
+                outputs += self._land(launched)
                 continue
-            try:
-                flight = self._launch([chunk])
-            except Exception as alone:
-                outputs.append(self._fail(chunk.sequence, alone))
-            else:
-                outputs += self._land(flight)
+            sequence = chunk.sequence
+            logger.error("request %s failed: %s", sequence.request.request_id, failure_alone)
+            reason = "the model failed on this request"
+            outputs.append(self._finish(sequence, FinishReason.ERROR, reason))
         return outputs
-
-    def _fail(self, sequence: Sequence, error: Exception) -> EngineOutput:
-        logger.error("request %s failed", sequence.request.request_id, exc_info=error)
-        return self._finish(sequence, FinishReason.ERROR, "the model failed on this request")
 
 
 def _failed(request_id: str, reason: str) -> EngineOutput:

@@ -21,7 +21,7 @@ ADVICE = (
 )
 
 
-class GpuMemoryError(RuntimeError):
+class GpuMemoryError(ValueError):
     """The GPU has too little memory; the message says what to change."""
 
 
@@ -65,8 +65,8 @@ def tokens_in(room: int, size: int) -> int:
     pages = room // (PAGE * size) - 1  # page 0 is padding
     if pages < 2:
         raise GpuMemoryError(
-            f"{room / 2**30:.2f} GiB are left for the key-value cache after the model and its "
-            f"largest step: raise --gpu-memory-utilization, or lower --max-num-seqs, "
+            f"{max(room, 0) / 2**30:.2f} GiB are left for the key-value cache after the model and "
+            "its largest step: raise --gpu-memory-utilization, or lower --max-num-seqs, "
             "--max-batched-tokens or --max-model-len"
         )
     return pages * PAGE
@@ -84,6 +84,7 @@ def _measure(model: ServedModel, config: EngineConfig, max_model_len: int) -> in
     # because they are needed; graphs are not.
     runner = Runner(model, config, max_model_len, pages * PAGE)
     runner.launch(chunks).wait()
+    runner.rehearse()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     peak -= 2 * model.layers * runner.num_pages * PAGE * _vector_bytes(model)
@@ -92,7 +93,7 @@ def _measure(model: ServedModel, config: EngineConfig, max_model_len: int) -> in
     del runner
     gc.collect()
     torch.cuda.empty_cache()
-    return peak + foreign
+    return peak + foreign + config.image_cache_bytes
 
 
 def _vector_bytes(model: ServedModel) -> int:

@@ -19,6 +19,8 @@ from saccade_server.engine.messages import Command, Shutdown, decode_reply, enco
 from saccade_server.engine.streams import StreamingClient
 
 STOP_TIMEOUT = 10.0
+START_TIMEOUT = 3600.0
+"""Seconds for a model to be fetched, loaded, and its kernels compiled and captured."""
 """Seconds an engine gets to end by itself."""
 
 
@@ -38,7 +40,7 @@ class RemoteEngine(StreamingClient):
         self._process: asyncio.subprocess.Process | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig, timeout: float = 900.0) -> RemoteEngine:
+    async def start(cls, config: EngineConfig, timeout: float = START_TIMEOUT) -> RemoteEngine:
         """Start a process and wait until its model is loaded.
 
         Raises:
@@ -61,6 +63,9 @@ class RemoteEngine(StreamingClient):
                 asyncio.create_task(engine._watch(engine._process)),
             ]
             await asyncio.wait_for(engine._ready, timeout)
+        except TimeoutError as error:
+            await engine.close()
+            raise TimeoutError(f"the engine did not start within {timeout:.0f} s") from error
         except BaseException:
             await engine.close()
             raise

@@ -34,6 +34,9 @@ from saccade_server.models.family import ServedModel
 SMALL_WORK = 30_000_000
 """Multiply-adds of a step that one CPU thread does sooner than several that must be woken."""
 
+MOST_DRAWN_WARM = 2
+"""Sequences that a step draws for while the engine warms up, however few it is to serve."""
+
 
 class Runner:
     """Owns everything on the device: model, cache, plan tables, image features."""
@@ -56,14 +59,15 @@ class Runner:
         )
         self.features = FeatureCache(model, config.image_cache_bytes)
         page = (self.num_pages, PAGE, model.kv_heads, model.head_dim)
-        # Zeroed once: a slot never written meets a weight of exactly 0, and 0 x NaN is NaN.
+        # Zeroed once: what runs before the first request attends to slots never written.
         self._keys = [self._zeros(page) for _ in range(model.layers)]
         self._values = [self._zeros(page) for _ in range(model.layers)]
         slots = self.num_pages * PAGE
         self._sinks = SinkFinder(model.layers, slots, self.tables.tags, model.device)
         self._upload = Uploader(model.device)
         self._positions: dict[Sequence, PromptPositions] = {}
-        self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=model.device)
+        draws = max(config.max_num_seqs, MOST_DRAWN_WARM)
+        self._drawn = torch.zeros(draws, dtype=torch.int64, device=model.device)
         self._drawn_rows: dict[Sequence, int] = {}
         self._decoder: PaddedDecoder | None = None
         if config.pads_decodes(model.device):
@@ -80,9 +84,26 @@ class Runner:
         decoder.play, summary = graphs.capture(decoder.compute, decoder.variants, recorder)
         return summary
 
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Run the largest padded decode once, on what its buffers hold: the memory it takes."""
+        if self._decoder is not None:
+            self._decoder.compute(*self._decoder.variants[0])
+
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
         self._positions.pop(sequence, None)
+        self._drawn_rows.pop(sequence, None)
+
+    def recover(self) -> None:
+        """Free what a failed launch left, which must not be referred to any more.
+
+        Raises:
+            RuntimeError: the device itself has failed; nothing can run on it any more.
+        """
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def launch(self, chunks: Batch[Chunk]) -> InFlight:

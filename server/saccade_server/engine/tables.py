@@ -68,7 +68,6 @@ class DeviceTables:
         self.tags.tags[row, :, : plan.prompt_length].copy_(base)
         self.tags.weights[row].zero_()
         self.tags.hides[row].fill_(int(plan.hides))
-        self.tags.hides[row].fill_(plan.hides)
         self.tags.moved[row].zero_()
         self._classes[row] = count_classes(plan)
 

@@ -51,7 +51,7 @@ class ImagePreprocessor:
         try:
             auto: Any = AutoImageProcessor
             processor = auto.from_pretrained(model, backend="pil", trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise UnsupportedModelError(f"{model}: no image processor: {error}") from error
         preprocessor = cls(config, processor)
         preprocessor._check()

@@ -36,7 +36,12 @@ class Qwen25VL(ServedModel):
         grids = torch.tensor([_grid(grid) for _, grid in images], device=self.device)
         pixels = torch.cat([self._pixels(values) for values, _ in images])
         output = self.model.model.get_image_features(pixels, grids, return_dict=True)
-        levels = getattr(output, "deepstack_features", None) or ()
+        # Some versions of transformers give each level's features image by image, some in one.
+        sizes = [len(features) for features in output.pooler_output]
+        levels = [
+            torch.split(level, sizes) if isinstance(level, torch.Tensor) else level
+            for level in getattr(output, "deepstack_features", None) or ()
+        ]
         return [
             ImageFeatures(features, tuple(level[i] for level in levels))
             for i, features in enumerate(output.pooler_output)

@@ -97,6 +97,16 @@ def test_graphs_eager_and_the_cpu_agree(
     assert captured.stats().cache_usage == 0
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -> None:
+    """What is left after it is for graphs, libraries and other programs."""
+    torch.cuda.empty_cache()
+    core = core_on_gpu(cache_tokens=None, gpu_memory_utilization=share, enforce_eager=True)
+    total = torch.cuda.mem_get_info()[1]
+    assert 0.8 * share * total < torch.cuda.memory_allocated() < share * total
+    assert core.info.cache_tokens > 10_000
+
+
 def test_what_was_captured(core_on_gpu: Any) -> None:
     core = core_on_gpu("llama")
     assert core.captured.variants[0] == (16, 8)
