@@ -35,7 +35,7 @@ from gpu.session import Figures, Part, Session, open_session, parser, supervise
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
 from report import folder, hardware, versions
 
-from saccade_kernels import tuning
+from saccade_kernels.gpu import tuning
 
 WORKERS = 10
 SMALL = Heads("32/8", 32, 8, 64)

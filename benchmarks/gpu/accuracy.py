@@ -34,9 +34,10 @@ from gpu.problems import (
 )
 from gpu.session import Figures, Session
 from gpu.shapes import Heads
-from saccade_kernels import gradients, reference, tiles
+from saccade_kernels import gradients, reference
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.controls import NEVER_ATTEND, Edit
+from saccade_kernels.gpu import tiles
 
 GOALS = [
     ("kernel cases that are right on the chip", "of all", ">=", 1.0),

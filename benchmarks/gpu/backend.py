@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import gradients, reference, tiles
+from saccade_kernels import gradients, reference
+from saccade_kernels.gpu import tiles
 
 
 def uses_triton(device: torch.device) -> bool:
@@ -15,27 +16,27 @@ def uses_triton(device: torch.device) -> bool:
 
 
 def decode(query: torch.Tensor, *arguments: Any, config: Any = None, **more: Any) -> torch.Tensor:
-    """``saccade_kernels.decode.decode``; the reference knows no ``config``."""
+    """``saccade_kernels.gpu.decode.decode``; the reference knows no ``config``."""
     if not uses_triton(query.device):
         return reference.decode(query, *arguments, **more)
-    from saccade_kernels.decode import decode as kernel
+    from saccade_kernels.gpu.decode import decode as kernel
 
     return kernel(query, *arguments, config=config, **more)
 
 
 def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: Any) -> torch.Tensor:
-    """``saccade_kernels.prefill.prefill``, likewise."""
+    """``saccade_kernels.gpu.prefill.prefill``, likewise."""
     if not uses_triton(query.device):
         return reference.prefill(query, *arguments, **more)
-    from saccade_kernels.prefill import prefill as kernel
+    from saccade_kernels.gpu.prefill import prefill as kernel
 
     return kernel(query, *arguments, config=config, **more)
 
 
 def saliency(query: torch.Tensor, *arguments: Any) -> Any:
-    """``saccade_kernels.saliency.saliency``."""
+    """``saccade_kernels.gpu.saliency.saliency``."""
     if not uses_triton(query.device):
         return gradients.saliency(query, *arguments)
-    from saccade_kernels.saliency import saliency as kernel
+    from saccade_kernels.gpu.saliency import saliency as kernel
 
     return kernel(query, *arguments)

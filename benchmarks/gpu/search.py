@@ -19,8 +19,9 @@ from gpu.problems import LAYER, Problem, Tables, make_problem, var_program
 from gpu.session import Figures, Session
 from gpu.shapes import Heads
 from gpu.timing import L2_BYTES, measure
-from saccade_kernels import reference, tuning
+from saccade_kernels import reference
 from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.gpu import tuning
 
 ROUNDS = 2
 GAIN = 0.99

@@ -121,7 +121,7 @@ def _backend(query: torch.Tensor) -> Any:
 @cache
 def _triton() -> Any:
     """Imported late: a machine without a GPU need not have triton."""
-    from saccade_kernels import backend
+    from saccade_kernels.gpu import backend
 
     return backend
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from saccade_kernels import decode, ops, reference
+from saccade_kernels import ops, reference
+from saccade_kernels.gpu import decode
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.tiles import HEAD, LN2, MASS, MOVED, PAGE, SCORE, WIDTH, class_ratios
+from saccade_kernels.gpu.tiles import HEAD, LN2, MASS, MOVED, PAGE, SCORE, WIDTH, class_ratios
 
 UNSPECIALISED = [
     "layer",

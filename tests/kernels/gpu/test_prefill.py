@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade_kernels import prefill as kernel
 from saccade_kernels import reference
 from saccade_kernels.batch import Emission, Prefill, Run
-from saccade_kernels.blocks import cut, layer_edits, work_list
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
-from saccade_kernels.tuning import PrefillConfig
+from saccade_kernels.gpu import prefill as kernel
+from saccade_kernels.gpu.blocks import cut, layer_edits, work_list
+from saccade_kernels.gpu.tuning import PrefillConfig
 
 CONFIG = PrefillConfig(block_m=16, num_warps=4, num_stages=2)
 DESCRIPTORS = replace(CONFIG, descriptors=True)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from saccade_kernels import columns as kernel
 from saccade_kernels import columns_reference, ops
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, Edit
+from saccade_kernels.gpu import columns as kernel
 
 QUERIES, CONTEXTS = (1, 1, 1, 70, 9), (130, 7, 0, 150, 65)  # 0: padding
 FIRST = (0, 7, 0, 90, 3)  # of the second sequence, no row counts

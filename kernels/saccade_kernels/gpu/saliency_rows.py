@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from saccade_kernels.classes import by_class, one_hot
-from saccade_kernels.saliency_classes import UNALIGNED, UNSPECIALISED, seen_pages, seen_splits
-from saccade_kernels.tiles import NEVER_ATTEND, PAGE, dot
+from saccade_kernels.gpu.classes import by_class, one_hot
+from saccade_kernels.gpu.saliency_classes import UNALIGNED, UNSPECIALISED, seen_pages, seen_splits
+from saccade_kernels.gpu.tiles import NEVER_ATTEND, PAGE, dot
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from saccade_kernels.offline import Variant
-from saccade_kernels.prefill import UNSPECIALISED, constants, prefill_kernel
-from saccade_kernels.tuning import PrefillConfig, prefill_config
+from saccade_kernels.gpu.offline import Variant
+from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, prefill_kernel
+from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUP, KV_HEADS = 4, 8

@@ -5,9 +5,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from saccade_kernels import backend, custom_ops, ops, reference
+from saccade_kernels import ops, reference
 from saccade_kernels.batch import Emission
 from saccade_kernels.controls import CLASSES
+from saccade_kernels.gpu import backend, custom_ops
 
 CHECKS = ("test_schema", "test_faketensor")
 SIZES = dict(queries=(1, 1, 5, 3), contexts=(70, 7, 64, 9))

@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.decode_tiles import attend
-from saccade_kernels.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
-from saccade_kernels.tiles import needs_upcast
-from saccade_kernels.tuning import DecodeConfig, decode_config
+from saccade_kernels.gpu.decode_tiles import attend
+from saccade_kernels.gpu.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
+from saccade_kernels.gpu.tiles import needs_upcast
+from saccade_kernels.gpu.tuning import DecodeConfig, decode_config
 
 ENOUGH_PROGRAMS = 8 * 132
 """Programs that keep an H200 busy. A captured step has room for the longest sequence: one program

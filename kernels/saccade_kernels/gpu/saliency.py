@@ -22,12 +22,12 @@ from typing import Any
 import torch
 import triton
 
-from saccade_kernels.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
 from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.gpu.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
+from saccade_kernels.gpu.saliency_classes import UNSPECIALISED, class_kernel, offset_kernel
+from saccade_kernels.gpu.saliency_rows import gradient_kernel, saliency_kernel
+from saccade_kernels.gpu.tiles import needs_upcast
 from saccade_kernels.gradients import MOST_LOSSES, RowGradients, empty_gradients
-from saccade_kernels.saliency_classes import UNSPECIALISED, class_kernel, offset_kernel
-from saccade_kernels.saliency_rows import gradient_kernel, saliency_kernel
-from saccade_kernels.tiles import needs_upcast
 
 SPLIT = 256
 """Keys of a split: enough blocks for one sequence, and partial results are a few percent of it."""

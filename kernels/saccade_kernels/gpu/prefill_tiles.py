@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from saccade_kernels.tiles import LOG2E, LOWEST, PAGE, WIDTH, dot, soft_cap
+from saccade_kernels.gpu.tiles import LOG2E, LOWEST, PAGE, WIDTH, dot, soft_cap
 
 
 class Rows(NamedTuple):

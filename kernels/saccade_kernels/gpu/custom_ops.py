@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from saccade_kernels import columns, decode, prefill, saliency, store
 from saccade_kernels.batch import AttentionBatch, Emission, Prefill, Run
 from saccade_kernels.columns_reference import longest_context
 from saccade_kernels.controls import ControlTables, Edit, TagTable
+from saccade_kernels.gpu import columns, decode, prefill, saliency, store
 from saccade_kernels.gradients import RowGradients, empty_gradients
 
 CONTROLS = tuple(field.name for field in fields(ControlTables))

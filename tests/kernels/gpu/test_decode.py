@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_kernels import decode as kernel
 from saccade_kernels import reference
 from saccade_kernels.batch import Emission
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
-from saccade_kernels.tuning import DecodeConfig
+from saccade_kernels.gpu import decode as kernel
+from saccade_kernels.gpu.tuning import DecodeConfig
 
 CONFIG = DecodeConfig(num_warps=4, num_stages=3, split=64, max_splits=4)
 CONTEXTS = (130, 7, 64, 1, 65)

@@ -8,8 +8,8 @@ atomics, and results repeat bit for bit. Attention rows walk over pages with one
 import triton
 import triton.language as tl
 
-from saccade_kernels.classes import by_class, one_hot
-from saccade_kernels.tiles import (
+from saccade_kernels.gpu.classes import by_class, one_hot
+from saccade_kernels.gpu.tiles import (
     LOG2E,
     NEVER_ATTEND,
     PAGE,

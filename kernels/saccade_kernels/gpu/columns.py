@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import triton
 
-from saccade_kernels.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
 from saccade_kernels.batch import PAGE, AttentionBatch
-from saccade_kernels.column_kernels import UNALIGNED, UNSPECIALISED, column_kernel, row_kernel
 from saccade_kernels.columns_reference import longest_context, score_edits, sequence_of
-from saccade_kernels.tiles import needs_upcast
+from saccade_kernels.gpu.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
+from saccade_kernels.gpu.column_kernels import UNALIGNED, UNSPECIALISED, column_kernel, row_kernel
+from saccade_kernels.gpu.tiles import needs_upcast
 
 CHUNK = 4 * PAGE
 """Keys that one program of attention_rows reads."""

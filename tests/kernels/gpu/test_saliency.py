@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from saccade_kernels import gradients, reference
-from saccade_kernels import saliency as kernel
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
+from saccade_kernels.gpu import saliency as kernel
 from saccade_kernels.gradients import RowGradients
 
 CONTEXTS = (130, 7, 0, 64, 1)  # 0: padding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from saccade_kernels.tiles import (
+from saccade_kernels.gpu.tiles import (
     LOG2E,
     MASS,
     NEVER_ATTEND,

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
-from saccade_kernels import columns, saliency
-from saccade_kernels.decode import shape_of, split_kernel
-from saccade_kernels.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
-from saccade_kernels.offline import Variant
-from saccade_kernels.prefill_variants import prefills
-from saccade_kernels.store import store_kernel
-from saccade_kernels.tuning import decode_config
+from saccade_kernels.gpu import columns, saliency
+from saccade_kernels.gpu.decode import shape_of, split_kernel
+from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
+from saccade_kernels.gpu.offline import Variant
+from saccade_kernels.gpu.prefill_variants import prefills
+from saccade_kernels.gpu.store import store_kernel
+from saccade_kernels.gpu.tuning import decode_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUPS = (1, 2, 4, 7, 8)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from saccade_kernels.batch import AttentionBatch
-from saccade_kernels.tiles import CONTROL_ARGUMENTS, control_arguments
+from saccade_kernels.gpu.tiles import CONTROL_ARGUMENTS, control_arguments
 
 TABLES = tuple(
     name if name in ("tags", "key_weights", "moved") else f"{name}_table"
@@ -16,7 +16,7 @@ TABLES = tuple(
 """What the kernels call the control arguments."""
 
 Variant = tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]
-"""The fields of :class:`saccade_kernels.offline.Variant`, in order."""
+"""The fields of :class:`saccade_kernels.gpu.offline.Variant`, in order."""
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 """What triton calls a tensor of a cache's dtype."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saccade_kernels.batch import PAGE
-from saccade_kernels.tuning import SHARED, decode_config, prefill_config, table
+from saccade_kernels.gpu.tuning import SHARED, decode_config, prefill_config, table
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

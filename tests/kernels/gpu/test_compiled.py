@@ -24,8 +24,8 @@ SCRIPT = """
 import json, sys, warnings
 from dataclasses import asdict
 warnings.simplefilter("error")
-from saccade_kernels.offline import compile_variant
-from saccade_kernels.variants import shipped
+from saccade_kernels.gpu.offline import compile_variant
+from saccade_kernels.gpu.variants import shipped
 share, workers = map(int, sys.argv[1:])
 for index, variant in enumerate(shipped()):
     if index % workers == share:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns, custom_ops, gradients
-from saccade_kernels import decode as decode_kernels
-from saccade_kernels import prefill as prefill_kernels
-from saccade_kernels import saliency as saliency_kernels
-from saccade_kernels import store as store_kernels
+from saccade_kernels import gradients
 from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.gpu import columns, custom_ops
+from saccade_kernels.gpu import decode as decode_kernels
+from saccade_kernels.gpu import prefill as prefill_kernels
+from saccade_kernels.gpu import saliency as saliency_kernels
+from saccade_kernels.gpu import store as store_kernels
 
 Function = Callable[..., Any]
 

@@ -19,12 +19,12 @@ import torch
 import triton
 import triton.language as tl
 
-from saccade_kernels import tuning
 from saccade_kernels.batch import PAGE as PAGE_SLOTS
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.blocks import FIELDS as BLOCK_FIELDS
-from saccade_kernels.blocks import layer_edits, work_list
-from saccade_kernels.prefill_tiles import (
+from saccade_kernels.gpu import tuning
+from saccade_kernels.gpu.blocks import FIELDS as BLOCK_FIELDS
+from saccade_kernels.gpu.blocks import layer_edits, work_list
+from saccade_kernels.gpu.prefill_tiles import (
     Cache,
     Rows,
     base2,
@@ -34,7 +34,7 @@ from saccade_kernels.prefill_tiles import (
     score_pass,
     value_pass,
 )
-from saccade_kernels.tiles import (
+from saccade_kernels.gpu.tiles import (
     HEAD,
     LN2,
     MASS,
@@ -47,7 +47,7 @@ from saccade_kernels.tiles import (
     control_arguments,
     interpreted,
 )
-from saccade_kernels.tuning import PrefillConfig
+from saccade_kernels.gpu.tuning import PrefillConfig
 
 FIELDS = tl.constexpr(BLOCK_FIELDS)
 LARGEST_WEIGHT = tl.constexpr(32768.0)

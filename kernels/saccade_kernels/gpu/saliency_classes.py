@@ -8,7 +8,7 @@ have virtual rows (query head of the group, key class), and a row sees the keys 
 import triton
 import triton.language as tl
 
-from saccade_kernels.tiles import (
+from saccade_kernels.gpu.tiles import (
     GATES,
     LARGEST_RATIO,
     LOG2E,
