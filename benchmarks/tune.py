@@ -143,8 +143,9 @@ def _shared(
     return {}
 
 
-def _size(key: dict[str, Any]) -> tuple[int, int]:
-    return key["head_dim"], key["bytes"]
+def _size(key: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Nothing where the reference stands in for kernels and asks for no key."""
+    return (key["head_dim"], key["bytes"]) if key else None
 
 
 def _without(groups: Sequence[Sequence[Move]], names: Sequence[str]) -> list[list[Move]]:
@@ -186,7 +187,7 @@ def _write(session: Session) -> None:
         kept = [old for old in current[kernel] if old["key"] != entry["key"]]
         kept.append({**new, "measured": not session.dry})
         for old in kept:  # plain or edited, they agree on what decides the order of sums
-            if _size(old["key"]) == _size(new["key"]):
+            if new["key"] and _size(old["key"]) == _size(new["key"]):
                 shared = {name: new["config"][name] for name in tuning.SHARED[kernel]}
                 old["config"] = {**old["config"], **shared}
         current[kernel] = sorted(kept, key=lambda old: json.dumps(old["key"], sort_keys=True))

@@ -49,26 +49,27 @@ sums, and a plain sequence is to get the same bits from the plain and from the e
 
 def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
     """Configuration for tiles of ``rows`` virtual rows (group * classes, padded to at least 16)."""
-    key = {"head_dim": _padded(head_dim), "rows": rows, "bytes": dtype.itemsize}
+    key = {"head_dim": head_dim, "rows": rows, "bytes": dtype.itemsize}
     return DecodeConfig(**_find("decode", key))
 
 
 def prefill_config(head_dim: int, edited: bool, dtype: torch.dtype) -> PrefillConfig:
     """Configuration of the plain or the edited prefill."""
-    key = {"head_dim": _padded(head_dim), "edited": edited, "bytes": dtype.itemsize}
+    key = {"head_dim": head_dim, "edited": edited, "bytes": dtype.itemsize}
     return PrefillConfig(**_find("prefill", key))
 
 
 def _padded(head_dim: int) -> int:
-    """Kernels work on powers of two; the small ones of demo and tests share an entry."""
+    """Kernels work on powers of two, and few other sizes need an entry of their own."""
     return max(64, 1 << (head_dim - 1).bit_length())
 
 
 def _find(kernel: str, key: dict[str, int]) -> dict[str, Any]:
-    for entry in table()[kernel]:
-        if entry["key"] == key:
-            found: dict[str, Any] = entry["config"]
-            return found
+    for head_dim in (key["head_dim"], _padded(key["head_dim"])):
+        for entry in table()[kernel]:
+            if entry["key"] == key | {"head_dim": head_dim}:
+                found: dict[str, Any] = entry["config"]
+                return found
     raise ValueError(f"tuning.json has no {kernel} configuration for {key}")
 
 

@@ -1,5 +1,6 @@
 """Nothing a request gets depends on its neighbours, on what was cached, or on who failed."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -207,3 +208,43 @@ def test_more_programs_than_rows_wait_and_never_run_unedited(
     results = run(core, requests)
     assert {name: result.tokens for name, result in results.items()} == wanted
     assert torch.equal(core._runner.tables.controls.bias[0], torch.zeros(4, 4, 8))
+
+
+def test_a_failed_step_keeps_no_memory(
+    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had computed is gone before its sequences are tried again: memory may be short."""
+    core = make_core("llama")
+    forward, left, alive = core._runner.model.forward, [], []
+
+    def short_once(embeddings: torch.Tensor, *rest: Any) -> torch.Tensor:
+        activations = embeddings.clone()
+        if not left:
+            left.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("for a moment")
+        alive.append(left[0]() is not None)
+        return forward(activations, *rest)
+
+    monkeypatch.setattr(core._runner.model, "forward", short_once)
+    prompts = [tiny.prompt("llama", seed=seed) for seed in range(2)]
+    results = run(core, [make_request(p, str(i), None, 3) for i, p in enumerate(prompts)])
+    assert {r.last.finish_reason for r in results.values()} == {FinishReason.LENGTH}
+    assert not any(alive)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_dead_device_ends_the_engine(
+    others: int, tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can run on it any more: better no answer than one refusal after the other."""
+    core = make_core("llama")
+
+    def dead(*_: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(core._runner.model, "forward", dead)
+    monkeypatch.setattr(core._runner, "recover", lambda: dead())
+    for index in range(1 + others):
+        core.submit(make_request(tiny.prompt("llama", seed=index), str(index)))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        core.step()

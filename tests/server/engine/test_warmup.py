@@ -65,3 +65,10 @@ def test_an_engine_that_was_warmed_answers_as_one_that_was_not(
     assert {n: r.tokens for n, r in found.items()} == {n: r.tokens for n, r in wanted.items()}
     assert found["edited"].last.receipt == wanted["edited"].last.receipt
     assert core.stats().cache_usage == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_engine_for_one_sequence_warms_up_too(overlap: bool, core_with: Any) -> None:
+    core = core_with("llama", max_num_seqs=1, padded_decode=True, overlap=overlap)
+    warm_up(core._runner, 512)
+    core._runner.rehearse()
