@@ -22,9 +22,9 @@ CHOSEN: Final[dict[str, tuple[Split, int]]] = {
     "clear-2": (Split.CLEAR, 21),
     "clear-3": (Split.CLEAR, 37),
     "weak-1": (Split.ORDINARY, 7),
-    "absent-1": (Split.COUNTERFACTUAL, 77),
+    "absent-1": (Split.COUNTERFACTUAL, 138),
     "absent-2": (Split.COUNTERFACTUAL, 46),
-    "absent-3": (Split.COUNTERFACTUAL, 11),
+    "absent-3": (Split.COUNTERFACTUAL, 2),
     "absent-4": (Split.COUNTERFACTUAL, 3),
 }
 
