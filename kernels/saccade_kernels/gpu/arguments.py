@@ -15,6 +15,14 @@ TABLES = tuple(
 )
 """What the kernels call the control arguments."""
 
+TABLE_TYPES = dict.fromkeys(TABLES, "*fp32") | {
+    "edits_table": "*u8",
+    "tags": "*u8",
+    "hides": "*u8",
+    "moved": "*i32",
+}
+"""What triton calls them, and the table that only decodes read."""
+
 Variant = tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]
 """The fields of :class:`saccade_kernels.gpu.offline.Variant`, in order."""
 

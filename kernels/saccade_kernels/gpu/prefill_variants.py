@@ -7,31 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
+from saccade_kernels.gpu.arguments import POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, prefill_kernel
 from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUP, KV_HEADS = 4, 8
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
-FLOAT_TABLES = (
-    "scale_table",
-    "absolute_table",
-    "bias_table",
-    "weight_table",
-    "transform_table",
-    "gate_weight_table",
-    "gate_threshold_table",
-    "gain_table",
-    "shift_table",
-    "key_weights",
-)
-TABLES = dict.fromkeys(FLOAT_TABLES, "*fp32") | {
-    "edits_table": "*u8",
-    "tags": "*u8",
-    "moved": "*i32",
-}
 
 
 def prefills() -> Iterator[Variant]:
@@ -60,7 +42,7 @@ def variant(
     types |= {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
-    types |= TABLES if edited else dict.fromkeys(TABLES)
+    types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
     fixed = constants(dim, GROUP, KV_HEADS, config)
     fixed |= {"EDITED": edited, "EMIT": emit, "CAPPED": capped, "UPCAST": False}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from saccade_kernels.gpu import columns, saliency
+from saccade_kernels.gpu.arguments import POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import shape_of, split_kernel
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
@@ -18,23 +19,6 @@ from saccade_kernels.gpu.tuning import decode_config
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUPS = (1, 2, 4, 7, 8)
 KV_HEADS = 4
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
-TABLES = dict.fromkeys(
-    (
-        "scale_table",
-        "absolute_table",
-        "bias_table",
-        "weight_table",
-        "transform_table",
-        "gate_weight_table",
-        "gate_threshold_table",
-        "gain_table",
-        "shift_table",
-        "key_weights",
-    ),
-    "*fp32",
-) | {"edits_table": "*u8", "tags": "*u8", "hides": "*u8", "moved": "*i32"}
 
 
 def shipped() -> Iterator[Variant]:
@@ -90,7 +74,7 @@ def _decode(
     types |= dict.fromkeys(UNALIGNED, "*i32") | {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
     types |= dict.fromkeys(("part_max", "part_sum", "part_out"), "*fp32")
-    types |= TABLES if edited else dict.fromkeys(TABLES)
+    types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
     name = f"d{dim}-g{group}-c{classes}-{POINTERS[dtype][1:]}" + "-capped" * capped + "-emit" * emit
     warps, stages = config.num_warps, config.num_stages
