@@ -109,8 +109,8 @@ def serve_command(
         bool,
         typer.Option(
             "--compile",
-            help="Fuse the small operations of decoder layers with torch.compile: starts a minute "
-            "later; needs a C++ compiler on a CPU.",
+            help="Fuse the small operations of decoder layers with torch.compile: starts later; "
+            "needs a C++ compiler on a CPU.",
             envvar="SACCADE_COMPILE",
         ),
     ] = False,

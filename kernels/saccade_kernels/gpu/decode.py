@@ -19,14 +19,14 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.gpu.decode_tiles import attend
+from saccade_kernels.gpu.decode_tiles import attend, attend_plain
 from saccade_kernels.gpu.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
 from saccade_kernels.gpu.tiles import needs_upcast
 from saccade_kernels.gpu.tuning import DecodeConfig, decode_config
 
 ENOUGH_PROGRAMS = 8 * 132
-"""Programs that keep an H200 busy. A captured step has room for the longest sequence: one program
-a split would start thousands that find nothing to do."""
+"""Eight for each multiprocessor of an H200, which should keep it busy. A captured step has room for
+the longest sequence: one program a split would start thousands that find nothing to do."""
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
@@ -147,87 +147,21 @@ def split_kernel(
                 UPCAST,
             )
         elif block == 0:
-            row = tl.arange(0, PLAIN_ROWS)
-            head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
-            attend(
-                own_query,
-                key_cache,
-                value_cache,
-                own_pages,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                part_max,
-                part_sum,
-                part_out,
-                ((part + head) * splits + split) * C,
-                scale,
-                cap,
-                head,
-                None,
-                row < GROUP,
-                start,
-                end,
-                low,
-                stride_head,
-                KV_HEADS,
-                D,
-                DP,
-                PLAIN_ROWS,
-                KEYS,
-                False,
-                False,
-                CAPPED,
-                UPCAST,
-            )
+            attend_plain(
+                own_query, key_cache, value_cache, own_pages, part_max, part_sum, part_out,
+                part, splits, split, scale, cap, start, end, low, stride_head,
+                GROUP, PLAIN_ROWS, KV_HEADS, D, DP, C, KEYS, CAPPED, UPCAST,
+            )  # fmt: skip
     else:
         # What a split needs is loaded anew in each: kept, it would cost registers.
         for split in tl.range(tl.program_id(1), count, tl.num_programs(1), disable_licm=True):
             start = first + split * length
             end = tl.minimum(start + length, context)
-            row = tl.arange(0, PLAIN_ROWS)
-            head = kv_head * GROUP + tl.minimum(row, GROUP - 1)
-            attend(
-                own_query,
-                key_cache,
-                value_cache,
-                own_pages,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                part_max,
-                part_sum,
-                part_out,
-                ((part + head) * splits + split) * C,
-                scale,
-                cap,
-                head,
-                None,
-                row < GROUP,
-                start,
-                end,
-                low,
-                stride_head,
-                KV_HEADS,
-                D,
-                DP,
-                PLAIN_ROWS,
-                KEYS,
-                False,
-                False,
-                CAPPED,
-                UPCAST,
-            )
+            attend_plain(
+                own_query, key_cache, value_cache, own_pages, part_max, part_sum, part_out,
+                part, splits, split, scale, cap, start, end, low, stride_head,
+                GROUP, PLAIN_ROWS, KV_HEADS, D, DP, C, KEYS, CAPPED, UPCAST,
+            )  # fmt: skip
 
 
 def decode(

@@ -133,3 +133,26 @@ def attend(
     tl.store(part_sum + part, total, mask=is_row)
     out_at = part_out + part.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(out_at, out, mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def attend_plain(
+    query, key_cache, value_cache, pages_at, part_max, part_sum, part_out,
+    part, splits, split, scale, cap, start, end, low, stride_head,
+    GROUP: tl.constexpr, PLAIN_ROWS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, C: tl.constexpr, KEYS: tl.constexpr, CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A split for the query heads of one key head, all keys in class 0: the plain path.
+
+    Both forms of the kernel come here, and so get the same bits. ``part`` is the site of the
+    sequence's first head.
+    """
+    row = tl.arange(0, PLAIN_ROWS)
+    head = tl.program_id(0) % KV_HEADS * GROUP + tl.minimum(row, GROUP - 1)
+    attend(
+        query, key_cache, value_cache, pages_at, None, None, None, None, None, None, None, None,
+        part_max, part_sum, part_out, ((part + head) * splits + split) * C, scale, cap, head, None,
+        row < GROUP, start, end, low, stride_head,
+        KV_HEADS, D, DP, PLAIN_ROWS, KEYS, False, False, CAPPED, UPCAST,
+    )  # fmt: skip

@@ -21,8 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 HOPPER = 90
-SHARED_MEMORY_LIMIT = 227 * 1024
-"""Bytes of shared memory one block may have on an H100 or H200."""
 
 
 @dataclass(frozen=True)

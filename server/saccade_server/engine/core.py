@@ -12,10 +12,13 @@ from __future__ import annotations
 import logging
 import traceback
 
+import torch
+
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.limits import describe, why_refused
 from saccade_server.engine.memory import (
+    ADVICE,
     choose_cache_tokens,
     out_of_memory_explained,
 )
@@ -127,6 +130,8 @@ class EngineCore:
         try:
             flight = self._runner.launch(chunks)
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                logger.warning("a step ran out of GPU memory: %s", ADVICE)
             return None, "".join(traceback.format_exception(error))
         self._scheduler.start(chunks)
         self._steps += 1
@@ -201,8 +206,9 @@ class EngineCore:
         Nothing is in flight, so all tokens are known. A single chunk is tried again too: memory
         may have been short for a moment.
         """
-        logger.warning("a step of %d sequences failed; each is tried alone", len(chunks))
-        logger.debug("%s", failure)
+        logger.warning(
+            "a step of %d sequences failed; each is tried alone: %s", len(chunks), failure
+        )
         outputs: list[EngineOutput] = []
         for chunk in chunks:
             if not self._runs(chunk.sequence):  # the step before was its last

@@ -47,7 +47,7 @@ def load_core(config: EngineConfig) -> EngineCore:
         logger.info(
             "compiled %d graphs in %.1f s", compilations(model), time.perf_counter() - began
         )
-    logger.info("preparing to serve; the first start on a GPU takes minutes")
+    logger.info("preparing to serve; on a GPU kernels are compiled and steps captured first")
     core = EngineCore(model, config, dims)
     logger.info(
         "key-value cache of %d tokens, sequences of up to %d; %s",

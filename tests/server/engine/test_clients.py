@@ -203,6 +203,15 @@ def test_engine_process_serves_dies_and_is_missed() -> None:
     asyncio.run(main())
 
 
+def test_an_engine_that_is_too_slow_says_so() -> None:
+    async def main() -> None:
+        config = EngineConfig(model=str(model_path()), threads=1)
+        with pytest.raises(TimeoutError, match=r"did not start within 0 s"):
+            await RemoteEngine.start(config, timeout=0.01)
+
+    asyncio.run(main())
+
+
 def test_an_engine_that_cannot_start_says_why() -> None:
     async def main() -> None:
         with pytest.raises(EngineDeadError, match="no such folder"):

@@ -211,7 +211,12 @@ def test_more_programs_than_rows_wait_and_never_run_unedited(
 
 
 def test_a_failed_step_keeps_no_memory(
-    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Any,
+    make_core: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What it had computed is gone before its sequences are tried again: memory may be short."""
     core = make_core("llama")
@@ -230,6 +235,8 @@ def test_a_failed_step_keeps_no_memory(
     results = run(core, [make_request(p, str(i), None, 3) for i, p in enumerate(prompts)])
     assert {r.last.finish_reason for r in results.values()} == {FinishReason.LENGTH}
     assert not any(alive)
+    assert "for a moment" in caplog.text
+    assert "--max-batched-tokens" in caplog.text  # what the operator can change
 
 
 @pytest.mark.parametrize("others", [0, 1])
