@@ -15,7 +15,9 @@ from gpu.problems import IMAGE_START
 from gpu.session import Session
 from gpu.shapes import ModelShape
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Phase, Plan, SinkRule
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore

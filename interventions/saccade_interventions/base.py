@@ -19,8 +19,10 @@ from pydantic_core import PydanticCustomError
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.plan import Plan
 
-Level = Literal["attention_score", "attention_mass", "head_output"]
-"""Which part of attention a method edits."""
+Level = Literal[
+    "attention_score", "attention_mass", "head_output", "residual", "logits", "sampling"
+]
+"""Which part of the computation a method edits."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saccade_interventions.plan import (
-    Edits,
+from saccade_interventions.edits import (
+    NO_LIMIT,
     Gate,
     HeadEdit,
     MassEdit,
-    Phase,
-    Plan,
     ScoreEdit,
-    SinkRule,
     Sites,
+    StreamEdit,
     TagRun,
-    find_gated_chain,
+    Vectors,
 )
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import RULE_FIELDS, Plan, find_gated_chain
+from saccade_interventions.rules import Rules, SinkRule
 from saccade_kernels.controls import CLASSES, GATES, ControlShape
 
 
@@ -41,6 +43,9 @@ class PlanBuilder:
         self._scores: list[ScoreEdit] = []
         self._masses: list[MassEdit] = []
         self._gains: list[HeadEdit] = []
+        self._streams: list[StreamEdit] = []
+        self._vectors: dict[str, Vectors] = {}
+        self._rules: dict[str, Rules] = {}
         self._sinks: SinkRule | None = None
 
     def new_class(self) -> int:
@@ -112,10 +117,46 @@ class PlanBuilder:
         self._check_classes(weights)
         return Gate(tuple(weights.get(c, 0.0) for c in range(self._classes)), at_least)
 
-    def gain(self, sites: Sites, phases: tuple[Phase, ...], gain: float) -> None:
-        """o' = gain o for the given heads."""
-        if sites and phases and gain != 1.0:
-            self._gains.append(HeadEdit(sites, phases, gain))
+    def vectors(self, values: NDArray[np.float32]) -> str:
+        """Bring vectors [rows, size] for edits to name. Returns their digest."""
+        packed = Vectors.pack(values)
+        self._vectors[packed.digest] = packed
+        return packed.digest
+
+    def head(
+        self,
+        sites: Sites,
+        phases: tuple[Phase, ...],
+        gain: float = 1.0,
+        shift: NDArray[np.float32] | None = None,
+    ) -> None:
+        """o' = gain o + shift for the given heads; ``shift`` is [heads of all sites, head_dim]."""
+        count = sum(len(heads) for _, heads in sites)
+        if shift is not None and shift.shape != (count, self._shape.head_dim):
+            raise ValueError(f"shift of {count} heads must be [{count}, {self._shape.head_dim}]")
+        if shift is not None and not shift.any():
+            shift = None
+        if sites and phases and (gain != 1.0 or shift is not None):
+            digest = None if shift is None else self.vectors(shift)
+            self._gains.append(HeadEdit(sites, phases, gain, digest))
+
+    def stream(self, edit: StreamEdit) -> None:
+        """Change the residual along a direction, which :meth:`vectors` brought."""
+        if not 0 <= edit.layer <= self._shape.layers:
+            raise ValueError(f"there is no residual {edit.layer}")
+        known = self._vectors.get(edit.direction)
+        if known is None or not 0 <= edit.row < known.rows:
+            raise ValueError("a stream edit names a direction that nobody brought")
+        unlimited = edit.low == -NO_LIMIT and edit.high == NO_LIMIT
+        if edit.phases and not (edit.scale == 1.0 and edit.shift == 0.0 and unlimited):
+            self._streams.append(edit)
+
+    def rule(self, rule: Rules) -> None:
+        """Let the engine follow a rule; a plan has at most one of each kind."""
+        name = RULE_FIELDS[type(rule)]
+        if name in self._rules:
+            raise ValueError(f"a plan has one rule of the kind {name}")
+        self._rules[name] = rule
 
     def build(self) -> Plan:
         """Freeze. A plan without edits keeps no tags: there is nothing for them to act on.
@@ -127,24 +168,28 @@ class PlanBuilder:
         self._check_edits()
         if find_gated_chain(self._masses):
             raise ValueError("a gated mass edit cannot be chained with another one")
-        edited = self._scores or self._masses or self._gains
+        acts = bool(self._scores or self._masses or self._gains or self._streams or self._rules)
         return Plan(
             layers=self._shape.layers,
             heads=self._shape.heads,
             head_dim=self._shape.head_dim,
             prompt_length=self._prompt_length,
             question_start=self._question_start,
-            classes=self._classes if edited else 1,
-            tags=tuple(self._tags) if edited else (),
-            generated_tag=self._generated_tag if edited else 0,
+            classes=self._classes if acts else 1,
+            tags=tuple(self._tags) if acts else (),
+            generated_tag=self._generated_tag if acts else 0,
             scores=tuple(self._scores),
             masses=tuple(_pad(edit, self._classes) for edit in self._masses),
             gains=tuple(self._gains),
-            sinks=self._sinks if edited else None,
+            streams=tuple(self._streams),
+            vectors=tuple(self._vectors.values()) if acts else (),
+            sinks=self._sinks if acts else None,
+            **self._rules,  # type: ignore[arg-type]
         )
 
     def _check_edits(self) -> None:
-        edits: tuple[Edits, ...] = (*self._scores, *self._masses, *self._gains)
+        edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
+        edits = (*self._scores, *self._masses, *self._gains)
         for edit in edits:
             for layer, heads in edit.sites:
                 if not 0 <= layer < self._shape.layers:

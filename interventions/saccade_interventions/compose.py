@@ -22,12 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import Context
+from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.partition import Partition, receiving
-from saccade_interventions.plan import MassEdit, Plan, ScoreEdit, SinkRule, find_gated_chain
+from saccade_interventions.plan import RULE_FIELDS, Plan, find_gated_chain
+from saccade_interventions.rules import SinkRule
+
+RULE_LIMITS = {
+    "recent": "only one of them can have keys that depend on the distance",
+    "head_sinks": "only one of them can find sinks of single heads",
+    "measured": "only one of them can choose heads by measuring",
+    "contrast": "only one of them can contrast the next token's distribution",
+    "saliency": "only one of them can reject candidates",
+    "confidence": "only one of them can depend on the first token's confidence",
+}
+"""Field of a plan -> why a request has one rule of that kind."""
 
 
 def compile_plan(interventions: Sequence[Intervention], context: Context) -> Plan | None:
@@ -44,7 +57,7 @@ def compile_plan(interventions: Sequence[Intervention], context: Context) -> Pla
             plan = intervention.compile(context)
         except InterventionError as error:
             raise error.within(f"interventions[{index}]") from None
-        if plan.edits:
+        if plan.acts:
             plans[index] = _sourced(plan, index)
     if not plans:
         return None
@@ -55,12 +68,14 @@ def compile_plan(interventions: Sequence[Intervention], context: Context) -> Pla
 
 
 def _sourced(plan: Plan, index: int) -> Plan:
-    return replace(
-        plan,
-        scores=tuple(replace(edit, source=index) for edit in plan.scores),
-        masses=tuple(replace(edit, source=index) for edit in plan.masses),
-        gains=tuple(replace(edit, source=index) for edit in plan.gains),
-    )
+    """The plan with every edit and rule knowing which intervention it is of."""
+    changed: dict[str, Any] = {
+        name: tuple(replace(edit, source=index) for edit in getattr(plan, name))
+        for name in ("scores", "masses", "gains", "streams")
+    }
+    for rule in plan.rules:
+        changed[RULE_FIELDS[type(rule)]] = replace(rule, source=index)
+    return replace(plan, **changed)
 
 
 class _Composition:
@@ -83,7 +98,10 @@ class _Composition:
             scores=tuple(self._score(i, e) for i, p in enumerate(self._plans) for e in p.scores),
             masses=tuple(self._mass(i, e) for i, p in enumerate(self._plans) for e in p.masses),
             gains=tuple(edit for plan in self._plans for edit in plan.gains),
+            streams=tuple(edit for plan in self._plans for edit in plan.streams),
+            vectors=tuple({v.digest: v for plan in self._plans for v in plan.vectors}.values()),
             sinks=sinks,
+            **self._rules(),
         )
 
     def _score(self, plan: int, edit: ScoreEdit) -> ScoreEdit:
@@ -110,6 +128,18 @@ class _Composition:
             what = f"{{0}} and {{1}} both move attention in {where}, one of them under a condition"
             raise self._conflict(first, second, what)
 
+    def _rules(self) -> dict[str, Any]:
+        """Every rule of any plan; two of one kind exclude each other."""
+        found: dict[str, Any] = {}
+        owners: dict[str, int] = {}
+        for i, plan in enumerate(self._plans):
+            for rule in plan.rules:
+                name = RULE_FIELDS[type(rule)]
+                if name in owners:
+                    raise self._conflict(owners[name], i, f"{{0}} and {{1}}: {RULE_LIMITS[name]}")
+                found[name], owners[name] = rule, i
+        return found
+
     def _sinks(self) -> SinkRule | None:
         """One rule that does for every plan what its own rule did."""
         rules = {i: plan.sinks for i, plan in enumerate(self._plans) if plan.sinks}
@@ -122,7 +152,13 @@ class _Composition:
                 raise self._conflict(first, i, "{0} and {1} look for sinks by different rules")
             if self._required(i, other) != self._required(first, rule):
                 raise self._conflict(first, i, "{0} and {1} require different sinks to be found")
-            edited = {layer for edit in self._plans[i].edits for layer, _ in edit.sites}
+            plan = self._plans[i]
+            edits: list[ScoreEdit | MassEdit | HeadEdit] = [
+                *plan.scores,
+                *plan.masses,
+                *plan.gains,
+            ]
+            edited = {layer for edit in edits for layer, _ in edit.sites}
             if edited - set(other.layers) & layers:
                 raise self._conflict(first, i, "{0} and {1} look for sinks in different layers")
         return replace(

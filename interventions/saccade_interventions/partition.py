@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from saccade_interventions.context import runs
+from saccade_interventions.edits import Gate, MassEdit, TagRun
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.plan import Gate, MassEdit, Plan, TagRun
+from saccade_interventions.plan import Plan
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 
 Combination = tuple[int, ...]

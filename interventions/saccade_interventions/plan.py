@@ -1,9 +1,10 @@
 """A plan: what interventions do to one request, as data the engine can schedule.
 
-A plan says which class every key position has (tags), and which edits which query rows get
-(score, mass, head). Query rows fall into four phases by position; each phase of a plan compiles
-to one :class:`~saccade_kernels.controls.Program`, one row of the control tables. A plan carries no
-method name and no code, is immutable, and has a fingerprint of its content.
+A plan says which class every key position has (tags), which edits which query rows get (score,
+mass, head, stream), and which rules the engine follows (measure, branch, choose). Query rows fall
+into four phases by position; each phase of a plan compiles to one
+:class:`~saccade_kernels.controls.Program`, one row of the control tables. A plan carries no method
+name and no code, is immutable, and has a fingerprint of its content.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from itertools import product
 
@@ -19,116 +19,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_interventions.edits import (
+    Edits,
+    HeadEdit,
+    MassEdit,
+    ScoreEdit,
+    StreamEdit,
+    TagRun,
+    Vectors,
+)
+from saccade_interventions.phases import Phase
+from saccade_interventions.rules import (
+    ConfidenceRule,
+    ContrastRule,
+    HeadSinkRule,
+    MeasuredGains,
+    RecentRule,
+    Rules,
+    SaliencyRule,
+    SinkRule,
+)
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Program
-
-
-class Phase(StrEnum):
-    """Where a query row stands. The rows of a sequence are partitioned by these four."""
-
-    PREFIX = "prefix"  # before the question: up to and including the last image
-    QUESTION = "question"  # after the last image, without the last prompt row
-    LAST = "last"  # the last prompt row, which predicts the first token
-    GENERATED = "generated"
-
-
-ROWS: dict[str, frozenset[Phase]] = {
-    "prompt": frozenset({Phase.PREFIX, Phase.QUESTION, Phase.LAST}),
-    "question": frozenset({Phase.QUESTION, Phase.LAST}),
-    "last": frozenset({Phase.LAST}),
-    "generated": frozenset({Phase.GENERATED}),
-}
-"""What a user may name as rows; several names join with ``+``."""
-
-
-def parse_rows(rows: str) -> tuple[Phase, ...]:
-    """Turn ``"question+generated"`` into phases.
-
-    Raises:
-        ValueError: a name is not in :data:`ROWS`.
-    """
-    chosen: set[Phase] = set()
-    for name in rows.split("+"):
-        if name not in ROWS:
-            known = ", ".join(ROWS)
-            raise ValueError(f"unknown rows {name!r}; use one or more of {known}, joined with '+'")
-        chosen |= ROWS[name]
-    return tuple(phase for phase in Phase if phase in chosen)
-
-
-Sites = tuple[tuple[int, tuple[int, ...]], ...]
-"""(layer, query heads) pairs, layers ascending."""
-
-
-@dataclass(frozen=True)
-class TagRun:
-    """Key positions ``start`` to ``end`` (exclusive) of the prompt have class ``tag``."""
-
-    start: int
-    end: int
-    tag: int
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A condition on the class masses m of a query row: weights . m >= threshold."""
-
-    weights: tuple[float, ...]
-    threshold: float
-
-
-@dataclass(frozen=True)
-class ScoreEdit:
-    """z' = z + scale z + absolute |z| + bias on keys of the given classes, before softmax."""
-
-    sites: Sites
-    phases: tuple[Phase, ...]
-    classes: tuple[int, ...]
-    scale: float = 0.0
-    absolute: float = 0.0
-    bias: float = 0.0
-    source: int = 0
-
-
-@dataclass(frozen=True)
-class MassEdit:
-    """m' = transform m where all gates hold, after softmax; proportions inside a class kept."""
-
-    sites: Sites
-    phases: tuple[Phase, ...]
-    transform: tuple[tuple[float, ...], ...]
-    gates: tuple[Gate, ...] = ()
-    source: int = 0
-
-
-@dataclass(frozen=True)
-class HeadEdit:
-    """o' = gain o, before the output projection."""
-
-    sites: Sites
-    phases: tuple[Phase, ...]
-    gain: float
-    source: int = 0
-
-
-Edits = ScoreEdit | MassEdit | HeadEdit
-
-
-@dataclass(frozen=True)
-class SinkRule:
-    """Sinks found while prefilling change the class of their position, layer by layer.
-
-    Position j is a sink of a layer iff max over ``dims`` of abs(x_j) / RMS(x_j) >= ``threshold``
-    (x: residual entering the layer). ``remap`` lists (class, class as a sink). If ``require`` is
-    set, a layer where no prompt position got that class keeps its base tags. ``generated``:
-    positions after the prompt are examined too.
-    """
-
-    threshold: float
-    dims: tuple[int, ...]
-    layers: tuple[int, ...]
-    remap: tuple[tuple[int, int], ...]
-    require: int | None = None
-    generated: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +60,15 @@ class Plan:
     scores: tuple[ScoreEdit, ...] = ()
     masses: tuple[MassEdit, ...] = ()
     gains: tuple[HeadEdit, ...] = ()
+    streams: tuple[StreamEdit, ...] = ()
+    vectors: tuple[Vectors, ...] = ()
     sinks: SinkRule | None = None
+    recent: RecentRule | None = None
+    head_sinks: HeadSinkRule | None = None
+    measured: MeasuredGains | None = None
+    contrast: ContrastRule | None = None
+    saliency: SaliencyRule | None = None
+    confidence: ConfidenceRule | None = None
 
     @property
     def shape(self) -> ControlShape:
@@ -159,7 +78,18 @@ class Plan:
     @property
     def edits(self) -> tuple[Edits, ...]:
         """All edits, score first."""
-        return (*self.scores, *self.masses, *self.gains)
+        return (*self.scores, *self.masses, *self.gains, *self.streams)
+
+    @property
+    def rules(self) -> tuple[Rules, ...]:
+        """All rules that do something of their own."""
+        found = (getattr(self, name) for name in RULE_FIELDS.values())
+        return tuple(rule for rule in found if rule is not None)
+
+    @property
+    def acts(self) -> bool:
+        """False if the plan changes nothing, as with neutral strengths."""
+        return bool(self.edits or self.rules)
 
     def phase(self, position: int) -> Phase:
         """The phase of the query row at ``position`` of the sequence."""
@@ -192,9 +122,14 @@ class Plan:
                 _apply_mass(program, mass, self.classes)
         for head in self.gains:
             if phase in head.phases:
-                for layer, heads in head.sites:
-                    program.gain[layer, list(heads)] *= np.float32(head.gain)
+                _apply_head(program, head, self.vectors_of(head.shift))
         return program
+
+    def vectors_of(self, digest: str | None) -> NDArray[np.float32] | None:
+        """The vectors that an edit names, float32 [rows, size]."""
+        if digest is None:
+            return None
+        return next(v for v in self.vectors if v.digest == digest).unpack()
 
     def program_key(self, phase: Phase) -> str | None:
         """Content hash of the phase's program, None if its rows are not edited at all."""
@@ -209,7 +144,19 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Content hash of the whole plan for this prompt."""
-        return _digest([[self.program_key(phase) for phase in Phase], self.tags_key()])
+        programs = [self.program_key(phase) for phase in Phase]
+        return _digest([programs, self.tags_key(), [replace(r, source=0) for r in self.rules]])
+
+
+RULE_FIELDS: dict[type, str] = {
+    RecentRule: "recent",
+    HeadSinkRule: "head_sinks",
+    MeasuredGains: "measured",
+    ContrastRule: "contrast",
+    SaliencyRule: "saliency",
+    ConfidenceRule: "confidence",
+}
+"""Kind of rule -> the field of a plan that holds it."""
 
 
 def find_gated_chain(
@@ -240,6 +187,18 @@ def _apply_score(program: Program, edit: ScoreEdit) -> None:
         program.scale[cells] += np.float32(edit.scale)
         program.absolute[cells] += np.float32(edit.absolute)
         program.bias[cells] += np.float32(edit.bias)
+
+
+def _apply_head(program: Program, edit: HeadEdit, shift: NDArray[np.float32] | None) -> None:
+    """Head edits chain in order: a later gain also scales an earlier shift."""
+    first = 0
+    for layer, heads in edit.sites:
+        chosen = list(heads)
+        program.gain[layer, chosen] *= np.float32(edit.gain)
+        program.shift[layer, chosen] *= np.float32(edit.gain)
+        if shift is not None:
+            program.shift[layer, chosen] += shift[first : first + len(chosen)]
+        first += len(chosen)
 
 
 def _apply_mass(program: Program, edit: MassEdit, classes: int) -> None:

@@ -15,8 +15,9 @@ from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import Context, ModelFacts, Span
+from saccade_interventions.edits import Sites
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.plan import ROWS, Phase, Sites, parse_rows
+from saccade_interventions.phases import ROWS, Phase, parse_rows
 
 
 def _unique(values: list[int]) -> list[int]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from saccade_interventions.context import Context, ModelFacts, Prompt
-from saccade_interventions.plan import Phase, Plan
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlTables

@@ -8,11 +8,12 @@ import torch
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
+from saccade_interventions.edits import TagRun
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pasta import PASTA
 from saccade_interventions.methods.var import VAR
-from saccade_interventions.plan import Plan, TagRun
+from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows, Sited
 from saccade_kernels.controls import NEVER_ATTEND
 
@@ -40,7 +41,7 @@ class Move(Sited):
         moves = [(source, source, -self.share), (to, source, self.share)]
         gates = [] if self.at_least is None else [plan.gate({source: 1}, self.at_least)]
         plan.mass(self.sites(context), moves, self.phases, gates)
-        plan.gain(self.sites(context), self.phases, self.gain)
+        plan.head(self.sites(context), self.phases, self.gain)
         return plan.build()
 
 

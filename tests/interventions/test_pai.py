@@ -7,7 +7,7 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.pai import PAI
-from saccade_interventions.plan import Phase
+from saccade_interventions.phases import Phase
 
 
 def test_the_worked_example(make_context, attend):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.context import Prompt, runs
 from saccade_interventions.methods.pai import PAI
-from saccade_interventions.plan import ROWS, Phase, parse_rows
+from saccade_interventions.phases import ROWS, Phase, parse_rows
 from saccade_kernels.controls import CLASSES, ControlShape
 
 SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
@@ -43,7 +43,7 @@ def test_edits_of_no_effect_leave_nothing(plan):
     plan.score(SITES, [tag], ALL)
     plan.score((), [tag], ALL, bias=1.0)
     plan.mass(SITES, [(tag, tag, 0.0)], ALL)
-    plan.gain(SITES, ALL, 1.0)
+    plan.head(SITES, ALL, 1.0)
     built = plan.build()
     assert not built.edits
     assert not built.tags
@@ -78,7 +78,7 @@ def test_classes_run_out(plan):
 
 
 @pytest.mark.parametrize("sites", [((3, (0,)),), ((-1, (0,)),), ((0, (2,)),), ((0, (1, -1)),)])
-@pytest.mark.parametrize("kind", ["score", "mass", "gain"])
+@pytest.mark.parametrize("kind", ["score", "mass", "head"])
 def test_edits_are_where_the_model_is(plan, kind, sites):
     tag = plan.tag([(0, 3)])
     match kind:
@@ -86,8 +86,8 @@ def test_edits_are_where_the_model_is(plan, kind, sites):
             plan.score(sites, [tag], ALL, bias=1.0)
         case "mass":
             plan.mass(sites, [(tag, tag, -0.5)], ALL)
-        case "gain":
-            plan.gain(sites, ALL, 2.0)
+        case "head":
+            plan.head(sites, ALL, 2.0)
     with pytest.raises(ValueError, match=r"there is no (layer|head)"):
         plan.build()
 
@@ -131,7 +131,7 @@ def test_programs_are_the_identity_outside_their_rows(rows, position):
     phases = parse_rows(rows)
     builder.score(SITES, [tag], phases, bias=1.0)
     builder.mass(SITES, [(tag, tag, -0.5)], phases)
-    builder.gain(SITES, phases, 2.0)
+    builder.head(SITES, phases, 2.0)
     plan = builder.build()
     phase = plan.phase(position)
     assert plan.program(phase).is_identity() == (phase not in phases)

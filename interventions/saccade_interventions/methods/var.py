@@ -48,7 +48,8 @@ from pydantic_core import PydanticCustomError
 from saccade_interventions.base import Level
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.plan import Plan, SinkRule
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_interventions.targets import Indices, OnImages, RowsAfterImage, Sited, inner_layers
 from saccade_kernels.sinks import default_threshold
 

@@ -10,7 +10,7 @@ from saccade_interventions.errors import InterventionError
 from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.openapi import json_body
 from saccade_server.api.parsing import read_body
-from saccade_server.api.receipts import fingerprint, sites
+from saccade_server.api.receipts import acts, fingerprint, layers, sites
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
 from saccade_server.api.schemas import ValidateRequest
 from saccade_server.api.services import Services
@@ -79,9 +79,9 @@ def interventions_router(services: Services) -> APIRouter:
 
 
 def _where(index: int, prepared: Prepared) -> dict[str, Any]:
-    edited = sites(index, [prepared.plan])
+    plans = [prepared.plan]
     return {
-        "layers": sorted({layer for layer, _ in edited}),
-        "heads": len(edited),
-        "status": "ready" if edited else "neutral",
+        "layers": layers(index, plans),
+        "heads": len(sites(index, plans)),
+        "status": "ready" if acts(index, plans) else "neutral",
     }

@@ -4,7 +4,8 @@ Put together from the plan, which says which sites and rows each intervention ed
 engine's receipt, which counts the rows that ran under the plan and those whose attention really
 moved. Nothing here is inferred from the request alone. The status of an entry is one of
 
-    applied      attention moved, or rows went through its score or head edit
+    applied      attention moved, or rows went through its score, head or residual edit, or its
+                 rule did something (counters)
     no_effect    it ran, or found no row to run on, and nothing changed
     cached       nothing changed here, but some of its rows are shared with an earlier request
     neutral      its strength makes it the identity, so there was nothing to run
@@ -23,7 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.plan import Edits, MassEdit, Phase, Plan
+from saccade_interventions.edits import Edits, MassEdit, StreamEdit
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_server.engine.request import Receipt
 
 Site = tuple[int, int]
@@ -53,18 +56,36 @@ def applied(interventions: Sequence[Intervention], runs: Sequence[Run]) -> list[
 
 
 def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
-    """Every (layer, head) that the intervention at ``index`` edits."""
+    """Every (layer, head) whose attention the intervention at ``index`` edits."""
     return {
         (layer, head)
         for plan in plans
         for edit in _edits(plan, index)
+        if not isinstance(edit, StreamEdit)
         for layer, heads in edit.sites
         for head in heads
     }
 
 
+def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
+    """Every layer that the intervention at ``index`` edits; for the residual, see StreamEdit."""
+    streams = {
+        edit.layer for plan in plans for edit in _edits(plan, index) if isinstance(edit, StreamEdit)
+    }
+    return sorted(streams | {layer for layer, _ in sites(index, plans)})
+
+
+def acts(index: int, plans: Sequence[Plan | None]) -> bool:
+    """True if the intervention at ``index`` does anything: an edit or a rule is its own."""
+    return any(
+        _edits(plan, index) or any(rule.source == index for rule in plan.rules)
+        for plan in plans
+        if plan is not None
+    )
+
+
 def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[str, Any]:
-    edited = sites(index, [run.plan for run in runs])
+    plans = [run.plan for run in runs]
     counts = [_Count.of(run, index) for run in runs]
     prompt = sum(count.prompt for count in counts)
     generated = sum(count.generated for count in counts)
@@ -76,19 +97,30 @@ def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[
         "method": intervention.method_id(),
         "version": intervention.current_version,
         "fingerprint": intervention.fingerprint(),
-        "layers": sorted({layer for layer, _ in edited}),
-        "heads": len(edited),
+        "layers": layers(index, plans),
+        "heads": len(sites(index, plans)),
         "rows": {"prompt": prompt, "generated": generated, "cached": cached},
         "edits": {
             "evaluated": sum(count.evaluated for count in counts),
             "moved": sum(moved) if known else None,
         },
-        "status": _status(bool(edited), counts),
+        "counters": _counters(index, runs),
+        "status": _status(acts(index, plans), counts),
     }
 
 
-def _status(edited: bool, counts: Sequence[_Count]) -> str:
-    if not edited:
+def _counters(index: int, runs: Sequence[Run]) -> dict[str, int]:
+    """What the intervention's rule did, summed by name; empty without a rule."""
+    found: dict[str, int] = {}
+    for run in runs:
+        for counter in run.receipt.counters if run.receipt else ():
+            if counter.source == index:
+                found[counter.name] = found.get(counter.name, 0) + counter.value
+    return found
+
+
+def _status(acts: bool, counts: Sequence[_Count]) -> str:
+    if not acts:
         return "neutral"
     if any(count.works for count in counts):
         return "applied"
@@ -133,7 +165,9 @@ class _Count:
             evaluated=sum(_evaluated(edit, rows) for edit in edits),
             moved=moved,
             disputed=disputed,
-            works=bool(moved) or any(_evaluated(edit, rows) for edit in others),
+            works=bool(moved)
+            or any(_evaluated(edit, rows) for edit in others)
+            or any(_counters(index, [run]).values()),
             confirmed=run.receipt is not None and not disputed,
         )
 
@@ -143,9 +177,9 @@ def _edits(plan: Plan | None, index: int) -> list[Edits]:
 
 
 def _evaluated(edit: Edits, rows: dict[str, int]) -> int:
-    return sum(rows.get(phase, 0) for phase in edit.phases) * sum(
-        len(heads) for _, heads in edit.sites
-    )
+    """Edits of single rows: one a head, or one a row for the residual."""
+    places = 1 if isinstance(edit, StreamEdit) else sum(len(heads) for _, heads in edit.sites)
+    return places * sum(rows.get(phase, 0) for phase in edit.phases)
 
 
 def _mass_sites(run: Run, index: int) -> tuple[set[Site], set[Site]]:

@@ -24,6 +24,7 @@ from saccade_server.engine.memory import (
 )
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.request import (
+    Counter,
     EngineOutput,
     EngineStats,
     FinishReason,
@@ -187,7 +188,8 @@ class EngineCore:
             if sequence.tag_row and sequence.plan.masses and not self._overlap:
                 self._runner.read_moved(sequence)
             moved = () if sequence.moved is None else sites(sequence.moved)
-            receipt = Receipt(dict(sequence.rows_touched), moved)
+            counters = tuple(Counter(*key, value) for key, value in sequence.counts.items())
+            receipt = Receipt(dict(sequence.rows_touched), moved, counters)
         self._scheduler.remove(sequence)
         self._runner.forget(sequence)
         del self._sequences[sequence.request.request_id]

@@ -20,7 +20,8 @@ from itertools import groupby
 
 import msgspec
 
-from saccade_interventions.plan import Phase, SinkRule
+from saccade_interventions.phases import Phase
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence

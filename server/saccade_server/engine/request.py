@@ -68,14 +68,29 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None  # number of alternatives per token; None: no logprobs
 
 
+class BranchInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A sibling of a sequence: another view of its prompt, followed by the same generated tokens.
+
+    It exists because a rule of the sequence's plan asks for it. ``measures``: it is needed until
+    the last prompt row only; otherwise to the end.
+    """
+
+    tokens: tuple[int, ...]
+    images: tuple[ImageInput, ...] = ()
+    plan: Plan | None = None
+    measures: bool = False
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate."""
+    """One sequence to generate. ``private``: no cache page of it is shared with other requests."""
 
     request_id: str
     tokens: tuple[int, ...]
     sampling: SamplingParams
     images: tuple[ImageInput, ...] = ()
     plan: Plan | None = None
+    branches: tuple[BranchInput, ...] = ()
+    private: bool = False
 
 
 class FinishReason(StrEnum):
@@ -103,16 +118,26 @@ class SiteCount(msgspec.Struct, frozen=True):
     rows: int
 
 
+class Counter(msgspec.Struct, frozen=True):
+    """How often a rule of a plan did something; ``source`` is the place of its intervention."""
+
+    source: int
+    name: str
+    value: int
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """What really ran for a plan, counted where it ran.
 
     ``rows`` counts the distinct query rows of each phase, those of a shared prefix included (it
     was computed under the same programs). ``moved`` lists the sites of mass edits that changed
     a row; a row computed again, after preemption or a failed step, counts again there.
+    ``counters`` say what the plan's rules did.
     """
 
     rows: dict[str, int]
     moved: tuple[SiteCount, ...] = ()
+    counters: tuple[Counter, ...] = ()
 
 
 class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from saccade_interventions.plan import Phase, Plan
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_kernels.controls import Program
 from saccade_server.engine.sequence import Sequence
 

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_interventions.plan import Phase, Plan
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_server.engine.request import GenerateRequest
 
 
@@ -35,6 +36,7 @@ class Sequence:
     control_rows: dict[Phase, int] = field(default_factory=dict)
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
+    counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
 
     def __post_init__(self) -> None:
@@ -92,6 +94,10 @@ class Sequence:
         if self.plan is None:
             return 0
         return self.control_rows.get(self.plan.phase(position), 0)
+
+    def count(self, source: int, name: str, times: int = 1) -> None:
+        """Note that a rule of the plan did something."""
+        self.counts[source, name] = self.counts.get((source, name), 0) + times
 
     def count_rows(self, end: int) -> None:
         """Note that query rows up to ``end`` have been computed under the plan."""

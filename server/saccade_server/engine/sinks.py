@@ -8,7 +8,8 @@ from collections.abc import Sequence as Batch
 import numpy as np
 import torch
 
-from saccade_interventions.plan import Plan, SinkRule
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, TagTable
 from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.batch import Step, slots_of

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Batch
 
-from saccade_interventions.plan import HeadEdit, MassEdit, Phase, Plan, ScoreEdit, TagRun
+from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit, TagRun
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_server.engine.request import GenerateRequest, SamplingParams

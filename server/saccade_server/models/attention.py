@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
@@ -29,13 +29,67 @@ It is registered with no mask function of the same name, so transformers builds 
 class ForwardStep:
     """Everything one forward pass needs besides embeddings and positions.
 
-    ``sinks`` are the probes of this step; a plain step has none.
+    ``sinks`` are the probes of this step, ``measures`` what looks at its attention; a plain step
+    has none.
     """
 
     batch: AttentionBatch
     key_caches: Sequence[torch.Tensor]  # per layer [pages, PAGE, kv_heads, head_dim]
     value_caches: Sequence[torch.Tensor]  # likewise
     sinks: tuple[LayerProbe, ...] = ()
+    measures: tuple[AttentionMeasure, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's attention of a step; the arguments of :func:`ops.attention`."""
+
+    query: torch.Tensor  # [tokens, heads, head_dim]
+    key: torch.Tensor  # [tokens, kv_heads, head_dim]
+    value: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    batch: AttentionBatch
+    layer: int
+    scale: float
+    softcap: float
+    window: int
+
+    def run(self) -> torch.Tensor:
+        """Store the keys and values, then attend: [tokens, heads, head_dim]."""
+        return ops.attention(
+            self.query,
+            self.key,
+            self.value,
+            self.key_cache,
+            self.value_cache,
+            self.batch,
+            self.layer,
+            self.scale,
+            self.softcap,
+            self.window,
+        )
+
+
+class AttentionMeasure(Protocol):
+    """Something that measures the attention of some layers and completes the edits of that layer.
+
+    It works on the device alone: it may write the rows of the control and tag tables that its own
+    sequences hold, and nothing is read back to the host.
+    """
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers it measures."""
+        ...
+
+    def before(self, call: AttentionCall) -> None:
+        """Look at a call before it runs; the step's keys are not stored yet."""
+        ...
+
+    def after(self, call: AttentionCall, output: torch.Tensor) -> torch.Tensor:
+        """Look at head outputs [tokens, heads, head_dim]; returns what goes on."""
+        ...
 
 
 def paged_attention(
@@ -70,7 +124,7 @@ def paged_attention(
             "call it through ServedModel.forward"
         )
     layer = module.layer_idx
-    output = ops.attention(
+    call = AttentionCall(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -82,6 +136,12 @@ def paged_attention(
         softcap or 0.0,
         sliding_window or 0,
     )
+    measures = [measure for measure in step.measures if layer in measure.layers]
+    for measure in measures:
+        measure.before(call)
+    output = call.run()
+    for measure in measures:
+        output = measure.after(call, output)
     return output.contiguous()[None], None
 
 

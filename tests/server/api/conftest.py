@@ -21,7 +21,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from saccade_interventions.plan import MassEdit, Phase
+from saccade_interventions.edits import MassEdit
+from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.settings import ApiSettings

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Plan, TagRun, parse_rows
+from saccade_interventions.edits import TagRun
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import PromptPositions
 from saccade_server.engine.decode import (

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_interventions.edits import Gate
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
@@ -43,7 +46,7 @@ def plan(prompt: Any, strength: float = 1.0) -> Plan:
     rows = parse_rows("question+generated")
     builder.score(sites, [tag], rows, bias=strength)
     builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
-    builder.gain(sites, rows, 1 + strength / 4)
+    builder.head(sites, rows, 1 + strength / 4)
     builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((tag, sink), (0, sink))))
     return builder.build()
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_interventions.edits import Gate
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.request import FinishReason
 
@@ -24,7 +27,7 @@ def plan(prompt: Any, kind: str, strength: float = 1.5) -> Plan:
     elif kind == "prompt":
         builder.score(sites, [image], parse_rows("prompt+generated"), absolute=strength)
     elif kind == "head":
-        builder.gain(sites, parse_rows("generated"), 1 + strength)
+        builder.head(sites, parse_rows("generated"), 1 + strength)
     else:
         sink = builder.new_class()
         moves = [(sink, sink, -0.5), (image, sink, 0.5)]
@@ -184,7 +187,7 @@ def test_requests_that_cannot_run_are_refused_at_once(
     long = make_request(prompt, "long", None, 1000)
     assert "limit" in core.submit(long).error
     foreign = PlanBuilder(ControlShape(2, 4, 16), len(prompt.tokens), 0)
-    foreign.gain(((1, (0,)),), parse_rows("generated"), 2.0)
+    foreign.head(((1, (0,)),), parse_rows("generated"), 2.0)
     assert "another model" in core.submit(make_request(prompt, "p", foreign.build())).error
     outside = tiny.TinyPrompt((5, 10_000))
     assert "vocabulary" in core.submit(make_request(outside, "v")).error

@@ -11,7 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_interventions.edits import Gate
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels import ops
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
@@ -63,7 +66,7 @@ def plan(prompt: Any) -> Plan:
     rows = parse_rows("prompt+generated")
     builder.score(sites, [tag], rows, bias=1.0)
     builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
-    builder.gain(sites, rows, 1.5)
+    builder.head(sites, rows, 1.5)
     builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=True))
     return builder.build()
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Gate, Plan, SinkRule, parse_rows
+from saccade_interventions.edits import Gate
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight

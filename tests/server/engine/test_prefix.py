@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Plan, SinkRule, parse_rows
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams

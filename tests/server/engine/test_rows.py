@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Phase, Plan, parse_rows
+from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.plan import Plan
 from saccade_kernels.controls import ControlShape, Program
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.plan import Gate, Phase, Plan, SinkRule, TagRun, parse_rows
+from saccade_interventions.edits import Gate, TagRun
+from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape, ControlTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
 

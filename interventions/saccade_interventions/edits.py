@@ -1,0 +1,129 @@
+"""What a plan may do to a forward pass: edits of scores, masses, heads and the residual stream.
+
+Every edit names where it acts and the phases of the query rows it acts on; ``source`` is the place
+of its intervention in the request. Edits are plain frozen data and carry no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.phases import Phase
+
+Sites = tuple[tuple[int, tuple[int, ...]], ...]
+"""(layer, query heads) pairs, layers ascending."""
+
+NO_LIMIT = float("inf")
+
+
+@dataclass(frozen=True)
+class TagRun:
+    """Key positions ``start`` to ``end`` (exclusive) of the prompt have class ``tag``."""
+
+    start: int
+    end: int
+    tag: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on the class masses m of a query row: weights . m >= threshold."""
+
+    weights: tuple[float, ...]
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors that edits of a plan name by ``digest``: float32 [rows, size], content addressed."""
+
+    digest: str
+    rows: int
+    size: int
+    data: bytes
+
+    @classmethod
+    def pack(cls, values: NDArray[np.float32]) -> Vectors:
+        """Wrap an array [rows, size]."""
+        rows, size = values.shape
+        data = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        return cls(hashlib.sha256(data).hexdigest(), rows, size, data)
+
+    def unpack(self) -> NDArray[np.float32]:
+        """A read-only array [rows, size]."""
+        return np.frombuffer(self.data, dtype="<f4").reshape(self.rows, self.size)
+
+
+@dataclass(frozen=True)
+class ScoreEdit:
+    """z' = z + scale z + absolute |z| + bias on keys of the given classes, before softmax."""
+
+    sites: Sites
+    phases: tuple[Phase, ...]
+    classes: tuple[int, ...]
+    scale: float = 0.0
+    absolute: float = 0.0
+    bias: float = 0.0
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class MassEdit:
+    """m' = transform m where all gates hold, after softmax; proportions inside a class kept."""
+
+    sites: Sites
+    phases: tuple[Phase, ...]
+    transform: tuple[tuple[float, ...], ...]
+    gates: tuple[Gate, ...] = ()
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class HeadEdit:
+    """o' = gain o + shift, before the output projection.
+
+    ``shift`` is the digest of vectors [heads of all sites in their order, head_dim], or None.
+    """
+
+    sites: Sites
+    phases: tuple[Phase, ...]
+    gain: float = 1.0
+    shift: str | None = None
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class StreamEdit:
+    """Changes the residual h of a row along one unit direction v, between decoder layers.
+
+    With p = h . v, the coordinate becomes p' and nothing else of h changes:
+
+        p' = clip(scale p + shift s, low, high),    h' = h + (p' - p) v
+
+    where s is 1, or sign(p) if ``signed``, times RMS(h) if ``relative``. Adding a vector is scale
+    1; projecting it out is scale 0 without shift; clamping is scale 1 with limits. ``keep_norm``
+    rescales h' to the norm of h.
+
+    ``layer`` says which residual: the one entering that layer, or, if it is the number of layers,
+    the one leaving the last. v is row ``row`` of the vectors ``direction``.
+    """
+
+    layer: int
+    phases: tuple[Phase, ...]
+    direction: str
+    row: int
+    scale: float = 1.0
+    shift: float = 0.0
+    low: float = -NO_LIMIT
+    high: float = NO_LIMIT
+    signed: bool = False
+    relative: bool = False
+    keep_norm: bool = False
+    source: int = 0
+
+
+Edits = ScoreEdit | MassEdit | HeadEdit | StreamEdit

@@ -1,0 +1,187 @@
+"""What a plan may ask of the engine beyond edits: to find, to measure, to branch, to choose.
+
+Rules are plain frozen data. A plan has at most one of each kind; ``source`` is the place of its
+intervention in the request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saccade_interventions.edits import ScoreEdit, Sites
+from saccade_interventions.phases import Phase
+
+
+@dataclass(frozen=True)
+class SinkRule:
+    """Sinks found while prefilling change the class of their position, layer by layer.
+
+    Position j is a sink of a layer iff max over ``dims`` of abs(x_j) / RMS(x_j) >= ``threshold``
+    (x: residual entering the layer). ``remap`` lists (class, class as a sink). If ``require`` is
+    set, a layer where no prompt position got that class keeps its base tags. ``generated``:
+    positions after the prompt are examined too.
+    """
+
+    threshold: float
+    dims: tuple[int, ...]
+    layers: tuple[int, ...]
+    remap: tuple[tuple[int, int], ...]
+    require: int | None = None
+    generated: bool = False
+
+
+@dataclass(frozen=True)
+class RecentRule:
+    """The keys just before a generated row change their class, for that row only.
+
+    For the query row at position q the keys j with ``start`` <= j and q - j <= ``width``, and j < q
+    unless ``with_self``, have class remap[c] instead of their class c, in every layer. Rows of the
+    prompt are not concerned.
+    """
+
+    width: int
+    start: int
+    remap: tuple[tuple[int, int], ...]
+    with_self: bool = False
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class HeadSinkRule:
+    """Key classes of single heads, by the attention that their keys received (ACT).
+
+    In each site, a key k whose mean attention a_k = mean over rows i >= k of A[i, k] (A before mass
+    edits) exceeds the threshold belongs, for that head, to class PARTITION_CLASS of the kernels'
+    controls; the threshold is ``threshold``, or ``threshold`` / N for N keys if ``relative``.
+    ``spare`` keys are excepted: the initial token, or the first key found.
+
+    Prompt rows: one set, from the means over all prompt rows. Generated rows: by ``decode``, the
+    running mean over all rows so far, this one included, for keys with at least ``least_rows``
+    rows; or the current row alone; or the prompt's set; or no keys.
+    """
+
+    sites: Sites
+    threshold: float
+    relative: bool = False
+    spare: Literal["initial", "first_found"] = "initial"
+    decode: Literal["running", "row", "frozen", "off"] = "running"
+    least_rows: int = 4
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class MeasuredGains:
+    """Heads whose output depends on the image are amplified; which ones is measured (VHR).
+
+    At the last prompt row, layer by layer with the gains of the layers below in force, head output
+    z is compared with z0, that of a branch without the image. VHD = ||z - z0||; it counts as 0 for
+    outliers (VHD and ||z0||^2 both above mean + std of the layer's heads, if ``drop_outliers``).
+    Heads with VHD above the lower median get ``gain``, on rows of ``phases``.
+
+    ``images``: how the branch lacks the images, deleted or hidden from attention. ``both``: gains
+    act in the branch too. ``population``: std divides by n instead of n - 1. ``relative``: VHD is
+    divided by ||z0||.
+    """
+
+    layers: tuple[int, ...]
+    gain: float
+    phases: tuple[Phase, ...]
+    drop_outliers: bool = True
+    images: Literal["deleted", "hidden"] = "deleted"
+    both: bool = True
+    population: bool = False
+    relative: bool = False
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Diffusion noise on normalised pixels x: sqrt(kept) x + sqrt(1 - kept) n, n ~ N(0, 1)."""
+
+    kept: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A sibling of the sequence: the same tokens, seen otherwise.
+
+    ``images``: the same, deleted (their tokens too), or with ``noise``. ``edited``: the request's
+    edits act in the branch as well, as far as their keys are left; otherwise it runs plain.
+    """
+
+    images: Literal["same", "deleted", "noised"]
+    noise: Noise | None = None
+    edited: bool = False
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Logits read from the residual entering ``layers`` (0: the embeddings), at the sampled row.
+
+    Of several layers the one counts whose distribution differs most from the final one, by
+    ``divergence``. ``norm``: the final norm is applied before the output projection.
+    """
+
+    layers: tuple[int, ...]
+    norm: bool = False
+    divergence: Literal["dola", "jsd"] = "dola"
+
+
+@dataclass(frozen=True)
+class ContrastRule:
+    """Tokens are drawn from d = own log p - other log q instead of log p.
+
+    p is the distribution of the sequence, q that of ``branch`` or ``early``, one of which is set.
+    Tokens with p < ``cutoff`` max p
+    are excluded. (Adding a constant to either log changes nothing, so this is also the form on
+    logits.)
+    """
+
+    own: float
+    other: float
+    cutoff: float
+    branch: Branch | None = None
+    early: EarlyExit | None = None
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class SaliencyRule:
+    """Candidates whose saliency for the recent output is low are rejected (SGRS).
+
+    For each of the ``candidates`` likeliest tokens c, in each of ``layers``: G = |A dL/dA| of the
+    predictor row, L = -log p(c), mean over heads, divided by its L2 norm over keys; S(c) is the
+    mean over layers and over the keys J. J are the generated positions, or all after the image
+    (``region``), the predictor's own among them if ``with_self``. c is accepted iff
+    S(c) >= alpha * mean of the last ``window`` accepted saliencies; at most ``draws`` draws, then
+    the candidate with the largest S.
+    """
+
+    layers: tuple[int, ...]
+    candidates: int
+    draws: int
+    alpha: float
+    window: int
+    region: Literal["generated", "after_image"] = "generated"
+    with_self: bool = True
+    source: int = 0
+
+
+@dataclass(frozen=True)
+class ConfidenceRule:
+    """Edits of the last prompt row that depend on how sure the model is without them (AdaptVis).
+
+    The row runs without these edits first; if the largest probability of the first token, rounded
+    to ``decimals``, is below ``threshold``, it runs again with ``unsure``, otherwise with ``sure``.
+    """
+
+    threshold: float
+    unsure: tuple[ScoreEdit, ...]
+    sure: tuple[ScoreEdit, ...]
+    decimals: int = 2
+    source: int = 0
+
+
+Rules = RecentRule | HeadSinkRule | MeasuredGains | ContrastRule | SaliencyRule | ConfidenceRule
