@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels.controls import CLASSES, ControlTables, Edit, TagTable
+from saccade_kernels.controls import CLASSES, ControlTables, Edit, PartitionTable, TagTable
 
 PAGE = 64
 """Cache slots in a page; one kernel tile reads one page, so a page id is a scalar there."""
@@ -76,7 +76,8 @@ class AttentionBatch:
     tag_rows: torch.Tensor  # int32 [seqs]: row of the tag table
     edits: LayerEdits = ()  # union over the decodes
     prefills: tuple[Prefill, ...] = ()  # the sequences behind the decodes
-    classes: int = CLASSES  # every tag of an edited sequence is below this, or NEVER_ATTEND
+    classes: int = CLASSES  # every class of an edited sequence is below this, or NEVER_ATTEND
+    partitioned: bool = False  # some sequence has heads with key classes of their own
     controls: ControlTables | None = None
     tags: TagTable | None = None
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
@@ -92,6 +93,12 @@ class AttentionBatch:
         assert self.controls is not None
         assert self.tags is not None
         return self.controls, self.tags
+
+    def partition(self) -> PartitionTable:
+        """The key classes of single heads, of a batch that has some."""
+        tags = self.tables()[1]
+        assert tags.partition is not None
+        return tags.partition
 
     def validate(self) -> None:
         """Check shapes, dtypes and ranges; reads the device, so for tests and debugging.

@@ -32,6 +32,10 @@ CLASSES = 8
 NEVER_ATTEND = 255
 """Tag of a key that no query may see."""
 
+SINK_CLASS, EXEMPT_CLASS, OWN_CLASSES = 1, 2, 3
+"""Of the classes that single heads may have of their own: their sinks, keys apart from both sinks
+and all others, which are class 0; and how many there are."""
+
 IDENTITY_ROW = 0
 """Row of the control tables, and of the tag table, that changes nothing."""
 
@@ -153,6 +157,36 @@ class ControlTables:
 
 
 @dataclass(frozen=True)
+class PartitionTable:
+    """Key classes of single heads, for a few sequences at a time; row 0 is for all the others.
+
+    A *partitioned* head has classes of its own in place of the tags. They are what masses are of;
+    score edits and :data:`NEVER_ATTEND` go by the tag in every head.
+    """
+
+    rows: torch.Tensor  # int32 [tag rows]: the row that a sequence has in the two below, 0: none
+    heads: torch.Tensor  # uint8 [rows, layers, heads]: 1 for a partitioned head; row 0 has none
+    classes: torch.Tensor  # uint8 [rows, layers, heads, max_len], by position in the sequence
+
+    @classmethod
+    def allocate(
+        cls,
+        tag_rows: int,
+        rows: int,
+        shape: ControlShape,
+        max_len: int,
+        device: torch.device | str = "cpu",
+    ) -> PartitionTable:
+        """Make ``rows`` rows for a table of ``tag_rows`` sequences, none of which has one."""
+        sites = (rows, shape.layers, shape.heads)
+        return cls(
+            rows=torch.zeros(tag_rows, dtype=torch.int32, device=device),
+            heads=torch.zeros(sites, dtype=torch.uint8, device=device),
+            classes=torch.zeros(*sites, max_len, dtype=torch.uint8, device=device),
+        )
+
+
+@dataclass(frozen=True)
 class TagTable:
     """Key classes of the sequences that carry a plan, one row a sequence; row 0 is untagged.
 
@@ -164,6 +198,7 @@ class TagTable:
     weights: torch.Tensor  # float32 [rows, max_len]: beta_j of the score edit
     hides: torch.Tensor  # uint8 [rows]: 1 if some key of the sequence is never attended
     moved: torch.Tensor  # int32 [rows, layers, heads]: query rows whose masses really changed
+    partition: PartitionTable | None = None  # made when first needed
 
     @classmethod
     def allocate(

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from saccade_kernels.controls import CLASSES, ControlTables
+from saccade_kernels.controls import CLASSES, ControlTables, PartitionTable
 
 LARGEST_RATIO = 1e30
 """A class that would have to grow more than this counts as empty: float32 ends soon after."""
@@ -126,6 +126,18 @@ def apply_masses(
     return attention * torch.bmm(ratio, members).view(attention.shape), moved
 
 
+def apply_head_masses(
+    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, members: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`apply_masses`, of sequences whose heads differ: members [seqs, H, C, keys]."""
+    seqs, heads, queries, _ = attention.shape
+    mass = (attention @ members.transpose(2, 3)).transpose(1, 2)  # [seqs, queries, H, C]
+    ratio = _ratios(mass.reshape(-1, CLASSES), matrix, threshold)
+    ratio = ratio.view(seqs, queries, heads, CLASSES).transpose(1, 2)
+    moved = ((ratio - 1).abs() > MOVED).any(-1)
+    return attention * (ratio @ members), moved
+
+
 def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """What each class's keys are multiplied with, m'_c / m_c; all are [rows, ...]."""
     product = torch.bmm(matrix.to(mass.dtype), mass[..., None]).squeeze(-1)
@@ -154,6 +166,26 @@ def class_members(tags: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Which class each key belongs to, one-hot: [seqs, CLASSES, keys]."""
     one_hot = _one_hot(dtype, tags.device)
     return torch.nn.functional.embedding(tags.long(), one_hot).transpose(1, 2)
+
+
+def head_members(
+    partition: PartitionTable,
+    tag_rows: torch.Tensor,
+    tags: torch.Tensor,
+    layer: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Which class each key belongs to in each head, one-hot: [seqs, heads, CLASSES, keys].
+
+    Args:
+        tag_rows: [seqs]; ``tags`` their keys' tags, [seqs, keys].
+    """
+    rows = partition.rows[tag_rows].long()
+    own = partition.classes[rows, layer, :, : tags.shape[1]]  # [seqs, heads, keys]
+    is_partitioned = partition.heads[rows, layer].bool()[..., None]
+    classes = torch.where(is_partitioned, own, tags[:, None])
+    members = torch.nn.functional.embedding(classes.long(), _one_hot(dtype, tags.device))
+    return members.transpose(2, 3)
 
 
 @cache

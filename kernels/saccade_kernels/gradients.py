@@ -26,7 +26,7 @@ from saccade_kernels.controls import (
     ControlTables,
     Edit,
 )
-from saccade_kernels.edits import LARGEST_RATIO
+from saccade_kernels.edits import LARGEST_RATIO, head_members
 
 MOST_LOSSES = 16
 """Losses one call may ask for: the rows of a tile of tensor cores."""
@@ -112,7 +112,8 @@ class _Row:
     key: torch.Tensor  # [N, H, D]; value likewise
     value: torch.Tensor
     seen: torch.Tensor  # int64 [N]: positions in the sequence
-    members: torch.Tensor  # [N, C], one-hot
+    members: torch.Tensor  # [N, C], one-hot by tag, for the scores
+    classes: torch.Tensor  # [H, N, C], one-hot by class, for the masses
     beta: torch.Tensor  # [N]
     program: dict[str, torch.Tensor]  # fields of Program for this layer, [H, ...]
 
@@ -152,7 +153,12 @@ class _Row:
             for cache in (key_cache, value_cache)
         )
         members = torch.nn.functional.one_hot(classes, CLASSES).to(work)
-        return cls(query[seq].to(work), key, value, seen, members, beta, program)
+        by_head = members.expand(heads, -1, -1)
+        if edit and batch.partitioned:
+            own = batch.tag_rows[seq : seq + 1], tables.tags[tag_row, layer, None, :context]
+            found = head_members(batch.partition(), *own, layer, work)
+            by_head = found[0].transpose(1, 2)[:, seen]
+        return cls(query[seq].to(work), key, value, seen, members, by_head, beta, program)
 
     def attend(self, scale: float, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
         """A, and dz'/d(scale * q . k); both [H, N]."""
@@ -173,14 +179,15 @@ class _Row:
         """Ratio r of each key [H, N]; dL/dA' and dL/dz' [M, H, N]."""
         grad_weights = torch.einsum("mhd,nhd->mhn", grad_output, self.value)
         grad_weights = grad_weights * self.gain[:, None]
-        mass = weights @ self.members  # m_c, [H, C]
-        per_class = (weights * grad_weights) @ self.members
+        mass = torch.einsum("hn,hnc->hc", weights, self.classes)  # m_c
+        per_class = torch.einsum("mhn,hnc->mhc", weights * grad_weights, self.classes)
         per_class = per_class / torch.where(mass > 0, mass, 1.0)  # g_c, [M, H, C]
         ratio, jacobian = mass_jacobian(mass, self.program)
         onward = torch.einsum("mhc,hcd->mhd", per_class, jacobian)  # h_d
         offset = onward - ratio * per_class - (mass * onward).sum(-1, keepdim=True)
-        factor = ratio @ self.members.T
-        return factor, grad_weights, weights * (factor * grad_weights + offset @ self.members.T)
+        factor = torch.einsum("hc,hnc->hn", ratio, self.classes)
+        offset = torch.einsum("mhc,hnc->mhn", offset, self.classes)
+        return factor, grad_weights, weights * (factor * grad_weights + offset)
 
 
 def mass_jacobian(

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, reference
+from saccade_kernels import columns_reference, gradients, reference, streams
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
+from saccade_kernels.streams import StreamTables
 
 
 def attention(
@@ -51,6 +52,21 @@ def attention(
     second = None if emit is None else emit.rows(slice(decodes, None))
     head = ops.decode(query[:decodes], *arguments, first)
     return torch.cat([head, ops.prefill(query[decodes:], *arguments, second)])
+
+
+def decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> torch.Tensor:
+    """Attend with single rows whose keys are in the cache already, as :func:`attention` does."""
+    arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
+    return _tensor(_backend(query).decode(query, *arguments, None))
 
 
 def saliency(
@@ -103,6 +119,15 @@ def attention_rows(
     return _tensor(_backend(query).attention_rows(query, *arguments))
 
 
+def stream(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.streams.stream`; autograd follows it."""
+    if hidden.requires_grad:  # a few rows, whose gradient no kernel knows
+        return streams.stream(hidden, rows, tables, layer)
+    return _tensor(_backend(hidden).stream(hidden, rows, tables, layer))
+
+
 class _Reference:
     """Plain PyTorch, on any device."""
 
@@ -112,6 +137,7 @@ class _Reference:
     saliency = staticmethod(gradients.saliency)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
+    stream = staticmethod(streams.stream)
 
 
 def _backend(query: torch.Tensor) -> Any:

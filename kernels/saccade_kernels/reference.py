@@ -17,9 +17,11 @@ from saccade_kernels.batch import PAGE, AttentionBatch, Emission
 from saccade_kernels.controls import NEVER_ATTEND, ControlTables, Edit
 from saccade_kernels.edits import (
     LayerTables,
+    apply_head_masses,
     apply_masses,
     apply_scores,
     class_members,
+    head_members,
     mass_tables,
     score_tables,
 )
@@ -208,11 +210,21 @@ def _attend(
     attention = torch.softmax(scores, dim=-1)
     if blind is not None:
         attention = attention.masked_fill_(blind, 0.0)  # softmax over nothing is NaN
+    own = None
+    if batch.partitioned and (emit is not None or edit & MASS):
+        own = _own_classes(batch, group, tags, layer, scores.dtype)
     if emit is not None:
-        _emit(emit, scores, attention, members)
+        _emit(emit, scores, attention, members, own)
     if edit & MASS:
         matrix, threshold = _step_tables(mass_tables, batch, group, layer)
-        attention, moved = apply_masses(attention, matrix, threshold, members)
+        before = attention
+        attention, moved = apply_masses(before, matrix, threshold, members)
+        if own is not None:
+            which, by_head = own
+            each = len(matrix) // seqs
+            rows = torch.arange(len(matrix), device=which.device).view(seqs, each)[which].flatten()
+            edited = apply_head_masses(before[which], matrix[rows], threshold[rows], by_head)
+            attention[which], moved[which] = edited
         count = moved.sum(-1, dtype=torch.int32)
         tables.moved.select(1, layer).index_add_(0, group.tag_rows, count)
     value = _gather(value_cache, group).to(attention.dtype)
@@ -228,13 +240,42 @@ def _attend(
     return output.reshape(query.shape).to(query.dtype)
 
 
+OwnClasses = tuple[torch.Tensor, torch.Tensor]
+"""Which sequences of a group have heads with classes of their own, int64 [n]; and the classes of
+their keys in every head, one-hot [n, heads, CLASSES, keys]."""
+
+
+def _own_classes(
+    batch: AttentionBatch,
+    group: _Group,
+    tags: torch.Tensor,
+    layer: int,
+    dtype: torch.dtype,
+) -> OwnClasses | None:
+    """None if there are none in this layer: the other sequences are left to what they get alone."""
+    partition = batch.partition()
+    rows = partition.rows[group.tag_rows].long()
+    which = partition.heads[rows, layer].any(-1).nonzero().flatten()
+    if not which.numel():
+        return None
+    return which, head_members(partition, group.tag_rows[which], tags[which], layer, dtype)
+
+
 def _emit(
-    emit: Emission, scores: torch.Tensor, attention: torch.Tensor, members: torch.Tensor
+    emit: Emission,
+    scores: torch.Tensor,
+    attention: torch.Tensor,
+    members: torch.Tensor,
+    own: OwnClasses | None,
 ) -> None:
     """Write class masses and normalisers; scores are [seqs, heads, queries, keys]."""
     seqs, heads, queries, keys = scores.shape
     masses = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
-    masses = masses.view(seqs, heads, queries, -1).transpose(1, 2)
+    masses = masses.view(seqs, heads, queries, -1)
+    if own is not None:
+        which, by_head = own
+        masses[which] = attention[which] @ by_head.transpose(2, 3)
+    masses = masses.transpose(1, 2)
     emit.masses.copy_(masses.reshape(emit.masses.shape))
     emit.lse.copy_(scores.logsumexp(-1).transpose(1, 2).reshape(emit.lse.shape))
 

@@ -43,32 +43,41 @@ def sink_scores(hidden: torch.Tensor, dims: torch.Tensor) -> torch.Tensor:
 class SinkTags:
     """Which tags of which sequences follow from sink scores in one step.
 
-    N positions of S sequences, all of a sequence's prompt positions present so far. ``remap``
-    sends the base class of a sink position to its class as a sink. If ``require`` is not -1 a
-    sequence without any key of that class in a layer keeps its base tags there.
+    N positions of S sequences. ``remap`` sends the base class of a sink position to its class as a
+    sink. If ``require`` is not -1 a sequence without any key of that class in a layer keeps its
+    base tags there.
+
+    Of a sequence that is ``whole`` all examined positions are here, and whether the requirement is
+    met is decided from them. Of the others only new positions are here, which cannot have the
+    required class, so it is met if it was.
     """
 
     slots: torch.Tensor  # int64 [N]: where the score of the position is cached
     position: torch.Tensor  # int64 [N]
     sequence: torch.Tensor  # int64 [N], 0..S-1
     base: torch.Tensor  # int64 [N]: class of the position if it is no sink
-    threshold: torch.Tensor  # float32 [N]
-    tag_row: torch.Tensor  # int64 [N]
+    threshold: torch.Tensor  # float32 [S]
+    tag_row: torch.Tensor  # int64 [S]
     remap: torch.Tensor  # int64 [S, CLASSES]
     require: torch.Tensor  # int64 [S]
+    whole: torch.Tensor  # uint8 [S]
 
-    def write(self, scores: torch.Tensor, tags: torch.Tensor) -> None:
+    def write(self, scores: torch.Tensor, tags: torch.Tensor, met: torch.Tensor) -> None:
         """Set the tags of one layer, in place.
 
         Args:
             scores: phi of every cache slot in this layer, float32 [slots].
             tags: uint8 [rows, max_len], this layer's part of the tag table.
+            met: uint8 [rows], in this layer: 1 if the requirement of the row's sequence is met;
+                kept up to date.
         """
-        is_sink = scores[self.slots] >= self.threshold
+        is_sink = scores[self.slots] >= self.threshold[self.sequence]
         tagged = torch.where(is_sink, self.remap[self.sequence, self.base], self.base)
         found = torch.zeros_like(self.require)
         matches = (tagged == self.require[self.sequence]).long()
         found.index_add_(0, self.sequence, matches)
-        counts = (self.require < 0) | (found > 0)
-        tagged = torch.where(counts[self.sequence], tagged, self.base)
-        tags[self.tag_row, self.position] = tagged.to(tags.dtype)
+        decided = (self.require < 0) | (found > 0)
+        is_met = torch.where(self.whole > 0, decided, met[self.tag_row] > 0)
+        met.index_copy_(0, self.tag_row, is_met.to(met.dtype))
+        tagged = torch.where(is_met[self.sequence], tagged, self.base)
+        tags[self.tag_row[self.sequence], self.position] = tagged.to(tags.dtype)

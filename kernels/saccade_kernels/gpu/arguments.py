@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 from saccade_kernels.batch import AttentionBatch
-from saccade_kernels.gpu.tiles import CONTROL_ARGUMENTS, control_arguments
+from saccade_kernels.gpu.tiles import (
+    CONTROL_ARGUMENTS,
+    PARTITION_ARGUMENTS,
+    control_arguments,
+    partition_arguments,
+)
 
 TABLES = tuple(
     name if name in ("tags", "key_weights", "moved") else f"{name}_table"
@@ -23,6 +28,9 @@ TABLE_TYPES = dict.fromkeys(TABLES, "*fp32") | {
 }
 """What triton calls them, and the table that only decodes read."""
 
+PARTITION_TYPES = dict(zip(PARTITION_ARGUMENTS, ("*i32", "*u8", "*u8"), strict=True))
+"""Those of the tables that tell heads apart; None each in a form that does not."""
+
 Variant = tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]
 """The fields of :class:`saccade_kernels.gpu.offline.Variant`, in order."""
 
@@ -33,8 +41,10 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp
 def batch_arguments(batch: AttentionBatch, layer: int, edited: bool) -> dict[str, Any]:
     """Everything that kernels read of a batch; tables only for a variant that edits."""
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
+    partition = partition_arguments(batch, edited and batch.partitioned)
     return {
         **dict(zip(TABLES, control_arguments(batch, edited), strict=True)),
+        **dict(zip(PARTITION_ARGUMENTS, partition, strict=True)),
         "context_lens": batch.context_lens,
         "query_starts": batch.query_starts,
         "page_table": batch.page_table,

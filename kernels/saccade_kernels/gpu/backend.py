@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from saccade_kernels.gpu import decode as decode_kernels
 from saccade_kernels.gpu import prefill as prefill_kernels
 from saccade_kernels.gpu import saliency as saliency_kernels
 from saccade_kernels.gpu import store as store_kernels
+from saccade_kernels.gpu import streams as stream_kernels
+from saccade_kernels.streams import StreamTables
 
 Function = Callable[..., Any]
 
@@ -65,9 +68,18 @@ def _saliency(*arguments: Any) -> gradients.RowGradients:
     return gradients.RowGradients(*_measure(custom_ops.saliency_op, 4)(*arguments))
 
 
+def _stream(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+) -> torch.Tensor:
+    flat = [getattr(tables, field.name) for field in fields(tables)]
+    edited: torch.Tensor = custom_ops.stream_op(hidden, rows, flat, layer)
+    return edited
+
+
 store = _either(store_kernels.store, custom_ops.store_op)
 decode = _either(decode_kernels.decode, _attention(custom_ops.decode_op))
 prefill = _either(prefill_kernels.prefill, _attention(custom_ops.prefill_op))
 saliency = _either(saliency_kernels.saliency, _saliency)
 column_sums = _either(columns.column_sums, _measure(custom_ops.column_sums_op, 2))
 attention_rows = _either(columns.attention_rows, _measure(custom_ops.attention_rows_op, 2))
+stream = _either(stream_kernels.stream, _stream)

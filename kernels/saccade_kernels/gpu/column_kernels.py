@@ -8,16 +8,8 @@ atomics, and results repeat bit for bit. Attention rows walk over pages with one
 import triton
 import triton.language as tl
 
-from saccade_kernels.gpu.classes import by_class, one_hot
-from saccade_kernels.gpu.tiles import (
-    LOG2E,
-    NEVER_ATTEND,
-    PAGE,
-    WIDTH,
-    dot,
-    edit_score,
-    soft_cap,
-)
+from saccade_kernels.gpu.classes import edit_tile, load_program
+from saccade_kernels.gpu.tiles import LOG2E, NEVER_ATTEND, PAGE, dot, soft_cap
 
 UNSPECIALISED = [
     "layer",
@@ -43,39 +35,6 @@ UNALIGNED = [
     "sequences",
 ]
 """Tensors that may be views into others; nor must their alignment."""
-
-CLASSES = tl.constexpr(16)
-"""Classes, as many as a product of matrices needs."""
-
-LOWEST_BIAS = tl.constexpr(-2.3e38)
-"""For the minus infinity that knocks a class out: finite, and still so in base 2."""
-
-
-@triton.jit
-def load_program(site, mask, scale_table, absolute_table, bias_table, weight_table):
-    """Score edits of a tile's rows: three [rows, CLASSES] tables, finite, and weight [rows, 1]."""
-    klass = tl.arange(0, CLASSES)
-    entry = site[:, None] * WIDTH + klass[None, :]
-    is_entry = mask[:, None] & (klass < WIDTH)[None, :]
-    by_scale = tl.load(scale_table + entry, mask=is_entry, other=0.0)
-    absolute = tl.load(absolute_table + entry, mask=is_entry, other=0.0)
-    bias = tl.maximum(tl.load(bias_table + entry, mask=is_entry, other=0.0), LOWEST_BIAS)
-    weight = tl.load(weight_table + site, mask=mask, other=0.0)[:, None]
-    return by_scale, absolute, bias, weight
-
-
-@triton.jit
-def edit_tile(score, program, tag, beta):
-    """Edited scores (base 2) of a tile, given :func:`load_program`'s tables of its rows."""
-    by_scale, absolute, bias, weight = program
-    members = one_hot(tag, CLASSES)
-    return edit_score(
-        score,
-        by_class(by_scale, members),
-        by_class(absolute, members),
-        by_class(bias, members),
-        weight * beta[None, :],
-    )
 
 
 @triton.jit

@@ -17,12 +17,14 @@ from torch.library import custom_op
 
 from saccade_kernels.batch import AttentionBatch, Emission, Prefill, Run
 from saccade_kernels.columns_reference import longest_context
-from saccade_kernels.controls import ControlTables, Edit, TagTable
-from saccade_kernels.gpu import columns, decode, prefill, saliency, store
+from saccade_kernels.controls import ControlTables, Edit, PartitionTable, TagTable
+from saccade_kernels.gpu import columns, decode, prefill, saliency, store, streams
 from saccade_kernels.gradients import RowGradients, empty_gradients
+from saccade_kernels.streams import StreamTables
 
 CONTROLS = tuple(field.name for field in fields(ControlTables))
 TAGS = ("tags", "weights", "hides")
+PARTITION = tuple(field.name for field in fields(PartitionTable))
 STEP = ("slots", "query_starts", "context_lens", "page_table", "control_rows", "tag_rows")
 
 
@@ -34,9 +36,12 @@ def flatten(batch: AttentionBatch, layer: int) -> tuple[list[Tensor], Tensor | N
         tensors += [getattr(batch.controls, name) for name in CONTROLS]
         tensors += [getattr(batch.tags, name) for name in TAGS]
         moved = batch.tags.moved
+    if batch.partitioned:
+        tensors += [getattr(batch.partition(), name) for name in PARTITION]
     numbers = [batch.num_decodes, batch.max_context, batch.classes, int(batch.edit(layer))]
     if not batch.num_decodes:
         numbers[-1] = 0
+    numbers.append(int(batch.partitioned))
     for known in batch.prefills:
         numbers += [known.queries, known.context, len(known.runs)]
         for run in known.runs:
@@ -48,13 +53,15 @@ def unflatten(
     tensors: Sequence[Tensor], moved: Tensor | None, numbers: Sequence[int], layer: int
 ) -> AttentionBatch:
     """The batch again, with this layer's edits only."""
-    num_decodes, max_context, classes, edit, *rest = numbers
+    num_decodes, max_context, classes, edit, partitioned, *rest = numbers
     controls = tags = None
     if moved is not None:
         tables = tensors[len(STEP) :]
         controls = ControlTables(**dict(zip(CONTROLS, tables, strict=False)))
-        named = dict(zip(TAGS, tables[len(CONTROLS) :], strict=True))
-        tags = TagTable(moved=moved, **named)
+        named = dict(zip(TAGS, tables[len(CONTROLS) :], strict=False))
+        own = tables[len(CONTROLS) + len(TAGS) :]
+        partition = PartitionTable(**dict(zip(PARTITION, own, strict=True))) if own else None
+        tags = TagTable(moved=moved, partition=partition, **named)
 
     def edits(flags: int) -> tuple[Edit, ...]:
         return (Edit(flags),) * (layer + 1) if flags else ()
@@ -72,6 +79,7 @@ def unflatten(
         edits=edits(edit),
         prefills=tuple(prefills),
         classes=classes,
+        partitioned=bool(partitioned),
         controls=controls,
         tags=tags,
     )
@@ -193,6 +201,12 @@ def attention_rows_op(
     return columns.attention_rows(query, key_cache, batch, layer, scale, softcap, window, lse, rows)
 
 
+@custom_op("saccade::stream", mutates_args=())
+def stream_op(hidden: Tensor, rows: Tensor, tables: Sequence[Tensor], layer: int) -> Tensor:
+    """See :func:`saccade_kernels.streams.stream`; ``tables`` are the fields, in order."""
+    return streams.stream(hidden, rows, StreamTables(*tables), layer)
+
+
 @store_op.register_fake
 def _(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     return None
@@ -206,6 +220,11 @@ def _(query: Tensor, *arguments: object) -> Tensor:
 @prefill_op.register_fake
 def _(query: Tensor, *arguments: object) -> Tensor:
     return query.new_empty(query.shape)
+
+
+@stream_op.register_fake
+def _(hidden: Tensor, *arguments: object) -> Tensor:
+    return hidden.new_empty(hidden.shape)
 
 
 @saliency_op.register_fake

@@ -12,6 +12,7 @@ its own length only, never on its neighbours.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,14 +20,18 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.gpu.classes import partition_site
 from saccade_kernels.gpu.decode_tiles import attend, attend_plain
 from saccade_kernels.gpu.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
-from saccade_kernels.gpu.tiles import needs_upcast
+from saccade_kernels.gpu.tiles import needs_upcast, partition_arguments
 from saccade_kernels.gpu.tuning import DecodeConfig, decode_config
 
 ENOUGH_PROGRAMS = 8 * 132
 """Eight for each multiprocessor of an H200, which should keep it busy. A captured step has room for
 the longest sequence: one program a split would start thousands that find nothing to do."""
+
+OWN_KEYS = 32
+"""Keys of a tile where heads have classes of their own; more would not fit the registers."""
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
@@ -46,6 +51,9 @@ def split_kernel(
     tags,
     key_weights,
     hides,
+    partition_rows,
+    partition_heads,
+    partition_classes,
     part_max,
     part_sum,
     part_out,
@@ -71,6 +79,8 @@ def split_kernel(
     MAX_SPLITS: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
+    PARTITIONED: tl.constexpr,
+    OWN_KEYS: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -110,42 +120,40 @@ def split_kernel(
         if is_edited:
             row = block * ROWS + tl.arange(0, ROWS)
             head = kv_head * GROUP + tl.minimum(row // C, GROUP - 1)
-            attend(
-                own_query,
-                key_cache,
-                value_cache,
-                own_pages,
-                sites + head,
-                scale_table,
-                absolute_table,
-                bias_table,
-                weight_table,
-                edits_table,
-                tags + (tag_row * layers + layer) * max_len,
-                key_weights + tag_row * max_len,
-                part_max,
-                part_sum,
-                part_out,
-                ((part + head) * splits + split) * C + row % C,
-                scale,
-                cap,
-                head,
-                row % C,
-                row < GROUP * C,
-                start,
-                end,
-                low,
-                stride_head,
-                KV_HEADS,
-                D,
-                DP,
-                ROWS,
-                KEYS,
-                True,
-                EMIT,
-                CAPPED,
-                UPCAST,
-            )
+            site = sites + head
+            own_tags = tags + (tag_row * layers + layer) * max_len
+            own_weights = key_weights + tag_row * max_len
+            part_row = ((part + head) * splits + split) * C + row % C
+            if PARTITIONED:
+                own_site = partition_site(partition_rows, tag_row, layer, layers, heads, head)
+                is_own = tl.load(partition_heads + own_site) != 0
+                if tl.max(is_own.to(tl.int32), 0) != 0:
+                    attend(
+                        own_query, key_cache, value_cache, own_pages, site, scale_table,
+                        absolute_table, bias_table, weight_table, edits_table, own_tags,
+                        own_weights, is_own, partition_classes + own_site * max_len,
+                        part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
+                        row < GROUP * C, start, end, low, stride_head,
+                        KV_HEADS, D, DP, ROWS, OWN_KEYS, True, EMIT, True, CAPPED, UPCAST,
+                    )  # fmt: skip
+                else:  # a sequence without classes of single heads gets the bits that it gets alone
+                    attend(
+                        own_query, key_cache, value_cache, own_pages, site, scale_table,
+                        absolute_table, bias_table, weight_table, edits_table, own_tags,
+                        own_weights, None, None,
+                        part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
+                        row < GROUP * C, start, end, low, stride_head,
+                        KV_HEADS, D, DP, ROWS, KEYS, True, EMIT, False, CAPPED, UPCAST,
+                    )  # fmt: skip
+            else:
+                attend(
+                    own_query, key_cache, value_cache, own_pages, site, scale_table,
+                    absolute_table, bias_table, weight_table, edits_table, own_tags, own_weights,
+                    None, None,
+                    part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
+                    row < GROUP * C, start, end, low, stride_head,
+                    KV_HEADS, D, DP, ROWS, KEYS, True, EMIT, False, CAPPED, UPCAST,
+                )  # fmt: skip
         elif block == 0:
             attend_plain(
                 own_query, key_cache, value_cache, own_pages, part_max, part_sum, part_out,
@@ -182,8 +190,11 @@ def decode(
     """
     sequences, heads, dim = query.shape
     kv_heads, edited = key_cache.shape[2], emit is not None or bool(batch.edit(layer))
+    partitioned = edited and batch.partitioned
     shape = shape_of(heads, kv_heads, dim, batch.classes if edited else 1)
     config = config or decode_config(dim, shape["ROWS"], query.dtype)
+    if partitioned:
+        config = with_own_classes(config)
     shape["ROWS"], rows = min(config.block_rows, shape["ROWS"]), shape["ROWS"]
     constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
     constants |= {"EDITED": edited, "EMIT": emit is not None}
@@ -203,6 +214,7 @@ def decode(
         batch.control_rows,
         batch.tag_rows,
         *_tables(batch, edited),
+        *partition_arguments(batch, partitioned),
         part_max,
         part_sum,
         part_out,
@@ -218,6 +230,8 @@ def decode(
         max_len,
         **constants,
         KEYS=config.block_keys,
+        PARTITIONED=partitioned,
+        OWN_KEYS=min(OWN_KEYS, config.block_keys),
         CAPPED=softcap > 0,
         UPCAST=needs_upcast(query.dtype),
         num_warps=config.num_warps,
@@ -226,6 +240,12 @@ def decode(
     output = query.new_empty(query.shape)
     merge((part_max, part_sum, part_out), output, batch, layer, window, emit, constants)
     return output
+
+
+def with_own_classes(config: DecodeConfig) -> DecodeConfig:
+    """How to launch the form for classes of single heads, so that it fits the registers."""
+    rows, stages = min(32, config.block_rows), min(2, config.num_stages)
+    return replace(config, block_rows=rows, num_stages=stages)
 
 
 def _tables(batch: AttentionBatch, edited: bool) -> tuple[torch.Tensor | None, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from saccade_kernels.gpu.classes import load_by_tag
 from saccade_kernels.gpu.tiles import (
     LOG2E,
     MASS,
@@ -32,6 +33,8 @@ def attend(
     edits_table,
     tags_at,
     weights_at,
+    is_own,
+    own_classes,
     part_max,
     part_sum,
     part_out,
@@ -52,10 +55,15 @@ def attend(
     KEYS: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
+    PARTITIONED: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Keys ``start`` to ``end``, those before ``low`` unseen, for a tile of virtual rows."""
+    """Keys ``start`` to ``end``, those before ``low`` unseen, for a tile of virtual rows.
+
+    PARTITIONED: rows where ``is_own`` have classes of their head's own, so that their keys may have
+    any tag.
+    """
     kv_head = tl.program_id(0) % KV_HEADS
     column = tl.arange(0, DP)
     is_column = column < D
@@ -67,10 +75,11 @@ def attend(
         is_apart = (flags & (SCORE | MASS)) != 0
         if EMIT:
             is_apart = is_row
-        entry = site * WIDTH + row_class
-        row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
-        row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
-        row_bias = tl.load(bias_table + entry, mask=is_scored, other=0.0)
+        if not PARTITIONED:
+            entry = site * WIDTH + row_class
+            row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
+            row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
+            row_bias = tl.load(bias_table + entry, mask=is_scored, other=0.0)
         row_weight = tl.load(weight_table + site, mask=is_scored, other=0.0)
         weighted_end = tl.where(tl.max(tl.abs(row_weight), 0) > 0, end, 0)
 
@@ -105,15 +114,29 @@ def attend(
             tag = next_tag.to(tl.int32)
             next_tag = tl.load(tags_at + position + KEYS, mask=position + KEYS < end, other=0)
             beta = tl.load(weights_at + position, mask=position < weighted_end, other=0.0)
-            edited = edit_score(
-                score,
-                row_scale[:, None],
-                row_absolute[:, None],
-                row_bias[:, None],
-                row_weight[:, None] * beta[None, :],
-            )
+            if PARTITIONED:
+                edited = edit_score(
+                    score,
+                    load_by_tag(scale_table, site, tag, is_scored),
+                    load_by_tag(absolute_table, site, tag, is_scored),
+                    load_by_tag(bias_table, site, tag, is_scored),
+                    row_weight[:, None] * beta[None, :],
+                )
+            else:
+                edited = edit_score(
+                    score,
+                    row_scale[:, None],
+                    row_absolute[:, None],
+                    row_bias[:, None],
+                    row_weight[:, None] * beta[None, :],
+                )
             score = tl.where(is_scored[:, None], edited, score * LOG2E)
             key_class = tl.where(is_apart[:, None], tag[None, :], 0)
+            if PARTITIONED:
+                own_at = own_classes[:, None] + position[None, :]
+                is_key = is_own[:, None] & (position < end)[None, :]
+                own = tl.load(own_at, mask=is_key, other=0).to(tl.int32)
+                key_class = tl.where(is_own[:, None], own, key_class)
             visible = visible & (key_class == row_class[:, None]) & (tag != NEVER_ATTEND)[None, :]
         else:
             score = score * LOG2E
@@ -152,7 +175,8 @@ def attend_plain(
     head = tl.program_id(0) % KV_HEADS * GROUP + tl.minimum(row, GROUP - 1)
     attend(
         query, key_cache, value_cache, pages_at, None, None, None, None, None, None, None, None,
-        part_max, part_sum, part_out, ((part + head) * splits + split) * C, scale, cap, head, None,
+        None, None, part_max, part_sum, part_out, ((part + head) * splits + split) * C, scale, cap,
+        head, None,
         row < GROUP, start, end, low, stride_head,
-        KV_HEADS, D, DP, PLAIN_ROWS, KEYS, False, False, CAPPED, UPCAST,
+        KV_HEADS, D, DP, PLAIN_ROWS, KEYS, False, False, False, CAPPED, UPCAST,
     )  # fmt: skip

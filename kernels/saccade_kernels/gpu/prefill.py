@@ -24,6 +24,7 @@ from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gpu import tuning
 from saccade_kernels.gpu.blocks import FIELDS as BLOCK_FIELDS
 from saccade_kernels.gpu.blocks import layer_edits, work_list
+from saccade_kernels.gpu.classes import partition_site
 from saccade_kernels.gpu.prefill_tiles import (
     Cache,
     Rows,
@@ -46,6 +47,7 @@ from saccade_kernels.gpu.tiles import (
     class_ratios,
     control_arguments,
     interpreted,
+    partition_arguments,
 )
 from saccade_kernels.gpu.tuning import PrefillConfig
 
@@ -59,7 +61,7 @@ def two_passes(
     m, acc, first, middle, last, rows, cache, edit, site, valid,
     transform, gate_weight, gate_threshold, masses, lse, emitted, moved,
     EMIT: tl.constexpr, D: tl.constexpr, CAPPED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr, PARTITIONED: tl.constexpr,
 ):  # fmt: skip
     """Attention under a mass edit: what to divide the accumulator by, and the accumulator.
 
@@ -67,10 +69,34 @@ def two_passes(
     """
     nothing = tl.zeros([m.shape[0], 2 * WIDTH], tl.float32)
     m, sums = mass_pass(
-        m, nothing, first, middle, rows, cache, edit, False, D, CAPPED, DESCRIPTORS, UPCAST
+        m,
+        nothing,
+        first,
+        middle,
+        rows,
+        cache,
+        edit,
+        False,
+        D,
+        CAPPED,
+        DESCRIPTORS,
+        UPCAST,
+        PARTITIONED,
     )
     m, sums = mass_pass(
-        m, sums, middle, last, rows, cache, edit, True, D, CAPPED, DESCRIPTORS, UPCAST
+        m,
+        sums,
+        middle,
+        last,
+        rows,
+        cache,
+        edit,
+        True,
+        D,
+        CAPPED,
+        DESCRIPTORS,
+        UPCAST,
+        PARTITIONED,
     )
     sums = tl.sum(tl.reshape(sums, [m.shape[0], 2, WIDTH]), 1)
     total = tl.sum(sums, 1)
@@ -90,10 +116,36 @@ def two_passes(
     shrink = 1.0 / tl.maximum(largest / LARGEST_WEIGHT, 1.0)
     ratios = ratio * shrink[:, None]
     acc = value_pass(
-        acc, m, ratios, first, middle, rows, cache, edit, False, D, CAPPED, DESCRIPTORS, UPCAST
+        acc,
+        m,
+        ratios,
+        first,
+        middle,
+        rows,
+        cache,
+        edit,
+        False,
+        D,
+        CAPPED,
+        DESCRIPTORS,
+        UPCAST,
+        PARTITIONED,
     )
     acc = value_pass(
-        acc, m, ratios, middle, last, rows, cache, edit, True, D, CAPPED, DESCRIPTORS, UPCAST
+        acc,
+        m,
+        ratios,
+        middle,
+        last,
+        rows,
+        cache,
+        edit,
+        True,
+        D,
+        CAPPED,
+        DESCRIPTORS,
+        UPCAST,
+        PARTITIONED,
     )
     return divisor * shrink, acc
 
@@ -136,6 +188,9 @@ def prefill_kernel(
     tags,
     key_weights,
     moved,
+    partition_rows,
+    partition_heads,
+    partition_classes,
     masses,
     lse,
     scale,
@@ -155,6 +210,7 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
+    PARTITIONED: tl.constexpr,
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -210,16 +266,23 @@ def prefill_kernel(
         if EMIT or (flags & (SCORE | MASS)) != 0 or hides != 0:
             tag_row = tl.load(tag_rows + sequence).to(tl.int64)
             tagged = tag_row * layers + layer
+            own_tags = tags + tagged * max_len
+            classes = own_tags
+            if PARTITIONED:
+                own = partition_site(partition_rows, tag_row, layer, layers, heads, head)
+                if tl.load(partition_heads + own) != 0:
+                    classes = partition_classes + own * max_len
             edit = load_edit(
                 scale_table,
                 absolute_table,
                 bias_table,
                 weight_table,
                 site,
-                tags + tagged * max_len,
+                own_tags,
                 key_weights + tag_row * max_len,
                 tl.where(hides != 0, NEVER_ATTEND, -1),
                 base2(scale, CAPPED),
+                classes,
             )
             if EMIT or (flags & MASS) != 0:
                 l, acc = two_passes(
@@ -227,7 +290,7 @@ def prefill_kernel(
                     transform_table, gate_weight_table, gate_threshold_table,
                     masses, lse, token * heads + head,
                     moved + tagged * heads + head,
-                    EMIT, D, CAPPED, DESCRIPTORS, UPCAST,
+                    EMIT, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
                 )  # fmt: skip
             else:
                 state = score_pass(
@@ -297,7 +360,8 @@ def prefill(
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
     masses, lse = (None, None) if emit is None else (emit.masses, emit.lse)
-    tables = control_arguments(batch, edited)
+    partitioned = edited and batch.partitioned
+    tables = control_arguments(batch, edited) + partition_arguments(batch, partitioned)
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
     if config.descriptors:
         triton.set_allocator(_scratch)
@@ -325,6 +389,7 @@ def prefill(
         **constants(dim, heads // kv_heads, kv_heads, config),
         EDITED=edited,
         EMIT=emit is not None,
+        PARTITIONED=partitioned,
         CAPPED=softcap > 0,
         UPCAST=interpreted(),
         num_warps=config.num_warps,

@@ -52,6 +52,7 @@ class Edit(NamedTuple):
     tags: Any  # pointers to the sequence's first key
     betas: Any
     hidden: Any  # int32: tag of the keys that are out of sight, or -1
+    classes: Any  # if PARTITIONED: pointer to what masses are of, the tags or the head's own
 
 
 @triton.jit
@@ -160,7 +161,7 @@ def plain_pass(
 
 
 @triton.jit
-def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor):
+def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor, classes):
     """The score edit of one head; ``site`` is (control row * layers + layer) * heads + head."""
     entries = site * WIDTH + tl.arange(0, WIDTH)
     return Edit(
@@ -171,6 +172,7 @@ def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor):
         tags,
         betas,
         hidden,
+        classes,
     )
 
 
@@ -180,6 +182,17 @@ def load_tags(edit, tile, limit):
     n = tl.arange(0, PAGE) + tile * PAGE
     tags = tl.load(edit.tags + n, mask=n < limit, other=0).to(tl.int32)
     return tags, tl.load(edit.betas + n, mask=n < limit, other=0.0)
+
+
+@triton.jit
+def load_classes(edit, tags, tile, limit, PARTITIONED: tl.constexpr):
+    """Classes of a page's keys that masses are of, int32 [PAGE]: the tags, or the head's own."""
+    if PARTITIONED:
+        n = tl.arange(0, PAGE) + tile * PAGE
+        classes = tl.load(edit.classes + n, mask=n < limit, other=0).to(tl.int32)
+    else:
+        classes = tags
+    return classes
 
 
 @triton.jit
@@ -309,6 +322,7 @@ def mass_pass(
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
+    PARTITIONED: tl.constexpr,
 ):
     """Each row's maximum, and ``class_sums`` of all tiles."""
     if first < last:
@@ -324,7 +338,8 @@ def mass_pass(
             level = finite(top)
             p = tl.exp2(scores - level[:, None])
             rescale = tl.exp2(m - level)
-            found = class_sums(p, tags, UPCAST, rows.q.dtype == tl.float32)
+            classes = load_classes(edit, tags, tile, rows.limit, PARTITIONED)
+            found = class_sums(p, classes, UPCAST, rows.q.dtype == tl.float32)
             sums = sums * rescale[:, None] + found
             m = top
     return m, sums
@@ -345,6 +360,7 @@ def value_pass(
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
+    PARTITIONED: tl.constexpr,
 ):
     """Values under weights that are multiplied with their class's entry of ``ratios``."""
     level = finite(m)
@@ -358,7 +374,8 @@ def value_pass(
                 page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
             )
             p = tl.exp2(scores - level[:, None])
-            ratio = spread(ratios, tags, UPCAST, rows.q.dtype == tl.float32)
+            classes = load_classes(edit, tags, tile, rows.limit, PARTITIONED)
+            ratio = spread(ratios, classes, UPCAST, rows.q.dtype == tl.float32)
             v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
             acc += dot((p * ratio).to(v.dtype), v, UPCAST)
     return acc

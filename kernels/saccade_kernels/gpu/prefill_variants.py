@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from saccade_kernels.gpu.arguments import POINTERS, TABLE_TYPES
+from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, prefill_kernel
 from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
@@ -27,6 +27,9 @@ def prefills() -> Iterator[Variant]:
             yield variant(torch.bfloat16, dim, edited, config, **form)
         config = prefill_config(dim, True, torch.bfloat16)
         yield variant(torch.bfloat16, dim, True, config, capped=True)
+    for dim in (64, 128, 256):
+        config = prefill_config(dim, True, torch.bfloat16)
+        yield variant(torch.bfloat16, dim, True, config, partitioned=True)
 
 
 def variant(
@@ -36,6 +39,7 @@ def variant(
     config: PrefillConfig,
     capped: bool = False,
     emit: bool = False,
+    partitioned: bool = False,
 ) -> Variant:
     """One form of the kernel. How many classes a batch has makes no difference to it."""
     types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
@@ -43,9 +47,16 @@ def variant(
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
     types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
+    types |= PARTITION_TYPES if partitioned else dict.fromkeys(PARTITION_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
     fixed = constants(dim, GROUP, KV_HEADS, config)
     fixed |= {"EDITED": edited, "EMIT": emit, "CAPPED": capped, "UPCAST": False}
-    kind = ("edited" if edited else "plain") + "-capped" * capped + "-emit" * emit
+    fixed["PARTITIONED"] = partitioned
+    kind = (
+        ("edited" if edited else "plain")
+        + "-capped" * capped
+        + "-emit" * emit
+        + "-partitioned" * partitioned
+    )
     name = f"prefill-d{dim}-{POINTERS[dtype][1:]}-{kind}"
     return Variant(name, prefill_kernel, types, fixed, config.num_warps, config.num_stages)

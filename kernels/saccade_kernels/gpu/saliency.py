@@ -23,7 +23,14 @@ import torch
 import triton
 
 from saccade_kernels.batch import PAGE, AttentionBatch
-from saccade_kernels.gpu.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
+from saccade_kernels.gpu.arguments import (
+    PARTITION_TYPES,
+    POINTERS,
+    TABLES,
+    Variant,
+    batch_arguments,
+    launch,
+)
 from saccade_kernels.gpu.saliency_classes import UNSPECIALISED, class_kernel, offset_kernel
 from saccade_kernels.gpu.saliency_rows import gradient_kernel, saliency_kernel
 from saccade_kernels.gpu.tiles import needs_upcast
@@ -87,6 +94,7 @@ def saliency(
         "stride_head": query.stride(1),
     }
     flags = {"EDITED": edited, "CAPPED": softcap > 0, "SLOPED": sloped}
+    flags["PARTITIONED"] = edited and batch.partitioned
     constants = {**shape, **flags, "UPCAST": needs_upcast(query.dtype)}
     for kernel, grid in (
         (class_kernel, (splits, kv_heads * shape["CLASS_TILES"], seqs)),
@@ -164,16 +172,28 @@ def variants() -> Iterator[Variant]:
         yield from _variants(dtype, dim, 7, classes)
     for classes in (0, 4):
         yield from _variants(torch.bfloat16, 256, 2, classes, capped=True)
+    for group, classes in ((1, 2), (7, 4)):
+        yield from _variants(torch.bfloat16, 128, group, classes, partitioned=True)
 
 
 def _variants(
-    dtype: torch.dtype, dim: int, group: int, classes: int, capped: bool = False
+    dtype: torch.dtype,
+    dim: int,
+    group: int,
+    classes: int,
+    capped: bool = False,
+    partitioned: bool = False,
 ) -> Iterator[Variant]:
     """All kernels of one shape, for any number of losses; 0 classes mean the plain form."""
     edited, kv_heads, most = classes > 0, 4, max(classes, 1)
     flags = {"EDITED": edited, "CAPPED": capped, "SLOPED": edited or capped, "UPCAST": False}
+    flags["PARTITIONED"] = partitioned
     cache, integers = POINTERS[dtype], ("context_lens", "page_table", "control_rows", "tag_rows")
-    name = f"d{dim}-g{group}-c{classes}-{cache[1:]}" + "-capped" * capped
+    name = (
+        f"d{dim}-g{group}-c{classes}-{cache[1:]}"
+        + "-capped" * capped
+        + "-partitioned" * partitioned
+    )
     seen = set()
     for kernel, losses in product(KERNELS, (1, 5, MOST_LOSSES)):
         shape = shape_of(group * kv_heads, kv_heads, dim, losses, most, dtype)
@@ -181,12 +201,15 @@ def _variants(
         if (kernel, rows) in seen:
             continue
         seen.add((kernel, rows))
+        if partitioned and kernel is offset_kernel:
+            continue  # it does not look at keys
         types: dict[str, str | None] = dict.fromkeys(kernel.arg_names, "*fp32")
         types |= dict.fromkeys(UNSPECIALISED, "i32") | dict.fromkeys(integers, "*i32")
         types |= dict.fromkeys(("query", "key_cache", "value_cache", "grad_output"), cache)
         types |= dict.fromkeys(("grad_query", "grad_key", "grad_value"), cache)
         types |= {"scale": "fp32", "cap": "fp32", "tags": "*u8"}
         types |= {} if edited else dict.fromkeys(TABLES)
+        types |= PARTITION_TYPES if partitioned else dict.fromkeys(PARTITION_TYPES)
         types |= {} if flags["SLOPED"] else {"slopes": None}
         config = launch_of(kernel, rows, shape["DP"], dtype)
         short = kernel.__name__.removesuffix("_kernel")

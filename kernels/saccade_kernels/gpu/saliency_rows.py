@@ -3,7 +3,11 @@
 import triton
 import triton.language as tl
 
-from saccade_kernels.gpu.classes import by_class, one_hot
+from saccade_kernels.gpu.classes import (
+    by_class,
+    one_hot,
+    partition_site,
+)
 from saccade_kernels.gpu.saliency_classes import UNALIGNED, UNSPECIALISED, seen_pages, seen_splits
 from saccade_kernels.gpu.tiles import NEVER_ATTEND, PAGE, dot
 
@@ -17,6 +21,9 @@ def saliency_kernel(
     page_table,
     tag_rows,
     tags,
+    partition_rows,
+    partition_heads,
+    partition_classes,
     scores,
     slopes,
     tops,
@@ -40,6 +47,7 @@ def saliency_kernel(
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     EDITED: tl.constexpr,
+    PARTITIONED: tl.constexpr,
     SLOPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -80,6 +88,12 @@ def saliency_kernel(
     if EDITED:
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
+    if PARTITIONED:
+        own_site = partition_site(partition_rows, tag_row, layer, layers, HEADS, head)
+        is_own = (is_row & (tl.load(partition_heads + own_site) != 0))[:, None]
+        own_at = (partition_classes + own_site * max_len)[:, None]
+        own_factors = (factors + (sequence * HEADS + head) * C)[:, None]
+        own_offsets = (offsets + site * C)[:, None]
 
     grad_query = tl.zeros([ROWS, DP], tl.float32)
     slot = tl.arange(0, PAGE)
@@ -103,8 +117,17 @@ def saliency_kernel(
         score = tl.load(scores + from_, mask=seen, other=float("-inf"))
         weight = tl.where(seen, tl.exp2(score - top), 0.0)  # A times its sum
         members = one_hot(tag, CP)
-        edited = by_class(row_factor, members) * weight * grad_weight
-        grad_score = edited + weight * by_class(row_offset, members)
+        if PARTITIONED:
+            factor, offset = by_class(row_factor, members), by_class(row_offset, members)
+            own_mask = is_own & inside[None, :]
+            own = tl.load(own_at + position[None, :], mask=own_mask, other=0).to(tl.int32)
+            factor = tl.where(is_own, tl.load(own_factors + own, mask=own_mask, other=0.0), factor)
+            offset = tl.where(is_own, tl.load(own_offsets + own, mask=own_mask, other=0.0), offset)
+            edited = factor * weight * grad_weight
+            grad_score = edited + weight * offset
+        else:
+            edited = by_class(row_factor, members) * weight * grad_weight
+            grad_score = edited + weight * by_class(row_offset, members)
         to = (saliency_at + tile)[:, None] * PAGE + slot[None, :]
         tl.store(saliency + to, tl.abs(edited), mask=is_row[:, None])
         if SLOPED:
@@ -128,6 +151,9 @@ def gradient_kernel(
     page_table,
     tag_rows,
     tags,
+    partition_rows,
+    partition_heads,
+    partition_classes,
     scores,
     slopes,
     tops,
@@ -156,6 +182,7 @@ def gradient_kernel(
     C: tl.constexpr,
     SPLIT: tl.constexpr,
     EDITED: tl.constexpr,
+    PARTITIONED: tl.constexpr,
     SLOPED: tl.constexpr,
 ):
     """Gradients of one loss and key head, from the ROWS >= GROUP query heads of its group.
@@ -194,12 +221,20 @@ def gradient_kernel(
             at = ((page * PAGE + own % PAGE) * KV_HEADS + kv_head) * D + column
             v = tl.load(value_cache + at, mask=is_column, other=0.0).to(tl.float32)
             is_member = member < GROUP
+            klass = tl.zeros([ROWS], tl.int32) + tag
+            if PARTITIONED:
+                heads: tl.constexpr = KV_HEADS * GROUP
+                own_site = partition_site(partition_rows, tag_row, layer, layers, heads, head)
+                is_own = tl.load(partition_heads + own_site, mask=is_member, other=0) != 0
+                own_at = partition_classes + own_site * max_len + own
+                found = tl.load(own_at, mask=is_own, other=0).to(tl.int32)
+                klass = tl.where(is_own, found, klass)
             grad = tl.load(grad_output + cell, mask=is_cell, other=0.0).to(tl.float32)
             score_at = row.to(tl.int64) * (max_pages * PAGE) + own
             score = tl.load(scores + score_at, mask=is_member, other=float("-inf"))
             weight = tl.exp2(score - tl.load(tops + row, mask=is_member, other=0.0))
-            factor = weight * tl.load(factors + row * C + tag, mask=is_member, other=0.0)
-            offset = tl.load(offsets + site * C + tag, mask=is_member, other=0.0)
+            factor = weight * tl.load(factors + row * C + klass, mask=is_member, other=0.0)
+            offset = tl.load(offsets + site * C + klass, mask=is_member, other=0.0)
             grad_score = factor * tl.sum(grad * v[None, :], 1) + weight * offset
             if SLOPED:
                 grad_score = grad_score * tl.load(slopes + score_at, mask=is_member, other=0.0)

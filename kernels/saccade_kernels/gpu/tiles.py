@@ -106,6 +106,18 @@ CONTROL_ARGUMENTS = (
 """The table arguments of a kernel that edits, in their order."""
 
 
+PARTITION_ARGUMENTS = ("partition_rows", "partition_heads", "partition_classes")
+"""Further arguments of a kernel that edits masses, for batches with classes of single heads."""
+
+
+def partition_arguments(batch: AttentionBatch, needed: bool) -> Tensors:
+    """Those of :data:`PARTITION_ARGUMENTS`; all None for a variant that does not read them."""
+    if not needed:
+        return (None,) * len(PARTITION_ARGUMENTS)
+    table = batch.partition()
+    return table.rows, table.heads, table.classes
+
+
 def control_arguments(batch: AttentionBatch, needed: bool) -> Tensors:
     """The tables as kernel arguments; all None for a variant that does not read them."""
     if not needed:

@@ -1,0 +1,57 @@
+"""Attention sinks of single heads, found in the attention itself (ACT, arXiv 2406.15765).
+
+A key is a sink of a head if it receives much attention on average over the query rows that can see
+it: a_k = 1 / (N - k) sum_{i >= k} A[i, k] > threshold, for the N rows and keys so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from saccade_kernels.controls import EXEMPT_CLASS, SINK_CLASS
+
+
+@dataclass(frozen=True)
+class HeadSinkCriterion:
+    """Which keys of a head are its sinks, and the classes that follow; see HeadSinkRule.
+
+    ``relative``: the threshold is divided by the number of keys. ``first_found``: the first sink is
+    spared instead of the initial key. ``exempt_initial``: the initial key has a class of its own.
+    """
+
+    threshold: float
+    relative: bool = False
+    first_found: bool = False
+    exempt_initial: bool = False
+
+    def classes(self, sums: torch.Tensor, least_rows: int = 1) -> torch.Tensor:
+        """Classes of the keys by the attention each got in all rows so far.
+
+        Args:
+            sums: [heads, keys]; as many rows as keys, of which N - k can see key k.
+            least_rows: keys that fewer rows can see are no sinks.
+
+        Returns:
+            uint8 [heads, keys].
+        """
+        keys = sums.shape[1]
+        rows = torch.arange(keys, 0, -1, device=sums.device)
+        return self._classes(sums / rows, rows >= least_rows)
+
+    def classes_of_row(self, row: torch.Tensor) -> torch.Tensor:
+        """The same by one row of attention alone, [heads, keys]."""
+        return self._classes(row, torch.ones_like(row[0], dtype=torch.bool))
+
+    def _classes(self, score: torch.Tensor, is_candidate: torch.Tensor) -> torch.Tensor:
+        threshold = self.threshold / score.shape[1] if self.relative else self.threshold
+        found = (score > threshold) & is_candidate
+        if self.first_found:
+            found &= found.cumsum(1) > 1
+        else:
+            found[:, 0] = False
+        classes = found.to(torch.uint8) * SINK_CLASS
+        if self.exempt_initial:
+            classes[:, 0] = EXEMPT_CLASS
+        return classes

@@ -1,0 +1,172 @@
+"""Edits of the residual stream: their tables on the device, and the reference of the op.
+
+A residual row h changes along unit directions, one after the other. With p = h . v, the coordinate
+becomes p' and nothing else of h changes:
+
+    p' = clip(scale p + shift s, low, high),    h' = h + (p' - p) v
+
+where s is 1, or sign(p) (SIGNED), times RMS(h) (RELATIVE). KEEP_NORM rescales h' to the norm of h.
+The difference p' - p is computed as clip((scale - 1) p + shift s, low - p, high - p), so adding a
+vector adds exactly that, whatever p is.
+
+What a row undergoes is written beside the attention program that it follows: row r of these tables
+goes with row r of the control tables, and row 0 changes nothing. Residual l enters layer l; the one
+that leaves the last layer has the number of layers. This module knows rows and layers, never a
+request or a method.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saccade_kernels.controls import IDENTITY_ROW
+
+STREAM_EDITS = 4
+"""Edits of one residual that a program can chain."""
+
+STREAM_VECTORS = 1024
+"""Directions in use at a time; slot 0 of the bank is never handed out."""
+
+
+class StreamFlag(enum.IntFlag):
+    """Variations of one edit, see the formula."""
+
+    NONE = 0
+    SIGNED = 1
+    RELATIVE = 2
+    KEEP_NORM = 4
+
+
+@dataclass(frozen=True)
+class StreamProgram:
+    """The values of one table row, on the host. R residuals, E = :data:`STREAM_EDITS`.
+
+    The first ``count`` edits of a residual happen, in order.
+    """
+
+    count: NDArray[np.int32]  # [R]
+    vector: NDArray[np.int32]  # [R, E]: slot of the direction in the bank
+    numbers: NDArray[np.float32]  # [R, E, 4]: scale, shift, low, high
+    flags: NDArray[np.int32]  # [R, E]: StreamFlag
+
+    @classmethod
+    def identity(cls, residuals: int) -> StreamProgram:
+        """A program that changes nothing."""
+        numbers = np.zeros((residuals, STREAM_EDITS, 4), np.float32)
+        numbers[:] = 1, 0, -np.inf, np.inf
+        return cls(
+            count=np.zeros(residuals, np.int32),
+            vector=np.zeros((residuals, STREAM_EDITS), np.int32),
+            numbers=numbers,
+            flags=np.zeros((residuals, STREAM_EDITS), np.int32),
+        )
+
+    def append(
+        self, residual: int, vector: int, numbers: tuple[float, ...], flags: StreamFlag
+    ) -> None:
+        """Chain one more edit; ``numbers`` are scale, shift, low and high.
+
+        Raises:
+            ValueError: the residual has as many edits as fit.
+        """
+        at = int(self.count[residual])
+        if at == STREAM_EDITS:
+            raise ValueError(f"one residual has at most {STREAM_EDITS} edits")
+        self.vector[residual, at] = vector
+        self.numbers[residual, at] = numbers
+        self.flags[residual, at] = flags
+        self.count[residual] += 1
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The residuals that it changes."""
+        return frozenset(np.flatnonzero(self.count).tolist())
+
+
+@dataclass(frozen=True)
+class StreamTables:
+    """All programs in flight, on the device; field shapes are StreamProgram's behind [rows]."""
+
+    bank: torch.Tensor  # float32 [slots, hidden_size]: unit directions
+    count: torch.Tensor
+    vector: torch.Tensor
+    numbers: torch.Tensor
+    flags: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        rows: int,
+        layers: int,
+        hidden_size: int,
+        slots: int = STREAM_VECTORS,
+        device: torch.device | str = "cpu",
+    ) -> StreamTables:
+        """Make tables of ``rows`` rows that change nothing, and an empty bank."""
+        program = StreamProgram.identity(layers + 1)
+        tensors = {
+            f.name: torch.from_numpy(getattr(program, f.name))
+            .to(device)
+            .expand(rows, *getattr(program, f.name).shape)
+            .contiguous()
+            for f in fields(program)
+        }
+        bank = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
+        return cls(bank=bank, **tensors)
+
+    def write(self, row: int, program: StreamProgram) -> None:
+        """Put ``program`` into table row ``row`` (never row 0, the identity)."""
+        if row == IDENTITY_ROW:
+            raise ValueError("row 0 of the stream tables is the identity and cannot be written")
+        for f in fields(program):
+            getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
+
+
+def stream(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+) -> torch.Tensor:
+    """Edit the residuals of a packed step. A row without edits keeps its bits.
+
+    Args:
+        hidden: [tokens, hidden_size], entering ``layer`` or, if that is the number of layers,
+            leaving the last.
+        rows: int32 [tokens], the table row that each follows.
+
+    Returns:
+        [tokens, hidden_size] of the same dtype. Arithmetic is float32, float64 for float64.
+    """
+    work = torch.promote_types(hidden.dtype, torch.float32)
+    index = rows.long()
+    count = tables.count[index, layer]
+    edited = hidden.to(work)
+    for at in range(STREAM_EDITS):
+        changed = _edit(
+            edited,
+            tables.bank[tables.vector[index, layer, at].long()].to(work),
+            tables.numbers[index, layer, at].to(work),
+            tables.flags[index, layer, at],
+        )
+        edited = torch.where((at < count)[:, None], changed, edited)
+    return torch.where((count > 0)[:, None], edited.to(hidden.dtype), hidden)
+
+
+def _edit(
+    hidden: torch.Tensor, direction: torch.Tensor, numbers: torch.Tensor, flags: torch.Tensor
+) -> torch.Tensor:
+    """One edit of every row. hidden, direction [T, D]; numbers [T, 4]; flags [T]."""
+    scale, shift, low, high = numbers.unbind(-1)
+    p = (hidden * direction).sum(-1)
+    size = torch.where((flags & StreamFlag.SIGNED) > 0, p.sign(), torch.ones_like(p))
+    rms = hidden.square().mean(-1).sqrt()
+    size = torch.where((flags & StreamFlag.RELATIVE) > 0, size * rms, size)
+    delta = ((scale - 1) * p + shift * size).maximum(low - p).minimum(high - p)
+    changed = hidden + delta[:, None] * direction
+    before, after = hidden.square().sum(-1).sqrt(), changed.square().sum(-1).sqrt()
+    keeps = ((flags & StreamFlag.KEEP_NORM) > 0) & (after > 0)
+    factor = torch.where(keeps, before / after, torch.ones_like(p))
+    return changed * factor[:, None]

@@ -1,0 +1,100 @@
+"""The Triton stream edits, run by the interpreter, against the reference in float64."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_kernels import ops, streams
+from saccade_kernels.gpu import backend, custom_ops
+from saccade_kernels.gpu import streams as kernel
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables
+
+LAYERS, ROWS = 3, 13
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Fresh memory is NaN, so that an output that nobody wrote shows."""
+    fresh = torch.Tensor.new_empty
+
+    def poisoned(self, *size, **options):
+        made = fresh(self, *size, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+
+
+def random_tables(size: int) -> StreamTables:
+    """Rows 1 to 11 have up to four random edits of every kind at residual 2; 0 and 12 none."""
+    rng = np.random.default_rng(size)
+    tables = StreamTables.allocate(ROWS, LAYERS, size, slots=20)
+    bank = rng.normal(size=(19, size))
+    tables.bank[1:] = torch.from_numpy(bank / np.linalg.norm(bank, axis=1, keepdims=True))
+    for row in range(1, ROWS - 1):
+        program = StreamProgram.identity(LAYERS + 1)
+        for _ in range(1 + row % STREAM_EDITS):
+            low, high = sorted(rng.normal(size=2))
+            limits = (low, high) if rng.random() < 0.5 else (-np.inf, np.inf)
+            numbers = (rng.normal(), 2 * rng.normal(), *limits)
+            program.append(2, int(rng.integers(1, 20)), numbers, StreamFlag(row % 8))
+        tables.write(row, program)
+    return tables
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", [37, 64, 1031])
+def test_triton_equals_the_reference(dtype, size):
+    tables = random_tables(size)
+    hidden = torch.randn(2 * ROWS, size, dtype=torch.float64).to(dtype)
+    hidden[1, 3] = -0.0
+    rows = (torch.arange(2 * ROWS) % ROWS).int()
+    found = kernel.stream(hidden, rows, tables, 2)
+    wanted = streams.stream(hidden.double(), rows, tables, 2)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
+    plain = rows % (ROWS - 1) == 0
+    assert torch.equal(found[plain], hidden[plain])
+    assert not torch.isclose(found[~plain], hidden[~plain]).all(-1).any()
+    assert torch.equal(kernel.stream(hidden, rows, tables, 1), hidden)
+
+
+def test_no_rows():
+    tables = random_tables(8)
+    hidden, rows = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int32)
+    assert kernel.stream(hidden, rows, tables, 2).shape == (0, 8)
+
+
+def test_rows_that_are_not_contiguous():
+    tables, rows = random_tables(8), torch.arange(ROWS).int()
+    hidden = torch.randn(ROWS, 16)[:, ::2]
+    wanted = streams.stream(hidden, rows, tables, 2)
+    torch.testing.assert_close(kernel.stream(hidden, rows, tables, 2), wanted)
+
+
+@pytest.mark.parametrize("traces", [False, True], ids=["direct", "traced"])
+def test_ops_take_the_backend(monkeypatch, traces):
+    monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traces)
+    tables, rows = random_tables(8), torch.arange(ROWS).int()
+    hidden = torch.randn(ROWS, 8)
+    wanted = streams.stream(hidden, rows, tables, 2)
+    torch.testing.assert_close(ops.stream(hidden, rows, tables, 2), wanted)
+
+
+def test_gradients_flow_whatever_the_backend(monkeypatch):
+    monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
+    tables, rows = random_tables(8), torch.arange(ROWS).int()
+    hidden = torch.randn(ROWS, 8, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        assert torch.autograd.gradcheck(lambda h: ops.stream(h, rows, tables, 2), hidden)
+
+
+def test_it_is_an_operator():
+    tables, rows = random_tables(8), torch.arange(ROWS).int()
+    flat = [getattr(tables, field.name) for field in fields(tables)]
+    arguments = (torch.randn(ROWS, 8), rows, flat, 2)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(custom_ops.stream_op, arguments, test_utils=checks)

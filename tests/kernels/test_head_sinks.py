@@ -1,0 +1,40 @@
+"""Which keys are sinks of a head, against the definition one key at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_kernels.head_sinks import HeadSinkCriterion
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("first_found", [False, True])
+@pytest.mark.parametrize("exempt", [False, True])
+@pytest.mark.parametrize("least", [1, 4])
+def test_the_definition(relative, first_found, exempt, least):
+    scores = 2 * torch.randn(3, 11, 11, dtype=torch.float64)
+    attention = scores.masked_fill(torch.ones(11, 11).triu(1).bool(), -torch.inf).softmax(-1)
+    criterion = HeadSinkCriterion(1.5 if relative else 0.12, relative, first_found, exempt)
+    found = criterion.classes(attention.sum(1), least)
+    for head in range(3):
+        hits = []
+        for k in range(11):
+            rows = attention[head, k:, k]
+            if float(rows.mean()) > (1.5 / 11 if relative else 0.12) and len(rows) >= least:
+                hits.append(k)
+        sinks = hits[1:] if first_found else [k for k in hits if k]
+        wanted = np.isin(np.arange(11), sinks).astype(int)
+        if exempt:
+            wanted[0] = 2
+        assert found[head].tolist() == wanted.tolist()
+
+
+def test_one_row_alone():
+    row = torch.tensor([[0.5, 0.2, 0.05, 0.25], [0.05, 0.5, 0.4, 0.05]])
+    assert HeadSinkCriterion(0.1).classes_of_row(row).tolist() == [[0, 1, 0, 1], [0, 1, 1, 0]]
+    first = HeadSinkCriterion(0.1, first_found=True)
+    assert first.classes_of_row(row).tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
+
+
+def test_one_key():
+    assert HeadSinkCriterion(0.1).classes(torch.ones(2, 1)).tolist() == [[0], [0]]
