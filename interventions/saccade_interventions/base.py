@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -24,7 +25,18 @@ Level = Literal[
 ]
 """Which part of the computation a method edits."""
 
+PROBE_TEXT = "Describe the image."
+"""What the self-test asks the model, about an image if it takes any."""
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An entry that must show on the served model, and the bytes of the artifact that it names."""
+
+    entry: dict[str, Any]
+    artifact: bytes | None = None
 
 
 class Intervention(BaseModel):
@@ -46,8 +58,11 @@ class Intervention(BaseModel):
     paper: ClassVar[str]
     level: ClassVar[Level]
     needs_image: ClassVar[bool] = False
+    needs_artifact: ClassVar[bool] = False
     current_version: ClassVar[str] = "1"
     example: ClassVar[dict[str, Any]]
+    neutral: ClassVar[dict[str, Any] | None] = None
+    """Fields that make :meth:`probe`'s entry change nothing; None if the method has no such."""
 
     version: str | None = None
     """Pin the version of the method; a request for another one is refused."""
@@ -77,6 +92,15 @@ class Intervention(BaseModel):
         if cls.needs_image and not model.accepts_images:
             return "the model takes no images"
         return None
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        """What the self-test at start asks for: strong enough to show on any model.
+
+        The prompt is :data:`PROBE_TEXT` in the model's chat template, after an image of noise if
+        the model takes images. A method that needs an artifact makes one up.
+        """
+        return Probe(cls.example)
 
     @classmethod
     def method_id(cls) -> str:

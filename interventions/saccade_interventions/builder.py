@@ -6,6 +6,7 @@ A mistake in a method is a ValueError here, and not a failure inside the engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,15 @@ from saccade_interventions.edits import (
     Vectors,
 )
 from saccade_interventions.phases import Phase
-from saccade_interventions.plan import RULE_FIELDS, Plan, find_gated_chain
-from saccade_interventions.rules import Rules, SinkRule
-from saccade_kernels.controls import CLASSES, GATES, ControlShape
+from saccade_interventions.plan import (
+    RULE_FIELDS,
+    Plan,
+    find_gated_chain,
+    find_long_chain,
+    find_mixed_masses,
+)
+from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule
+from saccade_kernels.controls import CLASSES, GATES, OWN_CLASSES, ControlShape
 
 
 class PlanBuilder:
@@ -112,6 +119,25 @@ class PlanBuilder:
         rows = tuple(tuple(float(value) for value in row) for row in transform)
         self._masses.append(MassEdit(sites, phases, rows, tuple(gates)))
 
+    def own_mass(
+        self,
+        sites: Sites,
+        moves: Sequence[tuple[int, int, float]],
+        phases: tuple[Phase, ...],
+        gates: Sequence[Gate] = (),
+    ) -> None:
+        """As :meth:`mass`, in heads with classes of their own (see :class:`HeadSinkRule`)."""
+        if len(gates) > GATES or any(len(gate.weights) != OWN_CLASSES for gate in gates):
+            raise ValueError(f"gates: at most {GATES}, with a weight for each of the own classes")
+        transform = np.eye(OWN_CLASSES)
+        for to, source, amount in moves:
+            transform[to, source] += amount
+        if (transform < 0).any():
+            raise ValueError("a mass transform must not take more mass than there is")
+        if sites and phases and (transform != np.eye(OWN_CLASSES)).any():
+            rows = tuple(tuple(float(value) for value in row) for row in transform)
+            self._masses.append(MassEdit(sites, phases, rows, tuple(gates), partitioned=True))
+
     def gate(self, weights: Mapping[int, float], at_least: float) -> Gate:
         """The condition that the masses of the classes, each times its weight, sum so high."""
         self._check_classes(weights)
@@ -141,12 +167,17 @@ class PlanBuilder:
             self._gains.append(HeadEdit(sites, phases, gain, digest))
 
     def stream(self, edit: StreamEdit) -> None:
-        """Change the residual along a direction, which :meth:`vectors` brought."""
+        """Change the residual along a unit direction, which :meth:`vectors` brought."""
         if not 0 <= edit.layer <= self._shape.layers:
             raise ValueError(f"there is no residual {edit.layer}")
         known = self._vectors.get(edit.direction)
         if known is None or not 0 <= edit.row < known.rows:
             raise ValueError("a stream edit names a direction that nobody brought")
+        if abs(float(np.linalg.norm(known.unpack()[edit.row].astype(np.float64))) - 1) > 1e-3:
+            raise ValueError("the direction of a stream edit is a unit vector")
+        finite = np.isfinite((edit.scale, edit.shift)).all()
+        if not finite or not -NO_LIMIT <= edit.low <= edit.high <= NO_LIMIT:
+            raise ValueError("a stream edit has finite numbers, and low is not above high")
         unlimited = edit.low == -NO_LIMIT and edit.high == NO_LIMIT
         if edit.phases and not (edit.scale == 1.0 and edit.shift == 0.0 and unlimited):
             self._streams.append(edit)
@@ -168,7 +199,14 @@ class PlanBuilder:
         self._check_edits()
         if find_gated_chain(self._masses):
             raise ValueError("a gated mass edit cannot be chained with another one")
-        acts = bool(self._scores or self._masses or self._gains or self._streams or self._rules)
+        if find_mixed_masses(self._masses):
+            raise ValueError("the masses of a head move by its own classes or by those of the tags")
+        if find_long_chain(self._streams):
+            raise ValueError("a residual has more edits than one row can chain")
+        self._check_window()
+        # Recent keys are no more than a class: without an edit that names it nothing happens.
+        rules = {name: rule for name, rule in self._rules.items() if name != "recent"}
+        acts = bool(self._scores or self._masses or self._gains or self._streams or rules)
         return Plan(
             layers=self._shape.layers,
             heads=self._shape.heads,
@@ -184,12 +222,14 @@ class PlanBuilder:
             streams=tuple(self._streams),
             vectors=tuple(self._vectors.values()) if acts else (),
             sinks=self._sinks if acts else None,
-            **self._rules,  # type: ignore[arg-type]
+            **(self._rules if acts else {}),  # type: ignore[arg-type]
         )
 
     def _check_edits(self) -> None:
+        rule = self._rules.get("confidence")
+        later = (*rule.unsure, *rule.sure) if isinstance(rule, ConfidenceRule) else ()
         edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
-        edits = (*self._scores, *self._masses, *self._gains)
+        edits = (*self._scores, *self._masses, *self._gains, *later)
         for edit in edits:
             for layer, heads in edit.sites:
                 if not 0 <= layer < self._shape.layers:
@@ -197,8 +237,27 @@ class PlanBuilder:
                 wrong = next((head for head in heads if not 0 <= head < self._shape.heads), None)
                 if wrong is not None:
                     raise ValueError(f"there is no head {wrong}")
-        for score in self._scores:
+        for score in (*self._scores, *later):
             self._check_classes(score.classes)
+        if any(edit.phases != (Phase.LAST,) for edit in later):
+            raise ValueError("what depends on the first token's confidence edits the last row only")
+
+    def _check_window(self) -> None:
+        """A key that leaves the window of recent keys must get its own class back."""
+        rule = self._rules.get("recent")
+        if not isinstance(rule, RecentRule):
+            return
+        inside = [tag for _, tag in rule.remap]
+        self._check_classes(tag for pair in rule.remap for tag in pair)
+        others = {self._generated_tag, *(run.tag for run in self._tags)}
+        others |= {tag for tag, _ in rule.remap}
+        others |= {tag for _, tag in self._sinks.remap} if self._sinks else set()
+        if len(set(inside)) < len(inside) or others & set(inside):
+            raise ValueError("a class of recent keys stands for one class and holds no other keys")
+        if rule.width < 1 or not 0 <= rule.start <= self._prompt_length:
+            raise ValueError("recent keys are at least one, and start in the prompt or behind it")
+        if self._sinks is not None and self._sinks.generated:
+            raise ValueError("generated keys are recent keys or examined as sinks, not both")
 
     def _check_classes(self, classes: Iterable[int]) -> None:
         wrong = next((index for index in classes if not 0 <= index < self._classes), None)
@@ -208,6 +267,8 @@ class PlanBuilder:
 
 def _pad(edit: MassEdit, classes: int) -> MassEdit:
     """Extend a transform made before later classes existed; new classes keep their mass."""
+    if edit.partitioned:
+        return edit
     transform = np.eye(classes)
     known = len(edit.transform)
     transform[:known, :known] = edit.transform
@@ -216,4 +277,4 @@ def _pad(edit: MassEdit, classes: int) -> MassEdit:
         Gate(gate.weights + (0.0,) * (classes - len(gate.weights)), gate.threshold)
         for gate in edit.gates
     )
-    return MassEdit(edit.sites, edit.phases, rows, gates, edit.source)
+    return replace(edit, transform=rows, gates=gates)

@@ -4,18 +4,30 @@ Each method compiles alone, then:
 
 - **Classes.** A key belongs to one class of every method; the plan's classes are the combinations
   that can occur, at most 8. A sink found later changes its class in the methods that look for
-  sinks.
+  sinks, a recent key in the method that has a window; the other methods see the key as it was.
+  Keys that one method hides are hidden for all.
 - **Score edits add.** All of them read the unedited score, so their order does not matter:
   PAI with alpha and PASTA with ln(beta) give z' = z + alpha |z| [image] + ln(beta) [weakened].
+  Those that wait for the first token's confidence add to them as well.
 - **Mass edits come after the softmax**, so they read what score edits made: VAR beside PAI weighs,
   and gates on, the attention that PAI left.
 - **Mass edits chain in the order of the request**, m'' = T2 (T1 m), unless one has gates: gates
-  read the masses before the chain, so a gated edit shares no (layer, head, row) with another.
-- **Gains multiply.**
+  read the masses before the chain, so a gated edit shares no (layer, head, row) with another. So
+  do edits of heads with key classes of their own, which no other method's classes divide.
+- **Head edits chain in order**: gains multiply, and a later gain also scales an earlier shift.
+  Measured gains come last, whatever their place.
+- **Residual edits chain in order**, each reading what the one before left, up to 4 of them at one
+  residual of one row.
+- **Rules** (measure, contrast, reject, depend on confidence) run beside all edits: what they read
+  is the edited model. A request has one of each kind. Whether a contrasted branch is edited too is
+  for its method to say.
 
-What would not be exact is refused with intervention_conflict: gated chains; methods that look for
-sinks by different rules; a class that receives mass but is divided by another method, because
-"proportions inside a class are kept" is then no longer linear; and more than 8 classes.
+What would not be exact is refused with intervention_conflict: two rules of a kind, or two that
+need the same row or distribution for themselves; gated chains; methods that look for sinks by
+different rules; sinks among generated keys beside a window of recent ones; mass edits of a head by
+its own classes and by those of all heads; a class that receives mass, or that must be found, but
+is divided by another method, because "proportions inside a class are kept" is then no longer
+linear; and more than 8 classes, 4 edits of a residual, or the directions that can be in use.
 """
 
 from __future__ import annotations
@@ -29,8 +41,16 @@ from saccade_interventions.context import Context
 from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.partition import Partition, receiving
-from saccade_interventions.plan import RULE_FIELDS, Plan, find_gated_chain
-from saccade_interventions.rules import SinkRule
+from saccade_interventions.plan import (
+    RULE_FIELDS,
+    Plan,
+    find_crowd,
+    find_gated_chain,
+    find_long_chain,
+    find_mixed_masses,
+)
+from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule, sourced
+from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS
 
 RULE_LIMITS = {
     "recent": "only one of them can have keys that depend on the distance",
@@ -41,6 +61,22 @@ RULE_LIMITS = {
     "confidence": "only one of them can depend on the first token's confidence",
 }
 """Field of a plan -> why a request has one rule of that kind."""
+
+RULE_PAIRS = {
+    ("saliency", "contrast"): (
+        "{0} judges candidates by the model's own distribution; {1} draws from another one"
+    ),
+    ("confidence", "contrast"): (
+        "{0} depends on the model's own distribution; {1} draws from another one"
+    ),
+    ("confidence", "measured"): (
+        "{0} runs the last prompt row twice, and {1} measures the heads in it"
+    ),
+    ("confidence", "head_sinks"): (
+        "{0} runs the last prompt row twice, and {1} sums the attention of every row"
+    ),
+}
+"""Two fields of a plan -> why their rules exclude each other."""
 
 
 def compile_plan(interventions: Sequence[Intervention], context: Context) -> Plan | None:
@@ -74,7 +110,7 @@ def _sourced(plan: Plan, index: int) -> Plan:
         for name in ("scores", "masses", "gains", "streams")
     }
     for rule in plan.rules:
-        changed[RULE_FIELDS[type(rule)]] = replace(rule, source=index)
+        changed[RULE_FIELDS[type(rule)]] = sourced(rule, index)
     return replace(plan, **changed)
 
 
@@ -85,6 +121,7 @@ class _Composition:
         self._indices = indices
         self._names = names
         self._plans = plans
+        self._check_rules()
         self._partition = Partition(plans)
 
     def plan(self) -> Plan:
@@ -109,6 +146,8 @@ class _Composition:
         return replace(edit, classes=tuple(sorted(classes)))
 
     def _mass(self, plan: int, edit: MassEdit) -> MassEdit:
+        if edit.partitioned:  # by classes that no other plan can divide
+            return edit
         for tag in receiving(edit):
             other = self._partition.divider(plan, tag)
             if other is not None:
@@ -120,25 +159,72 @@ class _Composition:
         )
 
     def _check_chains(self) -> None:
+        mixed = find_mixed_masses([edit for plan in self._plans for edit in plan.masses])
+        if mixed:
+            one, other, layer, head = mixed
+            first, second = (self._indices.index(edit.source) for edit in (one, other))
+            where = f"layer {layer}, head {head}"
+            what = f"{{0}} and {{1}} both move attention in {where}, by classes that exclude others"
+            raise self._conflict(first, second, what)
         found = find_gated_chain([edit for plan in self._plans for edit in plan.masses])
         if found:
             one, other, (layer, head, phase) = found
             first, second = (self._indices.index(edit.source) for edit in (one, other))
             where = f"layer {layer}, head {head}, {phase} rows"
-            what = f"{{0}} and {{1}} both move attention in {where}, one of them under a condition"
+            what = (
+                f"{{0}} and {{1}} both move attention in {where}, one of them under a condition; "
+                "conditions are tested once, before all that moves, so one could not see the other"
+            )
             raise self._conflict(first, second, what)
+        streams = [edit for plan in self._plans for edit in plan.streams]
+        long = find_long_chain(streams)
+        if long:
+            last, residual, phase = long
+            where = f"residual {residual}, {phase} rows"
+            what = f"{{0}}: {where} have more edits than one row can chain, {STREAM_EDITS}"
+            index = self._indices.index(last.source)
+            raise self._conflict(index, index, what)
+        if crowd := find_crowd(streams):
+            index = self._indices.index(crowd.source)
+            what = f"{{0}}: more than {STREAM_VECTORS - 1} directions cannot be in use at once"
+            raise self._conflict(index, index, what)
 
-    def _rules(self) -> dict[str, Any]:
-        """Every rule of any plan; two of one kind exclude each other."""
-        found: dict[str, Any] = {}
+    def _check_rules(self) -> None:
+        """Two rules of one kind exclude each other, and some pairs of different kinds."""
         owners: dict[str, int] = {}
         for i, plan in enumerate(self._plans):
             for rule in plan.rules:
                 name = RULE_FIELDS[type(rule)]
                 if name in owners:
                     raise self._conflict(owners[name], i, f"{{0}} and {{1}}: {RULE_LIMITS[name]}")
-                found[name], owners[name] = rule, i
-        return found
+                owners[name] = i
+        for (one, other), what in RULE_PAIRS.items():
+            if one in owners and other in owners:
+                raise self._conflict(owners[one], owners[other], what)
+        found = (i for i, plan in enumerate(self._plans) if plan.sinks and plan.sinks.generated)
+        looks = next(found, None)
+        if looks is not None and "recent" in owners:
+            what = "{0} looks for sinks among generated keys, whose class {1} changes row by row"
+            raise self._conflict(looks, owners["recent"], what)
+
+    def _rules(self) -> dict[str, Any]:
+        """Every rule of any plan, in the plan's own classes."""
+        return {
+            RULE_FIELDS[type(rule)]: self._rule(i, rule)
+            for i, plan in enumerate(self._plans)
+            for rule in plan.rules
+        }
+
+    def _rule(self, plan: int, rule: Rules) -> Rules:
+        if isinstance(rule, RecentRule):
+            return replace(rule, remap=self._partition.recent)
+        if isinstance(rule, ConfidenceRule):
+            unsure, sure = (
+                tuple(self._score(plan, edit) for edit in edits)
+                for edits in (rule.unsure, rule.sure)
+            )
+            return replace(rule, unsure=unsure, sure=sure)
+        return rule
 
     def _sinks(self) -> SinkRule | None:
         """One rule that does for every plan what its own rule did."""
@@ -158,6 +244,8 @@ class _Composition:
                 *plan.masses,
                 *plan.gains,
             ]
+            if plan.confidence is not None:
+                edits += [*plan.confidence.unsure, *plan.confidence.sure]
             edited = {layer for edit in edits for layer, _ in edit.sites}
             if edited - set(other.layers) & layers:
                 raise self._conflict(first, i, "{0} and {1} look for sinks in different layers")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_interventions.artifacts import Artifact, ArtifactError, check_for
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_kernels.controls import ControlShape
@@ -24,6 +25,9 @@ class ModelFacts:
     """The served model, as far as interventions are concerned.
 
     ``sink_dims``: dimensions of massive activations in the residual stream; empty if none found.
+    ``fingerprint``: content hash of the model, "sha256:..."; artifacts say which one they are for.
+    ``step_tokens``: how many tokens the server computes at once; None: not known, or any number.
+    ``special_tokens``: ids that stand for no text.
     """
 
     layers: int
@@ -33,6 +37,9 @@ class ModelFacts:
     hidden_size: int
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = True
+    fingerprint: str = ""
+    step_tokens: int | None = None
+    special_tokens: tuple[int, ...] = ()
 
     @property
     def shape(self) -> ControlShape:
@@ -89,11 +96,32 @@ def runs(chosen: NDArray[np.bool_]) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Context:
-    """The argument of a method's ``compile``."""
+    """The argument of a method's ``compile``. ``artifacts`` finds an artifact by its digest."""
 
     model: ModelFacts
     prompt: Prompt
+    artifacts: Callable[[str], Artifact | None] | None = None
 
     def plan(self) -> PlanBuilder:
         """A fresh plan for this prompt."""
         return PlanBuilder(self.model.shape, self.prompt.length, self.prompt.question_start)
+
+    def artifact(self, digest: str, kind: str, param: str = "artifact") -> Artifact:
+        """An artifact that fits the model. ``param`` is the field that names it.
+
+        Raises:
+            InterventionError: the server has none of this digest, or it is of another kind or
+                was made for another model.
+        """
+        found = self.artifacts(digest) if self.artifacts else None
+        if found is None:
+            message = f"the server has no artifact {digest}"
+            raise InterventionError(Code.ARTIFACT_NOT_FOUND, message, param)
+        if found.kind != kind:
+            message = f"the artifact is of kind {found.kind!r}; the method needs {kind!r}"
+            raise InterventionError(Code.ARTIFACT_MISMATCH, message, param)
+        try:
+            check_for(found, self.model)
+        except ArtifactError as error:
+            raise InterventionError(Code.ARTIFACT_MISMATCH, str(error), param) from None
+        return found

@@ -73,12 +73,17 @@ class ScoreEdit:
 
 @dataclass(frozen=True)
 class MassEdit:
-    """m' = transform m where all gates hold, after softmax; proportions inside a class kept."""
+    """m' = transform m where all gates hold, after softmax; proportions inside a class kept.
+
+    ``partitioned``: the classes are the heads' own, which a rule of the plan finds (see
+    :class:`~saccade_interventions.rules.HeadSinkRule`), and not those of the tags.
+    """
 
     sites: Sites
     phases: tuple[Phase, ...]
     transform: tuple[tuple[float, ...], ...]
     gates: tuple[Gate, ...] = ()
+    partitioned: bool = False
     source: int = 0
 
 

@@ -28,6 +28,8 @@ class Code(StrEnum):
     UNSUPPORTED_MODEL = "intervention_unsupported_model"
     TARGET_NOT_FOUND = "intervention_target_not_found"
     SPEC_TOO_LARGE = "intervention_spec_too_large"
+    ARTIFACT_NOT_FOUND = "artifact_not_found"
+    ARTIFACT_MISMATCH = "intervention_artifact_mismatch"
 
 
 class InterventionError(ValueError):
@@ -45,8 +47,10 @@ class InterventionError(ValueError):
 
     @property
     def status(self) -> int:
-        """The HTTP status: 413 for a specification that is too large, else 400."""
-        return 413 if self.code is Code.SPEC_TOO_LARGE else 400
+        """The HTTP status: 413 for a specification that is too large, 404 for a missing artifact,
+        else 400.
+        """
+        return {Code.SPEC_TOO_LARGE: 413, Code.ARTIFACT_NOT_FOUND: 404}.get(self.code, 400)
 
     def within(self, prefix: str) -> InterventionError:
         """The same error with ``prefix`` in front of its path."""

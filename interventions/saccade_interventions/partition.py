@@ -1,7 +1,7 @@
 """The key classes of several plans at once: every combination of theirs that can occur.
 
 A position has one class in each plan, a *combination*. Combinations get numbers here; edits and
-sink rules are translated into them by :mod:`saccade_interventions.compose`.
+rules are translated into them by :mod:`saccade_interventions.compose`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Combination = tuple[int, ...]
 
 
 class Partition:
-    """The combinations that occur, in the prompt, as sinks or in generated text."""
+    """The combinations that occur: in the prompt, as sinks, in generated text, as recent keys.
+
+    At most one of the plans gives recent keys another class.
+    """
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self._plans = plans
@@ -32,7 +35,8 @@ class Partition:
         if any(plan.sinks and plan.sinks.generated for plan in plans):
             examined = prompt | {self._generated}
         self._as_sink = {found: self._sink(found) for found in examined}
-        occurring = {*prompt, self._generated, *self._as_sink.values()}
+        self._as_recent = {found: self._recent(found) for found in self._reached()}
+        occurring = {*prompt, self._generated, *self._as_sink.values(), *self._as_recent.values()}
         self.combinations = sorted(occurring | self._receivers(occurring))
         if len(self.combinations) > CLASSES:
             raise InterventionError(
@@ -59,9 +63,12 @@ class Partition:
     @property
     def remap(self) -> tuple[tuple[int, int], ...]:
         """(class, class as a sink), where they differ."""
-        number = self.combinations.index
-        pairs = sorted(self._as_sink.items())
-        return tuple((number(found), number(sink)) for found, sink in pairs if found != sink)
+        return self._pairs(self._as_sink)
+
+    @property
+    def recent(self) -> tuple[tuple[int, int], ...]:
+        """(class, class as a recent key), where they differ."""
+        return self._pairs(self._as_recent)
 
     def members(self, plan: int, tag: int) -> tuple[int, ...]:
         """The classes that are class ``tag`` of one plan."""
@@ -93,6 +100,25 @@ class Partition:
         remaps = [dict(plan.sinks.remap) if plan.sinks else {} for plan in self._plans]
         return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
 
+    def _recent(self, found: Combination) -> Combination:
+        remaps = [dict(plan.recent.remap) if plan.recent else {} for plan in self._plans]
+        return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
+
+    def _reached(self) -> set[Combination]:
+        """What the keys are that some row may find among its recent ones, sinks included."""
+        starts = [plan.recent.start for plan in self._plans if plan.recent]
+        if not starts:
+            return set()
+        start = min(starts)
+        base = self._base[start:][~self._hidden[start:]]
+        prompt = {tuple(map(int, row)) for row in np.unique(base, axis=0)}
+        return {*prompt, *(self._as_sink[found] for found in prompt), self._generated}
+
+    def _pairs(self, changes: dict[Combination, Combination]) -> tuple[tuple[int, int], ...]:
+        number = self.combinations.index
+        pairs = sorted(changes.items())
+        return tuple((number(found), number(other)) for found, other in pairs if found != other)
+
     def _receivers(self, occurring: set[Combination]) -> set[Combination]:
         """Classes that are moved into or required but no key can have: they stay, empty."""
         return {
@@ -109,7 +135,9 @@ def _needed(plan: Plan) -> set[int]:
 
 
 def receiving(edit: MassEdit) -> list[int]:
-    """Classes that get mass from another class."""
+    """Classes that get mass from another class; those of single heads are not for plans to know."""
+    if edit.partitioned:
+        return []
     moved = np.array(edit.transform)
     np.fill_diagonal(moved, 0.0)
     return [int(tag) for tag in np.flatnonzero(moved.any(axis=1))]

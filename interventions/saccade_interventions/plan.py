@@ -10,6 +10,7 @@ name and no code, is immutable, and has a fingerprint of its content.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,8 +39,10 @@ from saccade_interventions.rules import (
     Rules,
     SaliencyRule,
     SinkRule,
+    sourced,
 )
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Program
+from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,21 @@ class Plan:
         """False if the plan changes nothing, as with neutral strengths."""
         return bool(self.edits or self.rules)
 
+    @property
+    def whole_prompt(self) -> bool:
+        """True if a rule needs all prompt rows, of branches too, in one step from the first on."""
+        gained = () if self.measured is None else self.measured.phases
+        early = Phase.PREFIX in gained or Phase.QUESTION in gained
+        return self.head_sinks is not None or early
+
+    @property
+    def private(self) -> bool:
+        """True if all rows follow what is measured while they run, so that no page can be shared.
+
+        Of ``measured`` only the rows of its phases do; keys of pages from there on say so.
+        """
+        return self.head_sinks is not None
+
     def phase(self, position: int) -> Phase:
         """The phase of the query row at ``position`` of the sequence."""
         if position >= self.prompt_length:
@@ -119,7 +137,7 @@ class Plan:
                 _apply_score(program, score)
         for mass in self.masses:
             if phase in mass.phases:
-                _apply_mass(program, mass, self.classes)
+                _apply_mass(program, mass)
         for head in self.gains:
             if phase in head.phases:
                 _apply_head(program, head, self.vectors_of(head.shift))
@@ -133,19 +151,23 @@ class Plan:
 
     def program_key(self, phase: Phase) -> str | None:
         """Content hash of the phase's program, None if its rows are not edited at all."""
+        edits: list[object]
         edits = [replace(edit, source=0) for edit in self.edits if phase in edit.phases]
+        if self.measured is not None and phase in self.measured.phases:
+            edits.append(replace(self.measured, source=0))
         if not edits:
             return None
         return _digest([self.classes, edits])
 
     def tags_key(self) -> str:
-        """Content hash of the key classes, found sinks included."""
-        return _digest([self.tags, self.generated_tag, self.sinks])
+        """Content hash of the key classes, found sinks and recent keys included."""
+        recent = None if self.recent is None else replace(self.recent, source=0)
+        return _digest([self.tags, self.generated_tag, self.sinks, recent])
 
     def fingerprint(self) -> str:
         """Content hash of the whole plan for this prompt."""
         programs = [self.program_key(phase) for phase in Phase]
-        return _digest([programs, self.tags_key(), [replace(r, source=0) for r in self.rules]])
+        return _digest([programs, self.tags_key(), [sourced(r, 0) for r in self.rules]])
 
 
 RULE_FIELDS: dict[type, str] = {
@@ -176,6 +198,27 @@ def find_gated_chain(
     return None
 
 
+def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, int, Phase] | None:
+    """An edit of a residual that already has as many as one row can chain, and where."""
+    counts: Counter[tuple[int, Phase]] = Counter()
+    for edit in streams:
+        for phase in edit.phases:
+            counts[edit.layer, phase] += 1
+            if counts[edit.layer, phase] > STREAM_EDITS:
+                return edit, edit.layer, phase
+    return None
+
+
+def find_crowd(streams: Sequence[StreamEdit]) -> StreamEdit | None:
+    """The first edit whose direction is one more than can be in use at a time."""
+    seen: set[tuple[str, int]] = set()
+    for edit in streams:
+        seen.add((edit.direction, edit.row))
+        if len(seen) >= STREAM_VECTORS:  # slot 0 is nobody's
+            return edit
+    return None
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
@@ -201,8 +244,24 @@ def _apply_head(program: Program, edit: HeadEdit, shift: NDArray[np.float32] | N
         first += len(chosen)
 
 
-def _apply_mass(program: Program, edit: MassEdit, classes: int) -> None:
+def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, int, int] | None:
+    """Two edits of one (layer, head) by different kinds of classes, and where; None: all is well.
+
+    A head has the classes of the tags or its own, in all rows.
+    """
+    seen: dict[tuple[int, int], MassEdit] = {}
+    for edit in masses:
+        for layer, heads in edit.sites:
+            for head in heads:
+                other = seen.setdefault((layer, head), edit)
+                if other.partitioned != edit.partitioned:
+                    return other, edit, layer, head
+    return None
+
+
+def _apply_mass(program: Program, edit: MassEdit) -> None:
     """Mass edits chain in order; a gated one is alone, see :func:`find_gated_chain`."""
+    classes = len(edit.transform)
     transform = np.eye(CLASSES, dtype=np.float64)
     transform[:classes, :classes] = edit.transform
     for layer, heads in edit.sites:

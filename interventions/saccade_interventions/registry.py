@@ -88,6 +88,7 @@ def _facts(kind: type[Intervention]) -> dict[str, Any]:
         "paper": kind.paper,
         "level": kind.level,
         "needs_image": kind.needs_image,
+        "needs_artifact": kind.needs_artifact,
     }
 
 

@@ -6,7 +6,7 @@ intervention in the request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from saccade_interventions.edits import ScoreEdit, Sites
@@ -37,7 +37,8 @@ class RecentRule:
 
     For the query row at position q the keys j with ``start`` <= j and q - j <= ``width``, and j < q
     unless ``with_self``, have class remap[c] instead of their class c, in every layer. Rows of the
-    prompt are not concerned.
+    prompt are not concerned. A class that keys have in the window alone stands for one class, so
+    that a key that leaves gets its own back.
     """
 
     width: int
@@ -52,13 +53,16 @@ class HeadSinkRule:
     """Key classes of single heads, by the attention that their keys received (ACT).
 
     In each site, a key k whose mean attention a_k = mean over rows i >= k of A[i, k] (A before mass
-    edits) exceeds the threshold belongs, for that head, to class PARTITION_CLASS of the kernels'
-    controls; the threshold is ``threshold``, or ``threshold`` / N for N keys if ``relative``.
-    ``spare`` keys are excepted: the initial token, or the first key found.
+    edits) exceeds the threshold is a sink of that head: of class 1 among the classes of its own
+    that the head has. All other keys are of class 0, but the initial token of class 2 if
+    ``exempt_initial``. The threshold is ``threshold``, or ``threshold`` / N for N keys if
+    ``relative``. ``spare`` keys are no sinks: the initial token, or the first key found.
 
     Prompt rows: one set, from the means over all prompt rows. Generated rows: by ``decode``, the
     running mean over all rows so far, this one included, for keys with at least ``least_rows``
     rows; or the current row alone; or the prompt's set; or no keys.
+
+    Score edits go by the tags in these heads, too; what moves masses there are partitioned edits.
     """
 
     sites: Sites
@@ -67,6 +71,7 @@ class HeadSinkRule:
     spare: Literal["initial", "first_found"] = "initial"
     decode: Literal["running", "row", "frozen", "off"] = "running"
     least_rows: int = 4
+    exempt_initial: bool = False
     source: int = 0
 
 
@@ -81,7 +86,10 @@ class MeasuredGains:
 
     ``images``: how the branch lacks the images, deleted or hidden from attention. ``both``: gains
     act in the branch too. ``population``: std divides by n instead of n - 1. ``relative``: VHD is
-    divided by ||z0||.
+    divided by ||z0||. ``report``: if positive, VHD is measured in every layer and reported with
+    T-VHD, the sum over layers of the ``report`` largest.
+
+    The gain comes after every head edit of the plan: it multiplies what they made, shifts too.
     """
 
     layers: tuple[int, ...]
@@ -92,6 +100,7 @@ class MeasuredGains:
     both: bool = True
     population: bool = False
     relative: bool = False
+    report: int = 0
     source: int = 0
 
 
@@ -156,7 +165,8 @@ class SaliencyRule:
     mean over layers and over the keys J. J are the generated positions, or all after the image
     (``region``), the predictor's own among them if ``with_self``. c is accepted iff
     S(c) >= alpha * mean of the last ``window`` accepted saliencies; at most ``draws`` draws, then
-    the candidate with the largest S.
+    the candidate with the largest S. Tokens of ``exempt`` are never rejected, nor are those that
+    end the answer.
     """
 
     layers: tuple[int, ...]
@@ -166,6 +176,7 @@ class SaliencyRule:
     window: int
     region: Literal["generated", "after_image"] = "generated"
     with_self: bool = True
+    exempt: tuple[int, ...] = ()
     source: int = 0
 
 
@@ -185,3 +196,14 @@ class ConfidenceRule:
 
 
 Rules = RecentRule | HeadSinkRule | MeasuredGains | ContrastRule | SaliencyRule | ConfidenceRule
+
+
+def sourced(rule: Rules, source: int) -> Rules:
+    """The rule, and the edits in it, as those of the intervention at this place."""
+    if isinstance(rule, ConfidenceRule):
+        unsure, sure = (
+            tuple(replace(edit, source=source) for edit in edits)
+            for edits in (rule.unsure, rule.sure)
+        )
+        return replace(rule, unsure=unsure, sure=sure, source=source)
+    return replace(rule, source=source)

@@ -128,10 +128,9 @@ class Sited(Intervention):
         """
         model = context.model
         if isinstance(self.heads, dict):
-            return _sites_by_layer(self.heads, model)
+            return sites_by_layer(self.heads, model)
         layers = self.default_layers(model) if self.layers is None else self.layers
-        for index, layer in enumerate(layers):
-            _check_layer(layer, model, f"layers[{index}]")
+        check_layers(layers, model)
         if isinstance(self.heads, list):
             _check_heads(self.heads, model, "heads")
             heads = tuple(sorted(self.heads))
@@ -167,15 +166,7 @@ class OnImages(Intervention):
         Raises:
             InterventionError: the model, or the prompt, or the index has no image.
         """
-        images = context.prompt.images
-        if not context.model.accepts_images:
-            raise InterventionError(
-                Code.UNSUPPORTED_MODEL, "the method works on images; the model takes none"
-            )
-        if not images:
-            raise InterventionError(
-                Code.REQUIRES_IMAGE, "the method works on images; the prompt has none"
-            )
+        images = all_images(context)
         if self.image_index is None:
             return images
         if self.image_index >= len(images):
@@ -187,12 +178,48 @@ class OnImages(Intervention):
         return (images[self.image_index],)
 
 
+def all_images(context: Context) -> tuple[Span, ...]:
+    """Positions of the prompt's images.
+
+    Raises:
+        InterventionError: the model, or the prompt, has no image.
+    """
+    if not context.model.accepts_images:
+        message = "the method works on images; the model takes none"
+        raise InterventionError(Code.UNSUPPORTED_MODEL, message)
+    if not context.prompt.images:
+        message = "the method works on images; the prompt has none"
+        raise InterventionError(Code.REQUIRES_IMAGE, message)
+    return context.prompt.images
+
+
+def check_layers(layers: Sequence[int], model: ModelFacts) -> None:
+    """Check the values of a field ``layers``.
+
+    Raises:
+        InterventionError: a layer that the model does not have.
+    """
+    for index, layer in enumerate(layers):
+        _check_layer(layer, model, f"layers[{index}]")
+
+
 def inner_layers(model: ModelFacts, first: int, last: int) -> Sequence[int]:
     """All layers without the ``first`` and ``last`` so many; all where that leaves none."""
     return range(first, model.layers - last) or range(model.layers)
 
 
-def _sites_by_layer(heads: dict[str, list[int]], model: ModelFacts) -> Sites:
+def layers_of_32(layers: int, first: int, last: int) -> range:
+    """The layers that ``first`` to ``last`` (included) of 32 are in a model of another depth."""
+    start, end = (min((part * layers + 16) // 32, layers - 1) for part in (first, last))
+    return range(start, end + 1)
+
+
+def sites_by_layer(heads: dict[str, list[int]], model: ModelFacts) -> Sites:
+    """Heads by layer, as a request writes them.
+
+    Raises:
+        InterventionError: a layer or head that the model does not have.
+    """
     for key, chosen in heads.items():
         _check_layer(int(key), model, f'heads["{key}"]')
         _check_heads(chosen, model, f'heads["{key}"]')

@@ -79,13 +79,20 @@ def tags_of(plan: Plan, layer: int, keys: int, hidden: torch.Tensor | None) -> t
         position=at,
         sequence=torch.zeros_like(at),
         base=base[at],
-        threshold=torch.full(at.shape, rule.threshold),
-        tag_row=torch.zeros_like(at),
+        threshold=torch.tensor([rule.threshold]),
+        tag_row=torch.zeros(1, dtype=torch.int64),
         remap=remap,
         require=torch.tensor([-1 if rule.require is None else rule.require]),
+        whole=torch.ones(1, dtype=torch.uint8),
     )
-    found.write(sink_scores(hidden, torch.tensor(rule.dims)), tags)
+    found.write(sink_scores(hidden, torch.tensor(rule.dims)), tags, torch.zeros(1))
     return tags.long()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny matrices are slower with more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -173,8 +173,8 @@ def test_nesting_beyond_reason(registry):
 @pytest.mark.parametrize(
     ("entry", "hint"),
     [
-        ({"method": "vr"}, "did you mean 'var'"),
-        ({"method": "contrast"}, "known: pai, pasta, var"),
+        ({"method": "varr"}, "did you mean 'var'"),
+        ({"method": "xyz"}, "known: "),
         ({"method": "var", "move_fractoin": 1}, "did you mean 'move_fraction'"),
         ({"method": "pai", "strength": 1}, "known: alpha, heads"),
         ({"method": "pai", "alpha": 5}, "less than or equal to 4; got 5"),

@@ -1,5 +1,6 @@
 """Plans and their builder: what is kept, what is dropped, what is refused; finding text."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +10,13 @@ from hypothesis import strategies as st
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.context import Prompt, runs
+from saccade_interventions.edits import StreamEdit
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.phases import ROWS, Phase, parse_rows
+from saccade_interventions.plan import find_crowd
+from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import CLASSES, ControlShape
+from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS
 
 SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
 SITES = ((1, (0, 1)),)
@@ -92,6 +97,47 @@ def test_edits_are_where_the_model_is(plan, kind, sites):
         plan.build()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer": 4}, "no residual 4"),
+        ({"layer": -1}, "no residual -1"),
+        ({"row": 2}, "nobody brought"),
+        ({"direction": "other"}, "nobody brought"),
+        ({"row": 1}, "unit vector"),
+        ({"shift": float("nan")}, "finite"),
+        ({"scale": float("inf")}, "finite"),
+        ({"low": 1.0, "high": 0.0}, "not above"),
+        ({"low": float("nan")}, "not above"),
+    ],
+)
+def test_stream_edits_are_checked(plan, fields, message):
+    digest = plan.vectors(np.array([[0.0, 1.0], [0.0, 3.0]], np.float32))
+    edit = StreamEdit(**{"layer": 3, "phases": ALL, "direction": digest, "row": 0, **fields})
+    with pytest.raises(ValueError, match=message):
+        plan.stream(replace(edit, shift=edit.shift or 1.0))
+
+
+def test_a_residual_has_so_many_edits(plan):
+    digest = plan.vectors(np.array([[0.0, 1.0]], np.float32))
+    for _ in range(STREAM_EDITS):
+        plan.stream(StreamEdit(3, ALL, digest, 0, shift=1.0))
+    plan.stream(StreamEdit(3, (), digest, 0, shift=1.0))
+    plan.stream(StreamEdit(3, ALL, digest, 0, keep_norm=True))
+    assert len(plan.build().streams) == STREAM_EDITS
+    plan.stream(StreamEdit(3, (Phase.LAST,), digest, 0, shift=1.0))
+    with pytest.raises(ValueError, match="more edits than one row can chain"):
+        plan.build()
+
+
+def test_directions_run_out():
+    def edits(count):
+        return [StreamEdit(i % 3, ALL, "digest", i, shift=1.0) for i in range(count)]
+
+    assert find_crowd(edits(STREAM_VECTORS - 1) * 2) is None
+    assert find_crowd(edits(STREAM_VECTORS)) == edits(STREAM_VECTORS)[-1]
+
+
 @pytest.mark.parametrize("wrong", [-1, 2])
 def test_classes_exist(plan, wrong):
     tag = plan.tag([(0, 3)])
@@ -103,6 +149,50 @@ def test_classes_exist(plan, wrong):
     plan.score(SITES, [wrong], ALL, bias=1.0)
     with pytest.raises(ValueError, match="there is no key class"):
         plan.build()
+
+
+def windowed(plan, width=3, start=8, remap=((0, 2),)):
+    tag, recent = plan.tag([(0, 3)]), plan.new_class()
+    plan.score(SITES, [recent], ALL, bias=1.0)
+    plan.rule(RecentRule(width, start, remap))
+    return tag
+
+
+def test_a_window_without_an_edit_is_nothing(plan):
+    plan.new_class()
+    plan.rule(RecentRule(3, 8, ((0, 1),)))
+    assert plan.build() == PlanBuilder(SHAPE, 8, 5).build()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"remap": ((0, 2), (1, 2))}, "stands for one class"),
+        ({"remap": ((0, 1),)}, "holds no other keys"),
+        ({"remap": ((0, 0),)}, "holds no other keys"),
+        ({"remap": ((0, 3),)}, "there is no key class 3"),
+        ({"width": 0}, "at least one"),
+        ({"start": 9}, "start in the prompt or behind it"),
+        ({"start": -1}, "start in the prompt or behind it"),
+    ],
+)
+def test_windows_that_could_not_be_undone(plan, wrong, message):
+    windowed(plan, **wrong)
+    with pytest.raises(ValueError, match=message):
+        plan.build()
+
+
+def test_windows_and_sinks(plan):
+    """A recent class is none that a sink can have, and generated sinks would be overwritten."""
+    tag = windowed(plan)
+    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 2),)))
+    with pytest.raises(ValueError, match="holds no other keys"):
+        plan.build()
+    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 0),), generated=True))
+    with pytest.raises(ValueError, match="not both"):
+        plan.build()
+    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 0),)))
+    assert plan.build().recent == RecentRule(3, 8, ((0, 2),))
 
 
 @pytest.mark.parametrize("span", [(3, 3), (4, 2), (-1, 2), (0, 9)])

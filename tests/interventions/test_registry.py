@@ -57,7 +57,7 @@ def install(monkeypatch):
 
 
 def test_built_in_methods(registry):
-    assert list(registry.methods) == ["pai", "pasta", "var"]
+    assert {"locore", "pai", "pasta", "var"} <= set(registry.methods)
 
 
 def test_methods_of_other_packages(install):
@@ -104,7 +104,7 @@ def test_bounds_and_defaults_are_in_the_schema(registry):
     assert (field["default"], field["minimum"], field["maximum"]) == (0.4, 0, 1)
 
 
-@pytest.mark.parametrize("method", ["pai", "pasta", "var"])
+@pytest.mark.parametrize("method", ["locore", "pai", "pasta", "var"])
 def test_examples_work(registry, make_context, method):
     text = "Answer in JSON please."
     offsets = [(i, i + 1) for i in range(len(text))]
@@ -118,13 +118,11 @@ def test_the_listing_says_what_a_model_supports(registry, make_context):
         assert all(line["supported"] == (line["reason"] is None) for line in lines)
         return {line["id"]: line["reason"] for line in lines}
 
-    assert reasons() == {"pai": None, "pasta": None, "var": None}
+    assert not any(reasons().values())
     text_model = reasons(accepts_images=False)
-    assert text_model == {
-        "pai": "the model takes no images",
-        "pasta": None,
-        "var": "the model takes no images",
-    }
+    assert text_model["pasta"] is None
+    assert text_model["locore"] is None
+    assert text_model["pai"] == text_model["var"] == "the model takes no images"
     assert "sink_dims" in reasons(sink_dims=())["var"]
 
 

@@ -1,6 +1,7 @@
 """VAR: the published function's own output, the paper's formula written out, and the edges."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from saccade_interventions.artifacts import read_artifact, write_artifact
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError
@@ -231,3 +234,118 @@ def test_rows_before_the_question_follow_no_program(make_context):
     assert plan.program(Phase.PREFIX).is_identity()
     assert plan.program_key(Phase.PREFIX) is None
     assert not plan.program(Phase.LAST).is_identity()
+
+
+@pytest.mark.parametrize("rho", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_ties_of_dyadic_shares_are_selected(make_context, attend, residual, rho, p):
+    """Sink mass <= (1 - rho) of the image's, with equality, and just not: no division decides."""
+    plan = VAR(move_fraction=p, rho=rho, min_visual_mass=0.5).compile(
+        make_context(Prompt(4, images=((1, 3),)))
+    )
+    for extra, moves in ((0.0, True), (2.0**-20, False)):
+        sink = 0.5 * (1 - rho) + extra
+        row = torch.tensor([0.25, sink, 0.5 - sink, 0.25], dtype=torch.float64)
+        edited = attend(plan, row.expand(4, 4, 4), hidden=residual(4, [1]), softmax=False)[0, 3]
+        after = row + torch.tensor([0, -p * sink, p * sink, 0]).double() if moves else row
+        assert torch.equal(edited, after)
+
+
+@pytest.mark.parametrize("require", [True, False])
+def test_an_image_without_mass_outside_its_sinks_is_left_alone(
+    make_context, attend, residual, require
+):
+    """Its other tokens are there, but the row does not look at them: m_VN = 0."""
+    row = torch.tensor([0.25, 0.5, 0.0, 0.25], dtype=torch.float64)
+    method = VAR(move_fraction=1.0, rho=1e-6, min_visual_mass=1e-6, require_visual_sink=require)
+    plan = method.compile(make_context(Prompt(4, images=((1, 3),))))
+    edited = attend(plan, row.expand(4, 4, 4), hidden=residual(4, [0, 1]), softmax=False)
+    assert torch.equal(edited[0, 3], row)
+
+
+def test_each_image_alone_where_they_share_no_head(make_context, attend, residual):
+    """Own gates and budgets in different heads of a layer; in one head they are refused."""
+    prompt = Prompt(12, images=((1, 4), (6, 9)))
+    options = {"require_visual_sink": False, "min_visual_mass": 0.1, "layers": [2]}
+    parts = [VAR(**options, image_index=i, heads=[i, i + 2]) for i in (0, 1)]
+    context = make_context(prompt)
+    hidden, scores = residual(14, [0, 2, 8]), 2 * torch.randn(4, 14, 14, dtype=torch.float64)
+    edited = attend(compile_plan(parts, context), scores, hidden=hidden)
+    for index, part in enumerate(parts):
+        alone = attend(part.compile(context), scores, hidden=hidden)
+        own = [index, index + 2]
+        torch.testing.assert_close(edited[own], alone[own], rtol=0, atol=1e-15)
+        assert (edited[own] != attend(None, scores)[own]).any()
+    together = [VAR(**options, image_index=i) for i in (0, 1)]
+    with pytest.raises(InterventionError, match="conditions are tested once") as caught:
+        compile_plan(together, context)
+    assert caught.value.code is Code.CONFLICT
+
+
+def sinks_artifact(dims, model="sha256:" + "1" * 64):
+    return write_artifact("sinks", model, {"dims": np.array(dims)})
+
+
+def with_artifacts(context, *files):
+    known = {found.digest: found for found in map(read_artifact, files)}
+    model = replace(context.model, fingerprint="sha256:" + "1" * 64)
+    return replace(context, model=model, artifacts=known.get), list(known)
+
+
+def test_dimensions_from_an_artifact(make_context):
+    """They go before those found on the model, and are enough where none were found."""
+    for dims in ((7, 21), ()):
+        context = make_context(Prompt(6, images=((1, 4),)), sink_dims=dims)
+        context, (digest,) = with_artifacts(context, sinks_artifact([40, 3]))
+        assert VAR(artifact=digest).compile(context).sinks.dims == (40, 3)
+    assert VAR(sink_dims=[5]).compile(context).sinks.dims == (5,)
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        (sinks_artifact([3, 64]), Code.ARTIFACT_MISMATCH),
+        (sinks_artifact([3], "sha256:" + "2" * 64), Code.ARTIFACT_MISMATCH),
+        (
+            write_artifact("heads", "sha256:" + "1" * 64, {"heads": np.array([[0, 1]])}),
+            Code.ARTIFACT_MISMATCH,
+        ),
+        (None, Code.ARTIFACT_NOT_FOUND),
+    ],
+    ids=["no such dimension", "another model", "another kind", "unknown"],
+)
+def test_artifacts_that_do_not_fit(make_context, file, code):
+    context = make_context(Prompt(6, images=((1, 4),)))
+    context, digests = with_artifacts(context, *([file] if file else []))
+    digest = digests[0] if digests else "sha256:" + "3" * 64
+    with pytest.raises(InterventionError) as caught:
+        VAR(artifact=digest).compile(context)
+    assert (caught.value.code, caught.value.param) == (code, "artifact")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"artifact": "sha256:" + "1" * 64, "sink_dims": [3]},
+        {"artifact": "1" * 64},
+        {"artifact": "../sinks.safetensors"},
+        {"sink_dims": []},
+        {"sink_dims": [3, 3]},
+        {"sink_dims": [-1]},
+        {"move_fraction": 1.5},
+        {"move_fraction": float("nan")},
+        {"tau": 0},
+        {"tau": float("inf")},
+        {"rho": 0},
+        {"rho": -0.5},
+        {"min_visual_mass": 0},
+        {"min_visual_mass": "0.2"},
+        {"rows": "prompt"},
+        {"image_index": -1},
+        {"per_image": True},
+        {"include_last_layer": True, "layers": [3]},
+    ],
+)
+def test_bad_fields(options):
+    with pytest.raises(ValidationError):
+        VAR(**options)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level
+from saccade_interventions.base import Level, Probe
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import OnImages, Rows, Sited, inner_layers
@@ -40,6 +40,7 @@ class PAI(Sited, OnImages):
     )
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "pai", "alpha": 0.5}
+    neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0}
 
     method: Literal["pai"] = "pai"
 
@@ -47,6 +48,10 @@ class PAI(Sited, OnImages):
     """Strength. 0 changes nothing."""
 
     rows: Rows = "last+generated"
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        return Probe({"method": "pai", "alpha": 4})
 
     def default_layers(self, model: ModelFacts) -> Sequence[int]:
         return inner_layers(model, first=2, last=0)

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.base import Level
-from saccade_interventions.context import Context, Prompt, Span, runs
+from saccade_interventions.base import PROBE_TEXT, Level, Probe
+from saccade_interventions.context import Context, ModelFacts, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Index, Rows, Sited
@@ -65,6 +65,7 @@ class PASTA(Sited):
         "highlight": ["in JSON"],
         "heads": {"1": [0, 2]},
     }
+    neutral: ClassVar[dict[str, Any] | None] = {"alpha": 1}
 
     method: Literal["pasta"] = "pasta"
 
@@ -81,6 +82,11 @@ class PASTA(Sited):
     """Weaken the prompt except the highlight ("exclude") or the highlight itself ("include")."""
 
     rows: Rows = "prompt+generated"
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        layers = list(range(model.layers))
+        return Probe({"method": "pasta", "highlight": [PROBE_TEXT.split()[0]], "layers": layers})
 
     @model_validator(mode="after")
     def _says_what_and_where(self) -> PASTA:

@@ -19,7 +19,14 @@ and then, with p = move_fraction, and the proportions inside a class kept:
 
     m'_VS = (1 - p) m_VS,    m'_TS = (1 - p) m_TS,    m'_VN = m_VN + p (m_VS + m_TS)
 
-The row still sums to 1, nothing is renormalised, no key disappears.
+The row still sums to 1, nothing is renormalised, no key disappears. Only features of an image are
+image keys; the markers around them are text.
+
+Several images count as one: one gate, one budget. ``image_index`` picks one, and the others are
+then context like the text, whose sinks give as well. A gate and a budget for each image in the
+same row are not offered: a table row tests its conditions once, before its one transform, but each
+of n images could pass or fail on its own, which makes 2^n transforms. Two entries with an image
+each work together where they share no (layer, head).
 
 Where this differs from the published code (VisAttnSink, commit 98e62d6):
 
@@ -45,7 +52,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.base import Level
+from saccade_interventions.artifacts import ArtifactId
+from saccade_interventions.base import Level, Probe
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
@@ -55,7 +63,7 @@ from saccade_kernels.sinks import default_threshold
 
 NO_DIMS = (
     "no sink dimensions are known for this model; pass them as sink_dims, "
-    "for example [1415, 2533] for Llama-2-7B"
+    "for example [1415, 2533] for Llama-2-7B, or as an artifact of kind sinks"
 )
 
 
@@ -73,6 +81,7 @@ class VAR(Sited, OnImages):
     )
     level: ClassVar[Level] = "attention_mass"
     example: ClassVar[dict[str, Any]] = {"method": "var", "move_fraction": 0.6}
+    neutral: ClassVar[dict[str, Any] | None] = {"move_fraction": 0}
 
     method: Literal["var"] = "var"
 
@@ -91,6 +100,9 @@ class VAR(Sited, OnImages):
 
     sink_dims: Annotated[Indices, Field(max_length=16)] | None = None
     """Residual dimensions of the massive activations. None: those found on the served model."""
+
+    artifact: ArtifactId | None = None
+    """Take the dimensions from this artifact of kind sinks, in place of `sink_dims`."""
 
     require_visual_sink: bool = True
     """Leave a layer alone in which no image token is a sink, as the published code does."""
@@ -114,6 +126,26 @@ class VAR(Sited, OnImages):
                 {"at": "include_last_layer"},
             )
         return self
+
+    @model_validator(mode="after")
+    def _dimensions_from_one_place(self) -> VAR:
+        if self.artifact is not None and self.sink_dims is not None:
+            raise PydanticCustomError(
+                "dimensions_twice",
+                "the artifact has the sink_dims; leave one out",
+                {"at": "artifact"},
+            )
+        return self
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        """Everything moves, wherever a sink is; the first token is one in the middle layers."""
+        fields = {
+            "move_fraction": 1,
+            "require_visual_sink": False,
+            "layers": [*range(model.layers)],
+        }
+        return Probe({"method": "var", "rho": 1e-6, "min_visual_mass": 1e-6, **fields})
 
     @classmethod
     def unsupported(cls, model: ModelFacts) -> str | None:
@@ -149,7 +181,7 @@ class VAR(Sited, OnImages):
         plan.sinks(
             SinkRule(
                 threshold=self.tau or default_threshold(context.model.hidden_size),
-                dims=self._dims(context.model),
+                dims=self._dims(context),
                 layers=tuple(layer for layer, _ in sites),
                 remap=((visual, visual_sink), (text, text_sink)),
                 require=visual_sink if self.require_visual_sink else None,
@@ -158,7 +190,11 @@ class VAR(Sited, OnImages):
         )
         return plan.build()
 
-    def _dims(self, model: ModelFacts) -> tuple[int, ...]:
+    def _dims(self, context: Context) -> tuple[int, ...]:
+        model = context.model
+        if self.artifact is not None:
+            found = context.artifact(self.artifact, "sinks")
+            return tuple(map(int, found.tensors["dims"]))
         if self.sink_dims is None:
             if not model.sink_dims:
                 raise InterventionError(Code.UNSUPPORTED_MODEL, NO_DIMS, "sink_dims")

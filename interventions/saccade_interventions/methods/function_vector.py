@@ -1,0 +1,103 @@
+"""Function vectors (Todd et al., ICLR 2024, arXiv 2310.15213).
+
+A few heads carry a compact vector of an in-context task. The sum of their mean outputs over
+prompts that show the task,
+
+    v = sum over chosen heads (l, h) of W_o^l[:, h] zbar_(l, h),
+
+added to the residual at the output of one layer, makes the model do the task without examples:
+
+    h' = h + coefficient v    on the last prompt row and each generated row
+
+Nothing is rescaled; the paper's coefficient is 1. A layer about a third of the way up is a good
+choice; the paper sweeps all of them. v comes from calibration, as an artifact of kind "vectors",
+without the bias that some models' output projections have (published code counts it once per head).
+
+The published code (ericwtodd/function_vectors, commit fb9eac7) edits only where a decoder layer
+returns a tuple; under current transformers it returns a tensor, and the code silently does nothing.
+It can stop after a number of tokens, which is not offered here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from saccade_interventions.artifacts import ArtifactId, artifact_id, write_artifact
+from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.edits import StreamEdit
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.targets import Index, Rows
+from saccade_interventions.vectors import EXAMPLE_ID, norms, unit_vectors
+
+
+class FunctionVector(Intervention):
+    """Add a task's vector to the output of one layer."""
+
+    title: ClassVar[str] = "Function vectors"
+    summary: ClassVar[str] = "Adds the vector of a task to the output of one decoder layer."
+    paper: ClassVar[str] = (
+        "Todd et al., Function Vectors in Large Language Models, ICLR 2024, arXiv 2310.15213"
+    )
+    level: ClassVar[Level] = "residual"
+    needs_artifact: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {
+        "method": "function_vector",
+        "artifact": EXAMPLE_ID,
+    }
+    neutral: ClassVar[dict[str, Any] | None] = {"coefficient": 0}
+
+    method: Literal["function_vector"] = "function_vector"
+
+    artifact: ArtifactId
+    """An artifact of kind "vectors" with the task's vector, or with one for each of some layers."""
+
+    coefficient: float = Field(1.0, ge=-1000, le=1000)
+    """Factor on the vector. 0 changes nothing."""
+
+    layer: Index | None = None
+    """The decoder layer whose output gets the vector. None: where the artifact says, if it has one
+    vector. A single vector may go to any layer; of several, the layer's own is taken."""
+
+    rows: Rows = "last+generated"
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        values = np.random.default_rng(0).normal(size=(1, model.hidden_size))
+        tensors = {"vectors": values, "layers": np.array([max(model.layers // 3, 1)])}
+        data = write_artifact("vectors", model.fingerprint, tensors)
+        entry = {"method": "function_vector", "artifact": artifact_id(data), "coefficient": 100.0}
+        return Probe(entry, data)
+
+    def compile(self, context: Context) -> Plan:
+        found = context.artifact(self.artifact, "vectors").tensors
+        residual, row = self._place(found["layers"].tolist(), context.model)
+        vector = found["vectors"][row : row + 1].astype(np.float64)
+        plan = context.plan()
+        direction = plan.vectors(unit_vectors(vector).astype(np.float32))
+        shift = self.coefficient * float(norms(vector)[0])
+        plan.stream(StreamEdit(residual, parse_rows(self.rows), direction, 0, shift=shift))
+        return plan.build()
+
+    def _place(self, residuals: list[int], model: ModelFacts) -> tuple[int, int]:
+        """The residual that is edited, and the row of the artifact that is added."""
+        if self.layer is None:
+            if len(residuals) > 1:
+                message = f"the artifact has {len(residuals)} vectors; say which layer"
+                raise InterventionError(Code.INVALID_PARAMS, message, "layer")
+            return residuals[0], 0
+        if self.layer >= model.layers:
+            message = f"there is no layer {self.layer}; the model has {model.layers}, from 0"
+            raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")
+        residual = self.layer + 1
+        if len(residuals) == 1:
+            return residual, 0
+        if residual not in residuals:
+            message = f"the artifact has no vector for the output of layer {self.layer}"
+            raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")
+        return residual, residuals.index(residual)

@@ -1,0 +1,72 @@
+"""The plan of a sibling sequence that lacks the images: the same edits, on the keys that are left.
+
+A sibling is another view of a request's prompt (see Branch and MeasuredGains in rules.py). Where
+the request's edits act in it too, they act on the same rows and the same keys; what named an image
+key has none to act on. Rules that choose tokens, branch or measure are the request's own and no
+sibling has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.context import Span, runs
+from saccade_interventions.edits import TagRun
+from saccade_interventions.plan import Plan
+from saccade_kernels.controls import NEVER_ATTEND
+
+
+def deleted_plan(plan: Plan, spans: Iterable[Span]) -> Plan | None:
+    """The plan for the prompt without the positions in ``spans``; None if nothing is left to do.
+
+    Raises:
+        ValueError: no position of the prompt is left.
+    """
+    kept = np.ones(plan.prompt_length, dtype=np.bool_)
+    for start, end in spans:
+        kept[start:end] = False
+    left = int(kept.sum())
+    if left == 0:
+        raise ValueError("without the images nothing of the prompt is left")
+    recent = plan.recent
+    if recent is not None:
+        recent = replace(recent, start=_moved(recent.start, kept))
+    sibling = replace(
+        _without_choices(plan),
+        prompt_length=left,
+        question_start=_moved(plan.question_start, kept),
+        tags=_tag_runs(plan.base_tags()[kept]),
+        recent=recent,
+    )
+    return sibling if sibling.acts or sibling.hides else None
+
+
+def same_plan(plan: Plan) -> Plan | None:
+    """The plan for the same prompt and images; None if nothing is left to do."""
+    sibling = _without_choices(plan)
+    return sibling if sibling.acts else None
+
+
+def hidden_plan(plan: Plan, spans: Iterable[Span]) -> Plan:
+    """The plan for the same prompt with the keys in ``spans`` never attended to."""
+    hidden = tuple(TagRun(start, end, NEVER_ATTEND) for start, end in spans)
+    return replace(_without_choices(plan), tags=plan.tags + hidden)
+
+
+def _without_choices(plan: Plan) -> Plan:
+    return replace(plan, measured=None, contrast=None, saliency=None, confidence=None)
+
+
+def _moved(position: int, kept: NDArray[np.bool_]) -> int:
+    """Where a position is when only the ``kept`` ones are left."""
+    behind = max(position - kept.size, 0)
+    return int(kept[:position].sum()) + behind
+
+
+def _tag_runs(tags: NDArray[np.uint8]) -> tuple[TagRun, ...]:
+    found: Sequence[int] = np.unique(tags[tags != 0]).tolist()
+    return tuple(TagRun(*span, tag) for tag in found for span in runs(tags == tag))

@@ -1,0 +1,212 @@
+"""Every pair of methods: it composes to what compose.py says, or it is refused with the reason.
+
+What a composed plan does is computed key by key from the two plans alone, each with its own
+classes, and compared with the composed plan on the same scores.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from saccade_interventions.artifacts import read_artifact
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Prompt
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import RULE_FIELDS, Plan
+from saccade_interventions.registry import Registry
+from saccade_interventions.rules import ConfidenceRule
+from saccade_kernels import edits
+from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES, ControlTables
+
+METHODS = tuple(Registry.discover().methods)
+TEXT = "<s>USER: .......... Describe the image. ASSISTANT:"
+START, END = TEXT.index("."), TEXT.index(" Describe")
+PROMPT = Prompt(len(TEXT), ((START, END),), TEXT, [(i, i + 1) for i in range(len(TEXT))])
+KEYS = PROMPT.length + 7
+SINKS = [0, START + 2, END + 3, KEYS - 5]
+ROWS = (START, END + 1, PROMPT.length - 1, PROMPT.length, KEYS - 1)  # of every phase
+LAYER = 2
+
+CONTRASTS = {"vcd", "pai_contrast", "dola"}
+DISTANCE = "keys that depend on the distance"
+ONE_CONTRAST = "only one of them can contrast"
+OWN = "own distribution"
+REFUSED = {
+    **{frozenset({a, b}): ONE_CONTRAST for a, b in product(CONTRASTS, CONTRASTS)},
+    **{frozenset({a, b}): OWN for a, b in product(CONTRASTS, {"sgrs", "adaptvis"})},
+    frozenset({"var"}): "one of them under a condition",
+    frozenset({"locore"}): DISTANCE,
+    frozenset({"vhr"}): "only one of them can choose heads by measuring",
+    frozenset({"sgrs"}): "only one of them can reject candidates",
+    frozenset({"adaptvis"}): "only one of them can depend on the first token's confidence",
+    frozenset({"vhr", "adaptvis"}): "runs the last prompt row twice",
+    frozenset({"act", "adaptvis"}): "runs the last prompt row twice",
+    frozenset({"act"}): "only one of them can find sinks of single heads",
+    frozenset({"act", "var"}): "both move attention in layer 0, head 0, by classes",
+}
+"""Pairs that exclude each other wherever they act, and a part of the reason."""
+
+
+@pytest.fixture
+def entries(registry, make_context):
+    """The context, and for each method an entry that shows on any model, with its artifact."""
+    model = replace(make_context(PROMPT).model, fingerprint="sha256:" + "1" * 64)
+    probes = {name: method.probe(model) for name, method in registry.methods.items()}
+    files = (read_artifact(probe.artifact) for probe in probes.values() if probe.artifact)
+    known = {found.digest: found for found in files}
+    context = replace(make_context(PROMPT), model=model, artifacts=known.get)
+    return context, {name: probe.entry for name, probe in probes.items()}
+
+
+@pytest.fixture
+def compiled(entries, registry):
+    """``compiled(*names)``: the plan of a request with these methods."""
+    context, known = entries
+
+    def run(*names: str) -> Plan:
+        return compile_plan(registry.parse([known[name] for name in names]), context)
+
+    return run
+
+
+def tables(plan: Plan) -> ControlTables:
+    found = ControlTables.allocate(1 + len(Phase), plan.shape)
+    for row, phase in enumerate(Phase, start=1):
+        found.write(row, plan.program(phase))
+    return found
+
+
+def classes(plan: Plan, row: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Class of every key as the query row sees it, by what each rule of the plan says."""
+    found = torch.full((KEYS,), plan.generated_tag)
+    found[: PROMPT.length] = torch.from_numpy(plan.base_tags()).long()
+    if plan.sinks is not None:
+        phi = hidden[:, list(plan.sinks.dims)].abs().amax(-1) / hidden.square().mean(-1).sqrt()
+        sinks = phi >= plan.sinks.threshold
+        sinks &= torch.arange(KEYS) < (KEYS if plan.sinks.generated else PROMPT.length)
+        remap = dict(plan.sinks.remap)
+        changed = found.clone()
+        for key in sinks.nonzero().flatten().tolist():
+            changed[key] = remap.get(int(found[key]), int(found[key]))
+        if plan.sinks.require is None or (changed == plan.sinks.require).any():
+            found = changed
+    if plan.recent is not None and row >= PROMPT.length:
+        nearest = 0 if plan.recent.with_self else 1
+        for key in range(plan.recent.start, row + 1):
+            if nearest <= row - key <= plan.recent.width:
+                found[key] = dict(plan.recent.remap).get(int(found[key]), int(found[key]))
+    return found
+
+
+def shown(plan: Plan) -> Plan:
+    """The plan with what depends on the first token's confidence done in any case."""
+    rule = plan.confidence
+    return plan if rule is None else replace(plan, scores=plan.scores + rule.unsure)
+
+
+class Shown:
+    """What a plan does to the query row at some position, on given numbers."""
+
+    def __init__(self, plan: Plan, hidden: torch.Tensor) -> None:
+        self.plan, self.hidden, self.tables = plan, hidden, tables(shown(plan))
+
+    def score(self, scores: torch.Tensor, row: int) -> torch.Tensor:
+        beta = torch.zeros(1, row + 1)
+        return edits.edit_scores(scores, self.tables, *self._row(row), beta, LAYER)
+
+    def mass(self, attention: torch.Tensor, row: int) -> torch.Tensor:
+        at, tags = self._row(row)
+        if any(edit.partitioned for edit in self.plan.masses):  # then all heads are; see ACT.probe
+            tags = torch.arange(row + 1)[None] % OWN_CLASSES
+        return edits.edit_masses(attention, self.tables, at, tags, LAYER)[0]
+
+    def _row(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        at = torch.tensor([[1 + list(Phase).index(self.plan.phase(row))]])
+        found = classes(self.plan, row, self.hidden)
+        assert not (found == NEVER_ATTEND).any()
+        return at, found[None, : row + 1]
+
+
+def check_attention(parts: list[Shown], whole: Shown) -> None:
+    """Score edits add; mass edits follow the softmax in the order of the request."""
+    for row in ROWS:
+        z = 2 * torch.randn(1, 4, 1, row + 1, dtype=torch.float64)
+        scores = z + sum(part.score(z, row) - z for part in parts)
+        torch.testing.assert_close(whole.score(z, row), scores, rtol=0, atol=1e-5)
+        attention = before = scores.softmax(-1)
+        for part in parts:
+            attention = part.mass(attention, row)
+        torch.testing.assert_close(whole.mass(before, row), attention, rtol=0, atol=1e-6)
+
+
+def check_heads(parts: list[Shown], whole: Shown) -> None:
+    """Head edits and residual edits chain in the order of the request."""
+    one, other = (part.tables for part in parts)
+    torch.testing.assert_close(whole.tables.gain, one.gain * other.gain)
+    shift = other.gain[..., None] * one.shift + other.shift
+    torch.testing.assert_close(whole.tables.shift, shift)
+    plans = [part.plan for part in parts]
+    streams = [replace(e, source=i) for i, plan in enumerate(plans) for e in plan.streams]
+    assert list(whole.plan.streams) == streams
+    assert {v.digest for v in whole.plan.vectors} == {v.digest for p in plans for v in p.vectors}
+
+
+def check_rules(parts: list[Plan], whole: Plan) -> None:
+    """Every rule is there, knows its intervention, and is unchanged but for key classes."""
+    for index, part in enumerate(parts):
+        for rule in part.rules:
+            found = getattr(whole, RULE_FIELDS[type(rule)])
+            assert found.source == index
+            kept = {"source": 0}
+            if hasattr(rule, "remap"):
+                kept["remap"] = rule.remap
+            if isinstance(rule, ConfidenceRule):
+                assert {edit.source for edit in (*found.unsure, *found.sure)} <= {index}
+                kept |= {"unsure": rule.unsure, "sure": rule.sure}
+            assert replace(found, **kept) == rule
+    assert len(whole.rules) == sum(len(part.rules) for part in parts)
+    assert (whole.sinks is None) == all(part.sinks is None for part in parts)
+
+
+def test_every_pair(compiled, residual):
+    hidden = residual(KEYS, SINKS)
+    alone = {name: Shown(compiled(name), hidden) for name in METHODS}
+    for pair in product(METHODS, METHODS):
+        reason = REFUSED.get(frozenset(pair))
+        if reason is not None:
+            with pytest.raises(InterventionError, match=reason) as caught:
+                compiled(*pair)
+            assert (caught.value.code, caught.value.param) == (Code.CONFLICT, "interventions[1]")
+            continue
+        whole, parts = Shown(compiled(*pair), hidden), [alone[name] for name in pair]
+        assert {edit.source for edit in whole.plan.edits} <= {0, 1}, pair
+        check_attention(parts, whole)
+        check_heads(parts, whole)
+        check_rules([part.plan for part in parts], whole.plan)
+
+
+def test_the_cases_exercise_what_they_should(compiled, residual):
+    """VAR's gates open, windows hold keys, and a sink is found in each of its places."""
+    hidden = residual(KEYS, SINKS)
+    var, locore = Shown(compiled("var"), hidden), compiled("locore")
+    for row in ROWS[1:]:
+        attention = torch.rand(1, 4, 1, row + 1, dtype=torch.float64)
+        attention /= attention.sum(-1, keepdim=True)
+        assert (var.mass(attention, row) != attention).any()
+    assert len(set(classes(var.plan, KEYS - 1, hidden).tolist())) == 4
+    assert len(set(classes(locore, KEYS - 1, hidden).tolist())) == 2
+    assert len(set(classes(locore, PROMPT.length, hidden).tolist())) == 1
+
+
+def test_a_neutral_partner_is_no_partner(registry, entries):
+    """Where a method has a neutral strength it excludes nobody and changes nothing."""
+    context, known = entries
+    alone = {name: compile_plan(registry.parse([known[name]]), context) for name in METHODS}
+    for name, method in registry.methods.items():
+        for other in METHODS if method.neutral is not None else ():
+            neutral = {**known[name], **method.neutral}
+            beside = compile_plan(registry.parse([neutral, known[other]]), context)
+            assert beside.fingerprint() == alone[other].fingerprint(), (name, other)

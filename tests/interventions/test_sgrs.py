@@ -1,0 +1,92 @@
+"""SGRS as a request: what its rule says, and what is refused. Its arithmetic: test_gradient.py."""
+
+import pytest
+
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Prompt
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.methods.pai import PAI
+from saccade_interventions.methods.sgrs import SGRS
+from saccade_interventions.rules import SaliencyRule
+
+PROMPT = Prompt(9, images=((1, 3),))
+
+
+def test_the_defaults(make_context):
+    """sgrs.md, the fixed reading."""
+    plan = SGRS().compile(make_context(Prompt(9), layers=32, special_tokens=(1, 2)))
+    assert plan.saliency == SaliencyRule(
+        layers=(6, 7, 8), candidates=5, draws=3, alpha=0.6, window=5, exempt=(1, 2)
+    )
+    assert not plan.edits
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted"), [(40, (8, 9, 10)), (28, (5, 6, 7)), (6, (1, 2)), (4, (1,)), (1, (0,))]
+)
+def test_layers_in_proportion(make_context, layers, wanted):
+    assert SGRS().compile(make_context(PROMPT, layers=layers)).saliency.layers == wanted
+
+
+def test_every_parameter_arrives(make_context):
+    method = SGRS(
+        candidates=4,
+        draws=2,
+        alpha=0.9,
+        window=7,
+        layers=[3, 1],
+        region="after_image",
+        with_self=False,
+    )
+    rule = method.compile(make_context(PROMPT)).saliency
+    assert rule == SaliencyRule((1, 3), 4, 2, 0.9, 7, "after_image", False)
+    assert method.normalised()["layers"] == [1, 3]
+
+
+def test_no_threshold_is_no_plan(make_context):
+    assert compile_plan([SGRS(alpha=0)], make_context(PROMPT)) is None
+
+
+def test_a_layer_that_is_not_there(make_context):
+    with pytest.raises(InterventionError) as caught:
+        compile_plan([SGRS(layers=[1, 6])], make_context(PROMPT))
+    assert caught.value.code is Code.LAYER_OUT_OF_RANGE
+    assert caught.value.param == "interventions[0].layers[1]"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"candidates": 17},
+        {"candidates": 0},
+        {"draws": 0},
+        {"alpha": -0.1},
+        {"alpha": float("nan")},
+        {"window": 0},
+        {"layers": []},
+        {"layers": [1, 1]},
+        {"region": "image"},
+        {"with_self": 1},
+    ],
+)
+def test_bad_parameters(registry, wrong):
+    with pytest.raises(InterventionError) as caught:
+        registry.parse([{"method": "sgrs", **wrong}])
+    assert caught.value.param.startswith(f"interventions[0].{next(iter(wrong))}")
+
+
+def test_beside_edits_it_is_kept_as_it_is(make_context):
+    plan = compile_plan([PAI(), SGRS()], make_context(PROMPT))
+    assert plan.saliency.source == 1
+    assert {edit.source for edit in plan.scores} == {0}
+
+
+@pytest.mark.parametrize("method", ["dola", "vcd", "pai_contrast"])
+def test_a_contrasted_distribution_is_refused(make_context, registry, method):
+    """Its gradient would not be that of the distribution that tokens are drawn from."""
+    context = make_context(PROMPT)
+    entry = registry.methods[method].probe(context.model).entry
+    for entries in ([{"method": "sgrs"}, entry], [entry, {"method": "sgrs"}]):
+        with pytest.raises(InterventionError, match="distribution") as caught:
+            compile_plan(registry.parse(entries), context)
+        assert caught.value.code is Code.CONFLICT

@@ -1,0 +1,105 @@
+"""Plans of siblings: edits follow the rows and keys that are left, choices stay behind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import (
+    Branch,
+    ConfidenceRule,
+    ContrastRule,
+    MeasuredGains,
+    RecentRule,
+    SaliencyRule,
+    SinkRule,
+)
+from saccade_interventions.siblings import deleted_plan, hidden_plan
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape
+
+IMAGES = ((2, 5), (6, 8))
+EVERY = parse_rows("prompt+generated")
+
+
+def made(length: int = 12) -> Plan:
+    """Class 1: the images; class 2: the text before, between and behind them."""
+    builder = PlanBuilder(ControlShape(2, 2, 4), length, 8)
+    image, text = builder.tag(IMAGES), builder.tag([(1, 2), (5, 6), (9, 11)])
+    builder.score(((1, (0,)),), [image], EVERY, bias=1.0)
+    builder.mass(((0, (1,)),), [(text, image, 0.5), (image, image, -0.5)], EVERY)
+    builder.head(((1, (1,)),), parse_rows("question"), 2.0)
+    builder.tag_generated(text)
+    return builder.build()
+
+
+def test_tags_and_phases_move_with_their_tokens() -> None:
+    plan = made()
+    kept = [0, 1, 5, 8, 9, 10, 11]
+    sibling = deleted_plan(plan, IMAGES)
+    assert sibling is not None
+    assert sibling.prompt_length == 7
+    assert sibling.base_tags().tolist() == plan.base_tags()[kept].tolist()
+    phases = [sibling.phase(position) for position in range(9)]
+    assert phases == [plan.phase(position) for position in [*kept, 12, 13]]
+    assert sibling.edits == plan.edits
+    assert sibling.generated_tag == plan.generated_tag
+    assert [sibling.program_key(p) for p in Phase] == [plan.program_key(p) for p in Phase]
+
+
+def test_an_image_first_and_last() -> None:
+    builder = PlanBuilder(ControlShape(2, 2, 4), 6, 6)
+    builder.head(((1, (1,)),), parse_rows("last"), 2.0)
+    sibling = deleted_plan(builder.build(), [(0, 2), (4, 6)])
+    assert sibling is not None
+    assert [sibling.phase(p) for p in range(3)] == [Phase.PREFIX, Phase.LAST, Phase.GENERATED]
+
+
+def test_nothing_left_to_do_is_no_plan() -> None:
+    builder = PlanBuilder(ControlShape(2, 2, 4), 12, 8)
+    builder.rule(MeasuredGains((0,), 2.0, EVERY))
+    assert deleted_plan(builder.build(), IMAGES) is None
+
+
+def test_nothing_left_of_the_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing of the prompt"):
+        deleted_plan(made(), [(0, 12)])
+
+
+def test_hidden_keys_are_hidden_and_the_rest_is_as_it_was() -> None:
+    plan = made()
+    sibling = hidden_plan(plan, IMAGES)
+    hidden = np.isin(np.arange(12), [2, 3, 4, 6, 7])
+    assert sibling.hides
+    assert (sibling.base_tags()[hidden] == NEVER_ATTEND).all()
+    assert (sibling.base_tags()[~hidden] == plan.base_tags()[~hidden]).all()
+    assert sibling.edits == plan.edits
+    assert sibling.question_start == plan.question_start
+
+
+def test_what_chooses_or_measures_is_the_request_s_own() -> None:
+    sinks = SinkRule(1.0, (0,), (0, 1), ((1, 2),))
+    plan = replace(
+        made(),
+        sinks=sinks,
+        recent=RecentRule(4, 9, ((1, 2),)),
+        measured=MeasuredGains((0,), 2.0, EVERY),
+        contrast=ContrastRule(2.0, 1.0, 0.1, branch=Branch("deleted")),
+        saliency=SaliencyRule((0,), 2, 2, 0.5, 4),
+        confidence=ConfidenceRule(0.5, (), ()),
+    )
+    for sibling in (deleted_plan(plan, IMAGES), hidden_plan(plan, IMAGES)):
+        assert sibling is not None
+        assert [type(rule) for rule in sibling.rules] == [RecentRule]
+        assert sibling.sinks == sinks
+
+
+@pytest.mark.parametrize(("start", "moved"), [(0, 0), (3, 2), (9, 4), (12, 7), (15, 10)])
+def test_recent_keys_start_where_they_did(start: int, moved: int) -> None:
+    plan = replace(made(), recent=RecentRule(4, start, ((1, 2),)))
+    sibling = deleted_plan(plan, IMAGES)
+    assert sibling is not None
+    assert sibling.recent is not None
+    assert sibling.recent.start == moved

@@ -1,0 +1,264 @@
+"""Steering methods as data: edits of residuals, worked examples, refusals."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_interventions.artifacts import read_artifact, write_artifact
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Prompt
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.methods.function_vector import FunctionVector
+from saccade_interventions.methods.steering import Steering
+from saccade_interventions.phases import Phase, parse_rows
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables, stream
+
+FINGERPRINT = "sha256:" + "c" * 64
+PROMPT = Prompt(12, images=((3, 6),))
+RESIDUALS = (5, 0, 6)
+VECTORS = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
+MISSING = "sha256:" + "0" * 64
+STORE = {}
+
+
+def stored(residuals, vectors):
+    tensors = {"vectors": vectors, "layers": np.array(residuals)}
+    artifact = read_artifact(write_artifact("vectors", FINGERPRINT, tensors))
+    STORE[artifact.digest] = artifact
+    return artifact.digest
+
+
+SEVERAL = stored(RESIDUALS, VECTORS)
+ONE = stored([2], VECTORS[:1])
+_heads = read_artifact(write_artifact("heads", FINGERPRINT, {"heads": np.array([[0, 0]])}))
+STORE[_heads.digest] = _heads
+
+
+@pytest.fixture
+def context(make_context):
+    made = make_context(PROMPT, fingerprint=FINGERPRINT)
+    return replace(made, artifacts=STORE.get)
+
+
+def edited(plan, hidden, residual, phase):
+    """``hidden`` [rows, 64] under a plan: plan -> stream program -> tables -> reference."""
+    tables = StreamTables.allocate(2, plan.layers, 64, slots=9)
+    program, slot = StreamProgram.identity(plan.layers + 1), 0
+    for edit in plan.streams:
+        if phase in edit.phases:
+            slot += 1
+            tables.bank[slot] = torch.from_numpy(plan.vectors_of(edit.direction)[edit.row].copy())
+            flags = StreamFlag.SIGNED * edit.signed | StreamFlag.RELATIVE * edit.relative
+            flags |= StreamFlag.KEEP_NORM * edit.keep_norm
+            numbers = (edit.scale, edit.shift, edit.low, edit.high)
+            program.append(edit.layer, slot, numbers, StreamFlag(flags))
+    tables.write(1, program)
+    return stream(hidden, torch.ones(len(hidden), dtype=torch.int32), tables, residual)
+
+
+@pytest.fixture
+def hidden():
+    return torch.randn(7, 64, dtype=torch.float64)
+
+
+def refused(entry, context, registry):
+    with pytest.raises(InterventionError) as caught:
+        compile_plan(registry.parse([entry]), context)
+    return caught.value
+
+
+def test_each_vector_goes_to_its_own_residual(context, hidden):
+    """CAA's worked example: 1.5 v moves the residual by 1.5 ||v|| along v, and nothing else."""
+    plan = Steering(artifact=SEVERAL, coefficient=1.5).compile(context)
+    assert [edit.layer for edit in plan.streams] == [0, 5, 6]
+    for residual in range(7):
+        found = edited(plan, hidden, residual, Phase.GENERATED) - hidden
+        if residual not in RESIDUALS:
+            assert not found.any()
+            continue
+        v = torch.from_numpy(VECTORS[RESIDUALS.index(residual)]).double()
+        torch.testing.assert_close(found, (1.5 * v).expand(7, -1), rtol=1e-6, atol=1e-6)
+        length = float(found[0] @ v / v.norm())
+        assert length == pytest.approx(1.5 * float(v.norm()), rel=1e-6)
+
+
+def test_rows_follow_the_instruction_unless_said_otherwise(context):
+    phases = Steering(artifact=SEVERAL).compile(context).streams[0].phases
+    assert phases == (Phase.LAST, Phase.GENERATED)
+    everywhere = Steering(artifact=SEVERAL, rows="prompt+generated").compile(context)
+    assert everywhere.streams[0].phases == tuple(Phase)
+
+
+def test_a_strength_relative_to_the_residual(context, hidden):
+    """alpha = 8 in units of the RMS is a change of 8 / sqrt(D) of the norm: 0.144 at D = 3072."""
+    assert 8 / math.sqrt(3072) == pytest.approx(0.144, abs=5e-4)
+    plan = Steering(artifact=ONE, coefficient=8, unit="rms").compile(context)
+    found = edited(plan, 30 * hidden, 2, Phase.LAST) - 30 * hidden
+    ratio = found.norm(dim=-1) / (30 * hidden).norm(dim=-1)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 8 / math.sqrt(64)), rtol=1e-6, atol=0)
+
+
+def test_piecewise_follows_the_sign_of_the_residuals_part(context, hidden):
+    linear = Steering(artifact=ONE, coefficient=0.5).compile(context)
+    signed = Steering(artifact=ONE, coefficient=0.5, op="piecewise").compile(context)
+    v = torch.from_numpy(VECTORS[0]).double()
+    hidden = torch.cat([hidden, -hidden])
+    added = edited(linear, hidden, 2, Phase.LAST) - hidden
+    found = edited(signed, hidden, 2, Phase.LAST) - hidden
+    assert {1.0, -1.0} == set((hidden @ v).sign().tolist())
+    torch.testing.assert_close(found, added * (hidden @ v).sign()[:, None])
+
+
+@pytest.mark.parametrize("op", ["add", "piecewise", "project_out"])
+def test_the_norm_is_kept(context, hidden, op):
+    plan = Steering(artifact=ONE, coefficient=0.5, op=op, keep_norm=True).compile(context)
+    found = edited(plan, hidden, 2, Phase.LAST)
+    torch.testing.assert_close(found.norm(dim=-1), hidden.norm(dim=-1))
+    assert not torch.isclose(found, hidden).all(-1).any()
+
+
+def test_projecting_out_divides_by_the_square(context, hidden):
+    """Whatever the stored length; twice is once; a coefficient of 2 reflects."""
+    v = torch.from_numpy(VECTORS[0]).double()
+    plan = Steering(artifact=stored([2], 40 * VECTORS[:1]), op="project_out").compile(context)
+    found = edited(plan, hidden, 2, Phase.LAST)
+    wanted = hidden - (hidden @ v)[:, None] * v / (v @ v)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(edited(plan, found, 2, Phase.LAST), found, rtol=0, atol=1e-6)
+    reflect = Steering(artifact=ONE, op="project_out", coefficient=2).compile(context)
+    there = edited(reflect, hidden, 2, Phase.LAST)
+    torch.testing.assert_close(there @ v, -(hidden @ v), rtol=1e-5, atol=1e-5)
+
+
+def test_clamping(context, hidden):
+    plan = Steering(artifact=ONE, op="clamp", low=-0.5, high=0.25).compile(context)
+    v = torch.from_numpy(VECTORS[0]).double()
+    part = edited(plan, hidden, 2, Phase.LAST) @ (v / v.norm())
+    wanted = (hidden @ (v / v.norm())).clamp(-0.5, 0.25)
+    torch.testing.assert_close(part, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"method": "steering", "artifact": SEVERAL, "coefficient": 0},
+        {"method": "steering", "artifact": SEVERAL, "coefficient": 0, "op": "project_out"},
+        {"method": "steering", "artifact": SEVERAL, "coefficient": 0, "keep_norm": True},
+        {"method": "function_vector", "artifact": ONE, "coefficient": 0},
+    ],
+)
+def test_neutral_strengths_are_no_plan(entry, context, registry):
+    assert compile_plan(registry.parse([entry]), context) is None
+
+
+def test_layers_choose_vectors(context):
+    plan = Steering(artifact=SEVERAL, layers=[6, 5]).compile(context)
+    assert [edit.layer for edit in plan.streams] == [5, 6]
+    found = plan.vectors_of(plan.streams[1].direction)[plan.streams[1].row]
+    np.testing.assert_allclose(found, VECTORS[2] / np.linalg.norm(VECTORS[2]), rtol=1e-6)
+    one = Steering(artifact=SEVERAL, layers=[6, 5])
+    assert one.fingerprint() == Steering(artifact=SEVERAL, layers=[5, 6]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"artifact": MISSING}, "artifact", Code.ARTIFACT_NOT_FOUND),
+        ({"artifact": _heads.digest}, "artifact", Code.ARTIFACT_MISMATCH),
+        ({"artifact": "me.safetensors"}, "artifact", Code.INVALID_PARAMS),
+        ({"artifact": None}, "artifact", Code.INVALID_PARAMS),
+        ({"layers": [0, 3]}, "layers[1]", Code.LAYER_OUT_OF_RANGE),
+        ({"layers": [-1]}, "layers[0]", Code.LAYER_OUT_OF_RANGE),
+        ({"coefficient": 1e9}, "coefficient", Code.INVALID_PARAMS),
+        ({"op": "subtract"}, "op", Code.INVALID_PARAMS),
+        ({"op": "clamp"}, "low", Code.INVALID_PARAMS),
+        ({"op": "clamp", "low": 1, "high": 0}, "low", Code.INVALID_PARAMS),
+        ({"op": "clamp", "low": 1, "coefficient": 2}, "coefficient", Code.INVALID_PARAMS),
+        ({"low": 1}, "low", Code.INVALID_PARAMS),
+        ({"op": "project_out", "unit": "rms"}, "unit", Code.INVALID_PARAMS),
+        ({"rows": "all"}, "rows", Code.INVALID_PARAMS),
+        ({"heads": [0]}, "heads", Code.UNKNOWN_FIELD),
+    ],
+)
+def test_what_steering_refuses(fields, param, code, context, registry):
+    error = refused({"method": "steering", "artifact": SEVERAL, **fields}, context, registry)
+    assert (error.code, error.param) == (code, f"interventions[0].{param}")
+
+
+def test_an_artifact_is_required(context, registry):
+    error = refused({"method": "steering"}, context, registry)
+    assert (error.code, error.param) == (Code.INVALID_PARAMS, "interventions[0].artifact")
+
+
+def test_another_models_artifact(make_context, registry):
+    context = replace(make_context(PROMPT, fingerprint=MISSING), artifacts=STORE.get)
+    error = refused({"method": "steering", "artifact": SEVERAL}, context, registry)
+    assert error.code is Code.ARTIFACT_MISMATCH
+    assert "another model" in error.message
+
+
+@pytest.mark.parametrize(
+    ("artifact", "layer", "residual", "row"),
+    [(ONE, None, 2, 0), (ONE, 0, 1, 0), (ONE, 5, 6, 0), (SEVERAL, 4, 5, 0), (SEVERAL, 5, 6, 2)],
+)
+def test_a_function_vector_is_added_at_a_layers_output(
+    context, hidden, artifact, layer, residual, row
+):
+    plan = FunctionVector(artifact=artifact, layer=layer).compile(context)
+    (edit,) = plan.streams
+    assert (edit.layer, edit.phases) == (residual, parse_rows("last+generated"))
+    found = edited(plan, hidden, residual, Phase.LAST) - hidden
+    v = torch.from_numpy(VECTORS[row]).double()
+    torch.testing.assert_close(found, v.expand(7, -1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"artifact": ONE, "layer": 6}, Code.LAYER_OUT_OF_RANGE),
+        ({"artifact": SEVERAL, "layer": 2}, Code.LAYER_OUT_OF_RANGE),
+        ({"artifact": SEVERAL}, Code.INVALID_PARAMS),
+    ],
+)
+def test_where_a_function_vector_cannot_go(fields, code, context, registry):
+    error = refused({"method": "function_vector", **fields}, context, registry)
+    assert (error.code, error.param) == (code, "interventions[0].layer")
+
+
+def test_edits_of_one_residual_chain_in_the_order_of_the_request(context, registry, hidden):
+    add = {"method": "function_vector", "artifact": ONE, "layer": 4}
+    out = {"method": "steering", "artifact": SEVERAL, "op": "project_out", "layers": [5]}
+    first = compile_plan(registry.parse([add, out]), context)
+    second = compile_plan(registry.parse([out, add]), context)
+    assert [edit.source for edit in first.streams] == [0, 1]
+    v = torch.from_numpy(VECTORS[0]).double()
+    for plan, wanted in ((first, 0.0), (second, float(v.norm()))):
+        part = edited(plan, hidden, 5, Phase.LAST) @ (v / v.norm())
+        torch.testing.assert_close(part, torch.full_like(part, wanted), rtol=0, atol=1e-5)
+    assert first.fingerprint() != second.fingerprint()
+
+
+def test_a_chain_that_does_not_fit_is_refused(context, registry):
+    entry = {"method": "steering", "artifact": ONE}
+    assert compile_plan(registry.parse([entry] * STREAM_EDITS), context)
+    others = {**entry, "rows": "question"}
+    with pytest.raises(InterventionError, match=r"residual 2, last rows have more edits.*, 4") as e:
+        compile_plan(registry.parse([entry, others] + [entry] * STREAM_EDITS), context)
+    assert (e.value.code, e.value.param) == (Code.CONFLICT, f"interventions[{STREAM_EDITS}]")
+
+
+def test_programs_know_their_residual_edits(context):
+    """Rows with other vectors, strengths or residuals never share a program or a page."""
+    plans = [
+        Steering(artifact=SEVERAL).compile(context),
+        Steering(artifact=SEVERAL, coefficient=2).compile(context),
+        Steering(artifact=SEVERAL, layers=[0]).compile(context),
+        Steering(artifact=SEVERAL, op="clamp", low=0).compile(context),
+        Steering(artifact=SEVERAL, op="clamp", high=0).compile(context),
+        Steering(artifact=stored(RESIDUALS, VECTORS[::-1])).compile(context),
+    ]
+    assert len({plan.program_key(Phase.LAST) for plan in plans}) == len(plans)
+    assert {plan.program_key(Phase.QUESTION) for plan in plans} == {None}
