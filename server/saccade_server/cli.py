@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 from pathlib import Path
@@ -16,7 +15,19 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from saccade_server.calibration import commands as calibrate_commands
+from saccade_server.evaluation import commands as eval_commands
+from saccade_server.options import (
+    Artifacts,
+    Device,
+    Dtype,
+    MaxLen,
+    Model,
+    Threads,
+    fail,
+    log_to_stderr,
+)
 
 app = typer.Typer(
     name="saccade",
@@ -25,28 +36,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(eval_commands.app)
+app.add_typer(calibrate_commands.app)
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder or hub name; the embedded demo model if absent.", envvar="SACCADE_MODEL"
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="SACCADE_DEVICE")]
-Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16.", envvar="SACCADE_DTYPE")
-]
-MaxLen = Annotated[
-    int | None,
-    typer.Option(min=1, help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
-]
-
-FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "max_num_seqs": 1}
+FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "max_num_seqs": 4}
 """Limits of the commands that end with one answer: it does not repay the capture of graphs, and
-another program may use the GPU."""
+another program may use the GPU. Some methods run a request as several sequences."""
 
 
 @app.command("serve")
@@ -65,6 +60,30 @@ def serve_command(
             "SACCADE_API_KEY holds one, or several with commas between."
         ),
     ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that opens the upload of artifacts; repeat for several. Without one nobody "
+            "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between."
+        ),
+    ] = None,
+    artifacts: Artifacts = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="TOML file of named bundles of interventions.",
+            envvar="SACCADE_PROFILES",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            help="Try every method on the model first, and offer those that show.",
+            envvar="SACCADE_SELF_TEST",
+        ),
+    ] = True,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_model_len: MaxLen = None,
@@ -139,7 +158,7 @@ def serve_command(
     from saccade_server.engine.client import EngineDeadError
     from saccade_server.serving import serve
 
-    _log(log_level)
+    log_to_stderr(log_level)
     try:
         config = ServerConfig(
             host=host,
@@ -160,16 +179,20 @@ def serve_command(
             ),
             api=ApiSettings(
                 served_model_name=served_name(model, served_model_name),
-                api_keys=_keys(api_key),
+                api_keys=_keys(api_key, "SACCADE_API_KEY"),
+                admin_keys=_keys(admin_key, "SACCADE_ADMIN_KEY"),
+                artifacts=artifacts,
                 allow_image_urls=allow_image_urls,
                 allowed_media_domains=tuple(allowed_media_domain or ()),
                 shutdown_timeout=shutdown_timeout,
                 access_log=access_log,
             ),
+            profiles=profiles,
+            self_test=self_test,
         )
         code = asyncio.run(serve(config))
-    except (ValueError, EngineDeadError, TimeoutError) as error:
-        raise _fail(error) from error
+    except (ValueError, OSError, EngineDeadError) as error:
+        raise fail(error) from error
     raise typer.Exit(code)
 
 
@@ -191,6 +214,7 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as JSON.")
     ] = False,
+    artifacts: Artifacts = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_model_len: MaxLen = None,
@@ -201,7 +225,7 @@ def generate_command(
     from saccade_server.config import engine_config, served_name
     from saccade_server.oneshot import RequestRefused, generate, receipt_of, text_of
 
-    _log("warning")
+    log_to_stderr("warning")
     sampling: dict[str, Any] = {"temperature": temperature}
     if max_tokens is not None:
         sampling["max_tokens"] = max_tokens
@@ -218,9 +242,10 @@ def generate_command(
         )
         entries = [shorthand.parse(text) for text in intervention or ()]
         name = served_name(model, None)
-        answer = asyncio.run(generate(config, name, prompt, image or (), entries, sampling))
-    except (ValueError, RequestRefused) as error:
-        raise _fail(error) from error
+        work = generate(config, name, prompt, image or (), entries, sampling, artifacts)
+        answer = asyncio.run(work)
+    except (ValueError, OSError, RequestRefused) as error:
+        raise fail(error) from error
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -235,16 +260,23 @@ def demo_command() -> None:
     from saccade_server.config import engine_config
     from saccade_server.oneshot import RequestRefused, demo
 
-    _log("warning")
+    log_to_stderr("warning")
     try:
         asyncio.run(demo(engine_config(None, **FOR_ONE_ANSWER), Console()))
     except (ValueError, RequestRefused) as error:
-        raise _fail(error) from error
+        raise fail(error) from error
 
 
 @app.command("methods")
 def methods_command(
     method: Annotated[str | None, typer.Argument(help="Show this method's parameters.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try each on the model, as a server does at its start.")
+    ] = False,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
     """List the interventions, or describe one as JSON."""
     from saccade_interventions.errors import InterventionError
@@ -255,15 +287,22 @@ def methods_command(
         try:
             typer.echo(json.dumps(registry.describe(method), indent=2))
         except InterventionError as error:
-            raise _fail(error) from error
+            raise fail(error) from error
         return
-    table = Table(box=None)
-    for title in ("method", "what it does", "paper"):
-        table.add_column(title, overflow="fold")
-    for name in sorted(registry.methods):
-        facts = registry.describe(name)
-        table.add_row(name, facts["summary"], facts["paper"])
-    Console().print(table)
+    from saccade_server.catalogue import catalogue, on_the_model
+
+    log_to_stderr("error")
+    if not check:
+        Console().print(catalogue([registry.describe(name) for name in registry.methods]))
+        return
+    from saccade_server.config import engine_config
+
+    try:
+        config = engine_config(model, device=device, dtype=dtype, threads=threads, **FOR_ONE_ANSWER)
+        listing = asyncio.run(on_the_model(config))
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    Console().print(catalogue(listing))
 
 
 def main() -> None:
@@ -275,24 +314,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _keys(options: list[str] | None) -> tuple[str, ...]:
+def _keys(options: list[str] | None, variable: str) -> tuple[str, ...]:
     """Keys of the options, or else of the environment."""
-    keys = options or os.environ.get("SACCADE_API_KEY", "").split(",")
+    keys = options or os.environ.get(variable, "").split(",")
     if not options and keys == [""]:
         return ()
     if any(not key or key.split() != [key] for key in keys):
-        raise typer.BadParameter("an API key must not be empty or hold blanks")
+        raise typer.BadParameter("a key must not be empty or hold blanks")
     return tuple(keys)
-
-
-def _log(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(f"unknown log level {level!r}")
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-
-
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"saccade: {error}", err=True)
-    return typer.Exit(2)

@@ -21,12 +21,18 @@ GPU_BATCHED_TOKENS = 8192
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where to listen, what to serve, and how."""
+    """Where to listen, what to serve, and how.
+
+    ``profiles`` is a file of profiles. ``self_test``: methods are tried on the model at start, and
+    those that do not show are not offered.
+    """
 
     host: str
     port: int
     engine: EngineConfig
     api: ApiSettings
+    profiles: Path | None = None
+    self_test: bool = True
 
 
 def engine_config(

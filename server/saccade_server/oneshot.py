@@ -32,8 +32,9 @@ async def generate(
     images: Sequence[Path],
     interventions: Sequence[dict[str, Any]],
     sampling: dict[str, Any],
+    artifacts: Path | None = None,
 ) -> dict[str, Any]:
-    """Answer one chat message.
+    """Answer one chat message; ``artifacts`` is a folder of what interventions may name.
 
     Returns:
         The chat completion object, with its receipt.
@@ -41,7 +42,7 @@ async def generate(
     Raises:
         RequestRefused: the request is not valid; nothing was generated.
     """
-    async with open_server(config, name) as client:
+    async with open_server(config, name, artifacts=artifacts) as client:
         return await _ask(client, name, prompt, images, interventions, sampling)
 
 

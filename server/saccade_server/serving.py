@@ -20,11 +20,13 @@ import uvicorn
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.profiles import load_profiles
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import sample_path
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.selftest import find_faults
 
 logger = logging.getLogger("saccade")
 
@@ -63,9 +65,12 @@ async def serve(config: ServerConfig) -> int:
         EngineDeadError: the engine did not start; the message says why.
         TimeoutError: its model did not load in time.
         UnsupportedModelError: the model has no usable tokenizer or processor.
+        ProfileError: a profile is not valid, or the model cannot run it.
     """
     # First of all: a container's first process ignores signals that it has no handler for.
     signals = _Signals()
+    registry = Registry.discover()
+    profiles = load_profiles(config.profiles, registry) if config.profiles else {}
     prompts = asyncio.create_task(asyncio.to_thread(PromptProcessor.load, config.engine.model))
     starting = asyncio.create_task(RemoteEngine.start(config.engine))
     if not await _before(starting, signals.stop):
@@ -74,7 +79,17 @@ async def serve(config: ServerConfig) -> int:
         return 0
     engine = await starting
     try:
-        app = create_app(engine, await prompts, Registry.discover(), config.api)
+        faults: dict[str, str] = {}
+        if config.self_test:
+            testing = asyncio.create_task(find_faults(engine, await prompts, registry))
+            if not await _before(testing, signals.stop):
+                testing.cancel()
+                await asyncio.gather(testing, return_exceptions=True)
+                return 0
+            faults = await testing
+        app = create_app(
+            engine, await prompts, registry, config.api, profiles=profiles, faults=faults
+        )
         server = _Server(
             uvicorn.Config(
                 app,

@@ -98,10 +98,10 @@ def test_keys_come_from_the_options_or_the_environment(
     monkeypatch.delenv("SACCADE_API_KEY", raising=False)
     if variable is not None:
         monkeypatch.setenv("SACCADE_API_KEY", variable)
-    assert _keys(options) == wanted
+    assert _keys(options, "SACCADE_API_KEY") == wanted
 
 
 @pytest.mark.parametrize("key", ["", " ", "my secret phrase", "key\n"])
 def test_a_key_that_would_open_or_never_open_is_refused(key: str) -> None:
-    with pytest.raises(typer.BadParameter, match="API key"):
-        _keys([key])
+    with pytest.raises(typer.BadParameter, match="a key must not"):
+        _keys([key], "SACCADE_API_KEY")

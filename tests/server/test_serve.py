@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 
 from saccade_client import Saccade
+from saccade_interventions.artifacts import write_artifact
 from saccade_server.demo import SAMPLES, sample_path
 
 COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
@@ -60,11 +62,24 @@ def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
     raise AssertionError("the server did not start")
 
 
+PROFILES = """
+[profiles.grounded]
+description = "Moves attention from sinks to the image."
+interventions = [{ method = "var", move_fraction = 0.9, min_visual_mass = 0.05 }]
+"""
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a server with the demo model."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server with the demo model, every method tried at its start."""
     port = free_port()
-    process = start(port)
+    folder = tmp_path_factory.mktemp("server")
+    profiles = folder / "profiles.toml"
+    profiles.write_text(PROFILES)
+    process = start(
+        port, "--profiles", str(profiles), "--artifacts", str(folder / "artifacts"),
+        "--admin-key", "root",
+    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(process, url)
@@ -202,7 +217,9 @@ def test_an_image_method_needs_an_image(client: openai.OpenAI) -> None:
 
 def test_our_own_client_speaks_to_it(server: str) -> None:
     with Saccade(server) as client:
-        assert {item.id for item in client.interventions()} == {"var", "pai", "pasta"}
+        listed = {item.id: item for item in client.interventions()}
+        assert {"act", "pai", "sgrs", "var", "vhr"} <= set(listed)
+        assert [item.reason for item in listed.values() if not item.supported] == []
         answer = client.chat(
             QUESTION, images=sample_path("absent-1"), interventions=["var:move_fraction=0.6"]
         )
@@ -212,10 +229,57 @@ def test_our_own_client_speaks_to_it(server: str) -> None:
         assert text == client.chat(QUESTION, images=sample_path("clear-1"), temperature=0).text
 
 
+def test_a_profile_is_chosen_by_the_name_of_the_model(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [
+        "saccade-demo",
+        "saccade-demo+grounded",
+    ]
+    by_name = client.chat.completions.create(
+        model="saccade-demo+grounded", messages=messages("absent-1"), temperature=0
+    )
+    by_hand = ask(
+        client, "absent-1", [{"method": "var", "move_fraction": 0.9, "min_visual_mass": 0.05}]
+    )
+    assert by_name.model == "saccade-demo+grounded"
+    assert by_name.intervention_profile == "grounded"  # type: ignore[attr-defined]
+    assert by_name.choices[0].message.content == by_hand.choices[0].message.content
+    applied = by_name.interventions_applied  # type: ignore[attr-defined]
+    assert applied == by_hand.interventions_applied
+
+
+def test_what_was_uploaded_steers(client: openai.OpenAI, server: str) -> None:
+    """Vectors and head lists as calibration makes them, by both clients; plain stays plain."""
+    plain = ask(client, "clear-1").choices[0].message.content
+    facts = client.models.retrieve("saccade-demo").model_dump()
+    with Saccade(server, admin_key="root") as admin:
+        values = np.random.default_rng(0).normal(size=(1, facts["hidden_size"]))
+        vectors = write_artifact(
+            "vectors", facts["fingerprint"], {"vectors": values, "layers": np.array([3])}
+        )
+        heads = write_artifact(
+            "heads", facts["fingerprint"], {"heads": np.array([[2, 0], [3, 1], [4, 5]])}
+        )
+        steering, act = (admin.put_artifact(data).id for data in (vectors, heads))
+        assert {item.id for item in admin.artifacts()} == {steering, act}
+        assert admin.get_artifact(act) == heads
+    wild = ask(client, "clear-1", [{"method": "steering", "artifact": steering, "coefficient": 50}])
+    assert wild.interventions_applied[0]["status"] == "applied"
+    assert wild.choices[0].message.content != plain
+    (entry,) = ask(client, "clear-1", [{"method": "act", "artifact": act}]).interventions_applied
+    assert (entry["layers"], entry["heads"]) == ([2, 3, 4], 3)
+    assert entry["status"] in ("applied", "no_effect")
+    assert ask(client, "clear-1").choices[0].message.content == plain
+    missing = "sha256:" + "0" * 64
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask(client, "clear-1", [{"method": "act", "artifact": missing}])
+    assert caught.value.code == "artifact_not_found"
+    assert httpx2.get(server + "/load").json()["intervention_noops"] == 0
+
+
 def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1() -> None:
     """The supervisor must see it; requests in flight must not hang."""
     port = free_port()
-    process = start(port)
+    process = start(port, "--no-self-test")
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(process, url)
@@ -277,6 +341,14 @@ def test_generate_refuses_as_the_server_does() -> None:
     done = run_command("generate", "--prompt", "hi", "--intervention", "vra")
     assert done.returncode == 2
     assert "did you mean 'var'" in done.stderr
+
+
+def test_a_profile_that_cannot_be_served_stops_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.toml"
+    path.write_text("[profiles.mine]\ninterventions = [{ method = 'vra' }]\n")
+    done = run_command("serve", "--port", str(free_port()), "--profiles", str(path))
+    assert done.returncode == 2
+    assert f"{path}: profile 'mine': interventions[0].method: unknown method" in done.stderr
 
 
 def test_demo_and_methods() -> None:

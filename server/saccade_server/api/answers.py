@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import saccade_server
-from saccade_interventions.base import Intervention
 from saccade_server.api.generation import Delta, Generation
-from saccade_server.api.receipts import applied, fingerprint
+from saccade_server.api.middleware import error_log, request_id
+from saccade_server.api.noops import noops
+from saccade_server.api.receipts import applied, fingerprint, rejected
 from saccade_server.api.rendering import Prepared
+from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import EventStream, unless_disconnected
 from saccade_server.engine.request import TokenLogprobs
@@ -31,7 +33,7 @@ class Answer:
     """One request that is being answered."""
 
     services: Services
-    interventions: tuple[Intervention, ...]
+    selection: Selection
     prompts: Sequence[Prepared]
     generation: Generation
     prefix: str
@@ -42,9 +44,12 @@ class Answer:
     @cached_property
     def headers(self) -> dict[str, str]:
         """Headers of the response, whatever its form."""
-        if not self.interventions:
-            return {}
-        return {FINGERPRINT_HEADER: fingerprint(self.interventions)}
+        headers = {}
+        if self.selection.interventions:
+            headers[FINGERPRINT_HEADER] = fingerprint(self.selection.interventions)
+        if self.selection.profile is not None:
+            headers[PROFILE_HEADER] = self.selection.profile
+        return headers
 
     def envelope(self, **content: Any) -> dict[str, Any]:
         """The fields that every body and every chunk begin with."""
@@ -52,7 +57,7 @@ class Answer:
             "id": f"{self.prefix}-{self.name}",
             "object": self.object,
             "created": self.created,
-            "model": self.services.settings.served_model_name,
+            "model": self.selection.model,
             "system_fingerprint": self.system_fingerprint,
             **content,
         }
@@ -64,18 +69,33 @@ class Answer:
         prompt = sum(item.length for item in self.prompts)
         completion = sum(choice.completion_tokens for choice in choices)
         cached = sum(choice.run.cached_tokens for choice in choices[::copies])
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        rejecting = rejected(self.generation.runs)
+        if rejecting is not None:
+            usage["completion_tokens_details"] = rejecting
+        return usage
 
     def receipt(self) -> dict[str, Any]:
         """What to add once all is done: nothing if no intervention was asked for."""
-        if not self.interventions:
-            return {}
-        return {"interventions_applied": applied(self.interventions, self.generation.runs)}
+        chosen = self.selection
+        profile = {} if chosen.profile is None else {PROFILE_FIELD: chosen.profile}
+        if not chosen.interventions:
+            return profile
+        return {
+            **profile,
+            "interventions_applied": applied(chosen.interventions, self.generation.runs),
+        }
+
+    def book(self) -> None:
+        """Count the interventions that should have run and did not, once all is done."""
+        for method in noops(self.selection.interventions, self.generation.choices):
+            self.services.noops[method] += 1
+            error_log.error("request %s: %s acted on nothing", request_id.get(), method)
 
     async def whole(self, request: Request) -> list[Collected]:
         """Generate to the end, unless the client leaves."""
@@ -101,6 +121,7 @@ class Answer:
         async with self.generation as generation:
             async for delta in generation.deltas():
                 collected[delta.index].add(delta)
+        self.book()
         return collected
 
     @cached_property
@@ -108,7 +129,9 @@ class Answer:
         """Names what the answer depends on besides the request's content."""
         # Nothing in it may differ between replicas, such as the folder of the model.
         name, dtype = self.services.settings.served_model_name, self.services.engine.info.dtype
-        parts = [saccade_server.__version__, name, dtype, *self.headers.values()]
+        parts = [saccade_server.__version__, name, dtype]
+        if FINGERPRINT_HEADER in self.headers:
+            parts.append(self.headers[FINGERPRINT_HEADER])
         return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 import saccade_server
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
+from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.auth import Authenticate
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
@@ -21,6 +22,8 @@ from saccade_server.api.interventions import interventions_router
 from saccade_server.api.middleware import Drain, LimitBody, Observe, ReadOut
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi import document
+from saccade_server.api.profiles import Profile, check_profiles
+from saccade_server.api.profiles_list import profiles_router
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import CapacityError, EngineClient, EngineDeadError
@@ -42,12 +45,36 @@ def create_app(
     settings: ApiSettings,
     *,
     fetcher: ImageFetcher | None = None,
+    profiles: Mapping[str, Profile] | None = None,
+    faults: Mapping[str, str] | None = None,
 ) -> FastAPI:
     """Make the application. ``app.state.lifecycle`` is how the process shuts it down.
 
-    The engine belongs to the caller, who closes it after the application has ended.
+    The engine belongs to the caller, who closes it after the application has ended, and closes
+    ``app.state.services`` if the application was run without its lifespan.
+
+    Args:
+        profiles: the operator's bundles of interventions.
+        faults: methods that failed their self-test, and why; they are not offered.
+
+    Raises:
+        ProfileError: the model cannot run one of the profiles.
+        OSError: the folder of artifacts cannot be used.
     """
-    services = Services(engine, prompts, registry, settings, fetcher or ImageFetcher(settings))
+    services = Services(
+        engine,
+        prompts,
+        registry,
+        settings,
+        fetcher or ImageFetcher(settings),
+        profiles or {},
+        faults or {},
+    )
+    try:
+        check_profiles(services)
+    except ValueError:
+        services.close()
+        raise
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +94,8 @@ def create_app(
         completions_router,
         models_router,
         interventions_router,
+        profiles_router,
+        artifacts_router,
         health_router,
     ):
         app.include_router(router(services))
@@ -75,11 +104,12 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(LimitBody, settings=settings)
     app.add_middleware(Drain, lifecycle=services.lifecycle, settings=settings)
-    app.add_middleware(Authenticate, keys=settings.api_keys)
+    app.add_middleware(Authenticate, keys=settings.api_keys, admin_keys=settings.admin_keys)
     app.add_middleware(ReadOut, settings=settings)
     app.add_middleware(Observe, settings=settings)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle
+    app.state.services = services
     return app
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
 from saccade_server.api.answers import Answer
 from saccade_server.api.errors import BadRequest
@@ -15,6 +16,7 @@ from saccade_server.api.parsing import read_body
 from saccade_server.api.rendering import prepare_chat
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.schemas import ChatRequest
+from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.unsupported import CHAT, refuse_unsupported
@@ -28,7 +30,9 @@ def chat_router(services: Services) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation, under the interventions the request names."""
         body = await read_body(services, request, ChatRequest)
-        answer = await unless_disconnected(request.receive, _prepare(services, body))
+        answer = await unless_disconnected(
+            request.receive, _prepare(services, body, request.headers)
+        )
         if body.stream:
             return answer.stream(_chunks(answer, body))
         choices = await answer.whole(request)
@@ -51,16 +55,16 @@ def chat_router(services: Services) -> APIRouter:
     return router
 
 
-async def _prepare(services: Services, body: ChatRequest) -> Answer:
+async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> Answer:
     refuse_unsupported(body.model_extra or {}, CHAT)
     check_request(services, body)
     params = sampling_params(services, body, _alternatives(body))
-    interventions = services.registry.parse(body.interventions)
-    prompt = await prepare_chat(services, body.messages, interventions)
+    selection = select(services, body, headers)
+    prompt = await prepare_chat(services, body.messages, selection.interventions)
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     work = generation(services, body, [prompt], params, _max_tokens(body), param)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    return Answer(services, interventions, [prompt], work, "chatcmpl", kind)
+    return Answer(services, selection, [prompt], work, "chatcmpl", kind)
 
 
 async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
@@ -81,6 +85,7 @@ async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[dict[str,
                 last = all(choice.done for choice in work.choices)
                 receipt = answer.receipt() if last else {}
                 yield answer.envelope(choices=[choice], **usage, **receipt)
+    answer.book()
     closing = answer.closing(body.include_usage)
     if closing:
         yield closing

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.generation import Delta
@@ -15,6 +16,7 @@ from saccade_server.api.parsing import read_body
 from saccade_server.api.rendering import prepare_completion
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.schemas import CompletionRequest
+from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.unsupported import COMPLETION, refuse_unsupported
@@ -31,7 +33,9 @@ def completions_router(services: Services) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, under the interventions the request names."""
         body = await read_body(services, request, CompletionRequest)
-        answer = await unless_disconnected(request.receive, _prepare(services, body))
+        answer = await unless_disconnected(
+            request.receive, _prepare(services, body, request.headers)
+        )
         if body.stream:
             return answer.stream(_chunks(answer, body))
         choices = await answer.whole(request)
@@ -46,16 +50,16 @@ def completions_router(services: Services) -> APIRouter:
     return router
 
 
-async def _prepare(services: Services, body: CompletionRequest) -> Answer:
+async def _prepare(services: Services, body: CompletionRequest, headers: Headers) -> Answer:
     refuse_unsupported(body.model_extra or {}, COMPLETION)
     asked = body.prompts
     check_request(services, body, len(asked))
     params = sampling_params(services, body, body.logprobs)
-    interventions = services.registry.parse(body.interventions)
+    selection = select(services, body, headers)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     prompts = [
         await prepare_completion(
-            services, prompt, interventions, f"prompt[{at}]" if several else "prompt"
+            services, prompt, selection.interventions, f"prompt[{at}]" if several else "prompt"
         )
         for at, prompt in enumerate(asked)
     ]
@@ -63,7 +67,7 @@ async def _prepare(services: Services, body: CompletionRequest) -> Answer:
     if length is None:
         length = min(DEFAULT_MAX_TOKENS, *(services.room - item.length for item in prompts))
     work = generation(services, body, prompts, params, length)
-    return Answer(services, interventions, prompts, work, "cmpl", "text_completion")
+    return Answer(services, selection, prompts, work, "cmpl", "text_completion")
 
 
 async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
@@ -74,6 +78,7 @@ async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dic
             receipt = answer.receipt() if last else {}
             choices = [_choice(answer, body, delta.index, delta)]
             yield answer.envelope(choices=choices, **usage, **receipt)
+    answer.book()
     closing = answer.closing(body.include_usage)
     if closing:
         yield closing

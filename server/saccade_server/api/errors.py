@@ -3,6 +3,7 @@
 ApiError                500  internal_error: nothing about the cause leaves the server
 ├── BadRequest          400  the request is wrong; ``param`` is the JSON path
 ├── Unauthorized        401
+├── Forbidden           403  the key may not do this
 ├── NotFound            404
 ├── MethodNotAllowed    405
 ├── Timeout             408  the request's body did not come
@@ -83,6 +84,14 @@ class Unauthorized(BadRequest):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
+
+
+class Forbidden(BadRequest):
+    """A key, but not one that may do this."""
+
+    status = 403
+    kind = "permission_error"
+    code = "admin_key_required"
 
 
 class NotFound(BadRequest):

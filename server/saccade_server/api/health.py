@@ -1,4 +1,8 @@
-"""Probes for supervisors and load balancers, version and load."""
+"""Probes for supervisors and load balancers, version and load.
+
+``intervention_noops`` in /load counts interventions that should have run and did not; anything but
+0 is a fault of the server.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,10 @@ def health_router(services: Services) -> APIRouter:
             stats = await asyncio.wait_for(services.engine.stats(), STATS_SECONDS)
         except TimeoutError:
             raise Unavailable("The engine is in a long step.") from None
-        requests = {"http_requests": services.lifecycle.in_flight}
+        requests = {
+            "http_requests": services.lifecycle.in_flight,
+            "intervention_noops": services.noops.total(),
+        }
         return {**msgspec.to_builtins(stats), **requests, "draining": services.lifecycle.draining}
 
     return router

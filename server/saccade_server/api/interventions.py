@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from saccade_interventions.errors import InterventionError
+from saccade_interventions.parsing import FIELD
 from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.openapi import json_body
 from saccade_server.api.parsing import read_body
 from saccade_server.api.receipts import acts, fingerprint, layers, sites
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
 from saccade_server.api.schemas import ValidateRequest
+from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 
@@ -25,7 +27,7 @@ def interventions_router(services: Services) -> APIRouter:
     @router.get("/v1/interventions")
     async def list_interventions() -> dict[str, Any]:
         """List the methods, and for each whether the served model supports it."""
-        return {"object": "list", "data": registry.listing(services.facts)}
+        return {"object": "list", "data": services.listing()}
 
     @router.get("/v1/interventions/{method}")
     async def describe_intervention(method: str) -> dict[str, Any]:
@@ -40,12 +42,14 @@ def interventions_router(services: Services) -> APIRouter:
     async def validate_interventions(request: Request) -> dict[str, Any]:
         """Check interventions as a real request would, without generating.
 
-        Without messages or prompt_tokens only what needs no prompt is checked; ``checked`` says
-        so. An error is the same that the real request would get.
+        They may be those of a profile. Without messages or prompt_tokens only what needs no prompt
+        is checked; ``checked`` says so. An error is the same that the real request would get.
         """
         body = await read_body(services, request, ValidateRequest)
-        services.check_model(body.model)
-        interventions = registry.parse(body.interventions)
+        if "interventions" not in body.model_fields_set and not _names_profile(body, request):
+            raise BadRequest("interventions is required", code="missing_field", param=FIELD)
+        selection = select(services, body, request.headers)
+        interventions = selection.interventions
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
@@ -61,6 +65,7 @@ def interventions_router(services: Services) -> APIRouter:
             "valid": True,
             "checked": ["parameters", "model", "prompt"] if prepared else ["parameters"],
             "prompt_tokens": prepared.length if prepared else None,
+            "profile": selection.profile,
             "fingerprint": fingerprint(interventions),
             "interventions": [
                 {
@@ -76,6 +81,14 @@ def interventions_router(services: Services) -> APIRouter:
         }
 
     return router
+
+
+def _names_profile(body: ValidateRequest, request: Request) -> bool:
+    """True if the request has another place that may name its interventions."""
+    alias = "+" in (body.model or "")
+    return alias or bool(
+        body.intervention_profile or body.vllm_xargs or request.headers.get(PROFILE_HEADER)
+    )
 
 
 def _where(index: int, prepared: Prepared) -> dict[str, Any]:

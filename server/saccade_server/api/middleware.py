@@ -162,23 +162,30 @@ class Drain:
 
 
 class LimitBody:
-    """Bounds the size and the time of a request body by what really arrives, and its type."""
+    """Bounds the size and the time of a request body by what really arrives, and its type.
+
+    What is posted is JSON, what is put is an artifact's bytes.
+    """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self.app = app
-        self.limit = settings.max_body_bytes
-        self.timeout = settings.body_timeout
+        self.limits = {
+            "POST": (settings.max_body_bytes, settings.body_timeout),
+            "PUT": (settings.max_artifact_bytes, settings.upload_timeout),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in self.limits:
             await self.app(scope, receive, send)
             return
+        limit, timeout = self.limits[scope["method"]]
         headers = Headers(scope=scope)
-        refusal = self._size(headers) or _media(headers)
+        media = _json_media(headers) if scope["method"] == "POST" else _binary_media(headers)
+        refusal = _size(headers, limit) or media or _encoding(headers)
         if refusal:
             await refusal.response()(scope, receive, send)
             return
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + timeout
         received = 0
         complete = False
 
@@ -192,26 +199,42 @@ class LimitBody:
             except TimeoutError:
                 raise Timeout("The request's body took too long.", headers=_CLOSE) from None
             received += len(message.get("body", b""))
-            if received > self.limit:
-                raise self._too_large()
+            if received > limit:
+                raise _too_large(limit)
             complete = not message.get("more_body", False)
             return message
 
         await self.app(scope, limited_receive, send)
 
-    def _size(self, headers: Headers) -> TooLarge | None:
-        announced = headers.get("content-length", "")
-        too_large = announced.isdecimal() and int(announced[:20]) > self.limit
-        return self._too_large() if too_large else None
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body exceeds {self.limit} bytes.", headers=_CLOSE)
-
 
 _CLOSE = {"connection": "close"}
+_BINARY = ("", "application/octet-stream", "application/safetensors", "application/x-safetensors")
 
 
-def _media(headers: Headers) -> UnsupportedMedia | None:
+def _size(headers: Headers, limit: int) -> TooLarge | None:
+    announced = headers.get("content-length", "")
+    too_large = announced.isdecimal() and int(announced[:20]) > limit
+    return _too_large(limit) if too_large else None
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body exceeds {limit} bytes.", headers=_CLOSE)
+
+
+def _binary_media(headers: Headers) -> UnsupportedMedia | None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _BINARY:
+        return UnsupportedMedia("The content type must be application/octet-stream.")
+    return None
+
+
+def _encoding(headers: Headers) -> UnsupportedMedia | None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        return UnsupportedMedia("Compressed bodies are not read.")
+    return None
+
+
+def _json_media(headers: Headers) -> UnsupportedMedia | None:
     kind, *parameters = headers.get("content-type", "").split(";")
     if kind.strip().lower() != "application/json":
         return UnsupportedMedia("The content type must be application/json.")
@@ -219,6 +242,4 @@ def _media(headers: Headers) -> UnsupportedMedia | None:
         name, _, value = parameter.lower().partition("=")
         if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
             return UnsupportedMedia("The charset must be UTF-8.")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        return UnsupportedMedia("Compressed bodies are not read.")
     return None

@@ -1,4 +1,4 @@
-"""GET /v1/models."""
+"""GET /v1/models. Sizes and fingerprint are what the makers of artifacts have to know."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from saccade_server.api.errors import NotFound
 from saccade_server.api.services import Services
 
 
@@ -17,10 +16,10 @@ def models_router(services: Services) -> APIRouter:
     served = services.settings.served_model_name
     created = int(time.time())
 
-    def card() -> dict[str, Any]:
+    def card(name: str) -> dict[str, Any]:
         info = services.engine.info
         return {
-            "id": served,
+            "id": name,
             "object": "model",
             "created": created,
             "owned_by": "saccade",
@@ -28,18 +27,22 @@ def models_router(services: Services) -> APIRouter:
             "accepts_images": info.accepts_images,
             "layers": info.layers,
             "heads": info.heads,
+            "kv_heads": info.kv_heads,
+            "head_dim": info.head_dim,
+            "hidden_size": info.hidden_size,
+            "fingerprint": info.fingerprint,
         }
 
     @router.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        """List the one model that is served."""
-        return {"object": "list", "data": [card()]}
+        """List the served model, and its alias for every profile."""
+        names = [served, *(f"{served}+{profile}" for profile in services.profiles)]
+        return {"object": "list", "data": [card(name) for name in names]}
 
     @router.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:
-        """Describe the model."""
-        if model != served:
-            raise NotFound("There is no such model.", code="model_not_found", param="model")
-        return card()
+        """Describe the model, or an alias of it."""
+        services.check_model(model)
+        return card(model)
 
     return router

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.edits import Edits, MassEdit, StreamEdit
+from saccade_interventions.edits import Edits, HeadEdit, MassEdit, StreamEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_server.engine.request import Receipt
@@ -43,6 +43,19 @@ class Run:
     receipt: Receipt | None = None
     cached_tokens: int = 0
 
+    @property
+    def settled(self) -> Run:
+        """The same with what was measured in its plan: gains of heads like any other edit."""
+        found = self.receipt.heads if self.receipt else None
+        rule = self.plan.measured if self.plan else None
+        if self.plan is None or found is None or rule is None:
+            return self
+        chosen = tuple((layer, heads) for layer, heads in found.selected if heads)
+        if not chosen:
+            return self
+        gains = HeadEdit(chosen, rule.phases, rule.gain, source=rule.source)
+        return replace(self, plan=replace(self.plan, gains=(*self.plan.gains, gains)))
+
 
 def fingerprint(interventions: Sequence[Intervention]) -> str:
     """One hash for a list of interventions, the same on every replica."""
@@ -52,7 +65,8 @@ def fingerprint(interventions: Sequence[Intervention]) -> str:
 
 def applied(interventions: Sequence[Intervention], runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One entry for each intervention, summed over the sequences of the request."""
-    return [_entry(index, item, runs) for index, item in enumerate(interventions)]
+    settled = [run.settled for run in runs]
+    return [_entry(index, item, settled) for index, item in enumerate(interventions)]
 
 
 def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
@@ -72,7 +86,9 @@ def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
     streams = {
         edit.layer for plan in plans for edit in _edits(plan, index) if isinstance(edit, StreamEdit)
     }
-    return sorted(streams | {layer for layer, _ in sites(index, plans)})
+    rules = [plan.measured for plan in plans if plan is not None and plan.measured is not None]
+    measured = {layer for rule in rules if rule.source == index for layer in rule.layers}
+    return sorted(streams | measured | {layer for layer, _ in sites(index, plans)})
 
 
 def acts(index: int, plans: Sequence[Plan | None]) -> bool:
@@ -82,6 +98,21 @@ def acts(index: int, plans: Sequence[Plan | None]) -> bool:
         for plan in plans
         if plan is not None
     )
+
+
+def rejected(runs: Sequence[Run]) -> dict[str, int] | None:
+    """Candidates that were drawn for tokens, and how many of them were rejected, by saliency.
+
+    None where no run rejects any. A drawn candidate that was not rejected is a token of the answer.
+    """
+    sources = {run.plan.saliency.source for run in runs if run.plan and run.plan.saliency}
+    if not sources:
+        return None
+    totals = [_counters(source, runs) for source in sources]
+    return {
+        f"saliency_{name}": sum(counters.get(name, 0) for counters in totals)
+        for name in ("draws", "rejections")
+    }
 
 
 def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[str, Any]:
@@ -105,6 +136,7 @@ def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[
             "moved": sum(moved) if known else None,
         },
         "counters": _counters(index, runs),
+        "measured": _measured(index, runs),
         "status": _status(acts(index, plans), counts),
     }
 
@@ -117,6 +149,19 @@ def _counters(index: int, runs: Sequence[Run]) -> dict[str, int]:
             if counter.source == index:
                 found[counter.name] = found.get(counter.name, 0) + counter.value
     return found
+
+
+def _measured(index: int, runs: Sequence[Run]) -> dict[str, Any] | None:
+    """What the intervention measured, by layer; of several answers to one prompt, the first's."""
+    found = (run.receipt.heads for run in runs if run.receipt and run.receipt.heads)
+    heads = next((heads for heads in found if heads.source == index), None)
+    if heads is None:
+        return None
+    return {
+        "heads": {str(layer): list(chosen) for layer, chosen in heads.selected},
+        "vhd": [list(layer) for layer in heads.divergence] or None,
+        "t_vhd": heads.total,
+    }
 
 
 def _status(acts: bool, counts: Sequence[_Count]) -> str:
@@ -149,7 +194,7 @@ class _Count:
 
     @classmethod
     def of(cls, run: Run, index: int) -> _Count:
-        edits = _edits(run.plan, index)
+        edits = _chosen(run, index)
         rows = run.receipt.rows if run.receipt else {}
         phases = {phase for edit in edits for phase in edit.phases}
         has_masses = any(isinstance(edit, MassEdit) for edit in edits)
@@ -173,7 +218,28 @@ class _Count:
 
 
 def _edits(plan: Plan | None, index: int) -> list[Edits]:
-    return [edit for edit in plan.edits if edit.source == index] if plan else []
+    """Those that may run: all, where it depends on the first token's confidence."""
+    if plan is None:
+        return []
+    rule = plan.confidence
+    depending = () if rule is None else (*rule.unsure, *rule.sure)
+    return [edit for edit in (*plan.edits, *depending) if edit.source == index]
+
+
+def _chosen(run: Run, index: int) -> list[Edits]:
+    """Those that ran, by what the engine says it found."""
+    found = _edits(run.plan, index)
+    rule = run.plan.confidence if run.plan is not None else None
+    if rule is None or rule.source != index:
+        return found
+    counters = _counters(index, [run])
+    left = [
+        edit
+        for name in ("unsure", "sure")
+        if not counters.get(name)
+        for edit in getattr(rule, name)
+    ]
+    return [edit for edit in found if not any(edit is other for other in left)]
 
 
 def _evaluated(edit: Edits, rows: dict[str, int]) -> int:

@@ -15,14 +15,16 @@ from PIL import Image
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
+from saccade_interventions.context import Prompt
 from saccade_interventions.plan import Plan
+from saccade_server.api.branches import branches_of
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.fetch import FetchBudget
 from saccade_server.api.limits import check_conversation, too_long
 from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
 from saccade_server.api.schemas import ChatMessage, ImagePart
 from saccade_server.api.services import Services
+from saccade_server.engine.request import BranchInput
 from saccade_server.models.prompt import Message, PromptError, RenderedPrompt
 
 UNREAD_MESSAGE_FIELDS = ("tool_calls", "function_call", "audio")
@@ -34,6 +36,7 @@ class Prepared:
 
     prompt: RenderedPrompt
     plan: Plan | None
+    branches: tuple[BranchInput, ...] = ()
 
     @property
     def length(self) -> int:
@@ -168,4 +171,5 @@ def _compile(
         return Prepared(prompt, None)
     spans = tuple((image.start, image.start + image.length) for image in prompt.images)
     described = Prompt(length, spans, prompt.text, prompt.offsets)
-    return Prepared(prompt, compile_plan(interventions, Context(services.facts, described)))
+    plan = compile_plan(interventions, services.context(described))
+    return Prepared(prompt, plan, branches_of(plan, prompt))

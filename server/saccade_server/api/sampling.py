@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from saccade_server.api.branches import image_input, room_for_all
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.rendering import Prepared, check_tokens
 from saccade_server.api.schemas import Sampled
 from saccade_server.api.services import Services
-from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams
-from saccade_server.models.prompt import PreparedImage
+from saccade_server.engine.limits import why_group_refused
+from saccade_server.engine.request import GenerateRequest, SamplingParams
 
 SEEDS = 2**63
 
@@ -67,7 +68,7 @@ def generation(
     for prepared in prompts:
         length = _answer_length(services, prepared, max_tokens, param)
         tokens = tuple(prepared.prompt.tokens)
-        images = tuple(_image_input(image) for image in prepared.prompt.images)
+        images = tuple(map(image_input, prepared.prompt.images))
         for copy in range(body.n or 1):
             request = GenerateRequest(
                 request_id=f"{name}-{len(choices)}",
@@ -75,7 +76,11 @@ def generation(
                 sampling=replace(params, max_tokens=length, seed=(first + copy) % SEEDS),
                 images=images,
                 plan=prepared.plan,
+                branches=prepared.branches,
+                private=prepared.plan is not None and prepared.plan.private,
             )
+            if copy == 0:
+                _check_group(services, request)
             decoder = services.prompts.detokenizer(tokens)
             choices.append(Choice(len(choices), request, decoder, body.stops, ends))
     timeout = services.settings.request_timeout
@@ -105,7 +110,8 @@ def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:
 def _answer_length(services: Services, prepared: Prepared, asked: int | None, param: str) -> int:
     room = services.room - prepared.length
     if asked is None:
-        return room
+        # Too little for the branches is refused with its reason.
+        return max(room_for_all(prepared.length, prepared.branches, services.engine.info), 1)
     if asked > room:
         message = (
             f"The prompt has {prepared.length} tokens and {asked} more were asked for; "
@@ -115,5 +121,9 @@ def _answer_length(services: Services, prepared: Prepared, asked: int | None, pa
     return asked
 
 
-def _image_input(image: PreparedImage) -> ImageInput:
-    return ImageInput(image.digest, image.start, image.length, Array.pack(image.pixels), image.grid)
+def _check_group(services: Services, request: GenerateRequest) -> None:
+    """Refuse what its interventions make too large for this server."""
+    reason = why_group_refused(request, services.engine.info)
+    if reason is not None:
+        message = f"{reason[0].upper()}{reason[1:]}."
+        raise BadRequest(message, code="request_too_large", param="interventions")

@@ -55,15 +55,26 @@ class StreamOptions(Closed):
     include_obfuscation: bool | None = None
 
 
-class Sampled(Strict):
-    """The fields that both generation endpoints share."""
+class Selecting(BaseModel):
+    """The fields that say under which interventions a request runs."""
 
-    model: str | None = None
+    model: str | None = Field(None, description="The served model, or `<model>+<profile>`.")
     interventions: Any = Field(
         None,
-        description="Attention interventions, in order: objects with a `method` and its own "
-        "parameters; GET /v1/interventions lists them. null or [] for none.",
+        description="Interventions, in order: objects with a `method` and its own parameters; "
+        "GET /v1/interventions lists them. null or [] for none; left out: those of the profile.",
     )
+    intervention_profile: str | None = Field(
+        None, description="A profile by name; GET /v1/profiles lists them."
+    )
+    vllm_xargs: dict[str, Any] | None = Field(
+        None, description="`interventions` as a JSON text, for tools that can pass texts only."
+    )
+
+
+class Sampled(Strict, Selecting):
+    """The fields that both generation endpoints share."""
+
     max_tokens: int | None = Field(None, ge=1, lt=INT64)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -181,10 +192,8 @@ class CompletionRequest(Sampled):
         return cast(list[str | list[int]], self.prompt)
 
 
-class ValidateRequest(Closed):
+class ValidateRequest(Closed, Selecting):
     """POST /v1/interventions/validate."""
 
-    model: str | None = None
-    interventions: Any
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = None
     prompt_tokens: Annotated[list[Token], Field(fail_fast=True, min_length=1)] | None = None

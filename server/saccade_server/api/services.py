@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from saccade_interventions.context import ModelFacts
+from saccade_interventions.base import Intervention
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.registry import Registry
+from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.errors import NotFound, bounded
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
+from saccade_server.engine.request import EngineInfo
 from saccade_server.models.prompt import PromptProcessor
+
+if TYPE_CHECKING:
+    from saccade_server.api.profiles import Profile
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Services:
-    """The engine and everything that stands before it."""
+    """The engine and everything that stands before it.
+
+    ``faults`` says of methods that failed their self-test why; ``noops`` counts the interventions
+    of finished requests that should have run and did not, by method.
+    """
 
     engine: EngineClient
     prompts: PromptProcessor
     registry: Registry
     settings: ApiSettings
     fetcher: ImageFetcher
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+    noops: Counter[str] = field(default_factory=Counter)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     workers: ThreadPoolExecutor = field(init=False)
+    artifacts: ArtifactStore = field(init=False)
 
     def __post_init__(self) -> None:
         # Not asyncio's own pool: whatever else runs there would wait behind images and prompts.
         workers = ThreadPoolExecutor(self.settings.prompt_workers, "saccade-prompt")
         object.__setattr__(self, "workers", workers)
+        store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
+        object.__setattr__(self, "artifacts", store)
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
         """Run CPU work off the event loop, a bounded number at a time.
@@ -50,12 +68,57 @@ class Services:
         self.lifecycle.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self.fetcher.close()
+        self.artifacts.close()
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse any name but the served one; no name means the only model there is."""
-        if name not in (None, self.settings.served_model_name):
+    def check_model(self, name: str | None) -> str | None:
+        """Refuse any name but the served one and its aliases ``<model>+<profile>``.
+
+        No name means the only model there is. Returns the profile that an alias names.
+        """
+        served = self.settings.served_model_name
+        if name in (None, served):
+            return None
+        profile = str(name).removeprefix(f"{served}+")
+        if profile == name or profile not in self.profiles:
             message = f"The model {bounded(str(name), 100)!r} is not served here."
             raise NotFound(message, code="model_not_found", param="model")
+        return profile
+
+    def parse(self, value: object) -> tuple[Intervention, ...]:
+        """The methods and parameters of a request's list of interventions.
+
+        Raises:
+            InterventionError: the first thing wrong with it.
+        """
+        interventions = self.registry.parse(value)
+        self.check_tested(interventions)
+        return interventions
+
+    def check_tested(self, interventions: Sequence[Intervention]) -> None:
+        """Refuse methods that did not pass their self-test.
+
+        Raises:
+            InterventionError: one of them did not; the message says why.
+        """
+        for index, item in enumerate(interventions):
+            reason = self.faults.get(item.method_id())
+            if reason is not None:
+                message = f"{item.method_id()} did not pass its self-test on this model: {reason}"
+                param = f"interventions[{index}].method"
+                raise InterventionError(Code.UNSUPPORTED_MODEL, message, param)
+
+    def listing(self) -> list[dict[str, Any]]:
+        """One line a method; those that failed their self-test are not supported."""
+        return [
+            {**item, "supported": False, "reason": f"it did not pass its self-test: {reason}"}
+            if (reason := self.faults.get(item["id"])) is not None and item["supported"]
+            else item
+            for item in self.registry.listing(self.facts)
+        ]
+
+    def context(self, prompt: Prompt) -> Context:
+        """What a method compiles for; reads artifacts from disk, so use it in a worker."""
+        return Context(self.facts, prompt, self.artifacts.get)
 
     @property
     def room(self) -> int:
@@ -65,13 +128,20 @@ class Services:
     @property
     def facts(self) -> ModelFacts:
         """What interventions may know of the model."""
-        info = self.engine.info
-        return ModelFacts(
-            layers=info.layers,
-            heads=info.heads,
-            kv_heads=info.kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-            sink_dims=info.sink_dims,
-            accepts_images=info.accepts_images,
-        )
+        return facts_of(self.engine.info, self.prompts)
+
+
+def facts_of(info: EngineInfo, prompts: PromptProcessor) -> ModelFacts:
+    """What interventions may know of the model that an engine has loaded, and of its tokenizer."""
+    return ModelFacts(
+        layers=info.layers,
+        heads=info.heads,
+        kv_heads=info.kv_heads,
+        head_dim=info.head_dim,
+        hidden_size=info.hidden_size,
+        sink_dims=info.sink_dims,
+        accepts_images=info.accepts_images,
+        fingerprint=info.fingerprint,
+        step_tokens=info.max_batched_tokens,
+        special_tokens=tuple(sorted(prompts.special_token_ids)),
+    )

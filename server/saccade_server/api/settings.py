@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MIB = 1024 * 1024
 
@@ -11,18 +12,26 @@ MIB = 1024 * 1024
 class ApiSettings:
     """Names, limits and times of the API. Sizes are bytes, times seconds.
 
+    ``artifacts`` is the folder of artifacts; None: a private one that is gone when the server ends.
+    ``admin_keys`` open the upload of artifacts; without one nobody may upload.
     ``max_fetched_bytes`` is what the images of one request may have together that the server
     fetches itself.
     """
 
     served_model_name: str
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
 
     max_requests: int = 512  # in flight at once, over all connections
     max_n: int = 16
     max_prompts: int = 64
     max_messages: int = 1024
     max_body_bytes: int = 32 * MIB
+
+    artifacts: Path | None = None
+    max_artifact_bytes: int = 64 * MIB
+    max_artifacts_bytes: int = 4096 * MIB  # all artifacts together
+    upload_timeout: float = 120.0
 
     allow_image_urls: bool = False
     allowed_media_domains: tuple[str, ...] = ()  # empty: any host with public addresses

@@ -123,7 +123,6 @@ OTHER_NAMES = frozenset(
         "steering",
         "steering_vector",
         "steering_vectors",
-        "vllm_xargs",
     }
 )
 CLOSE_ENOUGH = 0.75

@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from . import RESULTS_PATH, model_path
 from .inference import Answerer
 from .questions import Kind, things_named
+from .rates import Rate
 from .splits import Example, Split, companion_examples, examples
 
-Z_95: Final = 1.959963984540054
 REPORTED: Final = (Split.CLEAR, Split.ORDINARY, Split.COUNTERFACTUAL)
 
 Judge = Callable[[Example, str], bool]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How often something happened, with its 95 % Wilson interval."""
-
-    hits: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        return self.hits / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        spread = Z_95**2 / self.total
-        center = (self.share + spread / 2) / (1 + spread)
-        half = (
-            Z_95
-            / (1 + spread)
-            * math.sqrt(self.share * (1 - self.share) / self.total + spread / (4 * self.total))
-        )
-        return max(0.0, center - half), min(1.0, center + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:6.1%} [{low:.1%}, {high:.1%}]"
 
 
 def is_exact(example: Example, answer: str) -> bool:

@@ -16,6 +16,7 @@ from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
+from saccade_server.models.streams import StreamStep
 
 Ints = NDArray[np.int64]
 
@@ -35,6 +36,7 @@ class Step:
     positions: torch.Tensor  # int64 [axes, T]
     sampled: torch.Tensor  # int64: last row of each chunk that samples
     attention: AttentionBatch
+    streams: StreamStep | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def pack(
         edits=edits,
         prefills=prefills,
         classes=tables.classes(tag_rows) if edited else 1,
+        partitioned=edited and has_own_classes(chunks),
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
     )
@@ -121,6 +124,7 @@ def pack(
         positions=arrays[7],
         sampled=arrays[8],
         attention=attention,
+        streams=tables.stream_step({row for rows in controls for row in set(rows)}),
     )
 
 
@@ -142,6 +146,15 @@ def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]])
     plans = (chunk.sequence.plan for chunk in chunks)
     hides = any(plan is not None and plan.hides for plan in plans)
     return tables.edits({row for some in rows for row in set(some)}, hides)
+
+
+def has_own_classes(chunks: Batch[Chunk]) -> bool:
+    """True if query rows of these chunks have key classes of single heads."""
+    return any(
+        rule.decode != "off" or chunk.start < chunk.sequence.prompt_length
+        for chunk in chunks
+        if chunk.sequence.plan is not None and (rule := chunk.sequence.plan.head_sinks) is not None
+    )
 
 
 def _prefill(tables: DeviceTables, chunk: Chunk, rows: list[int]) -> Prefill:

@@ -16,7 +16,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cache_tokens`` is the size of the key-value cache; None: on a GPU what is left of
     ``gpu_memory_utilization`` of its memory, else :data:`CPU_CACHE_TOKENS`. ``max_programs`` is the
-    number of different control programs that may be in flight (a plan needs at most four).
+    number of different control programs that may be in flight (a plan needs at most four), and
+    ``max_partitions`` of sequences in flight that have key classes of single heads: each takes a
+    byte per layer, head and position.
 
     ``overlap`` prepares a step while the one before it runs; ``padded_decode`` runs decodes at
     fixed sizes in fixed buffers, captured in CUDA graphs where there is CUDA. None: on a GPU only.
@@ -37,6 +39,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool | None = None
     padded_decode: bool | None = None
     max_programs: int = 64
+    max_partitions: int = 8
     image_cache_bytes: int = 256 * 2**20
     prefix_caching: bool = True
     threads: int | None = None  # CPU threads; None: torch's default
@@ -50,7 +53,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("gpu_memory_utilization must be above 0 and at most 1")
         if self.max_programs < 4:
             raise ValueError("max_programs must be at least 4, what one plan may need")
-        for name in ("max_num_seqs", "max_waiting", "max_pixel_bytes", "image_cache_bytes"):
+        names = ("max_num_seqs", "max_waiting", "max_pixel_bytes", "image_cache_bytes")
+        for name in (*names, "max_partitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive")
 

@@ -14,8 +14,11 @@ import traceback
 
 import torch
 
+from saccade_server.engine.acceptance import Acceptance
+from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
+from saccade_server.engine.groups import form
 from saccade_server.engine.limits import describe, why_refused
 from saccade_server.engine.memory import (
     ADVICE,
@@ -34,7 +37,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.sampler import Sample
-from saccade_server.engine.scheduler import Chunk, Scheduler
+from saccade_server.engine.scheduler import Chunk, Scheduler, by_leader
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import sites
 from saccade_server.engine.warmup import warm_up
@@ -47,7 +50,11 @@ class EngineCore:
     """Continuous batching over one model."""
 
     def __init__(
-        self, model: ServedModel, config: EngineConfig, sink_dims: tuple[int, ...] = ()
+        self,
+        model: ServedModel,
+        config: EngineConfig,
+        sink_dims: tuple[int, ...] = (),
+        fingerprint: str = "",
     ) -> None:
         limit = config.context_limit(model.max_position)
         cache_tokens = choose_cache_tokens(model, config, limit)
@@ -57,7 +64,12 @@ class EngineCore:
             if model.device.type == "cuda":
                 warm_up(self._runner, min(limit, config.max_batched_tokens))
             self.captured = self._runner.capture()
-        rows = PlanRows(self._runner.tables, config.max_programs + 1, config.max_num_seqs + 1)
+        rows = PlanRows(
+            self._runner.tables,
+            config.max_programs + 1,
+            config.max_num_seqs + 1,
+            partition_rows=config.max_partitions + 1,
+        )
         self._scheduler = Scheduler(
             PagePool(self._runner.num_pages),
             rows,
@@ -71,7 +83,7 @@ class EngineCore:
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self.info = describe(model, config, limit, cache_tokens, sink_dims)
+        self.info = describe(model, config, limit, cache_tokens, sink_dims, fingerprint)
 
     @property
     def busy(self) -> bool:
@@ -85,7 +97,10 @@ class EngineCore:
             reason = "a request with this id is running"
         if reason is not None:
             return _failed(request.request_id, reason)
-        sequence = Sequence(request)
+        sequence = form(request)
+        if request.plan is not None and request.plan.saliency is not None:
+            ends = (*request.sampling.stop_token_ids, *self.info.eos_token_ids)
+            sequence.acceptance = Acceptance(request.plan.saliency, ends)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -134,34 +149,57 @@ class EngineCore:
             if isinstance(error, torch.OutOfMemoryError):
                 logger.warning("a step ran out of GPU memory: %s", ADVICE)
             return None, "".join(traceback.format_exception(error))
-        self._scheduler.start(chunks)
+        for measured in self._scheduler.start(chunks):
+            self._runner.forget(measured)
         self._steps += 1
         return flight, None
 
     def _land(self, flight: InFlight | None) -> list[EngineOutput]:
         """Book what was computed, add drawn tokens, and end what is finished or unusable."""
         outputs: list[EngineOutput] = []
-        for chunk, drawn in flight.wait() if flight is not None else ():
-            sequence = chunk.sequence
-            if not self._runs(sequence):  # it ended while this was computed
-                continue
-            if chunk.samples and drawn is None:  # before its pages can be found by others
+        landed = flight.wait() if flight is not None else []
+        for chunk, drawn in landed:
+            if chunk.draws and drawn is None and self._runs(chunk.sequence):
                 reason = "the model gave logits that are not finite"
-                outputs.append(self._finish(sequence, FinishReason.ERROR, reason))
+                outputs.append(self._finish(chunk.sequence, FinishReason.ERROR, reason))
+        # Only now can pages be found by others; siblings may come before their leader.
+        undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
+        for chunk, _ in landed:
+            if not self._runs(chunk.sequence):
                 continue
-            self._scheduler.complete(chunk)
-            if drawn is not None:
-                outputs.append(self._accept(sequence, drawn))
+            if chunk in undecided:
+                self._decide(chunk)
+            else:
+                self._scheduler.complete(chunk)
+        for chunk, drawn in landed:
+            if drawn is not None and chunk not in undecided and self._runs(chunk.sequence):
+                outputs.append(self._accept(chunk.sequence, drawn))
         return outputs
 
+    def _decide(self, chunk: Chunk) -> None:
+        """Choose the plan by what the chunk's last row gave, and let that row run again."""
+        sequence = chunk.sequence
+        assert sequence.plan is not None
+        assert sequence.plan.confidence is not None
+        found, plan = decided(sequence.plan, sequence.confidence)
+        sequence.count(sequence.plan.confidence.source, found)
+        self._scheduler.run_again(chunk, plan)
+
     def _runs(self, sequence: Sequence) -> bool:
-        return self._sequences.get(sequence.request.request_id) is sequence
+        """False if the sequence, or its group, has ended while it was computed."""
+        leader = sequence.group[0]
+        known = self._sequences.get(leader.request.request_id) is leader
+        return known and sequence in leader.group
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
         if sequence.generated == 0:
             self._prompt_tokens += sequence.prompt_length
-        sequence.append(drawn.token)
+        for member in sequence.group:
+            member.append(drawn.token)
+        contrast = sequence.plan.contrast if sequence.plan is not None else None
+        if contrast is not None:
+            sequence.count(contrast.source, "contrasted")
         self._generated_tokens += 1
         sampling = sequence.request.sampling
         ended = drawn.token in sampling.stop_token_ids or (
@@ -189,9 +227,10 @@ class EngineCore:
                 self._runner.read_moved(sequence)
             moved = () if sequence.moved is None else sites(sequence.moved)
             counters = tuple(Counter(*key, value) for key, value in sequence.counts.items())
-            receipt = Receipt(dict(sequence.rows_touched), moved, counters)
+            receipt = Receipt(dict(sequence.rows_touched), moved, counters, sequence.heads)
         self._scheduler.remove(sequence)
-        self._runner.forget(sequence)
+        for member in sequence.group:
+            self._runner.forget(member)
         del self._sequences[sequence.request.request_id]
         return EngineOutput(
             request_id=sequence.request.request_id,
@@ -203,24 +242,23 @@ class EngineCore:
         )
 
     def _isolate(self, chunks: list[Chunk], failure: str) -> list[EngineOutput]:
-        """A launch failed: run its chunks one by one and fail only those that fail alone.
+        """A launch failed: run its groups one by one and fail only those that fail alone.
 
-        Nothing is in flight, so all tokens are known. A single chunk is tried again too: memory
+        Nothing is in flight, so all tokens are known. A single group is tried again too: memory
         may have been short for a moment.
         """
         logger.warning(
             "a step of %d sequences failed; each is tried alone: %s", len(chunks), failure
         )
         outputs: list[EngineOutput] = []
-        for chunk in chunks:
-            if not self._runs(chunk.sequence):  # the step before was its last
+        for sequence, own in by_leader(chunks).items():
+            if not self._runs(sequence):  # the step before was its last
                 continue
             self._runner.recover()
-            launched, failure_alone = self._launch([chunk])
+            launched, failure_alone = self._launch(own)
             if failure_alone is None:
                 outputs += self._land(launched)
                 continue
-            sequence = chunk.sequence
             logger.error("request %s failed: %s", sequence.request.request_id, failure_alone)
             reason = "the model failed on this request"
             outputs.append(self._finish(sequence, FinishReason.ERROR, reason))

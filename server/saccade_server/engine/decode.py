@@ -30,16 +30,18 @@ from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Layout, host_block
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
+from saccade_server.models.streams import StreamStep
 
 PLAIN = 1
 """The variant without edits: one class of keys."""
 
 EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
 
-Variant = tuple[int, int]
-"""Padded batch size and number of key classes, :data:`PLAIN` or one that edits."""
+Variant = tuple[int, int, bool]
+"""Padded batch size; number of key classes, :data:`PLAIN` or one that edits; and whether residuals
+are edited, which is combined with the largest number of classes only."""
 
-Play = Callable[[int, int], None]
+Play = Callable[[int, int, bool], None]
 """Computes a variant from what the buffers hold."""
 
 
@@ -99,6 +101,7 @@ class PaddedDecoder:
         self._max_model_len = max_model_len
         self.sizes = padded_sizes(max_num_seqs)
         self._classes = class_counts(model.heads // model.kv_heads)
+        self._streams = StreamStep(tables.streams, frozenset(range(model.layers + 1)))
         pages = -(-max_model_len // PAGE)
         self._layouts = {size: DecodeInputs.layout(size, model.axes, pages) for size in self.sizes}
         device = model.device
@@ -113,8 +116,9 @@ class PaddedDecoder:
     @property
     def variants(self) -> list[Variant]:
         """All that a step may need, the largest first: later captures reuse the memory of it."""
-        classes = sorted((PLAIN, *self._classes), reverse=True)
-        return [(size, count) for size in reversed(self.sizes) for count in classes]
+        counts = sorted((PLAIN, *self._classes), reverse=True)
+        forms = [(counts[0], True), *((count, False) for count in counts)]
+        return [(size, *form) for size in reversed(self.sizes) for form in forms]
 
     def run(
         self,
@@ -129,14 +133,19 @@ class PaddedDecoder:
         """
         size = self.sizes[bisect_left(self.sizes, len(chunks))]
         self._write(self._layouts[size], chunks, positions, drawn)
-        self.play(size, self._variant(chunks))
+        self.play(size, *self._form(chunks))
         return self._logits[: len(chunks)]
 
-    def compute(self, size: int, classes: int) -> None:
+    def compute(self, size: int, classes: int, streams: bool) -> None:
         """Logits of what the block holds; all that a graph captures."""
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = fill_in(inputs.tokens, inputs.sources, self._drawn)
-        step = ForwardStep(self._batch(inputs, size, classes), self._keys, self._values)
+        step = ForwardStep(
+            self._batch(inputs, size, classes),
+            self._keys,
+            self._values,
+            streams=self._streams if streams else None,
+        )
         hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
         self._logits[:size].copy_(self._model.logits(hidden))
 
@@ -157,12 +166,15 @@ class PaddedDecoder:
             tags=self._tables.tags if edited else None,
         )
 
-    def _variant(self, chunks: Batch[Chunk]) -> int:
-        """The fewest classes that are enough for the step."""
-        if not edits_of(self._tables, chunks, [control_rows(chunk) for chunk in chunks]):
-            return PLAIN
+    def _form(self, chunks: Batch[Chunk]) -> tuple[int, bool]:
+        """The fewest classes that are enough for the step, and whether it edits residuals."""
+        rows = [control_rows(chunk) for chunk in chunks]
+        if self._tables.stream_step({row for some in rows for row in some}):
+            return self._classes[-1], True
+        if not edits_of(self._tables, chunks, rows):
+            return PLAIN, False
         needed = self._tables.classes(chunk.sequence.tag_row for chunk in chunks)
-        return self._classes[bisect_left(self._classes, needed)]
+        return self._classes[bisect_left(self._classes, needed)], False
 
     def _write(
         self,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 
+from saccade_server.engine.candidates import Pools, decide
+from saccade_server.engine.confidence import Confidences
+from saccade_server.engine.gains import GainReport
 from saccade_server.engine.sampler import Drawing, Sample
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -17,21 +20,35 @@ class InFlight:
 
     chunks: tuple[Chunk, ...]
     counted: tuple[Sequence, ...]  # whose counters come along, see Receipt
-    _drawing: Drawing | None  # None: no chunk samples
+    _drawing: Drawing | None  # None: no token is drawn
     _moved: Download | None
+    _reports: tuple[GainReport, ...] = ()
+    _confidences: Confidences | None = None  # None: no sequence waits for it
+    _pools: Pools | None = None  # None: no sequence rejects candidates
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
         """Every chunk with the token drawn behind it; waits for the device.
 
-        A chunk that samples and has no token gave logits that are not finite. Counters are noted
-        in their sequences.
+        A chunk that draws and has no token gave logits that are not finite. Counters are noted
+        in their sequences. Where candidates may be rejected, the token is the accepted one.
         """
         samples = iter(() if self._drawing is None else self._drawing.wait())
         if self._moved is not None:
             (counters,) = self._moved.wait()
             for sequence, moved in zip(self.counted, counters.numpy(), strict=True):
                 sequence.moved = moved
-        return [(chunk, next(samples) if chunk.samples else None) for chunk in self.chunks]
+        for report in self._reports:
+            report.note()
+        if self._confidences is not None:
+            self._confidences.note()
+        landed = [(chunk, next(samples) if chunk.draws else None) for chunk in self.chunks]
+        pools = self._pools.wait() if self._pools is not None else {}
+        return [
+            (chunk, decide(chunk, sample, pools[chunk.sequence]))
+            if sample is not None and chunk.sequence in pools
+            else (chunk, sample)
+            for chunk, sample in landed
+        ]
 
 
 def counted_sequences(chunks: Batch[Chunk]) -> tuple[Sequence, ...]:

@@ -74,12 +74,12 @@ class Captured:
     bytes: int
 
     def __str__(self) -> str:
-        sizes = sorted({size for size, _ in self.variants})
-        edited = sorted({classes for _, classes in self.variants} - {PLAIN})
+        sizes = sorted({size for size, _, _ in self.variants})
+        edited = sorted({classes for _, classes, _ in self.variants} - {PLAIN})
         return (
             f"captured {len(self.variants)} decode graphs in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
-            f"plain, and edited with {', '.join(map(str, edited))} classes"
+            f"plain, and edited with {', '.join(map(str, edited))} classes, or residuals too"
         )
 
 
@@ -101,7 +101,7 @@ def capture(
             replays[variant] = _record(recorder, compute, variant)
     spent = recorder.used() - before
     summary = Captured(tuple(variants), time.perf_counter() - began, spent)
-    return lambda size, classes: replays[size, classes](), summary
+    return lambda *variant: replays[variant](), summary
 
 
 def _record(recorder: Recorder, compute: Play, variant: Variant) -> Callable[[], None]:

@@ -8,7 +8,17 @@ from msgspec.structs import replace
 
 from saccade_server.engine.client import CapacityError
 from saccade_server.engine.messages import Command, Lend, Reclaim
-from saccade_server.engine.request import EMPTY, GenerateRequest, ImageInput
+from saccade_server.engine.request import EMPTY, Array, GenerateRequest, ImageInput
+
+
+def with_pixels(request: GenerateRequest, pixels: Callable[[ImageInput], Array]) -> GenerateRequest:
+    """The request with other pixels in all its images."""
+
+    def refill(images: tuple[ImageInput, ...]) -> tuple[ImageInput, ...]:
+        return tuple(replace(image, pixels=pixels(image)) for image in images)
+
+    branches = tuple(replace(branch, images=refill(branch.images)) for branch in request.branches)
+    return replace(request, images=refill(request.images), branches=branches)
 
 
 class PixelLender:
@@ -27,16 +37,17 @@ class PixelLender:
         Raises:
             CapacityError: the images of all open requests would exceed ``capacity`` bytes.
         """
-        fresh = {i.digest: i for i in request.images if i.digest not in self._open}
+        images = request.all_images
+        fresh = {i.digest: i for i in images if i.digest not in self._open}
         size = sum(len(image.pixels.data) for image in fresh.values())
         if size and size + sum(self._sizes.values()) > capacity:
             raise CapacityError("too many image bytes are in flight")
         for digest, image in fresh.items():
             self._sizes[digest] = len(image.pixels.data)
             self._send(Lend(digest, image.pixels))
-        for image in request.images:
+        for image in images:
             self._open[image.digest] = self._open.get(image.digest, 0) + 1
-        return replace(request, images=tuple(replace(i, pixels=EMPTY) for i in request.images))
+        return with_pixels(request, lambda _: EMPTY)
 
     def reclaim(self, images: Iterable[ImageInput], alive: bool) -> None:
         """A request with these images has ended; nothing is sent to an engine that is dead."""

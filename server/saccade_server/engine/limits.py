@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
+from saccade_kernels.batch import PAGE
+from saccade_kernels.streams import STREAM_VECTORS
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.request import EngineInfo, GenerateRequest
+from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest
+from saccade_server.engine.vectors import directions
 from saccade_server.models.family import ServedModel
+
+Member = GenerateRequest | BranchInput
+"""A sequence of a group: the request's own, or a branch."""
 
 
 def describe(
@@ -13,6 +21,7 @@ def describe(
     max_model_len: int,
     cache_tokens: int,
     sink_dims: tuple[int, ...],
+    fingerprint: str = "",
 ) -> EngineInfo:
     """The loaded model and the engine's limits."""
     return EngineInfo(
@@ -33,29 +42,106 @@ def describe(
         max_pixel_bytes=config.max_pixel_bytes,
         cache_tokens=cache_tokens,
         max_programs=config.max_programs,
+        max_partitions=config.max_partitions,
+        max_batched_tokens=config.max_batched_tokens,
         sink_dims=sink_dims,
         accepts_images=model.image_token_id is not None,
+        fingerprint=fingerprint,
     )
 
 
 def why_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a request can never run; the API has checked the same, this is the last line."""
-    if not request.tokens:
-        return "the prompt is empty"
     if request.sampling.max_tokens < 1:
         return "max_tokens must be at least 1"
-    if len(request.tokens) + request.sampling.max_tokens > info.max_model_len:
-        return f"prompt and max_tokens exceed the limit of {info.max_model_len} tokens"
-    named = (*request.tokens, *request.sampling.logit_bias)
-    if min(named) < 0 or max(named) >= info.vocab_size:
+    if any(not 0 <= token < info.vocab_size for token in request.sampling.logit_bias):
         return "a token is not in the vocabulary"
-    if any(i.start < 0 or i.start + i.length > len(request.tokens) for i in request.images):
+    for member in _members(request):
+        reason = _why_member_refused(member, request.sampling.max_tokens, info)
+        if reason is not None:
+            return reason
+    return why_group_refused(request, info)
+
+
+def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
+    """Why a sequence and its branches can never run together, each of them being well."""
+    if _kinds(request) != _wanted(request.plan):
+        return "the branches are not those that the plan asks for"
+    members = _members(request)
+    if len(members) > info.max_num_seqs:
+        return (
+            f"the request runs as {len(members)} sequences at once, and the server "
+            f"computes {info.max_num_seqs}"
+        )
+    pages = sum(-(-_longest(m, request.sampling.max_tokens) // PAGE) for m in members)
+    if pages > -(-info.cache_tokens // PAGE):
+        return (
+            f"the request and its branches need {pages * PAGE} tokens of cache, and the server "
+            f"has {info.cache_tokens}"
+        )
+    plans = [member.plan for member in members if member.plan is not None]
+    keys = {plan.program_key(phase) for plan in plans for phase in Phase} - {None}
+    if len(keys) > info.max_programs:
+        return f"the plans need {len(keys)} programs, and the server holds {info.max_programs}"
+    apart = sum(1 for plan in plans if plan.head_sinks is not None)
+    if apart > info.max_partitions:
+        return (
+            f"{apart} sequences of the request have heads with key classes of their own, and the "
+            f"server holds {info.max_partitions} such"
+        )
+    named = {found for plan in plans for found in directions(plan)}
+    if len(named) >= STREAM_VECTORS:
+        return f"the plans need {len(named)} vectors, and the server holds {STREAM_VECTORS - 1}"
+    prompts = sum(len(member.tokens) for member in members)
+    if any(plan.whole_prompt for plan in plans) and prompts > info.max_batched_tokens:
+        return (
+            f"the prompt must be computed in one step, and has {prompts} tokens with its branches; "
+            f"a step has {info.max_batched_tokens}"
+        )
+    return None
+
+
+def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> str | None:
+    """Why a sequence, or a branch, can never run, whatever else there is."""
+    if not member.tokens:
+        return "the prompt is empty"
+    if _longest(member, max_tokens) > info.max_model_len:
+        return f"prompt and max_tokens exceed the limit of {info.max_model_len} tokens"
+    if min(member.tokens) < 0 or max(member.tokens) >= info.vocab_size:
+        return "a token is not in the vocabulary"
+    if any(i.start < 0 or i.start + i.length > len(member.tokens) for i in member.images):
         return "an image reaches beyond the prompt"
-    plan = request.plan
+    plan = member.plan
     if plan is not None:
         shape = (plan.layers, plan.heads, plan.head_dim)
         if shape != (info.layers, info.heads, info.head_dim):
             return "the plan was made for another model"
-        if plan.prompt_length != len(request.tokens):
+        if plan.prompt_length != len(member.tokens):
             return "the plan was made for another prompt"
+        named = {edit.direction for edit in plan.streams}
+        if any(v.size != info.hidden_size for v in plan.vectors if v.digest in named):
+            return "the plan's vectors were made for another model"
     return None
+
+
+def _members(request: GenerateRequest) -> tuple[Member, ...]:
+    return (request, *request.branches)
+
+
+def _longest(member: Member, max_tokens: int) -> int:
+    """Tokens it has in the end; a branch that measures ends with its prompt."""
+    measures = isinstance(member, BranchInput) and member.measures
+    return len(member.tokens) + (0 if measures else max_tokens)
+
+
+def _kinds(request: GenerateRequest) -> tuple[int, int]:
+    """Branches that contrast, and that measure."""
+    measuring = sum(1 for branch in request.branches if branch.measures)
+    return len(request.branches) - measuring, measuring
+
+
+def _wanted(plan: Plan | None) -> tuple[int, int]:
+    if plan is None:
+        return 0, 0
+    contrasts = plan.contrast is not None and plan.contrast.branch is not None
+    return int(contrasts), int(plan.measured is not None)

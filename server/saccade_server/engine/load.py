@@ -12,6 +12,7 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.memory import out_of_memory_explained
 from saccade_server.models.compile import compilations, compile_decoder, warm
 from saccade_server.models.family import load_model
+from saccade_server.models.fingerprint import fingerprint
 from saccade_server.models.sinks import find_sink_dims
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,15 @@ def load_core(config: EngineConfig) -> EngineCore:
         torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
     with out_of_memory_explained("loading the weights"):
         model = load_model(config.model, dtype=dtype, device=device)
-    dims = find_sink_dims(model)
+    dims, identity = find_sink_dims(model), fingerprint(model)
     logger.info(
-        "loaded %s: %s, %d layers, %d heads, sink dimensions %s",
+        "loaded %s: %s, %d layers, %d heads, sink dimensions %s, fingerprint %s",
         config.model,
         model.family,
         model.layers,
         model.heads,
         list(dims) or "none found",
+        identity,
     )
     if config.compile:
         began = time.perf_counter()
@@ -48,7 +50,7 @@ def load_core(config: EngineConfig) -> EngineCore:
             "compiled %d graphs in %.1f s", compilations(model), time.perf_counter() - began
         )
     logger.info("preparing to serve; on a GPU kernels are compiled and steps captured first")
-    core = EngineCore(model, config, dims)
+    core = EngineCore(model, config, dims, identity)
     logger.info(
         "key-value cache of %d tokens, sequences of up to %d; %s",
         core.info.cache_tokens,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from msgspec.structs import replace
-
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.lending import with_pixels
 from saccade_server.engine.messages import (
     Abort,
     AskStats,
@@ -71,7 +70,4 @@ class _Commands:
         return None if output is None else Outputs([output])
 
     def _with_pixels(self, request: GenerateRequest) -> GenerateRequest:
-        images = tuple(
-            replace(image, pixels=self._pixels[image.digest]) for image in request.images
-        )
-        return replace(request, images=images)
+        return with_pixels(request, lambda image: self._pixels[image.digest])

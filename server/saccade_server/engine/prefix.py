@@ -8,6 +8,10 @@ prefix without edited rows has the key of a plain request, whatever the plan doe
 edits can only ever be found again by rows that went through the same edits at the same places.
 Pages filled while decoding follow the same rule.
 
+Rows of a *private* request follow what was measured while they ran, which no key could name: its
+keys are salted, so that only the sequence itself finds its pages again. So are the keys of single
+phases whose program is completed by measuring (MeasuredGains).
+
 A plan that looks for sinks also needs their scores, which are cached by slot. Pages whose tokens
 were all scored say so with an *extra* (see pages.py): such a plan finds only those, a plain request
 finds any.
@@ -16,15 +20,19 @@ finds any.
 from __future__ import annotations
 
 import hashlib
-from itertools import groupby
+from itertools import count, groupby
 
 import msgspec
 
 from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence
+
+_SALTS = count()
+"""For each sequence of this process whose pages, or some of them, are its own."""
 
 
 class PageKeyer:
@@ -36,8 +44,9 @@ class PageKeyer:
         self._programs: dict[Phase, str | None] = {}
         self._tags = ""
         self._scores: str | None = None
+        self._salt = next(_SALTS) if request.private else None
         if self._plan is not None:
-            self._programs = {phase: self._plan.program_key(phase) for phase in Phase}
+            self._programs = _programs(self._plan)
             self._tags = self._plan.tags_key()
             self._scores = _scores_key(self._plan.sinks)
         self._edited = self._plan is not None and self._plan.hides
@@ -48,11 +57,13 @@ class PageKeyer:
         while (len(keys) + 1) * PAGE <= tokens:
             start = len(keys) * PAGE
             parent = keys[-1] if keys else b""
-            content = [
+            content: list[object] = [
                 sequence.tokens[start : start + PAGE],
                 self._images(start),
                 self._edits(start),
             ]
+            if self._salt is not None:
+                content.append(self._salt)
             keys.append(hashlib.sha256(parent + msgspec.msgpack.encode(content)).digest())
 
     @property
@@ -86,6 +97,12 @@ class PageKeyer:
         # Behind the prompt tokens have another class, and are no sinks unless a rule says so.
         prompt = min(max(self._plan.prompt_length - start, 0), PAGE)
         return [self._tags, prompt, runs]
+
+
+def _programs(plan: Plan) -> dict[Phase, str | None]:
+    keys = {phase: plan.program_key(phase) for phase in Phase}
+    salt, own = next(_SALTS), () if plan.measured is None else plan.measured.phases
+    return {phase: f"{key} {salt}" if phase in own else key for phase, key in keys.items()}
 
 
 def _scores_key(rule: SinkRule | None) -> str | None:

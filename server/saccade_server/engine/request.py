@@ -82,7 +82,11 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. ``private``: no cache page of it is shared with other requests."""
+    """One sequence to generate. ``private``: no cache page of it is shared with other requests.
+
+    ``branches`` are what the plan's rules ask for: one that measures for ``measured``, one that
+    does not for ``contrast.branch``.
+    """
 
     request_id: str
     tokens: tuple[int, ...]
@@ -91,6 +95,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan | None = None
     branches: tuple[BranchInput, ...] = ()
     private: bool = False
+
+    @property
+    def all_images(self) -> tuple[ImageInput, ...]:
+        """The images of the sequence and of its branches."""
+        return (*self.images, *(image for branch in self.branches for image in branch.images))
 
 
 class FinishReason(StrEnum):
@@ -126,6 +135,19 @@ class Counter(msgspec.Struct, frozen=True):
     value: int
 
 
+class MeasuredHeads(msgspec.Struct, frozen=True):
+    """What a plan's MeasuredGains found, once, at the last prompt row.
+
+    ``selected``: of each of its layers, the heads that got the gain. If a report was asked for,
+    ``divergence`` is the VHD of every [layer][head], unfiltered, and ``total`` is T-VHD.
+    """
+
+    source: int
+    selected: tuple[tuple[int, tuple[int, ...]], ...]
+    divergence: tuple[tuple[float, ...], ...] = ()
+    total: float | None = None
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """What really ran for a plan, counted where it ran.
 
@@ -138,6 +160,7 @@ class Receipt(msgspec.Struct, frozen=True):
     rows: dict[str, int]
     moved: tuple[SiteCount, ...] = ()
     counters: tuple[Counter, ...] = ()
+    heads: MeasuredHeads | None = None
 
 
 class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +179,11 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The loaded model and the engine's limits, announced once at start."""
+    """The loaded model and the engine's limits, announced once at start.
+
+    ``fingerprint``: see :func:`saccade_server.models.fingerprint.fingerprint`; empty if it was not
+    asked for.
+    """
 
     model: str
     family: str
@@ -175,8 +202,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_pixel_bytes: int = 2 * 2**30
     cache_tokens: int
     max_programs: int
+    max_partitions: int = 8
+    max_batched_tokens: int = 1024
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = False
+    fingerprint: str = ""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,42 +1,68 @@
 """Rows of the control tables and of the tag table: who holds which. No tensors.
 
-Sequences with the same program share a control row, counted; every sequence with a plan has a tag
-row of its own. Row 0 of either table is the identity and is never handed out.
+Sequences with the same program share a control row, counted, unless the program is completed by
+what is measured while the sequence runs. Every sequence with a plan has a tag row of its own. Row 0
+of either table is the identity and is never handed out.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import Program
+from saccade_kernels.streams import STREAM_VECTORS, StreamProgram
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.vectors import Direction, VectorBank, VectorSlots, directions
 
 
-class PlanTables(Protocol):
+class PlanTables(VectorBank, Protocol):
     """Where rows are written; the runner's tables on the device."""
 
     def write_program(self, row: int, program: Program) -> None:
         """Fill a control row."""
         ...
 
+    def expect_gains(self, row: int, layers: Iterable[int]) -> None:
+        """Note that gains will be written into a control row on the device."""
+        ...
+
+    def write_streams(self, row: int, program: StreamProgram) -> None:
+        """Say what a control row, just filled, does to residuals."""
+        ...
+
     def open_tags(self, row: int, plan: Plan) -> None:
         """Fill a tag row with a plan's base tags and clear its counters."""
+        ...
+
+    def open_partition(self, row: int, tag_row: int, plan: Plan) -> None:
+        """Give the sequence of a tag row, just filled, heads with key classes of their own."""
         ...
 
 
 class PlanRows:
     """Hands out table rows to sequences that carry plans."""
 
-    def __init__(self, tables: PlanTables, control_rows: int, tag_rows: int) -> None:
+    def __init__(
+        self,
+        tables: PlanTables,
+        control_rows: int,
+        tag_rows: int,
+        vectors: int = STREAM_VECTORS,
+        partition_rows: int = 2,
+    ) -> None:
         self._tables = tables
+        self._free_partitions = deque(range(1, partition_rows))
         self._free_controls = deque(range(1, control_rows))
         self._free_tags = deque(range(1, tag_rows))
         self._row_of: dict[str, int] = {}
         self._key_of: dict[int, str] = {}
         self._holders: dict[int, int] = {}
+        self._vectors = VectorSlots(tables, vectors)
+        self._directions: dict[int, frozenset[Direction]] = {}
 
     @property
     def programs(self) -> int:
@@ -52,14 +78,36 @@ class PlanRows:
         plan = sequence.plan
         if plan is None or sequence.tag_row:
             return True
-        wanted = _programs(plan)
-        fresh = {key for key in wanted.values() if key not in self._row_of}
-        if len(fresh) > len(self._free_controls) or not self._free_tags:
+        wanted = _programs(sequence, plan)
+        if not self._free_tags or not self._has_room(wanted, plan):
+            return False
+        if plan.head_sinks is not None and not self._free_partitions:
             return False
         sequence.tag_row = self._free_tags.popleft()
         self._tables.open_tags(sequence.tag_row, plan)
+        if plan.head_sinks is not None:
+            sequence.partition_row = self._free_partitions.popleft()
+            self._tables.open_partition(sequence.partition_row, sequence.tag_row, plan)
         for phase, key in wanted.items():
             sequence.control_rows[phase] = self._hold(key, plan, phase)
+        return True
+
+    def exchange(self, sequence: Sequence) -> bool:
+        """Give a sequence that holds rows those of its new plan, which tags keys as the old one.
+
+        Returns:
+            False, with nothing changed, if there are too few free rows now.
+        """
+        plan = sequence.plan
+        assert plan is not None
+        wanted = _programs(sequence, plan)
+        if not self._has_room(wanted, plan):
+            return False
+        former = list(sequence.control_rows.values())
+        for phase, key in wanted.items():
+            sequence.control_rows[phase] = self._hold(key, plan, phase)
+        for row in former:
+            self._let_go(row)
         return True
 
     def release(self, sequence: Sequence) -> None:
@@ -68,26 +116,57 @@ class PlanRows:
             return
         self._free_tags.append(sequence.tag_row)
         sequence.tag_row = 0
+        if sequence.partition_row:
+            self._free_partitions.append(sequence.partition_row)
+            sequence.partition_row = 0
         for row in sequence.control_rows.values():
-            self._holders[row] -= 1
-            if self._holders[row] == 0:
-                del self._holders[row]
-                del self._row_of[self._key_of.pop(row)]
-                self._free_controls.append(row)
+            self._let_go(row)
         sequence.control_rows.clear()
+
+    def _has_room(self, wanted: dict[Phase, str], plan: Plan) -> bool:
+        """True if rows and vectors are left for the programs that nobody has yet."""
+        fresh = {key for key in wanted.values() if key not in self._row_of}
+        new = [directions(plan, phase) for phase, key in wanted.items() if key in fresh]
+        return len(fresh) <= len(self._free_controls) and self._vectors.has_room(
+            found for some in new for found in some
+        )
+
+    def _let_go(self, row: int) -> None:
+        self._holders[row] -= 1
+        if self._holders[row] == 0:
+            del self._holders[row]
+            del self._row_of[self._key_of.pop(row)]
+            self._free_controls.append(row)
+            self._vectors.release(self._directions.pop(row, ()))
 
     def _hold(self, key: str, plan: Plan, phase: Phase) -> int:
         row = self._row_of.get(key)
         if row is None:
             row = self._free_controls.popleft()
             self._tables.write_program(row, plan.program(phase))
+            if plan.measured is not None and phase in plan.measured.phases:
+                self._tables.expect_gains(row, plan.measured.layers)
+            self._write_streams(row, plan, phase)
             self._row_of[key] = row
             self._key_of[row] = key
             self._holders[row] = 0
         self._holders[row] += 1
         return row
 
+    def _write_streams(self, row: int, plan: Plan, phase: Phase) -> None:
+        found = directions(plan, phase)
+        if found:
+            self._vectors.hold(found, plan)
+            self._directions[row] = found
+            self._tables.write_streams(row, self._vectors.program(plan, phase))
 
-def _programs(plan: Plan) -> dict[Phase, str]:
+
+def _programs(sequence: Sequence, plan: Plan) -> dict[Phase, str]:
+    """Key of each edited phase's program; one that is completed by measuring is nobody else's."""
     keys = {phase: plan.program_key(phase) for phase in Phase}
-    return {phase: key for phase, key in keys.items() if key is not None}
+    own = () if plan.measured is None else plan.measured.phases
+    return {
+        phase: f"{key} {id(sequence)}" if phase in own else key
+        for phase, key in keys.items()
+        if key is not None
+    }

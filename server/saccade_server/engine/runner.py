@@ -16,11 +16,18 @@ import torch
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine import graphs
-from saccade_server.engine.batch import PromptPositions, Step, fill_in, pack
+from saccade_server.engine.batch import PromptPositions, Step, fill_in, has_own_classes, pack
+from saccade_server.engine.candidates import CandidateJudge
+from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.contrast import combine
 from saccade_server.engine.decode import PaddedDecoder
+from saccade_server.engine.early import Exits, early_exit
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight, counted_sequences
+from saccade_server.engine.gains import GainMeasurer, GainReport
+from saccade_server.engine.head_sinks import HeadSinkFinder
+from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.sampler import Drawing, draw
 from saccade_server.engine.scheduler import Chunk
@@ -56,6 +63,8 @@ class Runner:
             tag_rows=config.max_num_seqs + 1,
             max_len=max_model_len,
             device=model.device,
+            hidden_size=model.hidden_size,
+            partition_rows=config.max_partitions + 1,
         )
         self.features = FeatureCache(model, config.image_cache_bytes)
         page = (self.num_pages, PAGE, model.kv_heads, model.head_dim)
@@ -64,14 +73,18 @@ class Runner:
         self._values = [self._zeros(page) for _ in range(model.layers)]
         slots = self.num_pages * PAGE
         self._sinks = SinkFinder(model.layers, slots, self.tables.tags, model.device)
+        self._recent = RecentTags(self.tables.tags, model.device)
+        self._gains = GainMeasurer(self.tables, model.device)
+        self._head_sinks = HeadSinkFinder(self.tables, model.device)
         self._upload = Uploader(model.device)
+        caches = (self._keys, self._values)
+        self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
         self._positions: dict[Sequence, PromptPositions] = {}
         draws = max(config.max_num_seqs, MOST_DRAWN_WARM)
         self._drawn = torch.zeros(draws, dtype=torch.int64, device=model.device)
         self._drawn_rows: dict[Sequence, int] = {}
         self._decoder: PaddedDecoder | None = None
         if config.pads_decodes(model.device):
-            caches = (self._keys, self._values)
             sizes = (config.max_num_seqs, max_model_len)
             self._decoder = PaddedDecoder(model, caches, self.tables, self._drawn, *sizes)
 
@@ -94,6 +107,9 @@ class Runner:
         """Drop what is kept for a sequence."""
         self._positions.pop(sequence, None)
         self._drawn_rows.pop(sequence, None)
+        self._recent.forget(sequence)
+        self._gains.forget(sequence)
+        self._head_sinks.forget(sequence)
 
     def recover(self) -> None:
         """Free what a failed launch left, which must not be referred to any more.
@@ -112,53 +128,82 @@ class Runner:
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
+        self._recent.settle(chunks)
+        exits: Exits | None = None
+        reports: tuple[GainReport, ...] = ()
         if self._decoder is not None and self._only_decodes(chunks):
             logits = self._decoder.run(chunks, positions, self._drawn_rows)
         else:
-            logits = self._compute(chunks, positions)
-        drawing = self._draw(chunks, logits)
+            logits, exits, reports = self._compute(chunks, positions)
+        drawing, drawn_from = self._draw(chunks, logits, exits)
+        confidences = Confidences.of(chunks, drawn_from, self._upload)
+        pools = self._candidates.launch(chunks, positions, drawn_from)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
         counted = counted_sequences(chunks) if self._overlap else ()
         moved = None
         if counted:
             rows = [sequence.tag_row for sequence in counted]
             moved = Download([self.tables.count_moved(rows)])
-        return InFlight(tuple(chunks), counted, drawing, moved)
+        return InFlight(tuple(chunks), counted, drawing, moved, reports, confidences, pools)
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
         (counters,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
         sequence.moved = counters
 
-    def _compute(self, chunks: Batch[Chunk], positions: list[PromptPositions]) -> torch.Tensor:
-        """Logits of the chunks that sample, for a step of any kind."""
+    def _compute(
+        self, chunks: Batch[Chunk], positions: list[PromptPositions]
+    ) -> tuple[torch.Tensor, Exits | None, tuple[GainReport, ...]]:
+        """Logits of the chunks that sample, early layers' residuals if a rule reads them, gains."""
         step = pack(chunks, positions, self.tables, self._upload, self._drawn_rows)
         embeddings, visual, deepstack = self._embed(step)
+        exits = Exits.of(self.model, step, self._upload)
+        gains = self._gains.measures(step)
         forward = ForwardStep(
             batch=step.attention,
             key_caches=self._keys,
             value_caches=self._values,
-            sinks=self._sinks.probes(step),
+            sinks=(
+                *self._sinks.probes(step),
+                *self._candidates.probes(step),
+                *([exits.probe] if exits else []),
+            ),
+            measures=(*self._head_sinks.measures(step), *(measure for measure, _ in gains)),
+            streams=step.streams,
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
-        return self.model.logits(hidden.index_select(0, step.sampled))
+        logits = self.model.logits(hidden.index_select(0, step.sampled))
+        return logits, exits, self._gains.report(gains)
 
-    def _draw(self, chunks: Batch[Chunk], logits: torch.Tensor) -> Drawing | None:
+    def _draw(
+        self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None
+    ) -> tuple[Drawing | None, torch.Tensor]:
+        """Queue the draws; also returns the logits they are made from, one row for each."""
         sampling = [chunk for chunk in chunks if chunk.samples]
         if not sampling:
-            return None
-        sequences = [chunk.sequence for chunk in sampling]
-        positions = [chunk.end - chunk.sequence.prompt_length for chunk in sampling]
-        drawing = draw(logits, sequences, positions, self._upload)
+            return None, logits
+        drawn = [chunk for chunk in sampling if chunk.draws]
+        sequences = [chunk.sequence for chunk in drawn]
+        positions = [chunk.end - chunk.sequence.prompt_length for chunk in drawn]
+        combined = combine(logits, sampling, exits, self._upload)
+        drawing = draw(combined.logits, sequences, positions, self._upload, combined.usable)
         if self._overlap:
             self._drawn[: len(sequences)].copy_(drawing.tokens)
-            self._drawn_rows = {sequence: row for row, sequence in enumerate(sequences)}
-        return drawing
+            self._drawn_rows = {
+                member: row for row, leader in enumerate(sequences) for member in leader.group
+            }
+        return drawing, combined.logits
 
     def _only_decodes(self, chunks: Batch[Chunk]) -> bool:
         """True if the decoder's fixed inputs say all about the step."""
+        if has_own_classes(chunks):
+            return False
         return all(
-            chunk.samples and chunk.length == 1 and not _shows_image(chunk) for chunk in chunks
+            chunk.samples
+            and chunk.length == 1
+            and not _shows_image(chunk)
+            and early_exit(chunk) is None
+            for chunk in chunks
         ) and not self._sinks.looks(chunks)
 
     def _set_threads(self, tokens: int) -> None:

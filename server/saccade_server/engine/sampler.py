@@ -3,7 +3,8 @@
 The draw at output position t of a request with seed s uses the t-th number of a counter-based
 generator keyed by s, so it depends on nothing else in the batch, and a preempted sequence goes on
 as it would have. Order of operations, as in vLLM: logit bias, penalties, temperature, min-p, top-k,
-top-p, draw. Log-probabilities are those of the model's own distribution, before all of it.
+top-p, draw. Log-probabilities are those of the distribution before all of it: the model's own, or
+what a plan's rule made of it (see contrast.py).
 
 Everything is queued on the device and nothing is read there: the host knows seeds and positions,
 and learns tokens when :meth:`Drawing.wait` is called.
@@ -11,12 +12,13 @@ and learns tokens when :meth:`Drawing.wait` is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from saccade_server.engine.logprobs import Logprobs, queue_logprobs
 from saccade_server.engine.penalties import edit_logits
@@ -59,7 +61,11 @@ class Drawing:
 
 
 def draw(
-    logits: torch.Tensor, sequences: Batch[Sequence], positions: Batch[int], upload: Uploader
+    logits: torch.Tensor,
+    sequences: Batch[Sequence],
+    positions: Batch[int],
+    upload: Uploader,
+    usable: torch.Tensor | None = None,
 ) -> Drawing:
     """Queue the draw of one token a sequence.
 
@@ -68,6 +74,7 @@ def draw(
             anything that is not queued yet.
         sequences: in the order of the rows.
         positions: of the tokens to draw, counted from the first generated one.
+        usable: bool [sequences], rows to draw from; None: those whose logits are all finite.
     """
     params = [sequence.request.sampling for sequence in sequences]
     edited = edit_logits(logits, sequences, upload)
@@ -78,14 +85,15 @@ def draw(
     for rows, pick in ((free, _draw), (filtered, _draw_filtered)):
         if rows:
             tokens = _replace(tokens, edited, rows, pick, params, positions, upload)
-    usable = torch.isfinite(logits).all(-1)
+    if usable is None:
+        usable = torch.isfinite(logits).all(-1)
     news = [tokens.masked_fill(~usable, UNUSABLE)]
     logprobs = queue_logprobs(logits, params, tokens, upload)
     return Drawing(tokens, Download(news + logprobs.tensors), logprobs)
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """Parameters of some rows, float64 [rows, 1] each."""
 
     uniform: torch.Tensor
@@ -94,24 +102,31 @@ class _Columns:
     top_k: torch.Tensor
     top_p: torch.Tensor
 
+    @staticmethod
+    def table(params: Batch[SamplingParams], uniform: Batch[float]) -> NDArray[np.float64]:
+        """The columns of rows that sample, with the number that decides each row's draw."""
+        off = float(2**31)  # more tokens than there are
+        rows = [
+            (number, p.temperature, p.min_p, float(p.top_k or off), p.top_p)
+            for p, number in zip(params, uniform, strict=True)
+        ]
+        return np.array(rows).T.copy()
+
 
 def _replace(
     tokens: torch.Tensor,
     logits: torch.Tensor,
     rows: list[int],
-    pick: Callable[[torch.Tensor, _Columns], torch.Tensor],
+    pick: Callable[[torch.Tensor, Columns], torch.Tensor],
     params: Batch[SamplingParams],
     positions: Batch[int],
     upload: Uploader,
 ) -> torch.Tensor:
     """``tokens`` with those of ``rows`` drawn by ``pick``."""
-    size = logits.shape[-1]
-    table = [
-        (_uniform(p.seed, positions[i]), p.temperature, p.min_p, float(p.top_k or size), p.top_p)
-        for i, p in ((i, params[i]) for i in rows)
-    ]
-    values, index = upload(np.array(table).T.copy(), np.array(rows, dtype=np.int64))
-    columns = _Columns(*values[:, :, None])
+    uniform = [next(uniforms(params[i].seed, positions[i])) for i in rows]
+    table = Columns.table([params[i] for i in rows], uniform)
+    values, index = upload(table, np.array(rows, dtype=np.int64))
+    columns = Columns(*values[:, :, None])
     if len(rows) == len(tokens):
         return pick(logits, columns)
     return tokens.index_copy(0, index, pick(logits.index_select(0, index), columns))
@@ -121,7 +136,7 @@ def _filters(p: SamplingParams) -> bool:
     return p.top_k > 0 or p.top_p < 1 or p.min_p > 0
 
 
-def _draw(logits: torch.Tensor, columns: _Columns) -> torch.Tensor:
+def _draw(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Inverse-CDF draw in the order of the vocabulary, which needs no sorting. int64 [rows]."""
     mass = _scale(logits, columns).softmax(-1, dtype=torch.float64).cumsum(-1)
     target = columns.uniform * mass[:, -1:]
@@ -129,8 +144,23 @@ def _draw(logits: torch.Tensor, columns: _Columns) -> torch.Tensor:
     return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=last)
 
 
-def _draw_filtered(logits: torch.Tensor, columns: _Columns) -> torch.Tensor:
+def _draw_filtered(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Inverse-CDF draw over what the filters leave, in descending order. int64 [rows]."""
+    probs, index = keep_likely(logits, columns)
+    mass = probs.cumsum(-1)
+    target = columns.uniform.to(mass.dtype) * mass[:, -1:]
+    place = (mass <= target).sum(-1, keepdim=True)
+    # Rounding may put the target on the last kept value; the draw stays inside what is kept.
+    last = ((probs > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+    return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+def keep_likely(logits: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """What temperature, min-p, top-k and top-p leave of each row, likeliest first.
+
+    Returns:
+        Probabilities [rows, vocabulary], 0 for what is filtered out, and their tokens, int64.
+    """
     ordered, index = _scale(logits, columns).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ordered.shape[-1], device=ordered.device)
     probs = ordered.softmax(-1)
@@ -140,19 +170,15 @@ def _draw_filtered(logits: torch.Tensor, columns: _Columns) -> torch.Tensor:
     probs = ordered.masked_fill(~keep, float("-inf")).softmax(-1)
     keep &= probs.cumsum(-1) - probs < columns.top_p.to(probs.dtype)
     keep[:, 0].fill_(True)
-    mass = (probs * keep).cumsum(-1)
-    target = columns.uniform.to(mass.dtype) * mass[:, -1:]
-    place = (mass <= target).sum(-1, keepdim=True)
-    # Rounding may put the target on the last kept value; the draw stays inside what is kept.
-    last = keep.sum(-1, keepdim=True) - 1
-    return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+    return probs * keep, index
 
 
-def _scale(logits: torch.Tensor, columns: _Columns) -> torch.Tensor:
+def _scale(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     return logits.float() / columns.temperature.to(logits.dtype)
 
 
-def _uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that decides this output position of a request with this seed."""
-    generator = np.random.Philox(key=seed & (2**64 - 1), counter=position)
-    return float(np.random.Generator(generator).random())
+def uniforms(seed: int, position: int) -> Iterator[float]:
+    """Numbers in [0, 1) that decide this output position of a request with this seed."""
+    generator = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1), counter=position))
+    while True:
+        yield float(generator.random())

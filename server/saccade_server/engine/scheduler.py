@@ -3,7 +3,8 @@
 Continuous batching: every step runs one token of each decoding sequence and fills what is left of
 the token budget with chunks of prompts, oldest first. When pages run out the youngest running
 sequence gives its pages back and is recomputed later (preemption); the oldest one is never
-preempted, so something always finishes.
+preempted, so something always finishes. Siblings go with their leader in all of this: the queues
+hold leaders, and groups.py says how the members of a group keep in step.
 
 A step may be scheduled while the one before it still runs. Then the last token of a decoding
 sequence is not known yet (``Sequence.drawing``), but its position, slot and rows are, and that is
@@ -17,7 +18,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
+from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
+from saccade_server.engine.groups import is_whole, next_lengths
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.rows import PlanRows
@@ -28,8 +33,9 @@ from saccade_server.engine.sequence import Sequence
 class Chunk:
     """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
 
-    ``samples``: it reaches the last token, whose logits give the next one. ``admission`` is the
-    sequence's count of preemptions: after one more, the pages of this chunk are no longer its own.
+    ``samples``: it reaches the last token, whose logits are needed for the next one.
+    ``admission`` is the sequence's count of preemptions: after one more, the pages of this chunk
+    are no longer its own.
     """
 
     sequence: Sequence
@@ -41,13 +47,18 @@ class Chunk:
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
         """The next ``length`` tokens."""
-        samples = sequence.computed + length == sequence.length
+        samples = sequence.computed + length == sequence.length and not sequence.measures
         return cls(sequence, sequence.computed, length, samples, sequence.preemptions)
 
     @property
     def end(self) -> int:
         """Keys the sequence has after the step."""
         return self.start + self.length
+
+    @property
+    def draws(self) -> bool:
+        """True if a token is drawn behind it: siblings take their leader's."""
+        return self.samples and self.sequence.leader is None
 
 
 class Scheduler:
@@ -73,118 +84,199 @@ class Scheduler:
         self._prefix_caching = prefix_caching
         self._keyers: dict[Sequence, PageKeyer] = {}
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self._keyers[sequence] = PageKeyer(sequence.request)
-        self.waiting.append(sequence)
+    def add(self, leader: Sequence) -> None:
+        """Queue a new sequence, with its siblings."""
+        for sequence in leader.group:
+            self._keyers[sequence] = PageKeyer(sequence.request)
+        self.waiting.append(leader)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free all it holds."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self._release_pages(sequence)
-        self.rows.release(sequence)
-        self._keyers.pop(sequence, None)
+    def remove(self, leader: Sequence) -> None:
+        """Forget a sequence and its siblings, wherever they are, and free all they hold."""
+        if leader in self.running:
+            self.running.remove(leader)
+        elif leader in self.waiting:
+            self.waiting.remove(leader)
+        for sequence in leader.group:
+            self._drop(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks: single tokens first, then longer chunks of prompts."""
         before = self.preemptions
-        budget = self._max_batched_tokens
-        chunks: list[Chunk] = []
-        for sequence in sorted(self.running, key=lambda running: running.pending > 1):
-            length = 0 if sequence.waits else min(sequence.pending, budget)
-            if length and self._make_room(sequence, sequence.computed + length):
-                chunks.append(Chunk.of(sequence, length))
-                budget -= length
+        chunks = list(self._admit_ahead())
+        budget = self._max_batched_tokens - sum(chunk.length for chunk in chunks)
+        ahead = {chunk.sequence for chunk in chunks}
+        for leader in sorted(self.running, key=_is_long):
+            if leader in ahead or leader.waits:
+                continue
+            for chunk in self._go_on(leader, budget):
+                chunks.append(chunk)
+                budget -= chunk.length
         if self.preemptions > before:
-            chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
+            chunks = [chunk for chunk in chunks if chunk.sequence.group[0] in self.running]
         else:
             chunks += self._admit_waiting(budget)
         return sorted(chunks, key=lambda chunk: chunk.length > 1)
 
-    def start(self, chunks: Iterable[Chunk]) -> None:
-        """Book chunks that are being computed; the next step goes on behind them."""
+    def start(self, chunks: Iterable[Chunk]) -> list[Sequence]:
+        """Book chunks that are being computed; the next step goes on behind them.
+
+        Returns:
+            Siblings that have measured all they were there for. They hold nothing any more.
+        """
+        done = []
         for chunk in chunks:
-            chunk.sequence.computed = chunk.end
-            chunk.sequence.drawing += chunk.samples
+            sequence = chunk.sequence
+            sequence.computed = chunk.end
+            sequence.drawing += chunk.samples
+            if sequence.measures and chunk.end == sequence.prompt_length:
+                done.append(sequence)
+                sequence.group[0].siblings.remove(sequence)
+                self._drop(sequence)
+        return done
 
     def complete(self, chunk: Chunk) -> None:
         """Book a computed chunk, before its token is added; pages it filled become findable."""
         sequence = chunk.sequence
         sequence.drawing -= chunk.samples
-        sequence.count_rows(chunk.end)
+        self._book(chunk, chunk.end)
+
+    def run_again(self, chunk: Chunk, plan: Plan) -> None:
+        """Book a computed chunk but for its last row, which runs again under ``plan``.
+
+        The plan differs from the sequence's own in the edits of that row alone.
+        """
+        sequence = chunk.sequence
+        sequence.drawing -= chunk.samples
+        self._book(chunk, chunk.end - 1)
+        sequence.request = replace(sequence.request, plan=plan)
+        sequence.page_keys.clear()
+        self._keyers[sequence] = PageKeyer(sequence.request)
+        owns_pages = chunk.admission == sequence.preemptions
+        if self.rows.exchange(sequence):
+            sequence.computed -= owns_pages
+            return
+        # It waits in the queue for table rows, as any other does.
+        if owns_pages:
+            self._preempt(sequence)
+        self.rows.release(sequence)
+
+    def _book(self, chunk: Chunk, end: int) -> None:
+        """Count the chunk's rows before ``end``; pages that they filled become findable."""
+        sequence = chunk.sequence
+        sequence.count_rows(end)
         if self._prefix_caching and chunk.admission == sequence.preemptions:
             keyer = self._keyers[sequence]
-            keyer.extend(sequence, chunk.end)
-            for page in range(chunk.start // PAGE, chunk.end // PAGE):
+            keyer.extend(sequence, end)
+            for page in range(chunk.start // PAGE, end // PAGE):
                 key = sequence.page_keys[page]
                 self.pages.publish(sequence.pages[page], key, keyer.extra(page))
 
-    def _admit_waiting(self, budget: int) -> Iterator[Chunk]:
+    def _go_on(self, leader: Sequence, budget: int) -> list[Chunk]:
+        """What a running group computes next; nothing if it has to give its pages back."""
+        pairs = [
+            (member, length)
+            for member, length in zip(leader.group, next_lengths(leader.group, budget), strict=True)
+            if length
+        ]
+        if not pairs or not self._make_room(leader, pairs):
+            return []
+        return [Chunk.of(member, length) for member, length in pairs]
+
+    def _admit_ahead(self) -> Iterator[Chunk]:
+        """Admit the first in the queue if its prompt must be whole and would never fit beside.
+
+        A step's decodes leave too little room for it as long as they run, so they make way once.
+        """
+        if self.waiting and is_whole(self.waiting[0].group):
+            needed = sum(sequence.prompt_length for sequence in self.waiting[0].group)
+            busy = sum(member.pending for leader in self.running for member in leader.group)
+            if busy + needed > self._max_batched_tokens:
+                yield from self._admit_waiting(self._max_batched_tokens, most=1)
+
+    def _admit_waiting(self, budget: int, most: int | None = None) -> Iterator[Chunk]:
         """Admit in order of arrival; only plain sequences pass one that waits for table rows."""
         rows_are_short = False
-        for sequence in list(self.waiting):
-            if budget <= 0 or len(self.running) == self._max_num_seqs:
+        for leader in list(self.waiting)[:most]:
+            seats = self._max_num_seqs - sum(len(other.group) for other in self.running)
+            if budget <= 0 or len(leader.group) > seats:
                 return
-            if rows_are_short and sequence.plan is not None:
+            if rows_are_short and any(member.plan is not None for member in leader.group):
                 continue
-            if not self.rows.acquire(sequence):
+            if not self._acquire_rows(leader):
                 rows_are_short = True
                 continue
-            chunk = self._admit(sequence, budget)
-            if chunk is None:
+            chunks = self._admit(leader, budget)
+            if not chunks:
                 return
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            budget -= chunk.length
-            yield chunk
+            self.waiting.remove(leader)
+            self.running.append(leader)
+            budget -= sum(chunk.length for chunk in chunks)
+            yield from chunks
 
-    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
-        """Hold pages for ``tokens`` tokens, preempting the youngest; False if that is itself."""
-        if sequence not in self.running:
-            return False
-        missing = -(-tokens // PAGE) - len(sequence.pages)
-        while missing > 0:
-            pages = self.pages.allocate(missing)
-            if pages is not None:
-                sequence.pages.extend(pages)
+    def _acquire_rows(self, leader: Sequence) -> bool:
+        """Table rows for all members or for none."""
+        fresh = [member for member in leader.group if not member.tag_row]
+        if all(self.rows.acquire(member) for member in leader.group):
+            return True
+        for member in fresh:
+            self.rows.release(member)
+        return False
+
+    def _make_room(self, leader: Sequence, pairs: list[tuple[Sequence, int]]) -> bool:
+        """Hold pages for these many tokens more, preempting the youngest.
+
+        Returns:
+            False if the group itself has been preempted.
+        """
+        while leader in self.running:
+            if self._hold_pages(pairs):
                 return True
-            victim = self.running[-1]
-            self._preempt(victim)
-            if victim is sequence:
-                return False
+            self._preempt(self.running[-1])
+        return False
+
+    def _hold_pages(self, pairs: list[tuple[Sequence, int]]) -> bool:
+        """Pages for ``length`` tokens more of each sequence, for all or for none."""
+        missing = [
+            max(-(-(sequence.computed + length) // PAGE) - len(sequence.pages), 0)
+            for sequence, length in pairs
+        ]
+        pages = self.pages.allocate(sum(missing))
+        if pages is None:
+            return False
+        for (sequence, _), count in zip(pairs, missing, strict=True):
+            sequence.pages.extend(pages[:count])
+            pages = pages[count:]
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._release_pages(sequence)
-        sequence.computed = 0
-        sequence.preemptions += 1
-        self.waiting.appendleft(sequence)
+    def _preempt(self, leader: Sequence) -> None:
+        self.running.remove(leader)
+        for sequence in leader.group:
+            self._release_pages(sequence)
+            sequence.preemptions += 1
+        self.waiting.appendleft(leader)
         self.preemptions += 1
 
-    def _admit(self, sequence: Sequence, budget: int) -> Chunk | None:
-        """Give a waiting sequence its shared prefix and first pages, or leave it."""
-        assert not sequence.drawing, "a step that was started before preemption has not ended"
-        found = self._find_prefix(sequence)
-        length = min(len(sequence.tokens) - found, budget)
-        pages = self.pages.allocate(-(-(found + length) // PAGE) - len(sequence.pages))
-        if pages is None:
-            self._release_pages(sequence)
-            return None
-        sequence.pages.extend(pages)
-        sequence.computed = found
-        if sequence.counted == 0:  # later finds are mostly its own pages, from before preemption
-            sequence.cached_tokens = found
-            self.prefix_queries += sequence.prompt_length
-            self.prefix_hits += found
-        return Chunk.of(sequence, length)
+    def _admit(self, leader: Sequence, budget: int) -> list[Chunk]:
+        """Give a waiting group its shared prefixes and first pages, or leave it."""
+        group = leader.group
+        assert not any(s.drawing for s in group), "a step from before preemption has not ended"
+        for sequence in group:
+            sequence.computed = self._find_prefix(sequence)
+        pairs = list(zip(group, next_lengths(group, budget), strict=True))
+        if not any(length for _, length in pairs) or not self._hold_pages(pairs):
+            for sequence in group:
+                self._release_pages(sequence)
+            return []
+        for sequence in group:
+            if sequence.counted == 0:  # later finds are mostly its own, from before preemption
+                sequence.cached_tokens = sequence.computed
+                self.prefix_queries += sequence.prompt_length
+                self.prefix_hits += sequence.computed
+        return [Chunk.of(sequence, length) for sequence, length in pairs if length]
 
     def _find_prefix(self, sequence: Sequence) -> int:
         """Hold cached pages of the prefix; at least one token is always left to compute."""
-        if not self._prefix_caching:
+        if not self._prefix_caching or is_whole(sequence.group):
             return 0
         usable = (len(sequence.tokens) - 1) // PAGE
         keyer = self._keyers[sequence]
@@ -192,6 +284,27 @@ class Scheduler:
         sequence.pages = self.pages.match(sequence.page_keys[:usable], keyer.needs)
         return len(sequence.pages) * PAGE
 
+    def _drop(self, sequence: Sequence) -> None:
+        """Free all that a sequence holds, and forget it."""
+        self._release_pages(sequence)
+        self.rows.release(sequence)
+        self._keyers.pop(sequence, None)
+
     def _release_pages(self, sequence: Sequence) -> None:
+        """Let go of all pages; what was computed is lost to the sequence."""
         self.pages.release(sequence.pages)
         sequence.pages = []
+        sequence.computed = 0
+
+
+def by_leader(chunks: Iterable[Chunk]) -> dict[Sequence, list[Chunk]]:
+    """The chunks of each group, by its leader, in the order of their first chunks."""
+    groups: dict[Sequence, list[Chunk]] = {}
+    for chunk in chunks:
+        groups.setdefault(chunk.sequence.group[0], []).append(chunk)
+    return groups
+
+
+def _is_long(leader: Sequence) -> bool:
+    """True if some member has more than one token to compute."""
+    return any(member.pending > 1 for member in leader.group)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.acceptance import Acceptance
+from saccade_server.engine.request import GenerateRequest, MeasuredHeads
 
 
 @dataclass(eq=False)
@@ -21,9 +22,15 @@ class Sequence:
     that were started have run; the scheduler alone moves it. ``counted`` is its high-water mark
     over finished steps, so that a row recomputed after preemption counts once. ``drawing`` is 1
     while a step is running that draws the next token, which the host does not know yet.
+
+    A sequence with ``siblings`` leads a group, see groups.py; ``leader`` is None in a leader. A
+    sibling that ``measures`` leaves the group once its last prompt row is being computed.
     """
 
     request: GenerateRequest
+    leader: Sequence | None = None
+    measures: bool = False
+    siblings: list[Sequence] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     computed: int = 0
     counted: int = 0
@@ -33,11 +40,15 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
     tag_row: int = 0
+    partition_row: int = 0  # of heads with key classes of their own
     control_rows: dict[Phase, int] = field(default_factory=dict)
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
+    acceptance: Acceptance | None = None  # of a sequence that may reject candidates
+    confidence: float = 0.0  # of the first token, once its step has run for an undecided sequence
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
+    heads: MeasuredHeads | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
@@ -46,6 +57,17 @@ class Sequence:
         """Add a sampled token."""
         self.tokens.append(token)
         self.output_counts[token] = self.output_counts.get(token, 0) + 1
+
+    @property
+    def group(self) -> tuple[Sequence, ...]:
+        """The leader of the sequence's group and its siblings, the leader first."""
+        leader = self.leader or self
+        return (leader, *leader.siblings)
+
+    @cached_property
+    def whole_prompt(self) -> bool:
+        """True if all prompt rows, of the whole group, must be computed in one step."""
+        return self.plan is not None and self.plan.whole_prompt
 
     @cached_property
     def prompt_tokens(self) -> frozenset[int]:
@@ -82,7 +104,33 @@ class Sequence:
     def waits(self) -> bool:
         """True while it must learn the token being drawn before it can compute anything."""
         last = self.generated + self.drawing >= self.request.sampling.max_tokens
-        return self.drawing > 0 and (last or self.penalised)
+        return self.drawing > 0 and (last or self.penalised or self.judged or self.undecided)
+
+    @property
+    def undecided(self) -> bool:
+        """True until the first token's confidence has decided about the plan's edits."""
+        return self.plan is not None and self.plan.confidence is not None
+
+    @property
+    def judged(self) -> bool:
+        """True if candidates for the next token may be rejected."""
+        return self.plan is not None and self.plan.saliency is not None and not self.undecided
+
+    @property
+    def single_steps(self) -> bool:
+        """True if generated rows are computed one at a time, again after preemption too.
+
+        Rows of one chunk share the key classes of their sequence; such a plan changes them from
+        row to row.
+        """
+        plan = self.plan
+        return plan is not None and (plan.recent is not None or plan.head_sinks is not None)
+
+    def most(self, wanted: int) -> int:
+        """How many of the next ``wanted`` tokens one chunk may hold."""
+        if not self.single_steps:
+            return wanted
+        return min(wanted, max(self.prompt_length - self.computed, 1))
 
     @property
     def plan(self) -> Plan | None:

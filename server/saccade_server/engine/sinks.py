@@ -12,7 +12,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, TagTable
 from saccade_kernels.sinks import SinkTags
-from saccade_server.engine.batch import Step, slots_of
+from saccade_server.engine.batch import Ints, Step, slots_of
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.transfer import Uploader
 from saccade_server.models.probes import SinkProbe
@@ -22,11 +22,14 @@ class SinkFinder:
     """Keeps the sink scores of every cached token and builds each step's probes.
 
     Scores live beside the keys and values, by cache slot, so that a shared prefix brings its
-    scores along; a page key names the rule they were made by (see prefix.py).
+    scores along; a page key names the rule they were made by (see prefix.py). A chunk of the prompt
+    settles the tags of all positions so far, generated tokens only their own, unless they could be
+    what the rule requires.
     """
 
     def __init__(self, layers: int, slots: int, tags: TagTable, device: torch.device) -> None:
         self._scores: torch.Tensor | None = None
+        self._met: torch.Tensor | None = None
         self._shape = (layers, slots)
         self._tags = tags
         self._device = device
@@ -49,8 +52,10 @@ class SinkFinder:
     def _probe(
         self, step: Step, dims: tuple[int, ...], layers: tuple[int, ...], members: Batch[int]
     ) -> SinkProbe:
-        if self._scores is None:  # nothing is spent on models whose requests never ask
+        if self._scores is None or self._met is None:  # nothing is spent before a request asks
             self._scores = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
+            met = (self._shape[0], len(self._tags.tags))
+            self._met = torch.zeros(met, dtype=torch.uint8, device=self._device)
         rows = [
             np.arange(step.starts[i], step.starts[i] + _scored(step.chunks[i])) for i in members
         ]
@@ -69,6 +74,7 @@ class SinkFinder:
             scores=self._scores,
             tags=_sink_tags([step.chunks[i] for i in members], self._upload),
             tag_table=self._tags.tags,
+            met=self._met,
         )
 
 
@@ -94,31 +100,46 @@ def _scored(chunk: Chunk) -> int:
     return _examined(chunk, rule) - chunk.start
 
 
+def _is_whole(chunk: Chunk, rule: SinkRule) -> bool:
+    """True if the chunk may change what the sequence's earlier positions are."""
+    plan = chunk.sequence.plan
+    assert plan is not None
+    if chunk.start < chunk.sequence.prompt_length:
+        return True
+    possible = {plan.generated_tag, dict(rule.remap).get(plan.generated_tag)}
+    return rule.require in possible
+
+
 def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
-    """Tags of all examined positions so far, those of a shared prefix included."""
-    slots, positions, sequences, bases, thresholds, tag_rows = [], [], [], [], [], []
+    """Tags of all examined positions so far, those of a shared prefix included, or of new ones."""
+    slots, positions, sequences, bases = [], [], [], []
     remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
     require = np.full(len(chunks), -1, dtype=np.int64)
+    whole = np.zeros(len(chunks), dtype=np.uint8)
+    threshold = np.zeros(len(chunks), dtype=np.float32)
     for index, chunk in enumerate(chunks):
         sequence, plan = chunk.sequence, chunk.sequence.plan
         assert plan is not None
         assert plan.sinks is not None
-        end = _examined(chunk, plan.sinks)
-        base = _base_tags(plan, end)
+        whole[index] = _is_whole(chunk, plan.sinks)
+        start, end = 0 if whole[index] else chunk.start, _examined(chunk, plan.sinks)
+        base = _base_tags(plan, start, end)
         at = np.flatnonzero(base != NEVER_ATTEND)
-        slots.append(slots_of(sequence.pages, 0, end)[at])
-        positions.append(at)
+        slots.append(slots_of(sequence.pages, start, end)[at])
+        positions.append(start + at)
         sequences.append(np.full(at.size, index, dtype=np.int64))
         bases.append(base[at])
-        thresholds.append(np.full(at.size, plan.sinks.threshold, dtype=np.float32))
-        tag_rows.append(np.full(at.size, sequence.tag_row, dtype=np.int64))
+        threshold[index] = plan.sinks.threshold
         for tag, as_sink in plan.sinks.remap:
             remaps[index, tag] = as_sink
         if plan.sinks.require is not None:
             require[index] = plan.sinks.require
 
-    parts = (slots, positions, sequences, bases, thresholds, tag_rows)
-    joined = upload(*(np.concatenate(part) for part in parts), remaps, require)
+    parts = (slots, positions, sequences, bases)
+    rows = np.array([chunk.sequence.tag_row for chunk in chunks], dtype=np.int64)
+    joined = upload(
+        *(np.concatenate(part) for part in parts), threshold, rows, remaps, require, whole
+    )
     return SinkTags(
         slots=joined[0],
         position=joined[1],
@@ -128,12 +149,14 @@ def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
         tag_row=joined[5],
         remap=joined[6],
         require=joined[7],
+        whole=joined[8],
     )
 
 
-def _base_tags(plan: Plan, end: int) -> np.ndarray:
-    """Class of positions before ``end`` if none is a sink: int64 [end]."""
-    base = np.full(end, plan.generated_tag, dtype=np.int64)
-    known = min(end, plan.prompt_length)
-    base[:known] = plan.base_tags()[:known]
+def _base_tags(plan: Plan, start: int, end: int) -> Ints:
+    """Class of positions ``start`` to ``end`` if none is a sink: int64 [end - start]."""
+    base = np.full(end - start, plan.generated_tag, dtype=np.int64)
+    if start < plan.prompt_length:
+        known = plan.base_tags()[start:end]
+        base[: len(known)] = known
     return base

@@ -74,7 +74,7 @@ class StreamingClient(ABC):
             self._streams.pop(request.request_id, None)
             if not finished and self.alive:
                 self._send(Abort(request.request_id))
-            self._lender.reclaim(request.images, self.alive)
+            self._lender.reclaim(request.all_images, self.alive)
 
     async def abort(self, request_id: str) -> None:
         """See :meth:`EngineClient.abort`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -11,16 +11,21 @@ from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import (
+    EXEMPT_CLASS,
     IDENTITY_ROW,
     NEVER_ATTEND,
+    SINK_CLASS,
     ControlShape,
     ControlTables,
     Edit,
+    PartitionTable,
     Program,
     TagTable,
 )
+from saccade_kernels.streams import StreamProgram, StreamTables
 from saccade_server.engine.request import SiteCount
 from saccade_server.engine.transfer import Uploader
+from saccade_server.models.streams import StreamStep
 
 MAX_UNIONS = 1024
 """Remembered sets of rows; a long-lived server sees more of them than are worth keeping."""
@@ -40,17 +45,22 @@ class DeviceTables:
         tag_rows: int,
         max_len: int,
         device: torch.device,
+        hidden_size: int,
+        partition_rows: int = 1,
     ) -> None:
         self.controls = ControlTables.allocate(control_rows, shape, device)
         self.tags = TagTable.allocate(tag_rows, shape, max_len, device)
+        self.streams = StreamTables.allocate(control_rows, shape.layers, hidden_size, device=device)
         self.shape = shape
         self._upload = Uploader(device)
+        self._partition_rows = partition_rows
         self._classes: dict[int, int] = {}
         self._edits: dict[int, tuple[Edit, ...]] = {}
         self._unions: dict[frozenset[int], tuple[Edit, ...]] = {}
+        self._stream_layers: dict[int, frozenset[int]] = {}
 
     def write_program(self, row: int, program: Program) -> None:
-        """Fill a control row."""
+        """Fill a control row. It edits no residuals until :meth:`write_streams` says so."""
         assert row != IDENTITY_ROW
         names = [field.name for field in fields(program)]
         arrays = (getattr(program, name) for name in names)
@@ -59,6 +69,44 @@ class DeviceTables:
             getattr(self.controls, name)[row].copy_(value)
         self.controls.edits[row].copy_(edits)
         self._edits[row] = program.edits()
+        self._unions.clear()
+        if self._stream_layers.pop(row, None):
+            self.streams.count[row].zero_()
+
+    def write_streams(self, row: int, program: StreamProgram) -> None:
+        """Say what the rows that follow a control row do to residuals."""
+        assert row != IDENTITY_ROW
+        names = [field.name for field in fields(program)]
+        values = self._upload(*(getattr(program, name) for name in names))
+        for name, value in zip(names, values, strict=True):
+            getattr(self.streams, name)[row].copy_(value)
+        self._stream_layers[row] = program.layers
+
+    def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
+        """Fill a slot of the bank of directions."""
+        (value,) = self._upload(values)
+        self.streams.bank[slot].copy_(value)
+
+    def stream_step(self, rows: Iterable[int]) -> StreamStep | None:
+        """What a step that uses these control rows does to residuals; None: nothing."""
+        if not self._stream_layers:
+            return None
+        found = frozenset[int]().union(*(self._stream_layers.get(row, ()) for row in rows))
+        return StreamStep(self.streams, found) if found else None
+
+    def write_heads(self, row: int, program: Program) -> None:
+        """Put a program's head edits back into its row, without the gains measured since."""
+        gain, shift, edits = self._upload(program.gain, program.shift, program.head_edits())
+        self.controls.gain[row].copy_(gain)
+        self.controls.shift[row].copy_(shift)
+        self.controls.edits[row].copy_(edits)
+
+    def expect_gains(self, row: int, layers: Iterable[int]) -> None:
+        """Count head edits to what a control row does in ``layers``: the device will write some."""
+        edits = list(self._edits[row])
+        for layer in layers:
+            edits[layer] |= Edit.HEAD
+        self._edits[row] = tuple(edits)
         self._unions.clear()
 
     def open_tags(self, row: int, plan: Plan) -> None:
@@ -69,7 +117,30 @@ class DeviceTables:
         self.tags.weights[row].zero_()
         self.tags.hides[row].fill_(int(plan.hides))
         self.tags.moved[row].zero_()
+        if self.tags.partition is not None:
+            self.tags.partition.rows[row].zero_()
         self._classes[row] = count_classes(plan)
+
+    def open_partition(self, row: int, tag_row: int, plan: Plan) -> None:
+        """Give the sequence of a tag row heads with key classes of their own: no sinks yet."""
+        rule = plan.head_sinks
+        assert rule is not None
+        if self.tags.partition is None:  # nothing is spent on servers whose requests never ask
+            tags = self.tags.tags
+            sizes = (tags.shape[0], self._partition_rows, self.shape, tags.shape[2])
+            made = PartitionTable.allocate(*sizes, tags.device)
+            self.tags = replace(self.tags, partition=made)
+        table = self.tags.partition
+        assert table is not None
+        listed = np.zeros((self.shape.layers, self.shape.heads), np.uint8)
+        for layer, heads in rule.sites:
+            listed[layer, list(heads)] = 1
+        (values,) = self._upload(listed)
+        table.rows[tag_row].fill_(row)
+        table.heads[row].copy_(values)
+        table.classes[row].zero_()
+        if rule.exempt_initial:
+            table.classes[row, ..., 0].fill_(EXEMPT_CLASS)
 
     def classes(self, tag_rows: Iterable[int]) -> int:
         """Key classes that the kernels must tell apart for the sequences of these rows."""
@@ -114,5 +185,9 @@ def count_classes(plan: Plan) -> int:
     tags = [run.tag for run in plan.tags] + [plan.generated_tag]
     if plan.sinks is not None:
         tags += [as_sink for _, as_sink in plan.sinks.remap]
+    if plan.recent is not None:
+        tags += [inside for _, inside in plan.recent.remap]
     used = 1 + max((tag for tag in tags if tag != NEVER_ATTEND), default=0)
+    if plan.head_sinks is not None:
+        used = max(used, 1 + (EXEMPT_CLASS if plan.head_sinks.exempt_initial else SINK_CLASS))
     return max(used, plan.classes) if plan.masses else used

@@ -9,6 +9,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
+from saccade_kernels.streams import StreamProgram
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.scheduler import Chunk
@@ -56,6 +57,7 @@ def warm_up(runner: Runner, longest: int) -> None:
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
         runner.tables.write_program(ROW, plan.program(Phase.LAST))
+        runner.tables.write_streams(ROW, dummy_streams(plan.layers))
         runner.tables.open_tags(ROW, plan)
         chunks = dummy_step([length, length], plan)
         chunks[0] = _last_token(chunks[0])  # its context is what the cache holds, which is zeros
@@ -81,6 +83,13 @@ def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
         masses=(MassEdit(sites, every, halved),) if tags else (),
         gains=(HeadEdit(sites, every, 1.5),),
     )
+
+
+def dummy_streams(layers: int) -> StreamProgram:
+    """Edits every residual, along the direction of nobody."""
+    program = StreamProgram.identity(layers + 1)
+    program.count[:] = 1
+    return program
 
 
 def _last_token(chunk: Chunk) -> Chunk:

@@ -15,8 +15,9 @@ import torch
 from transformers import AttentionInterface
 
 from saccade_kernels import ops
-from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_server.models.probes import LayerProbe
+from saccade_server.models.streams import StreamStep
 
 ATTENTION_NAME = "saccade"
 """Name under which transformers knows the attention function.
@@ -30,7 +31,7 @@ class ForwardStep:
     """Everything one forward pass needs besides embeddings and positions.
 
     ``sinks`` are the probes of this step, ``measures`` what looks at its attention; a plain step
-    has none.
+    has none. ``again`` computes attention in another way, for rows that already have been computed.
     """
 
     batch: AttentionBatch
@@ -38,6 +39,8 @@ class ForwardStep:
     value_caches: Sequence[torch.Tensor]  # likewise
     sinks: tuple[LayerProbe, ...] = ()
     measures: tuple[AttentionMeasure, ...] = ()
+    streams: StreamStep | None = None  # what it does to residuals; None: nothing
+    again: AttentionAgain | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class AttentionCall:
     softcap: float
     window: int
 
-    def run(self) -> torch.Tensor:
+    def run(self, emit: Emission | None = None) -> torch.Tensor:
         """Store the keys and values, then attend: [tokens, heads, head_dim]."""
         return ops.attention(
             self.query,
@@ -68,6 +71,7 @@ class AttentionCall:
             self.scale,
             self.softcap,
             self.window,
+            emit,
         )
 
 
@@ -89,6 +93,14 @@ class AttentionMeasure(Protocol):
 
     def after(self, call: AttentionCall, output: torch.Tensor) -> torch.Tensor:
         """Look at head outputs [tokens, heads, head_dim]; returns what goes on."""
+        ...
+
+
+class AttentionAgain(Protocol):
+    """Attention of rows whose keys and values are in the cache already."""
+
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        """Head outputs [tokens, heads, head_dim]; nothing is stored."""
         ...
 
 
@@ -136,6 +148,8 @@ def paged_attention(
         softcap or 0.0,
         sliding_window or 0,
     )
+    if step.again is not None:
+        return step.again.attend(call)[None], None
     measures = [measure for measure in step.measures if layer in measure.layers]
     for measure in measures:
         measure.before(call)

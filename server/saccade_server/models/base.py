@@ -125,6 +125,13 @@ class ServedModel:
         logits: torch.Tensor = self._head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
+        """Logits of residuals between layers [n, hidden_size], as :meth:`logits`.
+
+        ``norm``: the final norm is applied to them first.
+        """
+        return self.logits(self._decoder.norm(hidden) if norm else hidden)
+
     def _visual_arguments(
         self, visual_rows: torch.Tensor | None, deepstack: Sequence[torch.Tensor]
     ) -> dict[str, Any]:

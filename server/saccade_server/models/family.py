@@ -20,6 +20,7 @@ from saccade_server.models.base import ImageFeatures, Positions, ServedModel
 from saccade_server.models.llava import Llava
 from saccade_server.models.probes import install_probes
 from saccade_server.models.qwen_vl import Qwen3VL, Qwen25VL
+from saccade_server.models.streams import install_streams
 from saccade_server.models.text import Llama, Qwen3
 
 __all__ = [
@@ -112,6 +113,7 @@ def serve(model: Any) -> ServedModel:
     register_attention()
     model.set_attn_implementation(_how_to_load(model.config)[1])
     model.eval().requires_grad_(False)
+    install_streams(model)  # first, so that probes see edited residuals
     install_probes(model)
     return SUPPORTED[model.config.model_type](model)
 

@@ -25,6 +25,7 @@ class Pixels(NamedTuple):
     pixels: NDArray[np.float32]  # [channels, height, width], or [patches, values] with a grid
     grid: Grid | None
     features: int  # rows the vision tower will make of it
+    copies: int = 1  # of each value of a channel, one after another in time, in a patch
 
     def digest(self) -> str:
         """SHA-256 of what the vision tower sees."""
@@ -73,7 +74,8 @@ class ImagePreprocessor:
             return Pixels(pixels, None, self._fixed_features(pixels))
         frames, rows, columns = (int(size) for size in grids[0])
         features = frames * rows * columns // self._config.vision_config.spatial_merge_size**2
-        return Pixels(_float32(made["pixel_values"]), (frames, rows, columns), features)
+        copies: int = self._config.vision_config.temporal_patch_size
+        return Pixels(_float32(made["pixel_values"]), (frames, rows, columns), features, copies)
 
     def _fixed_features(self, pixels: NDArray[np.float32]) -> int:
         """Patches of a LLaVA image, with or without the tower's class token."""

@@ -45,13 +45,14 @@ class SinkProbe:
     scores: torch.Tensor  # float32 [layers, slots]: the pool
     tags: SinkTags
     tag_table: torch.Tensor  # uint8 [rows, layers, max_len]
+    met: torch.Tensor  # uint8 [layers, rows]: see SinkTags
 
     def observe(self, layer: int, hidden: torch.Tensor) -> None:
         """Score this step's tokens in ``layer``, then settle the layer's tags."""
         pool = self.scores[layer]
         found = sink_scores(hidden.index_select(0, self.rows), self.dims)
         pool.index_copy_(0, self.slots, found.to(pool.dtype))
-        self.tags.write(pool, self.tag_table[:, layer])
+        self.tags.write(pool, self.tag_table[:, layer], self.met[layer])
 
 
 class _ProbeHook:

@@ -47,6 +47,7 @@ class PreparedImage:
     length: int
     pixels: NDArray[np.float32]
     grid: Grid | None
+    copies: int = 1  # see Pixels
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class PromptProcessor:
         self._images = images
         self._image_token: int | None = getattr(config, "image_token_id", None)
         self._encoder = TextEncoder(tokenizer)
+        self.special_token_ids = self._encoder.special_ids
         self._bytes = TokenBytes(self._backend)
         self.max_token_chars = self._bytes.longest
         """Characters of the longest token; None if one token may stand for any length of text."""
@@ -249,9 +251,8 @@ class PromptProcessor:
             if token == self._image_token:
                 image = next(waiting)
                 count = image.features
-                prepared.append(
-                    PreparedImage(image.digest(), len(tokens), count, image.pixels, image.grid)
-                )
+                place = (image.digest(), len(tokens), count)
+                prepared.append(PreparedImage(*place, image.pixels, image.grid, image.copies))
             tokens += [token] * count
             offsets += [(start, end), *[(end, end)] * (count - 1)]
         return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(prepared))

@@ -1,12 +1,16 @@
 """Which dimensions of a model's residual stream carry the massive activations of sink tokens.
 
-They belong to the language model and not to a request, so they are found once at load: looked up
-where they are published, measured otherwise. Measuring follows VAR (arXiv 2503.03321): the first
-token of any prompt is a sink, so in the middle layers its massive dimensions stand out.
+They belong to the language model and not to a request, so they are found once at load. They are
+measured as in VAR (arXiv 2503.03321): the first token of any prompt is a sink, so in the middle
+layers its massive dimensions stand out. What is published for a model of this shape is a prior: a
+shape does not identify the weights, and most lists come from third parties. If every dimension that
+is measured is a published one, or none is measured, the published ones count, weaker ones among
+them that random prompts may not show; otherwise what was measured counts, and the log says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +19,8 @@ import torch
 from saccade_kernels.sinks import RMS_EPSILON, default_threshold
 from saccade_server.models.base import ServedModel
 from saccade_server.models.scratch import ScratchCache
+
+logger = logging.getLogger(__name__)
 
 MOST_DIMS = 3
 
@@ -27,6 +33,8 @@ FEWEST_MEDIANS = 7.0
 class KnownSinks:
     """Published sink dimensions of the models that have this shape."""
 
+    name: str
+    families: tuple[str, ...]
     hidden_size: int
     layers: int
     heads: int
@@ -37,33 +45,61 @@ class KnownSinks:
     def matches(self, model: ServedModel) -> bool:
         """True when ``model`` has this shape."""
         return (
-            model.family in ("llama", "llava")
+            model.family in self.families
             and model.vocab_size in self.vocabulary
             and (model.hidden_size, model.layers) == (self.hidden_size, self.layers)
             and (model.heads, model.kv_heads) == (self.heads, self.kv_heads)
         )
 
 
+LLAMA = ("llama", "llava")
 # LLaVA adds an image token and rounds the vocabulary up to a multiple of 64.
+LLAMA_2, LLAMA_3 = range(32000, 32065), range(128256, 128321)
+QWEN, LARGE_QWEN = range(151936, 151937), range(152064, 152065)
+
+# The Llama-2 entries are those of the code of VAR (VisAttnSink) and of the massive activations that
+# it builds on; Llama-3 and Qwen are from third-party lists.
 KNOWN = (
-    KnownSinks(4096, 32, 32, 32, range(32000, 32065), (1415, 2533)),  # Llama-2-7B, Vicuna-7B
-    KnownSinks(5120, 40, 40, 40, range(32000, 32065), (2100, 4743)),  # Llama-2-13B, Vicuna-13B
+    KnownSinks("Llama-2-7B", LLAMA, 4096, 32, 32, 32, LLAMA_2, (1415, 2533)),
+    KnownSinks("Llama-2-13B", LLAMA, 5120, 40, 40, 40, LLAMA_2, (2100, 4743)),
+    KnownSinks("Llama-3-8B", LLAMA, 4096, 32, 32, 8, LLAMA_3, (788, 1384, 4062)),
+    KnownSinks("Qwen2.5-VL-3B", ("qwen2_5_vl",), 2048, 36, 16, 2, QWEN, (318, 1819, 1874)),
+    KnownSinks("Qwen2.5-VL-7B", ("qwen2_5_vl",), 3584, 28, 28, 4, LARGE_QWEN, (458, 2570)),
+    KnownSinks("Qwen2.5-VL-32B", ("qwen2_5_vl",), 5120, 64, 40, 8, LARGE_QWEN, (3094, 4675)),
+    KnownSinks("Qwen3-VL-2B", ("qwen3_vl",), 2048, 28, 16, 8, QWEN, (1401, 1793, 1999)),
+    KnownSinks("Qwen3-VL-4B", ("qwen3_vl",), 2560, 36, 32, 8, QWEN, (0,)),
+    KnownSinks("Qwen3-VL-8B", ("qwen3_vl",), 4096, 36, 32, 8, QWEN, (1838,)),
 )
 
 
 def find_sink_dims(model: ServedModel, prompts: int = 20, length: int = 24) -> tuple[int, ...]:
-    """The model's sink dimensions, strongest first; empty when it has none.
+    """The model's sink dimensions; empty when it has none.
 
-    Unless they are known, ``prompts`` short random prompts run through the model and the
-    dimensions are taken in which |x| / RMS(x) of the first token exceeds the default threshold
-    (median over prompts, best of the middle layers).
+    ``prompts`` short random prompts run through the model, and the dimensions are taken in which
+    |x| / RMS(x) of the first token exceeds the default threshold (median over prompts, best of the
+    middle layers), strongest first. Published ones may take their place, see above.
     """
-    for known in KNOWN:
-        if known.matches(model):
-            return known.dims
     middle = range(model.layers // 4, 3 * model.layers // 4 + 1)
     residuals = first_residuals(model, middle, prompts, length)
-    return strongest_dims(residuals, default_threshold(model.hidden_size))
+    measured = strongest_dims(residuals, default_threshold(model.hidden_size))
+    known = next((known for known in KNOWN if known.matches(model)), None)
+    return measured if known is None else choose_dims(known, measured)
+
+
+def choose_dims(known: KnownSinks, measured: tuple[int, ...]) -> tuple[int, ...]:
+    """The published dimensions, or those measured where they disagree."""
+    if set(measured) <= set(known.dims):
+        found = f"{list(measured)} were measured" if measured else "none were measured"
+        logger.info("sink dimensions %s of %s; %s", list(known.dims), known.name, found)
+        return known.dims
+    logger.warning(
+        "the model has the shape of %s, but not its sink dimensions %s: measured %s, which count; "
+        "a request may name others as sink_dims",
+        known.name,
+        list(known.dims),
+        list(measured),
+    )
+    return measured
 
 
 def strongest_dims(residuals: torch.Tensor, threshold: float) -> tuple[int, ...]:

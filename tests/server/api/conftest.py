@@ -2,248 +2,57 @@
 
 import asyncio
 import base64
-import codecs
 import contextlib
-import hashlib
+import importlib.util
 import io
 import json
 import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import httpx2
-import numpy as np
 import openai
 import pytest
 import uvicorn
 from PIL import Image
 
-from saccade_interventions.edits import MassEdit
-from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
+from saccade_server.api.profiles import read_profiles
+from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
-from saccade_server.engine.client import CapacityError, EngineDeadError
-from saccade_server.engine.request import (
-    EngineInfo,
-    EngineOutput,
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    Receipt,
-    SiteCount,
-    TokenLogprobs,
-)
-from saccade_server.models.prompt import Message, PreparedImage, RenderedPrompt
 
-EOS = 256
-IMAGE = 257
-IMAGE_LENGTH = 4
+
+def _load(name: str) -> ModuleType:
+    """A module beside this one; test modules cannot import one another (importlib)."""
+    spec = importlib.util.spec_from_file_location(
+        f"saccade_test_{name}", Path(__file__).with_name(f"{name}.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+fakes = _load("fakes")
 MODEL = "saccade-test"
-INFO = EngineInfo(
-    model="test/model",
-    family="test",
-    device="cpu",
-    dtype="float32",
-    layers=4,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    hidden_size=32,
-    vocab_size=258,
-    eos_token_ids=(EOS,),
-    max_model_len=512,
-    max_num_seqs=8,
-    cache_tokens=4096,
-    max_waiting=64,
-    max_programs=8,
-    sink_dims=(3,),
-    accepts_images=True,
-)
-
-
-class ByteDecoder:
-    def __init__(self) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        return self.decoder.decode(bytes([token])) if token < 256 else ""
-
-    def flush(self) -> str:
-        return self.decoder.decode(b"", True)
-
-
-class BytePrompts:
-    """One token a byte; an image is four tokens."""
-
-    accepts_images = True
-    vocab_size = INFO.vocab_size
-    max_token_chars = 1
-
-    def chat(self, messages: list[Message]) -> RenderedPrompt:
-        text = ""
-        tokens: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        images: list[PreparedImage] = []
-
-        def add(piece: str) -> None:
-            nonlocal text
-            for char in piece:
-                data = char.encode()
-                tokens.extend(data)
-                offsets.extend([(len(text), len(text) + 1)] * len(data))
-                text += char
-
-        for message in messages:
-            add(f"<{message.role.replace('developer', 'system')}>")
-            for part in message.parts:
-                if isinstance(part, str):
-                    add(part)
-                else:
-                    images.append(self.prepare(part, len(tokens)))
-                    tokens.extend([IMAGE] * IMAGE_LENGTH)
-                    offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
-        add("<assistant>")
-        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
-
-    def prepare(self, image: Image.Image, start: int) -> PreparedImage:
-        assert image.mode == "RGB"
-        pixels = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-        return PreparedImage(digest, start, IMAGE_LENGTH, pixels, None)
-
-    def completion(self, prompt: str | list[int]) -> RenderedPrompt:
-        tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
-        text = prompt if isinstance(prompt, str) else ""
-        return RenderedPrompt(tokens, text, tuple((i, i + 1) for i in range(len(tokens))), ())
-
-    def detokenizer(self, tokens: tuple[int, ...]) -> ByteDecoder:
-        return ByteDecoder()
-
-    def token_text(self, token: int) -> tuple[str, bytes]:
-        data = bytes([token]) if token < 256 else b""
-        return data.decode("utf-8", "replace"), data
-
-
-@dataclass
-class FakeEngine:
-    """Says ``answer`` a byte at a time, then EOS; obeys max_tokens; counts what a plan touches."""
-
-    info: EngineInfo = INFO
-    answer: str = "Hello, world!"
-    delay: float = 0.0
-    stall_after: int | None = None
-    fail_after: int | None = None
-    capacity: bool = True
-    alive: bool = True
-    moves: bool = True
-    cached_tokens: int = 0
-    requests: list[GenerateRequest] = field(default_factory=list)
-    aborted: set[str] = field(default_factory=set)
-    running: set[str] = field(default_factory=set)
-
-    async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
-        if not self.alive:
-            raise EngineDeadError("gone")
-        if not self.capacity:
-            raise CapacityError("full")
-        self.requests.append(request)
-        self.running.add(request.request_id)
-        try:
-            async for output in self._outputs(request):
-                yield output
-        finally:
-            self.running.discard(request.request_id)
-
-    async def _outputs(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
-        tokens = [*self.answer.encode(), EOS]
-        name = request.request_id
-        for count, token in enumerate(tokens, 1):
-            await asyncio.sleep(self.delay)
-            while self.stall_after is not None and count > self.stall_after:
-                await asyncio.sleep(0.01)
-                if name in self.aborted:
-                    break
-            if not self.alive:
-                raise EngineDeadError("gone")
-            if name in self.aborted:
-                yield self._last(request, count, FinishReason.ABORT)
-                return
-            if self.fail_after is not None and count > self.fail_after:
-                reason = FinishReason.ERROR
-                yield EngineOutput(request_id=name, finish_reason=reason, error="/secret 0xdead")
-                return
-            entry = self._logprobs(request, token)
-            if token == EOS:
-                yield self._last(request, count, FinishReason.STOP, (token,), entry)
-            elif count == request.sampling.max_tokens:
-                yield self._last(request, count, FinishReason.LENGTH, (token,), entry)
-                return
-            else:
-                yield EngineOutput(request_id=name, tokens=(token,), logprobs=entry)
-
-    def _logprobs(self, request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]:
-        wanted = request.sampling.logprobs
-        if wanted is None:
-            return ()
-        top = tuple((i + 65, -1.0 - i) for i in range(wanted))
-        return (TokenLogprobs(token, -0.5 if token != ord("!") else float("-inf"), top),)
-
-    def _last(
-        self,
-        request: GenerateRequest,
-        generated: int,
-        reason: FinishReason,
-        tokens: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprobs, ...] = (),
-    ) -> EngineOutput:
-        return EngineOutput(
-            request_id=request.request_id,
-            tokens=tokens,
-            logprobs=logprobs,
-            finish_reason=reason,
-            cached_tokens=self.cached_tokens,
-            receipt=self._receipt(request, generated),
-        )
-
-    def _receipt(self, request: GenerateRequest, generated: int) -> Receipt | None:
-        plan = request.plan
-        if plan is None:
-            return None
-        rows: dict[str, int] = {}
-        for position in range(len(request.tokens) + generated - 1):
-            phase = plan.phase(position)
-            rows[phase] = rows.get(phase, 0) + 1
-        moved = [
-            SiteCount(layer, head, rows.get(Phase.GENERATED, 0))
-            for edit in plan.edits
-            if isinstance(edit, MassEdit)
-            for layer, heads in edit.sites
-            for head in heads
-        ]
-        return Receipt(rows, tuple(moved) if self.moves else ())
-
-    async def abort(self, request_id: str) -> None:
-        self.aborted.add(request_id)
-
-    async def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.running))
-
-    async def close(self) -> None:
-        self.alive = False
 
 
 class Server:
     """An application on a loopback port in a thread, with clients for it."""
 
-    def __init__(self, engine: FakeEngine, prompts: BytePrompts, settings: ApiSettings) -> None:
+    def __init__(self, engine: Any, settings: ApiSettings, **offers: Any) -> None:
         self.engine = engine
-        self.prompts = prompts
+        self.prompts = fakes.BytePrompts()
         self.settings = settings
-        self.app = create_app(engine, prompts, REGISTRY, settings)
+        self.app = create_app(engine, self.prompts, REGISTRY, settings, **offers)
         # asyncio sets TCP_NODELAY only on sockets whose protocol is named; without it every
         # answer on a kept connection waits 40 ms for an acknowledgement.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -257,6 +66,7 @@ class Server:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=self._run, args=(listener,), daemon=True)
         self.http = httpx2.Client(base_url=self.url, timeout=10, trust_env=False)
+        SERVERS.append(self)
 
     def _run(self, listener: socket.socket) -> None:
         async def main() -> None:
@@ -276,6 +86,11 @@ class Server:
         self.thread.join(10)
         assert not self.thread.is_alive()
 
+    def renew(self) -> None:
+        """Make the engine as new."""
+        for name, value in vars(fakes.FakeEngine()).items():
+            setattr(self.engine, name, value)
+
     def openai(self, **options: object) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0} | options
         return openai.OpenAI(base_url=f"{self.url}/v1", **options)
@@ -288,6 +103,24 @@ class Server:
         response = self.chat(stream=True, **fields)
         assert response.status_code == 200, response.text
         return parse_events(response.text)
+
+
+def start_server(
+    engine: Any = None,
+    *,
+    profiles: Mapping[str, Any] | None = None,
+    faults: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Server:
+    """Start a server; whoever calls this stops it."""
+    options = {"served_model_name": MODEL, "max_body_bytes": 1024 * 1024} | settings
+    offers = {
+        "profiles": read_profiles({"profiles": dict(profiles or {})}, REGISTRY),
+        "faults": faults,
+    }
+    server = Server(engine or fakes.FakeEngine(), ApiSettings(**options), **offers)
+    server.start()
+    return server
 
 
 def parse_events(text: str) -> list[object]:
@@ -329,6 +162,7 @@ def image_messages(*urls: str, text: str = "What is this?") -> list[dict[str, ob
 
 
 REGISTRY = Registry.discover()
+SERVERS: list[Server] = []
 PICTURE = data_url(encode(Image.new("RGB", (8, 6), "red")))
 
 
@@ -339,8 +173,10 @@ def tools() -> SimpleNamespace:
         model=MODEL,
         picture=PICTURE,
         registry=REGISTRY,
-        engine=FakeEngine,
-        info=INFO,
+        engine=fakes.FakeEngine,
+        info=fakes.INFO,
+        prompts=fakes.BytePrompts,
+        start_server=start_server,
         chat_body=chat_body,
         parse_events=parse_events,
         wait_for=wait_for,
@@ -351,17 +187,24 @@ def tools() -> SimpleNamespace:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_noops() -> Iterator[None]:
+    """No test may make a server lose an intervention."""
+    yield
+    for server in SERVERS:
+        services: Services = server.app.state.services
+        assert not services.noops, "an intervention acted on nothing"
+    SERVERS[:] = [server for server in SERVERS if server.thread.is_alive()]
+
+
 @pytest.fixture
 def make_server() -> Iterator[Callable[..., Server]]:
     """Start a server whose settings or engine differ."""
     servers = []
 
-    def make(engine: FakeEngine | None = None, **settings: object) -> Server:
-        options = {"served_model_name": MODEL, "max_body_bytes": 1024 * 1024} | settings
-        server = Server(engine or FakeEngine(), BytePrompts(), ApiSettings(**options))
-        servers.append(server)
-        server.start()
-        return server
+    def make(*arguments: Any, **options: Any) -> Server:
+        servers.append(start_server(*arguments, **options))
+        return servers[-1]
 
     yield make
     for server in servers:
@@ -373,7 +216,7 @@ def shared_server() -> Iterator[Server]:
     settings = ApiSettings(
         served_model_name=MODEL, max_body_bytes=1024 * 1024, max_image_pixels=1_000_000
     )
-    server = Server(FakeEngine(), BytePrompts(), settings)
+    server = Server(fakes.FakeEngine(), settings)
     server.start()
     yield server
     server.stop()
@@ -382,8 +225,5 @@ def shared_server() -> Iterator[Server]:
 @pytest.fixture
 def server(shared_server: Server) -> Server:
     """One server for all tests, its engine as new."""
-    engine = shared_server.engine
-    fresh = FakeEngine()
-    for name in vars(fresh):
-        setattr(engine, name, getattr(fresh, name))
+    shared_server.renew()
     return shared_server

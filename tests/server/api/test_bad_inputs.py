@@ -143,7 +143,6 @@ NEAR_MISSES = [
     "steering",
     "controller",
     "extra_body",
-    "vllm_xargs",
     "method",
 ]
 

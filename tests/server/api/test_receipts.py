@@ -6,7 +6,7 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
 from saccade_server.api.receipts import Run, applied, fingerprint
-from saccade_server.engine.request import Receipt, SiteCount
+from saccade_server.engine.request import MeasuredHeads, Receipt, SiteCount
 
 REGISTRY = Registry.discover()
 MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
@@ -160,3 +160,29 @@ def test_the_official_client_sees_the_receipt(server, tools):
         extra_body={"interventions": [VAR]},
     )
     assert reply.interventions_applied[0]["method"] == "var"
+
+
+VHR = {"method": "vhr", "rows": "last+generated"}
+
+
+def test_gains_that_were_measured_are_head_edits():
+    found = MeasuredHeads(0, ((1, (0, 3)), (2, ()), (3, (1,))))
+    (entry,) = entries(VHR, receipt=Receipt(ROWS, heads=found))
+    assert entry["layers"] == [1, 2, 3]
+    assert entry["heads"] == 3
+    assert entry["rows"] == {"prompt": 1, "generated": 5, "cached": 0}
+    assert entry["edits"] == {"evaluated": 3 * 6, "moved": None}
+    assert entry["measured"] == {
+        "heads": {"1": [0, 3], "2": [], "3": [1]},
+        "vhd": None,
+        "t_vhd": None,
+    }
+    assert entry["status"] == "applied"
+
+
+def test_nothing_was_chosen():
+    found = MeasuredHeads(1, ((1, ()),), ((0.5, 0.5),), 1.0)
+    other, entry = entries(PAI, VHR, receipt=Receipt(ROWS, heads=found))
+    assert entry["status"] == "no_effect"
+    assert entry["measured"] == {"heads": {"1": []}, "vhd": [[0.5, 0.5]], "t_vhd": 1.0}
+    assert other["measured"] is None

@@ -98,12 +98,17 @@ def test_a_line_break_in_a_header_is_no_header(server):
     assert b"set-cookie" not in reply.split(b"\r\n\r\n")[0].lower()
 
 
-def test_one_line_is_logged_for_each_request(server, caplog):
+def access_lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "saccade.access"]
+
+
+def test_one_line_is_logged_for_each_request(server, caplog, tools):
     with caplog.at_level(logging.INFO, "saccade.access"):
         server.http.get("/v1/models/a%0d%0aFAKE", headers={"x-request-id": "my-id"})
         server.http.get("/live")
-    lines = [record.getMessage() for record in caplog.records if record.name == "saccade.access"]
-    assert len(lines) == 2
+        # A line is written after the answer has been sent.
+        tools.wait_for(lambda: len(access_lines(caplog)) == 2)
+    lines = access_lines(caplog)
     assert "id=my-id" in lines[0]
     assert " 404 " in lines[0]
     assert "\n" not in lines[0]

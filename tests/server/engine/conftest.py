@@ -1,14 +1,21 @@
 """An engine over a tiny model, and transformers' own generation to compare with."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_server.api.branches import branches_of
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
@@ -19,6 +26,7 @@ from saccade_server.engine.request import (
     SamplingParams,
 )
 from saccade_server.models.family import serve
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 
 
 @dataclass
@@ -91,6 +99,38 @@ def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     return output[0, len(prompt.tokens) :].tolist()
 
 
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """The module with transformers' generation under an edit: ``Oracle(model, edit)``."""
+    spec = importlib.util.spec_from_file_location(
+        "saccade_test_oracle", Path(__file__).parent / "oracle.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
+
+
+def _ask(
+    prompt: Any, methods: Sequence[Any], name: str = "r", max_tokens: int = 8, **sampling: Any
+) -> GenerateRequest:
+    """A request with interventions, and the branches the API makes for them; no end token ends."""
+    spans = tuple((i.start, i.start + i.length) for i in prompt.images)
+    plan = compile_plan(methods, Context(TINY, Prompt(len(prompt.tokens), spans)))
+    request = _request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
+    images = tuple(
+        PreparedImage(i.digest, i.start, i.length, seen.pixels, i.grid, 2 if i.grid else 1)
+        for i, seen in zip(request.images, prompt.images, strict=True)
+    )
+    rendered = RenderedPrompt(request.tokens, "", (), images)
+    private = plan is not None and plan.private
+    return replace(request, branches=branches_of(plan, rendered), private=private)
+
+
 MODES = {"ordinary": {}, "as-on-a-gpu": {"overlap": True, "padded_decode": True}}
 
 
@@ -117,6 +157,12 @@ def make_core(
 def make_request() -> Callable[..., GenerateRequest]:
     """``make_request(prompt, name, plan, max_tokens, **sampling)``."""
     return _request
+
+
+@pytest.fixture
+def ask() -> Callable[..., GenerateRequest]:
+    """``ask(prompt, methods, name, max_tokens, **sampling)``."""
+    return _ask
 
 
 @pytest.fixture

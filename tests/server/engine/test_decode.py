@@ -78,12 +78,14 @@ def test_inputs_are_those_of_the_chunks_and_the_rest_is_padding() -> None:
 
 
 def note_plays(core: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Size and classes of every step that is played; none edits residuals."""
     decoder, seen = core._runner._decoder, []
     compute = decoder.compute
 
-    def play(size: int, classes: int) -> None:
+    def play(size: int, classes: int, streams: bool) -> None:
+        assert not streams
         seen.append((size, classes))
-        compute(size, classes)
+        compute(size, classes, streams)
 
     monkeypatch.setattr(decoder, "play", play)
     return seen

@@ -112,8 +112,8 @@ def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -
 
 def test_what_was_captured(core_on_gpu: Any) -> None:
     core = core_on_gpu("llama")
-    assert core.captured.variants[0] == (16, 8)
-    assert {size for size, _ in core.captured.variants} == set(padded_sizes(16))
+    assert core.captured.variants[0] == (16, 8, True)
+    assert {size for size, _, _ in core.captured.variants} == set(padded_sizes(16))
     assert core.captured.seconds > 0
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 

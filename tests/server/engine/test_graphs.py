@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from saccade_server.engine.decode import Variant
 from saccade_server.engine.graphs import CaptureError, capture
 
-VARIANTS = [(8, 4), (8, 1), (2, 4), (2, 1)]
+VARIANTS = [(size, *form) for size in (8, 2) for form in ((4, True), (4, False), (1, False))]
 
 
 class Tape:
@@ -30,24 +31,27 @@ class Tape:
 
 
 def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[Variant] = []
     tape = Tape()
-    play, summary = capture(lambda size, classes: seen.append((size, classes)), VARIANTS, tape)
+    play, summary = capture(lambda *variant: seen.append(variant), VARIANTS, tape)
     assert seen == VARIANTS
-    assert tape.collecting == [False] * 4
+    assert tape.collecting == [False] * 6
     assert gc.isenabled()
     seen.clear()
-    play(2, 4)
-    play(8, 1)
-    assert seen == [(2, 4), (8, 1)]
+    play(2, 4, True)
+    play(2, 4, False)
+    play(8, 1, False)
+    assert seen == [(2, 4, True), (2, 4, False), (8, 1, False)]
     assert summary.variants == tuple(VARIANTS)
 
 
 def test_the_operator_is_told_what_and_how_long() -> None:
     _, summary = capture(lambda *_: None, VARIANTS, Tape())
     text = str(summary)
-    assert text.startswith("captured 4 decode graphs in ")
-    assert text.endswith("4 MiB: batch sizes 2, 8; plain, and edited with 4 classes")
+    assert text.startswith("captured 6 decode graphs in ")
+    assert text.endswith(
+        "6 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or residuals too"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def test_the_operator_is_told_what_and_how_long() -> None:
 def test_a_capture_that_fails_says_what_helps(error: RuntimeError, wanted: str) -> None:
     """Running out of memory has an explanation of its own, see memory.py."""
 
-    def fail(size: int, classes: int) -> None:
+    def fail(*variant: object) -> None:
         raise error
 
     with pytest.raises(RuntimeError, match=wanted) as raised:

@@ -6,20 +6,30 @@ a dispatch mode looks at every copy. The last word has a real GPU, see test_gpu.
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import Gate
+from saccade_interventions.edits import Gate, StreamEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import SinkRule
+from saccade_interventions.rules import (
+    Branch,
+    ContrastRule,
+    EarlyExit,
+    MeasuredGains,
+    RecentRule,
+    SinkRule,
+)
 from saccade_kernels import ops
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
+from saccade_server.engine.request import BranchInput, GenerateRequest
 from saccade_server.engine.sampler import Sample
 from saccade_server.models.family import serve
 
@@ -58,17 +68,44 @@ def test_the_mode_sees_what_waits(inference: bool) -> None:
             torch.empty(2, device="meta").copy_(torch.zeros(2))
 
 
-def plan(prompt: Any) -> Plan:
-    """Everything a plan can ask for, in every row."""
+def plan(prompt: Any, window: bool = False) -> Plan:
+    """Everything a plan can ask for, in every row.
+
+    ``window``: the class of generated keys depends on their distance, so they are no sinks.
+    """
     builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0)
     tag, sink = builder.tag([(1, 4)]), builder.new_class()
     sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
     rows = parse_rows("prompt+generated")
     builder.score(sites, [tag], rows, bias=1.0)
     builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
-    builder.head(sites, rows, 1.5)
-    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=True))
+    builder.head(sites, rows, 1.5, np.ones((8, 16), np.float32))
+    direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
+    for residual in (0, 3, 4):
+        builder.stream(StreamEdit(residual, rows, direction, 0, shift=2.0, relative=True))
+    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=not window))
+    if window:
+        builder.rule(RecentRule(2, len(prompt.tokens) - 1, ((0, builder.new_class()),)))
     return builder.build()
+
+
+def contrasted(request: GenerateRequest, early: bool) -> GenerateRequest:
+    """The request with a branch of the same tokens, or with early layers."""
+    exits = EarlyExit((0, 1, 3)) if early else None
+    branch = None if early else Branch("same")
+    length = len(request.tokens)
+    builder = PlanBuilder(ControlShape(4, 4, 16), length, 0)
+    builder.rule(ContrastRule(2.0, 1.0, 0.1, branch=branch, early=exits))
+    branches = () if early else (BranchInput(tokens=request.tokens),)
+    return replace(request, plan=builder.build(), branches=branches)
+
+
+def measured(request: GenerateRequest, rows: str) -> GenerateRequest:
+    """The request with heads that are chosen by comparing with a shorter prompt."""
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(request.tokens), 0)
+    builder.rule(MeasuredGains((1, 3), 2.0, parse_rows(rows), report=2))
+    branch = BranchInput(tokens=request.tokens[:10], measures=True)
+    return replace(request, plan=builder.build(), branches=(branch,))
 
 
 SAMPLING: list[dict[str, Any]] = [
@@ -82,11 +119,11 @@ SAMPLING: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
 @pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
-@pytest.mark.parametrize("planned", [False, True], ids=["plain", "planned"])
+@pytest.mark.parametrize("kind", ["plain", "planned", "contrasted", "measured"])
 def test_launching(
     family: str,
     padded: bool,
-    planned: bool,
+    kind: str,
     tiny: Any,
     tiny_model: Any,
     make_request: Any,
@@ -104,8 +141,13 @@ def test_launching(
     tokens = 0
     with OnlyAsyncCopies() as copies:
         for number, sampling in enumerate(SAMPLING):
-            chosen = plan(prompt) if planned and number % 2 else None
-            assert core.submit(make_request(prompt, str(number), chosen, 6, **sampling)) is None
+            chosen = plan(prompt, number > 2) if kind == "planned" and number % 2 else None
+            request = make_request(prompt, str(number), chosen, 6, **sampling)
+            if kind == "contrasted" and number:
+                request = contrasted(request, early=number % 2 == 0)
+            if kind == "measured" and number:
+                request = measured(request, "prompt" if number % 2 else "last+generated")
+            assert core.submit(request) is None
         while core.busy:
             tokens += sum(len(output.tokens) for output in core.step())
     assert tokens == 6 * len(SAMPLING)
@@ -116,7 +158,7 @@ def pretend_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device draws nothing; every token is 7."""
 
     def wait(self: InFlight) -> Any:
-        return [(chunk, Sample(7, None) if chunk.samples else None) for chunk in self.chunks]
+        return [(chunk, Sample(7, None) if chunk.draws else None) for chunk in self.chunks]
 
     monkeypatch.setattr(InFlight, "wait", wait)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import SinkRule
+from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams
@@ -121,6 +121,16 @@ def test_the_end_of_the_prompt_counts_where_rows_are_edited() -> None:
     longer = keys(plan(every, length=LENGTH + 10), [*range(LENGTH + 10)], more=more[10:])
     assert len(short) == len(longer) == 6
     assert shared(short, longer) == 4
+
+
+def test_recent_keys_divide_pages_of_generated_rows() -> None:
+    """Those that hold no edited row are shared as ever; a rule's place in the request is nothing."""
+    more, base = list(range(200)), plan("generated")
+    rules = [None, *(RecentRule(width, LENGTH, ((0, 2),)) for width in (5, 9))]
+    plain, near, far = (keys(replace(base, classes=3, recent=rule), more=more) for rule in rules)
+    assert shared(plain, near) == shared(near, far) == shared(keys(), near) == 4
+    again = replace(base, classes=3, recent=replace(rules[1], source=1))
+    assert shared(near, keys(again, more=more)) == 7
 
 
 def test_sink_scores_are_an_extra_of_the_page_not_part_of_its_key() -> None:

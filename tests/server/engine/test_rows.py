@@ -1,5 +1,6 @@
 """Table rows: shared by content, given back, never over-committed."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.controls import ControlShape, Program
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
@@ -19,9 +21,13 @@ class Tables:
     def __init__(self) -> None:
         self.programs: dict[int, Program] = {}
         self.tags: list[int] = []
+        self.expected: dict[int, tuple[int, ...]] = {}
 
     def write_program(self, row: int, program: Program) -> None:
         self.programs[row] = program
+
+    def expect_gains(self, row: int, layers: Iterable[int]) -> None:
+        self.expected[row] = tuple(layers)
 
     def open_tags(self, row: int, plan: Plan) -> None:
         self.tags.append(row)
@@ -112,3 +118,23 @@ def test_rows_touched_counts_each_row_once() -> None:
         Phase.LAST: 1,
         Phase.GENERATED: 2,
     }
+
+
+def measured(rows: str) -> Plan:
+    builder = PlanBuilder(ControlShape(2, 2, 4), 8, 4)
+    builder.rule(MeasuredGains((1,), 2.0, parse_rows(rows)))
+    return builder.build()
+
+
+def test_rows_that_are_completed_by_measuring_are_nobody_else_s(tables: Tables) -> None:
+    rows = PlanRows(tables, 4, 4)
+    first, second = sequence(measured("last+generated")), sequence(measured("last+generated"))
+    assert rows.acquire(first)
+    assert rows.acquire(second)
+    assert first.control_row(7) == first.control_row(9) != 0
+    assert second.control_row(7) == second.control_row(9) != first.control_row(7)
+    assert first.control_row(3) == first.control_row(6) == 0
+    assert tables.expected == {first.control_row(9): (1,), second.control_row(9): (1,)}
+    rows.release(first)
+    rows.release(second)
+    assert rows.programs == 0

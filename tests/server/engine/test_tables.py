@@ -11,8 +11,9 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import Gate, TagRun
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import SinkRule
-from saccade_kernels.controls import NEVER_ATTEND, ControlShape, ControlTables
+from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, ControlTables, Edit, Program
+from saccade_kernels.streams import StreamFlag, StreamProgram, StreamTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
 
 SHAPE = ControlShape(3, 2, 4)
@@ -32,7 +33,7 @@ def scored(tags: int) -> Plan:
 
 @pytest.fixture
 def tables() -> DeviceTables:
-    return DeviceTables(SHAPE, 5, 5, 32, torch.device("cpu"))
+    return DeviceTables(SHAPE, 5, 5, 32, torch.device("cpu"), hidden_size=8)
 
 
 @pytest.mark.parametrize("tags", [1, 3, 7])
@@ -52,6 +53,15 @@ def test_what_sinks_become_counts() -> None:
     made.score(((1, (0,)),), [tag], ROWS, bias=1.0)
     made.sinks(SinkRule(0.5, (1,), (1,), ((tag, sink),)))
     assert count_classes(made.build()) == 3
+
+
+def test_what_recent_keys_become_counts() -> None:
+    made = builder()
+    near = made.new_class()
+    made.score(((1, (0,)),), [near], ROWS, bias=1.0)
+    assert count_classes(made.build()) == 1
+    made.rule(RecentRule(5, 10, ((0, near),)))
+    assert count_classes(made.build()) == 2
 
 
 def test_a_class_that_only_a_mass_edit_knows_counts() -> None:
@@ -81,6 +91,31 @@ def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> 
         tables.write_program(0, program)
 
 
+def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceTables) -> None:
+    program = StreamProgram.identity(4)
+    program.append(3, 2, (0.5, 1.0, -1.0, 2.0), StreamFlag.SIGNED)
+    program.append(1, 5, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
+    wanted = StreamTables.allocate(5, 3, 8)
+    wanted.write(3, program)
+    wanted.bank[2] = torch.arange(8)
+    tables.write_program(3, scored(1).program(Phase.QUESTION))
+    assert tables.stream_step([0, 1, 3]) is None
+    tables.write_streams(3, program)
+    tables.write_vector(2, np.arange(8, dtype=np.float32))
+    for field in fields(StreamTables):
+        assert torch.equal(getattr(tables.streams, field.name), getattr(wanted, field.name))
+    step = tables.stream_step([0, 1, 3])
+    assert step is not None
+    assert step.layers == {1, 3}
+    assert step.tables is tables.streams
+    assert tables.stream_step([0, 1]) is None
+    tables.write_program(3, scored(1).program(Phase.QUESTION))
+    assert tables.stream_step([3]) is None
+    assert not tables.streams.count.any()
+    with pytest.raises(AssertionError):
+        tables.write_streams(0, program)
+
+
 def test_a_tag_row_is_written_whole(tables: DeviceTables) -> None:
     """Whatever its former owner left is gone."""
     tables.tags.tags[2].fill_(7)
@@ -108,3 +143,32 @@ def test_counters_are_a_copy_of_now(tables: DeviceTables) -> None:
     (site,) = sites(counted[0].numpy())
     assert (site.layer, site.head, site.rows) == (1, 0, 4)
     assert sites(np.zeros((3, 2), np.int32)) == ()
+
+
+def test_gains_to_come_count_as_edits_from_the_start(tables: DeviceTables) -> None:
+    """Steps that launch before the gains are known to the host choose kernels that honour them."""
+    tables.write_program(1, scored(1).program(Phase.LAST))
+    tables.write_program(2, Program.identity(SHAPE))
+    assert tables.edits([1, 2], hides=False) == (Edit.NONE, Edit.SCORE, Edit.NONE)
+    tables.expect_gains(2, (1, 2))
+    assert tables.edits([2], hides=False) == (Edit.NONE, Edit.HEAD, Edit.HEAD)
+    assert tables.edits([1, 2], hides=False) == (Edit.NONE, Edit.SCORE | Edit.HEAD, Edit.HEAD)
+    assert not tables.controls.edits[2].any()
+    tables.write_program(2, Program.identity(SHAPE))  # for the next owner
+    assert tables.edits([2], hides=False) == (Edit.NONE,) * 3
+
+
+def test_head_edits_are_put_back_alone(tables: DeviceTables) -> None:
+    program = scored(1).program(Phase.LAST)
+    program.gain[0, 1] = 3.0
+    tables.write_program(1, program)
+    tables.expect_gains(1, (2,))
+    names = [field.name for field in fields(ControlTables)]
+    wanted = {name: getattr(tables.controls, name).clone() for name in names}
+    tables.controls.gain[1] *= 2
+    tables.controls.shift[1] += 1
+    tables.controls.edits[1] |= Edit.HEAD
+    tables.write_heads(1, program)
+    for name, values in wanted.items():
+        assert torch.equal(getattr(tables.controls, name), values)
+    assert tables.edits([1], hides=False)[2] == Edit.HEAD

@@ -22,12 +22,14 @@ def test_dummies_hold_pages_of_their_own() -> None:
 def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_with("llama")
     seen: list[tuple[int, int, Edit, int]] = []
+    edited: list[Any] = []
     forward = core._runner.model.forward
 
     def note(embeddings: Any, positions: Any, step: Any, *rest: Any) -> Any:
         batch = step.batch
         batch.validate()
         seen.append((batch.num_decodes, len(batch.prefills), batch.edit(3), batch.classes))
+        edited.append(step.streams and step.streams.layers)
         return forward(embeddings, positions, step, *rest)
 
     monkeypatch.setattr(core._runner.model, "forward", note)
@@ -39,6 +41,7 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         (1, 1, Edit.HEAD, 1),
         *((1, 1, every, classes) for classes in (2, 4, 8)),
     ]
+    assert edited == [None, None, *[frozenset(range(5))] * 4]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 8])

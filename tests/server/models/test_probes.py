@@ -64,10 +64,11 @@ def sink_tags(slots: torch.Tensor, count: int, threshold: float) -> SinkTags:
         position=torch.arange(count),
         sequence=torch.zeros(count, dtype=torch.int64),
         base=torch.ones(count, dtype=torch.int64),
-        threshold=torch.full((count,), threshold),
-        tag_row=torch.full((count,), 1),
+        threshold=torch.tensor([threshold]),
+        tag_row=torch.tensor([1]),
         remap=remap,
         require=torch.tensor([-1]),
+        whole=torch.ones(1, dtype=torch.uint8),
     )
 
 
@@ -94,6 +95,7 @@ def test_scores_over_chunks_equal_those_of_the_own_hidden_states(
             scores=scores,
             tags=sink_tags(cache.slots(0, 0, end), end, threshold),
             tag_table=tags,
+            met=torch.zeros(4, 2, dtype=torch.uint8),
         )
         run(served, cache, tokens[start:end], start, (probe,))
     slots = cache.slots(0, 0, len(tokens))
@@ -123,6 +125,7 @@ def test_probes_of_different_dimensions_share_a_step(tiny_model: Callable[..., A
             pool,
             sink_tags(torch.tensor(rows), len(rows), 1e9),
             torch.zeros(2, 4, 64, dtype=torch.uint8),
+            torch.zeros(4, 2, dtype=torch.uint8),
         )
         for rows, dims in groups
     ]

@@ -40,24 +40,95 @@ def test_a_dimension_must_be_massive_in_most_prompts() -> None:
     assert strongest_dims(residuals, default_threshold(1024)) == ()
 
 
+@pytest.mark.parametrize("width", [64, 128, 896, 2048, 3584, 4096, 5120, 8192])
+def test_massive_activations_are_found_at_any_width(width: int) -> None:
+    """Two dimensions clearly above the threshold, which is scaled, and one clearly below."""
+    threshold = default_threshold(width)
+    assert threshold == pytest.approx(0.3125 * width**0.5)
+    residuals = torch.randn(4, 20, width)
+    massive = width**0.5 * torch.tensor([1.2, -0.9])
+    residuals[2, :, [width // 2, 5]] = massive
+    assert strongest_dims(residuals, threshold) == (width // 2, 5)
+    phi = residuals[2, :, [width // 2, 5]].abs() / residuals[2].square().mean(-1).sqrt()[:, None]
+    assert (phi > threshold).all()
+    residuals[2, :, [width // 2, 5]] = massive * 0.2
+    assert strongest_dims(residuals, threshold) == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_has_none_however_narrow(seed: int) -> None:
+    torch.manual_seed(seed)
+    for width in (32, 64, 100):
+        assert strongest_dims(torch.randn(9, 20, width), default_threshold(width)) == ()
+
+
+PUBLISHED = {
+    "llama-2-7b": ("llama", (4096, 32, 32, 32, 32000), (1415, 2533)),
+    "llava-1.5-7b": ("llava", (4096, 32, 32, 32, 32064), (1415, 2533)),
+    "llava-1.5-13b": ("llava", (5120, 40, 40, 40, 32064), (2100, 4743)),
+    "llama-3.1-8b": ("llama", (4096, 32, 32, 8, 128256), (788, 1384, 4062)),
+    "qwen2.5-vl-3b": ("qwen2_5_vl", (2048, 36, 16, 2, 151936), (318, 1819, 1874)),
+    "qwen2.5-vl-7b": ("qwen2_5_vl", (3584, 28, 28, 4, 152064), (458, 2570)),
+    "qwen2.5-vl-32b": ("qwen2_5_vl", (5120, 64, 40, 8, 152064), (3094, 4675)),
+    "qwen3-vl-2b": ("qwen3_vl", (2048, 28, 16, 8, 151936), (1401, 1793, 1999)),
+    "qwen3-vl-4b": ("qwen3_vl", (2560, 36, 32, 8, 151936), (0,)),
+    "qwen3-vl-8b": ("qwen3_vl", (4096, 36, 32, 8, 151936), (1838,)),
+}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``measured(dims)``: what the first tokens of any model show from now on."""
+
+    def set_to(dims: tuple[int, ...]) -> None:
+        def residuals(model: ServedModel, *_: Any) -> torch.Tensor:
+            found = torch.ones(3, 20, model.hidden_size)
+            for place, dim in enumerate(dims):
+                found[:, :, dim] = 1000 - 100 * place
+            return found
+
+        monkeypatch.setattr("saccade_server.models.sinks.first_residuals", residuals)
+
+    return set_to
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_ones_count_unless_the_model_says_otherwise(
+    name: str, measured: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    family, sizes, dims = PUBLISHED[name]
+    model = Shape(family, *sizes)
+    caplog.set_level("INFO")
+    for seen in ((), dims, dims[:1], dims[::-1]):
+        measured(seen)
+        assert find_sink_dims(model) == dims
+    assert all(record.levelname == "INFO" for record in caplog.records)
+    for seen in ((77,), (*dims[:2], 99)):
+        caplog.clear()
+        measured(seen)
+        assert find_sink_dims(model) == seen
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert str(list(dims)) in record.message
+        assert str(list(seen)) in record.message
+
+
 @pytest.mark.parametrize(
-    ("sizes", "dims"),
+    ("family", "sizes"),
     [
-        ((4096, 32, 32, 32, 32000), (1415, 2533)),
-        ((4096, 32, 32, 32, 32064), (1415, 2533)),
-        ((5120, 40, 40, 40, 32000), (2100, 4743)),
+        ("llama", (4096, 32, 32, 8, 32000)),  # Mistral's shape
+        ("qwen3", (4096, 32, 32, 32, 32000)),
+        ("qwen3", (4096, 36, 32, 8, 151936)),  # Qwen3-8B, the text model
+        ("llama", (4096, 32, 32, 32, 32065)),
+        ("qwen2_5_vl", (3584, 28, 28, 4, 151936)),
     ],
 )
-def test_published_ones_need_no_measurement(sizes: Any, dims: Any) -> None:
-    assert find_sink_dims(Shape("llava", *sizes)) == dims
-
-
-def test_another_model_of_nearly_that_shape_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = lambda *arguments: torch.zeros(1, 1, 4096)
-    monkeypatch.setattr("saccade_server.models.sinks.first_residuals", nothing)
-    mistral = (4096, 32, 32, 8, 32000)
-    assert find_sink_dims(Shape("llama", *mistral)) == ()
-    assert find_sink_dims(Shape("qwen3", 4096, 32, 32, 32, 32000)) == ()
+def test_another_model_of_nearly_that_shape_has_only_what_is_measured(
+    family: str, sizes: Any, measured: Callable[..., None]
+) -> None:
+    for seen in ((), (9, 4)):
+        measured(seen)
+        assert find_sink_dims(Shape(family, *sizes)) == seen
 
 
 class Shape(ServedModel):

@@ -1,0 +1,121 @@
+"""PUT, GET and HEAD /v1/artifacts/{sha256}, and the list of them.
+
+An upload is safetensors and nothing else, and must be made for the served model. It needs an admin
+key; what calibration found is worth trusting only as far as whoever may put it there.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import FileResponse, JSONResponse
+
+from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
+from saccade_server.api.artifact_store import HEX, PREFIX, StoreFullError
+from saccade_server.api.auth import check_admin
+from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
+from saccade_server.api.services import Services
+
+logger = logging.getLogger("saccade.artifacts")
+
+MEDIA_TYPE = "application/octet-stream"
+
+
+def artifacts_router(services: Services) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter()
+    store = services.artifacts
+
+    @router.get("/v1/artifacts")
+    async def list_artifacts() -> dict[str, Any]:
+        """List the artifacts that requests may name."""
+        found = await services.in_worker(store.listing)
+        served = services.facts.fingerprint
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": item.digest,
+                    "object": "artifact",
+                    "kind": item.kind,
+                    "bytes": item.bytes,
+                    "notes": item.notes,
+                    "fits": item.model == served,
+                }
+                for item in found
+            ],
+        }
+
+    @router.put("/v1/artifacts/{digest}", openapi_extra=_BODY)
+    async def put_artifact(digest: str, request: Request) -> Response:
+        """Keep an artifact; its bytes are the body. 201 if it is new, 200 if it was there."""
+        check_admin(services.settings.admin_keys, request.headers)
+        if not HEX.fullmatch(digest):
+            message = "An artifact is named by the SHA-256 of its bytes, 64 hexadecimal digits."
+            raise BadRequest(message, param="sha256")
+        data = await request.body()
+        artifact, new = await services.in_worker(lambda: _keep(services, digest, data))
+        return JSONResponse(
+            {
+                "id": artifact.digest,
+                "object": "artifact",
+                "kind": artifact.kind,
+                "bytes": len(data),
+                "notes": artifact.notes,
+                "fits": True,
+            },
+            201 if new else 200,
+            {"location": f"/v1/artifacts/{digest}"},
+        )
+
+    @router.head("/v1/artifacts/{digest}", include_in_schema=False)
+    @router.get("/v1/artifacts/{digest}")
+    async def get_artifact(digest: str) -> Response:
+        """The bytes of an artifact."""
+        path = await services.in_worker(lambda: _find(services, digest))
+        # The name is the content, so nobody has to ask again.
+        headers = {"cache-control": "private, max-age=31536000, immutable", "etag": f'"{digest}"'}
+        return FileResponse(path, headers=headers, media_type=MEDIA_TYPE)
+
+    return router
+
+
+def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:
+    try:
+        artifact = read_artifact(data)
+    except ArtifactError as error:
+        raise BadRequest(f"{error}.", code="artifact_invalid") from None
+    if artifact.digest != PREFIX + digest:
+        message = f"The bytes have the SHA-256 {artifact.digest.removeprefix(PREFIX)}."
+        raise BadRequest(message, code="artifact_hash_mismatch", param="sha256")
+    try:
+        check_for(artifact, services.facts)
+    except ArtifactError as error:
+        raise BadRequest(f"{error}.", code="artifact_mismatch") from None
+    try:
+        return artifact, services.artifacts.put(artifact, data)
+    except StoreFullError:
+        message = "The server's folder of artifacts is full."
+        raise TooLarge(message, code="artifact_store_full") from None
+    except OSError as error:
+        logger.error("artifact %s could not be kept: %s", digest, error)
+        message = "The artifact could not be kept."
+        raise Unavailable(message, code="artifact_store_failed", retry_after=30) from None
+
+
+def _find(services: Services, digest: str) -> Path:
+    path = services.artifacts.path(digest)
+    if path is None:
+        raise NotFound("There is no such artifact.", code="artifact_not_found", param="sha256")
+    return path
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}

@@ -1,0 +1,113 @@
+"""The sibling sequences that a plan asks for, made from the prompt and its images.
+
+A branch has the prompt's tokens and images with something taken away or changed: the images are
+deleted together with their features' tokens (whatever the template puts around them stays), or
+their keys are hidden from attention, or their pixels are noised. Where the request's edits act in
+the branch, the plan is cut to the positions that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import Branch, MeasuredGains, Noise
+from saccade_interventions.siblings import deleted_plan, hidden_plan, same_plan
+from saccade_kernels.batch import PAGE
+from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
+from saccade_server.models.noise import noised
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+
+Span = tuple[int, int]
+
+
+def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput, ...]:
+    """The branches of a compiled plan, for the engine.
+
+    Raises:
+        InterventionError: nothing of the prompt is left in a branch.
+    """
+    if plan is None:
+        return ()
+    found = []
+    if plan.contrast is not None and plan.contrast.branch is not None:
+        found.append(_contrasted(plan, plan.contrast.branch, prompt, plan.contrast.source))
+    if plan.measured is not None:
+        found.append(_measured(plan, plan.measured, prompt))
+    return tuple(found)
+
+
+def image_input(image: PreparedImage) -> ImageInput:
+    """An image in the words of the engine."""
+    return ImageInput(image.digest, image.start, image.length, Array.pack(image.pixels), image.grid)
+
+
+def room_for_all(length: int, branches: Sequence[BranchInput], info: EngineInfo) -> int:
+    """Tokens that may be generated after a prompt of ``length`` tokens, given its branches.
+
+    Without branches the limit is the longest sequence. With them, all have to fit into the cache at
+    once, whole pages each.
+    """
+    most = min(info.max_model_len, info.cache_tokens) - length
+    if not branches:
+        return most
+    growing = [length, *(len(branch.tokens) for branch in branches if not branch.measures)]
+    fixed = [len(branch.tokens) for branch in branches if branch.measures]
+    pages = _pages(info.cache_tokens) - sum(map(_pages, fixed))
+    most = min(most, (pages * PAGE - sum(growing)) // len(growing))
+    while most > 0 and sum(_pages(length + most) for length in growing) > pages:
+        most -= 1  # at most a page of steps: each sequence begins its last page anew
+    return most
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
+def _contrasted(plan: Plan, branch: Branch, prompt: RenderedPrompt, source: int) -> BranchInput:
+    if branch.images == "deleted":
+        return _without_images(plan if branch.edited else None, prompt, source)
+    images = prompt.images
+    if branch.images == "noised":
+        assert branch.noise is not None
+        images = _noised(images, branch.noise)
+    return BranchInput(
+        tokens=tuple(prompt.tokens),
+        images=tuple(map(image_input, images)),
+        plan=same_plan(plan) if branch.edited else None,
+    )
+
+
+def _measured(plan: Plan, rule: MeasuredGains, prompt: RenderedPrompt) -> BranchInput:
+    if rule.images == "deleted":
+        branch = _without_images(plan, prompt, rule.source)
+        return BranchInput(tokens=branch.tokens, plan=branch.plan, measures=True)
+    return BranchInput(
+        tokens=tuple(prompt.tokens),
+        images=tuple(map(image_input, prompt.images)),
+        plan=hidden_plan(plan, _spans(prompt)),
+        measures=True,
+    )
+
+
+def _without_images(plan: Plan | None, prompt: RenderedPrompt, source: int) -> BranchInput:
+    tokens = list(prompt.tokens)
+    for start, end in reversed(_spans(prompt)):
+        del tokens[start:end]
+    if not tokens:
+        message = "without its images the prompt is empty, and the method compares with that"
+        raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{source}]")
+    own = None if plan is None else deleted_plan(plan, _spans(prompt))
+    return BranchInput(tokens=tuple(tokens), plan=own)
+
+
+def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[PreparedImage, ...]:
+    """Every image with noise of its own."""
+    return tuple(
+        noised(image, noise.kept, (noise.seed, index)) for index, image in enumerate(images)
+    )
+
+
+def _spans(prompt: RenderedPrompt) -> list[Span]:
+    return [(image.start, image.start + image.length) for image in prompt.images]

@@ -1,0 +1,36 @@
+"""GET /v1/profiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from saccade_server.api.receipts import fingerprint
+from saccade_server.api.services import Services
+
+
+def profiles_router(services: Services) -> APIRouter:
+    """Make the route."""
+    router = APIRouter()
+    served = services.settings.served_model_name
+
+    @router.get("/v1/profiles")
+    async def list_profiles() -> dict[str, Any]:
+        """List the operator's bundles of interventions, each also a model ``<model>+<profile>``."""
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": profile.name,
+                    "object": "intervention.profile",
+                    "description": profile.description,
+                    "model": f"{served}+{profile.name}",
+                    "interventions": list(profile.entries),
+                    "fingerprint": fingerprint(profile.interventions),
+                }
+                for profile in services.profiles.values()
+            ],
+        }
+
+    return router

@@ -1,0 +1,114 @@
+"""Which interventions a request runs under, from all the places that may say so.
+
+    field ``interventions``           the entries themselves; null and [] are none
+    field ``vllm_xargs``              the same list as a JSON text, for tools that pass texts only
+    field ``intervention_profile``    a profile by name
+    header ``X-Intervention-Profile`` the same, for gateways
+    ``model`` "<model>+<profile>"     the same, for tools that can choose nothing but a model
+
+Entries replace those of a profile. Two places that say different things are refused: nothing goes
+before another in silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from saccade_interventions.base import Intervention
+from saccade_interventions.errors import InterventionError
+from saccade_server.api.errors import BadRequest, NotFound, bounded
+from saccade_server.api.parsing import load
+from saccade_server.api.schemas import Selecting
+from saccade_server.api.services import Services
+
+PROFILE_HEADER = "x-intervention-profile"
+PROFILE_FIELD = "intervention_profile"
+XARGS = "vllm_xargs"
+
+Interventions = tuple[Intervention, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a request asked for.
+
+    ``profile`` is where its interventions come from, None if the request named them itself;
+    ``model`` is the model's name as the request has it.
+    """
+
+    interventions: Interventions
+    profile: str | None
+    model: str
+
+
+def select(services: Services, body: Selecting, headers: Headers) -> Selection:
+    """Read every place.
+
+    Raises:
+        ApiError: a model or profile that is not there, or two places that disagree.
+        InterventionError: an entry is not valid.
+    """
+    alias = services.check_model(body.model)
+    name = _profile(services, body, headers, alias)
+    model = body.model or services.settings.served_model_name
+    own = _entries(services, body)
+    if own is not None:
+        return Selection(own, None, model)
+    bundle = services.profiles[name].interventions if name is not None else ()
+    return Selection(bundle, name, model)
+
+
+def _profile(
+    services: Services, body: Selecting, headers: Headers, alias: str | None
+) -> str | None:
+    """The one profile that is named, wherever that is."""
+    named = [("model", alias), (PROFILE_FIELD, body.intervention_profile)]
+    named += [(PROFILE_HEADER, value.strip()) for value in headers.getlist(PROFILE_HEADER)]
+    given = [(place, name) for place, name in named if name]
+    for place, name in given:
+        if name not in services.profiles:
+            message = f"There is no profile {bounded(name, 100)!r}; GET /v1/profiles lists them."
+            raise NotFound(message, code="profile_not_found", param=place)
+        if name != given[0][1]:
+            message = f"{given[0][0]} and {place} name different profiles; name one."
+            raise BadRequest(message, code="intervention_conflict", param=place)
+    return given[0][1] if given else None
+
+
+def _entries(services: Services, body: Selecting) -> Interventions | None:
+    """The entries that the request has itself; None if it has no place for them."""
+    own = compatible = None
+    if "interventions" in body.model_fields_set:
+        own = services.parse(body.interventions)
+    if body.vllm_xargs:
+        compatible = _from_xargs(services, body.vllm_xargs)
+    if own is None or compatible is None:
+        return compatible if own is None else own
+    if own != compatible:
+        message = "interventions and vllm_xargs.interventions differ; give one of them."
+        raise BadRequest(message, code="intervention_conflict", param=f"{XARGS}.interventions")
+    return own
+
+
+def _from_xargs(services: Services, xargs: dict[str, Any]) -> Interventions | None:
+    unknown = sorted(xargs.keys() - {"interventions"})
+    if unknown:
+        param = f"{XARGS}.{bounded(unknown[0], 64)}"
+        message = f"{XARGS} may hold interventions, and nothing else."
+        raise BadRequest(message, code="unsupported_parameter", param=param)
+    text = xargs.get("interventions")
+    if text is None:
+        return None
+    param = f"{XARGS}.interventions"
+    if not isinstance(text, str):
+        raise BadRequest("The list of interventions is given here as a JSON text.", param=param)
+    try:
+        return services.parse(load(text.encode()))
+    except InterventionError as error:
+        raise error.within(XARGS) from None
+    except BadRequest as error:
+        message = error.message.replace("The body", "The text")
+        raise BadRequest(message, code=error.code, param=param) from None

@@ -1,0 +1,1 @@
+"""``saccade calibrate``: artifacts for the methods that need numbers found offline."""

@@ -1,0 +1,250 @@
+"""``saccade calibrate``: its command line. Imports of torch and the server wait until it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saccade_server.options import (
+    Artifacts,
+    Device,
+    Dtype,
+    MaxLen,
+    Model,
+    Threads,
+    fail,
+    log_to_stderr,
+)
+
+app = typer.Typer(
+    name="calibrate",
+    help="Find heads, vectors or sinks on labelled prompts, and write them as an artifact.",
+    no_args_is_help=True,
+)
+
+Prompts = Annotated[
+    Path,
+    typer.Argument(help="JSONL: prompt or messages, image or images, label; see the docs."),
+]
+Out = Annotated[Path, typer.Option(dir_okay=False, help="File of the artifact.")]
+Layers = Annotated[str | None, typer.Option(help="As 2,3 or 2-5; if absent the default.")]
+Positive = Annotated[
+    str | None, typer.Option(help="Label of the positive class, if labels do not say so.")
+]
+How = Annotated[str, typer.Option("--direction", help="mean (of differences) or pca.")]
+Notes = Annotated[str, typer.Option(help="A text to keep in the artifact.")]
+
+
+@app.command("act")
+def act_command(
+    prompts: Prompts,
+    out: Out = Path("act.safetensors"),
+    layers: Layers = None,
+    margin: Annotated[
+        float,
+        typer.Option(min=0, help="Keep heads that raise accuracy by more than this share."),
+    ] = 0.01,
+    by_probability: Annotated[
+        bool,
+        typer.Option(
+            "--by-probability",
+            help="Judge by the mean log-probability of the labels' first token; the margin is in "
+            "nats.",
+        ),
+    ] = False,
+    entry: Annotated[
+        str, typer.Option(help="The method with fields to calibrate with, as act:beta=0.4.")
+    ] = "act",
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_model_len: MaxLen = None,
+    threads: Threads = None,
+) -> None:
+    """Heads whose attention calibration raises accuracy; by default from layer 2 on."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_act
+
+        engine = _engine(model, device, dtype, threads, max_model_len)
+        chosen = _layers(layers)
+        calibrate_act(engine, prompts, out, chosen, margin, by_probability, entry, notes, artifacts)
+
+    _run(work)
+
+
+@app.command("heads")
+def heads_command(
+    prompts: Prompts,
+    out: Out = Path("heads.safetensors"),
+    layers: Layers = None,
+    top: Annotated[int, typer.Option(min=1, help="Heads to keep.")] = 10,
+    harmful: Annotated[
+        bool, typer.Option("--harmful", help="Keep those whose ablation helps the most.")
+    ] = False,
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_model_len: MaxLen = None,
+    threads: Threads = None,
+) -> None:
+    """Heads ranked by how much ablating each lowers the probability of the labels."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_heads
+
+        engine = _engine(model, device, dtype, threads, max_model_len)
+        calibrate_heads(engine, prompts, out, _layers(layers), top, harmful, notes, artifacts)
+
+    _run(work)
+
+
+@app.command("vectors")
+def vectors_command(
+    prompts: Prompts,
+    out: Out = Path("vectors.safetensors"),
+    layers: Layers = None,
+    how: How = "mean",
+    positive: Positive = None,
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Directions in the residual stream from negative to positive prompts; layers are residuals."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_vectors
+
+        engine = _engine(model, device, dtype, threads)
+        calibrate_vectors(
+            engine, prompts, out, _layers(layers), _direction(how), positive, notes, artifacts
+        )
+
+    _run(work)
+
+
+@app.command("head-vectors")
+def head_vectors_command(
+    prompts: Prompts,
+    out: Out = Path("head-vectors.safetensors"),
+    top: Annotated[int, typer.Option(min=1, help="Heads to keep.")] = 10,
+    how: How = "mean",
+    positive: Positive = None,
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Directions in the outputs of the heads that tell positive from negative prompts best."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_head_vectors
+
+        engine = _engine(model, device, dtype, threads)
+        calibrate_head_vectors(
+            engine, prompts, out, top, _direction(how), positive, notes, artifacts
+        )
+
+    _run(work)
+
+
+@app.command("head-means")
+def head_means_command(
+    prompts: Prompts,
+    out: Out = Path("head-means.safetensors"),
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Mean outputs of all heads, for mean ablation; labels are not used."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_head_means
+
+        engine = _engine(model, device, dtype, threads)
+        calibrate_head_means(engine, prompts, out, notes, artifacts)
+
+    _run(work)
+
+
+@app.command("sinks")
+def sinks_command(
+    out: Out = Path("sinks.safetensors"),
+    notes: Notes = "",
+    artifacts: Artifacts = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Residual dimensions of the massive activations that mark sinks; needs no prompts."""
+
+    def work() -> None:
+        from saccade_server.calibration.terminal import calibrate_sinks
+
+        calibrate_sinks(_engine(model, device, dtype, threads), out, notes, artifacts)
+
+    _run(work)
+
+
+def _run(work: Callable[[], None]) -> None:
+    """Do the work; what is wrong with the input ends the command with code 2."""
+    from saccade_server.evaluation.errors import EvaluationError
+
+    log_to_stderr("warning")
+    try:
+        work()
+    except (ValueError, OSError, EvaluationError) as error:
+        raise fail(error) from error
+
+
+def _engine(
+    model: str | None,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    max_model_len: int | None = None,
+) -> Any:
+    from saccade_server.config import engine_config
+
+    return engine_config(
+        model, device=device, dtype=dtype, threads=threads, max_model_len=max_model_len
+    )
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """Numbers and ranges: 2,3 or 2-5."""
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            numbers = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            numbers = range(0)
+        if not numbers:
+            raise typer.BadParameter(f"{part!r} is no layer and no range of layers")
+        found.update(numbers)
+    return sorted(found)
+
+
+def _direction(text: str) -> Any:
+    if text not in ("mean", "pca"):
+        raise typer.BadParameter(f"--direction is mean or pca, not {text!r}")
+    return text

@@ -1,0 +1,130 @@
+"""Combine the logits of a step's rows into one row for each token to draw, on the device.
+
+A group's rule says d = own log p - other log q, with p of the leader and q of its sibling, or of an
+early layer; see ContrastRule. Rows come out in the order of the chunks that draw. Everything behind
+(logit bias, penalties, temperature, filters, and reported log-probabilities) works with d as it
+would with logits, so excluded tokens stay excluded, and what is reported is the distribution that
+tokens are drawn from, before temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saccade_interventions.rules import ContrastRule, EarlyExit
+from saccade_server.engine.early import Exits
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.transfer import Uploader
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One row for each token to draw."""
+
+    logits: torch.Tensor  # [rows, vocabulary]; -inf where a rule excludes a token
+    usable: torch.Tensor  # bool [rows]: all logits that went into the row were finite
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The rule of one leader: its row among those drawn, and where p and q are."""
+
+    row: int
+    own: int
+    other: int  # a row of logits, or a row of the exits if the rule has early layers
+    rule: ContrastRule
+
+
+def combine(
+    logits: torch.Tensor, sampling: Batch[Chunk], exits: Exits | None, upload: Uploader
+) -> Combined:
+    """Rows for the leaders among ``sampling``, which are the chunks of ``logits``' rows, in order.
+
+    Args:
+        logits: [chunks that sample, vocabulary], float32 or wider; not modified.
+        exits: residuals of early layers, if a rule asks for them.
+    """
+    finite = torch.isfinite(logits).all(-1)
+    pairs = _pairs(sampling, exits)
+    if not pairs:
+        return Combined(logits, finite)
+    leaders = np.array([i for i, chunk in enumerate(sampling) if chunk.draws], dtype=np.int64)
+    (rows,) = upload(leaders)
+    found = Combined(logits.index_select(0, rows), finite.index_select(0, rows))
+    for early, members in _by_early(pairs).items():
+        _apply(found, members, early, logits, exits, upload)
+    return found
+
+
+def contrast(
+    log_p: torch.Tensor,
+    log_q: torch.Tensor,
+    own: torch.Tensor,
+    other: torch.Tensor,
+    log_cutoff: torch.Tensor,
+) -> torch.Tensor:
+    """own log p - other log q, and -inf where log p < max log p + log cutoff.
+
+    All of one dtype: distributions [rows, vocabulary], the numbers of the rules [rows, 1].
+    """
+    excluded = log_p < log_p.amax(-1, keepdim=True) + log_cutoff
+    return (own * log_p - other * log_q).masked_fill(excluded, float("-inf"))
+
+
+def _apply(
+    found: Combined,
+    members: list[_Pair],
+    early: EarlyExit | None,
+    logits: torch.Tensor,
+    exits: Exits | None,
+    upload: Uploader,
+) -> None:
+    """Replace the rows of leaders whose rules have the same kind of second distribution."""
+    places = np.array([(pair.row, pair.own, pair.other) for pair in members], dtype=np.int64)
+    numbers = np.array([_numbers(pair.rule) for pair in members])
+    places_there, numbers_there = upload(places.T.copy(), numbers.T.copy())
+    row, own, other = places_there
+    log_p = logits.index_select(0, own).log_softmax(-1)
+    if early is None:
+        log_q = logits.index_select(0, other).log_softmax(-1)
+    else:
+        assert exits is not None
+        log_q = exits.log_probs(early, other, log_p)
+    values = contrast(log_p, log_q, *numbers_there.to(log_p.dtype)[:, :, None])
+    usable = found.usable.index_select(0, row) & torch.isfinite(log_q).all(-1)
+    found.logits.index_copy_(0, row, values)
+    found.usable.index_copy_(0, row, usable)
+
+
+def _pairs(sampling: Batch[Chunk], exits: Exits | None) -> list[_Pair]:
+    place = {chunk.sequence: i for i, chunk in enumerate(sampling)}
+    drawn = [chunk.sequence for chunk in sampling if chunk.draws]
+    found = []
+    for row, leader in enumerate(drawn):
+        rule = leader.plan.contrast if leader.plan is not None else None
+        if rule is None:
+            continue
+        if rule.early is not None:
+            assert exits is not None
+            other = exits.rows[leader]
+        else:
+            other = place[next(s for s in leader.siblings if not s.measures)]
+        found.append(_Pair(row, place[leader], other, rule))
+    return found
+
+
+def _by_early(pairs: list[_Pair]) -> dict[EarlyExit | None, list[_Pair]]:
+    groups: dict[EarlyExit | None, list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.rule.early].append(pair)
+    return groups
+
+
+def _numbers(rule: ContrastRule) -> tuple[float, float, float]:
+    return rule.own, rule.other, math.log(rule.cutoff) if rule.cutoff > 0 else -math.inf

@@ -1,0 +1,218 @@
+"""Gains that are measured while a prompt runs: who is measured in a step, and what was found.
+
+A plan with MeasuredGains brings a sibling without the images. The step in which the last prompt
+rows of both run measures them, layer by layer on the device (models/reinforce.py), and writes the
+gains into the control rows of the phases they act on. These rows are the sequence's own (rows.py)
+and stay with it, so from the next step on it is a sequence like any other: decodes, captured or
+not, and prompts recomputed after preemption follow the rows and measure nothing. The sibling has
+left by then.
+
+Chunked prefill and prefix caching stay exact:
+
+- Rows that a gain acts on come either behind the measurement or in its own step. If gains act on
+  rows before the last of the prompt, the whole prompt and the sibling's are one step
+  (Plan.whole_prompt); otherwise no row before the last depends on them, and both prompts are
+  chunked, and find cached prefixes, as they would without gains.
+- Keys of pages from the first such row on name the sequence (prefix.py): only it can find them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import MeasuredGains
+from saccade_kernels.divergence import Reactivity
+from saccade_server.engine.batch import Step
+from saccade_server.engine.request import MeasuredHeads
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.transfer import Download, Uploader
+from saccade_server.models.reinforce import Findings, HeadReinforcement
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The chunks that hold the last prompt rows of a sequence and of its sibling."""
+
+    chunk: Chunk
+    start: int  # first row of the chunk in the step
+    sibling: Chunk
+    sibling_start: int
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the sequence."""
+        assert self.chunk.sequence.plan is not None
+        return self.chunk.sequence.plan
+
+    @property
+    def rule(self) -> MeasuredGains:
+        """What is measured and what follows."""
+        assert self.plan.measured is not None
+        return self.plan.measured
+
+    @property
+    def last_rows(self) -> tuple[int, int]:
+        """Rows in the step of the last prompt tokens."""
+        own, other = self.chunk, self.sibling
+        return (
+            self.start + own.sequence.prompt_length - 1 - own.start,
+            self.sibling_start + other.sequence.prompt_length - 1 - other.start,
+        )
+
+    def rows(self) -> list[int]:
+        """Rows in the step that get the gains, the sibling's too if they act there.
+
+        Behind the images both prompts are the same, so a sibling's row is in the phase of the row
+        as far from the end.
+        """
+        shift = self.chunk.sequence.prompt_length - self.sibling.sequence.prompt_length
+        rows = self._amplified(self.chunk, self.start, 0)
+        if self.rule.both:
+            rows += self._amplified(self.sibling, self.sibling_start, shift)
+        return rows
+
+    def _amplified(self, chunk: Chunk, start: int, shift: int) -> list[int]:
+        return [
+            start + position - chunk.start
+            for position in range(chunk.start, chunk.end)
+            if self.plan.phase(position + shift) in self.rule.phases
+        ]
+
+    def control_rows(self) -> list[int]:
+        """Rows of the control tables that get the gains."""
+        held = self.chunk.sequence.control_rows
+        return sorted({held[phase] for phase in self.rule.phases})
+
+
+@dataclass(frozen=True)
+class GainReport:
+    """What a step measures of some sequences, on its way to the host."""
+
+    sequences: tuple[Sequence, ...]
+    _download: Download  # see Findings
+
+    def note(self) -> None:
+        """Note it in the sequences; waits for the device."""
+        divergence, selected = (tensor.numpy() for tensor in self._download.wait())
+        for index, sequence in enumerate(self.sequences):
+            plan = sequence.plan
+            assert plan is not None
+            assert plan.measured is not None
+            sequence.heads = describe_heads(plan.measured, divergence[index], selected[index])
+
+
+class GainMeasurer:
+    """Builds the measures of each step."""
+
+    def __init__(self, tables: DeviceTables, device: torch.device) -> None:
+        self._tables = tables
+        self._device = device
+        self._upload = Uploader(device)
+        self._tried: set[Sequence] = set()
+
+    @staticmethod
+    def looks(chunks: Iterable[Chunk]) -> bool:
+        """True if a step of these chunks measures."""
+        return any(_completes(chunk) for chunk in chunks)
+
+    def measures(self, step: Step) -> list[tuple[HeadReinforcement, tuple[Sequence, ...]]]:
+        """One measure for each different rule of the step, with the sequences it is for."""
+        groups: dict[MeasuredGains, list[Pair]] = defaultdict(list)
+        for pair in _pairs(step):
+            self._clear(pair)
+            # Who asked and for which rows is in the index tensors.
+            groups[replace(pair.rule, phases=(), source=0)].append(pair)
+        return [
+            (self._measure(rule, pairs), tuple(pair.chunk.sequence for pair in pairs))
+            for rule, pairs in groups.items()
+        ]
+
+    @staticmethod
+    def report(
+        measures: Iterable[tuple[HeadReinforcement, tuple[Sequence, ...]]],
+    ) -> tuple[GainReport, ...]:
+        """What the measures of a launched step will have found."""
+        return tuple(
+            GainReport(sequences, Download([m.findings.divergence, m.findings.selected]))
+            for m, sequences in measures
+        )
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is kept for a sequence."""
+        self._tried.discard(sequence)
+
+    def _clear(self, pair: Pair) -> None:
+        """Take back the gains that a step wrote which failed later on."""
+        sequence = pair.chunk.sequence
+        if sequence in self._tried:
+            for phase in pair.rule.phases:
+                self._tables.write_heads(sequence.control_rows[phase], pair.plan.program(phase))
+        self._tried.add(sequence)
+
+    def _measure(self, rule: MeasuredGains, pairs: list[Pair]) -> HeadReinforcement:
+        shape = self._tables.shape
+        rows = [pair.rows() for pair in pairs]
+        controls = [pair.control_rows() for pair in pairs]
+        last = np.array([pair.last_rows for pair in pairs], dtype=np.int64).reshape(-1, 2)
+        index = self._upload(last[:, 0], last[:, 1], *_flat(rows), *_flat(controls))
+        size = (len(pairs), shape.layers, shape.heads)
+        return HeadReinforcement(
+            layers=frozenset(range(shape.layers) if rule.report else rule.layers),
+            amplified=frozenset(rule.layers),
+            gain=rule.gain,
+            reactivity=Reactivity(rule.drop_outliers, rule.population, rule.relative),
+            with_image=index[0],
+            without=index[1],
+            rows=index[2],
+            row_pairs=index[3],
+            control_rows=index[4],
+            control_pairs=index[5],
+            controls=self._tables.controls,
+            findings=Findings(
+                divergence=torch.zeros(size, dtype=torch.float32, device=self._device),
+                selected=torch.zeros(size, dtype=torch.uint8, device=self._device),
+            ),
+        )
+
+
+def describe_heads(
+    rule: MeasuredGains, divergence: NDArray[np.float32], selected: NDArray[np.uint8]
+) -> MeasuredHeads:
+    """What was found of one sequence; both arrays are [layers, heads]."""
+    heads = tuple((layer, tuple(np.flatnonzero(selected[layer]).tolist())) for layer in rule.layers)
+    if not rule.report:
+        return MeasuredHeads(rule.source, heads)
+    largest = np.sort(divergence, axis=1)[:, -rule.report :]
+    table = tuple(tuple(row) for row in divergence.tolist())
+    return MeasuredHeads(rule.source, heads, table, float(largest.sum(dtype=np.float64)))
+
+
+def _completes(chunk: Chunk) -> bool:
+    """True if the chunk holds the last prompt row of a sibling that measures."""
+    sequence = chunk.sequence
+    return sequence.measures and chunk.end == sequence.prompt_length
+
+
+def _pairs(step: Step) -> Iterator[Pair]:
+    """The sequences that are measured in the step."""
+    places = {chunk.sequence: i for i, chunk in enumerate(step.chunks)}
+    for i, sibling in enumerate(step.chunks):
+        if _completes(sibling):
+            assert sibling.sequence.leader is not None
+            own = places[sibling.sequence.leader]
+            yield Pair(step.chunks[own], step.starts[own], sibling, step.starts[i])
+
+
+def _flat(rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All rows, and the pair that each belongs to."""
+    pairs = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
+    return np.array([row for some in rows for row in some], dtype=np.int64), pairs

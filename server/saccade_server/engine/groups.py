@@ -1,0 +1,59 @@
+"""Groups: a sequence and the siblings that its plan asks for, which go through the engine together.
+
+A group is admitted, preempted and ended as one. Its members may compute their prompts in chunks of
+their own, but the last prompt row of all of them, and each generated row, runs in one common step:
+there their logits can be combined, and what one of them measures is at hand for another. One token
+is drawn, for the leader, and appended to all. A sequence without branches is a group of one.
+
+No tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Batch
+
+from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.sequence import Sequence
+
+
+def form(request: GenerateRequest) -> Sequence:
+    """The leader of a new group, with its siblings in the order of the request's branches."""
+    leader = Sequence(request)
+    for branch in request.branches:
+        own = GenerateRequest(
+            request_id=request.request_id,
+            tokens=branch.tokens,
+            sampling=request.sampling,
+            images=branch.images,
+            plan=branch.plan,
+            private=request.private,
+        )
+        leader.siblings.append(Sequence(own, leader=leader, measures=branch.measures))
+    return leader
+
+
+def next_lengths(members: Batch[Sequence], budget: int) -> list[int]:
+    """Tokens that each member computes in the next step, ``budget`` of them at most in all.
+
+    Where not everything fits, each member stops before its last row, which waits for the others'.
+    So it does where a member computes its generated rows one at a time.
+    A whole prompt is one chunk of exactly the prompt, in the same step for all members; zeros, if
+    the budget is too small for it.
+    """
+    if is_whole(members) and any(m.computed < m.prompt_length for m in members):
+        prompts = [member.prompt_length for member in members]
+        return prompts if sum(prompts) <= budget else [0] * len(members)
+    pending = [member.pending for member in members]
+    in_one = all(member.most(member.pending) == member.pending for member in members)
+    if in_one and sum(pending) <= budget:
+        return pending
+    lengths = []
+    for member in members:
+        lengths.append(min(member.most(member.pending - 1), budget))
+        budget -= lengths[-1]
+    return lengths
+
+
+def is_whole(members: Batch[Sequence]) -> bool:
+    """True if the prompts of these members must be computed in one step, from the first token."""
+    return any(member.whole_prompt for member in members)

@@ -1,0 +1,90 @@
+"""Directions of stream edits: who holds which slot of the bank, and programs that name slots.
+
+No tensors. A direction is shared by all programs that name it, counted, and its slot is handed on
+when the last of them is gone. Slot 0 belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.edits import StreamEdit
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
+from saccade_kernels.streams import StreamFlag, StreamProgram
+
+Direction = tuple[str, int]
+"""Digest of vectors, and the row among them."""
+
+
+class VectorBank(Protocol):
+    """Where directions are written; the runner's bank on the device."""
+
+    def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
+        """Fill a slot with a unit vector, float32 [hidden_size]."""
+        ...
+
+
+class VectorSlots:
+    """Hands out slots of the bank to programs."""
+
+    def __init__(self, bank: VectorBank, slots: int) -> None:
+        self._bank = bank
+        self._free = deque(range(1, slots))
+        self._slot_of: dict[Direction, int] = {}
+        self._holders: Counter[Direction] = Counter()
+
+    def has_room(self, wanted: Iterable[Direction]) -> bool:
+        """True if all of these can be held at once now."""
+        return len({found for found in wanted if found not in self._slot_of}) <= len(self._free)
+
+    def hold(self, wanted: Iterable[Direction], plan: Plan) -> None:
+        """Count one more holder of each of these directions; new ones are written."""
+        for found in wanted:
+            if found not in self._slot_of:
+                self._slot_of[found] = slot = self._free.popleft()
+                vectors = plan.vectors_of(found[0])
+                assert vectors is not None
+                self._bank.write_vector(slot, vectors[found[1]].copy())
+            self._holders[found] += 1
+
+    def release(self, held: Iterable[Direction]) -> None:
+        """Count one holder less of each."""
+        for found in held:
+            self._holders[found] -= 1
+            if not self._holders[found]:
+                del self._holders[found]
+                self._free.append(self._slot_of.pop(found))
+
+    def program(self, plan: Plan, phase: Phase) -> StreamProgram:
+        """What the rows of a phase undergo; its directions must be held."""
+        program = StreamProgram.identity(plan.layers + 1)
+        for edit in plan.streams:
+            if phase in edit.phases:
+                slot = self._slot_of[edit.direction, edit.row]
+                numbers = (edit.scale, edit.shift, edit.low, edit.high)
+                program.append(edit.layer, slot, numbers, _flags(edit))
+        return program
+
+
+def directions(plan: Plan, phase: Phase | None = None) -> frozenset[Direction]:
+    """What the stream edits of a phase, or of all phases, name."""
+    return frozenset(
+        (edit.direction, edit.row) for edit in plan.streams if phase is None or phase in edit.phases
+    )
+
+
+def _flags(edit: StreamEdit) -> StreamFlag:
+    flags = StreamFlag.NONE
+    if edit.signed:
+        flags |= StreamFlag.SIGNED
+    if edit.relative:
+        flags |= StreamFlag.RELATIVE
+    if edit.keep_norm:
+        flags |= StreamFlag.KEEP_NORM
+    return flags

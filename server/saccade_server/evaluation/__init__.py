@@ -1,0 +1,1 @@
+"""``saccade eval``: what interventions do to answers about scenes whose content is known."""

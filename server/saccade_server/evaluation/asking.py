@@ -1,0 +1,156 @@
+"""Questions to a server over its HTTP API, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from saccade_server.evaluation.errors import EvaluationError, SettingRefused
+
+BUSY = (429, 503)
+MOST_ATTEMPTS = 60
+LONGEST_WAIT = 30.0
+
+Entries = Sequence[dict[str, Any]]
+"""The ``interventions`` of a request."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its text, its length in tokens, and each intervention's status."""
+
+    text: str
+    tokens: int
+    status: tuple[str, ...] = ()
+
+
+class Asker:
+    """Asks a server's chat endpoint, at most ``concurrency`` questions at a time."""
+
+    def __init__(self, client: Any, model: str, concurrency: int) -> None:
+        self._client = client
+        self._gate = asyncio.Semaphore(concurrency)
+        self.model = model
+
+    @classmethod
+    async def connect(cls, client: Any, concurrency: int) -> Asker:
+        """Ask for the first model that a server lists.
+
+        Raises:
+            EvaluationError: nobody answers, or something else than a model server.
+        """
+        answer = await _send(client, "GET", "/v1/models")
+        try:
+            name = str(answer.json()["data"][0]["id"])
+        except (KeyError, IndexError, TypeError, ValueError):
+            message = f"no list of models at {answer.url}: HTTP {answer.status_code}"
+            raise EvaluationError(message) from None
+        return cls(client, name, concurrency)
+
+    async def ask(
+        self, messages: list[dict[str, Any]], entries: Entries, sampling: dict[str, Any]
+    ) -> Reply:
+        """Answer one conversation.
+
+        Raises:
+            SettingRefused: the server does not do this; the message says why.
+            EvaluationError: it failed.
+        """
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "interventions": list(entries),
+            **sampling,
+        }
+        answer = await self._post("/v1/chat/completions", body)
+        receipt = answer.get("interventions_applied") or []
+        return Reply(
+            text=str(answer["choices"][0]["message"]["content"]),
+            tokens=int(answer["usage"]["completion_tokens"]),
+            status=tuple(str(entry["status"]) for entry in receipt),
+        )
+
+    async def likely_tokens(
+        self, messages: list[dict[str, Any]], entries: Entries, count: int
+    ) -> dict[str, float]:
+        """The likeliest first tokens of the answer, as text, with their log-probabilities."""
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "interventions": list(entries),
+            "temperature": 0,
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": count,
+        }
+        answer = await self._post("/v1/chat/completions", body)
+        (position,) = answer["choices"][0]["logprobs"]["content"]
+        return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
+
+    async def check(self, messages: list[dict[str, Any]], entries: Entries) -> None:
+        """Rehearse without generating.
+
+        Raises:
+            SettingRefused: the server does not do this; the message says why.
+        """
+        body = {"model": self.model, "messages": messages, "interventions": list(entries)}
+        await self._post("/v1/interventions/validate", body)
+
+    async def methods(self) -> list[dict[str, Any]]:
+        """What the server lists about its methods."""
+        answer = await _send(self._client, "GET", "/v1/interventions")
+        if answer.status_code != 200:
+            raise EvaluationError(f"no list of interventions: {_message(answer)}")
+        found: list[dict[str, Any]] = answer.json()["data"]
+        return found
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        async with self._gate:
+            for _ in range(MOST_ATTEMPTS):
+                answer = await _send(self._client, "POST", path, body)
+                if answer.status_code not in BUSY:
+                    break
+                await asyncio.sleep(_wait(answer))
+        if 400 <= answer.status_code < 500 and answer.status_code not in (401, 403, 404, *BUSY):
+            raise SettingRefused(_message(answer))
+        if answer.status_code != 200:
+            raise EvaluationError(f"HTTP {answer.status_code} from {path}: {_message(answer)}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+def user_message(text: str, images: Sequence[str]) -> list[dict[str, Any]]:
+    """A conversation of one message: images (URLs) first, then the text."""
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": url}} for url in images
+    ]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+async def _send(client: Any, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    try:
+        return await client.request(method, path, json=body)
+    except httpx2.HTTPError as error:
+        raise EvaluationError(f"{client.base_url}: {error or type(error).__name__}") from error
+
+
+def _wait(answer: Any) -> float:
+    """Seconds that a busy server asks for."""
+    try:
+        return min(float(answer.headers.get("retry-after", "1")), LONGEST_WAIT)
+    except ValueError:
+        return 1.0
+
+
+def _message(answer: Any) -> str:
+    """The server's error in one line."""
+    try:
+        error = answer.json()["error"]
+    except (KeyError, TypeError, ValueError):
+        return f"HTTP {answer.status_code}: {answer.text[:200]}"
+    where = f" ({error['param']})" if error.get("param") else ""
+    return f"{error['message']}{where}"

@@ -1,0 +1,47 @@
+"""In one word, what a setting did to the answers, and by which figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saccade_server.evaluation.measure import Measured
+from saccade_server.evaluation.scoring import BY_NAME
+
+JUDGED = ("CHAIR_s", "exact", "accuracy")
+"""The figures, on every split, whose change from none makes the verdict."""
+
+RULE = (
+    f"A setting helps or hurts by what it does to {', '.join(JUDGED)} on the three splits: a "
+    "change counts if its 95 % interval excludes zero. Intervals are not corrected for the number "
+    "of comparisons, nine a setting, so now and then one excludes zero by chance."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``better`` and ``worse`` list (split, metric) whose change is beyond chance."""
+
+    word: str
+    better: tuple[tuple[str, str], ...]
+    worse: tuple[tuple[str, str], ...]
+
+
+def verdict(measured: Measured) -> Verdict:
+    """Helps, hurts, mixed, no measurable effect, or nothing changed at all."""
+    better: list[tuple[str, str]] = []
+    worse: list[tuple[str, str]] = []
+    for split, figures in measured.figures.items():
+        for name in JUDGED:
+            change = figures[name].change if name in figures else None
+            if change is not None and change.excludes_zero:
+                is_better = (change.value < 0) == BY_NAME[name].lower_is_better
+                (better if is_better else worse).append((split.value, name))
+    if measured.changed == 0:
+        word = "changes no answer"
+    elif better and worse:
+        word = "mixed"
+    elif better or worse:
+        word = "helps" if better else "hurts"
+    else:
+        word = "no measurable effect"
+    return Verdict(word, tuple(better), tuple(worse))

@@ -1,0 +1,50 @@
+"""Options that several commands share, and how a command fails. Loads neither torch nor a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name; the embedded demo model if absent.", envvar="SACCADE_MODEL"
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="SACCADE_DEVICE")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16.", envvar="SACCADE_DTYPE")
+]
+MaxLen = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
+]
+Artifacts = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder of artifacts; if absent a private one, gone when the command ends.",
+        envvar="SACCADE_ARTIFACTS",
+    ),
+]
+
+
+def log_to_stderr(level: str) -> None:
+    """Log from ``level`` on."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"unknown log level {level!r}")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+def fail(error: Exception) -> typer.Exit:
+    """Say what was wrong; raise what this returns."""
+    typer.echo(f"saccade: {error}", err=True)
+    return typer.Exit(2)

@@ -1,0 +1,253 @@
+"""The self-test at start: what each method does to this model, before it is offered.
+
+Every method that the model supports runs once, alone, on a small synthetic prompt, with the entry
+that its class calls its probe. The plain prompt runs alone too, so both pass through the engine at
+the same sizes, and no cached page is shared. A method passes if
+
+- its probe shows: the log-probabilities that tokens are drawn from differ from the plain run's by
+  more than rounding could explain. A method that chooses among candidates leaves them alone; it
+  passes if it rejected one, or chose otherwise;
+- its neutral entry, if it has one, is bit for bit the plain run. An entry that compiles to no plan
+  is the plain request itself.
+
+What this does not prove: that the numbers are right. The tests of the methods do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from saccade_interventions.artifacts import Artifact, read_artifact
+from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.errors import InterventionError
+from saccade_interventions.plan import Plan
+from saccade_interventions.registry import Registry
+from saccade_server.api.branches import branches_of, image_input
+from saccade_server.api.services import facts_of
+from saccade_server.engine.client import CapacityError, EngineClient
+from saccade_server.engine.limits import why_group_refused
+from saccade_server.engine.request import (
+    FinishReason,
+    GenerateRequest,
+    Receipt,
+    SamplingParams,
+    TokenLogprobs,
+)
+from saccade_server.models.prompt import Message, PromptError, PromptProcessor, RenderedPrompt
+
+logger = logging.getLogger("saccade.selftest")
+
+TOKENS = 8
+ALTERNATIVES = 20
+IMAGE_SIDE = 128
+ROUNDING = {"float32": 1e-4, "float64": 1e-9}
+"""What a change of a log-probability must exceed, by the model's type."""
+HALF_ROUNDING = 0.1
+REJECTIONS = "reject"
+"""What the names of counters of rejected candidates begin with."""
+
+
+class SelfTestError(Exception):
+    """The plain prompt could not be run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the engine gave for one request."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    receipt: Receipt | None
+
+
+async def find_faults(
+    engine: EngineClient, prompts: PromptProcessor, registry: Registry
+) -> dict[str, str]:
+    """The methods that this model supports but that do not pass, and for each why.
+
+    Raises:
+        EngineDeadError: the engine died of it.
+    """
+    began = time.perf_counter()
+    facts = facts_of(engine.info, prompts)
+    kinds = {
+        name: kind for name, kind in registry.methods.items() if kind.unsupported(facts) is None
+    }
+    try:
+        bench = await _Bench.open(engine, prompts, facts)
+    except SelfTestError as error:
+        logger.error("self-test: no method can be shown: %s", error)
+        return dict.fromkeys(kinds, f"nothing can be shown on this model: {error}")
+    faults: dict[str, str] = {}
+    for name, kind in kinds.items():
+        reason = await bench.examine(kind, registry)
+        if reason is not None:
+            logger.warning("self-test: %s is not offered: %s", name, reason)
+            faults[name] = reason
+    shown = len(kinds) - len(faults)
+    seconds = time.perf_counter() - began
+    logger.info("self-test: %d of %d methods passed in %.1f s", shown, len(kinds), seconds)
+    return faults
+
+
+class _Bench:
+    """The prompt, and what the model says to it without an intervention."""
+
+    def __init__(self, engine: EngineClient, prompt: RenderedPrompt, facts: ModelFacts) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._facts = facts
+        self._plain = Trial((), (), None)
+        self._rounding = ROUNDING.get(engine.info.dtype, HALF_ROUNDING)
+
+    @classmethod
+    async def open(
+        cls, engine: EngineClient, prompts: PromptProcessor, facts: ModelFacts
+    ) -> _Bench:
+        """Run the plain prompt, twice: what differs is rounding.
+
+        Raises:
+            SelfTestError: it cannot be run.
+        """
+        bench = cls(engine, _render(prompts), facts)
+        bench._plain = await bench._run(None)
+        noise = largest_change(bench._plain, await bench._run(None))
+        if noise:
+            logger.warning("self-test: equal requests differ by %.2g in log-probability", noise)
+            bench._rounding = max(bench._rounding, 2 * noise)
+        return bench
+
+    async def examine(self, kind: type[Intervention], registry: Registry) -> str | None:
+        """Why the method does not pass; None if it does."""
+        try:
+            probe = kind.probe(self._facts)
+            artifact = None if probe.artifact is None else read_artifact(probe.artifact)
+            plan = self._compile(registry, probe.entry, artifact)
+            if plan is None:
+                return "its probe changes nothing"
+            reason = self._unseen(kind, await self._run(plan))
+            if reason is None and kind.neutral is not None:
+                plan = self._compile(registry, {**probe.entry, **kind.neutral}, artifact)
+                if plan is not None and not self._is_plain(await self._run(plan)):
+                    return "its neutral strength is not bit-identical to none"
+        except (InterventionError, SelfTestError) as error:
+            return str(error)
+        return reason
+
+    def _is_plain(self, trial: Trial) -> bool:
+        plain = self._plain
+        return (trial.tokens, trial.logprobs) == (plain.tokens, plain.logprobs)
+
+    def _unseen(self, kind: type[Intervention], trial: Trial) -> str | None:
+        """Why the method does not show in ``trial``; None if it does."""
+        if kind.level == "sampling":
+            counters = trial.receipt.counters if trial.receipt else ()
+            rejected = any(c.value for c in counters if c.name.startswith(REJECTIONS))
+            shown = rejected or trial.tokens != self._plain.tokens
+            return None if shown else "it rejected no candidate"
+        change = largest_change(self._plain, trial)
+        if change > self._rounding:
+            return None
+        return f"it did not change the model's log-probabilities (by {change:.1g} at most)"
+
+    def _compile(
+        self, registry: Registry, entry: dict[str, object], artifact: Artifact | None
+    ) -> Plan | None:
+        def find(digest: str) -> Artifact | None:
+            return artifact if artifact is not None and artifact.digest == digest else None
+
+        prompt = self._prompt
+        spans = tuple((image.start, image.start + image.length) for image in prompt.images)
+        described = Prompt(len(prompt.tokens), spans, prompt.text, prompt.offsets)
+        return compile_plan(registry.parse([entry]), Context(self._facts, described, find))
+
+    async def _run(self, plan: Plan | None) -> Trial:
+        """Generate greedily, alone, with pages of its own.
+
+        Raises:
+            SelfTestError: the engine refused the request or failed on it.
+        """
+        info, prompt = self._engine.info, self._prompt
+        request = GenerateRequest(
+            request_id=f"self-test-{uuid.uuid4().hex}",
+            tokens=tuple(prompt.tokens),
+            images=tuple(map(image_input, prompt.images)),
+            sampling=SamplingParams(
+                max_tokens=TOKENS,
+                temperature=0.0,
+                ignore_eos=True,
+                logprobs=min(ALTERNATIVES, info.vocab_size),
+            ),
+            plan=plan,
+            branches=branches_of(plan, prompt),
+            private=True,
+        )
+        if len(prompt.tokens) + TOKENS > min(info.max_model_len, info.cache_tokens):
+            raise SelfTestError("the prompt of the self-test is longer than the server allows")
+        refused = why_group_refused(request, info)
+        if refused is not None:
+            raise SelfTestError(refused)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        receipt = None
+        try:
+            async for output in self._engine.submit(request):
+                tokens += output.tokens
+                logprobs += output.logprobs
+                receipt = output.receipt
+                if output.finish_reason is FinishReason.ERROR:
+                    raise SelfTestError(f"the engine failed on it: {output.error}")
+        except CapacityError as error:
+            raise SelfTestError(f"the engine has no room for it: {error}") from None
+        return Trial(tuple(tokens), tuple(logprobs), receipt)
+
+
+def largest_change(one: Trial, other: Trial) -> float:
+    """Of the log-probability of one token, up to the first place where the tokens differ."""
+    changes = [0.0]
+    for first, second in zip(one.logprobs, other.logprobs, strict=False):
+        before, after = _by_token(first), _by_token(second)
+        common = before.keys() & after.keys()
+        if not common:
+            return math.inf
+        changes += [abs(before[t] - after[t]) for t in common if before[t] != after[t]]
+        if first.token != second.token:
+            break
+    return max(changes)
+
+
+def _by_token(entry: TokenLogprobs) -> dict[int, float]:
+    return {**dict(entry.top), entry.token: entry.logprob}
+
+
+def _render(prompts: PromptProcessor) -> RenderedPrompt:
+    """An image of noise, if the model takes images, and a question.
+
+    Raises:
+        SelfTestError: the model's template refuses them.
+    """
+    parts: list[str | Image.Image] = [PROBE_TEXT]
+    if prompts.accepts_images:
+        values = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        parts.insert(0, Image.fromarray(values))
+    renderings: list[Callable[[], RenderedPrompt]] = [
+        lambda: prompts.chat([Message("user", tuple(parts))]),
+        lambda: prompts.completion(PROBE_TEXT),  # a model without a chat template
+    ]
+    problem = ""
+    for render in renderings:
+        try:
+            return render()
+        except PromptError as error:
+            problem = problem or str(error)
+    raise SelfTestError(problem)

@@ -1,0 +1,231 @@
+"""A scripted engine and a byte-level prompt processor, for the API's tests."""
+
+import asyncio
+import codecs
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from saccade_interventions.edits import MassEdit
+from saccade_interventions.phases import Phase
+from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.request import (
+    Counter,
+    EngineInfo,
+    EngineOutput,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    Receipt,
+    SiteCount,
+    TokenLogprobs,
+)
+from saccade_server.models.prompt import Message, PreparedImage, RenderedPrompt
+
+EOS = 256
+IMAGE = 257
+IMAGE_LENGTH = 4
+INFO = EngineInfo(
+    model="test/model",
+    family="test",
+    device="cpu",
+    dtype="float32",
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    hidden_size=32,
+    vocab_size=258,
+    eos_token_ids=(EOS,),
+    max_model_len=512,
+    max_num_seqs=8,
+    cache_tokens=4096,
+    max_waiting=64,
+    max_programs=8,
+    sink_dims=(3,),
+    accepts_images=True,
+    fingerprint="sha256:" + "ab" * 32,
+)
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self.decoder.decode(bytes([token])) if token < 256 else ""
+
+    def flush(self) -> str:
+        return self.decoder.decode(b"", True)
+
+
+class BytePrompts:
+    """One token a byte; an image is four tokens."""
+
+    accepts_images = True
+    special_token_ids = frozenset({EOS, IMAGE})
+    vocab_size = INFO.vocab_size
+    max_token_chars = 1
+
+    def chat(self, messages: list[Message]) -> RenderedPrompt:
+        text = ""
+        tokens: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        images: list[PreparedImage] = []
+
+        def add(piece: str) -> None:
+            nonlocal text
+            for char in piece:
+                data = char.encode()
+                tokens.extend(data)
+                offsets.extend([(len(text), len(text) + 1)] * len(data))
+                text += char
+
+        for message in messages:
+            add(f"<{message.role.replace('developer', 'system')}>")
+            for part in message.parts:
+                if isinstance(part, str):
+                    add(part)
+                else:
+                    images.append(self.prepare(part, len(tokens)))
+                    tokens.extend([IMAGE] * IMAGE_LENGTH)
+                    offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
+        add("<assistant>")
+        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
+
+    def prepare(self, image: Image.Image, start: int) -> PreparedImage:
+        assert image.mode == "RGB"
+        pixels = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        return PreparedImage(digest, start, IMAGE_LENGTH, pixels, None)
+
+    def completion(self, prompt: str | list[int]) -> RenderedPrompt:
+        tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+        text = prompt if isinstance(prompt, str) else ""
+        return RenderedPrompt(tokens, text, tuple((i, i + 1) for i in range(len(tokens))), ())
+
+    def detokenizer(self, tokens: tuple[int, ...]) -> ByteDecoder:
+        return ByteDecoder()
+
+    def token_text(self, token: int) -> tuple[str, bytes]:
+        data = bytes([token]) if token < 256 else b""
+        return data.decode("utf-8", "replace"), data
+
+
+@dataclass
+class FakeEngine:
+    """Says ``answer`` a byte at a time, then EOS; obeys max_tokens; counts what a plan touches."""
+
+    info: EngineInfo = INFO
+    answer: str = "Hello, world!"
+    delay: float = 0.0
+    stall_after: int | None = None
+    fail_after: int | None = None
+    capacity: bool = True
+    alive: bool = True
+    moves: bool = True
+    forgets: bool = False
+    cached_tokens: int = 0
+    requests: list[GenerateRequest] = field(default_factory=list)
+    aborted: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
+
+    async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
+        if not self.alive:
+            raise EngineDeadError("gone")
+        if not self.capacity:
+            raise CapacityError("full")
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        try:
+            async for output in self._outputs(request):
+                yield output
+        finally:
+            self.running.discard(request.request_id)
+
+    async def _outputs(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
+        tokens = [*self.answer.encode(), EOS]
+        name = request.request_id
+        for count, token in enumerate(tokens, 1):
+            await asyncio.sleep(self.delay)
+            while self.stall_after is not None and count > self.stall_after:
+                await asyncio.sleep(0.01)
+                if name in self.aborted:
+                    break
+            if not self.alive:
+                raise EngineDeadError("gone")
+            if name in self.aborted:
+                yield self._last(request, count, FinishReason.ABORT)
+                return
+            if self.fail_after is not None and count > self.fail_after:
+                reason = FinishReason.ERROR
+                yield EngineOutput(request_id=name, finish_reason=reason, error="/secret 0xdead")
+                return
+            entry = self._logprobs(request, token)
+            if token == EOS:
+                yield self._last(request, count, FinishReason.STOP, (token,), entry)
+            elif count == request.sampling.max_tokens:
+                yield self._last(request, count, FinishReason.LENGTH, (token,), entry)
+                return
+            else:
+                yield EngineOutput(request_id=name, tokens=(token,), logprobs=entry)
+
+    def _logprobs(self, request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]:
+        wanted = request.sampling.logprobs
+        if wanted is None:
+            return ()
+        top = tuple((i + 65, -1.0 - i) for i in range(wanted))
+        return (TokenLogprobs(token, -0.5 if token != ord("!") else float("-inf"), top),)
+
+    def _last(
+        self,
+        request: GenerateRequest,
+        generated: int,
+        reason: FinishReason,
+        tokens: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprobs, ...] = (),
+    ) -> EngineOutput:
+        return EngineOutput(
+            request_id=request.request_id,
+            tokens=tokens,
+            logprobs=logprobs,
+            finish_reason=reason,
+            cached_tokens=self.cached_tokens,
+            receipt=self._receipt(request, generated),
+        )
+
+    def _receipt(self, request: GenerateRequest, generated: int) -> Receipt | None:
+        plan = request.plan
+        if plan is None:
+            return None
+        rows: dict[str, int] = {}
+        for position in range(len(request.tokens) + generated - 1):
+            phase = plan.phase(position)
+            rows[phase] = rows.get(phase, 0) + 1
+        moved = [
+            SiteCount(layer, head, rows.get(Phase.GENERATED, 0))
+            for edit in plan.edits
+            if isinstance(edit, MassEdit)
+            for layer, heads in edit.sites
+            for head in heads
+        ]
+        if self.forgets:
+            return Receipt({})
+        counters = tuple(
+            Counter(rule.source, name, generated)
+            for rule in plan.rules
+            for name in ("followed", "draws", "rejections")
+        )
+        return Receipt(rows, tuple(moved) if self.moves else (), counters)
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.add(request_id)
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.running))
+
+    async def close(self) -> None:
+        self.alive = False

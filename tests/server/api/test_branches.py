@@ -1,0 +1,184 @@
+"""Methods with branches over HTTP: what the engine is asked for, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from msgspec.structs import replace as with_fields
+
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.methods.pai import PAI
+from saccade_interventions.methods.pai_contrast import PAIContrast
+from saccade_interventions.methods.vcd import VCD, kept
+from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
+from saccade_kernels.controls import NEVER_ATTEND
+from saccade_server.api.branches import branches_of, room_for_all
+from saccade_server.engine.limits import why_group_refused
+from saccade_server.engine.request import BranchInput
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+
+VCD_ENTRY = {"method": "vcd", "noise_seed": 3}
+PAI_ENTRY = {"method": "pai_contrast", "gamma": 1.5}
+
+
+def asked(server, tools, entry, **fields):
+    messages = tools.image_messages(tools.picture, tools.picture)
+    response = server.chat(messages=messages, interventions=[entry], **fields)
+    assert response.status_code == 200, response.text
+    return server.engine.requests
+
+
+def test_vcd_sends_the_same_tokens_with_noised_images(server, tools):
+    (request,) = asked(server, tools, VCD_ENTRY)
+    (branch,) = request.branches
+    assert (branch.tokens, branch.plan, branch.measures) == (request.tokens, None, False)
+    seen = set()
+    for index, (clean, noised) in enumerate(zip(request.images, branch.images, strict=True)):
+        assert (noised.start, noised.length) == (clean.start, clean.length)
+        pixels = clean.pixels.unpack()
+        noise = np.random.default_rng((3, index)).standard_normal(pixels.shape, np.float32)
+        expected = kept(500) ** 0.5 * pixels + (1 - kept(500)) ** 0.5 * noise
+        np.testing.assert_allclose(noised.pixels.unpack(), expected, rtol=1e-5, atol=1e-5)
+        seen |= {clean.digest, noised.digest}
+    assert len(seen) == 3  # one picture twice, noised in two ways
+
+
+def test_pai_contrast_sends_the_text_alone(server, tools):
+    (request,) = asked(server, tools, PAI_ENTRY)
+    (branch,) = request.branches
+    assert branch.images == ()
+    features = {p for i in request.images for p in range(i.start, i.start + i.length)}
+    left = [token for at, token in enumerate(request.tokens) if at not in features]
+    assert list(branch.tokens) == left
+    assert len(left) == len(request.tokens) - 8
+
+
+def test_every_copy_has_its_branches(server, tools):
+    requests = asked(server, tools, VCD_ENTRY, n=3)
+    assert len({request.branches for request in requests}) == 1
+    assert len({request.sampling.seed for request in requests}) == 3
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(server, tools):
+    messages = tools.image_messages(tools.picture)
+    body = {"messages": messages, "interventions": [PAI_ENTRY]}
+    whole = server.chat(**body).json()["choices"][0]["message"]["content"]
+    events = server.events(**body)
+    pieces = [e["choices"][0]["delta"].get("content", "") for e in events[:-1] if e["choices"]]
+    assert "".join(pieces) == whole
+
+
+def test_the_default_length_leaves_room_for_all(make_server, tools):
+    info = with_fields(tools.info, cache_tokens=512)
+    server = make_server(tools.engine(info))
+    messages = tools.image_messages(tools.picture)
+    server.chat(messages=messages)
+    server.chat(messages=messages, interventions=[VCD_ENTRY])
+    plain, contrasted = server.engine.requests
+    assert plain.sampling.max_tokens == 512 - len(plain.tokens)
+    length = len(plain.tokens)
+    most = contrasted.sampling.max_tokens
+    assert most == 512 // 2 - length  # four pages each
+    assert why_group_refused(contrasted, info) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "fields", "says"),
+    [
+        ({"max_num_seqs": 1}, {}, "2 sequences at once"),
+        ({"cache_tokens": 512}, {"max_tokens": 400}, "tokens of cache"),
+        ({"cache_tokens": 64}, {}, "tokens of cache"),
+    ],
+)
+def test_what_the_server_cannot_hold_is_refused(make_server, tools, limits, fields, says):
+    server = make_server(tools.engine(with_fields(tools.info, **limits)))
+    messages = tools.image_messages(tools.picture, text="?")
+    response = server.chat(messages=messages, interventions=[VCD_ENTRY], **fields)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("request_too_large", "interventions")
+    assert says in error["message"]
+    assert not server.engine.requests
+    assert server.chat(messages=messages, max_tokens=5).status_code == 200
+
+
+@pytest.mark.parametrize("entry", [VCD_ENTRY, PAI_ENTRY])
+def test_no_image(server, entry):
+    response = server.chat(interventions=[entry])
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "intervention_requires_image"
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", '"1"', "1e400"])
+def test_bad_strengths(server, tools, value):
+    messages = tools.image_messages(tools.picture)
+    body = json.dumps(tools.chat_body(messages=messages, interventions=["entry"]))
+    body = body.replace('"entry"', f'{{"method": "vcd", "alpha": {value}}}')
+    headers = {"content-type": "application/json"}
+    response = server.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert not server.engine.requests
+    assert server.chat().status_code == 200
+
+
+# What follows needs no server: branches of plans.
+
+FACTS = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32)
+
+
+def prompt(*spans, length=12):
+    pixels = np.zeros((3, 4, 4), np.float32)
+    images = tuple(PreparedImage(f"{a}", a, b - a, pixels, None) for a, b in spans)
+    return RenderedPrompt(tuple(range(length)), "", (), images)
+
+
+def plan_of(methods, *spans, length=12):
+    return compile_plan(methods, Context(FACTS, Prompt(length, spans)))
+
+
+def test_an_edited_branch_runs_the_requests_edits():
+    spans = ((2, 5), (7, 9))
+    plan = plan_of([PAI(rows="prompt+generated"), VCD(edit_branch=True)], *spans)
+    (branch,) = branches_of(plan, prompt(*spans))
+    assert branch.plan == replace(plan, contrast=None)
+    plan = plan_of([VCD(edit_branch=True)], *spans)
+    (branch,) = branches_of(plan, prompt(*spans))
+    assert branch.plan is None
+
+
+def test_same_images():
+    rule = ContrastRule(2, 1, 0, branch=Branch("same"))
+    plan = replace(plan_of([PAI()], (2, 5)), contrast=rule)
+    (branch,) = branches_of(plan, prompt((2, 5)))
+    assert (branch.tokens, branch.plan) == (tuple(range(12)), None)
+    assert [image.digest for image in branch.images] == ["2"]
+
+
+@pytest.mark.parametrize("images", ["deleted", "hidden"])
+def test_a_branch_that_measures(images):
+    rule = MeasuredGains((1,), 1.5, (), images=images)
+    plan = replace(plan_of([PAI(), PAIContrast()], (2, 5)), measured=rule)
+    contrasted, measured = branches_of(plan, prompt((2, 5)))
+    assert (contrasted.measures, measured.measures) == (False, True)
+    assert measured.plan is not None
+    assert not measured.plan.rules
+    if images == "deleted":
+        assert measured.tokens == (0, 1, *range(5, 12))
+        assert (measured.images, measured.plan.prompt_length) == ((), 9)
+    else:
+        assert measured.tokens == tuple(range(12))
+        assert (measured.plan.base_tags() == NEVER_ATTEND).nonzero()[0].tolist() == [2, 3, 4]
+
+
+def test_room_for_all(tools):
+    info = with_fields(tools.info, max_model_len=500, cache_tokens=640)
+    assert room_for_all(100, (), info) == 400
+    growing, passing = BranchInput(tokens=(1,) * 90), BranchInput(tokens=(1,) * 90, measures=True)
+    # Two of eight pages are the measuring branch's, the others for the prompt and its answer.
+    tight = with_fields(info, cache_tokens=512)
+    assert room_for_all(100, (passing,), tight) == 6 * 64 - 100
+    assert room_for_all(100, (growing,), info) == 5 * 64 - 100
+    assert room_for_all(400, (growing, growing), info) == 0
+    assert room_for_all(480, (growing, growing), info) < 0

@@ -1,0 +1,158 @@
+"""``saccade calibrate`` end to end on the demo model, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from saccade_interventions.artifacts import Artifact, read_artifact
+from saccade_server.calibration.collect import collect
+from saccade_server.calibration.examples import CalibrationError, Labelled
+from saccade_server.cli import app
+from saccade_server.demo.splits import Split
+from saccade_server.evaluation.export import Questions, export_scenes
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions of which some have an absent companion and some do not."""
+    folder = tmp_path_factory.mktemp("scenes")
+    return export_scenes(folder, Split.VALIDATION, Questions.ABSENCE, 8)
+
+
+def calibrate(*arguments: Any) -> str:
+    done = CliRunner().invoke(app, ["calibrate", *map(str, arguments), "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def read(path: Path) -> Artifact:
+    return read_artifact(path.read_bytes())
+
+
+def test_vectors(prompts: Path, tmp_path: Path) -> None:
+    out, store = tmp_path / "v.safetensors", tmp_path / "store"
+    text = calibrate("vectors", prompts, "--out", out, "--layers", "2-3", "--artifacts", store)
+    made = read(out)
+    assert made.kind == "vectors"
+    assert made.tensors["layers"].tolist() == [2, 3]
+    assert made.tensors["vectors"].shape == (2, 192)
+    assert made.digest in text.replace("\n", "")
+    assert (store / f"{made.digest.removeprefix('sha256:')}.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["v.safetensors"]
+    other = tmp_path / "other.safetensors"
+    calibrate("vectors", prompts, "--out", other, "--layers", "2,3")
+    assert read(other).digest == made.digest, "the same prompts must give the same bytes"
+
+
+def test_heads_and_head_vectors_and_means(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hv.safetensors"
+    calibrate("head-vectors", prompts, "--out", out, "--top", 3)
+    made = read(out)
+    assert made.tensors["heads"].shape == (3, 2)
+    norms = np.linalg.norm(made.tensors["vectors"], axis=1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    assert made.tensors["sigma"].min() > 0
+    calibrate("head-means", prompts, "--out", out)
+    assert read(out).tensors["means"].shape == (6, 6, 32)
+    assert read(out).model == made.model
+
+
+def test_act_keeps_what_helps_and_says_when_nothing_does(prompts: Path, tmp_path: Path) -> None:
+    """Any method that takes heads can be swept; pai is here, and strong enough to matter."""
+    labels = [json.loads(line) for line in prompts.read_text().splitlines()]
+    answers = {"positive": "No.", "negative": "Yes."}
+    path = prompts.parent / "answers.jsonl"
+    lines = [json.dumps({**line, "label": answers[line["label"]]}) for line in labels]
+    path.write_text("\n".join(lines))
+    out = tmp_path / "act.safetensors"
+    options = ["--out", out, "--layers", "3", "--entry", "pai:alpha=2", "--by-probability"]
+    text = calibrate("act", path, *options, "--margin", 0)
+    made = read(out)
+    assert made.kind == "heads"
+    assert set(made.tensors["heads"][:, 0]) == {3}
+    assert f"{len(made.tensors['heads'])} of 6 heads are kept" in text
+    arguments = ["calibrate", "act", str(path), *map(str, options), "--threads", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--margin", "9"])
+    assert done.exit_code == 2
+    assert "no head helps by more than 9" in done.output
+
+
+def test_sinks(tmp_path: Path) -> None:
+    out = tmp_path / "s.safetensors"
+    text = calibrate("sinks", "--out", out)
+    assert sorted(read(out).tensors["dims"].tolist()) == [37, 121]
+    assert "37" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vectors", "none.jsonl"], "No such file"),
+        (["vectors", "{prompts}", "--layers", "6"], "there is no residual 6"),
+        (["vectors", "{prompts}", "--layers", "a-b"], "no range of layers"),
+        (["vectors", "{prompts}", "--direction", "svm"], "mean or pca"),
+        (["vectors", "{prompts}", "--positive", "maybe"], "labels are negative"),
+        (["vectors", "{prompts}", "--model", "/nothing"], "there is no such folder"),
+        (["act", "{prompts}", "--layers", "9", "--entry", "pai"], "there is no layer 9"),
+        (["act", "{prompts}", "--entry", "nope"], "unknown method"),
+        (["sinks", "--out", "/proc/none/x"], "/proc/none"),
+    ],
+)
+def test_bad_input_ends_with_2_and_says_why(
+    prompts: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    filled = [text.format(prompts=prompts) for text in arguments]
+    out = [] if "--out" in filled else ["--out", str(tmp_path / "x.safetensors")]
+    done = CliRunner().invoke(app, ["calibrate", *filled, *out])
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+EXAMPLES = [Labelled(f"p:{at}", (("user", f"{at}"),), (), "true") for at in range(5)]
+
+
+def test_collecting_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "partial"
+
+    def value(example: Labelled) -> torch.Tensor:
+        return torch.full((2, 3), float(example.turns[0][1]))
+
+    first = collect(EXAMPLES, value, path, ["a"])
+    calls: list[Labelled] = []
+    again = collect(EXAMPLES, lambda example: calls.append(example) or value(example), path, ["a"])
+    assert torch.equal(first, again)
+    assert first[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert not calls
+    with pytest.raises(CalibrationError, match="of another calibration"):
+        collect(EXAMPLES, value, path, ["b"])
+    with pytest.raises(CalibrationError, match="of another calibration"):
+        collect(EXAMPLES[:4], value, path, ["a"])
+    path.write_bytes(b"torn")
+    with pytest.raises(CalibrationError, match="delete it"):
+        collect(EXAMPLES, value, path, ["a"])
+
+
+def test_an_interrupted_collection_keeps_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade_server.calibration.collect.SECONDS_BETWEEN_SAVES", -1.0)
+    seen: list[str] = []
+
+    def value(example: Labelled) -> torch.Tensor:
+        seen.append(example.place)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return torch.zeros(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(EXAMPLES, value, tmp_path / "partial", [])
+    assert collect(EXAMPLES, value, tmp_path / "partial", []).shape == (5, 1)
+    assert seen == ["p:0", "p:1", "p:2", "p:3", "p:3", "p:4"]

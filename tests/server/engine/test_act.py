@@ -1,0 +1,325 @@
+"""ACT through the engine equals its formula written out in eager float64 attention.
+
+The oracle recomputes the whole sequence for every token. Its prompt rows see the sinks of the whole
+prompt, each generated row those of all rows up to it, exactly as the method says.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.registry import Registry
+from saccade_server.engine.core import EngineCore
+from saccade_server.models import head_sinks
+
+STEPS = 7
+FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
+HEADS = {"1": [0, 3], "2": [1, 2, 3]}
+Sites = dict[int, list[int]]
+
+
+def plan_for(core: EngineCore, prompt: Any, entries: list[dict[str, Any]]) -> Any:
+    info = core.info
+    facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)
+    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
+    context = Context(facts, Prompt(length=len(prompt.tokens), images=spans))
+    return compile_plan(Registry.discover().parse(entries), context)
+
+
+def act_rows(
+    tensor: torch.Tensor,
+    length: int,
+    beta: float = 0.4,
+    theta: float = 0.1,
+    relative: bool = False,
+    decode: str = "running",
+    least: int = 4,
+    first_found: bool = False,
+    spare_receiver: bool = False,
+) -> torch.Tensor:
+    """One head's attention [rows, keys] calibrated, number by number; prompt of ``length``."""
+    weights = tensor.numpy()
+    edited = weights.copy()
+    rows = len(weights)
+
+    def sinks(last: int, first: int, fewest: int) -> set[int]:
+        """By the means over rows ``first`` to ``last``, of keys that so many rows have seen."""
+        keys, hits = last + 1, []
+        bound = theta / keys if relative else theta
+        for k in range(keys):
+            seen = [i for i in range(max(first, k), last + 1)]
+            mean = sum(float(weights[i, k]) for i in seen) / len(seen)
+            if mean > bound and len(seen) >= fewest:
+                hits.append(k)
+        return set(hits[1:]) if first_found else set(hits) - {0}
+
+    of_prompt = sinks(length - 1, 0, 1)
+    for i in range(rows):
+        if i < length or decode == "frozen":
+            chosen = of_prompt
+        elif decode == "off":
+            chosen = set()
+        elif decode == "row":
+            chosen = sinks(i, i, 1)
+        else:
+            chosen = sinks(i, 0, least)
+        m_s = sum(float(weights[i, k]) for k in chosen if k <= i)
+        kept = {0} if spare_receiver else set()
+        m_n = sum(float(weights[i, k]) for k in range(i + 1) if k not in chosen | kept)
+        if m_s == 0 or m_n == 0:
+            continue
+        for k in range(i + 1):
+            if k in chosen:
+                edited[i, k] = beta * weights[i, k]
+            elif k not in kept:
+                edited[i, k] = weights[i, k] * (1 + (1 - beta) * m_s / m_n)
+    return torch.from_numpy(edited)
+
+
+def attention_of(prompt: Any, sites: Sites, **settings: Any) -> Callable[..., torch.Tensor]:
+    before = settings.pop("before", None)
+
+    def edit(layer: int, scores: torch.Tensor) -> torch.Tensor:
+        if before is not None:
+            scores = before(layer, scores)
+        weights = scores.softmax(-1)
+        for head in sites.get(layer, ()):
+            weights[head] = act_rows(weights[head], len(prompt.tokens), **settings)
+        return weights
+
+    return edit
+
+
+class Oracle:
+    """Greedy generation by full recomputation with ``edit(layer, scores) -> weights``."""
+
+    def __init__(self, model: Any, edit: Callable[..., torch.Tensor]) -> None:
+        self.model = model
+
+        def attention(
+            module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kw: Any
+        ) -> tuple[torch.Tensor, None]:
+            group = q.shape[1] // k.shape[1]
+            k, v = k[0].repeat_interleave(group, 0), v[0].repeat_interleave(group, 0)
+            scores = q[0] @ k.transpose(1, 2) * kw["scaling"]
+            seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+            if kw.get("sliding_window"):
+                seen = seen.triu(1 - kw["sliding_window"])
+            weights = edit(module.layer_idx, scores.masked_fill(~seen, float("-inf")))
+            return (weights @ v).transpose(0, 1)[None], None
+
+        AttentionInterface.register("act_oracle", attention)
+        text = not hasattr(model.config, "vision_config")
+        model.set_attn_implementation("act_oracle" if text else {"text_config": "act_oracle"})
+
+    @torch.no_grad()
+    def run(self, prompt: Any, steps: int = STEPS) -> list[tuple[int, float]]:
+        """(token, log-probability) of each greedy step."""
+        tokens, found = list(prompt.tokens), []
+        for _ in range(steps):
+            ids = torch.tensor([tokens])
+            inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+            if prompt.images:
+                grids = [image.grid for image in prompt.images]
+                parts = [torch.from_numpy(image.pixels).double() for image in prompt.images]
+                inputs["pixel_values"] = (
+                    torch.stack(parts) if grids[0] is None else torch.cat(parts)
+                )
+                if grids[0] is not None:
+                    inputs["image_grid_thw"] = torch.tensor(grids)
+                    inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+            logprobs = self.model(**inputs).logits[0, -1].log_softmax(-1)
+            token = int(logprobs.argmax())
+            found.append((token, float(logprobs[token])))
+            tokens.append(token)
+        return found
+
+
+def sites_of(heads: dict[str, list[int]]) -> Sites:
+    return {int(layer): chosen for layer, chosen in heads.items()}
+
+
+def entry(**options: Any) -> dict[str, Any]:
+    """Thresholds that tiny models with nearly uniform attention do reach."""
+    return {"method": "act", "heads": HEADS, "theta": 0.06, "beta": 0.2, **options}
+
+
+def own(make_request: Any, prompt: Any, name: str, plan: Any, steps: int = STEPS) -> Any:
+    """As the API makes it: no page of a plan that measures every row is shared."""
+    request = make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
+    return msgspec.structs.replace(request, private=plan is not None and plan.private)
+
+
+def check(result: Any, wanted: list[tuple[int, float]]) -> None:
+    assert result.tokens == [token for token, _ in wanted]
+    found = np.array([entry.logprob for entry in result.logprobs])
+    np.testing.assert_allclose(found, [value for _, value in wanted], atol=2e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_method(family: str, tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    core = make_core(family)
+    prompt = tiny.prompt(family, seed=1)
+    plan = plan_for(core, prompt, [entry()])
+    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    settings = {"theta": 0.06, "beta": 0.2}
+    edit = attention_of(prompt, sites_of(HEADS), **settings)
+    wanted = Oracle(tiny.build(family), edit).run(prompt)
+    check(result, wanted)
+    plain = Oracle(tiny.build(family), attention_of(prompt, {})).run(prompt)
+    difference = max(abs(a[1] - b[1]) for a, b in zip(wanted, plain, strict=True))
+    assert difference > 1e-4, "the case does not show the method"
+    moved = {(site.layer, site.head) for site in result.last.receipt.moved}
+    assert moved
+    assert moved <= {(layer, head) for layer, heads in sites_of(HEADS).items() for head in heads}
+
+
+OPTIONS = {
+    "relative": ({"mode": "relative", "alpha": 1.5}, {"relative": True, "theta": 1.5}),
+    "row": ({"decode": "row"}, {"decode": "row"}),
+    "frozen": ({"decode": "frozen"}, {"decode": "frozen"}),
+    "off": ({"decode": "off"}, {"decode": "off"}),
+    "first found": ({"spare": "first_found"}, {"first_found": True}),
+    "not initial": ({"receivers": "not_initial"}, {"spare_receiver": True}),
+    "soon": ({"least_rows": 1}, {"least": 1}),
+    "nothing kept": ({"beta": 0.0}, {"beta": 0.0}),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options(case: str, tiny: Any, core_with: Any, make_request: Any, run: Any) -> None:
+    options, settings = OPTIONS[case]
+    core = core_with("qwen3", overlap=True, padded_decode=True)
+    prompt = tiny.prompt("qwen3", seed=3, text=19)
+    plan = plan_for(core, prompt, [entry(**options)])
+    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    edit = attention_of(prompt, sites_of(HEADS), **{"theta": 0.06, "beta": 0.2, **settings})
+    check(result, Oracle(tiny.build("qwen3"), edit).run(prompt))
+
+
+def test_beside_a_score_edit_of_the_same_heads(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """PASTA's bias goes by the tags, the masses by what each head found in the biased attention."""
+    core = make_core("llama")
+    prompt = tiny.prompt("llama", seed=2, text=33)
+    pasta = {"method": "pasta", "spans": [[5, 12]], "layers": [1, 2], "alpha": 0.2}
+    plan = plan_for(
+        core, prompt, [pasta, entry(), {"method": "head_scale", "gain": 1.5, "layers": [1]}]
+    )
+
+    def biased(layer: int, scores: torch.Tensor) -> torch.Tensor:
+        keys = torch.arange(scores.shape[2])
+        outside = (keys < len(prompt.tokens)) & ~((keys >= 5) & (keys < 12))
+        return scores + outside * float(np.log(0.2)) if layer in (1, 2) else scores
+
+    calibrated = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, before=biased)
+
+    def edit(layer: int, scores: torch.Tensor) -> torch.Tensor:
+        return calibrated(layer, scores) * (1.5 if layer == 1 else 1.0)
+
+    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+
+
+def test_preemption(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    """The prompt is computed at once again, and every generated row by itself."""
+    steps, prompts = 24, [tiny.prompt("llama", seed=seed, text=50) for seed in range(3)]
+    roomy, tight = make_core("llama"), make_core("llama", cache_tokens=4 * 64)
+    requests = [
+        own(make_request, prompt, f"r{i}", plan_for(roomy, prompt, [entry()]), steps)
+        for i, prompt in enumerate(prompts)
+    ]
+    alone = {r.request_id: run(roomy, [r])[r.request_id] for r in requests}
+    together = run(tight, requests)
+    assert tight.stats().preemptions > 0
+    for name, result in together.items():
+        assert result.tokens == alone[name].tokens
+        found, wanted = (
+            [entry.logprob for entry in some.logprobs] for some in (result, alone[name])
+        )
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_neighbours(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    """Plain and edited neighbours, and two calibrated ones: all get what they get alone."""
+    core = make_core("qwen3", max_batched_tokens=64)
+    prompts = [tiny.prompt("qwen3", seed=seed, text=20 + seed) for seed in range(4)]
+    plans = [
+        plan_for(core, prompts[0], [entry()]),
+        None,
+        plan_for(core, prompts[2], [entry(heads={"0": [2], "2": [0]}, decode="row")]),
+        plan_for(core, prompts[3], [{"method": "pasta", "spans": [[3, 9]], "layers": [2]}]),
+    ]
+    requests = [
+        own(make_request, prompt, f"r{i}", plan)
+        for i, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
+    ]
+    alone = {r.request_id: run(core, [r])[r.request_id] for r in requests}
+    for name, result in run(core, requests).items():
+        assert result.tokens == alone[name].tokens
+        for one, other in zip(result.logprobs, alone[name].logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-10)
+
+
+def test_rows_run_out(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    """A request waits for a place among the few; it is never run without its edit."""
+    core = make_core("llama", max_partitions=1)
+    prompts = [tiny.prompt("llama", seed=seed, text=20) for seed in range(3)]
+    requests = [
+        own(make_request, prompt, f"r{i}", plan_for(core, prompt, [entry()]))
+        for i, prompt in enumerate(prompts)
+    ]
+    alone = {r.request_id: run(core, [r])[r.request_id].tokens for r in requests}
+    for request in requests:
+        core.submit(request)
+    running = []
+    tokens: dict[str, list[int]] = {r.request_id: [] for r in requests}
+    while core.busy:
+        for output in core.step():
+            tokens[output.request_id] += output.tokens
+        running.append(core.stats().running)
+    assert max(running) == 1
+    assert tokens == alone
+
+
+def test_a_step_that_fails_is_tried_again(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that the failed step had counted in some layers count once."""
+    core = core_with("llama")
+    prompt = tiny.prompt("llama", seed=1)
+    request = own(make_request, prompt, "r", plan_for(core, prompt, [entry()]))
+    wanted = run(core, [request])["r"]
+    real, calls = head_sinks.HeadSinkMeasure.before, []
+
+    def before(self: Any, call: Any) -> None:
+        calls.append(call.layer)
+        if len(calls) in (2, 8):  # the second layer of the prompt, and of a generated row
+            raise RuntimeError("for the test")
+        real(self, call)
+
+    monkeypatch.setattr(head_sinks.HeadSinkMeasure, "before", before)
+    result = run(core, [request])["r"]
+    assert len(calls) > 8
+    assert result.tokens == wanted.tokens
+    assert [e.logprob for e in result.logprobs] == [e.logprob for e in wanted.logprobs]
+
+
+def test_what_a_prompt_of_one_token_gets(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    core = make_core("llama")
+    prompt = replace(tiny.prompt("llama", seed=1), tokens=tiny.prompt("llama", seed=1).tokens[:1])
+    plan = plan_for(core, prompt, [entry(least_rows=1)])
+    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    edit = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, least=1)
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt))

@@ -1,0 +1,288 @@
+"""Saliency through the engine equals the policy written out over whole-sequence gradients."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.edits import StreamEdit
+from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SaliencyRule
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.request import FinishReason
+
+SITES = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2, 3))
+RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3)
+STEPS, EOS = 10, 2
+Scores = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+def plan_of(prompt: Any, rule: SaliencyRule | None = RULE, edits: Any = None) -> Plan:
+    question = max((i.start + i.length for i in prompt.images), default=0)
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), question)
+    if edits is not None:
+        edits(builder)
+    if rule is not None:
+        builder.rule(rule)
+    return builder.build()
+
+
+class Oracle:
+    """sgrs.md written out: everything is recomputed for each token, gradients by autograd."""
+
+    def __init__(self, model: Any, scores: Scores = lambda layer, z: z) -> None:
+        self.model = model
+        self.scores = scores
+        self.weights: list[torch.Tensor] = []
+        AttentionInterface.register("sgrs-oracle", self.attend)
+        text_only = not hasattr(model.config, "vision_config")
+        kind: Any = "sgrs-oracle" if text_only else {"text_config": "sgrs-oracle"}
+        model.set_attn_implementation(kind)
+
+    def attend(
+        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kw: Any
+    ) -> tuple[torch.Tensor, None]:
+        group = q.shape[1] // k.shape[1]
+        k, v = (part[0].repeat_interleave(group, 0) for part in (k, v))
+        scores = self.scores(module.layer_idx, q[0] @ k.transpose(1, 2) * kw["scaling"])
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+        if kw.get("sliding_window"):
+            seen = seen.triu(1 - kw["sliding_window"])
+        self.weights.append(scores.masked_fill(~seen, float("-inf")).softmax(-1))
+        return (self.weights[-1] @ v).transpose(0, 1)[None], None
+
+    def logits(self, prompt: Any, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens])
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if prompt.images:
+            grids = [image.grid for image in prompt.images]
+            parts = [torch.from_numpy(image.pixels).double() for image in prompt.images]
+            inputs["pixel_values"] = torch.stack(parts) if grids[0] is None else torch.cat(parts)
+            if grids[0] is not None:
+                inputs["image_grid_thw"] = torch.tensor(grids)
+                inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        self.weights.clear()
+        found: torch.Tensor = self.model(**inputs).logits[0, -1]
+        return found
+
+    def saliency(self, loss: torch.Tensor, layers: Any, start: int, end: int) -> float:
+        grads = torch.autograd.grad(loss, self.weights, retain_graph=True)
+        total = 0.0
+        for layer in layers:
+            row = (self.weights[layer].detach() * grads[layer])[:, -1].abs().mean(0)
+            total += float((row / row.norm())[start:end].mean())
+        return total / len(layers)
+
+    def run(self, prompt: Any, rule: SaliencyRule, temperature: float = 0, seed: int = 0) -> Any:
+        """Tokens, their log-probabilities, and counts of draws, rejections and fallbacks."""
+        tokens, history, found = list(prompt.tokens), [], []
+        counts = {"draws": 0, "rejections": 0, "fallbacks": 0}
+        first = len(prompt.tokens)
+        if rule.region == "after_image":
+            first = max(i.start + i.length for i in prompt.images)
+        for position in range(STEPS):
+            logprobs = self.logits(prompt, tokens).log_softmax(-1)
+            pool = logprobs.topk(rule.candidates).indices.tolist()
+            end = len(tokens) if rule.with_self else len(tokens) - 1
+            scores = {}
+            if end > first:
+                scores = {c: self.saliency(-logprobs[c], rule.layers, first, end) for c in pool}
+            least = rule.alpha * np.mean(history[-rule.window :]) if history and scores else None
+            numbers = np.random.Generator(np.random.Philox(key=seed, counter=position))
+            left, chosen = list(pool), None
+            for _ in range(min(rule.draws, len(pool))):
+                at = 0
+                if temperature:
+                    weights = (logprobs[left].detach() / temperature).softmax(-1).cumsum(-1)
+                    at = int((weights <= numbers.random()).sum())
+                counts["draws"] += 1
+                token = left.pop(at)
+                if least is None or token == EOS or scores[token] >= least:
+                    chosen = token
+                    break
+                counts["rejections"] += 1
+            if chosen is None:
+                counts["fallbacks"] += 1
+                chosen = max(pool, key=lambda c: scores[c])
+            elif scores:
+                history.append(scores[chosen])
+            found.append((chosen, float(logprobs[chosen].detach())))
+            tokens.append(chosen)
+        return found, {name: value for name, value in counts.items() if value}
+
+
+def check(result: Any, wanted: Any) -> None:
+    found, counts = wanted
+    assert result.tokens == [token for token, _ in found]
+    logprobs = [entry.logprob for entry in result.logprobs]
+    np.testing.assert_allclose(logprobs, [value for _, value in found], atol=2e-6)
+    assert {c.name: c.value for c in result.last.receipt.counters} == counts
+
+
+SAMPLING = {"greedy": {}, "sampled": {"temperature": 1.3, "seed": 5}}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llama", "greedy"),
+        ("qwen3", "sampled"),
+        ("llava", "sampled"),
+        ("qwen2_5_vl", "greedy"),
+        ("qwen3_vl", "sampled"),
+    ],
+)
+def test_tokens_and_counts(
+    family: str, kind: str, tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    prompt, sampling = tiny.prompt(family, images=1, seed=3), SAMPLING[kind]
+    request = make_request(
+        prompt, "r", plan_of(prompt), STEPS, logprobs=2, ignore_eos=True, **sampling
+    )
+    result = run(make_core(family), [request])["r"]
+    wanted = Oracle(tiny.build(family)).run(prompt, RULE, **sampling)
+    assert wanted[1].get("rejections"), "the case must reject"
+    check(result, wanted)
+    assert all(len(entry.top) == 2 for entry in result.logprobs)
+
+
+VARIANTS = {
+    "after the image": {"region": "after_image"},
+    "without itself": {"with_self": False},
+    "no more draws than candidates": {"candidates": 2, "draws": 5, "alpha": 1.2},
+    "one layer, the last": {"layers": (3,)},
+    "one layer, the first": {"layers": (0,)},
+}
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_variants(change: Any, tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    rule = replace(RULE, **change)
+    prompt = tiny.prompt("llava", images=1, seed=4)
+    request = make_request(prompt, "r", plan_of(prompt, rule), STEPS, logprobs=0, ignore_eos=True)
+    check(run(make_core("llava"), [request])["r"], Oracle(tiny.build("llava")).run(prompt, rule))
+
+
+def test_the_gradient_goes_through_edits_of_scores(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    prompt = tiny.prompt("llava", images=1, seed=3)
+    image = prompt.images[0]
+    span = (image.start, image.start + image.length)
+    rows = "last+generated"
+
+    def edits(builder: PlanBuilder) -> None:
+        builder.score(SITES, [builder.tag([span])], parse_rows(rows), absolute=0.8, bias=1.0)
+
+    def scores(layer: int, z: torch.Tensor) -> torch.Tensor:
+        if layer == 0:
+            return z
+        edited = torch.zeros(z.shape[1:], dtype=torch.bool)
+        edited[len(prompt.tokens) - 1 :, slice(*span)] = True
+        return torch.where(edited, z + 0.8 * z.abs() + 1.0, z)
+
+    request = make_request(
+        prompt, "r", plan_of(prompt, RULE, edits), STEPS, logprobs=0, ignore_eos=True
+    )
+    wanted = Oracle(tiny.build("llava"), scores).run(prompt, RULE)
+    assert wanted != Oracle(tiny.build("llava")).run(prompt, RULE)
+    check(run(make_core("llava"), [request])["r"], wanted)
+
+
+def test_the_gradient_goes_through_edits_of_the_residual(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """Entering the lowest judged layer, one above, and leaving the last."""
+    prompt = tiny.prompt("llama", seed=3)
+    direction = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+    places = (0, 1, 3, 4)
+
+    def edits(builder: PlanBuilder) -> None:
+        name = builder.vectors(direction)
+        for layer in places:
+            builder.stream(StreamEdit(layer, (Phase.GENERATED,), name, 0, scale=0.5, shift=1.0))
+
+    def edit(hidden: torch.Tensor) -> torch.Tensor:
+        v = torch.from_numpy(direction[0]).double()
+        p = hidden @ v
+        rows = torch.arange(hidden.shape[1]) >= len(prompt.tokens)
+        change = torch.where(rows, -0.5 * p + 1.0, 0.0)
+        return hidden + change[..., None] * v
+
+    model = tiny.build("llama")
+    layers = model.get_decoder().layers
+    for place in places[:-1]:
+        layers[place].register_forward_pre_hook(lambda m, args: (edit(args[0]), *args[1:]))
+    layers[-1].register_forward_hook(lambda m, args, output: edit(output))
+    request = make_request(
+        prompt, "r", plan_of(prompt, RULE, edits), STEPS, logprobs=0, ignore_eos=True
+    )
+    wanted = Oracle(model).run(prompt, RULE)
+    assert wanted != Oracle(tiny.build("llama")).run(prompt, RULE)
+    check(run(make_core("llama"), [request])["r"], wanted)
+
+
+def test_without_rejections_it_is_plain_sampling_from_the_likeliest(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """What the published code does, see sgrs.md section 5."""
+    prompt = tiny.prompt("llama", seed=3)
+    sampling = {"temperature": 1.0, "seed": 9, "ignore_eos": True}
+    rule = replace(RULE, alpha=1e-9)
+    requests = [
+        make_request(prompt, "sgrs", plan_of(prompt, rule), 30, **sampling),
+        make_request(prompt, "plain", None, 30, top_k=5, **sampling),
+    ]
+    results = run(make_core("llama"), requests)
+    assert results["sgrs"].tokens == results["plain"].tokens
+    counts = {c.name: c.value for c in results["sgrs"].last.receipt.counters}
+    assert counts == {"draws": 30}
+
+
+@pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING)
+def test_candidates_come_from_what_the_request_draws_from(
+    sampling: Any, tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """A filter that leaves one token leaves one candidate; a ban keeps a token out of the pool."""
+    prompt = tiny.prompt("llama", seed=3)
+    plan = plan_of(prompt, replace(RULE, alpha=10.0))
+    core = make_core("llama")
+
+    def tokens(chosen: Any, **more: Any) -> list[int]:
+        settings = {"ignore_eos": True, **sampling, **more}
+        return run(core, [make_request(prompt, "r", chosen, 12, **settings)])["r"].tokens
+
+    free = tokens(plan)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert tokens(plan, **narrow) == tokens(None, **narrow) != free
+    banned = tokens(plan, logit_bias=dict.fromkeys(free, -100.0))
+    assert not set(banned) & set(free)
+
+
+def test_an_answer_can_end(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    """A token that was rejected is accepted where it ends the answer, or stands for no text."""
+    prompt = tiny.prompt("llama", seed=3)
+    rule = replace(RULE, alpha=10.0)
+    core = make_core("llama")
+
+    def answer(rule: SaliencyRule, **settings: Any) -> Any:
+        settings = {"logprobs": 1, "ignore_eos": True, **settings}
+        return run(core, [make_request(prompt, "r", plan_of(prompt, rule), 12, **settings)])["r"]
+
+    free = answer(rule)
+    likeliest = [entry.top[0][0] for entry in free.logprobs]
+    pairs = zip(likeliest, free.tokens, strict=True)
+    at = next(i for i, (top, _) in enumerate(pairs) if top not in free.tokens[: i + 1])
+    rejected = likeliest[at]
+    ended = answer(rule, stop_token_ids=(rejected,))
+    assert ended.tokens == [*free.tokens[:at], rejected]
+    assert ended.last.finish_reason is FinishReason.STOP
+    special = answer(replace(rule, exempt=(rejected,)))
+    assert special.tokens[: at + 1] == ended.tokens

@@ -1,0 +1,189 @@
+"""Rejecting sequences among others: batches, overlap, padded steps, compiled layers, kernels."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SaliencyRule
+from saccade_kernels import ops, reference
+from saccade_kernels.controls import ControlShape
+from saccade_kernels.gpu import decode, saliency
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import FinishReason
+from saccade_server.models.compile import compilations, compile_decoder, warm
+from saccade_server.models.family import serve
+
+RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3)
+
+
+def plan_of(prompt: Any, rule: SaliencyRule = RULE) -> Plan:
+    question = max((i.start + i.length for i in prompt.images), default=0)
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), question)
+    builder.rule(rule)
+    return builder.build()
+
+
+def workload(tiny: Any, make_request: Any) -> list[Any]:
+    """Requests that reject, greedy and sampled, with different rules, beside plain ones."""
+    made = []
+    for index, text in enumerate((60, 40)):
+        prompt = tiny.prompt("llava", images=index % 2, seed=index, text=text)
+        for number in range(3):
+            sampling = {"temperature": 0.9, "seed": index} if number % 2 else {}
+            rule = (RULE, replace(RULE, candidates=3, layers=(2, 3)), None)[number]
+            chosen = None if rule is None else plan_of(prompt, rule)
+            name = f"{index}-{number}"
+            made.append(make_request(prompt, name, chosen, 14, ignore_eos=True, **sampling))
+    return made
+
+
+FAST = {"overlap": True, "padded_decode": True}
+LIMITS: dict[str, dict[str, int]] = {
+    "roomy": {},
+    "roomy, as on a GPU": FAST,
+    "chunked": {"max_batched_tokens": 20},
+    "tight, as on a GPU": {"cache_tokens": 64 * 4, **FAST},
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_each_gets_in_a_batch_what_it_gets_alone(
+    limits: dict[str, int], tiny: Any, core_with: Any, make_request: Any, run: Any
+) -> None:
+    """Also when sequences are preempted: the history stays, and no row is judged twice."""
+    requests = workload(tiny, make_request)
+
+    def told(result: Any) -> Any:
+        receipt = result.last.receipt
+        return result.tokens, None if receipt is None else (receipt.counters, receipt.rows)
+
+    quiet = core_with("llava", prefix_caching=False)
+    wanted = {r.request_id: told(run(quiet, [r])[r.request_id]) for r in requests}
+    core = core_with("llava", **limits)
+    for _ in range(2):  # the second time prefixes are cached
+        found = run(core, requests)
+        assert {name: told(result) for name, result in found.items()} == wanted
+    assert ("cache_tokens" in limits) == (core.stats().preemptions > 0)
+    assert core.stats().cache_usage == 0
+
+
+def test_only_it_waits_for_its_tokens(
+    tiny: Any, core_with: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with("llama", overlap=True)
+    batches: list[list[str]] = []
+    launch = core._runner.launch
+
+    def note(chunks: Any) -> Any:
+        batches.append(sorted(chunk.sequence.request.request_id for chunk in chunks))
+        return launch(chunks)
+
+    monkeypatch.setattr(core._runner, "launch", note)
+    prompt = tiny.prompt("llama")
+    core.submit(make_request(prompt, "free", None, 6, ignore_eos=True))
+    core.submit(make_request(prompt, "held", plan_of(prompt), 3, ignore_eos=True))
+    while core.busy:
+        core.step()
+    both, free = ["free", "held"], ["free"]
+    assert batches == [both, free, both, free, both, free]
+
+
+def test_neighbours_keep_the_padded_path(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sequence that rejects does not take a batch off the captured graphs."""
+    core = core_with("llama", padded_decode=True)
+    ordinary: list[int] = []
+    compute = core._runner._compute
+
+    def note(chunks: Any, positions: Any) -> Any:
+        ordinary.append(sum(chunk.length for chunk in chunks))
+        return compute(chunks, positions)
+
+    monkeypatch.setattr(core._runner, "_compute", note)
+    prompt = tiny.prompt("llama")
+    requests = [make_request(prompt, n, p, 8) for n, p in (("a", None), ("b", plan_of(prompt)))]
+    run(core, requests)
+    assert len(ordinary) == 1, "only the prompts"
+
+
+def test_logits_that_are_not_finite_fail_only_their_own(
+    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tiny.prompt("llama")
+    requests = [
+        make_request(prompt, name, plan_of(prompt), 8, ignore_eos=True) for name in ("good", "bad")
+    ]
+    core = make_core("llama")
+    wanted = run(core, requests)["good"].tokens
+    logits, count = core._runner.model.logits, iter(range(1000))
+
+    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+        found = logits(hidden)
+        if len(hidden) in (2, 16) and next(count) == 4:
+            found = found.clone()
+            found[1] = float("nan")
+        return found
+
+    monkeypatch.setattr(core._runner.model, "logits", poisoned)
+    found = run(core, requests)
+    assert found["good"].tokens == wanted
+    assert found["bad"].last.finish_reason is FinishReason.ERROR
+
+
+def test_compiled_layers_are_run_as_they_were(
+    tiny: Any,
+    core_with: Any,
+    make_request: Any,
+    run: Any,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Compiled code is made for steps without gradient; nothing is compiled while serving."""
+    request.addfinalizer(torch._dynamo.reset)
+    torch._dynamo.reset()
+    prompt = tiny.prompt("llama", seed=3)
+    asked = [make_request(prompt, "r", plan_of(prompt), 6, ignore_eos=True)]
+    wanted = run(core_with("llama"), asked)["r"].tokens
+    model = serve(tiny.build("llama"))
+    with torch._dynamo.config.patch(nested_graph_breaks=False, specialize_float=False):
+        compile_decoder(model, lambda graph, inputs: graph.forward)
+        warm(model)
+        core = EngineCore(model, EngineConfig(model="llama", cache_tokens=8192, max_num_seqs=4))
+        made = compilations(model)
+        assert run(core, asked)["r"].tokens == wanted
+    assert compilations(model) == made
+    assert not [r for r in caplog.records if r.name == "saccade_server.models.compile"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
+def test_the_kernels_give_the_same(
+    tiny: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode and saliency in Triton, interpreted, under autograd and behind a padded step."""
+
+    def answer(**mode: bool) -> Any:
+        config = EngineConfig(model="qwen3", max_num_seqs=2, cache_tokens=512, **mode)
+        core = EngineCore(serve(tiny.build("qwen3", dtype=torch.float32)), config)
+        prompt = tiny.prompt("qwen3", seed=3, text=20)
+        plan = plan_of(prompt, replace(RULE, candidates=3, alpha=10.0))
+        return run(core, [make_request(prompt, "r", plan, 3, ignore_eos=True)])["r"]
+
+    wanted = answer()
+    backend = SimpleNamespace(
+        store=reference.store,
+        decode=decode.decode,
+        prefill=reference.prefill,
+        saliency=saliency.saliency,
+    )
+    monkeypatch.setattr(ops, "_backend", lambda query: backend)
+    found = answer(padded_decode=True)
+    assert found.tokens == wanted.tokens
+    assert found.last.receipt == wanted.last.receipt
+    assert any(c.name == "rejections" for c in found.last.receipt.counters)

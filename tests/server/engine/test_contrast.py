@@ -1,0 +1,257 @@
+"""VCD, PAI's contrast and DoLa in the engine, against their formulas on transformers' own logits.
+
+Each answer is repeated by the test: for every token two (or, for DoLa, one) full forward passes of
+transformers in float64, the formula, and the draw.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_interventions.methods.dola import DoLa
+from saccade_interventions.methods.pai import PAI
+from saccade_interventions.methods.pai_contrast import PAIContrast
+from saccade_interventions.methods.vcd import VCD
+from saccade_server.engine.contrast import contrast
+from saccade_server.engine.early import divergence
+
+IMAGE_FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
+
+
+def outputs(model: Any, tokens: list[int], images: Any) -> Any:
+    """One full forward pass of transformers, hidden states included."""
+    ids = torch.tensor([tokens])
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if images:
+        if images[0].grid is None:
+            pixels = np.stack([image.pixels for image in images])
+            inputs["pixel_values"] = torch.from_numpy(pixels).to(model.dtype)
+        else:
+            parts = [torch.from_numpy(image.pixels) for image in images]
+            inputs["pixel_values"] = torch.cat(parts).to(model.dtype)
+            inputs["image_grid_thw"] = torch.tensor([image.grid for image in images])
+            inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    return model(**inputs, use_cache=False, output_hidden_states=True)
+
+
+def noisy(prompt: Any, step: int, seed: int) -> Any:
+    """The images as VCD wants them, by the paper's formula; see the seeds in api/branches.py."""
+    beta = torch.sigmoid(torch.linspace(-6, 6, 1000, dtype=torch.float64)) * (0.005 - 1e-5) + 1e-5
+    abar = (1 - beta).cumprod(0)[step].item()
+    images = []
+    for index, image in enumerate(prompt.images):
+        rng = np.random.default_rng((seed, index))
+        if image.grid is None:
+            noise = rng.standard_normal(image.pixels.shape, np.float32)
+        else:
+            patches = len(image.pixels)
+            noise = rng.standard_normal((patches, 3, 1, 64), np.float32)
+            noise = np.repeat(noise, 2, axis=2).reshape(patches, -1)
+        mixed = abar**0.5 * image.pixels + (1 - abar) ** 0.5 * noise
+        images.append(replace(image, pixels=mixed.astype(np.float32)))
+    return tuple(images)
+
+
+def formula(own: torch.Tensor, other: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+    """(1 + a) l - a l' on raw logits, and the plausibility cut on l, as VCD's code has it."""
+    mixed = (1 + alpha) * own - alpha * other
+    return mixed.masked_fill(own < own.max() + np.log(beta), -torch.inf)
+
+
+def choose(d: torch.Tensor, temperature: float, seed: int, position: int) -> int:
+    """The engine's draw, by inverse CDF in the order of the vocabulary."""
+    if temperature == 0:
+        return int(d.argmax())
+    u = np.random.Generator(np.random.Philox(key=seed, counter=position)).random()
+    mass = torch.softmax(d / temperature, -1).cumsum(0)
+    return int((mass <= u * mass[-1]).sum())
+
+
+def decode(scores: Callable[[list[int]], torch.Tensor], count: int, t: float = 0, seed: int = 0):
+    """Tokens drawn from ``scores(answer so far)``, and the distributions they came from."""
+    answer: list[int] = []
+    said: list[torch.Tensor] = []
+    for position in range(count):
+        with torch.inference_mode():
+            d = scores(answer)
+        said.append(d.log_softmax(-1))
+        answer.append(choose(d, t, seed, position))
+    return answer, said
+
+
+def agrees(result: Any, answer: list[int], said: list[torch.Tensor]) -> None:
+    assert result.last.error is None
+    assert result.tokens == answer
+    for entry, log_probs in zip(result.logprobs, said, strict=True):
+        assert entry.logprob == pytest.approx(log_probs[entry.token].item(), abs=2e-5)
+        likeliest = log_probs.topk(len(entry.top)).values
+        found = torch.tensor([value for _, value in entry.top], dtype=torch.float64)
+        torch.testing.assert_close(found, likeliest, rtol=0, atol=2e-5)
+
+
+SAMPLINGS = [{}, {"temperature": 0.8, "seed": 5}]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_vcd(
+    family: str, sampling: Any, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
+) -> None:
+    model, prompt = tiny_model(family), tiny.prompt(family, images=2, seed=3)
+    noised = noisy(prompt, 600, 7)
+
+    def scores(answer: list[int]) -> torch.Tensor:
+        tokens = [*prompt.tokens, *answer]
+        own = outputs(model, tokens, prompt.images).logits[0, -1]
+        return formula(own, outputs(model, tokens, noised).logits[0, -1], 1.5, 0.02)
+
+    method = VCD(alpha=1.5, beta=0.02, noise_step=600, noise_seed=7)
+    request = ask(prompt, [method], logprobs=2, **sampling)
+    result = run(make_core(family), [request])["r"]
+    agrees(result, *decode(scores, 8, sampling.get("temperature", 0), 5))
+    plain = run(make_core(family), [ask(prompt, [], **sampling)])["r"]
+    assert plain.tokens != result.tokens
+    (counter,) = result.last.receipt.counters
+    assert (counter.source, counter.name, counter.value) == (0, "contrasted", 8)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_pai_contrast(
+    family: str, sampling: Any, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
+) -> None:
+    model, prompt = tiny_model(family), tiny.prompt(family, images=2, seed=3)
+    features = {p for i in prompt.images for p in range(i.start, i.start + i.length)}
+    text = [token for p, token in enumerate(prompt.tokens) if p not in features]
+    assert tiny.IMAGE_TOKEN not in text
+
+    def scores(answer: list[int]) -> torch.Tensor:
+        own = outputs(model, [*prompt.tokens, *answer], prompt.images).logits[0, -1]
+        other = outputs(model, [*text, *answer], ()).logits[0, -1]
+        s, u = own.log_softmax(-1), other.log_softmax(-1)
+        return (2.5 * (s - u) + u).masked_fill(s < s.max() + np.log(0.05), -torch.inf)
+
+    request = ask(prompt, [PAIContrast(gamma=2.5, cutoff=0.05)], logprobs=2, **sampling)
+    result = run(make_core(family), [request])["r"]
+    agrees(result, *decode(scores, 8, sampling.get("temperature", 0), 5))
+
+
+@pytest.mark.parametrize("kind", ["dola", "jsd"])
+@pytest.mark.parametrize(
+    ("layers", "norm"), [([0, 1, 2, 3], False), ([1, 3], True), ([2], False), ("low", True)]
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_dola(
+    family: str,
+    layers: Any,
+    norm: bool,
+    kind: str,
+    tiny: Any,
+    tiny_model: Any,
+    make_core: Any,
+    ask: Any,
+    run: Any,
+) -> None:
+    model, prompt = tiny_model(family), tiny.prompt(family, seed=3)
+    chosen: list[int] = []
+
+    def scores(answer: list[int]) -> torch.Tensor:
+        out = outputs(model, [*prompt.tokens, *answer], ())
+        final = out.logits[0, -1].log_softmax(-1)
+        early = {}
+        for layer in [0] if layers == "low" else layers:
+            hidden = out.hidden_states[layer][0, -1]
+            hidden = model.model.norm(hidden) if norm else hidden
+            early[layer] = model.lm_head(hidden).log_softmax(-1)
+        best = max(early, key=lambda layer: gap(final, early[layer], kind))
+        chosen.append(best)
+        return (final - early[best]).masked_fill(final < final.max() + np.log(0.1), -torch.inf)
+
+    method = DoLa(layers=layers, early_norm=norm, divergence=kind)
+    sampling = {"temperature": 0.8, "seed": 5} if norm else {}
+    result = run(make_core(family), [ask(prompt, [method], logprobs=2, **sampling)])["r"]
+    agrees(result, *decode(scores, 8, sampling.get("temperature", 0), 5))
+    assert len(layers) < 4 or layers == "low" or len(set(chosen)) > 1
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_dola_beside_images(
+    family: str, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
+) -> None:
+    """Layer 1 of Qwen3-VL is where the first image features were added below."""
+    model, prompt = tiny_model(family), tiny.prompt(family, seed=3)
+    norm = model.model.language_model.norm
+
+    def scores(answer: list[int]) -> torch.Tensor:
+        out = outputs(model, [*prompt.tokens, *answer], prompt.images)
+        final = out.logits[0, -1].log_softmax(-1)
+        early = [model.lm_head(norm(out.hidden_states[j][0, -1])).log_softmax(-1) for j in (1, 3)]
+        first, second = (gap(final, log_q, "dola") for log_q in early)
+        d = final - early[second > first]
+        return d.masked_fill(final < final.max() + np.log(0.1), -torch.inf)
+
+    method = DoLa(layers=[1, 3], early_norm=True)
+    result = run(make_core(family), [ask(prompt, [method], logprobs=2)])["r"]
+    agrees(result, *decode(scores, 8))
+
+
+def gap(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> float:
+    p, q = log_p.exp(), log_q.exp()
+    m = (p + q) / 2
+    if kind == "jsd":
+        return float(((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2)
+    kl = torch.nn.functional.kl_div
+    first = kl(log_p, m, reduction="none").mean()
+    return float(0.5 * (first + kl(log_q, m, reduction="none").mean()))
+
+
+def test_worked_examples() -> None:
+    """Of methods/baselines.md: VCD, PAI and DoLa on four tokens."""
+    clean = torch.tensor([[2, 1.5, 0, -3]], dtype=torch.float64).log_softmax(-1)
+    noised = torch.tensor([[1, 1.8, 0.2, -3]], dtype=torch.float64).log_softmax(-1)
+    cut = torch.tensor([[0.1]], dtype=torch.float64).log()
+
+    def one(value: float) -> torch.Tensor:
+        return torch.tensor([[value]], dtype=torch.float64)
+
+    d = contrast(clean, noised, one(2), one(1), cut)
+    expected = torch.tensor([[0.829145, 0.137057, 0.033798, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(d.softmax(-1), expected, rtol=0, atol=1e-6)
+    d = contrast(clean, noised, one(1.1), one(0.1), cut)
+    expected = torch.tensor([[-0.484051, -1.114051, -2.604051, -torch.inf]], dtype=torch.float64)
+    torch.testing.assert_close(d, expected, rtol=0, atol=1e-6)
+    mature = torch.tensor([[3.0, 2, 0, -1]], dtype=torch.float64).log_softmax(-1)
+    first = torch.tensor([[1, 2, 0.5, -1]], dtype=torch.float64).log_softmax(-1)
+    second = torch.tensor([[2.5, 2, 0, -1]], dtype=torch.float64).log_softmax(-1)
+    for kind, far, near in (("dola", 0.032547, 0.001796), ("jsd", 0.118568 / 4, 0.007139 / 4)):
+        assert divergence(mature, first, kind).item() == pytest.approx(far, abs=1e-6)
+        assert divergence(mature, second, kind).item() == pytest.approx(near, abs=1e-6)
+    d = contrast(mature, first, one(1), one(1), cut)
+    kept = torch.tensor([1.133333, -0.866667], dtype=torch.float64)
+    torch.testing.assert_close(d[0, :2], kept, rtol=0, atol=1e-6)
+    assert (d[0, 2:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_clean_sequence_is_edited_and_the_branch_if_asked(
+    edited: bool, tiny: Any, make_core: Any, ask: Any, run: Any
+) -> None:
+    """Against the engine's own distributions under PAI, for the clean and the noised images."""
+    prompt = tiny.prompt("llava", seed=6)
+    pai, method = PAI(alpha=1.5), VCD(alpha=1.0, beta=0.01, edit_branch=edited)
+    noised = replace(prompt, images=noisy(prompt, 500, 0))
+
+    def distribution(seen: Any, methods: Any) -> torch.Tensor:
+        asked = ask(seen, methods, max_tokens=1, logprobs=97)
+        (entry,) = run(make_core("llava"), [asked])["r"].logprobs
+        return torch.tensor([value for _, value in sorted(entry.top)], dtype=torch.float64)
+
+    own, other = distribution(prompt, [pai]), distribution(noised, [pai] if edited else [])
+    wanted = formula(own, other, 1.0, 0.01).log_softmax(-1)
+    found = distribution(prompt, [pai, method])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+    assert found.isinf().any()

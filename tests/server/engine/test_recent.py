@@ -1,0 +1,142 @@
+"""Windows of recent keys: what is written before a step, and that nothing of it stays behind."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, TagTable
+from saccade_server.engine.recent import RecentTags, window
+from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+
+SHAPE = ControlShape(3, 2, 4)
+PROMPT = 10
+SINK, NEAR, NEAR_SINK = 1, 2, 3
+
+
+def plan(width: int = 3, start: int = PROMPT, with_self: bool = False) -> Plan:
+    """Keys of class 0 may be sinks of class 1; recent ones are 2 and 3 instead."""
+    builder = PlanBuilder(SHAPE, PROMPT, 4)
+    classes = [builder.new_class() for _ in range(3)]
+    builder.score(((1, (0,)),), classes, parse_rows("generated"), bias=1.0)
+    builder.sinks(SinkRule(0.5, (1,), (1,), ((0, SINK),)))
+    builder.rule(RecentRule(width, start, ((0, NEAR), (SINK, NEAR_SINK)), with_self))
+    return builder.build()
+
+
+def sequence(row: int, chosen: Plan | None) -> Sequence:
+    sampling = SamplingParams(max_tokens=50)
+    request = GenerateRequest(
+        request_id="r", tokens=tuple(range(PROMPT)), plan=chosen, sampling=sampling
+    )
+    made = Sequence(request)
+    made.tag_row = row
+    return made
+
+
+def at(made: Sequence, start: int, length: int = 1) -> Chunk:
+    return Chunk(made, start, length, True, 0)
+
+
+@pytest.fixture
+def table() -> TagTable:
+    return TagTable.allocate(4, SHAPE, 32)
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "with_self", "row", "wanted"),
+    [
+        (10, 3, False, 10, (10, 10)),  # the first generated row has nobody before it
+        (10, 3, False, 11, (10, 11)),
+        (10, 3, False, 15, (12, 15)),
+        (10, 3, True, 10, (10, 11)),
+        (10, 3, True, 15, (12, 16)),
+        (6, 3, False, 10, (7, 10)),
+        (6, 30, False, 12, (6, 12)),
+        (6, 3, False, 9, (0, 0)),  # a row of the prompt
+    ],
+)
+def test_windows(
+    start: int, width: int, with_self: bool, row: int, wanted: tuple[int, int]
+) -> None:
+    rule = plan(width, start, with_self).recent
+    assert rule is not None
+    found = window(at(sequence(1, plan()), row), rule)
+    assert range(*found) == range(*wanted)
+
+
+def test_the_window_moves_and_each_layer_gets_its_own_classes_back(table: TagTable) -> None:
+    """Position 8 is a sink in layer 1, 9 is hidden; neighbours and their rows stay as they are."""
+    recent = RecentTags(table, torch.device("cpu"))
+    table.tags[1, 1, 8] = SINK
+    table.tags[1, :, 9] = NEVER_ATTEND
+    before = table.tags.clone()
+    made = sequence(1, plan(width=3, start=6))
+    for row in (10, 11, 12, 13, 14):
+        recent.settle([at(made, row)])
+        wanted = before.clone()
+        for key in range(max(6, row - 3), row):
+            if key != 9:
+                wanted[1, :, key] = NEAR
+                wanted[1, 1, key] = NEAR_SINK if key == 8 else NEAR
+        assert torch.equal(table.tags, wanted), row
+    recent.settle([at(made, 0, 10)])  # recomputed from the start
+    assert torch.equal(table.tags, before)
+    recent.settle([at(made, 14)])  # and found again behind cached pages
+    assert table.tags[1, 0].nonzero().flatten().tolist() == [9, 11, 12, 13]
+
+
+def test_a_step_back_and_a_repeated_step(table: TagTable) -> None:
+    recent = RecentTags(table, torch.device("cpu"))
+    made = sequence(2, plan())
+    for row in (16, 16, 12, 13):
+        recent.settle([at(made, row)])
+        near = list(range(max(10, row - 3), row))
+        assert table.tags[2, 2].nonzero().flatten().tolist() == near
+
+
+def test_one_write_for_all_sequences_of_a_step(
+    table: TagTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = RecentTags(table, torch.device("cpu"))
+    writes: list[Any] = []
+    write = recent._write
+
+    def note(*arguments: Any) -> None:
+        writes.append(arguments)
+        write(*arguments)
+
+    monkeypatch.setattr(recent, "_write", note)
+    plain = sequence(0, None)
+    members = [sequence(1, plan()), sequence(2, plan(5)), sequence(3, plan(2, 6))]
+    recent.settle([at(plain, 12), *(at(m, 14) for m in members)])
+    assert len(writes) == 1
+    recent.settle([at(plain, 12)])
+    assert len(writes) == 1, "steps of others write nothing"
+    tagged = [table.tags[row, 0].nonzero().flatten().tolist() for row in range(4)]
+    assert tagged == [[], [11, 12, 13], [10, 11, 12, 13], [12, 13]]
+
+
+def test_whoever_gets_the_row_next_starts_anew(table: TagTable) -> None:
+    recent = RecentTags(table, torch.device("cpu"))
+    first, second = sequence(1, plan()), sequence(1, plan())
+    recent.settle([at(first, 15)])
+    recent.forget(first)
+    table.tags[1] = 0  # as opening a row does
+    recent.settle([at(second, 11)])
+    assert table.tags[1, 0].nonzero().flatten().tolist() == [10]
+
+
+def test_chunks_of_such_a_sequence_end_with_the_prompt() -> None:
+    made, plain = sequence(1, plan()), sequence(0, None)
+    for computed, wanted, most in ((0, 30, 10), (4, 3, 3), (8, 30, 2), (10, 30, 1), (15, 1, 1)):
+        made.computed = plain.computed = computed
+        assert made.most(wanted) == most
+        assert plain.most(wanted) == wanted
+    assert made.most(0) == 0

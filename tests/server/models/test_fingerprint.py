@@ -1,0 +1,43 @@
+from typing import Any
+
+import pytest
+import torch
+
+from saccade_server.models.family import serve
+from saccade_server.models.fingerprint import fingerprint
+
+
+def of(model: Any) -> str:
+    return fingerprint(serve(model))
+
+
+def test_every_model_has_its_own(tiny: Any) -> None:
+    found = {of(tiny.build(family, seed)) for family in tiny.FAMILIES for seed in (0, 1)}
+    assert len(found) == 2 * len(tiny.FAMILIES)
+    assert all(name.startswith("sha256:") and len(name) == 71 for name in found)
+
+
+def test_the_dtype_served_does_not_matter(tiny: Any) -> None:
+    checkpoint = tiny.build("qwen3", dtype=torch.float32)
+    wanted = of(checkpoint)
+    assert of(tiny.build("qwen3", dtype=torch.float32)) == wanted
+    assert of(checkpoint.to(torch.bfloat16)) == wanted
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
+def test_a_little_training_changes_it(tiny: Any, family: str) -> None:
+    model = tiny.build(family)
+    before = of(model)
+    weights = dict(model.named_parameters())
+    name = next(name for name in weights if name.endswith("layers.3.mlp.down_proj.weight"))
+    with torch.no_grad():
+        weights[name].mul_(1.01)
+    assert of(model) != before
+
+
+def test_names_and_order_do_not_matter(tiny: Any) -> None:
+    """Artifacts outlive the names that a library gives to modules."""
+    model = serve(tiny.build("llama"))
+    wanted = fingerprint(model)
+    model.model = torch.nn.ParameterList(reversed(list(model.model.parameters())))
+    assert fingerprint(model) == wanted

@@ -1,0 +1,176 @@
+"""The saliency of one cached row equals that of the whole sequence's gradient, in float64."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from saccade_server.models.exits import ExitProbe
+from saccade_server.models.family import serve
+from saccade_server.models.gradient import Rows, carry_up, judge, share
+from saccade_server.models.scratch import ScratchCache
+
+FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+LAYERS = (1, 2)
+CANDIDATES = [[11, 40, 3], [11, 60, 95]]
+GENERATED = ((30, 31, 32, 33), (50, 51))
+GOLDEN = Path(__file__).parents[2] / "interventions" / "golden" / "sgrs_saliency_arrays.npz"
+
+
+def literal_share(saliency: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """sgrs.md, section 2, of one row [heads, keys]."""
+    row = saliency.mean(0)
+    return (row / row.norm())[start:end].mean()
+
+
+class Eager:
+    """Dense attention in the dtype of the model; transformers' own takes its softmax in float32."""
+
+    def __init__(self, model: Any) -> None:
+        self.weights: list[torch.Tensor] = []
+        AttentionInterface.register("keeps-weights", self.attend)
+        text_only = not hasattr(model.config, "vision_config")
+        kind: Any = "keeps-weights" if text_only else {"text_config": "keeps-weights"}
+        model.set_attn_implementation(kind)
+
+    def attend(
+        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kw: Any
+    ) -> tuple[torch.Tensor, None]:
+        group = q.shape[1] // k.shape[1]
+        k, v = (part[0].repeat_interleave(group, 0) for part in (k, v))
+        scores = q[0] @ k.transpose(1, 2) * kw["scaling"]
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+        if kw.get("sliding_window"):
+            seen = seen.triu(1 - kw["sliding_window"])
+        self.weights.append(scores.masked_fill(~seen, float("-inf")).softmax(-1))
+        return (self.weights[-1] @ v).transpose(0, 1)[None], None
+
+
+def by_autograd(model: Any, prompt: Any, generated: tuple[int, ...], tokens: list[int]) -> Any:
+    """|A dL/dA| of the last row, [layer][candidate] of [heads, keys], by plain autograd."""
+    ids = torch.tensor([[*prompt.tokens, *generated]])
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if prompt.images:
+        pixels = [torch.from_numpy(image.pixels).double() for image in prompt.images]
+        grids = [image.grid for image in prompt.images]
+        inputs["pixel_values"] = torch.stack(pixels) if grids[0] is None else torch.cat(pixels)
+        if grids[0] is not None:
+            inputs["image_grid_thw"] = torch.tensor(grids)
+            inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    eager = Eager(model)
+    logprobs = model(**inputs, use_cache=False).logits[0, -1].log_softmax(-1)
+    found = []
+    for token in tokens:
+        grads = torch.autograd.grad(-logprobs[token], eager.weights, retain_graph=True)
+        pairs = zip(eager.weights, grads, strict=True)
+        found.append([(a * g).abs()[:, -1].detach() for a, g in pairs])
+    return [[found[c][layer] for c in range(len(tokens))] for layer in range(len(eager.weights))]
+
+
+class Served:
+    """A served model with some sequences in a cache, up to their last but one token."""
+
+    def __init__(self, model: Any, prompts: list[Any]) -> None:
+        self.model = serve(model)
+        self.cache = ScratchCache(self.model, len(prompts), 128)
+        self.places = []
+        for index, (prompt, generated) in enumerate(zip(prompts, GENERATED, strict=False)):
+            tokens = [*prompt.tokens, *generated]
+            embeddings = self.model.embed(torch.tensor(tokens)).clone()
+            place = self.model.positions(prompt.tokens, prompt.spans)
+            behind = torch.arange(len(prompt.tokens), len(tokens)) + place.delta
+            positions = torch.cat([place.table, behind.expand(self.model.axes, -1)], dim=1)
+            visual = torch.zeros(len(tokens), dtype=torch.bool)
+            pixels = [(image.pixels, image.grid) for image in prompt.images]
+            features = self.model.encode_images(pixels) if pixels else []
+            for image, item in zip(prompt.images, features, strict=True):
+                rows = slice(image.start, image.start + image.length)
+                embeddings[rows], visual[rows] = item.features, True
+            levels = [torch.cat(level) for level in zip(*(f.deepstack for f in features))]  # noqa: B905
+            step = self.cache.step([(index, len(tokens) - 1)])
+            arguments = (visual[:-1], levels) if levels else ()
+            self.model.forward(embeddings[:-1], positions[:, :-1], step, *arguments)
+            self.places.append((embeddings[-1:], positions[:, -1:]))
+
+    def last_step(self, prompts: list[Any]) -> tuple[torch.Tensor, torch.Tensor, Rows]:
+        """Compute the last tokens together: embeddings, residuals entering LAYERS[0], rows."""
+        embeddings = torch.cat([e for e, _ in self.places])
+        positions = torch.cat([p for _, p in self.places], dim=1)
+        probe = ExitProbe(frozenset({LAYERS[0]}), torch.arange(len(prompts)))
+        step = self.cache.step([(i, 1) for i in range(len(prompts))], (probe,))
+        self.model.forward(embeddings, positions, step)
+        start = torch.tensor([len(prompt.tokens) for prompt in prompts])
+        end = step.batch.context_lens.long()
+        return embeddings, probe.seen[LAYERS[0]], Rows(step, positions, start, end)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_row_equals_the_gradient_through_the_whole_sequence(
+    family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
+) -> None:
+    """Two sequences at once, with grouped heads, windows, q/k norms and three position axes."""
+    model = tiny_model(family)
+    prompts = [tiny_prompt(family, images=2, seed=1), tiny_prompt(family, images=1, seed=2)]
+    wanted = [
+        by_autograd(copy.deepcopy(model), prompt, generated, tokens)
+        for prompt, generated, tokens in zip(prompts, GENERATED, CANDIDATES, strict=True)
+    ]
+    with torch.inference_mode():
+        served = Served(model, prompts)
+        embeddings, residual, rows = served.last_step(prompts)
+        before = [cache.clone() for cache in rows.step.key_caches]
+        lifted = carry_up(served.model, embeddings, rows, LAYERS[0])
+        torch.testing.assert_close(lifted, residual, rtol=0, atol=1e-12)
+        found = judge(served.model, residual, rows, LAYERS, torch.tensor(CANDIDATES))
+    assert found.evidence.all()
+    for index, sequence in enumerate(wanted):
+        start, end = int(rows.start[index]), int(rows.end[index])
+        for place in range(len(CANDIDATES[index])):
+            parts = [literal_share(sequence[layer][place], start, end) for layer in LAYERS]
+            # The spec's own comparison came to 4e-16.
+            assert abs(found.saliency[index, place] - sum(parts) / len(parts)) < 1e-12
+    assert len(set(found.saliency.flatten().tolist())) == found.saliency.numel()
+    for cache, old in zip(rows.step.key_caches, before, strict=True):
+        assert torch.equal(cache, old), "nothing may be written"
+
+
+def test_the_worked_example() -> None:
+    """sgrs.md, section 8."""
+    weights = torch.tensor(
+        [[0.30, 0.20, 0.10, 0.15, 0.10, 0.15], [0.10, 0.10, 0.20, 0.20, 0.30, 0.10]]
+    ).double()
+    grads = torch.tensor(
+        [
+            [[0.5, -0.2, 0.1, -0.4, 0.3, 0.2], [-0.1, 0.3, -0.2, 0.6, -0.5, 0.1]],
+            [[-0.9, 0.8, 0.7, 0.1, -0.1, 0.1], [0.6, -0.5, 0.4, 0.05, 0.1, -0.1]],
+        ]
+    ).double()
+    saliency = (weights * grads).abs()[None]
+    for end, wanted in ((6, [0.42290765313, 0.07103701401]), (5, [0.57092533173, 0.07695676518])):
+        found, known = share(saliency, torch.tensor([3]), torch.tensor([end]))
+        np.testing.assert_allclose(found[0], wanted, atol=1e-11)
+        assert known.all()
+
+
+def test_the_official_reduction() -> None:
+    """The published scoring routine on a stand-in whose row has a gradient."""
+    arrays = np.load(GOLDEN)
+    hyper = json.loads(GOLDEN.with_suffix(".json").read_text())["hyper"]
+    row = hyper["query_row"]
+    weights = torch.from_numpy(arrays["attn"])[None, :, :, row]
+    saliency = (weights * torch.from_numpy(arrays["grad"])[:, :, :, row]).abs()
+    keys = torch.tensor([9]), torch.tensor([15])
+    parts = [share(saliency[None, :, layer], *keys)[0] for layer in hyper["layers_in_arrays"]]
+    np.testing.assert_allclose(torch.stack(parts).mean(0)[0], arrays["saliency"], atol=1e-12)
+
+
+def test_a_row_without_gradient_is_no_evidence() -> None:
+    found, known = share(torch.zeros(1, 2, 3, 5), torch.tensor([0]), torch.tensor([5]))
+    assert not known.any()
+    assert not found.any()

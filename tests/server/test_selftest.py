@@ -1,0 +1,205 @@
+"""The self-test at start: what it lets through on the demo model, and what it catches."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import pytest
+from msgspec.structs import replace as replaced
+
+from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
+from saccade_interventions.registry import Registry
+from saccade_server.config import engine_config
+from saccade_server.engine.load import load_core
+from saccade_server.engine.local import LocalEngine
+from saccade_server.engine.request import TokenLogprobs
+from saccade_server.models.prompt import PromptProcessor
+from saccade_server.selftest import Trial, find_faults, largest_change
+
+EVERYWHERE = (Phase.LAST, Phase.GENERATED)
+
+
+class Made(Intervention):
+    """A method whose whole prompt is one class; ``bias`` moves it against what is generated."""
+
+    title: ClassVar[str] = "made up"
+    summary: ClassVar[str] = "made up"
+    paper: ClassVar[str] = "none"
+    level: ClassVar[Level] = "attention_score"
+    strength: float = 1.0
+
+    @classmethod
+    def probe(cls, model: ModelFacts) -> Probe:
+        return Probe({"method": cls.method_id()})
+
+    def compile(self, context: Context) -> Plan:
+        plan = context.plan()
+        half = plan.tag([(0, context.prompt.length // 2)])
+        heads = tuple(range(context.model.heads))
+        sites = tuple((layer, heads) for layer in range(context.model.layers))
+        plan.score(sites, [half], EVERYWHERE, bias=self.bias())
+        return self.finish(plan.build(), context)
+
+    def bias(self) -> float:
+        return -5 * self.strength
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        return plan
+
+
+class Good(Made):
+    method: Literal["good"] = "good"
+    neutral: ClassVar[dict[str, Any] | None] = {"strength": 0}
+
+
+class Idle(Made):
+    method: Literal["idle"] = "idle"
+
+    def bias(self) -> float:
+        return 0.0
+
+
+class Feeble(Made):
+    method: Literal["feeble"] = "feeble"
+
+    def bias(self) -> float:
+        return 1e-9
+
+
+class NotNeutral(Made):
+    method: Literal["not_neutral"] = "not_neutral"
+    neutral: ClassVar[dict[str, Any] | None] = {"strength": 0.5}
+
+
+class NearlyNeutral(Made):
+    method: Literal["nearly_neutral"] = "nearly_neutral"
+    neutral: ClassVar[dict[str, Any] | None] = {"strength": 1e-6}
+
+
+class NeverRejects(Made):
+    method: Literal["never_rejects"] = "never_rejects"
+    level: ClassVar[Level] = "sampling"
+
+    def bias(self) -> float:
+        return 1e-9
+
+
+class Refuses(Made):
+    method: Literal["refuses"] = "refuses"
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        raise InterventionError(Code.INVALID_PARAMS, "not on a Friday")
+
+
+class Homeless(Made):
+    method: Literal["homeless"] = "homeless"
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        context.artifact("sha256:" + "0" * 64, "heads")
+        return plan
+
+
+class Foreign(Made):
+    method: Literal["foreign"] = "foreign"
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        return replace(plan, layers=plan.layers + 1)
+
+
+class NotForThis(Made):
+    method: Literal["not_for_this"] = "not_for_this"
+
+    @classmethod
+    def unsupported(cls, model: ModelFacts) -> str | None:
+        return "never"
+
+
+CAUGHT = {
+    Idle: "its probe changes nothing",
+    Feeble: "did not change the model's log-probabilities",
+    NotNeutral: "not bit-identical",
+    NearlyNeutral: "not bit-identical",
+    NeverRejects: "rejected no candidate",
+    Refuses: "not on a Friday",
+    Homeless: "no artifact",
+    Foreign: "engine failed",
+}
+
+
+@pytest.fixture(scope="module")
+def core() -> Any:
+    return load_core(engine_config(device="cpu", cache_tokens=8192, max_num_seqs=4))
+
+
+def tried(core: Any, registry: Registry, **info: Any) -> dict[str, str]:
+    """The faults that the demo model's engine shows; ``info`` is what it claims of itself."""
+
+    async def main() -> dict[str, str]:
+        engine = LocalEngine(core)
+        try:
+            if info:
+                engine._info = replaced(engine.info, **info)
+            prompts = PromptProcessor.load(engine_config(device="cpu").model)
+            return await find_faults(engine, prompts, registry)
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def test_every_method_passes_on_the_demo_model(core: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "saccade.selftest"):
+        assert tried(core, Registry.discover()) == {}
+    assert "methods passed" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_what_does_not_show_is_caught_and_logged(
+    core: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = tried(core, Registry([Good, NotForThis, *CAUGHT]))
+    assert faults.keys() == {kind.method_id() for kind in CAUGHT}
+    for kind, words in CAUGHT.items():
+        assert words in faults[kind.method_id()]
+        assert f"{kind.method_id()} is not offered" in caplog.text
+
+
+def test_without_room_for_the_prompt_nothing_is_offered(core: Any) -> None:
+    faults = tried(core, Registry([Good, NotForThis]), max_model_len=40)
+    assert faults.keys() == {"good"}
+    assert "longer than the server allows" in faults["good"]
+
+
+@pytest.mark.parametrize("name", sorted(Registry.discover().methods))
+def test_each_method_says_how_it_is_tested(name: str) -> None:
+    """A strength without which a method does nothing exists for all but a few."""
+    kind = Registry.discover().methods[name]
+    assert "probe" in vars(kind), "the example may be too weak to show on any model"
+    if kind.neutral is None:
+        assert name in WITHOUT_NEUTRAL
+    else:
+        assert kind.neutral.keys() <= kind.model_fields.keys()
+
+
+WITHOUT_NEUTRAL = {"head_ablation"}
+
+
+def trial(*places: tuple[int, dict[int, float]]) -> Trial:
+    logprobs = tuple(TokenLogprobs(t, top[t], tuple(top.items())) for t, top in places)
+    return Trial(tuple(entry.token for entry in logprobs), logprobs, None)
+
+
+def test_changes_count_up_to_the_first_other_token() -> None:
+    plain = trial((1, {1: -0.1, 2: -2.0}), (3, {3: -0.5, 4: -1.0}), (5, {5: -0.1}))
+    assert largest_change(plain, plain) == 0
+    later = trial((1, {1: -0.1, 2: -2.0}), (4, {4: -0.4, 3: -0.75}), (5, {5: -9.0}))
+    assert largest_change(plain, later) == pytest.approx(0.6)
+    other = trial((7, {7: -0.1}))
+    assert largest_change(plain, other) == float("inf")
+    excluded = trial((1, {1: -0.1, 2: -float("inf")}))
+    assert largest_change(plain, excluded) == float("inf")
+    assert largest_change(excluded, excluded) == 0
