@@ -7,8 +7,15 @@ with Saccade() as client:
 
 __version__ = "0.1.0"
 
+from saccade_client.artifacts import Artifact, ArtifactFacts, artifact_id
 from saccade_client.async_client import AsyncSaccade
-from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.catalog import (
+    InterventionDetail,
+    InterventionInfo,
+    Model,
+    Profile,
+    Validation,
+)
 from saccade_client.client import Saccade
 from saccade_client.errors import (
     APIError,
@@ -41,6 +48,8 @@ from saccade_client.types import (
 __all__ = [
     "APIError",
     "AppliedIntervention",
+    "Artifact",
+    "ArtifactFacts",
     "AsyncSaccade",
     "AsyncStream",
     "Authentication",
@@ -58,6 +67,7 @@ __all__ = [
     "InvalidInput",
     "Model",
     "NotFound",
+    "Profile",
     "RateLimited",
     "Saccade",
     "SaccadeError",
@@ -69,5 +79,6 @@ __all__ = [
     "TooLarge",
     "Usage",
     "Validation",
+    "artifact_id",
     "image_part",
 ]

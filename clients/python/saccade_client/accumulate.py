@@ -15,6 +15,9 @@ ChunkT = TypeVar("ChunkT", bound=ChatChunk | CompletionChunk)
 FinalT = TypeVar("FinalT", bound=ChatCompletion | Completion)
 
 
+HEAD = ("id", "created", "model", "system_fingerprint", "intervention_profile", "usage")
+
+
 @dataclass(frozen=True)
 class StreamKind(Generic[ChunkT, FinalT]):
     """How to parse a stream; `content` wraps a choice's text as the whole answer has it."""
@@ -57,7 +60,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
         self._answers: dict[int, Answer] = {}
 
     def add(self, chunk: ChunkT) -> None:
-        for name in ("id", "created", "model", "system_fingerprint", "usage"):
+        for name in HEAD:
             if value := getattr(chunk, name):
                 self._head[name] = value
         if chunk.interventions_applied is not None:

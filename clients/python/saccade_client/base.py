@@ -18,6 +18,7 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx2.Timeout = httpx2.Timeout(600.0, connect=5.0)
 PROBE_TIMEOUT = httpx2.Timeout(5.0)
 API_KEY_VARIABLE = "SACCADE_API_KEY"
+ADMIN_KEY_VARIABLE = "SACCADE_ADMIN_KEY"
 
 
 class BaseClient:
@@ -30,6 +31,7 @@ class BaseClient:
         timeout: float | httpx2.Timeout,
         max_retries: int,
         jitter: Callable[[], float] = random.random,
+        admin_key: str | None = None,
     ) -> None:
         self._base_url = checked_base_url(base_url)
         self._timeout = httpx2.Timeout(timeout)
@@ -41,6 +43,8 @@ class BaseClient:
         }
         if key := os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key:
             self._headers["Authorization"] = f"Bearer {checked_key(key)}"
+        admin = os.environ.get(ADMIN_KEY_VARIABLE, "") if admin_key is None else admin_key
+        self._admin = {"Authorization": f"Bearer {checked_key(admin)}"} if admin else {}
 
     def __repr__(self) -> str:
         key = "set" if "Authorization" in self._headers else "none"
@@ -63,6 +67,10 @@ class BaseClient:
             headers["Accept"] = "text/event-stream"
         if call.body is not None:
             headers["Content-Type"] = "application/json"
+        if call.data is not None:
+            headers["Content-Type"] = "application/octet-stream"
+        if call.admin:
+            headers |= self._admin
         return http.build_request(
             call.method,
             self._base_url + call.path,

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import httpx2
 from pydantic import ValidationError
 
-from saccade_client import catalog, options
+from saccade_client import artifacts, catalog, options
+from saccade_client.artifacts import ArtifactSource
 from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, decoded
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions, plain
@@ -27,12 +28,17 @@ TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence
 
 @dataclass(frozen=True)
 class Call(Generic[ReplyT]):
-    """One request. A `body` without a model is completed by the client before it is sent."""
+    """One request. A `body` without a model is completed by the client before it is sent.
+
+    `data` is a body that is not JSON. `admin`: it needs the admin key.
+    """
 
     method: str
     path: str
     answer: type[ReplyT]
     body: dict[str, Any] | None = None
+    data: bytes | None = None
+    admin: bool = False
 
     @property
     def lacks_model(self) -> bool:
@@ -47,9 +53,9 @@ class Call(Generic[ReplyT]):
         return replace(self, body=options.merged(own, self.body))
 
     def content(self) -> bytes | None:
-        """Return the JSON body as UTF-8. Raises InvalidInput for NaN and what JSON lacks."""
+        """Return the bytes of the body. Raises InvalidInput for NaN and what JSON lacks."""
         if self.body is None:
-            return None
+            return self.data
         try:
             text = json.dumps(self.body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             return text.encode("utf-8")
@@ -89,12 +95,16 @@ def complete(prompt: TextPrompt, given: Mapping[str, Any]) -> Call[Completion]:
 
 
 def validate(
-    interventions: Interventions, prompt: Prompt | None, images: Images | None, model: str | None
+    interventions: Interventions | None,
+    prompt: Prompt | None,
+    images: Images | None,
+    model: str | None,
+    profile: str | None,
 ) -> Call[catalog.Validation]:
     if prompt is None and images is not None:
         raise InvalidInput("images need a prompt to go into")
     own = {} if prompt is None else {"messages": chat_messages(prompt, images)}
-    given = {"interventions": interventions, "model": model}
+    given = {"interventions": interventions, "model": model, "profile": profile}
     body = options.request_body(own, given, options.Options)
     return Call("POST", "/v1/interventions/validate", catalog.Validation, body)
 
@@ -112,6 +122,32 @@ def get_intervention(method: str) -> Call[catalog.InterventionDetail]:
         raise InvalidInput("the method's name is empty")
     path = f"/v1/interventions/{quote(method, safe='')}"
     return Call("GET", path, catalog.InterventionDetail)
+
+
+def list_profiles() -> Call[catalog.ProfileList]:
+    return Call("GET", "/v1/profiles", catalog.ProfileList)
+
+
+def list_artifacts() -> Call[artifacts.ArtifactList]:
+    return Call("GET", "/v1/artifacts", artifacts.ArtifactList)
+
+
+def put_artifact(source: ArtifactSource) -> Call[artifacts.Artifact]:
+    data = artifacts.content(source)
+    path = f"/v1/artifacts/{artifacts.digest(data)}"
+    return Call("PUT", path, artifacts.Artifact, data=data, admin=True)
+
+
+def get_artifact(name: str, method: str = "GET") -> Call[Reply]:
+    return Call(method, f"/v1/artifacts/{artifacts.checked(name)}", Reply)
+
+
+def artifact_bytes(name: str, response: httpx2.Response) -> bytes:
+    """Return the bytes that came, if they are the artifact's."""
+    data = response.content
+    if artifacts.digest(data) != artifacts.checked(name):
+        raise unreadable(response, "these are not the bytes that the artifact is named for")
+    return data
 
 
 def probe(path: str) -> Call[Reply]:

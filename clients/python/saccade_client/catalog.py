@@ -34,6 +34,7 @@ class InterventionInfo(Reply):
     level: str = ""
     paper: str | None = None
     needs_image: bool = False
+    needs_artifact: bool = False
     supported: bool = True
     reason: str | None = None
 
@@ -51,6 +52,22 @@ class InterventionList(Reply):
     """The answer of /v1/interventions."""
 
     data: list[InterventionInfo]
+
+
+class Profile(Wire):
+    """An operator's bundle of interventions; `model` is its alias among the models."""
+
+    id: str
+    description: str = ""
+    model: str = ""
+    interventions: list[dict[str, Any]] = Field(default_factory=list)
+    fingerprint: str | None = None
+
+
+class ProfileList(Reply):
+    """The answer of /v1/profiles."""
+
+    data: list[Profile]
 
 
 class ValidatedIntervention(Wire):
@@ -72,5 +89,6 @@ class Validation(Reply):
     valid: bool = True
     checked: list[str] = Field(default_factory=list)
     prompt_tokens: int | None = None
+    profile: str | None = None
     fingerprint: str | None = None
     interventions: list[ValidatedIntervention] = Field(default_factory=list)

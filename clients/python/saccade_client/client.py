@@ -13,6 +13,7 @@ import httpx2
 
 from saccade_client import calls
 from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
+from saccade_client.artifacts import Artifact, ArtifactFacts, ArtifactSource
 from saccade_client.base import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT,
@@ -24,7 +25,14 @@ from saccade_client.base import (
     is_up,
 )
 from saccade_client.calls import Call, TextPrompt
-from saccade_client.catalog import InterventionDetail, InterventionInfo, Model, Validation
+from saccade_client.catalog import (
+    InterventionDetail,
+    InterventionInfo,
+    Model,
+    Profile,
+    Validation,
+)
+from saccade_client.errors import NotFound
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
@@ -36,8 +44,9 @@ from saccade_client.types import ChatCompletion, Completion, ReplyT
 class Saccade(BaseClient):
     """A connection pool to one server; share it between threads, close it by `with`.
 
-    `timeout` is in seconds. `api_key` defaults to the variable SACCADE_API_KEY. An `http_client` of
-    your own (proxies, certificates) stays yours to close. `sleep` and `jitter` serve tests.
+    `timeout` is in seconds. `api_key` defaults to the variable SACCADE_API_KEY, `admin_key`, which
+    uploads need, to SACCADE_ADMIN_KEY. An `http_client` of your own (proxies, certificates) stays
+    yours to close. `sleep` and `jitter` serve tests.
     """
 
     def __init__(
@@ -51,8 +60,9 @@ class Saccade(BaseClient):
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        admin_key: str | None = None,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries, jitter)
+        super().__init__(base_url, api_key, timeout, max_retries, jitter, admin_key)
         check_one_transport(http_client, transport)
         self._http = http_client or httpx2.Client(transport=transport)
         self._owns_http = http_client is None
@@ -93,17 +103,19 @@ class Saccade(BaseClient):
 
     def validate(
         self,
-        interventions: Interventions,
+        interventions: Interventions | None = None,
         prompt: Prompt | None = None,
         *,
         images: Images | None = None,
         model: str | None = None,
+        profile: str | None = None,
     ) -> Validation:
         """Dry run: the entries as the server reads them, or the error a real request would get.
 
-        Without a prompt only what needs none is checked.
+        Without a prompt only what needs none is checked. Without interventions those of the profile
+        are.
         """
-        return self._run(calls.validate(interventions, prompt, images, model))
+        return self._run(calls.validate(interventions, prompt, images, model, profile))
 
     def models(self) -> list[Model]:
         return self._run(calls.list_models()).data
@@ -115,6 +127,30 @@ class Saccade(BaseClient):
     def intervention(self, method: str) -> InterventionDetail:
         """Describe one method: JSON Schema of its parameters, defaults, bounds, paper."""
         return self._run(calls.get_intervention(method))
+
+    def profiles(self) -> list[Profile]:
+        """List the operator's bundles of interventions."""
+        return self._run(calls.list_profiles()).data
+
+    def artifacts(self) -> list[ArtifactFacts]:
+        """List the artifacts that interventions may name."""
+        return self._run(calls.list_artifacts()).data
+
+    def put_artifact(self, source: ArtifactSource) -> Artifact:
+        """Upload a file, or bytes; its `id` is what interventions name. Needs the admin key."""
+        return self._run(calls.put_artifact(source))
+
+    def get_artifact(self, artifact: str) -> bytes:
+        """Return an artifact's bytes, checked against its name. Raises NotFound."""
+        return calls.artifact_bytes(artifact, self._send(calls.get_artifact(artifact)))
+
+    def has_artifact(self, artifact: str) -> bool:
+        """Whether the server has an artifact, without fetching it."""
+        try:
+            self._send(calls.get_artifact(artifact, "HEAD"))
+        except NotFound:
+            return False
+        return True
 
     def ready(self) -> bool:
         """Whether the server takes requests now; False too where nothing answers. Never retries."""

@@ -1,7 +1,8 @@
 """The options of a request, written down once for all methods of both clients.
 
-Every option but `images` and `extra` is a field of the request body of the same name; one left out
-takes the server's default. Names are checked, because a misspelt one would be lost in silence.
+Every option but `images`, `extra` and `profile` is a field of the request body of the same name;
+one left out takes the server's default. Names are checked, because a misspelt one would be lost in
+silence.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from saccade_client.images import Images
 from saccade_client.interventions import Interventions, entries, plain
 
 NOT_IN_THE_BODY = ("images", "extra")
+FIELDS = {"profile": "intervention_profile"}
+"""Options whose field is called otherwise."""
 
 
 class Options(TypedDict, total=False):
     """Options of every kind of generation.
 
     model                  default: the first that the server lists, asked once and remembered
-    interventions          in order; [] or left out means none
+    interventions          in order; [] means none; left out: those of the profile, if there is one
+    profile                an operator's bundle of interventions, by name
     extra                  body fields this client has no name for
     max_tokens             most tokens to generate
     temperature            0 for greedy decoding
@@ -35,6 +39,7 @@ class Options(TypedDict, total=False):
 
     model: str | None
     interventions: Interventions | None
+    profile: str | None
     extra: Mapping[str, Any] | None
     max_tokens: int | None
     temperature: float | None
@@ -83,7 +88,8 @@ def request_body(
     body = dict(own)
     for name, value in given.items():
         if value is not None and name not in NOT_IN_THE_BODY:
-            body[name] = entries(value) if name == "interventions" else plain(value, name)
+            field = FIELDS.get(name, name)
+            body[field] = entries(value) if name == "interventions" else plain(value, name)
     return merged(body, given.get("extra"))
 
 

@@ -71,8 +71,9 @@ class Edits(Wire):
 class AppliedIntervention(Wire):
     """One line of the receipt: what the server really did for entry `index` of the request.
 
-    `layers` are layer indices, `heads` counts (layer, query head) pairs. `status` is one of
-    applied      attention moved, or rows went through its score or head edit
+    `layers` are layer indices, `heads` counts (layer, query head) pairs, `counters` say what a
+    method that follows a rule did, `measured` what it found out. `status` is one of
+    applied      attention moved, rows went through its edits, or its rule did something
     no_effect    it ran, or found no row to run on, and nothing changed
     cached       nothing changed here, but some of its rows are shared with an earlier request
     neutral      its strength makes it the identity, so there was nothing to run
@@ -87,6 +88,8 @@ class AppliedIntervention(Wire):
     heads: int = 0
     rows: Rows = Rows()
     edits: Edits = Edits()
+    counters: dict[str, int] = {}
+    measured: dict[str, Any] | None = None
     status: str
 
 
@@ -173,12 +176,16 @@ class ChatChunkChoice(Wire):
 
 
 class Generation(Reply):
-    """What whole answers and chunks of a stream have in common."""
+    """What whole answers and chunks of a stream have in common.
+
+    `intervention_profile` is the profile that the interventions came from, if they did.
+    """
 
     id: str = ""
     created: int = 0
     model: str = ""
     system_fingerprint: str | None = None
+    intervention_profile: str | None = None
     usage: Usage | None = None
 
 

@@ -104,6 +104,7 @@ def events(*payloads: Any) -> bytes:
 @pytest.fixture(params=["sync", "async"])
 def harness(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Harness:
     monkeypatch.delenv("SACCADE_API_KEY", raising=False)
+    monkeypatch.delenv("SACCADE_ADMIN_KEY", raising=False)
     return Harness(request.param)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import saccade_client as sdk
+from saccade_interventions.artifacts import write_artifact
 
 HARNESS = Path(__file__).parents[2] / "server" / "api" / "conftest.py"
 PIXELS = np.zeros((8, 8, 3), np.uint8)
@@ -23,9 +24,14 @@ def running():
     spec = importlib.util.spec_from_file_location("saccade_server_harness", HARNESS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    settings = module.ApiSettings(served_model_name="tiny", api_keys=("k",))
-    server = module.Server(module.FakeEngine(), module.BytePrompts(), settings)
-    server.start()
+    entries = [{"method": "pasta", "spans": [[0, 2]], "layers": [1]}]
+    server = module.start_server(
+        profiles={"mine": {"description": "Ours.", "interventions": entries}},
+        served_model_name="tiny",
+        api_keys=("k",),
+        admin_keys=("root",),
+        max_body_bytes=32 * 2**20,
+    )
     yield server
     server.stop()
 
@@ -97,8 +103,56 @@ def test_every_option_is_one_the_server_knows(client, running):
     assert client.chat("Hi", stop=["lo"]).text == "Hel"
 
 
+def test_profiles(client):
+    (profile,) = client.profiles()
+    assert (profile.id, profile.description, profile.model) == ("mine", "Ours.", "tiny+mine")
+    assert profile.interventions[0]["method"] == "pasta"
+    by_name = client.chat("Hi", profile="mine")
+    by_model = client.chat("Hi", model="tiny+mine")
+    for reply in (by_name, by_model):
+        assert reply.intervention_profile == "mine"
+        assert [entry.method for entry in reply.interventions_applied] == ["pasta"]
+    with client.stream_chat("Hi", profile="mine") as stream:
+        list(stream)
+    assert stream.final.intervention_profile == "mine"
+    assert client.chat("Hi", profile="mine", interventions=[]).interventions_applied == []
+    assert client.validate(profile="mine").profile == "mine"
+    with pytest.raises(sdk.NotFound) as caught:
+        client.chat("Hi", profile="other")
+    assert caught.value.code == "profile_not_found"
+
+
+def test_artifacts(running, client, tmp_path):
+    heads = {"heads": np.array([[0, 1]], np.int32)}
+    fingerprint = running.engine.info.fingerprint
+    data = write_artifact("heads", fingerprint, heads, notes="ours")
+    path = tmp_path / "heads.safetensors"
+    path.write_bytes(data)
+    name = sdk.artifact_id(path)
+    assert not client.has_artifact(name)
+    with pytest.raises(sdk.Authentication) as refused:
+        client.put_artifact(path)
+    assert refused.value.code == "admin_key_required"
+    with sdk.Saccade(running.url, "k", admin_key="root") as admin:
+        made = admin.put_artifact(path)
+        assert (made.id, made.kind, made.notes, made.bytes) == (name, "heads", "ours", len(data))
+        assert admin.put_artifact(data).id == made.id
+        with pytest.raises(sdk.BadRequest) as invalid:
+            admin.put_artifact(b"junk")
+        assert invalid.value.code == "artifact_invalid"
+        foreign = write_artifact("heads", "sha256:" + "cd" * 32, heads)
+        with pytest.raises(sdk.BadRequest) as mismatch:
+            admin.put_artifact(foreign)
+        assert mismatch.value.code == "artifact_mismatch"
+    assert client.has_artifact(name)
+    assert client.get_artifact(name) == data
+    assert [item.id for item in client.artifacts()] == [name]
+    with pytest.raises(sdk.NotFound):
+        client.get_artifact(sdk.artifact_id(foreign))
+
+
 def test_discovery_and_dry_run(client):
-    assert [model.id for model in client.models()] == ["tiny"]
+    assert [model.id for model in client.models()] == ["tiny", "tiny+mine"]
     listed = {info.id: info for info in client.interventions()}
     assert listed["pai"].supported
     assert listed["pai"].paper

@@ -1,0 +1,1 @@
+"""Parts of methods.py: what methods do to answers, and what they cost."""

@@ -1,0 +1,69 @@
+"""Artifacts: files that calibration made for one model, known by the SHA-256 of their bytes.
+
+made = client.put_artifact("heads.safetensors")
+client.chat("What?", images=image, interventions=Intervention("act", artifact=made.id))
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+from saccade_client.errors import InvalidInput
+from saccade_client.types import Reply, Wire
+
+ArtifactSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
+
+PREFIX = "sha256:"
+HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class ArtifactFacts(Wire):
+    """What the server knows of an artifact; `id` is how an intervention names it.
+
+    `fits` says whether it was made for the model that is served.
+    """
+
+    id: str
+    kind: str = ""
+    bytes: int = 0
+    notes: str = ""
+    fits: bool = True
+
+
+class Artifact(Reply, ArtifactFacts):
+    """The answer to an upload."""
+
+
+class ArtifactList(Reply):
+    """The answer of /v1/artifacts."""
+
+    data: list[ArtifactFacts]
+
+
+def artifact_id(source: ArtifactSource) -> str:
+    """Return the name of an artifact, without asking a server. Raises InvalidInput."""
+    return PREFIX + digest(content(source))
+
+
+def content(source: ArtifactSource) -> bytes:
+    """Return the bytes of a file, or those given. Raises InvalidInput if it cannot be read."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    try:
+        return Path(source).read_bytes()
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidInput(f"the artifact {source!r} cannot be read: {error}") from error
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def checked(name: str) -> str:
+    """Return the digits of an artifact's name, given with or without its prefix."""
+    digits = name.removeprefix(PREFIX) if isinstance(name, str) else ""
+    if not HEX.fullmatch(digits):
+        raise InvalidInput(f"an artifact is named sha256: and 64 hexadecimal digits, not {name!r}")
+    return digits
