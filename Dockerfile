@@ -34,15 +34,16 @@ RUN case "$DEVICE" in \
     && apt-get install --yes --no-install-recommends ca-certificates python3 $compiler \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /srv/saccade /srv/saccade
-# Any UID will do as long as its group is 0: clusters that choose the UID choose it so. Models and
-# compiled kernels live on one volume, so a restart neither downloads nor compiles again; everything
-# else may be mounted read-only, given a /tmp.
+# Any UID will do as long as its group is 0: clusters that choose the UID choose it so. Models,
+# compiled kernels and uploaded artifacts live on one volume, so a restart neither downloads nor
+# compiles again, and loses nothing; everything else may be mounted read-only, given a /tmp.
 RUN useradd --uid 2000 --gid 0 --no-create-home --home-dir /cache saccade \
     && mkdir /cache && chown 2000:0 /cache && chmod 2775 /cache
 ENV PATH=/srv/saccade/bin:$PATH \
     HOME=/cache \
     HF_HOME=/cache/huggingface \
     TRITON_CACHE_DIR=/cache/triton \
+    SACCADE_ARTIFACTS=/cache/artifacts \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1

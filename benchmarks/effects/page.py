@@ -33,7 +33,7 @@ measurable, in which direction, and at what price; it is no ranking of papers.
   its companion is. Accuracy, precision, recall, F1 and share of yes are over both together.
 - Brackets hold 95 % intervals: Wilson's for shares of answers, a bootstrap over scenes for
   quotients. Changes from none are paired: both settings are resampled on the same scenes. Bold
-  changes exclude zero.
+  changes exclude zero. Wilson's intervals take the two yes/no questions of a scene for independent.
 - Tuned strengths were chosen on {validation} validation scenes, which appear nowhere else:
   {criterion}.
 - Artifacts were calibrated on other validation scenes: {artifacts}.
@@ -47,7 +47,8 @@ round, and ratios are medians of {rounds} rounds. A request has an image of its 
 {tokens} tokens, so nothing comes from a cache. *Prompt*: one request with one token. *Token alone*:
 time behind the first token, one request at a time. *Token at 16*: sixteen requests at once, prompts
 included. Passes are counted by the engine: prompt passes of the request and of its branches,
-rows decoded for each token, and what went through layers outside of these, in full passes a token.
+rows decoded for each token, and what went through layers outside of these, in full passes a token
+(without the backward passes that some need).
 
 """
 
@@ -83,12 +84,17 @@ def _verdicts(scenes: Mapping[str, Any]) -> str:
 
 
 def _detail(setting: Mapping[str, Any]) -> str:
-    parts = []
-    if setting["better"]:
-        parts.append("better: " + ", ".join(setting["better"]))
-    if setting["worse"]:
-        parts.append("worse: " + ", ".join(setting["worse"]))
+    parts = [f"{side}: {_places(setting[side])}" for side in ("better", "worse") if setting[side]]
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _places(places: Sequence[str]) -> str:
+    """``split metric`` pairs, by metric."""
+    splits: dict[str, list[str]] = {}
+    for place in places:
+        split, metric = place.split(" ", 1)
+        splits.setdefault(metric, []).append(split)
+    return ", ".join(f"{metric} ({', '.join(found)})" for metric, found in splits.items())
 
 
 def _scale(scenes: Mapping[str, Any]) -> str:

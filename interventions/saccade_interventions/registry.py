@@ -54,7 +54,8 @@ class Registry:
         return parse_entries(value, self.methods)
 
     def describe(self, method: str) -> dict[str, Any]:
-        """All about one method: facts, JSON Schema, default rows, an example entry.
+        """All about one method: facts, JSON Schema, default rows, an example entry, and the
+        fields with which it changes nothing.
 
         Raises:
             InterventionError: there is no such method.
@@ -68,6 +69,7 @@ class Registry:
             "rows": schema["properties"].get("rows", {}).get("default"),
             "schema": schema,
             "example": kind.example,
+            "neutral": kind.neutral,
         }
 
     def listing(self, model: ModelFacts) -> list[dict[str, Any]]:

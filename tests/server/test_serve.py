@@ -338,7 +338,7 @@ def test_generate_is_the_whole_job_in_one_command() -> None:
 
 
 def test_generate_refuses_as_the_server_does() -> None:
-    done = run_command("generate", "--prompt", "hi", "--intervention", "vra")
+    done = run_command("generate", "--prompt", "hi", "--intervention", "varr")
     assert done.returncode == 2
     assert "did you mean 'var'" in done.stderr
 

@@ -35,6 +35,7 @@ class InterventionInfo(Reply):
     paper: str | None = None
     needs_image: bool = False
     needs_artifact: bool = False
+    conflicts_with: list[str] = Field(default_factory=list)
     supported: bool = True
     reason: str | None = None
 

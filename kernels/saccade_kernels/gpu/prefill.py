@@ -69,35 +69,13 @@ def two_passes(
     """
     nothing = tl.zeros([m.shape[0], 2 * WIDTH], tl.float32)
     m, sums = mass_pass(
-        m,
-        nothing,
-        first,
-        middle,
-        rows,
-        cache,
-        edit,
-        False,
-        D,
-        CAPPED,
-        DESCRIPTORS,
-        UPCAST,
-        PARTITIONED,
-    )
+        m, nothing, first, middle, rows, cache, edit, False,
+        D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+    )  # fmt: skip
     m, sums = mass_pass(
-        m,
-        sums,
-        middle,
-        last,
-        rows,
-        cache,
-        edit,
-        True,
-        D,
-        CAPPED,
-        DESCRIPTORS,
-        UPCAST,
-        PARTITIONED,
-    )
+        m, sums, middle, last, rows, cache, edit, True,
+        D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+    )  # fmt: skip
     sums = tl.sum(tl.reshape(sums, [m.shape[0], 2, WIDTH]), 1)
     total = tl.sum(sums, 1)
     divisor = tl.where(total > 0, total, 1.0)
@@ -116,37 +94,13 @@ def two_passes(
     shrink = 1.0 / tl.maximum(largest / LARGEST_WEIGHT, 1.0)
     ratios = ratio * shrink[:, None]
     acc = value_pass(
-        acc,
-        m,
-        ratios,
-        first,
-        middle,
-        rows,
-        cache,
-        edit,
-        False,
-        D,
-        CAPPED,
-        DESCRIPTORS,
-        UPCAST,
-        PARTITIONED,
-    )
+        acc, m, ratios, first, middle, rows, cache, edit,
+        False, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+    )  # fmt: skip
     acc = value_pass(
-        acc,
-        m,
-        ratios,
-        middle,
-        last,
-        rows,
-        cache,
-        edit,
-        True,
-        D,
-        CAPPED,
-        DESCRIPTORS,
-        UPCAST,
-        PARTITIONED,
-    )
+        acc, m, ratios, middle, last, rows, cache, edit,
+        True, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+    )  # fmt: skip
     return divisor * shrink, acc
 
 

@@ -26,8 +26,8 @@ def interventions_router(services: Services) -> APIRouter:
 
     @router.get("/v1/interventions")
     async def list_interventions() -> dict[str, Any]:
-        """List the methods, and for each whether the served model supports it."""
-        return {"object": "list", "data": services.listing()}
+        """List the methods, what each excludes, and whether the served model supports it."""
+        return {"object": "list", "data": await services.in_worker(services.listing)}
 
     @router.get("/v1/interventions/{method}")
     async def describe_intervention(method: str) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.registry import Registry
+from saccade_server.api.conflicts import usual_prompt
 from saccade_server.api.services import Services
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -87,7 +87,10 @@ def check_profiles(services: Services) -> None:
     for profile in services.profiles.values():
         try:
             services.check_tested(profile.interventions)
-            compile_plan(profile.interventions, services.context(_prompt(services)))
+            compile_plan(
+                profile.interventions,
+                services.context(usual_prompt(services.prompts.accepts_images)),
+            )
         except InterventionError as error:
             if error.code not in OF_THE_PROMPT:
                 raise ProfileError(_worded(profile.name, error)) from None
@@ -117,11 +120,3 @@ def _profile(name: str, table: object, registry: Registry) -> Profile:
 
 def _worded(name: str, error: InterventionError) -> str:
     return f"profile {name!r}: {error.param}: {error.message}"
-
-
-def _prompt(services: Services) -> Prompt:
-    """A prompt of the usual form: an image, if the model takes any, and a question."""
-    images = ((1, 5),) if services.prompts.accepts_images else ()
-    start = images[0][1] if images else 0
-    offsets = [(0, 0)] * start + [(i, i + 1) for i in range(len(PROBE_TEXT))]
-    return Prompt(len(offsets), images, PROBE_TEXT, tuple(offsets))

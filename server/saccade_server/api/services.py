@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saccade_interventions.base import Intervention
@@ -14,6 +15,7 @@ from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifact_store import ArtifactStore
+from saccade_server.api.conflicts import find_conflicts
 from saccade_server.api.errors import NotFound, bounded
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.lifecycle import Lifecycle
@@ -108,13 +110,22 @@ class Services:
                 raise InterventionError(Code.UNSUPPORTED_MODEL, message, param)
 
     def listing(self) -> list[dict[str, Any]]:
-        """One line a method; those that failed their self-test are not supported."""
-        return [
-            {**item, "supported": False, "reason": f"it did not pass its self-test: {reason}"}
-            if (reason := self.faults.get(item["id"])) is not None and item["supported"]
-            else item
-            for item in self.registry.listing(self.facts)
-        ]
+        """One line a method; those that failed their self-test are not supported.
+
+        The first call finds the conflicts, which takes a while: use it in a worker.
+        """
+        lines = self.registry.listing(self.facts)
+        for line in lines:
+            line["conflicts_with"] = self.conflicts[line["id"]]
+            reason = self.faults.get(line["id"])
+            if reason is not None and line["supported"]:
+                line |= {"supported": False, "reason": f"it did not pass its self-test: {reason}"}
+        return lines
+
+    @cached_property
+    def conflicts(self) -> dict[str, list[str]]:
+        """The methods that each method excludes."""
+        return find_conflicts(self.registry, self.facts)
 
     def context(self, prompt: Prompt) -> Context:
         """What a method compiles for; reads artifacts from disk, so use it in a worker."""

@@ -119,11 +119,6 @@ class GainMeasurer:
         self._upload = Uploader(device)
         self._tried: set[Sequence] = set()
 
-    @staticmethod
-    def looks(chunks: Iterable[Chunk]) -> bool:
-        """True if a step of these chunks measures."""
-        return any(_completes(chunk) for chunk in chunks)
-
     def measures(self, step: Step) -> list[tuple[HeadReinforcement, tuple[Sequence, ...]]]:
         """One measure for each different rule of the step, with the sequences it is for."""
         groups: dict[MeasuredGains, list[Pair]] = defaultdict(list)

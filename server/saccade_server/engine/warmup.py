@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
+from dataclasses import replace
 
 from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit, TagRun
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.streams import StreamProgram
+from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.scheduler import Chunk
@@ -20,6 +23,9 @@ CLASS_COUNTS = (1, 2, 4, CLASSES)
 
 ROW = 1
 """The row of either table that a dummy plan uses; its first real owner writes it anew."""
+
+JUDGED = SaliencyRule((0,), candidates=5, draws=3, alpha=0.6, window=5, region="after_image")
+"""Has every layer run again with gradient, from the first token on."""
 
 
 def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
@@ -36,7 +42,8 @@ def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
         sequence = Sequence(request)
         if plan is not None:
             sequence.tag_row = ROW
-            sequence.control_rows = dict.fromkeys(Phase, ROW)
+            sequence.control_rows = dict.fromkeys(Phase, ROW) if plan.edits else {}
+            sequence.acceptance = Acceptance(plan.saliency) if plan.saliency else None
         sequence.pages = list(range(free, free - (-length // PAGE)))
         free += len(sequence.pages)
         chunks.append(Chunk.of(sequence, length))
@@ -56,12 +63,15 @@ def warm_up(runner: Runner, longest: int) -> None:
     _run(runner, dummy_step([1, length] if length > 1 else [1]))
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
+        plan = replace(plan, question_start=1, saliency=JUDGED)
         runner.tables.write_program(ROW, plan.program(Phase.LAST))
         runner.tables.write_streams(ROW, dummy_streams(plan.layers))
         runner.tables.open_tags(ROW, plan)
         chunks = dummy_step([length, length], plan)
         chunks[0] = _last_token(chunks[0])  # its context is what the cache holds, which is zeros
         _run(runner, chunks)
+        if classes == 1:
+            _run(runner, dummy_step([length], replace(plan, gains=())))
 
 
 def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:

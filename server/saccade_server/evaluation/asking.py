@@ -29,12 +29,16 @@ class Reply:
 
 
 class Asker:
-    """Asks a server's chat endpoint, at most ``concurrency`` questions at a time."""
+    """Asks a server's chat endpoint, at most ``concurrency`` questions at a time.
 
-    def __init__(self, client: Any, model: str, concurrency: int) -> None:
+    ``fingerprint`` is what the server says of its weights, if it does.
+    """
+
+    def __init__(self, client: Any, model: str, concurrency: int, fingerprint: str = "") -> None:
         self._client = client
         self._gate = asyncio.Semaphore(concurrency)
         self.model = model
+        self.fingerprint = fingerprint
 
     @classmethod
     async def connect(cls, client: Any, concurrency: int) -> Asker:
@@ -45,11 +49,12 @@ class Asker:
         """
         answer = await _send(client, "GET", "/v1/models")
         try:
-            name = str(answer.json()["data"][0]["id"])
+            card = answer.json()["data"][0]
+            name = str(card["id"])
         except (KeyError, IndexError, TypeError, ValueError):
             message = f"no list of models at {answer.url}: HTTP {answer.status_code}"
             raise EvaluationError(message) from None
-        return cls(client, name, concurrency)
+        return cls(client, name, concurrency, str(card.get("fingerprint", "")))
 
     async def ask(
         self, messages: list[dict[str, Any]], entries: Entries, sampling: dict[str, Any]
@@ -90,15 +95,6 @@ class Asker:
         answer = await self._post("/v1/chat/completions", body)
         (position,) = answer["choices"][0]["logprobs"]["content"]
         return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
-
-    async def check(self, messages: list[dict[str, Any]], entries: Entries) -> None:
-        """Rehearse without generating.
-
-        Raises:
-            SettingRefused: the server does not do this; the message says why.
-        """
-        body = {"model": self.model, "messages": messages, "interventions": list(entries)}
-        await self._post("/v1/interventions/validate", body)
 
     async def methods(self) -> list[dict[str, Any]]:
         """What the server lists about its methods."""

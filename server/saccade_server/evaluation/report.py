@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from saccade_interventions import shorthand
 from saccade_server.evaluation.measure import Figure, Measured
 from saccade_server.evaluation.scenes import Outcome
-from saccade_server.evaluation.settings import NONE
+from saccade_server.evaluation.settings import NONE, Interventions
 from saccade_server.evaluation.tuning import CRITERION
 from saccade_server.evaluation.verdict import JUDGED, RULE, verdict
 
@@ -20,8 +19,6 @@ SHOWN = (
 )
 COUNTED = ("words",)
 """Metrics that are not shares."""
-
-LONGEST_CELL = 160
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:
@@ -120,21 +117,26 @@ def _values(measured: Sequence[Measured], split: Any) -> str:
 def _strengths(outcome: Outcome) -> str:
     rows = []
     for name, tuned in outcome.tuned.items():
+        candidates = [interventions for interventions, _ in tuned.tried]
         tried = "; ".join(
-            f"{_entries(interventions)}: {trial.chair:.1%}, {trial.exact:.1%}"
+            f"{_what_differs(interventions, candidates)}: {trial.chair:.1%}, {trial.exact:.1%}"
             for interventions, trial in tuned.tried
         )
-        rows.append([name, f"`{_entries(tuned.setting.interventions)}`", tried])
+        chosen = _what_differs(tuned.setting.interventions, candidates)
+        rows.append([name, chosen, tried])
     if outcome.none is not None:
         rows.insert(0, [NONE, "", f"{outcome.none.chair:.1%}, {outcome.none.exact:.1%}"])
     return _markdown(["setting", "chosen", "tried: CHAIR_s where the prior fails, exact"], rows)
 
 
-def _entries(interventions: Sequence[dict[str, Any]]) -> str:
-    """Shorthand, digests cut to what tells them apart."""
-    text = " + ".join(shorthand.dump(entry) for entry in interventions)
-    text = text.replace("|", "\\|")
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
+def _what_differs(chosen: Interventions, candidates: Sequence[Interventions]) -> str:
+    """The fields of some interventions that are not the same in all candidates."""
+    parts = []
+    for at, entry in enumerate(chosen):
+        others = [other[at] for other in candidates if len(other) > at]
+        own = [name for name in entry if any(other.get(name) != entry[name] for other in others)]
+        parts += [f"{name} {json.dumps(entry[name])}" for name in own]
+    return f"`{', '.join(parts)}`" if parts else "as given"
 
 
 def _name(measured: Measured) -> str:

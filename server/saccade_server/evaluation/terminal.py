@@ -81,8 +81,8 @@ async def ask_all(
         def announce(what: str, asks: int) -> None:
             progress.reset(bar, total=asks, description=what)
 
-        sampling = dict(run.sampling)
-        answers = Answers(asker, log, where, sampling, lambda: progress.advance(bar))
+        identity, sampling = f"{where} {asker.fingerprint}", dict(run.sampling)
+        answers = Answers(asker, log, identity, sampling, lambda: progress.advance(bar))
         return await evaluate(answers, settings, run.scale, announce)
 
 

@@ -284,6 +284,10 @@ def keep(server, kind, model):
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_every_pair_runs_or_says_why_not(bench, first, second):
     response = bench.send(bench.entry(first), bench.entry(second))
+    listed = bench.server.http.get("/v1/interventions").json()["data"]
+    conflicts = {item["id"]: item["conflicts_with"] for item in listed}
+    assert (second in conflicts[first]) == (first in conflicts[second])
+    assert (second in conflicts[first]) == (response.status_code == 400)
     if response.status_code == 200:
         applied = response.json()["interventions_applied"]
         assert [entry["method"] for entry in applied] == [first, second]

@@ -16,6 +16,10 @@ def test_the_list(server):
     assert {"pai", "pasta", "var"} <= set(methods)
     assert methods["pai"]["supported"] is True
     assert methods["pai"]["needs_image"] is True
+    assert methods["pai"]["needs_artifact"] is False
+    assert methods["act"]["needs_artifact"] is True
+    assert methods["pai"]["conflicts_with"] == []
+    assert "pai_contrast" in methods["vcd"]["conflicts_with"]
 
 
 def test_one_method(server, tools):

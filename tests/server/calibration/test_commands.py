@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from saccade_interventions import shorthand
 from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_server.calibration.collect import collect
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.cli import app
+from saccade_server.config import engine_config
 from saccade_server.demo.splits import Split
 from saccade_server.evaluation.export import Questions, export_scenes
+from saccade_server.inprocess import open_server
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +68,41 @@ def test_heads_and_head_vectors_and_means(prompts: Path, tmp_path: Path) -> None
     assert read(out).model == made.model
 
 
-def test_act_keeps_what_helps_and_says_when_nothing_does(prompts: Path, tmp_path: Path) -> None:
-    """Any method that takes heads can be swept; pai is here, and strong enough to matter."""
+def test_act_is_calibrated_and_then_served(prompts: Path, tmp_path: Path) -> None:
     labels = [json.loads(line) for line in prompts.read_text().splitlines()]
     answers = {"positive": "No.", "negative": "Yes."}
     path = prompts.parent / "answers.jsonl"
     lines = [json.dumps({**line, "label": answers[line["label"]]}) for line in labels]
     path.write_text("\n".join(lines))
-    out = tmp_path / "act.safetensors"
-    options = ["--out", out, "--layers", "3", "--entry", "pai:alpha=2", "--by-probability"]
-    text = calibrate("act", path, *options, "--margin", 0)
+    out, store = tmp_path / "act.safetensors", tmp_path / "store"
+    entry = "act:beta=0.0,theta=0.02"
+    options = ["--out", out, "--layers", "3", "--entry", entry, "--by-probability"]
+    text = calibrate("act", path, *options, "--margin", 0, "--artifacts", store)
     made = read(out)
     assert made.kind == "heads"
     assert set(made.tensors["heads"][:, 0]) == {3}
     assert f"{len(made.tensors['heads'])} of 6 heads are kept" in text
+    (applied,) = asyncio.run(ask(store, {**shorthand.parse(entry), "artifact": made.digest}))
+    assert applied["status"] == "applied"
+    assert applied["heads"] == len(made.tensors["heads"])
+
     arguments = ["calibrate", "act", str(path), *map(str, options), "--threads", "1"]
     done = CliRunner().invoke(app, [*arguments, "--margin", "9"])
     assert done.exit_code == 2
     assert "no head helps by more than 9" in done.output
+
+
+async def ask(store: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The receipt of one answer, from a server with these artifacts."""
+    async with open_server(engine_config(threads=1), "m", artifacts=store) as client:
+        sent = {
+            "messages": [{"role": "user", "content": "Is there a red circle?"}],
+            "interventions": [entry],
+            "max_tokens": 3,
+        }
+        answer = (await client.post("/v1/chat/completions", json=sent)).json()
+    found: list[dict[str, Any]] = answer["interventions_applied"]
+    return found
 
 
 def test_sinks(tmp_path: Path) -> None:

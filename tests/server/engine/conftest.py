@@ -1,6 +1,7 @@
 """An engine over a tiny model, and transformers' own generation to compare with."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,17 +100,34 @@ def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     return output[0, len(prompt.tokens) :].tolist()
 
 
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
-    """The module with transformers' generation under an edit: ``Oracle(model, edit)``."""
-    spec = importlib.util.spec_from_file_location(
-        "saccade_test_oracle", Path(__file__).parent / "oracle.py"
-    )
+def _module(name: str) -> ModuleType:
+    """A module beside this one; tests cannot import one another."""
+    path = Path(__file__).parent / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"saccade_test_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """The module with transformers' generation under an edit: ``Oracle(model, edit)``."""
+    return _module("oracle")
+
+
+@pytest.fixture(scope="session")
+def steered() -> ModuleType:
+    """The module with steering written out: ``Oracle(model, rows, residual, heads)``."""
+    return _module("steered")
+
+
+@pytest.fixture(scope="session")
+def vhr() -> ModuleType:
+    """The module with VHR written out: ``Oracle(model, prompt, entry, edit)``."""
+    return _module("vhr_oracle")
 
 
 TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)

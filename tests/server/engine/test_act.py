@@ -17,7 +17,9 @@ from transformers import AttentionInterface
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
+from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.tables import DeviceTables
 from saccade_server.models import head_sinks
 
 STEPS = 7
@@ -323,3 +325,25 @@ def test_what_a_prompt_of_one_token_gets(
     result = run(core, [own(make_request, prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, least=1)
     check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+
+
+def test_a_row_that_is_handed_on_forgets_its_heads() -> None:
+    """Whoever gets the tag row next has the classes of its tags, whatever its neighbours have."""
+    tables = DeviceTables(
+        ControlShape(4, 4, 8), 5, 5, 32, torch.device("cpu"), hidden_size=8, partition_rows=3
+    )
+    facts = ModelFacts(4, 4, 2, 8, 32)
+    context = Context(facts, Prompt(length=9))
+    entries = [entry(receivers="not_initial")]
+    plan = compile_plan(Registry.discover().parse(entries), context)
+    tables.open_tags(2, plan)
+    assert tables.tags.partition is None, "nothing is spent before somebody asks"
+    tables.open_partition(1, 2, plan)
+    found = tables.tags.partition
+    assert found.rows.tolist() == [0, 0, 1, 0, 0]
+    assert found.heads[1].nonzero().tolist() == [[1, 0], [1, 3], [2, 1], [2, 2], [2, 3]]
+    assert not found.heads[0].any()
+    assert (found.classes[1, ..., 0] == 2).all()
+    assert tables.classes([2]) == 3
+    tables.open_tags(2, plan)
+    assert found.rows.tolist() == [0, 0, 0, 0, 0]

@@ -146,7 +146,7 @@ def test_a_group_is_admitted_whole_or_not_at_all() -> None:
 
 
 def test_rows_are_taken_for_all_or_for_none() -> None:
-    rows = PlanRows(NoTables(), 9, 3)
+    rows = PlanRows(NoTables(), 9, 4)  # three tag rows; each group needs two
     made = Scheduler(PagePool(20), rows, 8, 100)
     base = request(10, 10)
     branch = with_fields(base.branches[0], plan=plan(10))

@@ -1,16 +1,20 @@
 """LocoRE through the engine equals its formula written out, whatever the engine does meanwhile."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import Branch, ContrastRule
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import BranchInput
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
 VARIANTS = ["renormalised", "literal", "score"]
@@ -119,13 +123,14 @@ def test_windows(
     family: str,
     options: str,
     tiny: Any,
-    make_core: Any,
+    core_with: Any,
     make_request: Any,
     run: Any,
     oracle: Any,
 ) -> None:
+    way = {"overlap": True, "padded_decode": True} if family == "llama" else {}
     prompt = tiny.prompt(family, images=2, seed=3)
-    core = make_core(family)
+    core = core_with(family, **way)
     plan = plan_for(core, prompt, {**LOCORE, **OPTIONS[options]})
     result = run(core, [ask(make_request, prompt, plan)])["r"]
     edit = locore(prompt, **OPTIONS[options])
@@ -233,6 +238,52 @@ def test_mixed_batches_give_each_what_it_gets_alone(
     assert core.stats().cache_usage == 0
     assert not core._runner._recent._windows
     assert len({tuple(tokens) for tokens, _ in wanted.values()}) >= 8, "the plans must matter"
+
+
+def test_with_sgrs(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+    """Candidates are judged in the row as it was computed, its window included.
+
+    A threshold of nearly nothing accepts every first candidate: LocoRE's own tokens, judged.
+    """
+    prompt = tiny.prompt("llava", images=1, seed=2)
+    core = make_core("llava")
+    sgrs = {"method": "sgrs", "alpha": 1e-6}
+    wanted = run(core, [ask(make_request, prompt, plan_for(core, prompt, LOCORE))])["r"]
+    both = ask(make_request, prompt, plan_for(core, prompt, sgrs, LOCORE))
+    result = run(core, [both])["r"]
+    assert result.tokens == wanted.tokens
+    counters = {c.name: c.value for c in result.last.receipt.counters}
+    assert counters == {"draws": STEPS}
+    strict = plan_for(core, prompt, {**sgrs, "alpha": 2.0}, LOCORE)
+    again = [run(core, [ask(make_request, prompt, strict)])["r"] for _ in range(2)]
+    assert again[0].tokens == again[1].tokens
+    assert {c.name for c in again[0].last.receipt.counters} >= {"draws", "rejections"}
+
+
+def test_a_branch_has_its_own_windows(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """2 log p - log p of a branch with the same edits is log p, also after preemption.
+
+    The branch without them is another distribution.
+    """
+    core = make_core("llava", cache_tokens=64 * 5)
+    requests, wanted = [], {}
+    for seed in range(3):
+        prompt = tiny.prompt("llava", images=1, seed=seed, text=35)
+        plan = plan_for(core, prompt, LOCORE)
+        alone = ask(make_request, prompt, plan, str(seed), 20)
+        wanted[str(seed)] = run(make_core("llava"), [alone])[str(seed)].tokens
+        rule = ContrastRule(2.0, 1.0, 0.0, branch=Branch("same", edited=True))
+        branches = (BranchInput(tokens=alone.tokens, images=alone.images, plan=plan),)
+        request = structs.replace(alone, plan=replace(plan, contrast=rule), branches=branches)
+        requests.append(request)
+    results = run(core, requests)
+    assert {name: result.tokens for name, result in results.items()} == wanted
+    assert core.stats().preemptions > 0
+    plain = (structs.replace(requests[0].branches[0], plan=None),)
+    other = run(core, [structs.replace(requests[0], branches=plain)])["0"]
+    assert other.tokens != wanted["0"]
 
 
 def test_a_neighbour_gets_the_same_bits(

@@ -4,6 +4,7 @@ The device is "meta" here, which computes shapes only: whatever reads from it ra
 a dispatch mode looks at every copy. The last word has a real GPU, see test_gpu.py.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from saccade_interventions.rules import (
     EarlyExit,
     MeasuredGains,
     RecentRule,
+    SaliencyRule,
     SinkRule,
 )
 from saccade_kernels import ops
 from saccade_kernels.controls import ControlShape
+from saccade_kernels.gradients import RowGradients
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
@@ -100,6 +103,21 @@ def contrasted(request: GenerateRequest, early: bool) -> GenerateRequest:
     return replace(request, plan=builder.build(), branches=branches)
 
 
+JUDGED = SaliencyRule((1, 2), candidates=5, draws=3, alpha=0.6, window=5)
+"""Candidates may be rejected; their gradient follows all that the plan edits."""
+
+
+def no_gradients(query: torch.Tensor, grad_output: torch.Tensor, *_: Any) -> RowGradients:
+    """Shapes of what the saliency kernel gives, without knowing how many keys there are."""
+    seqs, losses, heads, _ = grad_output.shape
+    return RowGradients(
+        saliency=grad_output.new_empty(seqs, losses, heads, 32, dtype=torch.float32),
+        grad_query=torch.empty_like(grad_output),
+        grad_key=grad_output[:, :, :2].clone(),
+        grad_value=grad_output[:, :, :2].clone(),
+    )
+
+
 def measured(request: GenerateRequest, rows: str) -> GenerateRequest:
     """The request with heads that are chosen by comparing with a shorter prompt."""
     builder = PlanBuilder(ControlShape(4, 4, 16), len(request.tokens), 0)
@@ -119,7 +137,7 @@ SAMPLING: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
 @pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
-@pytest.mark.parametrize("kind", ["plain", "planned", "contrasted", "measured"])
+@pytest.mark.parametrize("kind", ["plain", "planned", "contrasted", "measured", "judged"])
 def test_launching(
     family: str,
     padded: bool,
@@ -131,6 +149,8 @@ def test_launching(
 ) -> None:
     """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
+    monkeypatch.setattr(ops, "decode", lambda query, *_: torch.empty_like(query))
+    monkeypatch.setattr(ops, "saliency", no_gradients)
     config = EngineConfig(
         model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
     )
@@ -147,6 +167,9 @@ def test_launching(
                 request = contrasted(request, early=number % 2 == 0)
             if kind == "measured" and number:
                 request = measured(request, "prompt" if number % 2 else "last+generated")
+            if kind == "judged" and number:
+                chosen = dataclasses.replace(plan(prompt), saliency=JUDGED)
+                request = replace(request, plan=chosen)
             assert core.submit(request) is None
         while core.busy:
             tokens += sum(len(output.tokens) for output in core.step())

@@ -124,7 +124,7 @@ def test_the_end_of_the_prompt_counts_where_rows_are_edited() -> None:
 
 
 def test_recent_keys_divide_pages_of_generated_rows() -> None:
-    """Those that hold no edited row are shared as ever; a rule's place in the request is nothing."""
+    """Pages without an edited row are shared as ever; whose rule it is makes no difference."""
     more, base = list(range(200)), plan("generated")
     rules = [None, *(RecentRule(width, LENGTH, ((0, 2),)) for width in (5, 9))]
     plain, near, far = (keys(replace(base, classes=3, recent=rule), more=more) for rule in rules)

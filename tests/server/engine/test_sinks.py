@@ -86,8 +86,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("budget", [512, 16])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    ("family", "budget"), [("llava", 512), ("llava", 16), ("qwen2_5_vl", 16), ("qwen3_vl", 16)]
+)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(
     name: str,
@@ -163,16 +164,17 @@ def test_a_generated_token_settles_itself_alone(
     assert sizes == [(len(prompt.tokens), 1), *[(1, 0)] * 4]
 
 
-def requiring_generated_sinks(prompt: Any) -> Plan:
-    """Prompt keys are never what the rule requires, so each new token may change all layers."""
+def requiring(prompt: Any, what: str, threshold: float) -> Plan:
+    """Raises generated sinks and lowers those of the prompt, where one of ``what`` is found."""
     builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0)
-    told, sink, text = builder.new_class(), builder.new_class(), builder.new_class()
+    told, sink, text, nothing = (builder.new_class() for _ in range(4))
+    required = {"generated": sink, "prompt": text, "nothing": nothing}[what]
     builder.tag_generated(told)
     sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
     builder.score(sites, [sink], parse_rows("generated"), bias=2.0)
     builder.score(sites, [text], parse_rows("generated"), bias=-1.5)
     remap = ((0, text), (told, sink))
-    builder.sinks(SinkRule(RARE, DIMS, (1, 2), remap, require=sink, generated=True))
+    builder.sinks(SinkRule(threshold, DIMS, (1, 2), remap, require=required, generated=True))
     return builder.build()
 
 
@@ -188,7 +190,7 @@ def test_where_a_generated_token_may_be_what_is_required_all_are_settled_again(
     core = make_core("llama")
     sizes = settled(core, monkeypatch)
     request = make_request(
-        prompt, "r", requiring_generated_sinks(prompt), STEPS, logprobs=1, ignore_eos=True
+        prompt, "r", requiring(prompt, "generated", RARE), STEPS, logprobs=1, ignore_eos=True
     )
     result = run(core, [request])["r"]
     length = len(prompt.tokens)
@@ -215,15 +217,19 @@ def test_where_a_generated_token_may_be_what_is_required_all_are_settled_again(
     np.testing.assert_allclose(found, [value for _, value in wanted], atol=2e-6)
 
 
-def test_a_requirement_of_the_row_s_former_owner_is_forgotten(
+def test_what_the_row_s_former_owner_required_is_forgotten(
     tiny: Any, make_core: Any, make_request: Any, run: Any
 ) -> None:
-    """One tag row in turn for a prompt whose layers have visual sinks and one that has none."""
-    prompt = tiny.prompt("llava", images=1, seed=1)
-    core = make_core("llava", max_num_seqs=1)
-    results = []
-    for tau in (TAU, 1000.0, TAU):
-        plan = plan_for(core, prompt, sinks_in_generated=True, tau=tau)
-        results.append(run(core, [make_request(prompt, "r", plan, 6, ignore_eos=True)])["r"])
-    assert [bool(r.last.receipt.moved) for r in results] == [True, False, True]
-    assert results[0].last.receipt == results[2].last.receipt
+    """One tag row, in turn for a request whose requirement is met and one whose is not."""
+    prompt = tiny.prompt("llama", seed=1)
+    core = make_core("llama", max_num_seqs=1)
+    found = []
+    for what in ("prompt", "nothing", "prompt"):
+        plan = requiring(prompt, what, TAU)
+        request = make_request(prompt, "r", plan, 6, logprobs=1, ignore_eos=True)
+        found.append(run(core, [request])["r"].logprobs)
+    plain = make_request(prompt, "r", None, 6, logprobs=1, ignore_eos=True)
+    unedited = run(make_core("llama", max_num_seqs=1), [plain])["r"].logprobs
+    assert found[0] == found[2]
+    assert [e.logprob for e in found[1]] == pytest.approx([e.logprob for e in unedited], abs=1e-6)
+    assert found[0] != found[1]

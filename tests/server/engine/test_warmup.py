@@ -7,6 +7,7 @@ import pytest
 from saccade_kernels.controls import Edit
 from saccade_server.engine.tables import count_classes
 from saccade_server.engine.warmup import dummy_plan, dummy_step, warm_up
+from saccade_server.models import gradient
 
 
 def test_dummies_hold_pages_of_their_own() -> None:
@@ -32,6 +33,15 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         edited.append(step.streams and step.streams.layers)
         return forward(embeddings, positions, step, *rest)
 
+    judged: list[Any] = []
+    attend = gradient._Again.attend
+
+    def note_again(again: Any, call: Any) -> Any:
+        if call.layer == 3:
+            judged.append(len(again.batch.context_lens))
+        return attend(again, call)
+
+    monkeypatch.setattr(gradient._Again, "attend", note_again)
     monkeypatch.setattr(core._runner.model, "forward", note)
     warm_up(core._runner, 512)
     every = Edit.SCORE | Edit.MASS | Edit.HEAD
@@ -39,9 +49,12 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         (1, 0, Edit.NONE, 1),
         (1, 1, Edit.NONE, 1),
         (1, 1, Edit.HEAD, 1),
+        (0, 1, Edit.NONE, 1),
         *((1, 1, every, classes) for classes in (2, 4, 8)),
     ]
-    assert edited == [None, None, *[frozenset(range(5))] * 4]
+    every_residual = frozenset(range(5))
+    assert edited == [None, None, every_residual, None, *[every_residual] * 3]
+    assert judged == [2, 1, 2, 2, 2], "both chunks of edited steps, and the unedited one"
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 8])

@@ -131,6 +131,7 @@ def test_tables_and_document(outcome: Outcome) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     widths = {line.count(" | ") for line in lines[:7]}
     assert len(widths) == 1
+    assert "| truth | `strength 1` | `strength 3`: 62.5%, " in text
     document = json.loads(json.dumps(as_document(outcome)))
     assert document["tuning"]["settings"]["truth"]["chosen"][0]["strength"] == 1
     found = document["settings"][1]["splits"]["counterfactual"]["CHAIR_s"]
@@ -174,3 +175,15 @@ def test_what_the_command_cannot_do(tmp_path: Path, arguments: list[str], messag
     done = CliRunner().invoke(app, ["eval", "scenes", "--out", str(tmp_path), *arguments])
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_export_scenes(tmp_path: Path) -> None:
+    command = ["eval", "export-scenes", "--out", str(tmp_path), "--count", "2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    path = tmp_path / "prompts.jsonl"
+    assert done.output.replace("\n", "") == str(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["label"] in ("Yes.", "No.") for line in lines] == [True, True]
+    for option, value in (("--split", "test"), ("--questions", "why")):
+        assert CliRunner().invoke(app, [*command, option, value]).exit_code == 2

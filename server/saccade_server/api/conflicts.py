@@ -1,0 +1,50 @@
+"""Which methods exclude one another: found by composing them, two and two.
+
+Each takes part with its probe, which acts in every layer it can. What is listed is refused where
+both act on the same heads and rows; at other places some of it may run.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import combinations_with_replacement
+
+from saccade_interventions.artifacts import Artifact, read_artifact
+from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.registry import Registry
+
+
+def find_conflicts(registry: Registry, model: ModelFacts) -> dict[str, list[str]]:
+    """For each method the names of those that it conflicts with, itself perhaps among them."""
+    artifacts: dict[str, Artifact] = {}
+    probes: dict[str, Intervention] = {}
+    for name, kind in registry.methods.items():
+        if kind.unsupported(model) is not None:
+            continue
+        probe = kind.probe(model)
+        with suppress(InterventionError):  # a probe that is not valid is found by the self-test
+            (probes[name],) = registry.parse([probe.entry])
+        if probe.artifact is not None:
+            artifact = read_artifact(probe.artifact)
+            artifacts[artifact.digest] = artifact
+    context = Context(model, usual_prompt(model.accepts_images), artifacts.get)
+    found: dict[str, list[str]] = {name: [] for name in registry.methods}
+    for one, other in combinations_with_replacement(probes, 2):
+        try:
+            compile_plan([probes[one], probes[other]], context)
+        except InterventionError as error:
+            if error.code is Code.CONFLICT:
+                for name, rival in {(one, other), (other, one)}:
+                    found[name].append(rival)
+    return {name: sorted(rivals) for name, rivals in found.items()}
+
+
+def usual_prompt(with_image: bool) -> Prompt:
+    """A prompt of the usual form: an image, if the model takes any, and a question."""
+    images = ((1, 5),) if with_image else ()
+    start = images[0][1] if images else 0
+    offsets = [(0, 0)] * start + [(i, i + 1) for i in range(len(PROBE_TEXT))]
+    return Prompt(len(offsets), images, PROBE_TEXT, tuple(offsets))

@@ -1,0 +1,147 @@
+"""VHR's algorithm written out in transformers' own float64 forward; fixture in conftest.py.
+
+The oracle knows no caches, chunks, tables or steps. For every measured layer it runs both prompts
+anew, from token ids and pixels on (so transformers makes the positions of the shortened prompt),
+with the gains of the layers below, and compares head outputs by the paper's equations in plain
+Python; then it recomputes the whole sequence for every token.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from saccade_interventions.registry import Registry
+
+LAYERS = (1, 2, 3)  # the default of four: 1, and the last two
+STEPS = 6
+Edit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""Layer, scores [heads, rows, keys], visible image keys, residual, prompt length; attention."""
+
+
+def select(z: torch.Tensor, z0: torch.Tensor, entry: dict[str, Any]) -> list[int]:
+    """Equations 4, 6 and 7 for one layer; z and z0 are [heads, head_dim]."""
+    vhd = [float((a - b).norm()) for a, b in zip(z, z0, strict=True)]
+    if entry.get("relative"):
+        vhd = [value / float(b.norm()) for value, b in zip(vhd, z0, strict=True)]
+    ta = [float(b @ b) for b in z0]
+    deviation = statistics.pstdev if entry.get("std") == "population" else statistics.stdev
+    limit, size = (statistics.mean(x) + deviation(x) for x in (vhd, ta))
+    if entry.get("drop_outliers", True):
+        vhd = [0.0 if v > limit and t > size else v for v, t in zip(vhd, ta, strict=True)]
+    return [i for i, value in enumerate(vhd) if value > statistics.median_low(vhd)]
+
+
+@dataclass
+class Oracle:
+    """Two branches, one sweep over the layers, then greedy generation."""
+
+    model: Any
+    prompt: Any
+    entry: dict[str, Any]
+    edit: Edit = lambda layer, scores, image, residual, length: scores.softmax(-1)
+    chosen: dict[int, list[int]] = field(default_factory=dict)
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        AttentionInterface.register("vhr_oracle", self._attention)
+        self.model.set_attn_implementation({"text_config": "vhr_oracle"})
+        for decoder in self.model.get_decoder().layers:
+            decoder.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._residual = (args[0] if args else kwargs["hidden_states"])[0]
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        for layer in self.entry.get("layers", LAYERS):
+            self.forward(list(self.prompt.tokens), gains=True)
+            z = self.seen[layer]
+            self.forward(self._bare(), gains=self.entry.get("branch_gains", True), bare=True)
+            self.chosen[layer] = select(z, self.seen[layer], self.entry)
+
+    @torch.no_grad()
+    def run(self, steps: int = STEPS) -> list[tuple[int, float]]:
+        tokens, found = list(self.prompt.tokens), []
+        for _ in range(steps):
+            logprobs = self.forward(tokens, gains=True).log_softmax(-1)
+            found.append((int(logprobs.argmax()), float(logprobs.max())))
+            tokens.append(found[-1][0])
+        return found
+
+    def forward(self, tokens: list[int], gains: bool, bare: bool = False) -> torch.Tensor:
+        """Logits of the last token; head outputs of the last prompt row are left in ``seen``."""
+        self._hides = bare and self.entry.get("without_image") == "hidden"
+        images = () if bare and not self._hides else self.prompt.images
+        self._image = torch.zeros(len(tokens), dtype=torch.bool)
+        for image in images:
+            self._image[image.start : image.start + image.length] = True
+        ends = [i.start + i.length for i in self.prompt.images]
+        length = len(self._bare()) if bare else len(self.prompt.tokens)
+        question = max(ends) - (len(self.prompt.tokens) - length)
+        rows = self.entry.get("rows", "prompt+generated").split("+")
+        first = {"prompt": 0, "question": question, "last": length - 1, "generated": length}
+        start = min(first[name] for name in rows)
+        stop = length if "generated" not in rows else len(tokens)
+        self._rows = range(start, stop) if gains else range(0)
+        self._last = length - 1
+        ids = torch.tensor([tokens])
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if images:
+            grids = [image.grid for image in images]
+            parts = [torch.from_numpy(image.pixels).double() for image in images]
+            inputs["pixel_values"] = torch.stack(parts) if grids[0] is None else torch.cat(parts)
+            if grids[0] is not None:
+                inputs["image_grid_thw"] = torch.tensor(grids)
+                inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        return self.model(**inputs).logits[0, -1]
+
+    def _bare(self) -> list[int]:
+        tokens = list(self.prompt.tokens)
+        if self.entry.get("without_image") == "hidden":
+            return tokens
+        for image in reversed(self.prompt.images):
+            del tokens[image.start : image.start + image.length]
+        return tokens
+
+    def _attention(self, module: Any, q: Any, k: Any, v: Any, mask: Any, **kw: Any) -> Any:
+        group = q.shape[1] // k.shape[1]
+        k, v = k[0].repeat_interleave(group, 0), v[0].repeat_interleave(group, 0)
+        scores = q[0] @ k.transpose(1, 2) * kw["scaling"]
+        scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), -torch.inf)
+        if self._hides:
+            scores = scores.masked_fill(self._image, -torch.inf)
+        image = self._image & (not self._hides)
+        weights = self.edit(module.layer_idx, scores, image, self._residual, self._last + 1)
+        output = weights.nan_to_num(0.0) @ v  # [heads, rows, head_dim]
+        self.seen[module.layer_idx] = output[:, self._last].clone()
+        for head in self.chosen.get(module.layer_idx, ()):
+            for row in self._rows:
+                output[head, row] *= self.entry.get("gain", 2.0)
+        return output.transpose(0, 1)[None], None
+
+
+def check(result: Any, wanted: list[tuple[int, float]]) -> None:
+    assert result.tokens == [token for token, _ in wanted[: len(result.tokens)]]
+    found = np.array([entry.logprob for entry in result.logprobs])
+    np.testing.assert_allclose(found, [value for _, value in wanted[: len(found)]], atol=2e-6)
+
+
+def heads_of(result: Any) -> dict[int, list[int]]:
+    return {layer: list(heads) for layer, heads in result.last.receipt.heads.selected}
+
+
+def by_entries(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """``ask`` of conftest.py for entries as a client writes them, with log-probabilities."""
+
+    def make(
+        prompt: Any, entries: Any, name: str = "r", steps: int = STEPS, **sampling: Any
+    ) -> Any:
+        methods = Registry.discover().parse(entries)
+        return ask(prompt, methods, name, steps, **{"logprobs": 1, **sampling})
+
+    return make
