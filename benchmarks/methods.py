@@ -120,7 +120,7 @@ def main() -> None:
     )
     parser.add_argument("--scenes", type=int, default=40, help="of a split and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--validation", type=int, default=80, help="scenes to tune on")
+    parser.add_argument("--validation", type=int, default=120, help="scenes to tune on")
     parser.add_argument("--rounds", type=int, default=3, help="of the speed part")
     parser.add_argument("--tokens", type=int, default=32, help="of a timed answer")
     parser.add_argument("--page", type=Path, help="where to write it instead of docs/")

@@ -49,7 +49,9 @@ class LocoRE(Sited):
     summary: ClassVar[str] = (
         "Strengthens the attention of every generated token to the last tokens of the answer."
     )
-    paper: ClassVar[str] = "Hallucination Begins Where Saliency Drops, ICLR 2026 (LocoRE)"
+    paper: ClassVar[str] = (
+        "Zhang et al., Hallucination Begins Where Saliency Drops, ICLR 2026, arXiv 2601.20279"
+    )
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "locore", "beta": 0.2}
     neutral: ClassVar[dict[str, Any] | None] = {"beta": 0}

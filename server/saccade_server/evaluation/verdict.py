@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saccade_server.evaluation.measure import Measured
+from saccade_server.evaluation.measure import Figure, Measured
 from saccade_server.evaluation.scoring import BY_NAME
 
 JUDGED = ("CHAIR_s", "exact", "accuracy")
@@ -12,8 +13,9 @@ JUDGED = ("CHAIR_s", "exact", "accuracy")
 
 RULE = (
     f"A setting helps or hurts by what it does to {', '.join(JUDGED)} on the three splits: a "
-    "change counts if its 95 % interval excludes zero. Intervals are not corrected for the number "
-    "of comparisons, nine a setting, so now and then one excludes zero by chance."
+    "change counts if its 95 % interval excludes zero. A lower CHAIR_s is no help where recall of "
+    "things falls beyond chance: saying less hallucinates less. Intervals are not corrected for "
+    "the number of comparisons, nine a setting, so now and then one excludes zero by chance."
 )
 
 
@@ -35,7 +37,10 @@ def verdict(measured: Measured) -> Verdict:
             change = figures[name].change if name in figures else None
             if change is not None and change.excludes_zero:
                 is_better = (change.value < 0) == BY_NAME[name].lower_is_better
-                (better if is_better else worse).append((split.value, name))
+                if not is_better:
+                    worse.append((split.value, name))
+                elif name != "CHAIR_s" or not _says_less(figures):
+                    better.append((split.value, name))
     if measured.changed == 0:
         word = "changes no answer"
     elif better and worse:
@@ -45,3 +50,9 @@ def verdict(measured: Measured) -> Verdict:
     else:
         word = "no measurable effect"
     return Verdict(word, tuple(better), tuple(worse))
+
+
+def _says_less(figures: Mapping[str, Figure]) -> bool:
+    """True if captions leave out more of what is there, beyond chance."""
+    recall = figures["recall of things"].change
+    return recall is not None and recall.high < 0

@@ -119,7 +119,7 @@ def test_figures(outcome: Outcome) -> None:
 def test_verdicts(outcome: Outcome) -> None:
     words = {measured.setting.name: verdict(measured).word for measured in outcome.measured[1:]}
     assert words["truth"] == words["truth, tuned"] == "helps"
-    assert words["silent"] == "mixed"  # it names nothing absent, and nothing else either
+    assert words["silent"] == "hurts"  # it names nothing absent, and nothing else either
     assert words["idle"] == "changes no answer"
 
 
