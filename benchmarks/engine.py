@@ -4,7 +4,8 @@ Qwen2.5-VL-7B, against the chip's limits and against transformers.
     python benchmarks/engine.py [--models llava qwen] [--most 32] [--no-compile]
     python benchmarks/engine.py --dry-run
 
-Only the language models are made: images are rows of their prompts like any other.
+Only the language models are made: images are rows of their prompts like any other. The part that
+compares the registered methods needs pydantic, and is skipped where there is none.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from gpu import mixed, steps, throughput
+from gpu import methods, mixed, steps, throughput
 from gpu.ceilings import measure_ceilings
 from gpu.serving import Bench
 from gpu.session import Figures, Part, Session, goals, open_session, parser, supervise
 from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN
 
 SHAPES = {"llava": (LLAVA, TINY_LLAVA), "qwen": (QWEN, TINY_QWEN)}
+RESUMES = ("methods",)
 OF_EACH: tuple[tuple[str, float, Callable[[Session, Figures, Bench], None]], ...] = (
     ("steps", 40, steps.run_steps),
     ("programs", 25, steps.run_programs),
     ("mixed", 20, mixed.run_mixed),
     ("prompts", 10, steps.run_prompts),
     ("tokens", 15, throughput.run_tokens),
+    ("methods", 40, methods.run_methods),
     ("peers", 40, throughput.run_peers),
     ("options", 60, throughput.run_options),
 )
@@ -45,7 +48,7 @@ def main() -> None:
     for name in options.models:
         bench = Bench(name, SHAPES[name][options.dry_run])
         parts += [
-            Part(f"{name}_{what}", seconds, partial(run, bench=bench))
+            Part(f"{name}_{what}", seconds, partial(run, bench=bench), what in RESUMES)
             for what, seconds, run in OF_EACH
         ]
         rows += [*steps.goals(name), *mixed.goals(name), *throughput.goals(name)]

@@ -11,7 +11,14 @@ from __future__ import annotations
 import json
 
 import torch
-from gpu import accuracy, decode_sweep, prefill_sweep, saliency_sweep
+from gpu import (
+    accuracy,
+    decode_sweep,
+    own_sweep,
+    prefill_sweep,
+    saliency_sweep,
+    stream_sweep,
+)
 from gpu.ceilings import measure_ceilings
 from gpu.flex import run_flex
 from gpu.session import Part, goals, open_session, parser, supervise
@@ -23,9 +30,12 @@ PARTS = (
     Part("prefill", 20, prefill_sweep.run_prefill),
     Part("decode_peers", 10, decode_sweep.run_decode_peers),
     Part("saliency", 15, saliency_sweep.run_saliency),
+    Part("streams", 8, stream_sweep.run_streams),
+    Part("own_classes", 15, own_sweep.run_own),
     Part("flex", 45, run_flex),
 )
-GOALS = (*decode_sweep.GOALS, *prefill_sweep.GOALS, *saliency_sweep.GOALS, *accuracy.GOALS)
+SWEEPS = (decode_sweep, prefill_sweep, saliency_sweep, stream_sweep, accuracy)
+GOALS = [goal for sweep in SWEEPS for goal in sweep.GOALS]
 
 
 def main() -> None:

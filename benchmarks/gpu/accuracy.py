@@ -36,7 +36,7 @@ from gpu.session import Figures, Session
 from gpu.shapes import Heads
 from saccade_kernels import gradients, reference
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.controls import NEVER_ATTEND, Edit
+from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES, Edit
 from saccade_kernels.gpu import tiles
 
 GOALS = [
@@ -72,13 +72,15 @@ class Case:
     window: int = 0
     hide: bool = False
     emit: bool = False
+    own: bool = False  # every second sequence has heads with key classes of their own
 
     @property
     def name(self) -> str:
         parts = [f"d{self.dim} {self.heads}/{self.kv_heads} {self.program} c{self.classes}"]
         parts += [str(self.dtype).removeprefix("torch.")]
         parts += ["softcap"] * (self.softcap > 0) + ["window"] * (self.window > 0)
-        return " ".join(parts + ["hide"] * self.hide + ["emit"] * self.emit)
+        parts += ["hide"] * self.hide + ["emit"] * self.emit
+        return " ".join(parts + ["own classes"] * self.own)
 
 
 CASES = (
@@ -98,8 +100,16 @@ CASES = (
     Case(heads=8, kv_heads=1, classes=8, hide=True),
     Case(dtype=torch.float16, classes=2, program="bias"),
     Case(dim=256, heads=8, kv_heads=1, classes=8),
+    Case(program="var", own=True),
+    Case(heads=28, kv_heads=4, own=True, emit=True),
+    Case(dim=64, heads=16, kv_heads=4, dtype=torch.float16, own=True, hide=True),
+    Case(dim=256, heads=8, kv_heads=4, softcap=5.0, window=100, own=True),
 )
-TINY = (Case(dim=16, heads=4, kv_heads=2, emit=True), Case(dim=16, heads=4, kv_heads=2, hide=True))
+TINY = (
+    Case(dim=16, heads=4, kv_heads=2, emit=True),
+    Case(dim=16, heads=4, kv_heads=2, hide=True),
+    Case(dim=16, heads=4, kv_heads=2, own=True),
+)
 QUERIES = (1, 1, 1, 1, 130, 300, 64)
 CONTEXTS = (1500, 65, 7, 700, 130, 812, 64)
 TINY_QUERIES = (1, 1, 1, 5, 70)
@@ -264,8 +274,17 @@ def _edited(case: Case, problem: Problem, longest: int) -> AttentionBatch:
     if case.hide:
         tags[1:][torch.rand(tags[1:].shape, device=device) < 0.2] = NEVER_ATTEND
         tags[1:, :, 0] = 0  # somebody is always left
+        tables.tags.hides[1:] = 1
         tables = replace(tables, edits=tuple(edit | Edit.HIDE for edit in tables.edits))
     tables.tags.weights[1:] = torch.randn(tables.tags.weights[1:].shape, device=device)
+    if case.own:
+        tables = tables.partitioned()
+        own = tables.tags.partition
+        assert own is not None
+        own.rows[::2] = 0
+        own.heads[:] = torch.rand(own.heads.shape, device=device) < 0.5
+        own.heads[0] = 0
+        own.classes.copy_(torch.randint(0, OWN_CLASSES, own.classes.shape, device=device))
     batch = problem.edited(tables, [(i + 1) % 3 for i in range(sequences)], late=True)
     return replace(batch, classes=case.classes)
 

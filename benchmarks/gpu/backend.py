@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import gradients, reference
+from saccade_kernels import columns_reference, gradients, reference, streams
 from saccade_kernels.gpu import tiles
 
 
@@ -31,6 +31,33 @@ def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: An
     from saccade_kernels.gpu.prefill import prefill as kernel
 
     return kernel(query, *arguments, config=config, **more)
+
+
+def stream(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """``saccade_kernels.gpu.streams.stream``."""
+    if not uses_triton(hidden.device):
+        return streams.stream(hidden, *arguments)
+    from saccade_kernels.gpu.streams import stream as kernel
+
+    return kernel(hidden, *arguments)
+
+
+def column_sums(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """``saccade_kernels.gpu.columns.column_sums``."""
+    if not uses_triton(query.device):
+        return columns_reference.column_sums(query, *arguments)
+    from saccade_kernels.gpu.columns import column_sums as kernel
+
+    return kernel(query, *arguments)
+
+
+def attention_rows(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """``saccade_kernels.gpu.columns.attention_rows``."""
+    if not uses_triton(query.device):
+        return columns_reference.attention_rows(query, *arguments)
+    from saccade_kernels.gpu.columns import attention_rows as kernel
+
+    return kernel(query, *arguments)
 
 
 def saliency(query: torch.Tensor, *arguments: Any) -> Any:

@@ -14,9 +14,11 @@ from gpu.shapes import Heads
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission, LayerEdits, Prefill, Run
 from saccade_kernels.controls import (
     CLASSES,
+    SINK_CLASS,
     ControlShape,
     ControlTables,
     Edit,
+    PartitionTable,
     Program,
     TagTable,
 )
@@ -60,20 +62,35 @@ def full_program(shape: ControlShape, strength: float) -> Program:
     return program
 
 
+def own_program(shape: ControlShape, fraction: float) -> Program:
+    """ACT: a head's own sinks give ``fraction`` of their mass to its other keys."""
+    program = Program.identity(shape)
+    program.transform[..., SINK_CLASS, SINK_CLASS] = 1 - fraction
+    program.transform[..., 0, SINK_CLASS] = fraction
+    return program
+
+
 MakeProgram = Callable[[ControlShape, float], Program]
 EDITS: dict[MakeProgram, Edit] = {
     var_program: Edit.MASS,
     bias_program: Edit.SCORE,
     full_program: Edit.SCORE | Edit.MASS | Edit.HEAD,
+    own_program: Edit.MASS,
 }
 
 
-def image_tags(length: int) -> np.ndarray:
-    """Half of the prompt is an image; every 97th of its tokens and the first of all are sinks."""
-    tags = np.zeros(length, np.uint8)
+def image_span(length: int) -> tuple[int, int]:
+    """The image of a prompt, half of it."""
     start = min(IMAGE_START, length // 4)
-    tags[start : start + length // 2] = VISUAL
-    tags[start : start + length // 2 : 97] = VISUAL_SINK
+    return start, start + length // 2
+
+
+def image_tags(length: int) -> np.ndarray:
+    """Every 97th token of the image and the first of all are sinks."""
+    tags = np.zeros(length, np.uint8)
+    start, end = image_span(length)
+    tags[start:end] = VISUAL
+    tags[start:end:97] = VISUAL_SINK
     tags[0] = TEXT_SINK
     return tags
 
@@ -103,6 +120,17 @@ class Tables:
         tags = TagTable.allocate(sequences + 1, shape, length, device)
         tags.tags[1:] = torch.from_numpy(image_tags(length)).to(device)
         return cls(controls, tags, (EDITS[program],) * LAYERS)
+
+    def partitioned(self, density: float = 0.02) -> Tables:
+        """Every head of every sequence with classes of its own, ``density`` of the keys sinks."""
+        tags = self.tags.tags
+        rows, _, length = tags.shape
+        shape = ControlShape(LAYERS, *self.controls.shift.shape[2:])
+        own = PartitionTable.allocate(rows, rows, shape, length, tags.device)
+        own.rows.copy_(torch.arange(rows))
+        own.heads[1:] = 1
+        own.classes[1:] = torch.rand(own.classes[1:].shape, device=tags.device) < density
+        return replace(self, tags=replace(self.tags, partition=own))
 
 
 @dataclass(frozen=True)
@@ -172,6 +200,7 @@ class Problem:
                 replace(p, runs=some) for p, some in zip(batch.prefills, runs, strict=True)
             ),
             classes=VAR_CLASSES,
+            partitioned=tables.tags.partition is not None,
             controls=tables.controls,
             tags=tables.tags,
             derived={},

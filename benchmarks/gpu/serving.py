@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gpu.models import build
-from gpu.problems import IMAGE_START
+from gpu.problems import image_span
 from gpu.session import Session
 from gpu.shapes import ModelShape
 from saccade_interventions.builder import PlanBuilder
@@ -21,10 +21,19 @@ from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
-from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
+from saccade_server.engine.request import (
+    BranchInput,
+    EngineInfo,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+)
 from saccade_server.models.base import ServedModel
 from saccade_server.models.compile import compile_decoder, warm
 from saccade_server.models.family import UnsupportedModelError, serve
+
+Branches = tuple[BranchInput, ...]
+"""Of one request: what its plan's rules ask for."""
 
 CACHE_TOKENS = 150_000
 """Enough for 32 requests of 4k and what they generate."""
@@ -43,8 +52,7 @@ def var_plan(
     """
     inner = [layer for layer in range(model.layers) if 2 <= layer < model.layers - 1]
     sites = tuple((layer, tuple(range(model.heads))) for layer in inner)
-    start = min(IMAGE_START, prompt // 4)
-    end = start + prompt // 2
+    start, end = image_span(prompt)
     builder = PlanBuilder(ControlShape(model.layers, model.heads, model.head_dim), prompt, end)
     visual = builder.tag([(start, end)])
     visual_sink = builder.tag([(at, at + 1) for at in range(start, end, 97)])
@@ -74,14 +82,22 @@ def var_plan(
 
 
 def request(
-    name: str, tokens: Sequence[int], count: int, plan: Plan | None = None
+    name: str,
+    tokens: Sequence[int],
+    count: int,
+    plan: Plan | None = None,
+    branches: Branches = (),
 ) -> GenerateRequest:
     """Greedy, exactly ``count`` tokens."""
     sampling = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
-    return GenerateRequest(request_id=name, tokens=tuple(tokens), sampling=sampling, plan=plan)
+    return GenerateRequest(
+        request_id=name, tokens=tuple(tokens), sampling=sampling, plan=plan, branches=branches
+    )
 
 
-def random_prompts(model: ServedModel, count: int, length: int, seed: int = 0) -> list[list[int]]:
+def random_prompts(
+    model: ServedModel | EngineInfo, count: int, length: int, seed: int = 0
+) -> list[list[int]]:
     """Different from the first token on, so that nothing is shared."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(10, model.vocab_size, (count, length), generator=generator)
@@ -93,23 +109,18 @@ def make_config(session: Session, tokens: int, **options: Any) -> EngineConfig:
     dry = session.dry
     if dry:  # what a GPU has by default
         options = {"overlap": True, "padded_decode": "enforce_eager" not in options} | options
-    return EngineConfig(
-        model="random",
-        device="cpu" if dry else "cuda",
-        dtype="bfloat16",
-        max_model_len=256 if dry else 4096 + 512,
-        max_num_seqs=8 if dry else session.options.most,
-        max_batched_tokens=64 if dry else 8192,
-        cache_tokens=4096 if dry else tokens,
-        max_programs=64,
-        prefix_caching=False,
-        **options,
-    )
-
-
-def has_option(name: str) -> bool:
-    """True if the engine's configuration knows the option."""
-    return name in EngineConfig.__struct_fields__
+    defaults: dict[str, Any] = {
+        "model": "random",
+        "device": "cpu" if dry else "cuda",
+        "dtype": "bfloat16",
+        "max_model_len": 256 if dry else 4096 + 512,
+        "max_num_seqs": 8 if dry else session.options.most,
+        "max_batched_tokens": 64 if dry else 8192,
+        "cache_tokens": 4096 if dry else tokens,
+        "max_programs": 64,
+        "prefix_caching": False,
+    }
+    return EngineConfig(**defaults | options)
 
 
 @dataclass
@@ -118,14 +129,21 @@ class Stand:
 
     core: EngineCore
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
     _names: int = 0
 
-    def submit(self, prompt: Sequence[int], count: int, plan: Plan | None = None) -> str:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        count: int,
+        plan: Plan | None = None,
+        branches: Branches = (),
+    ) -> str:
         """Queue a request and return its name."""
         self._names += 1
         name = f"r{self._names}"
         self.tokens[name] = []
-        refused = self.core.submit(request(name, prompt, count, plan))
+        refused = self.core.submit(request(name, prompt, count, plan, branches))
         assert refused is None, refused
         return name
 
@@ -135,14 +153,22 @@ class Stand:
         for output in self.core.step():
             assert output.finish_reason is not FinishReason.ERROR, output.error
             self.tokens[output.request_id] += output.tokens
+            if output.finish_reason is not None:
+                self.ended.add(output.request_id)
             count += len(output.tokens)
         return count
+
+    def check_running(self, batch: int) -> None:
+        """Raise if requests have waited for each other, so that fewer than ``batch`` decoded."""
+        running = sum(1 for tokens in self.tokens.values() if tokens) - len(self.ended)
+        assert running == batch, f"only {running} of {batch} requests decoded together"
 
     def run(self) -> dict[str, list[int]]:
         """Until nothing is left; tokens by request since the last clear."""
         while self.core.busy:
             self.step()
         found, self.tokens = self.tokens, {}
+        self.ended.clear()
         return found
 
     def clear(self) -> None:
@@ -152,17 +178,22 @@ class Stand:
         while self.core.busy:
             self.core.step()
         self.tokens.clear()
+        self.ended.clear()
         _wait()
 
     def fill(
-        self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan | None], count: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        plans: Sequence[Plan | None],
+        count: int,
+        branches: Sequence[Branches] | None = None,
     ) -> float:
         """Start all requests and step until each has its first token. Seconds it took."""
         self.clear()
         _wait()
         began = time.perf_counter()
-        for prompt, plan in zip(prompts, plans, strict=True):
-            self.submit(prompt, count, plan)
+        for prompt, plan, own in zip(prompts, plans, branches or [()] * len(prompts), strict=True):
+            self.submit(prompt, count, plan, own)
         while not all(self.tokens.values()):
             self.step()
         return time.perf_counter() - began
@@ -183,6 +214,24 @@ class Stand:
             assert abs(count - steps * batch) <= batch, (count, steps, batch)
         return found
 
+    def token_seconds(self, tokens: int, samples: int) -> list[float]:
+        """Seconds of a token of every request, also of those that wait for theirs and skip steps.
+
+        A step that is in flight at the end of a sample was so at its beginning.
+        """
+        batch = len(self.tokens)
+        for _ in range(3):
+            self.step()
+        found = []
+        for _ in range(samples):
+            _wait()
+            began, count = time.perf_counter(), 0
+            while count < tokens * batch:
+                count += self.step()
+            _wait()
+            found.append((time.perf_counter() - began) * batch / count)
+        return found
+
 
 @dataclass
 class Bench:
@@ -192,47 +241,53 @@ class Bench:
     shape: ModelShape
     stand: Stand | None = None
     model: ServedModel | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def open(self, session: Session) -> tuple[Stand, ServedModel, str]:
-        """The engine, the model in it, and its name."""
-        if self.stand is None or self.model is None:
+    def open(self, session: Session, **options: Any) -> tuple[Stand, ServedModel, str]:
+        """The engine, with these options, the model in it, and its name."""
+        if self.model is None:
             began = time.perf_counter()
             self.model = serve(build(self.shape, session.device))
-            made = time.perf_counter() - began
-            self.stand = Stand(self._start(session, self.model))
-            session.say(
-                f"{self.name}: model made in {made:.0f} s, engine started in "
-                f"{time.perf_counter() - began - made:.0f} s"
-            )
+            session.say(f"{self.name}: model made in {time.perf_counter() - began:.0f} s")
+        if self.stand is None or self.options != options:
+            self.stand = None
+            _free()
+            began = time.perf_counter()
+            self.options, self.stand = options, Stand(self._start(session, self.model))
+            session.say(f"{self.name}: engine started in {time.perf_counter() - began:.0f} s")
         return self.stand, self.model, self.name
 
     def _start(self, session: Session, model: ServedModel) -> EngineCore:
         """Without compilation if that is refused, and then the result says so."""
         try:
-            return start_core(session, model, CACHE_TOKENS, session.options.compile)
+            return start_core(session, model, CACHE_TOKENS, session.options.compile, **self.options)
         except UnsupportedModelError as error:
             session.errors[f"{self.name}, compiled"] = str(error)
+            session.options.compile = False
             self.model = model = serve(build(self.shape, session.device))
-            return start_core(session, model, CACHE_TOKENS, compiled=False)
+            return start_core(session, model, CACHE_TOKENS, compiled=False, **self.options)
 
     def close(self) -> None:
         """Free the GPU's memory for something else."""
         self.stand = self.model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
 
 
 def start_core(
     session: Session, model: ServedModel, tokens: int, compiled: bool, **options: Any
 ) -> EngineCore:
-    """What the server does once a model is loaded."""
-    if has_option("compile"):
-        options["compile"] = compiled
-    elif compiled:
+    """What the server does once a model is loaded (engine/load.py)."""
+    if compiled:
         compile_decoder(model)
         warm(model)
-    return EngineCore(model, make_config(session, tokens, **options), SINK_DIMS)
+    config = make_config(session, tokens, compile=compiled, **options)
+    return EngineCore(model, config, SINK_DIMS)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _wait() -> None:

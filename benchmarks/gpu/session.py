@@ -40,11 +40,16 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A named piece of a benchmark. ``seconds``: do not begin it with less time left."""
+    """A named piece of a benchmark. ``seconds``: do not begin it with less time left.
+
+    ``resumes``: it notes in its figures what it has tried, so that a process which follows one that
+    died in it goes on behind that. It must note something before anything that may kill it.
+    """
 
     name: str
     seconds: float
     run: Callable[[Session, Figures], None]
+    resumes: bool = False
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Session:
     figures: Figures = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-    now: tuple[str | None, list[str]] = (None, [])  # the part that runs, and those behind it
+    now: tuple[Part | None, list[str]] = (None, [])  # the part that runs, and those behind it
 
     @property
     def dry(self) -> bool:
@@ -124,7 +129,7 @@ class Session:
         for index, part in enumerate(todo):
             if not self.has(part.seconds, part.name):
                 continue
-            self.now = part.name, [later.name for later in todo[index + 1 :]]
+            self.now = part, [later.name for later in todo[index + 1 :]]
             self.say(part.name)
             try:
                 part.run(self, self.figures.setdefault(part.name, {}))
@@ -134,7 +139,7 @@ class Session:
                 self.say(part.name, "FAILED:", repr(error)[:500])
             self._save(show=False)
             if self._is_dead():
-                self.now = None, self.now[1]
+                self.now = part if part.resumes else None, self.now[1]
                 self._checkpoint()
                 sys.exit(AGAIN)
             self._free()
@@ -185,11 +190,12 @@ class Session:
         if self.options.state is None:
             return
         running, later = self.now
-        errors = {running: "the process died in this part"} if running else {}
+        resumes = running is not None and running.resumes
+        died = {} if running is None or resumes else {running.name: "the process died in this part"}
         state = {
-            "parts": later,
+            "parts": [running.name, *later] if running and resumes else later,
             "figures": self.figures,
-            "errors": {**self.errors, **errors},
+            "errors": {**self.errors, **died},
             "skipped": self.skipped,
             "values": {name: goal.value for name, goal in self.goals.items()},
         }

@@ -116,8 +116,8 @@ class ACT(Intervention):
         if self.artifact is None and self.heads is None:
             raise PydanticCustomError(
                 "no_heads",
-                'name an artifact that lists the heads to calibrate, or the heads as {{"layer": '
-                "[heads]}}; which ones gain differs from model to model, so there is no default",
+                'name an artifact that lists the heads to calibrate, or the heads as {"layer": '
+                "[heads]}; which ones gain differs from model to model, so there is no default",
                 {"at": "artifact"},
             )
         if self.artifact is not None and self.heads is not None:

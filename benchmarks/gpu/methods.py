@@ -1,0 +1,170 @@
+"""What every registered method costs: decode steps and prompts with it on all requests, or none.
+
+Both are measured on one engine, one right after the other, so a ratio never compares two runs.
+Compiling a plan is part of the server's work before a request starts, and of no figure here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpu.serving import Bench, Stand, random_prompts
+from gpu.session import Figures, Session
+from saccade_interventions.plan import Plan
+from saccade_kernels.batch import PAGE
+
+if TYPE_CHECKING:
+    from gpu.entries import Compiled
+
+CONTEXT = 1024
+BATCHES = (1, 8, 32)
+TOKENS, SAMPLES, PROMPTS = 16, 3, 5
+SLACK = 32
+"""Tokens of the first request by the time the last prompt is done, and more."""
+
+NEEDED = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions")
+HELP = "bring its wheels, see benchmarks/README.md"
+DIED = "the process died in it"
+
+
+def run_methods(session: Session, found: Figures, bench: Bench) -> None:
+    """The smallest batch first, all methods at each; one that has failed is not tried again."""
+    try:
+        from gpu.entries import Methods
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0] not in NEEDED:
+            raise
+        found["skipped"] = f"there is no {missing.name} here: {HELP}"
+        session.say(f"methods of {bench.name} skipped:", found["skipped"])
+        return
+    stand, _, name = bench.open(session, **_room(session))
+    methods = Methods(stand.core.info)
+    cells: Figures = found.setdefault("methods", {})
+    for batch in (1, 3) if session.dry else BATCHES:
+        for method in methods.names if batch <= session.options.most else ():
+            cell = cells.setdefault(method, {})
+            label = f"batch {batch}"
+            if "error" in cell or label in cell:  # also by a process that died
+                continue
+            if not session.has(6, f"{method} of {name}, {label}"):
+                continue
+            cell["error"] = DIED
+            session.say(f"{name}: {method}, {label}")
+            try:
+                one = methods.compile(method, _context(session))
+                cell |= {"entry": _brief(one.entry), "sequences": _sequences(one.plan)}
+                cell[label] = _Pair(session, stand, one).measure(batch)
+            except Exception as error:
+                _note(session, stand, cell, error)
+                continue
+            del cell["error"]
+            session.say(_line(cell[label]))
+    session.errors |= {
+        f"{name}, {method}": cell["error"] for method, cell in cells.items() if "error" in cell
+    }
+
+
+class _Pair:
+    """Requests with a method, and the same without."""
+
+    def __init__(self, session: Session, stand: Stand, method: Compiled) -> None:
+        self._session, self._stand, self._method = session, stand, method
+
+    def measure(self, batch: int) -> Figures:
+        """Decode steps at a batch; prompts, one at a time, with the smallest."""
+        self._fill(batch, True, 2, 400)  # what is compiled at first use
+        found: Figures = {
+            label: self._decode(batch, edited) for label, edited in (("none", False), ("on", True))
+        }
+        found["step_ratio"] = found["on"]["ms"] / found["none"]["ms"]
+        return found | self._prompts() if batch == 1 else found
+
+    def _decode(self, batch: int, edited: bool) -> Figures:
+        """Milliseconds of a token of every request."""
+        tokens, samples = (3, 2) if self._session.dry else (TOKENS, SAMPLES)
+        filled = self._fill(batch, edited, tokens * samples + SLACK + batch)
+        core = self._stand.core
+        before = core.stats()
+        taken = self._stand.token_seconds(tokens, samples)
+        after = core.stats()
+        self._stand.check_running(batch)
+        self._stand.clear()
+        middle = statistics.median(taken)
+        generated = (after.generated_tokens - before.generated_tokens) / batch
+        return {
+            "ms": middle * 1e3,
+            "spread": (max(taken) - min(taken)) / middle,
+            "fill_ms": filled * 1e3,
+            "steps_per_token": round((after.steps - before.steps) / generated, 2),
+        }
+
+    def _prompts(self) -> Figures:
+        """Milliseconds until the first token of one request, in turns."""
+        samples: dict[bool, list[float]] = {False: [], True: []}
+        for seed in range(2 if self._session.dry else PROMPTS):
+            for edited, taken in samples.items():
+                taken.append(self._fill(1, edited, 2, seed))
+                self._stand.clear()
+        plain, edited_ = (statistics.median(samples[edited]) for edited in (False, True))
+        return {
+            "prompt": {"none_ms": plain * 1e3, "on_ms": edited_ * 1e3},
+            "prompt_ratio": edited_ / plain,
+        }
+
+    def _fill(self, batch: int, edited: bool, count: int, seed: int = 0) -> float:
+        """Start requests; seconds until all have their first token."""
+        model = self._stand.core.info
+        prompts = random_prompts(model, batch, _context(self._session), seed)
+        plans: list[Plan | None] = [self._method.plan if edited else None] * batch
+        branches = [self._method.branches(prompt) if edited else () for prompt in prompts]
+        return self._stand.fill(prompts, plans, count, branches)
+
+
+def _room(session: Session) -> dict[str, Any]:
+    """Limits of an engine in which each request may have a sibling and rows of its own."""
+    most = 8 if session.dry else session.options.most
+    return {
+        "max_num_seqs": 2 * most,
+        "max_programs": 8 * most,
+        "max_partitions": most,
+        "cache_tokens": 2 * most * (_context(session) + 4 * PAGE),
+    }
+
+
+def _context(session: Session) -> int:
+    return 40 if session.dry else CONTEXT
+
+
+def _sequences(plan: Plan) -> dict[str, int]:
+    """What runs beside a request's own sequence: for its prompt, and for every token."""
+    contrast = plan.contrast is not None and plan.contrast.branch is not None
+    measured = plan.measured is not None
+    return {"prompt": 1 + contrast + measured, "token": 1 + contrast}
+
+
+def _note(session: Session, stand: Stand, cell: Figures, error: Exception) -> None:
+    """A method that fails is a result too; then everything is made ready for the next one."""
+    cell["error"] = repr(error)[:600]
+    session.say("fails:", repr(error)[:300])
+    if not session.dry:
+        torch.cuda.synchronize()  # does the GPU still answer? if not, a new process goes on
+    stand.clear()
+
+
+def _brief(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry without long lists of layers."""
+    return {
+        name: f"{len(value)} of them" if isinstance(value, list) and len(value) > 8 else value
+        for name, value in entry.items()
+    }
+
+
+def _line(cell: Figures) -> str:
+    """A cell in a few words."""
+    step = f"step {cell['on']['ms']:.3f} ms, {cell['step_ratio']:.3f} of none"
+    if "prompt_ratio" not in cell:
+        return step
+    return f"{step}; prompt {cell['prompt']['on_ms']:.1f} ms, {cell['prompt_ratio']:.3f} of none"

@@ -1,0 +1,107 @@
+"""Edits of the residual stream against the least time a row can take: once read, once written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from gpu import backend
+from gpu.accuracy import error
+from gpu.ceilings import known_ceilings
+from gpu.session import Figures, Session
+from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN, ModelShape
+from gpu.timing import L2_BYTES
+from saccade_kernels import streams
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables
+
+SWEEP = (8192, 1024, 128, 32, 8, 1)
+"""Rows of a step: prompts, then decodes."""
+LARGE = 8192
+"""Rows from which the bound is memory; a few rows take what a launch takes."""
+
+PROGRAMS = (1, STREAM_EDITS)
+"""Edits that table row 1, 2, .. chains at the residual."""
+RESIDUAL = 1
+WRONG = 0.004
+"""Relative distance from the float64 reference; rounding to bf16 alone makes 0.0017."""
+
+BANDWIDTH = "one stream edit on each of 8k rows, share of copy bandwidth, width {}"
+GOALS = [(BANDWIDTH.format(shape.hidden), "of copy", ">=", 0.8) for shape in (LLAVA, QWEN)]
+
+
+def run_streams(session: Session, found: Figures) -> None:
+    """Every number of rows: none, some and all of them edited, and edits in a chain."""
+    shapes = ((TINY_LLAVA, LLAVA), (TINY_QWEN, QWEN))
+    for rows in (70, 3) if session.dry else SWEEP:
+        for tiny, real in shapes:
+            shape = tiny if session.dry else real
+            name = f"{rows}x{shape.hidden}"
+            if session.has(2, f"streams {name}"):
+                goal = BANDWIDTH.format(real.hidden) if rows >= LARGE or session.dry else None
+                _one_size(session, found.setdefault(name, {}), shape, rows, goal)
+
+
+def _one_size(
+    session: Session, found: Figures, shape: ModelShape, rows: int, goal: str | None
+) -> None:
+    device, width = session.device, shape.hidden
+    tables = _tables(width, device)
+    moved = 2 * rows * width * 2
+    count = 1 if session.dry else max(1, min(64, round(L2_BYTES / moved)))
+    sets = [torch.randn(rows, width, device=device).to(torch.bfloat16) for _ in range(count)]
+    every = torch.arange(rows, device=device, dtype=torch.int32)
+    variants = {
+        "no row edited": 0 * every,
+        "a quarter edited": (every % 4 == 0).int(),
+        "all edited": 0 * every + 1,
+        f"{STREAM_EDITS} edits in a chain": 0 * every + 2,
+    }
+    ceilings = known_ceilings(session)
+    for label, index in variants.items():
+        distance = _check(sets[0], index, tables)
+        seconds = session.time(found, label, [_call(hidden, index, tables) for hidden in sets])
+        found[label]["error"] = distance
+        if seconds is not None:
+            found[label] |= {
+                "tb_s": moved / seconds / 1e12,
+                "of_copy": moved / seconds / ceilings.copy,
+            }
+    if goal and "of_copy" in found["all edited"]:
+        session.reach(goal, found["all edited"]["of_copy"])
+    session.say(f"streams {rows}x{width}:", {k: v.get("us") for k, v in found.items()}, "us")
+
+
+def _tables(width: int, device: torch.device) -> StreamTables:
+    """Row 1 adds a vector; row 2 adds one, removes one, clips one and keeps the norm."""
+    tables = StreamTables.allocate(len(PROGRAMS) + 1, 1, width, STREAM_EDITS + 1, device)
+    unit = torch.nn.functional.normalize(torch.randn(STREAM_EDITS, width), dim=1)
+    tables.bank[1:].copy_(unit)
+    kinds = (
+        ((1.0, 1.5, -np.inf, np.inf), StreamFlag.RELATIVE),
+        ((0.0, 0.0, -np.inf, np.inf), StreamFlag.NONE),
+        ((1.0, 0.0, -0.5, 0.5), StreamFlag.NONE),
+        ((1.0, 2.0, -np.inf, np.inf), StreamFlag.SIGNED | StreamFlag.KEEP_NORM),
+    )
+    for row, edits in enumerate(PROGRAMS, start=1):
+        program = StreamProgram.identity(2)
+        for slot, (numbers, flags) in enumerate(kinds[:edits], start=1):
+            program.append(RESIDUAL, slot, numbers, flags)
+        tables.write(row, program)
+    return tables
+
+
+def _call(
+    hidden: torch.Tensor, index: torch.Tensor, tables: StreamTables
+) -> Callable[[], torch.Tensor]:
+    return lambda: backend.stream(hidden, index, tables, RESIDUAL)
+
+
+def _check(hidden: torch.Tensor, index: torch.Tensor, tables: StreamTables) -> float:
+    """Relative error; rows without edits must keep their bits."""
+    got = backend.stream(hidden, index, tables, RESIDUAL)
+    distance = error(got, streams.stream(hidden.double(), index, tables, RESIDUAL))
+    assert distance <= WRONG, f"stream edits are wrong by {distance}"
+    assert torch.equal(got[index == 0], hidden[index == 0]), "a plain row has changed"
+    return distance
