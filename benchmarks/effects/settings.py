@@ -22,8 +22,8 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
 """Method -> fields that it does not work without; ``<name>`` stands for an artifact."""
 
 LEFT_OUT: Mapping[str, str] = {
-    "function_vector": "it adds a vector as steering does; the demo world has no tasks in context "
-    "to take one from"
+    "function_vector": "it needs the vector of a task shown by examples in the prompt, and the "
+    "demo world has no such tasks"
 }
 
 

@@ -39,6 +39,8 @@ FORMAT = "1"
 MOST_BYTES = 64 * 2**20
 MOST_HEADER = 64 * 2**10
 MOST_NOTES = 16 * 2**10
+MOST_ENTRIES = 2**16
+"""Of heads, layers or dimensions; no model has as many."""
 LARGEST = 1e9
 """Of a value; float32 arithmetic on vectors must not overflow."""
 SMALLEST_NORM = 1e-9
@@ -159,7 +161,10 @@ def check_for(artifact: Artifact, model: ModelFacts) -> None:
         ArtifactError: another fingerprint, or a layer, head, dimension or size that is not there.
     """
     if artifact.model != model.fingerprint:
-        raise ArtifactError("the artifact was made for another model than the one served")
+        raise ArtifactError(
+            "the artifact was made for another model than the one served (the same checkpoint in "
+            "float16 may have another fingerprint than in float32 or bfloat16)"
+        )
     tensors = artifact.tensors
     for name, spec in KINDS[artifact.kind].items():
         for dim, size in zip(
@@ -186,6 +191,9 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=_without_duplicates)
+        json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate could never be sent back
+    except UnicodeEncodeError:
+        raise ArtifactError("its header holds a lone surrogate, which is not text") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -268,6 +276,8 @@ def _entry(
         expected = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
         if size != expected or not size:
             raise ArtifactError(f"{name}: its shape is {list(spec.dims)}, got {shape}")
+    if spec.dtype == "I32" and shape[0] > MOST_ENTRIES:
+        raise ArtifactError(f"{name}: at most {MOST_ENTRIES} entries, got {shape[0]}")
     return tuple(shape), offsets[0], offsets[1]
 
 
@@ -285,7 +295,7 @@ def _check_values(tensors: Mapping[str, NDArray[Any]]) -> None:
                 raise ArtifactError(f"{name}: a value is not finite, or above {LARGEST:g}")
         elif values.min() < 0:
             raise ArtifactError(f"{name}: a number is negative")
-        elif len(np.unique(values, axis=0)) != len(values):
+        elif len(np.unique(_keys(values))) != len(values):
             raise ArtifactError(f"{name}: the same entry occurs twice")
     if "vectors" in tensors:
         norms = np.linalg.norm(tensors["vectors"].astype(np.float64), axis=1)
@@ -293,6 +303,12 @@ def _check_values(tensors: Mapping[str, NDArray[Any]]) -> None:
             raise ArtifactError(f"vectors: vector {int(norms.argmin())} is zero")
     if "sigma" in tensors and tensors["sigma"].min() < 0:
         raise ArtifactError("sigma: a number is negative")
+
+
+def _keys(values: NDArray[Any]) -> NDArray[Any]:
+    """One int64 for each entry, [n] or a pair [n, 2], none of them negative."""
+    wide = values.astype(np.int64)
+    return wide if wide.ndim == 1 else wide[:, 0] << 32 | wide[:, 1]
 
 
 def _check_below(values: NDArray[Any], limit: int, what: str) -> None:

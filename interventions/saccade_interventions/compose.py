@@ -14,8 +14,8 @@ Each method compiles alone, then:
 - **Mass edits chain in the order of the request**, m'' = T2 (T1 m), unless one has gates: gates
   read the masses before the chain, so a gated edit shares no (layer, head, row) with another. So
   do edits of heads with key classes of their own, which no other method's classes divide.
-- **Head edits chain in order**: gains multiply, and a later gain also scales an earlier shift.
-  Measured gains come last, whatever their place.
+- **Head edits chain in order**: gains multiply, to 16 at most, and a later gain also scales an
+  earlier shift. Measured gains come last, whatever their place.
 - **Residual edits chain in order**, each reading what the one before left, up to 4 of them at one
   residual of one row.
 - **Rules** (measure, contrast, reject, depend on confidence) run beside all edits: what they read
@@ -23,11 +23,12 @@ Each method compiles alone, then:
   for its method to say.
 
 What would not be exact is refused with intervention_conflict: two rules of a kind, or two that
-need the same row or distribution for themselves; gated chains; methods that look for sinks by
-different rules; sinks among generated keys beside a window of recent ones; mass edits of a head by
-its own classes and by those of all heads; a class that receives mass, or that must be found, but
-is divided by another method, because "proportions inside a class are kept" is then no longer
-linear; and more than 8 classes, 4 edits of a residual, or the directions that can be in use.
+need the same row or distribution for themselves; measured gains beside a contrasted branch that is
+edited too; gated chains; methods that look for sinks by different rules; sinks among generated keys
+beside a window of recent ones; mass edits of a head by its own classes and by those of all heads; a
+class that receives mass, or that must be found, but is divided by another method, because
+"proportions inside a class are kept" is then no longer linear; gains that multiply to more than 16;
+and more than 8 classes, 4 edits of a residual, or the directions that can be in use.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import Context
-from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit
+from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.partition import Partition, receiving
 from saccade_interventions.plan import (
@@ -47,6 +48,7 @@ from saccade_interventions.plan import (
     find_crowd,
     find_gated_chain,
     find_long_chain,
+    find_loud_chain,
     find_mixed_masses,
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule, sourced
@@ -176,6 +178,7 @@ class _Composition:
                 "conditions are tested once, before all that moves, so one could not see the other"
             )
             raise self._conflict(first, second, what)
+        self._check_gains()
         streams = [edit for plan in self._plans for edit in plan.streams]
         long = find_long_chain(streams)
         if long:
@@ -187,6 +190,19 @@ class _Composition:
         if crowd := find_crowd(streams):
             index = self._indices.index(crowd.source)
             what = f"{{0}}: more than {STREAM_VECTORS - 1} directions cannot be in use at once"
+            raise self._conflict(index, index, what)
+
+    def _check_gains(self) -> None:
+        gains = [edit for plan in self._plans for edit in plan.gains]
+        measured = next((plan.measured for plan in self._plans if plan.measured), None)
+        loud = find_loud_chain(gains, measured)
+        if loud:
+            last, (layer, head, phase) = loud
+            index = self._indices.index(last.source)
+            what = (
+                f"{{0}}: the gains of layer {layer}, head {head}, {phase} rows multiply to more "
+                f"than {MOST_GAIN:g}"
+            )
             raise self._conflict(index, index, what)
 
     def _check_rules(self) -> None:
@@ -201,6 +217,10 @@ class _Composition:
         for (one, other), what in RULE_PAIRS.items():
             if one in owners and other in owners:
                 raise self._conflict(owners[one], owners[other], what)
+        contrast = next((plan.contrast for plan in self._plans if plan.contrast), None)
+        if contrast and contrast.branch and contrast.branch.edited and "measured" in owners:
+            what = "{0} edits its branch too, which the gains that {1} measures never reach"
+            raise self._conflict(owners["contrast"], owners["measured"], what)
         found = (i for i, plan in enumerate(self._plans) if plan.sinks and plan.sinks.generated)
         looks = next(found, None)
         if looks is not None and "recent" in owners:

@@ -19,6 +19,10 @@ Sites = tuple[tuple[int, tuple[int, ...]], ...]
 
 NO_LIMIT = float("inf")
 
+MOST_GAIN = 16.0
+"""Largest factor that a head's output may get in all, whatever its sign: published gains stay below
+4, and far above it the numbers of float16 and, chained over layers, of float32 overflow."""
+
 
 @dataclass(frozen=True)
 class TagRun:

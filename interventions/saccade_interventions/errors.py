@@ -5,7 +5,9 @@
         param     JSON path of the offending value, such as ``interventions[0].layers[2]``
         status    the HTTP status it deserves
 
-All of it is refused before any GPU work. Capacity is the server's own error, not one of these.
+All of it is refused before any GPU work, but for :attr:`Code.DIVERGED`: that an edit drives the
+model's numbers beyond what they can hold shows only when it runs. Capacity is the server's own
+error, not one of these.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Code(StrEnum):
     SPEC_TOO_LARGE = "intervention_spec_too_large"
     ARTIFACT_NOT_FOUND = "artifact_not_found"
     ARTIFACT_MISMATCH = "intervention_artifact_mismatch"
+    DIVERGED = "intervention_diverged"
 
 
 class InterventionError(ValueError):

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.edits import (
+    MOST_GAIN,
     Edits,
     HeadEdit,
     MassEdit,
@@ -206,6 +207,30 @@ def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, int, Pha
             counts[edit.layer, phase] += 1
             if counts[edit.layer, phase] > STREAM_EDITS:
                 return edit, edit.layer, phase
+    return None
+
+
+def find_loud_chain(
+    gains: Sequence[HeadEdit], measured: MeasuredGains | None = None
+) -> tuple[HeadEdit | MeasuredGains, tuple[int, int, Phase]] | None:
+    """The edit that lets chained gains exceed MOST_GAIN at one (layer, head, phase), and where.
+
+    A later gain scales an earlier shift, too, so a shift begins a chain of its own. Any head of the
+    measured layers may be chosen.
+    """
+    totals: dict[tuple[int, int, Phase], float] = {}
+    for edit in gains:
+        for layer, heads in edit.sites:
+            for site in product((layer,), heads, edit.phases):
+                total = totals.get(site, 1.0) * abs(edit.gain)
+                totals[site] = total if edit.shift is None else max(total, 1.0)
+                if totals[site] > MOST_GAIN:
+                    return edit, site
+    if measured is not None:
+        for site, total in totals.items():
+            meets = site[0] in measured.layers and site[2] in measured.phases
+            if meets and total * abs(measured.gain) > MOST_GAIN:
+                return measured, site
     return None
 
 

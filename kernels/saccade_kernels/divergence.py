@@ -59,17 +59,21 @@ class Reactivity:
         """
         if self.drop_outliers:
             size = without.to(divergence.dtype).square().sum(-1)
-            outlier = self._stands_out(divergence) & self._stands_out(size)
+            outlier = (divergence > self.limit(divergence)) & (size > self.limit(size))
             divergence = divergence.masked_fill(outlier, 0.0)
         return divergence > divergence.median(-1, keepdim=True).values
 
-    def _stands_out(self, values: torch.Tensor) -> torch.Tensor:
-        """Above mean + std of the row; a single value never is."""
+    def limit(self, values: torch.Tensor) -> torch.Tensor:
+        """mean + std over the heads, [rows, 1]; a single value never exceeds it.
+
+        Args:
+            values: [rows, heads].
+        """
         heads = values.shape[-1]
         mean = values.mean(-1, keepdim=True)
         freedom = heads if self.population else max(heads - 1, 1)
         std = ((values - mean).square().sum(-1, keepdim=True) / freedom).sqrt()
-        return values > mean + std
+        return mean + std
 
 
 def total_divergence(divergence: torch.Tensor, largest: int) -> torch.Tensor:

@@ -145,21 +145,22 @@ def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -
     after = torch.where(is_open, product[:, :CLASSES], mass)
     ratio = (after / mass).nan_to_num_(1.0, posinf=torch.inf)  # 0 / 0: a class without keys
     if bool(ratio.amax() > LARGEST_RATIO):
-        ratio = _return_masses(ratio, after)
+        ratio = _return_masses(ratio, mass, after)
     return ratio
 
 
-def _return_masses(ratio: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+def _return_masses(ratio: torch.Tensor, mass: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Take from the empty classes what they were given and share it among the others.
 
-    A row that has nobody left to share with keeps the masses it had.
+    A row that has nobody left to share with keeps the masses it had. What has no mass has the
+    ratio 1, whatever it was given: it did not change, and does not make its row one that did.
     """
     empty = ratio > LARGEST_RATIO
     lost = torch.where(empty, after, 0.0).sum(-1, keepdim=True)
     kept = torch.where(empty, 0.0, after).sum(-1, keepdim=True)
     stuck = (kept <= 0) & (lost > 0)
     returned = 1 + lost / torch.where(kept > 0, kept, torch.inf)
-    return torch.where(empty | stuck, 1.0, ratio * returned)
+    return torch.where(empty | stuck | (mass <= 0), 1.0, ratio * returned)
 
 
 def class_members(tags: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

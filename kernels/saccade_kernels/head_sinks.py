@@ -36,9 +36,7 @@ class HeadSinkCriterion:
         Returns:
             uint8 [heads, keys].
         """
-        keys = sums.shape[1]
-        rows = torch.arange(keys, 0, -1, device=sums.device)
-        return self._classes(sums / rows, rows >= least_rows)
+        return self._classes(mean_received(sums), _rows_that_see(sums) >= least_rows)
 
     def classes_of_row(self, row: torch.Tensor) -> torch.Tensor:
         """The same by one row of attention alone, [heads, keys]."""
@@ -55,3 +53,16 @@ class HeadSinkCriterion:
         if self.exempt_initial:
             classes[:, 0] = EXEMPT_CLASS
         return classes
+
+
+def mean_received(sums: torch.Tensor) -> torch.Tensor:
+    """a_k: what each key got on average from the rows that can see it, [heads, keys].
+
+    Args:
+        sums: [heads, keys]; as many rows as keys.
+    """
+    return sums / _rows_that_see(sums)
+
+
+def _rows_that_see(sums: torch.Tensor) -> torch.Tensor:
+    return torch.arange(sums.shape[1], 0, -1, device=sums.device)

@@ -8,6 +8,7 @@ from safetensors.numpy import load, save
 
 from saccade_interventions.artifacts import (
     MOST_BYTES,
+    MOST_ENTRIES,
     ArtifactError,
     check_for,
     read_artifact,
@@ -166,6 +167,34 @@ def test_lying_headers(edit, message):
         read_artifact(changed(edit))
 
 
+@pytest.mark.parametrize("edit", [metadata(notes="\ud800"), lambda h: h.update({"\udfff": 1})])
+def test_lone_surrogates(edit):
+    """In a value and in a name; a pair of them is a character."""
+    with pytest.raises(ArtifactError, match="lone surrogate"):
+        read_artifact(changed(edit))
+    assert read_artifact(changed(metadata(notes="\U0001f600"))).notes == "\U0001f600"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("heads", "heads"), ("sinks", "dims")])
+def test_lists_are_bounded_before_they_are_sorted(kind, name, monkeypatch):
+    """Of entries; pairs are compared as pairs, wherever the numbers are large."""
+    high = np.iinfo(np.int32).max
+    values = high - np.arange(2 * MOST_ENTRIES, dtype=np.int32).reshape(-1, 2)
+    values = values if name == "heads" else values[:, 0]
+    read_artifact(write_artifact(kind, MODEL, {name: values}))
+    twice = np.concatenate([values[:-1], values[:1]])
+    with pytest.raises(ArtifactError, match="twice"):
+        write_artifact(kind, MODEL, {name: twice})
+    monkeypatch.delattr(np, "unique")
+    with pytest.raises(ArtifactError, match="at most 65536 entries, got 65537"):
+        write_artifact(kind, MODEL, {name: np.concatenate([values, values[:1]])})
+
+
+def test_heads_that_share_a_number_are_different_heads():
+    pairs = np.array([[0, 1], [1, 0], [0, 0], [1, 1], [2**31 - 1, 0], [0, 2**31 - 1]])
+    read_artifact(write_artifact("heads", MODEL, {"heads": pairs}))
+
+
 def test_names_that_occur_twice():
     data = write_artifact("sinks", MODEL, GOOD["sinks"])
     size = int.from_bytes(data[:8], "little")
@@ -203,7 +232,7 @@ def test_bad_contents(kind, tensors, message):
 @pytest.mark.parametrize(
     ("kind", "facts", "message"),
     [
-        ("vectors", {"fingerprint": ""}, "another model"),
+        ("vectors", {"fingerprint": ""}, "another model .* float16 may have another fingerprint"),
         ("vectors", {"fingerprint": "sha256:" + "b" * 64}, "another model"),
         ("vectors", {"hidden_size": 65}, "hidden_size 64; the model has 65"),
         ("vectors", {"layers": 5}, "no residual 6; the model has 6"),

@@ -3,17 +3,21 @@
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 import torch
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
-from saccade_interventions.edits import TagRun
+from saccade_interventions.edits import HeadEdit, TagRun, Vectors
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.methods.head_scale import HeadScale
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pasta import PASTA
 from saccade_interventions.methods.var import VAR
-from saccade_interventions.plan import Plan
+from saccade_interventions.methods.vhr import VHR
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan, find_loud_chain
 from saccade_interventions.targets import Rows, Sited
 from saccade_kernels.controls import NEVER_ATTEND
 
@@ -318,3 +322,44 @@ def test_rows_without_an_edit_follow_no_program(context):
     for phase in phases:
         assert plan.program(phase).is_identity()
         assert plan.program_key(phase) is None
+
+
+def scaled(gain, layers=(1,), **fields):
+    return HeadScale(gain=gain, layers=list(layers), **fields)
+
+
+def test_chained_gains_multiply_to_a_bound(context):
+    kept = [
+        [scaled(16), scaled(1)],
+        [scaled(-4), scaled(4)],
+        [scaled(16), scaled(0.5), scaled(2)],
+        [scaled(16), scaled(16, layers=[2])],
+        [scaled(16, rows="last"), scaled(16, rows="generated")],
+        [scaled(0), scaled(16), scaled(16)],
+        [scaled(4), VHR(gain=4, layers=[1])],
+    ]
+    for methods in kept:
+        assert compile_plan(methods, context) is not None
+    refusals = {
+        1: [scaled(16), scaled(-1.01)],
+        2: [scaled(4), scaled(4), scaled(1.5)],
+        3: [scaled(2, layers=[0]), scaled(8), scaled(8, layers=[2]), scaled(2.5, layers=[0, 1])],
+    }
+    for index, methods in refusals.items():
+        error = refused(methods, context)
+        assert (error.code, error.param) == (Code.CONFLICT, f"interventions[{index}]")
+        assert "head_scale" in error.message
+        assert "layer 1, head 0" in error.message
+        assert "more than 16" in error.message
+    measured = refused([VHR(gain=4, layers=[1]), scaled(4.5)], context)
+    assert measured.param == "interventions[0]"
+    assert "vhr" in measured.message
+
+
+def test_a_later_gain_that_scales_a_shift_is_bounded_too(make_context):
+    context = make_context(PROMPT)
+    shift = np.ones((4, context.model.head_dim), np.float32)
+    removed = HeadEdit(((1, (0, 1, 2, 3)),), (Phase.LAST,), 0.0, Vectors.pack(shift).digest)
+    louder = replace(removed, gain=5.0, shift=None)
+    assert find_loud_chain([removed, louder]) is None
+    assert find_loud_chain([removed, louder, louder]) == (louder, (1, 0, Phase.LAST))

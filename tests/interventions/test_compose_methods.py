@@ -188,6 +188,19 @@ def test_every_pair(compiled, residual):
         check_rules([part.plan for part in parts], whole.plan)
 
 
+def test_measured_gains_beside_an_edited_branch(entries, registry):
+    """The branch would run without the gains that its sequence has."""
+    context, known = entries
+    vcd, vhr = {**known["vcd"], "edit_branch": True}, known["vhr"]
+    for pair in ([vcd, vhr], [vhr, vcd]):
+        with pytest.raises(InterventionError, match="edits its branch too") as caught:
+            compile_plan(registry.parse(pair), context)
+        assert (caught.value.code, caught.value.param) == (Code.CONFLICT, "interventions[1]")
+    plain = registry.parse([{**vcd, "edit_branch": False}, vhr])
+    assert compile_plan(plain, context).measured is not None
+    assert compile_plan(registry.parse([vcd, known["pai"]]), context).contrast.branch.edited
+
+
 def test_the_cases_exercise_what_they_should(compiled, residual):
     """VAR's gates open, windows hold keys, and a sink is found in each of its places."""
     hidden = residual(KEYS, SINKS)

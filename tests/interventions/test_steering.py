@@ -85,6 +85,27 @@ def test_each_vector_goes_to_its_own_residual(context, hidden):
         assert length == pytest.approx(1.5 * float(v.norm()), rel=1e-6)
 
 
+def test_the_numeric_example(context):
+    """CAA moves by 1.5 ||v|| = 3.069 along v; RepE's operators end at 3.013, or keep the norm."""
+    rng = np.random.default_rng(5)
+    p = rng.normal(size=(20, 8)) + 2 * np.eye(8)[0]
+    v = (p - (p - 2 * np.eye(8)[0] + 0.1 * rng.normal(size=(20, 8)))).mean(0)
+    h = rng.normal(size=8)
+    unit, row = np.zeros(64), torch.zeros(1, 64, dtype=torch.float64)
+    unit[:8], row[0, :8] = v / np.linalg.norm(v), torch.from_numpy(h)
+    one = stored([2], np.pad(v, (0, 56))[None].astype(np.float32))
+
+    def steered(coefficient, **fields):
+        plan = Steering(artifact=one, coefficient=coefficient, **fields).compile(context)
+        return edited(plan, row, 2, Phase.LAST)[0].numpy()
+
+    assert (steered(1.5) - row[0].numpy()) @ unit == pytest.approx(3.069, abs=5e-4)
+    assert steered(0.5) @ unit == pytest.approx(3.013, abs=5e-4)
+    assert steered(0.5, op="piecewise") @ unit == pytest.approx(3.013, abs=5e-4)
+    kept = steered(0.5, keep_norm=True)
+    assert np.linalg.norm(kept) == pytest.approx(np.linalg.norm(h), rel=1e-6)
+
+
 def test_rows_follow_the_instruction_unless_said_otherwise(context):
     phases = Steering(artifact=SEVERAL).compile(context).streams[0].phases
     assert phases == (Phase.LAST, Phase.GENERATED)
@@ -173,6 +194,9 @@ def test_layers_choose_vectors(context):
         ({"layers": [0, 3]}, "layers[1]", Code.LAYER_OUT_OF_RANGE),
         ({"layers": [-1]}, "layers[0]", Code.LAYER_OUT_OF_RANGE),
         ({"coefficient": 1e9}, "coefficient", Code.INVALID_PARAMS),
+        ({"coefficient": -101, "unit": "rms"}, "coefficient", Code.INVALID_PARAMS),
+        ({"op": "project_out", "coefficient": 2.1}, "coefficient", Code.INVALID_PARAMS),
+        ({"op": "project_out", "coefficient": -0.1}, "coefficient", Code.INVALID_PARAMS),
         ({"op": "subtract"}, "op", Code.INVALID_PARAMS),
         ({"op": "clamp"}, "low", Code.INVALID_PARAMS),
         ({"op": "clamp", "low": 1, "high": 0}, "low", Code.INVALID_PARAMS),

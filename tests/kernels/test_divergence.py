@@ -28,6 +28,10 @@ def test_the_worked_example() -> None:
     wanted = torch.tensor([[0.5, 2, 3, 11.313708498984761]], dtype=torch.float64)
     torch.testing.assert_close(vhd, wanted, rtol=0, atol=1e-14)
     assert reactive.tolist() == [[False, True, True, False]]
+    size = WITHOUT.square().sum(-1)
+    assert size.tolist() == [[1.25, 0, 10, 162]]
+    for values, limit in ((vhd, 9.053678033), (size, 122.562467140)):
+        assert float(Reactivity().limit(values)) == pytest.approx(limit, abs=5e-10)
     amplified = torch.where(reactive[..., None], 2.0, 1.0) * EXAMPLE
     assert amplified.flatten().tolist() == [1, 0, 0, 4, 6, 8, 1, 1]
     assert float(total_divergence(vhd, 2)) == pytest.approx(14.313708498984761, abs=1e-14)

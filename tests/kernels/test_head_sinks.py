@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_kernels.head_sinks import HeadSinkCriterion
+from saccade_kernels.head_sinks import HeadSinkCriterion, mean_received
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -27,6 +27,23 @@ def test_the_definition(relative, first_found, exempt, least):
         if exempt:
             wanted[0] = 2
         assert found[head].tolist() == wanted.tolist()
+
+
+def test_the_worked_example():
+    rows = [
+        [1, 0, 0, 0, 0, 0],
+        [0.7, 0.3, 0, 0, 0, 0],
+        [0.5, 0.1, 0.4, 0, 0, 0],
+        [0.5, 0.05, 0.35, 0.1, 0, 0],
+        [0.47, 0.05, 0.33, 0.07, 0.08, 0],
+        [0.50, 0.05, 0.25, 0.05, 0.08, 0.07],
+    ]
+    sums = torch.tensor(rows, dtype=torch.float64).sum(0, keepdim=True)
+    wanted = [0.6116666667, 0.11, 0.3325, 0.0733333333, 0.08, 0.07]
+    np.testing.assert_allclose(mean_received(sums)[0], wanted, rtol=0, atol=5e-11)
+    for key, mean in enumerate(wanted[1:], start=1):
+        found = [HeadSinkCriterion(mean + margin).classes(sums)[0, key] for margin in (-1e-9, 1e-9)]
+        assert found == [1, 0], "the means are what the threshold is compared with"
 
 
 def test_one_row_alone():

@@ -196,6 +196,22 @@ def test_moved_counts_the_rows_whose_masses_changed(make_case):
     assert torch.equal(tables.moved, expected)
 
 
+@pytest.mark.parametrize("queries", [(1,), (5,)], ids=["decode", "prefill"])
+@pytest.mark.parametrize("own", [False, True], ids=["tags", "own-classes"])
+def test_mass_given_to_empty_classes_moves_nothing(make_case, partition, queries, own):
+    """All keys are of class 0, and what it gives away comes back; other classes have no share."""
+    case = make_case(queries=queries, contexts=(9,), programs=1)
+    case.tables[1].tags[1] = 0
+    if own:
+        partition(case, (0,)).batch.partition().classes.zero_()
+    program = Program.identity(ControlShape(2, 4, 16))
+    program.transform[..., 0, 0], program.transform[..., 1, 0] = 0.5, 0.5
+    case.write(1, program)
+    case.batch.control_rows.fill_(1)
+    torch.testing.assert_close(case.run(), case.run(batch=case.plain()))
+    assert not case.tables[1].moved.any()
+
+
 def test_sequences_may_share_a_tag_row(make_case):
     case = make_case(queries=(1, 1), contexts=(9, 9), programs=1)
     case.batch.tag_rows[:] = 1

@@ -13,12 +13,14 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import HeadSinkRule
+from saccade_kernels.controls import Edit, Program
 from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.models.prompt import PromptProcessor
-from saccade_server.selftest import Trial, find_faults, largest_change
+from saccade_server.selftest import Trial, find_faults, largest_change, unchanging
 
 EVERYWHERE = (Phase.LAST, Phase.GENERATED)
 
@@ -172,6 +174,57 @@ def test_without_room_for_the_prompt_nothing_is_offered(core: Any) -> None:
     faults = tried(core, Registry([Good, NotForThis]), max_model_len=40)
     assert faults.keys() == {"good"}
     assert "longer than the server allows" in faults["good"]
+
+
+class TooWide(Made):
+    """It needs its prompt in one step, which has too few tokens for this one."""
+
+    method: Literal["too_wide"] = "too_wide"
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        sites = ((0, (0, 1)),)
+        return replace(plan, head_sinks=HeadSinkRule(sites, 0.1))
+
+
+def test_a_prompt_too_long_for_a_method_is_no_fault_of_the_method(
+    core: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "saccade.selftest"):
+        assert tried(core, Registry([Good, TooWide]), max_batched_tokens=64) == {}
+        assert "too_wide is offered untested: the prompt must be computed in one" in caplog.text
+        assert "1 of 2 methods passed" in caplog.text
+
+
+def test_act_is_offered_where_steps_are_short(core: Any) -> None:
+    act = Registry([Registry.discover().methods["act"]])
+    assert tried(core, act, max_batched_tokens=64) == {}
+
+
+def test_without_table_rows_a_method_is_not_offered(core: Any) -> None:
+    """A shorter prompt would not help it."""
+    assert tried(core, Registry([Good, TooWide]), max_partitions=0).keys() == {"too_wide"}
+
+
+def test_the_plan_that_changes_nothing_takes_the_edited_path(core: Any) -> None:
+    facts = ModelFacts(layers=2, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
+    plan = unchanging(facts, 9)
+    for phase in Phase:
+        assert set(plan.program(phase).edits()) == {Edit.SCORE | Edit.MASS}
+
+
+def test_edited_rows_that_differ_from_plain_ones_are_caught(
+    core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No method can be judged by its neutral strength then: that would be the plain path."""
+    tables = core._runner.tables
+    write = tables.write_program
+
+    def write_louder(row: int, program: Program) -> None:
+        write(row, replace(program, gain=program.gain * 1.5))
+
+    monkeypatch.setattr(tables, "write_program", write_louder)
+    faults = tried(core, Registry([Good]))
+    assert "edits that change nothing change its log-probabilities" in faults["good"]
 
 
 @pytest.mark.parametrize("name", sorted(Registry.discover().methods))

@@ -17,9 +17,11 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+from typer.testing import CliRunner
 
 from saccade_client import Saccade
 from saccade_interventions.artifacts import write_artifact
+from saccade_server.cli import app
 from saccade_server.demo import SAMPLES, sample_path
 
 COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
@@ -50,6 +52,12 @@ def start(port: int, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Linux lists a thread's children here; the engine is the only one."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(child) for child in listed.split()]
+
+
 def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
     for _ in range(900):
         assert process.poll() is None, "the server ended"
@@ -70,7 +78,19 @@ interventions = [{ method = "var", move_fraction = 0.9, min_visual_mass = 0.05 }
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def doomed() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another server, for a test that lets it die; it starts while the first one does."""
+    port = free_port()
+    process = start(port, "--no-self-test")
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, doomed: Any) -> Iterator[str]:
     """The URL of a server with the demo model, every method tried at its start."""
     port = free_port()
     folder = tmp_path_factory.mktemp("server")
@@ -276,14 +296,13 @@ def test_what_was_uploaded_steers(client: openai.OpenAI, server: str) -> None:
     assert httpx2.get(server + "/load").json()["intervention_noops"] == 0
 
 
-def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1() -> None:
+def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1(
+    doomed: tuple[subprocess.Popen[str], str],
+) -> None:
     """The supervisor must see it; requests in flight must not hang."""
-    port = free_port()
-    process = start(port, "--no-self-test")
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(process, url)
-        client = openai.OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0)
+    process, url = doomed
+    wait_until_ready(process, url)
+    with openai.OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0) as client:
         endless = {"interventions": [], "ignore_eos": True}
         stream = client.chat.completions.create(
             model="saccade-demo",
@@ -293,25 +312,24 @@ def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1() -> None:
             extra_body=endless,
         )
         next(stream)
-        # Linux lists a thread's children here; the engine is the only one.
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        os.kill(int(children.split()[0]), signal.SIGKILL)
+        os.kill(children(process)[0], signal.SIGKILL)
         with pytest.raises(openai.APIError):
             for _ in stream:
                 pass
-        client.close()
-        assert process.wait(30) == 1
-    finally:
-        process.kill()
-        process.communicate()
+    assert process.wait(30) == 1
 
 
-@pytest.mark.parametrize("seconds", [2, 7], ids=["imports", "loads"])
-def test_a_signal_before_it_serves_ends_it_in_order(seconds: int) -> None:
+@pytest.mark.parametrize("loads", [False, True], ids=["imports", "loads"])
+def test_a_signal_before_it_serves_ends_it_in_order(loads: bool) -> None:
     """A container's first process must not sit out its grace period."""
     process = start(free_port())
     try:
-        time.sleep(seconds)
+        time.sleep(1.5)
+        if loads:
+            while not children(process):
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
     finally:
@@ -338,8 +356,8 @@ def test_generate_is_the_whole_job_in_one_command() -> None:
 
 
 def test_generate_refuses_as_the_server_does() -> None:
-    done = run_command("generate", "--prompt", "hi", "--intervention", "varr")
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["generate", "--prompt", "hi", "--intervention", "varr"])
+    assert done.exit_code == 2
     assert "did you mean 'var'" in done.stderr
 
 
@@ -355,5 +373,5 @@ def test_demo_and_methods() -> None:
     shown = run_command("demo")
     assert shown.returncode == 0, shown.stderr
     assert "applied" in shown.stdout
-    listed = run_command("methods")
+    listed = CliRunner().invoke(app, ["methods"])
     assert all(name in listed.stdout for name in ("var", "pai", "pasta"))

@@ -60,6 +60,8 @@ class Rows(Wire):
 class Edits(Wire):
     """Attention rows of single heads: how many were considered, and how many really moved.
 
+    A row that the server computes more than once counts once, so `moved` never exceeds `evaluated`.
+
     `moved` is None where rows are not counted: for edits of scores and outputs, which change every
     row they consider, and where several interventions moved rows of the same head.
     """

@@ -10,8 +10,10 @@ added to the residual at the output of one layer, makes the model do the task wi
     h' = h + coefficient v    on the last prompt row and each generated row
 
 Nothing is rescaled; the paper's coefficient is 1. A layer about a third of the way up is a good
-choice; the paper sweeps all of them. v comes from calibration, as an artifact of kind "vectors",
-without the bias that some models' output projections have (published code counts it once per head).
+choice; the paper sweeps all of them. v is given as an artifact of kind "vectors", without the bias
+that some models' output projections have (published code counts it once per head). Finding the
+heads takes a task's prompts, clean and with shuffled labels, and is not part of ``saccade
+calibrate``; :func:`saccade_interventions.artifacts.write_artifact` writes a v found elsewhere.
 
 The published code (ericwtodd/function_vectors, commit fb9eac7) edits only where a decoder layer
 returns a tuple; under current transformers it returns a tensor, and the code silently does nothing.

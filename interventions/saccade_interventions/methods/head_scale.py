@@ -10,8 +10,8 @@ g = 1 changes nothing, g = 0 is the paper's pruning mask (``head_ablation`` offe
 removing a head), g > 1 amplifies, g < 0 is allowed but unpublished. The paper prunes by the
 importance |dL/dg| of each head; ranking heads is calibration and not part of this method.
 
-Several entries that name one head multiply. Heads are query heads, counted as in the input of the
-output projection.
+Several entries that name one head multiply, to a factor of 16 at most. Heads are query heads,
+counted as in the input of the output projection.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic import Field
 
 from saccade_interventions.base import Level, Probe
 from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.edits import MOST_GAIN
 from saccade_interventions.headlists import ChosenHeads
 from saccade_interventions.plan import Plan
 
@@ -45,7 +46,7 @@ class HeadScale(ChosenHeads):
 
     method: Literal["head_scale"] = "head_scale"
 
-    gain: float = Field(ge=-16, le=16)
+    gain: float = Field(ge=-MOST_GAIN, le=MOST_GAIN)
     """g. 1 changes nothing, 0 removes the heads' contribution."""
 
     @classmethod

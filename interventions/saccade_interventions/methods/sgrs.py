@@ -32,6 +32,11 @@ Where this differs from the published code (LVLMs-Saliency, commit 05c0d0d):
   that of accepted ones.
 - The code samples at temperature 1 whatever is asked.
 
+Variants that are not offered: one norm of the whole saliency matrix instead of the row's, which the
+paper's formula may mean, needs the gradients of all earlier rows, which a step with a cache does
+not have; a history that notes fallbacks too; and the published code's own scoring, which is
+sampling from the K likeliest tokens, as top_k = 5 at temperature 1 is without any method.
+
 Measured hallucination rates that others could reproduce do not exist; treat the paper's with care.
 """
 

@@ -54,6 +54,12 @@ FIELDS = {
 }
 """Which fields an op has a use for."""
 
+MOST_RMS = 100.0
+"""Largest coefficient in units of the residual's root mean square; published work uses 8."""
+
+MOST_PROJECTED = 2.0
+"""At 1 project_out removes the part along the vector, at 2 it turns it round."""
+
 
 class Steering(Intervention):
     """Change residuals along the artifact's directions."""
@@ -86,8 +92,8 @@ class Steering(Intervention):
     remove that part, or keep that part within limits."""
 
     coefficient: float = Field(1.0, ge=-1000, le=1000)
-    """Strength of add and piecewise, in `unit`; the fraction that project_out removes. 0 changes
-    nothing."""
+    """Strength of add and piecewise, in `unit`, up to 100 of "rms"; the fraction that project_out
+    removes, from 0 to 2, which reflects. 0 changes nothing."""
 
     unit: Literal["raw", "rms", "unit"] = "raw"
     """What a coefficient of 1 adds: the vector as it is stored, one as long as the residual's root
@@ -115,12 +121,22 @@ class Steering(Intervention):
                 message = "{op} has no use for {name}"
                 values = {"op": self.op, "name": name, "at": name}
                 raise PydanticCustomError("unused", message, values)
+        self._check_strength()
         low, high = self.limits
         if self.op == "clamp" and (low, high) == (-NO_LIMIT, NO_LIMIT):
             raise PydanticCustomError("no_limit", "clamp needs low or high", {"at": "low"})
         if low > high:
             raise PydanticCustomError("limits", "low is above high", {"at": "low"})
         return self
+
+    def _check_strength(self) -> None:
+        """Beyond these bounds nothing is left of the residual but the direction."""
+        most = MOST_RMS if self.unit == "rms" else 1000.0
+        least, most = (0.0, MOST_PROJECTED) if self.op == "project_out" else (-most, most)
+        if not least <= self.coefficient <= most:
+            values = {"op": self.op, "least": least, "most": most, "at": "coefficient"}
+            message = "the coefficient of {op}, in its unit, lies between {least} and {most}"
+            raise PydanticCustomError("strength", message, values)
 
     @property
     def limits(self) -> tuple[float, float]:

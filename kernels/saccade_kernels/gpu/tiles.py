@@ -83,7 +83,8 @@ def class_ratios(mass, site, transform, gate_weight, gate_threshold, C: tl.const
     kept = tl.sum(tl.where(empty, 0.0, after), 1)
     stuck = (kept <= 0) & (lost > 0)
     returned = 1 + tl.where(kept > 0, lost / tl.where(kept > 0, kept, 1.0), 0.0)
-    return tl.where(empty | stuck[:, None], 1.0, ratio * returned[:, None])
+    stays = empty | stuck[:, None] | (mass <= 0)
+    return tl.where(stays, 1.0, ratio * returned[:, None])
 
 
 Tensors = tuple[torch.Tensor | None, ...]

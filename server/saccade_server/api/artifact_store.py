@@ -12,18 +12,24 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from saccade_interventions.artifacts import Artifact, ArtifactError, read_artifact
+from saccade_interventions.artifacts import Artifact, ArtifactError, artifact_id, read_artifact
 
 logger = logging.getLogger("saccade.artifacts")
 
 HEX = re.compile(r"[0-9a-f]{64}")
 PREFIX = "sha256:"
 SUFFIX = ".safetensors"
+UPLOAD = ".upload-"
+ABANDONED_SECONDS = 3600
+"""After which an unfinished upload is what a crash left, and not another server's at work."""
 CACHED_BYTES = 256 * 2**20
 
 
@@ -47,7 +53,7 @@ class ArtifactStore:
 
     Args:
         folder: made if it is not there; None: a private one, gone when the store is closed.
-        max_bytes: of all artifacts together.
+        max_bytes: of all artifacts together, unfinished uploads included.
         cached_bytes: of the tensors kept in memory.
 
     Raises:
@@ -70,7 +76,10 @@ class ArtifactStore:
         self._cached_bytes = cached_bytes
         self._cache: OrderedDict[str, Artifact] = OrderedDict()
         self._known: dict[str, Stored] = {}
+        self._intact: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
+        self._puts = threading.Lock()
+        self._drop_abandoned()
 
     def close(self) -> None:
         """Drop the private folder."""
@@ -80,30 +89,47 @@ class ArtifactStore:
     def put(self, artifact: Artifact, data: bytes) -> bool:
         """Keep an artifact that was read from ``data``. False if it was there already.
 
+        A file of its name with other bytes, which something outside damaged, is replaced.
+
         Raises:
             StoreFullError: there is no room for it.
             OSError: it could not be written.
         """
         path = self._path(artifact.digest)
-        with self._lock:  # two puts must not both take the last room
-            if path.exists():
+        with self._puts:  # two must not both take the last room; readers need not wait for the disk
+            if self.path(artifact.digest) is not None:
                 return False
-            if len(data) + sum(size for _, size in self._files()) > self._max_bytes:
+            others = sum(size for name, size in self._entries() if name != path.name)
+            if len(data) + others > self._max_bytes:
                 raise StoreFullError
             self._write(path, data)
         self._remember(artifact, len(data))
         return True
 
     def path(self, digest: str) -> Path | None:
-        """The file of an artifact, None if there is none of this digest."""
-        if not HEX.fullmatch(digest.removeprefix(PREFIX)):
+        """The file of an artifact, None if there is none of this digest with its bytes.
+
+        A file is read and hashed the first time, and again when it changes.
+        """
+        path = self._file(digest)
+        try:
+            if path is None:
+                return None
+            facts = path.stat()
+            seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            if self._intact.get(path.name) == seen:
+                return path
+            if artifact_id(path.read_bytes()).removeprefix(PREFIX) + SUFFIX != path.name:
+                logger.error("the bytes of %s are not those it is named for", path.name)
+                return None
+        except OSError:
             return None
-        path = self._path(digest)
-        return path if path.is_file() else None
+        self._intact[path.name] = seen
+        return path
 
     def get(self, digest: str) -> Artifact | None:
         """The artifact of this digest, ``sha256:`` and 64 hexadecimal digits, if it is there."""
-        path = self.path(digest)
+        path = self._file(digest)
         with self._lock:
             if path is None:  # whoever takes the file away takes the artifact away
                 self._cache.pop(digest, None)
@@ -154,19 +180,41 @@ class ArtifactStore:
 
     def _files(self) -> list[tuple[str, int]]:
         """Digest and size of every artifact's file."""
+        return sorted(
+            (PREFIX + name.removesuffix(SUFFIX), size)
+            for name, size in self._entries()
+            if not name.startswith(UPLOAD)
+        )
+
+    def _entries(self) -> Iterator[tuple[str, int]]:
+        """Name and size of every file of ours, unfinished uploads included."""
         with os.scandir(self._folder) as entries:
-            return sorted(
-                (PREFIX + entry.name.removesuffix(SUFFIX), entry.stat().st_size)
-                for entry in entries
-                if entry.name.endswith(SUFFIX) and HEX.fullmatch(entry.name.removesuffix(SUFFIX))
-            )
+            for entry in entries:
+                stem = entry.name.removesuffix(SUFFIX)
+                if entry.name.startswith(UPLOAD) or (stem != entry.name and HEX.fullmatch(stem)):
+                    with suppress(FileNotFoundError):  # another server may have just taken it away
+                        yield entry.name, entry.stat().st_size
+
+    def _drop_abandoned(self) -> None:
+        """Delete what servers that crashed while they wrote have left."""
+        for path in self._folder.glob(UPLOAD + "*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+    def _file(self, digest: str) -> Path | None:
+        """The file named for a digest, whatever its bytes."""
+        if not HEX.fullmatch(digest.removeprefix(PREFIX)):
+            return None
+        path = self._path(digest)
+        return path if path.is_file() else None
 
     def _path(self, digest: str) -> Path:
         return self._folder / (digest.removeprefix(PREFIX) + SUFFIX)
 
     def _write(self, path: Path, data: bytes) -> None:
         """A reader, or a server that starts after a crash, sees the whole file or none."""
-        handle, name = tempfile.mkstemp(prefix=".upload-", dir=self._folder)
+        handle, name = tempfile.mkstemp(prefix=UPLOAD, dir=self._folder)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

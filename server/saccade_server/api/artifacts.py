@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse, JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
 from saccade_server.api.artifact_store import HEX, PREFIX, StoreFullError
@@ -77,10 +78,25 @@ def artifacts_router(services: Services) -> APIRouter:
         """The bytes of an artifact."""
         path = await services.in_worker(lambda: _find(services, digest))
         # The name is the content, so nobody has to ask again.
-        headers = {"cache-control": "private, max-age=31536000, immutable", "etag": f'"{digest}"'}
-        return FileResponse(path, headers=headers, media_type=MEDIA_TYPE)
+        headers = {
+            "cache-control": "private, max-age=31536000, immutable",
+            "etag": f'"{digest}"',
+            "accept-ranges": "none",
+        }
+        return _WholeFile(path, headers=headers, media_type=MEDIA_TYPE)
 
     return router
+
+
+class _WholeFile(FileResponse):
+    """A file without parts: a request for a range of it is answered with all of it.
+
+    The base class answers ranges it cannot serve in a form that is not this API's.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from saccade_interventions.errors import Code, InterventionError
 from saccade_server.api.errors import ApiError, EngineFailure, draining
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.middleware import error_log, request_id
@@ -59,7 +60,9 @@ class Choice:
         decoder: Decoder,
         stops: tuple[str, ...],
         end_tokens: frozenset[int],
+        methods: tuple[str, ...] = (),
     ) -> None:
+        """``methods``: the interventions of the request, for its error."""
         self.index = index
         self.request = request
         self.completion_tokens = 0
@@ -68,6 +71,7 @@ class Choice:
         self._decoder = decoder
         self._stops = StopStrings(stops)
         self._end_tokens = end_tokens
+        self._methods = methods
         self._decoded = 0  # characters that left the decoder
         self._shown = 0
         self._waiting: list[tuple[int, int, TokenLogprobs]] = []  # end, start, entry
@@ -131,7 +135,18 @@ class Choice:
             case FinishReason.LENGTH:
                 return "length"
         error_log.error("request %s: engine: %s", request_id.get(), output.error)
+        if output.diverged:
+            raise diverged(self._methods)
         raise EngineFailure()
+
+
+def diverged(methods: Sequence[str]) -> InterventionError:
+    """The error of a sequence whose numbers overflowed under these methods."""
+    message = (
+        f"The model's numbers overflowed under the request's interventions ({', '.join(methods)}): "
+        "they are too strong for this model and its precision. Lower their strengths."
+    )
+    return InterventionError(Code.DIVERGED, message, "interventions")
 
 
 _Event = tuple[Choice | None, EngineOutput | Exception | None]

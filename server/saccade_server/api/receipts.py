@@ -11,9 +11,11 @@ moved. Nothing here is inferred from the request alone. The status of an entry i
     neutral      its strength makes it the identity, so there was nothing to run
     unconfirmed  the engine sent no receipt, or the next paragraph's case
 
-The engine counts moved rows by (layer, head). Where several interventions ran mass edits at one of
-them and rows moved, it is not known whose they were: then ``moved`` is null for each of these
-interventions, and ``unconfirmed`` is its status unless something else proves that it was applied.
+The engine counts moved rows by (layer, head): each row once, as it was computed first or, if the
+first token's confidence let it run again, last. So ``moved`` never exceeds ``evaluated``. Where
+several interventions ran mass edits at one of them and rows moved, it is not known whose they were:
+then ``moved`` is null for each of these interventions, and ``unconfirmed`` is its status unless
+something else proves that it was applied.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class Prepared:
     prompt: RenderedPrompt
     plan: Plan | None
     branches: tuple[BranchInput, ...] = ()
+    methods: tuple[str, ...] = ()  # that were asked for, in the order of the request
 
     @property
     def length(self) -> int:
@@ -172,4 +173,5 @@ def _compile(
     spans = tuple((image.start, image.start + image.length) for image in prompt.images)
     described = Prompt(length, spans, prompt.text, prompt.offsets)
     plan = compile_plan(interventions, services.context(described))
-    return Prepared(prompt, plan, branches_of(plan, prompt))
+    methods = tuple(item.method_id() for item in interventions)
+    return Prepared(prompt, plan, branches_of(plan, prompt), methods)

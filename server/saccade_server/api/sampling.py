@@ -82,7 +82,8 @@ def generation(
             if copy == 0:
                 _check_group(services, request)
             decoder = services.prompts.detokenizer(tokens)
-            choices.append(Choice(len(choices), request, decoder, body.stops, ends))
+            named = prepared.methods
+            choices.append(Choice(len(choices), request, decoder, body.stops, ends, named))
     timeout = services.settings.request_timeout
     return Generation(services.engine, services.lifecycle, choices, timeout)
 

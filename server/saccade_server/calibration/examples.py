@@ -105,11 +105,13 @@ def read_examples(path: Path) -> list[Labelled]:
     return found
 
 
-def classes(examples: Sequence[Labelled], positive: str | None = None) -> list[bool]:
+def classes(
+    examples: Sequence[Labelled], positive: str | None = None, at_least: int = 1
+) -> list[bool]:
     """The class of each example: whether its label is ``positive``, or says so itself.
 
     Raises:
-        CalibrationError: a label is no class, or one of the classes has no example.
+        CalibrationError: a label is no class, or a class has fewer than ``at_least`` examples.
     """
     found = []
     for example in examples:
@@ -126,6 +128,9 @@ def classes(examples: Sequence[Labelled], positive: str | None = None) -> list[b
     if len(set(found)) < 2:
         which = "positive" if found[0] else "negative"
         raise CalibrationError(f"all {len(found)} labels are {which}; both classes are needed")
+    if min(sum(found), len(found) - sum(found)) < at_least:
+        message = f"{sum(found)} positive and {len(found) - sum(found)} negative prompts"
+        raise CalibrationError(f"{message}; at least {at_least} of each class are needed")
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from saccade_server import __version__
 from saccade_server.calibration.examples import CalibrationError, read_examples
 from saccade_server.calibration.sweep import Head, Measure, Result, Sweep, log_path
 from saccade_server.engine.config import EngineConfig
@@ -66,7 +67,7 @@ async def sweep_heads(
     examples = read_examples(prompts)
     async with _serving(config) as (asker, info):
         heads = _heads(info, layers, first_layer)
-        facts = [info.fingerprint, dict(entry), measure.__name__]
+        facts = [__version__, info.fingerprint, config.dtype, dict(entry), measure.__name__]
         with WorkLog(log_path(out)) as log, Progress(console=console) as progress:
             bar = progress.add_task("plain", total=len(examples) * (len(heads) + 1))
 

@@ -136,10 +136,10 @@ async def by_answer(
 ) -> tuple[bool, float | None]:
     """Right if the greedy answer begins with the label; it is cut where the label must have ended.
 
-    A token has at least one character, so no more tokens than the label has are needed.
+    A token has at least one byte, so no more tokens than the label has bytes are needed.
     """
     label = example.label.strip()
-    sampling = {"temperature": 0, "max_tokens": len(label) + 1}
+    sampling = {"temperature": 0, "max_tokens": len(label.encode()) + 1}
     reply = await asker.ask(messages, entries, sampling)
     return reply.text.strip().startswith(label), None
 

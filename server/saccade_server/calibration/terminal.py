@@ -124,7 +124,7 @@ def calibrate_vectors(
             str(item.place[0]),
             f"{float(item.vector.norm()):.4g}",
             f"{float(item.vector.norm()) / item.size:.3f}",
-            f"{item.accuracy:.1%}",
+            "unknown" if math.isnan(item.accuracy) else f"{item.accuracy:.1%}",
         )
         for item in found
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from saccade_server import __version__
 from saccade_server.calibration.collect import collect, partial_path
 from saccade_server.calibration.directions import Method, find_direction, projection_std
 from saccade_server.calibration.examples import (
@@ -53,6 +55,7 @@ class Calibrator:
             ValueError: the model cannot be served.
         """
         self.examples = read_examples(prompts)
+        self._dtype = config.dtype
         dtype, device = getattr(torch, config.dtype), torch.device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -67,7 +70,8 @@ class Calibrator:
         """A direction in each residual of ``layers``; None: all but the embeddings and the last.
 
         Raises:
-            CalibrationError: a residual that is not there, or labels of one class only.
+            CalibrationError: a residual that is not there or does not tell the classes apart, or
+                labels of one class only.
         """
         chosen = list(range(1, self.model.layers)) if layers is None else sorted(set(layers))
         for layer in chosen:
@@ -81,23 +85,32 @@ class Calibrator:
 
         positives = torch.tensor(classes(self.examples, positive))
         values = self._collect(out, read, ["vectors", chosen])
-        return [
-            _found((layer,), values[:, at], positives, method) for at, layer in enumerate(chosen)
-        ]
+        found = []
+        for at, layer in enumerate(chosen):
+            item = _found((layer,), values[:, at], positives, method)
+            if item is None:
+                message = f"both classes have the same mean in residual {layer}; leave it out"
+                raise CalibrationError(message)
+            found.append(item)
+        return found
 
     def head_vectors(self, out: Path, method: Method, positive: str | None) -> list[FoundVector]:
         """A direction in each head's output, the one that separates best first.
 
         Raises:
-            CalibrationError: labels of one class only.
+            CalibrationError: fewer than two examples of a class, without which no accuracy is
+                held out; or no head tells the classes apart.
         """
-        positives = torch.tensor(classes(self.examples, positive))
+        positives = torch.tensor(classes(self.examples, positive, at_least=2))
         values = self._collect(out, lambda example: self._reader.read(example, ()).heads, ["heads"])
-        found = [
-            _found((layer, head), values[:, layer, head], positives, method)
-            for layer in range(values.shape[1])
-            for head in range(values.shape[2])
-        ]
+        places = list(itertools.product(range(values.shape[1]), range(values.shape[2])))
+        tried = [_found(place, values[:, *place], positives, method) for place in places]
+        found = [item for item in tried if item is not None]
+        if not found:
+            raise CalibrationError("both classes have the same mean in every head")
+        if len(found) < len(places):
+            without = f"{len(places) - len(found)} of {len(places)} heads are left out"
+            self._console.print(f"{without}: both classes have the same mean there")
         return sorted(found, key=lambda item: (-item.accuracy, item.place))
 
     def head_means(self, out: Path) -> torch.Tensor:
@@ -111,17 +124,18 @@ class Calibrator:
     ) -> torch.Tensor:
         with Progress(console=self._console) as progress:
             bar = progress.add_task("prompts", total=len(self.examples))
-            facts = [self.fingerprint, *facts]
+            facts = [__version__, self.fingerprint, self._dtype, *facts]
             path = partial_path(out)
             return collect(self.examples, read, path, facts, lambda: progress.advance(bar))
 
 
 def _found(
     place: tuple[int, ...], values: torch.Tensor, positive: torch.Tensor, method: Method
-) -> FoundVector:
+) -> FoundVector | None:
+    """None: there is no direction, since both classes have the same mean."""
     direction = find_direction(values, positive, method)
     if not math.isfinite(float(direction.vector.norm())) or not direction.vector.any():
-        raise CalibrationError(f"both classes have the same mean at {place}; nothing to find there")
+        return None
     sigma = projection_std(values, direction.vector)
     size = float(values.norm(dim=-1).mean())
     return FoundVector(place, direction.vector, direction.accuracy, size, sigma)

@@ -9,6 +9,14 @@ from typing import Final
 Z_95: Final = 1.959963984540054
 
 
+def wilson(share: float, total: float) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share of ``total`` independent trials, not always whole."""
+    spread = Z_95**2 / total
+    center = (share + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
 @dataclass(frozen=True)
 class Rate:
     """How often something happened, with its 95 % Wilson interval."""
@@ -22,14 +30,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        spread = Z_95**2 / self.total
-        center = (self.share + spread / 2) / (1 + spread)
-        half = (
-            Z_95
-            / (1 + spread)
-            * math.sqrt(self.share * (1 - self.share) / self.total + spread / (4 * self.total))
-        )
-        return max(0.0, center - half), min(1.0, center + half)
+        return wilson(self.share, self.total)
 
     def __str__(self) -> str:
         low, high = self.interval

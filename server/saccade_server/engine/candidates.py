@@ -68,11 +68,15 @@ class CandidateJudge:
         self._caches = caches
         self._tables = tables
         self._upload = upload
+        self._unread = torch.zeros_like(tables.tags.moved)  # an ordinary tensor, as gradients need
         self._probes: dict[tuple[Chunk, ...], ExitProbe] = {}
+
+    def reset(self) -> None:
+        """Forget the probes of the step before; if it failed, nobody has taken them."""
+        self._probes = {}
 
     def probes(self, step: Step) -> list[ExitProbe]:
         """What keeps the residuals that the passes behind this step start from."""
-        self._probes = {}
         last = dict(zip(step.chunks, step.starts, strict=True))
         for part in _parts(step.chunks):
             rule = _rule(part[0])
@@ -129,7 +133,11 @@ class CandidateJudge:
         step = pack(single, positions, self._tables, self._upload, {})
         spans = np.array([_span(chunk, rule) for chunk in part], dtype=np.int64)
         start, end = self._upload(spans.T.copy())[0]
-        forward = ForwardStep(step.attention, *self._caches, streams=step.streams)
+        attention, tags = step.attention, step.attention.tags
+        if tags is not None:  # the step itself has counted these rows
+            tags = replace(tags, moved=self._unread)
+            attention = replace(attention, tags=tags, derived={})
+        forward = ForwardStep(attention, *self._caches, streams=step.streams)
         rows = Rows(forward, step.positions, start, end)
         probe = self._probes.pop(part, None)
         lowest = min(rule.layers)

@@ -115,14 +115,15 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """Compute one batch and return what is new; with overlap, what the one before gave."""
         chunks = self._scheduler.schedule()
+        unprepared = self._fail_unprepared()
         before, self._flying = self._flying, None
         launched, failure = self._launch(chunks) if chunks else (None, None)
         if failure is not None:
-            return self._land(before) + self._isolate(chunks, failure)
+            return unprepared + self._land(before) + self._isolate(chunks, failure)
         if not self._overlap:
-            return self._land(launched)
+            return unprepared + self._land(launched)
         self._flying = launched
-        return self._land(before)
+        return unprepared + self._land(before)
 
     def stats(self) -> EngineStats:
         """Load and lifetime counters."""
@@ -160,8 +161,7 @@ class EngineCore:
         landed = flight.wait() if flight is not None else []
         for chunk, drawn in landed:
             if chunk.draws and drawn is None and self._runs(chunk.sequence):
-                reason = "the model gave logits that are not finite"
-                outputs.append(self._finish(chunk.sequence, FinishReason.ERROR, reason))
+                outputs.append(self._diverge(chunk.sequence))
         # Only now can pages be found by others; siblings may come before their leader.
         undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
         for chunk, _ in landed:
@@ -218,6 +218,12 @@ class EngineCore:
             cached_tokens=sequence.cached_tokens,
         )
 
+    def _diverge(self, sequence: Sequence) -> EngineOutput:
+        """End a sequence whose logits are not finite; with a plan, that is the plan's doing."""
+        reason = "the model gave logits that are not finite"
+        diverged = sequence.plan is not None
+        return self._finish(sequence, FinishReason.ERROR, reason, diverged=diverged)
+
     def _finish(
         self, sequence: Sequence, reason: FinishReason, error: str | None = None, **news: object
     ) -> EngineOutput:
@@ -241,6 +247,16 @@ class EngineCore:
             **news,  # type: ignore[arg-type]
         )
 
+    def _fail_unprepared(self) -> list[EngineOutput]:
+        """End the sequences whose plans could not be written to the device."""
+        failed, self._scheduler.failed = self._scheduler.failed, []
+        return [self._fail(sequence, failure) for sequence, failure in failed]
+
+    def _fail(self, sequence: Sequence, failure: str) -> EngineOutput:
+        """End a sequence that the model, or the device, fails on when nothing else runs."""
+        logger.error("request %s failed: %s", sequence.request.request_id, failure)
+        return self._finish(sequence, FinishReason.ERROR, "the model failed on this request")
+
     def _isolate(self, chunks: list[Chunk], failure: str) -> list[EngineOutput]:
         """A launch failed: run its groups one by one and fail only those that fail alone.
 
@@ -259,9 +275,7 @@ class EngineCore:
             if failure_alone is None:
                 outputs += self._land(launched)
                 continue
-            logger.error("request %s failed: %s", sequence.request.request_id, failure_alone)
-            reason = "the model failed on this request"
-            outputs.append(self._finish(sequence, FinishReason.ERROR, reason))
+            outputs.append(self._fail(sequence, failure_alone))
         return outputs
 
 

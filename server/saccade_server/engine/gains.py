@@ -14,6 +14,11 @@ Chunked prefill and prefix caching stay exact:
   (Plan.whole_prompt); otherwise no row before the last depends on them, and both prompts are
   chunked, and find cached prefixes, as they would without gains.
 - Keys of pages from the first such row on name the sequence (prefix.py): only it can find them.
+
+Preemption is exact but for rounding. In the measuring step attention has rounded a head's output to
+the model's dtype before the gain multiplies it, because what is compared must not have the gain;
+a row that is recomputed gets it from the tables, before the output is rounded. In 16 bits the two
+may be one rounding apart, and are equal where the gain is a power of two, such as the paper's.
 """
 
 from __future__ import annotations

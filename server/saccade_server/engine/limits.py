@@ -73,12 +73,6 @@ def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
             f"the request runs as {len(members)} sequences at once, and the server "
             f"computes {info.max_num_seqs}"
         )
-    pages = sum(-(-_longest(m, request.sampling.max_tokens) // PAGE) for m in members)
-    if pages > -(-info.cache_tokens // PAGE):
-        return (
-            f"the request and its branches need {pages * PAGE} tokens of cache, and the server "
-            f"has {info.cache_tokens}"
-        )
     plans = [member.plan for member in members if member.plan is not None]
     keys = {plan.program_key(phase) for plan in plans for phase in Phase} - {None}
     if len(keys) > info.max_programs:
@@ -92,8 +86,21 @@ def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     named = {found for plan in plans for found in directions(plan)}
     if len(named) >= STREAM_VECTORS:
         return f"the plans need {len(named)} vectors, and the server holds {STREAM_VECTORS - 1}"
+    return why_too_long(request, info)
+
+
+def why_too_long(request: GenerateRequest, info: EngineInfo) -> str | None:
+    """Why a sequence and its branches can never run with a prompt of this length."""
+    members = _members(request)
+    pages = sum(-(-_longest(m, request.sampling.max_tokens) // PAGE) for m in members)
+    if pages > -(-info.cache_tokens // PAGE):
+        return (
+            f"the request and its branches need {pages * PAGE} tokens of cache, and the server "
+            f"has {info.cache_tokens}"
+        )
     prompts = sum(len(member.tokens) for member in members)
-    if any(plan.whole_prompt for plan in plans) and prompts > info.max_batched_tokens:
+    whole = any(member.plan is not None and member.plan.whole_prompt for member in members)
+    if whole and prompts > info.max_batched_tokens:
         return (
             f"the prompt must be computed in one step, and has {prompts} tokens with its branches; "
             f"a step has {info.max_batched_tokens}"

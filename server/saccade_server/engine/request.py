@@ -153,8 +153,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     ``rows`` counts the distinct query rows of each phase, those of a shared prefix included (it
     was computed under the same programs). ``moved`` lists the sites of mass edits that changed
-    a row; a row computed again, after preemption or a failed step, counts again there.
-    ``counters`` say what the plan's rules did.
+    a row: each row once, however often it was computed. ``counters`` say what the plan's rules did.
     """
 
     rows: dict[str, int]
@@ -174,6 +173,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    diverged: bool = False  # the error: under a plan the model's numbers overflowed
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
 

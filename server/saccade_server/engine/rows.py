@@ -69,11 +69,19 @@ class PlanRows:
         """Different programs in flight."""
         return len(self._row_of)
 
+    @property
+    def free_partitions(self) -> int:
+        """Sequences that could now get key classes of single heads."""
+        return len(self._free_partitions)
+
     def acquire(self, sequence: Sequence) -> bool:
         """Give ``sequence`` the rows its plan needs, once; they stay its own until released.
 
         Returns:
             False, with nothing taken, if there are too few free rows now.
+
+        Raises:
+            Exception: what writing the rows raised; nothing is taken then.
         """
         plan = sequence.plan
         if plan is None or sequence.tag_row:
@@ -81,16 +89,23 @@ class PlanRows:
         wanted = _programs(sequence, plan)
         if not self._free_tags or not self._has_room(wanted, plan):
             return False
-        if plan.head_sinks is not None and not self._free_partitions:
+        if self.wanted_partitions([sequence]) > self.free_partitions:
             return False
-        sequence.tag_row = self._free_tags.popleft()
-        self._tables.open_tags(sequence.tag_row, plan)
-        if plan.head_sinks is not None:
-            sequence.partition_row = self._free_partitions.popleft()
-            self._tables.open_partition(sequence.partition_row, sequence.tag_row, plan)
-        for phase, key in wanted.items():
-            sequence.control_rows[phase] = self._hold(key, plan, phase)
+        try:
+            self._fill(sequence, plan, wanted)
+        except Exception:
+            self.release(sequence)
+            raise
         return True
+
+    def wanted_partitions(self, sequences: Iterable[Sequence]) -> int:
+        """How many of these sequences still need key classes of single heads."""
+        return sum(
+            sequence.plan is not None
+            and sequence.plan.head_sinks is not None
+            and not sequence.partition_row
+            for sequence in sequences
+        )
 
     def exchange(self, sequence: Sequence) -> bool:
         """Give a sequence that holds rows those of its new plan, which tags keys as the old one.
@@ -123,6 +138,16 @@ class PlanRows:
             self._let_go(row)
         sequence.control_rows.clear()
 
+    def _fill(self, sequence: Sequence, plan: Plan, wanted: dict[Phase, str]) -> None:
+        """Take and write what is there; after an exception the sequence still holds a part."""
+        sequence.tag_row = self._free_tags.popleft()
+        self._tables.open_tags(sequence.tag_row, plan)
+        if plan.head_sinks is not None:
+            sequence.partition_row = self._free_partitions.popleft()
+            self._tables.open_partition(sequence.partition_row, sequence.tag_row, plan)
+        for phase, key in wanted.items():
+            sequence.control_rows[phase] = self._hold(key, plan, phase)
+
     def _has_room(self, wanted: dict[Phase, str], plan: Plan) -> bool:
         """True if rows and vectors are left for the programs that nobody has yet."""
         fresh = {key for key in wanted.values() if key not in self._row_of}
@@ -141,19 +166,22 @@ class PlanRows:
 
     def _hold(self, key: str, plan: Plan, phase: Phase) -> int:
         row = self._row_of.get(key)
-        if row is None:
-            row = self._free_controls.popleft()
-            self._tables.write_program(row, plan.program(phase))
-            if plan.measured is not None and phase in plan.measured.phases:
-                self._tables.expect_gains(row, plan.measured.layers)
-            self._write_streams(row, plan, phase)
-            self._row_of[key] = row
-            self._key_of[row] = key
-            self._holders[row] = 0
-        self._holders[row] += 1
+        if row is not None:
+            self._holders[row] += 1
+            return row
+        row = self._free_controls.popleft()
+        self._row_of[key], self._key_of[row], self._holders[row] = row, key, 1
+        try:
+            self._write(row, plan, phase)
+        except Exception:
+            self._let_go(row)
+            raise
         return row
 
-    def _write_streams(self, row: int, plan: Plan, phase: Phase) -> None:
+    def _write(self, row: int, plan: Plan, phase: Phase) -> None:
+        self._tables.write_program(row, plan.program(phase))
+        if plan.measured is not None and phase in plan.measured.phases:
+            self._tables.expect_gains(row, plan.measured.layers)
         found = directions(plan, phase)
         if found:
             self._vectors.hold(found, plan)

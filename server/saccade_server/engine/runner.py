@@ -127,14 +127,22 @@ class Runner:
         if self.model.device.type == "cuda":
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
+        moving = [chunk.sequence.tag_row for chunk in chunks if chunk.sequence.moves]
+        with self.tables.uncounted(moving, unless_done=True):
+            return self._queue(chunks)
+
+    def _queue(self, chunks: Batch[Chunk]) -> InFlight:
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
         self._recent.settle(chunks)
+        self._candidates.reset()
         exits: Exits | None = None
         reports: tuple[GainReport, ...] = ()
-        if self._decoder is not None and self._only_decodes(chunks):
-            logits = self._decoder.run(chunks, positions, self._drawn_rows)
-        else:
-            logits, exits, reports = self._compute(chunks, positions)
+        again = [chunk.sequence.tag_row for chunk in chunks if chunk.counts_elsewhere]
+        with self.tables.uncounted(again):
+            if self._decoder is not None and self._only_decodes(chunks):
+                logits = self._decoder.run(chunks, positions, self._drawn_rows)
+            else:
+                logits, exits, reports = self._compute(chunks, positions)
         drawing, drawn_from = self._draw(chunks, logits, exits)
         confidences = Confidences.of(chunks, drawn_from, self._upload)
         pools = self._candidates.launch(chunks, positions, drawn_from)

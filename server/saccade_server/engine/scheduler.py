@@ -14,6 +14,7 @@ steps run in order, so whoever gets a page next writes it after that, and reads 
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,9 +61,25 @@ class Chunk:
         """True if a token is drawn behind it: siblings take their leader's."""
         return self.samples and self.sequence.leader is None
 
+    @property
+    def counts_elsewhere(self) -> bool:
+        """True if another run of its rows is the one whose moved masses count.
+
+        That is the first run of rows that preemption lets run again, and the second run of the row
+        whose confidence decides; :meth:`Sequence.most` keeps such rows in chunks of their own.
+        """
+        sequence = self.sequence
+        if self.start < sequence.counted:
+            return sequence.moves
+        return self.samples and sequence.undecided and sequence.moves_last
+
 
 class Scheduler:
-    """Queues, pages and rows of all sequences."""
+    """Queues, pages and rows of all sequences.
+
+    ``failed`` are those whose table rows could not be written, and how that failed, in words: it is
+    for the owner to take and to :meth:`remove` them.
+    """
 
     def __init__(
         self,
@@ -76,6 +93,7 @@ class Scheduler:
         self.rows = rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.failed: list[tuple[Sequence, str]] = []
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -83,6 +101,7 @@ class Scheduler:
         self._max_batched_tokens = max_batched_tokens
         self._prefix_caching = prefix_caching
         self._keyers: dict[Sequence, PageKeyer] = {}
+        self._went_ahead = False
 
     def add(self, leader: Sequence) -> None:
         """Queue a new sequence, with its siblings."""
@@ -102,7 +121,8 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks: single tokens first, then longer chunks of prompts."""
         before = self.preemptions
-        chunks = list(self._admit_ahead())
+        chunks = [] if self._went_ahead else list(self._admit_ahead())
+        self._went_ahead = bool(chunks)
         budget = self._max_batched_tokens - sum(chunk.length for chunk in chunks)
         ahead = {chunk.sequence for chunk in chunks}
         for leader in sorted(self.running, key=_is_long):
@@ -185,7 +205,8 @@ class Scheduler:
     def _admit_ahead(self) -> Iterator[Chunk]:
         """Admit the first in the queue if its prompt must be whole and would never fit beside.
 
-        A step's decodes leave too little room for it as long as they run, so they make way once.
+        A step's decodes leave too little room for it as long as they run, so they make way: in
+        every second step at most, however many such prompts are waiting.
         """
         if self.waiting and is_whole(self.waiting[0].group):
             needed = sum(sequence.prompt_length for sequence in self.waiting[0].group)
@@ -194,13 +215,22 @@ class Scheduler:
                 yield from self._admit_waiting(self._max_batched_tokens, most=1)
 
     def _admit_waiting(self, budget: int, most: int | None = None) -> Iterator[Chunk]:
-        """Admit in order of arrival; only plain sequences pass one that waits for table rows."""
-        rows_are_short = False
+        """Admit in order of arrival.
+
+        Who waits for table rows is passed by sequences that hold theirs, which may be the ones it
+        waits for, or need none; and if it is key classes of single heads that are short, by all
+        that need none of these.
+        """
+        rows_are_short = partitions_are_short = False
         for leader in list(self.waiting)[:most]:
             seats = self._max_num_seqs - sum(len(other.group) for other in self.running)
             if budget <= 0 or len(leader.group) > seats:
                 return
-            if rows_are_short and any(member.plan is not None for member in leader.group):
+            if rows_are_short and any(m.plan is not None and not m.tag_row for m in leader.group):
+                continue
+            apart = self.rows.wanted_partitions(leader.group)
+            if apart and (partitions_are_short or apart > self.rows.free_partitions):
+                partitions_are_short = True
                 continue
             if not self._acquire_rows(leader):
                 rows_are_short = True
@@ -214,10 +244,14 @@ class Scheduler:
             yield from chunks
 
     def _acquire_rows(self, leader: Sequence) -> bool:
-        """Table rows for all members or for none."""
+        """Table rows for all members or for none; whose rows cannot be written leaves the queue."""
         fresh = [member for member in leader.group if not member.tag_row]
-        if all(self.rows.acquire(member) for member in leader.group):
-            return True
+        try:
+            if all(self.rows.acquire(member) for member in leader.group):
+                return True
+        except Exception as error:
+            self.failed.append((leader, "".join(traceback.format_exception(error))))
+            self.waiting.remove(leader)
         for member in fresh:
             self.rows.release(member)
         return False

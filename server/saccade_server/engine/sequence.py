@@ -127,10 +127,28 @@ class Sequence:
         return plan is not None and (plan.recent is not None or plan.head_sinks is not None)
 
     def most(self, wanted: int) -> int:
-        """How many of the next ``wanted`` tokens one chunk may hold."""
-        if not self.single_steps:
-            return wanted
-        return min(wanted, max(self.prompt_length - self.computed, 1))
+        """How many of the next ``wanted`` tokens one chunk may hold.
+
+        All rows of a chunk count their moved masses, or none: see :attr:`Chunk.counts_elsewhere`.
+        """
+        left = self.prompt_length - self.computed
+        if self.single_steps:
+            wanted = min(wanted, max(left, 1))
+        if self.moves and self.computed < self.counted:
+            wanted = min(wanted, self.counted - self.computed)
+        if self.undecided and self.moves_last and left > 1:
+            wanted = min(wanted, left - 1)
+        return wanted
+
+    @cached_property
+    def moves(self) -> bool:
+        """True if the plan has mass edits, so that rows whose masses move are counted."""
+        return self.plan is not None and bool(self.plan.masses)
+
+    @property
+    def moves_last(self) -> bool:
+        """True if a mass edit acts on the last prompt row."""
+        return self.plan is not None and any(Phase.LAST in edit.phases for edit in self.plan.masses)
 
     @property
     def plan(self) -> Plan | None:

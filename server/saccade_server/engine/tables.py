@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import numpy as np
@@ -50,10 +51,12 @@ class DeviceTables:
     ) -> None:
         self.controls = ControlTables.allocate(control_rows, shape, device)
         self.tags = TagTable.allocate(tag_rows, shape, max_len, device)
-        self.streams = StreamTables.allocate(control_rows, shape.layers, hidden_size, device=device)
-        self.shape = shape
-        self._upload = Uploader(device)
         self._partition_rows = partition_rows
+        self.shape = shape
+        if device.type != "cpu":  # memory that is asked for later may be the cache's by then
+            self._allocate_partition()
+        self.streams = StreamTables.allocate(control_rows, shape.layers, hidden_size, device=device)
+        self._upload = Uploader(device)
         self._classes: dict[int, int] = {}
         self._edits: dict[int, tuple[Edit, ...]] = {}
         self._unions: dict[frozenset[int], tuple[Edit, ...]] = {}
@@ -125,11 +128,8 @@ class DeviceTables:
         """Give the sequence of a tag row heads with key classes of their own: no sinks yet."""
         rule = plan.head_sinks
         assert rule is not None
-        if self.tags.partition is None:  # nothing is spent on servers whose requests never ask
-            tags = self.tags.tags
-            sizes = (tags.shape[0], self._partition_rows, self.shape, tags.shape[2])
-            made = PartitionTable.allocate(*sizes, tags.device)
-            self.tags = replace(self.tags, partition=made)
+        if self.tags.partition is None:  # on a CPU nothing is spent before somebody asks
+            self._allocate_partition()
         table = self.tags.partition
         assert table is not None
         listed = np.zeros((self.shape.layers, self.shape.heads), np.uint8)
@@ -141,6 +141,12 @@ class DeviceTables:
         table.classes[row].zero_()
         if rule.exempt_initial:
             table.classes[row, ..., 0].fill_(EXEMPT_CLASS)
+
+    def _allocate_partition(self) -> None:
+        tags = self.tags.tags
+        sizes = (tags.shape[0], self._partition_rows, self.shape, tags.shape[2])
+        made = PartitionTable.allocate(*sizes, tags.device)
+        self.tags = replace(self.tags, partition=made)
 
     def classes(self, tag_rows: Iterable[int]) -> int:
         """Key classes that the kernels must tell apart for the sequences of these rows."""
@@ -168,6 +174,26 @@ class DeviceTables:
         """
         (index,) = self._upload(np.array(list(tag_rows), dtype=np.int64))
         return self.tags.moved.index_select(0, index)
+
+    @contextmanager
+    def uncounted(self, tag_rows: Iterable[int], unless_done: bool = False) -> Iterator[None]:
+        """Let what is launched meanwhile leave the counters of these rows as they are.
+
+        ``unless_done``: only if it fails, for then it will be launched again.
+        """
+        rows = list(tag_rows)
+        if not rows:
+            yield
+            return
+        (index,) = self._upload(np.array(rows, dtype=np.int64))
+        before = self.tags.moved.index_select(0, index)
+        try:
+            yield
+        except Exception:
+            self.tags.moved.index_copy_(0, index, before)
+            raise
+        if not unless_done:
+            self.tags.moved.index_copy_(0, index, before)
 
 
 def sites(moved: NDArray[np.int32]) -> tuple[SiteCount, ...]:

@@ -44,14 +44,23 @@ class VectorSlots:
         return len({found for found in wanted if found not in self._slot_of}) <= len(self._free)
 
     def hold(self, wanted: Iterable[Direction], plan: Plan) -> None:
-        """Count one more holder of each of these directions; new ones are written."""
-        for found in wanted:
-            if found not in self._slot_of:
-                self._slot_of[found] = slot = self._free.popleft()
-                vectors = plan.vectors_of(found[0])
-                assert vectors is not None
-                self._bank.write_vector(slot, vectors[found[1]].copy())
-            self._holders[found] += 1
+        """Count one more holder of each of these directions; new ones are written.
+
+        Nothing is counted if writing fails.
+        """
+        held: list[Direction] = []
+        try:
+            for found in wanted:
+                self._holders[found] += 1
+                held.append(found)
+                if self._holders[found] == 1:
+                    self._slot_of[found] = slot = self._free.popleft()
+                    vectors = plan.vectors_of(found[0])
+                    assert vectors is not None
+                    self._bank.write_vector(slot, vectors[found[1]].copy())
+        except Exception:
+            self.release(held)
+            raise
 
     def release(self, held: Iterable[Direction]) -> None:
         """Count one holder less of each."""

@@ -10,7 +10,7 @@ from typing import Any
 from saccade_server.evaluation.measure import Figure, Measured
 from saccade_server.evaluation.scenes import Outcome
 from saccade_server.evaluation.settings import NONE, Interventions
-from saccade_server.evaluation.tuning import CRITERION
+from saccade_server.evaluation.tuning import CRITERION, qualifies
 from saccade_server.evaluation.verdict import JUDGED, RULE, verdict
 
 SHOWN = (
@@ -72,17 +72,22 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def _tuning(outcome: Outcome) -> dict[str, Any] | None:
-    if outcome.none is None:
+    none = outcome.none
+    if none is None:
         return None
     return {
         "criterion": CRITERION,
         "scenes": outcome.scale.validation,
-        "none": asdict(outcome.none),
+        "none": asdict(none),
         "settings": {
             name: {
                 "chosen": list(tuned.setting.interventions),
                 "tried": [
-                    {"interventions": list(interventions), **asdict(trial)}
+                    {
+                        "interventions": list(interventions),
+                        **asdict(trial),
+                        "qualifies": qualifies(trial, none),
+                    }
                     for interventions, trial in tuned.tried
                 ],
             }
@@ -92,7 +97,7 @@ def _tuning(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _changes(measured: Sequence[Measured]) -> str:
-    """Changes in points; bold ones exclude zero."""
+    """Changes in points; bold ones are beyond chance."""
     splits = list(measured[0].figures)
     names = [f"{name}, {split.value}" for name in JUDGED for split in splits]
     rows = []
@@ -146,8 +151,8 @@ def _name(measured: Measured) -> str:
 def _change(figure: Figure | None) -> str:
     if figure is None or figure.change is None:
         return ""
-    text = f"{100 * figure.change.value:+.1f}"
-    return f"**{text}**" if figure.change.excludes_zero else text
+    text = f"{100 * round(figure.change.value, 4):+.1f}"  # as the document has it
+    return f"**{text}**" if figure.change.beyond_chance else text
 
 
 def _value(name: str, figure: Figure | None) -> str:

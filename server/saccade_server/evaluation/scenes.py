@@ -83,7 +83,7 @@ async def evaluate(
 def _roles(setting: Setting, tuned: Tuned | None) -> list[tuple[str, Setting]]:
     """The setting itself, and what tuning made of it unless that is the same."""
     found = [("as given", setting)]
-    if tuned is not None:
+    if tuned is not None and tuned.setting.interventions != setting.interventions:
         found.append(("tuned", tuned.setting))
     return found
 
@@ -98,12 +98,9 @@ async def _tune(
     items = caption_items(Split.VALIDATION, outcome.scale.validation)
     outcome.none = _trial(items, await answers.of(Setting(NONE), items))
     for setting in settings:
-        candidates = [*setting.grid]
-        if candidates and setting.interventions not in candidates:
-            candidates.append(setting.interventions)
-        announce(f"{setting.name}, validation", len(items) * len(candidates))
+        announce(f"{setting.name}, validation", len(items) * len(setting.grid))
         tried: list[tuple[Interventions, Trial]] = []
-        for candidate in candidates:
+        for candidate in setting.grid:
             try:
                 replies = await answers.of(replace(setting, interventions=candidate), items)
             except SettingRefused as refusal:
@@ -132,7 +129,8 @@ def _share(verdicts: Sequence[int]) -> float:
 
 
 def _short(interventions: Sequence[Mapping[str, Any]]) -> str:
-    return " + ".join(
+    parts = (
         ", ".join(f"{key} {value}" for key, value in entry.items() if key != "method")
         for entry in interventions
     )
+    return " + ".join(part or "defaults" for part in parts)

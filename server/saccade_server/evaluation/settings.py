@@ -6,10 +6,11 @@ A file is TOML or JSON:
     name = "var, strong"
     interventions = [{method = "var", move_fraction = 0.9}]
     grid = [                                   # only read with --tune; whole lists, weakest first
-        [{method = "var", move_fraction = 0.2}],
         [{method = "var", move_fraction = 0.6}],
+        [{method = "var", move_fraction = 0.9}],
     ]
 
+Tuning chooses from the grid alone: a setting that is to be among its own candidates stands there.
 ``{question}`` in a string stands for the text of the question that is being asked.
 """
 

@@ -1,25 +1,32 @@
 """Estimates with 95 % confidence intervals, and paired differences on the same scenes.
 
-A share of independent answers has its Wilson interval. Quotients of sums, and all differences
-between two settings, have percentile intervals of a bootstrap over scenes: both settings are
-resampled together, so what a scene contributes to both cancels.
+A share of answers has the Wilson interval of its effective number of answers: answers about one
+scene stand or fall together, and count for less than as many about different scenes (Dean and
+Pagano, J. Survey Stat. Methodol. 3, 2015). Quotients of sums, and all differences between two
+settings, have percentile intervals of a bootstrap over scenes: both settings are resampled
+together, so what a scene contributes to both cancels.
+
+Where few scenes change, such an interval is too short: four changes of one sign and none of the
+other leave zero out, but come about by chance in one of eight cases. A difference is therefore
+called one beyond chance only if an exact sign test over the scenes that changed agrees.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_server.demo.rates import Rate
+from saccade_server.demo.rates import wilson
 from saccade_server.evaluation.scoring import COLUMNS, Metric
 
 RESAMPLES = 2000
 LEVELS = (0.025, 0.975)
+SIGNIFICANCE = 0.05
 
 Table = NDArray[np.float64]
 """Counts [scenes, len(COLUMNS)]."""
@@ -27,20 +34,27 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; ``n`` is what it was divided by."""
+    """A figure with its 95 % interval; ``n`` is what it was divided by.
+
+    ``sign_p``: of a difference between figures with the same denominator, two-sided p of the sign
+    test over scenes.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    sign_p: float | None = None
 
     @property
-    def excludes_zero(self) -> bool:
-        """True if a difference is one beyond chance."""
-        return self.low > 0 or self.high < 0
+    def beyond_chance(self) -> bool:
+        """True if the interval of a difference leaves zero out, and the sign test agrees."""
+        outside = self.low > 0 or self.high < 0
+        return outside and (self.sign_p is None or self.sign_p < SIGNIFICANCE)
 
     def as_json(self) -> dict[str, Any]:
-        return {key: round(value, 4) for key, value in asdict(self).items()}
+        found = {key: round(getattr(self, key), 4) for key in ("value", "low", "high", "n")}
+        return found if self.sign_p is None else {**found, "sign_p": float(f"{self.sign_p:.3g}")}
 
 
 class Bootstrap:
@@ -51,9 +65,9 @@ class Bootstrap:
         chances = np.full(scenes, 1 / scenes)
         self._weights = generator.multinomial(scenes, chances, resamples).astype(np.float64)
 
-    def sums(self, table: Table) -> Table:
-        """Column sums of each resample, [resamples, columns]."""
-        return self._weights @ table
+    def sums(self, values: Table) -> Table:
+        """Sums over each resample of ``values`` [scenes, n], [resamples, n]."""
+        return self._weights @ values
 
 
 def estimate(metric: Metric, table: Table, bootstrap: Bootstrap) -> Estimate | None:
@@ -62,10 +76,11 @@ def estimate(metric: Metric, table: Table, bootstrap: Bootstrap) -> Estimate | N
     if not below:
         return None
     if metric.binary:
-        rate = Rate(round(float(above)), round(float(below)))
-        return Estimate(rate.share, *rate.interval, rate.total)
+        share = float(above / below)
+        interval = wilson(share, _effective(*_parts(metric, table)))
+        return Estimate(share, *interval, round(float(below)))
     value = float(above / below)
-    return _with_percentiles(value, _quotients(metric, bootstrap.sums(table)), round(float(below)))
+    return _with_percentiles(value, _quotients(metric, table, bootstrap), round(float(below)))
 
 
 def difference(
@@ -76,11 +91,13 @@ def difference(
     above_before, below_before = _parts(metric, baseline.sum(0))
     if not below or not below_before:
         return None
-    changes = _quotients(metric, bootstrap.sums(table)) - _quotients(
-        metric, bootstrap.sums(baseline)
-    )
+    changes = _quotients(metric, table, bootstrap) - _quotients(metric, baseline, bootstrap)
     value = float(above / below - above_before / below_before)
-    return _with_percentiles(value, changes, round(float(below)))
+    found = _with_percentiles(value, changes, round(float(below)))
+    scenes, scenes_before = _parts(metric, table), _parts(metric, baseline)
+    if not np.array_equal(scenes[1], scenes_before[1]):
+        return found
+    return replace(found, sign_p=_sign_test(scenes[0] - scenes_before[0]))
 
 
 def columns_of(counts: Mapping[str, int]) -> Table:
@@ -92,9 +109,31 @@ def _parts(metric: Metric, sums: Table) -> tuple[Table, Table]:
     return sums @ columns_of(metric.above), sums @ columns_of(metric.below)
 
 
-def _quotients(metric: Metric, sums: Table) -> Table:
+def _effective(above: Table, below: Table) -> float:
+    """How many independent answers tell a share as exactly as these do, from counts by scene.
+
+    At most their number, which is what they are with one answer a scene. Where all answers are
+    alike nothing tells how they hang together, and each scene counts as one.
+    """
+    total = below.sum()
+    share = above.sum() / total
+    variance = ((above - share * below) ** 2).sum() / total**2
+    if not variance:
+        return float((below > 0).sum())
+    return float(min(total, share * (1 - share) / variance))
+
+
+def _sign_test(changes: Table) -> float:
+    """Two-sided p of as unequal a split of the scenes that changed, if both ways were alike."""
+    changed = int((changes != 0).sum())
+    fewer = int(min((changes > 0).sum(), (changes < 0).sum()))
+    tail: int = sum(math.comb(changed, count) for count in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**changed))
+
+
+def _quotients(metric: Metric, table: Table, bootstrap: Bootstrap) -> Table:
     """The metric of each resample; NaN where it is not defined."""
-    above, below = _parts(metric, sums)
+    above, below = bootstrap.sums(np.stack(_parts(metric, table), 1)).T
     found: Table = np.full(len(above), math.nan)
     np.divide(above, below, out=found, where=below > 0)
     return found

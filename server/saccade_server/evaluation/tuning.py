@@ -29,13 +29,14 @@ class Trial:
     exact: float
 
 
+def qualifies(trial: Trial, none: Trial) -> bool:
+    """Whether a strength costs few enough exact captions."""
+    return none.exact - trial.exact <= MOST_EXACT_LOST + 1e-9
+
+
 def choose(trials: Sequence[Trial], none: Trial) -> int:
     """Index of the chosen strength; ``trials`` are weakest first and not empty."""
-    allowed = [
-        index
-        for index, trial in enumerate(trials)
-        if none.exact - trial.exact <= MOST_EXACT_LOST + 1e-9
-    ]
+    allowed = [index for index, trial in enumerate(trials) if qualifies(trial, none)]
     if not allowed:
         return max(range(len(trials)), key=lambda index: (trials[index].exact, -index))
     return min(allowed, key=lambda index: (trials[index].chair, -trials[index].exact, index))

@@ -13,9 +13,10 @@ JUDGED = ("CHAIR_s", "exact", "accuracy")
 
 RULE = (
     f"A setting helps or hurts by what it does to {', '.join(JUDGED)} on the three splits: a "
-    "change counts if its 95 % interval excludes zero. A lower CHAIR_s is no help where recall of "
-    "things falls beyond chance: saying less hallucinates less. Intervals are not corrected for "
-    "the number of comparisons, nine a setting, so now and then one excludes zero by chance."
+    "change counts if its 95 % interval excludes zero and a sign test over the scenes that changed "
+    "gives p < 0.05. A lower CHAIR_s is no help where recall of things falls beyond chance: saying "
+    "less hallucinates less. Nothing is corrected for the number of comparisons, nine a setting, "
+    "so now and then a change counts that came about by chance."
 )
 
 
@@ -35,7 +36,7 @@ def verdict(measured: Measured) -> Verdict:
     for split, figures in measured.figures.items():
         for name in JUDGED:
             change = figures[name].change if name in figures else None
-            if change is not None and change.excludes_zero:
+            if change is not None and change.beyond_chance:
                 is_better = (change.value < 0) == BY_NAME[name].lower_is_better
                 if not is_better:
                     worse.append((split.value, name))
@@ -55,4 +56,4 @@ def verdict(measured: Measured) -> Verdict:
 def _says_less(figures: Mapping[str, Figure]) -> bool:
     """True if captions leave out more of what is there, beyond chance."""
     recall = figures["recall of things"].change
-    return recall is not None and recall.high < 0
+    return recall is not None and recall.beyond_chance and recall.value < 0

@@ -6,6 +6,10 @@ are amplified in what goes on to the output projection, so that the next layer i
 gains of this one in force; and the gains are written into the control rows that the sequence
 follows from the next step on. Nothing is read back.
 
+The outputs that are compared, and then amplified, have been rounded to the model's dtype. Rows of
+later steps are amplified by the kernels before they are rounded, so with a gain that is no power of
+two a 16-bit output may be one rounding away from what the same row would get there.
+
 The control rows hold the plan's other head edits while the step runs, so attention has applied
 those and no measured gain: no row is amplified twice, whichever control row it follows.
 """
@@ -63,7 +67,7 @@ class HeadReinforcement:
             return output
         selected = self.reactivity.reactive(found, without)
         self.findings.selected.select(1, call.layer).copy_(selected)
-        # In the tables' dtype, so that these rows and those of later steps get the same number.
+        # In the tables' dtype, so that these rows and those of later steps get the same gain.
         gain = torch.where(selected, self.gain, 1.0).to(self.controls.gain.dtype)
         self._write(call.layer, gain, selected)
         rows = output.index_select(0, self.rows)

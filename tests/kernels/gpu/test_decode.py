@@ -233,6 +233,21 @@ def test_moved_rows_are_counted(make_decodes):
     assert not wanted.all()
 
 
+def test_mass_given_to_empty_classes_moves_nothing(make_decodes):
+    """All keys of the first sequence are of class 0; the second has one of class 1."""
+    case = make_decodes((65, 65))
+    tags = case.tables[1]
+    tags.tags[1:3] = 0
+    tags.tags[2, :, 7] = 1
+    program = Program.identity(ControlShape(2, 4, 16))
+    program.transform[..., 0, 0], program.transform[..., 1, 0] = 0.5, 0.5
+    case.write(1, program)
+    case.batch.control_rows[:] = 1
+    assert_close(case, run(case), expected(case))
+    assert not tags.moved[1].any()
+    assert (tags.moved[2, 1] == 2).all()  # by the kernel and by the reference
+
+
 @pytest.mark.parametrize("edited", [False, True], ids=["plain", "edited"])
 def test_it_emits_masses(make_decodes, with_edits, edited):
     case = make_decodes((130, 7, 0, 65))

@@ -277,6 +277,21 @@ def test_moved_rows_are_counted(make_prefills, config):
     assert moved[0].any()
 
 
+@pytest.mark.parametrize("config", [CONFIG, DESCRIPTORS], ids=["pointers", "descriptors"])
+def test_mass_given_to_empty_classes_moves_nothing(make_prefills, config):
+    """Rows before the only key of class 1 give what they have to nobody and get it back."""
+    case = make_prefills(((66, ((17, 1),)),), dtype=torch.float16)
+    counters = case.tables[1].moved
+    case.tables[1].tags[2] = 0
+    case.tables[1].tags[2, :, 60] = 1
+    program = neutral(case)
+    program.transform[..., 0, 0], program.transform[..., 1, 0] = 0.5, 0.5
+    case.write(1, program)
+    assert_close(case, run(case, config=config), expected(case))
+    assert (counters[2, 1] == 2 * 6).all()  # by the kernel and by the reference
+    assert counters.sum() == counters[2, 1].sum()
+
+
 @pytest.mark.parametrize("edited", [False, True], ids=["plain", "edited"])
 def test_emission(make_prefills, with_edits, edited):
     prefills = ((66, ((17, edited * 1), (2, 0))), (0, ((2, 0),)))

@@ -124,6 +124,7 @@ class FakeEngine:
     delay: float = 0.0
     stall_after: int | None = None
     fail_after: int | None = None
+    diverges: bool = False
     capacity: bool = True
     alive: bool = True
     moves: bool = True
@@ -162,7 +163,11 @@ class FakeEngine:
                 return
             if self.fail_after is not None and count > self.fail_after:
                 reason = FinishReason.ERROR
-                yield EngineOutput(request_id=name, finish_reason=reason, error="/secret 0xdead")
+                error, acts = "/secret 0xdead", request.plan is not None
+                diverged = self.diverges and acts
+                yield EngineOutput(
+                    request_id=name, finish_reason=reason, error=error, diverged=diverged
+                )
                 return
             entry = self._logprobs(request, token)
             if token == EOS:

@@ -2,8 +2,12 @@
 
 import asyncio
 import hashlib
+import os
 import pickle
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
 from saccade_server.api import middleware
-from saccade_server.api.artifact_store import ArtifactStore, StoreFullError
+from saccade_server.api.artifact_store import ABANDONED_SECONDS, ArtifactStore, StoreFullError
 
 ADMIN = {"authorization": "Bearer root"}
 MODEL = "sha256:" + "ab" * 32
@@ -191,6 +195,42 @@ def test_no_path_leads_out_of_the_folder(serving, path):
     assert not list(serving.settings.artifacts.iterdir())
 
 
+def with_notes(text):
+    """An artifact whose notes are this JSON text."""
+    data = heads((0, 1), notes="@")
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b'"@"', text)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+def test_what_could_not_be_listed_is_not_kept(serving):
+    refused = put(serving, with_notes(rb'"\ud800"'))
+    assert code(refused, 400) == "artifact_invalid"
+    assert "surrogate" in refused.json()["error"]["message"]
+    assert put(serving, with_notes(rb'"\ud83d\ude00"')).json()["notes"] == "\U0001f600"
+    assert len(serving.http.get("/v1/artifacts").json()["data"]) == 1
+
+
+def test_a_damaged_file_is_not_served_and_is_put_right(serving):
+    path = serving.settings.artifacts / f"{name(HEADS)}.safetensors"
+    for wrong in (HEADS[:-3], HEADS[:-1] + b"!"):
+        path.write_bytes(wrong)
+        assert code(serving.http.get(PATH), 404) == "artifact_not_found"
+        assert serving.http.head(PATH).status_code == 404
+        assert put(serving, HEADS).status_code == 201
+        assert serving.http.get(PATH).content == HEADS
+    assert put(serving, HEADS).status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-3", "bytes=99999-", "bytes=x", "bytes=0-1,4-5"])
+def test_ranges_are_answered_with_the_whole(serving, asked):
+    put(serving, HEADS)
+    got = serving.http.get(PATH, headers={"range": asked})
+    assert (got.status_code, got.content) == (200, HEADS)
+    assert got.headers["accept-ranges"] == "none"
+    assert serving.http.head(PATH, headers={"range": asked}).status_code == 200
+
+
 def test_sizes_are_bounded(make_server):
     server = make_server(admin_keys=("root",), max_artifact_bytes=1000, max_artifacts_bytes=1500)
     big = heads(*((0, i) for i in range(4)), notes="n" * 1000)
@@ -289,3 +329,37 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     assert store.get(f"sha256:{name(HEADS)}") is None
     with pytest.raises(StoreFullError):
         ArtifactStore(tmp_path, 10).put(read_artifact(HEADS), HEADS)
+
+
+def test_what_is_in_memory_does_not_wait_for_a_put(tmp_path, monkeypatch):
+    store, other = ArtifactStore(tmp_path, 10**6), heads((1, 1))
+    store.put(read_artifact(HEADS), HEADS)
+    writing, written = threading.Event(), threading.Event()
+
+    def slow(handle):
+        writing.set()
+        assert written.wait(10)
+
+    monkeypatch.setattr("os.fsync", slow)
+    with ThreadPoolExecutor(2) as threads:
+        keeping = threads.submit(store.put, read_artifact(other), other)
+        assert writing.wait(10)
+        try:
+            found = threads.submit(store.get, f"sha256:{name(HEADS)}").result(5)
+        finally:
+            written.set()
+        assert keeping.result(10)
+    assert found.tensors["heads"].tolist() == [[0, 1], [3, 2]]
+
+
+def test_unfinished_uploads_count_and_go_when_they_are_old(tmp_path):
+    for name_, age in ((".upload-new", 60), (".upload-old", 2 * ABANDONED_SECONDS)):
+        (tmp_path / name_).write_bytes(bytes(500))
+        os.utime(tmp_path / name_, (time.time() - age,) * 2)
+    store = ArtifactStore(tmp_path, 500 + len(HEADS) - 1)
+    assert [path.name for path in tmp_path.iterdir()] == [".upload-new"]
+    with pytest.raises(StoreFullError):
+        store.put(read_artifact(HEADS), HEADS)
+    (tmp_path / ".upload-new").unlink()
+    assert store.put(read_artifact(HEADS), HEADS)
+    assert len(store.listing()) == 1

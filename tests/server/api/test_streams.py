@@ -96,6 +96,38 @@ def test_an_engine_that_fails_at_once(server, stream):
     assert "secret" not in response.text
 
 
+STRONG = [
+    {"method": "head_scale", "gain": 16, "layers": [0, 1]},
+    {"method": "head_ablation", "layers": [2]},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_numbers_that_overflow_under_interventions_are_the_requests_own_fault(server, stream):
+    server.engine.fail_after, server.engine.diverges = 0, True
+    response = server.chat(stream=stream, interventions=STRONG)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("intervention_diverged", "interventions")
+    assert error["type"] == "invalid_request_error"
+    assert (
+        "overflowed under the request's interventions (head_scale, head_ablation)"
+        in (error["message"])
+    )
+    assert "secret" not in response.text
+    plain = server.chat(stream=stream)
+    assert plain.status_code == 500
+    assert plain.json()["error"]["code"] == "engine_failure"
+
+
+def test_numbers_that_overflow_in_mid_stream(server):
+    server.engine.fail_after, server.engine.diverges = 3, True
+    events = server.events(interventions=STRONG)
+    assert events[-1] == "[DONE]"
+    assert events[-2]["error"]["code"] == "intervention_diverged"
+    assert "secret" not in json.dumps(events)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_room(server, stream):
     server.engine.capacity = False

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from saccade_interventions import shorthand
 from saccade_interventions.artifacts import Artifact, read_artifact
+from saccade_server import __version__
 from saccade_server.calibration.collect import collect
 from saccade_server.calibration.examples import CalibrationError, Labelled
+from saccade_server.calibration.vectors import Calibrator
 from saccade_server.cli import app
 from saccade_server.config import engine_config
 from saccade_server.demo.splits import Split
@@ -66,6 +68,72 @@ def test_heads_and_head_vectors_and_means(prompts: Path, tmp_path: Path) -> None
     calibrate("head-means", prompts, "--out", out)
     assert read(out).tensors["means"].shape == (6, 6, 32)
     assert read(out).model == made.model
+
+
+def test_one_example_of_a_class_ranks_no_heads(prompts: Path, tmp_path: Path) -> None:
+    """Nothing could be held out, and the order of heads would mean nothing."""
+    lines = prompts.read_text().splitlines()
+    labels = [json.loads(line)["label"] for line in lines]
+    positive, negative = labels.index("positive"), labels.index("negative")
+    second = labels.index("negative", negative + 1)
+    few = prompts.parent / "few.jsonl"
+    few.write_text("\n".join(lines[at] for at in (positive, negative, second)))
+    out = tmp_path / "hv.safetensors"
+    command = ["calibrate", "head-vectors", str(few), "--out", str(out), "--threads", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    message = "1 positive and 2 negative prompts; at least 2 of each class are needed"
+    assert message in done.output.replace("\n", " ")
+    assert not out.exists()
+    text = calibrate("vectors", few, "--out", out, "--layers", "3")
+    assert "unknown" in text, "one pair gives a direction, but no held-out accuracy"
+    assert "nan" not in text
+
+
+def test_a_head_with_equal_class_means_is_left_out(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Calibrator._collect
+
+    def with_a_dead_head(self: Calibrator, *arguments: Any) -> torch.Tensor:
+        values = whole(self, *arguments).clone()
+        values[:, 1, 2] = 0
+        return values
+
+    monkeypatch.setattr(Calibrator, "_collect", with_a_dead_head)
+    out = tmp_path / "hv.safetensors"
+    text = calibrate("head-vectors", prompts, "--out", out, "--top", 36)
+    assert "1 of 36 heads are left out" in text
+    heads = read(out).tensors["heads"].tolist()
+    assert len(heads) == 35
+    assert [1, 2] not in heads
+
+
+def test_what_was_collected_belongs_to_a_version_and_a_precision(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of either command that goes on where it was."""
+    seen: list[list[Any]] = []
+
+    def collected(examples: Any, read: Any, path: Any, facts: list[Any], advance: Any) -> Any:
+        seen.append(facts)
+        raise CalibrationError("enough")
+
+    class Stopped:
+        def __init__(self, *arguments: Any) -> None:
+            seen.append(arguments[5])
+            raise CalibrationError("enough")
+
+    monkeypatch.setattr("saccade_server.calibration.vectors.collect", collected)
+    monkeypatch.setattr("saccade_server.calibration.heads.Sweep", Stopped)
+    for command in ("vectors", "heads"):
+        for dtype in ("float32", "bfloat16"):
+            arguments = ["calibrate", command, str(prompts), "--out", str(tmp_path / "x")]
+            done = CliRunner().invoke(app, [*arguments, "--dtype", dtype, "--threads", "1"])
+            assert "enough" in done.output
+            assert __version__ in seen[-1]
+            assert dtype in seen[-1]
+    assert len(seen) == 4
 
 
 def test_act_is_calibrated_and_then_served(prompts: Path, tmp_path: Path) -> None:

@@ -68,6 +68,19 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     assert len(rest.asked) == 8  # plain and one head were done
 
 
+def test_a_label_of_many_bytes_has_room(tmp_path: Path) -> None:
+    """A tokenizer may give each byte a token of its own."""
+
+    class Bytes(Model):
+        async def ask(self, messages: Any, entries: Any, sampling: Any) -> Reply:
+            said = " \u662f\u7684\u3002 More.".encode()[: sampling["max_tokens"]]
+            return Reply(said.decode(errors="ignore"), sampling["max_tokens"])
+
+    label = [Labelled("p:1", (("user", "0"),), (), "\u662f\u7684\u3002")]
+    plain, _ = run(Bytes(), tmp_path / "log", examples=label)
+    assert plain == Result(1, 1)
+
+
 @pytest.mark.parametrize("other", ["facts", "examples"])
 def test_another_sweeps_log_is_refused(tmp_path: Path, other: str) -> None:
     run(Model(), tmp_path / "log")

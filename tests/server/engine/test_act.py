@@ -17,8 +17,9 @@ from transformers import AttentionInterface
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
-from saccade_kernels.controls import ControlShape
+from saccade_kernels.controls import ControlShape, PartitionTable
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models import head_sinks
 
@@ -314,6 +315,38 @@ def test_a_step_that_fails_is_tried_again(
     assert len(calls) > 8
     assert result.tokens == wanted.tokens
     assert [e.logprob for e in result.logprobs] == [e.logprob for e in wanted.logprobs]
+
+
+def test_no_memory_for_the_table_fails_its_request_alone(
+    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tiny.prompt("llama", seed=1)
+    requests = [
+        own(make_request, prompt, name, plan_for(make_core("llama"), prompt, entries))
+        for name, entries in (("plain", []), ("act", [entry()]))
+    ]
+    wanted = {r.request_id: run(make_core("llama"), [r])[r.request_id].tokens for r in requests}
+    core = make_core("llama")
+
+    def fail(*sizes: Any) -> None:
+        raise torch.OutOfMemoryError("for the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionTable, "allocate", fail)
+        found = run(core, requests)
+    assert found["plain"].tokens == wanted["plain"]
+    assert found["act"].last.finish_reason is FinishReason.ERROR
+    assert found["act"].tokens == []
+    again = run(core, requests)
+    assert {name: result.tokens for name, result in again.items()} == wanted
+
+
+def test_where_memory_is_measured_the_table_is_part_of_it() -> None:
+    """On a GPU it is made at the start; the device here only has shapes."""
+    tables = DeviceTables(
+        ControlShape(4, 4, 8), 5, 5, 32, torch.device("meta"), hidden_size=8, partition_rows=3
+    )
+    assert tables.tags.partition.classes.shape == (3, 4, 4, 32)
 
 
 def test_what_a_prompt_of_one_token_gets(

@@ -137,6 +137,37 @@ def test_logits_that_are_not_finite_fail_only_their_own(
     assert found["bad"].last.finish_reason is FinishReason.ERROR
 
 
+def test_a_neighbour_s_failed_step_fails_nobody_else(
+    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is tried again alone, as a padded one: what the failed one kept is no longer it."""
+    core = core_with("llama", padded_decode=True)
+    judged = make_request(tiny.prompt("llama"), "judged", plan_of(tiny.prompt("llama")), 8)
+    other = make_request(tiny.prompt("llama", seed=1, text=30), "other", None, 3)
+    wanted = run(core, [judged])["judged"]
+    results = {"judged": [], "other": []}
+    forward, failed = core._runner.model.forward, []
+
+    def fail_once(embeddings: torch.Tensor, *rest: Any) -> Any:
+        if not failed and len(embeddings) > 16:  # the neighbour's prompt and a row of the other
+            failed.append(len(embeddings))
+            raise RuntimeError("for the test")
+        return forward(embeddings, *rest)
+
+    core.submit(judged)
+    for _ in range(4):
+        results["judged"] += core.step()
+    monkeypatch.setattr(core._runner.model, "forward", fail_once)
+    core.submit(other)
+    while core.busy:
+        for output in core.step():
+            results[output.request_id].append(output)
+    assert failed
+    assert [t for output in results["judged"] for t in output.tokens] == wanted.tokens
+    assert results["judged"][-1].receipt == wanted.last.receipt
+    assert results["other"][-1].finish_reason is not FinishReason.ERROR
+
+
 def test_compiled_layers_are_run_as_they_were(
     tiny: Any,
     core_with: Any,

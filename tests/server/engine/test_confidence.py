@@ -145,6 +145,8 @@ LIMITS: dict[str, dict[str, int]] = {
     "few pages, as on a GPU": {"cache_tokens": 64 * 5, **FAST},
     "few rows": {"max_programs": 4},
     "few rows, as on a GPU": {"max_programs": 4, **FAST},
+    "few rows and pages": {"max_programs": 4, "cache_tokens": 64 * 4},
+    "few rows and pages, as on a GPU": {"max_programs": 4, "cache_tokens": 64 * 4, **FAST},
 }
 
 

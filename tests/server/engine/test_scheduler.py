@@ -2,6 +2,13 @@
 
 from typing import Any
 
+import pytest
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import HeadSinkRule
+from saccade_kernels.controls import ControlShape
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
@@ -10,21 +17,41 @@ from saccade_server.engine.sequence import Sequence
 
 
 class NoTables:
-    """No plan is used here."""
+    """Nobody reads what is written here."""
 
     def write_program(self, row: int, program: Any) -> None: ...
 
     def open_tags(self, row: int, plan: Any) -> None: ...
 
-
-def scheduler(pages: int = 20, seqs: int = 4, budget: int = 100, caching: bool = True) -> Scheduler:
-    return Scheduler(PagePool(pages), PlanRows(NoTables(), 5, 5), seqs, budget, caching)
+    def open_partition(self, row: int, tag_row: int, plan: Any) -> None: ...
 
 
-def sequence(length: int, start: int = 0) -> Sequence:
+def scheduler(
+    pages: int = 20, seqs: int = 4, budget: int = 100, caching: bool = True, programs: int = 4
+) -> Scheduler:
+    rows = PlanRows(NoTables(), programs + 1, 5)
+    return Scheduler(PagePool(pages), rows, seqs, budget, caching)
+
+
+def sequence(length: int, start: int = 0, plan: Plan | None = None) -> Sequence:
     tokens = tuple(range(start, start + length))
     sampling = SamplingParams(max_tokens=1000)
-    return Sequence(GenerateRequest(request_id="r", tokens=tokens, sampling=sampling))
+    return Sequence(GenerateRequest(request_id="r", tokens=tokens, sampling=sampling, plan=plan))
+
+
+def biased(length: int, bias: float) -> Plan:
+    """One program, another one for each bias."""
+    builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
+    image = builder.tag([(0, 1)])
+    builder.score(((1, (0,)),), [image], parse_rows("last+generated"), bias=bias)
+    return builder.build()
+
+
+def apart(length: int) -> Plan:
+    """Key classes of single heads: a partition, and the whole prompt in one step."""
+    builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
+    builder.rule(HeadSinkRule(((1, (0,)),), 0.5))
+    return builder.build()
 
 
 def advance(made: Scheduler) -> list[tuple[int, int]]:
@@ -102,3 +129,79 @@ def test_a_shared_prefix_leaves_one_token_to_compute() -> None:
     assert advance(made) == [(128, 1), (64, 64)]
     assert twin.cached_tokens == 64
     assert made.prefix_hits == 64
+
+
+def test_who_waits_for_rows_is_passed_by_who_holds_them() -> None:
+    """Otherwise a sequence that was preempted would hold them for ever, and both would wait."""
+    made = scheduler(programs=1, caching=False)
+    holder, waits = sequence(10, plan=biased(10, 1.0)), sequence(20, plan=biased(20, 2.0))
+    late = sequence(30, plan=biased(30, 3.0))
+    made.add(holder)
+    advance(made)
+    made._preempt(holder)
+    made.waiting.appendleft(waits)  # as one does whose confidence has changed its plan
+    made.add(late)
+    assert advance(made) == [(0, 11)]
+    assert (made.running, list(made.waiting)) == ([holder], [waits, late])
+    made.remove(holder)
+    assert advance(made) == [(0, 20)]
+    assert list(made.waiting) == [late]
+
+
+def test_only_who_needs_a_partition_waits_for_one() -> None:
+    made = scheduler(caching=False)
+    first, second, third = (sequence(10, plan=apart(10)) for _ in range(3))
+    edited = sequence(20, plan=biased(20, 1.0))
+    for item in (first, second, third, edited):
+        made.add(item)
+    assert advance(made) == [(0, 10), (0, 20)]
+    assert (made.running, list(made.waiting)) == ([first, edited], [second, third])
+    made.remove(first)
+    advance(made)
+    assert (made.running, list(made.waiting)) == ([edited, second], [third])
+
+
+def test_prompts_that_must_be_whole_let_decodes_run_in_every_second_step() -> None:
+    made = scheduler(budget=40, caching=False)
+    plain = sequence(10)
+    made.add(plain)
+    advance(made)
+    lengths = []
+    for number in range(6):
+        item = sequence(40, plan=apart(40))
+        made.add(item)
+        lengths.append([length for _, length in advance(made)])
+        if item not in made.running:
+            lengths.append([length for _, length in advance(made)])
+        assert item in made.running, number
+        made.remove(item)
+    assert lengths == [[40], *[[1], [40]] * 5]
+    assert plain.computed == 10 + 5
+
+
+@pytest.mark.parametrize("name", ["write_program", "open_tags", "open_partition"])
+def test_rows_that_cannot_be_written_fail_their_sequence_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the queue and holds nothing; who comes behind it is admitted."""
+    made = scheduler(programs=2, caching=False)
+    plan = biased(10, 1.0) if name == "write_program" else apart(10)
+    bad, next_one = sequence(10, plan=plan), sequence(10, plan=plan)
+
+    def fail(*args: Any) -> None:
+        raise MemoryError("for the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NoTables, name, fail)
+        made.add(bad)
+        assert made.schedule() == []
+    ((failed, words),) = made.failed
+    assert failed is bad
+    assert "for the test" in words
+    assert not made.waiting
+    made.remove(bad)
+    rows = made.rows
+    assert (rows.programs, rows.free_partitions, bad.tag_row, bad.control_rows) == (0, 1, 0, {})
+    assert (len(rows._free_controls), len(rows._free_tags)) == (2, 4)
+    made.add(next_one)
+    assert advance(made) == [(0, 10)]

@@ -37,7 +37,7 @@ def test_padding_means_to_the_kernel_what_it_means_here(
             if planned and index != 1:
                 plan = dummy_plan(core._runner.tables.shape, len(prompt.tokens), 3)
             name, sampling = str(index), {"ignore_eos": True, "logprobs": 2}
-            requests.append(make_request(prompt, name, plan, 4, **sampling))
+            requests.append(make_request(prompt, name, plan, 3, **sampling))
         return run(core, requests)
 
     wanted = answer()

@@ -126,3 +126,26 @@ def test_a_row_that_is_handed_on_edits_no_residuals(tables: Tables) -> None:
     assert rows.acquire(other)
     assert other.control_row(8) == row
     assert row not in tables.streams
+
+
+def test_what_cannot_be_written_is_given_back(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the writes fails, a second try finds every row and slot free."""
+    for name in ("write_vector", "write_streams"):
+        rows, edited = PlanRows(tables, 2, 2, vectors=4), sequence(plan(EYE[1:4]))
+        write, calls = getattr(tables, name), []
+
+        def fail(slot: int, values: Any, write: Any = write, calls: list[int] = calls) -> None:
+            calls.append(slot)
+            if len(calls) == (2 if write.__name__ == "write_vector" else 1):
+                raise MemoryError("for the test")
+            write(slot, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, name, fail)
+            with pytest.raises(MemoryError):
+                rows.acquire(edited)
+        assert (rows.programs, edited.tag_row, edited.control_rows) == (0, 0, {})
+        assert rows.acquire(edited), name
+        assert sorted(tables.vectors) == [1, 2, 3]

@@ -16,10 +16,11 @@ from saccade_server.demo.questions import caption
 from saccade_server.demo.splits import Split
 from saccade_server.evaluation.asking import Reply
 from saccade_server.evaluation.errors import SettingRefused
+from saccade_server.evaluation.grids import GRIDS
 from saccade_server.evaluation.items import Item, Task
 from saccade_server.evaluation.report import as_document, tables
 from saccade_server.evaluation.scenes import Outcome, Scale, evaluate
-from saccade_server.evaluation.settings import Setting
+from saccade_server.evaluation.settings import Setting, default_setting
 from saccade_server.evaluation.verdict import verdict
 
 
@@ -65,7 +66,7 @@ def setting(name: str, strength: int, *grid: int) -> Setting:
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     settings = [
-        setting("truth", 2, 3, 1, 10),
+        setting("truth", 2, 3, 1, 2, 10),
         setting("silent", -1),
         setting("idle", 0),
         setting("refused", 10),
@@ -80,7 +81,7 @@ def test_roles_and_refusals(outcome: Outcome) -> None:
     assert outcome.refused["refused"] == "too strong"
 
 
-def test_tuning_takes_the_best_strength_and_tries_the_given_one_too(outcome: Outcome) -> None:
+def test_tuning_takes_the_best_strength_of_the_grid(outcome: Outcome) -> None:
     tuned = outcome.tuned["truth"]
     assert [entries[0]["strength"] for entries, _ in tuned.tried] == [3, 1, 2]
     assert tuned.setting.interventions[0]["strength"] == 1
@@ -91,10 +92,22 @@ def test_tuning_takes_the_best_strength_and_tries_the_given_one_too(outcome: Out
 
 def test_tuning_sees_the_validation_split_alone() -> None:
     answers = Answers()
-    asyncio.run(evaluate(answers, [setting("t", 2, 1)], Scale(2, (0,), 10)))  # type: ignore[arg-type]
+    asyncio.run(evaluate(answers, [setting("t", 2, 1, 2)], Scale(2, (0,), 10)))  # type: ignore[arg-type]
     whole = 3 * 3 * 2
     validation = [("none", 10), ("t", 10), ("t", 10)]
     assert answers.asked == [("none", whole), *validation, ("t", whole), ("t, tuned", whole)]
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_a_tie_goes_to_the_weaker_strength(name: str) -> None:
+    """All strengths answer alike: the one nearest to neutral is chosen, default or not."""
+    one = default_setting(name)
+    outcome = asyncio.run(evaluate(Answers(), [one], Scale(1, (0,), 4)))  # type: ignore[arg-type]
+    chosen = outcome.tuned[name].setting.interventions
+    assert chosen == ({"method": name, **GRIDS[name][0]},)
+    named = [measured.setting.name for measured in outcome.measured]
+    again = [] if chosen == one.interventions else [f"{name}, tuned"]
+    assert named == ["none", name, *again], "a default that was chosen is not asked twice"
 
 
 def test_figures(outcome: Outcome) -> None:
@@ -133,7 +146,9 @@ def test_tables_and_document(outcome: Outcome) -> None:
     assert len(widths) == 1
     assert "| truth | `strength 1` | `strength 3`: 62.5%, " in text
     document = json.loads(json.dumps(as_document(outcome)))
-    assert document["tuning"]["settings"]["truth"]["chosen"][0]["strength"] == 1
+    tuned = document["tuning"]["settings"]["truth"]
+    assert tuned["chosen"][0]["strength"] == 1
+    assert [trial["qualifies"] for trial in tuned["tried"]] == [True] * 3
     found = document["settings"][1]["splits"]["counterfactual"]["CHAIR_s"]
     assert (found["value"], found["change"]["value"], found["by_seed"]) == (0.5, -0.5, [0.5, 0.5])
 
@@ -158,7 +173,7 @@ def test_the_command_on_the_demo_model(tmp_path: Path) -> None:
     assert none["splits"]["clear"]["exact"]["value"] == 1
     assert pai["receipts"] == {"applied": 18}
     asked = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
-    assert len(asked) == 3 * 18 + 2 + 2 * 2
+    assert len(asked) == 3 * 18 + 2 + 2
     assert "interventions[0].alpha" in document["refused"]["odd"]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +96,19 @@ def test_every_grid_is_of_a_method_and_its_fields() -> None:
         fields = methods[name].model_fields
         assert len({json.dumps(entry) for entry in grid}) == len(grid)
         assert all(entry.keys() <= fields.keys() for entry in grid)
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_every_grid_is_weakest_first_and_has_the_default(name: str) -> None:
+    method = Registry.discover().methods[name]
+    neutral = method.neutral
+    assert neutral is not None
+
+    def distance(entry: Mapping[str, Any]) -> float:
+        """From neutral; of factors, that of the logarithms."""
+        values = [(entry.get(f, method.model_fields[f].default), v) for f, v in neutral.items()]
+        return sum(abs(math.log(value)) if at else abs(value) for value, at in values)
+
+    distances = [distance(entry) for entry in GRIDS[name]]
+    assert distances == pytest.approx(sorted(distances))
+    assert {} in GRIDS[name] or method.model_fields["gain"].is_required()

@@ -206,7 +206,7 @@ def test_serving_a_model_twice_changes_nothing(pair: tuple[Any, ServedModel]) ->
     layers = served.model.get_decoder().layers
     hooks = [len(layer._forward_pre_hooks) for layer in layers]
     serve(served.model)
-    assert [len(layer._forward_pre_hooks) for layer in layers] == hooks == [1] * 4
+    assert [len(layer._forward_pre_hooks) for layer in layers] == hooks == [2] * 4
 
 
 def test_the_vision_tower_keeps_its_own_attention(
@@ -222,13 +222,14 @@ def test_softcap_and_scale_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def attention(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        seen.append(arguments[-3:])
+        seen.append(arguments[6:9])  # key, value, caches, batch, layer; emission
         return query
 
     monkeypatch.setattr("saccade_kernels.ops.attention", attention)
     module = torch.nn.Identity()
     module.layer_idx = 0
-    step: Any = type("Step", (), {"key_caches": [None], "value_caches": [None], "batch": None})
+    nothing = {"batch": None, "again": None, "measures": ()}
+    step: Any = type("Step", (), {"key_caches": [None], "value_caches": [None], **nothing})
     query = torch.zeros(1, 4, 3, 16)
     output, weights = paged_attention(
         module, query, query, query, None, step=step, softcap=5.0, sliding_window=7
