@@ -75,7 +75,8 @@ class AppliedIntervention(Wire):
 
     `layers` are layer indices, `heads` counts (layer, query head) pairs, `counters` say what a
     method that follows a rule did, `measured` what it found out. `status` is one of
-    applied      attention moved, rows went through its edits, or its rule did something
+    applied      attention moved, rows went through its edits (also of a clamp that never bound), or
+                 its rule contrasted or rejected something
     no_effect    it ran, or found no row to run on, and nothing changed
     cached       nothing changed here, but some of its rows are shared with an earlier request
     neutral      its strength makes it the identity, so there was nothing to run

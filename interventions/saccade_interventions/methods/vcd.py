@@ -78,7 +78,8 @@ class VCD(Intervention):
     """Seed of the noise."""
 
     edit_branch: bool = False
-    """Let the request's other interventions act in the noised branch too."""
+    """Let the request's other interventions act in the noised branch too. Then none of them can
+    choose heads by measuring, as ``vhr`` does."""
 
     @classmethod
     def probe(cls, model: ModelFacts) -> Probe:

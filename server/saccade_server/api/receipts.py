@@ -5,7 +5,8 @@ engine's receipt, which counts the rows that ran under the plan and those whose 
 moved. Nothing here is inferred from the request alone. The status of an entry is one of
 
     applied      attention moved, or rows went through its score, head or residual edit, or its
-                 rule did something (counters)
+                 rule contrasted or rejected something (counters); whether such an edit changed
+                 a number is not counted: a clamp whose limits never bind is applied
     no_effect    it ran, or found no row to run on, and nothing changed
     cached       nothing changed here, but some of its rows are shared with an earlier request
     neutral      its strength makes it the identity, so there was nothing to run
@@ -33,6 +34,10 @@ from saccade_server.engine.request import Receipt
 
 Site = tuple[int, int]
 """Layer and head."""
+
+EFFECTS = ("contrasted", "rejections", "fallbacks")
+"""Counters that say a rule changed something; others count what it looked at or chose. Edits that
+it chose are counted by their rows."""
 
 PROMPT = (Phase.PREFIX, Phase.QUESTION, Phase.LAST)
 
@@ -197,7 +202,7 @@ class _Count:
     @classmethod
     def of(cls, run: Run, index: int) -> _Count:
         edits = _chosen(run, index)
-        rows = run.receipt.rows if run.receipt else {}
+        rows = _rows(run, index)
         phases = {phase for edit in edits for phase in edit.phases}
         has_masses = any(isinstance(edit, MassEdit) for edit in edits)
         own, shared = _mass_sites(run, index)
@@ -214,7 +219,7 @@ class _Count:
             disputed=disputed,
             works=bool(moved)
             or any(_evaluated(edit, rows) for edit in others)
-            or any(_counters(index, [run]).values()),
+            or any(_counters(index, [run]).get(name) for name in EFFECTS),
             confirmed=run.receipt is not None and not disputed,
         )
 
@@ -242,6 +247,17 @@ def _chosen(run: Run, index: int) -> list[Edits]:
         for edit in getattr(rule, name)
     ]
     return [edit for edit in found if not any(edit is other for other in left)]
+
+
+def _rows(run: Run, index: int) -> dict[str, int]:
+    """Rows of each phase that the intervention at ``index`` had keys to edit in."""
+    rows = run.receipt.rows if run.receipt else {}
+    rule = run.plan.recent if run.plan else None
+    if run.plan is None or rule is None or rule.source != index or rule.with_self:
+        return rows
+    # The first generated row has no recent keys, unless the prompt's count.
+    empty = int(rule.start >= run.plan.prompt_length and rows.get(Phase.GENERATED, 0) > 0)
+    return {**rows, Phase.GENERATED: rows.get(Phase.GENERATED, 0) - empty}
 
 
 def _evaluated(edit: Edits, rows: dict[str, int]) -> int:

@@ -6,7 +6,7 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
 from saccade_server.api.receipts import Run, applied, fingerprint
-from saccade_server.engine.request import MeasuredHeads, Receipt, SiteCount
+from saccade_server.engine.request import Counter, MeasuredHeads, Receipt, SiteCount
 
 REGISTRY = Registry.discover()
 MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
@@ -186,3 +186,37 @@ def test_nothing_was_chosen():
     assert entry["status"] == "no_effect"
     assert entry["measured"] == {"heads": {"1": []}, "vhd": [[0.5, 0.5]], "t_vhd": 1.0}
     assert other["measured"] is None
+
+
+ADAPTVIS = {"method": "adaptvis", "w1": 1, "w2": 3}
+SGRS = {"method": "sgrs", "layers": [1]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "counters", "status"),
+    [
+        (ADAPTVIS, {"unsure": 1}, "no_effect"),
+        (ADAPTVIS, {"sure": 1}, "applied"),
+        (SGRS, {"draws": 6}, "no_effect"),
+        (SGRS, {"draws": 6, "rejections": 1}, "applied"),
+        (SGRS, {"draws": 6, "fallbacks": 1}, "applied"),
+        ({"method": "dola"}, {"contrasted": 6}, "applied"),
+    ],
+)
+def test_counting_alone_is_no_effect(entry, counters, status):
+    found = tuple(Counter(0, name, value) for name, value in counters.items())
+    (told,) = entries(entry, receipt=Receipt(ROWS, counters=found))
+    assert told["counters"] == counters
+    assert told["status"] == status
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+def test_a_first_generated_row_without_recent_keys_is_not_one_of_its_rows(include_self):
+    locore = {"method": "locore", "region": "generated", "include_self": include_self}
+    for generated in (0, 1, 3):
+        receipt = Receipt({**ROWS, "generated": generated})
+        (entry,) = entries(locore, receipt=receipt)
+        rows = generated if include_self else max(generated - 1, 0)
+        assert entry["rows"]["generated"] == rows
+        assert entry["edits"]["evaluated"] == rows * entry["heads"]
+        assert entry["status"] == ("applied" if rows else "no_effect")

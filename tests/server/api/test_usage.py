@@ -50,7 +50,7 @@ def test_usage_on_the_wire(server, tools, stream):
     ("counters", "heads", "evaluated", "status"),
     [
         ((Counter(0, "unsure", 1),), 4 * 4, 4 * 4, "applied"),
-        ((Counter(0, "sure", 1),), 4 * 4, 0, "applied"),
+        ((Counter(0, "sure", 1),), 4 * 4, 0, "no_effect"),
         ((), 4 * 4, 0, "no_effect"),
     ],
 )

@@ -233,6 +233,28 @@ def test_beside_a_score_edit_of_the_same_heads(
     check(result, Oracle(tiny.build("llama"), edit).run(prompt))
 
 
+@pytest.mark.parametrize("decode", ["running", "row"])
+def test_beside_recent_keys_of_the_same_heads(
+    decode: str, tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """LocoRE's window moves row by row; ACT finds and moves masses of what it leaves."""
+    core = make_core("llama")
+    prompt = tiny.prompt("llama", seed=2, text=33)
+    heads, length = {"0": [1, 3], "2": [0, 2]}, len(prompt.tokens)
+    settings = {"theta": 0.06, "beta": 0.1, "decode": decode}
+    locore = {"method": "locore", "beta": 3.0, "layers": [0, 1, 2, 3]}
+    plan = plan_for(core, prompt, [{"method": "act", "heads": heads, **settings}, locore])
+
+    def biased(layer: int, scores: torch.Tensor) -> torch.Tensor:
+        rows, keys = torch.arange(scores.shape[1])[:, None], torch.arange(scores.shape[2])
+        recent = (rows >= length) & (keys >= length) & (keys < rows) & (rows - keys <= 5)
+        return scores + recent * float(np.log(4.0))
+
+    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    edit = attention_of(prompt, sites_of(heads), before=biased, **settings)
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+
+
 def test_preemption(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
     """The prompt is computed at once again, and every generated row by itself."""
     steps, prompts = 24, [tiny.prompt("llama", seed=seed, text=50) for seed in range(3)]
@@ -339,14 +361,6 @@ def test_no_memory_for_the_table_fails_its_request_alone(
     assert found["act"].tokens == []
     again = run(core, requests)
     assert {name: result.tokens for name, result in again.items()} == wanted
-
-
-def test_where_memory_is_measured_the_table_is_part_of_it() -> None:
-    """On a GPU it is made at the start; the device here only has shapes."""
-    tables = DeviceTables(
-        ControlShape(4, 4, 8), 5, 5, 32, torch.device("meta"), hidden_size=8, partition_rows=3
-    )
-    assert tables.tags.partition.classes.shape == (3, 4, 4, 32)
 
 
 def test_what_a_prompt_of_one_token_gets(

@@ -145,8 +145,6 @@ LIMITS: dict[str, dict[str, int]] = {
     "few pages, as on a GPU": {"cache_tokens": 64 * 5, **FAST},
     "few rows": {"max_programs": 4},
     "few rows, as on a GPU": {"max_programs": 4, **FAST},
-    "few rows and pages": {"max_programs": 4, "cache_tokens": 64 * 4},
-    "few rows and pages, as on a GPU": {"max_programs": 4, "cache_tokens": 64 * 4, **FAST},
 }
 
 
@@ -174,6 +172,29 @@ def test_each_gets_in_a_batch_what_it_gets_alone(
         assert {name: known(result) for name, result in found.items()} == wanted
     assert core.stats().cache_usage == 0
     assert not core._scheduler.rows.programs
+
+
+def test_rows_that_a_preempted_sequence_holds_come_back(
+    tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """It needs a row more once it is decided, and waits in front of the one that has all four."""
+    prompt = tiny.prompt("llava", images=1, seed=1, text=120)
+    other = tiny.prompt("llava", images=1, seed=1, text=20)
+    question = max(i.start + i.length for i in other.images)
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(other.tokens), question)
+    image = builder.tag([(i.start, i.start + i.length) for i in other.images])
+    for number, phase in enumerate(Phase):
+        builder.score(SITES, [image], (phase,), bias=0.2 + 0.1 * number)
+    requests = [
+        make_request(prompt, "decided", plan_of(prompt, 0.5), 4, ignore_eos=True),
+        make_request(other, "holder", builder.build(), 10, ignore_eos=True),
+    ]
+    wanted = {r.request_id: run(make_core("llava"), [r])[r.request_id].tokens for r in requests}
+    few = {"max_programs": 4, "cache_tokens": 64 * 3, "max_batched_tokens": 32}
+    core = make_core("llava", prefix_caching=False, **few)
+    found = run(core, requests)
+    assert {name: result.tokens for name, result in found.items()} == wanted
+    assert core.stats().preemptions == 1
 
 
 def test_an_abort_between_the_runs_leaves_nothing(

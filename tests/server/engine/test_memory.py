@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import CPU_CACHE_TOKENS, EngineConfig
 from saccade_server.engine.memory import (
     GpuMemoryError,
@@ -13,6 +14,7 @@ from saccade_server.engine.memory import (
     out_of_memory_explained,
     tokens_in,
 )
+from saccade_server.engine.tables import DeviceTables
 from saccade_server.models.family import serve
 
 
@@ -58,6 +60,14 @@ def test_running_out_of_memory_says_what_to_change() -> None:
 def test_impossible_shares_are_refused(share: float) -> None:
     with pytest.raises(ValueError, match="gpu_memory_utilization"):
         EngineConfig(model="m", gpu_memory_utilization=share)
+
+
+def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
+    """They are made at the start where memory is measured; this device only has shapes."""
+    shape, rows = ControlShape(4, 4, 8), {"hidden_size": 8, "partition_rows": 3}
+    tables = DeviceTables(shape, 5, 5, 32, torch.device("meta"), **rows)
+    assert tables.tags.partition is not None
+    assert tables.tags.partition.classes.shape == (3, 4, 4, 32)
 
 
 @pytest.mark.gpu
