@@ -100,5 +100,8 @@ async def compare(client: httpx2.AsyncClient, services: Any) -> None:
     assert services.noops.total() == 0
 
 
-NOTHING_LEFT = {("head_ablation", "vhr"): "no_effect"}
-"""Heads whose outputs are all zero do not depend on the image."""
+NOTHING_LEFT = dict.fromkeys(
+    [("head_ablation", "vhr"), ("head_ablation", "sgrs")],
+    "no_effect",
+)
+"""Heads whose outputs are all zero depend neither on the image nor on earlier tokens."""
