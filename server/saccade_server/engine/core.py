@@ -167,12 +167,13 @@ class EngineCore:
         for chunk, _ in landed:
             if not self._runs(chunk.sequence):
                 continue
-            if chunk in undecided:
+            if undecided and chunk in undecided:
                 self._decide(chunk)
             else:
                 self._scheduler.complete(chunk)
         for chunk, drawn in landed:
-            if drawn is not None and chunk not in undecided and self._runs(chunk.sequence):
+            again = undecided and chunk in undecided
+            if drawn is not None and not again and self._runs(chunk.sequence):
                 outputs.append(self._accept(chunk.sequence, drawn))
         return outputs
 
@@ -187,9 +188,9 @@ class EngineCore:
 
     def _runs(self, sequence: Sequence) -> bool:
         """False if the sequence, or its group, has ended while it was computed."""
-        leader = sequence.group[0]
+        leader = sequence.leader or sequence
         known = self._sequences.get(leader.request.request_id) is leader
-        return known and sequence in leader.group
+        return known and (sequence is leader or sequence in leader.siblings)
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""

@@ -193,6 +193,9 @@ class Scheduler:
 
     def _go_on(self, leader: Sequence, budget: int) -> list[Chunk]:
         """What a running group computes next; nothing if it has to give its pages back."""
+        has_room = leader.computed < len(leader.pages) * PAGE  # in a page that it holds
+        if has_room and leader.pending == 1 and not leader.siblings and budget > 0:
+            return [Chunk.of(leader, 1)]  # nearly all that a busy server does
         pairs = [
             (member, length)
             for member, length in zip(leader.group, next_lengths(leader.group, budget), strict=True)
