@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +25,7 @@ from saccade_server.options import (
     fail,
     log_to_stderr,
 )
+from saccade_server.serve_command import serve_command
 
 app = typer.Typer(
     name="saccade",
@@ -44,156 +42,7 @@ FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "
 another program may use the GPU. Some methods run a request as several sequences."""
 
 
-@app.command("serve")
-def serve_command(
-    model: Model = None,
-    host: Annotated[str, typer.Option(envvar="SACCADE_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="SACCADE_PORT", min=1, max=65535)] = 8000,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(help="Public name of the model.", envvar="SACCADE_SERVED_MODEL_NAME"),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Key that clients must send; repeat for several. "
-            "SACCADE_API_KEY holds one, or several with commas between."
-        ),
-    ] = None,
-    admin_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Key that opens the upload of artifacts; repeat for several. Without one nobody "
-            "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between."
-        ),
-    ] = None,
-    artifacts: Artifacts = None,
-    profiles: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="TOML file of named bundles of interventions.",
-            envvar="SACCADE_PROFILES",
-        ),
-    ] = None,
-    self_test: Annotated[
-        bool,
-        typer.Option(
-            help="Try every method on the model first, and offer those that show.",
-            envvar="SACCADE_SELF_TEST",
-        ),
-    ] = True,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    max_model_len: MaxLen = None,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, help="Sequences in one batch.", envvar="SACCADE_MAX_NUM_SEQS")
-    ] = 64,
-    max_batched_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens in one step; if absent 8192 on a GPU, 1024 on a CPU.",
-            envvar="SACCADE_MAX_BATCHED_TOKENS",
-        ),
-    ] = None,
-    cache_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Size of the key-value cache; if absent what fits on a GPU, 65536 on a CPU.",
-            envvar="SACCADE_CACHE_TOKENS",
-        ),
-    ] = None,
-    gpu_memory_utilization: Annotated[
-        float,
-        typer.Option(
-            min=0.01,
-            max=1.0,
-            help="Share of the GPU's memory for model, cache and the largest step; "
-            "CUDA graphs come on top. Of no effect on a CPU.",
-            envvar="SACCADE_GPU_MEMORY_UTILIZATION",
-        ),
-    ] = 0.9,
-    enforce_eager: Annotated[
-        bool,
-        typer.Option(
-            "--enforce-eager",
-            help="No CUDA graphs: starts sooner, needs less memory, decodes slower.",
-            envvar="SACCADE_ENFORCE_EAGER",
-        ),
-    ] = False,
-    compile_layers: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Fuse the small operations of decoder layers with torch.compile: starts later; "
-            "needs a C++ compiler on a CPU.",
-            envvar="SACCADE_COMPILE",
-        ),
-    ] = False,
-    prefix_caching: Annotated[
-        bool, typer.Option(help="Share the keys and values of equal prefixes.")
-    ] = True,
-    threads: Threads = None,
-    allow_image_urls: Annotated[
-        bool,
-        typer.Option(help="Fetch images from http(s) URLs.", envvar="SACCADE_ALLOW_IMAGE_URLS"),
-    ] = False,
-    allowed_media_domain: Annotated[
-        list[str] | None, typer.Option(help="Fetch only from this host; repeat for several.")
-    ] = None,
-    shutdown_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to finish requests in flight.")
-    ] = 30.0,
-    log_level: Annotated[str, typer.Option(envvar="SACCADE_LOG_LEVEL")] = "info",
-    access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
-) -> None:
-    """Serve the OpenAI-compatible API."""
-    # The imports below take seconds, and a container's first process ignores by default.
-    signal.signal(signal.SIGTERM, _leave)
-    from saccade_server.api.settings import ApiSettings
-    from saccade_server.config import ServerConfig, engine_config, served_name
-    from saccade_server.engine.client import EngineDeadError
-    from saccade_server.serving import serve
-
-    log_to_stderr(log_level)
-    try:
-        config = ServerConfig(
-            host=host,
-            port=port,
-            engine=engine_config(
-                model,
-                device=device,
-                dtype=dtype,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                max_batched_tokens=max_batched_tokens,
-                cache_tokens=cache_tokens,
-                gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=enforce_eager,
-                compile=compile_layers,
-                prefix_caching=prefix_caching,
-                threads=threads,
-            ),
-            api=ApiSettings(
-                served_model_name=served_name(model, served_model_name),
-                api_keys=_keys(api_key, "SACCADE_API_KEY"),
-                admin_keys=_keys(admin_key, "SACCADE_ADMIN_KEY"),
-                artifacts=artifacts,
-                allow_image_urls=allow_image_urls,
-                allowed_media_domains=tuple(allowed_media_domain or ()),
-                shutdown_timeout=shutdown_timeout,
-                access_log=access_log,
-            ),
-            profiles=profiles,
-            self_test=self_test,
-        )
-        code = asyncio.run(serve(config))
-    except (ValueError, OSError, EngineDeadError) as error:
-        raise fail(error) from error
-    raise typer.Exit(code)
+app.command("serve")(serve_command)
 
 
 @app.command("generate")
@@ -308,17 +157,3 @@ def methods_command(
 def main() -> None:
     """Entry point of the console script."""
     app()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
-
-
-def _keys(options: list[str] | None, variable: str) -> tuple[str, ...]:
-    """Keys of the options, or else of the environment."""
-    keys = options or os.environ.get(variable, "").split(",")
-    if not options and keys == [""]:
-        return ()
-    if any(not key or key.split() != [key] for key in keys):
-        raise typer.BadParameter("a key must not be empty or hold blanks")
-    return tuple(keys)

@@ -9,9 +9,9 @@ import torch
 import typer
 
 from saccade_server.api.settings import ApiSettings
-from saccade_server.cli import _keys
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
 from saccade_server.demo import model_path
+from saccade_server.serve_command import _keys
 from saccade_server.serving import greeting
 
 
