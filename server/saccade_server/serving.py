@@ -11,11 +11,8 @@ import asyncio
 import logging
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
 from typing import Any
-
-import uvicorn
 
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
@@ -25,6 +22,7 @@ from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import sample_path
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
+from saccade_server.listening import Server, make_server, release, reopenable, take
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.selftest import find_faults
 
@@ -32,16 +30,6 @@ logger = logging.getLogger("saccade")
 
 CHECK_SECONDS = 0.1
 FAILURE_GRACE_SECONDS = 2.0
-KEEP_ALIVE_SECONDS = 5
-MAX_HEADER_BYTES = 64 * 1024
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to us."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class _Signals:
@@ -66,9 +54,20 @@ async def serve(config: ServerConfig) -> int:
         TimeoutError: its model did not load in time.
         UnsupportedModelError: the model has no usable tokenizer or processor.
         ProfileError: a profile is not valid, or the model cannot run it.
+        ListenError: the address cannot be had.
     """
     # First of all: a container's first process ignores signals that it has no handler for.
     signals = _Signals()
+    sockets = take(config.host, config.port)
+    try:
+        return await _load_and_serve(config, sockets, signals)
+    finally:
+        release(sockets)
+
+
+async def _load_and_serve(
+    config: ServerConfig, sockets: list[socket.socket], signals: _Signals
+) -> int:
     registry = Registry.discover()
     profiles = load_profiles(config.profiles, registry) if config.profiles else {}
     prompts = asyncio.create_task(asyncio.to_thread(PromptProcessor.load, config.engine.model))
@@ -90,21 +89,8 @@ async def serve(config: ServerConfig) -> int:
         app = create_app(
             engine, await prompts, registry, config.api, profiles=profiles, faults=faults
         )
-        server = _Server(
-            uvicorn.Config(
-                app,
-                host=config.host,
-                port=config.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=int(FAILURE_GRACE_SECONDS),
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            )
-        )
-        return await _run(server, engine, app.state.lifecycle, signals, config)
+        server = make_server(app)
+        return await _run(server, sockets, engine, app.state.lifecycle, signals, config)
     finally:
         await engine.close(0.0 if signals.at_once.is_set() else STOP_TIMEOUT)
 
@@ -118,13 +104,15 @@ async def _before(work: asyncio.Task[Any], event: asyncio.Event) -> bool:
 
 
 async def _run(
-    server: _Server,
+    server: Server,
+    sockets: list[socket.socket],
     engine: EngineClient,
     lifecycle: Lifecycle,
     signals: _Signals,
     config: ServerConfig,
 ) -> int:
-    listening = asyncio.create_task(server.serve())
+    reopenable(sockets)
+    listening = asyncio.create_task(server.serve(sockets))
     draining: asyncio.Task[None] | None = None
     greeted = False
     while not listening.done() and engine.alive:
@@ -147,7 +135,7 @@ async def _run(
     return 0 if engine.alive and server.started else 1
 
 
-async def _drain(server: _Server, lifecycle: Lifecycle, timeout: float) -> None:
+async def _drain(server: Server, lifecycle: Lifecycle, timeout: float) -> None:
     await lifecycle.shutdown(timeout)
     server.should_exit = True
 
