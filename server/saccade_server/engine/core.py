@@ -19,7 +19,7 @@ from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.groups import form
-from saccade_server.engine.limits import describe, why_refused
+from saccade_server.engine.limits import describe, ends_of, why_refused
 from saccade_server.engine.memory import (
     ADVICE,
     choose_cache_tokens,
@@ -98,9 +98,9 @@ class EngineCore:
         if reason is not None:
             return _failed(request.request_id, reason)
         sequence = form(request)
+        sequence.ends = ends_of(request.sampling, self.info)
         if request.plan is not None and request.plan.saliency is not None:
-            ends = (*request.sampling.stop_token_ids, *self.info.eos_token_ids)
-            sequence.acceptance = Acceptance(request.plan.saliency, ends)
+            sequence.acceptance = Acceptance(request.plan.saliency, sequence.ends)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None

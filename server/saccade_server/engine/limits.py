@@ -7,7 +7,7 @@ from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.streams import STREAM_VECTORS
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest
+from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest, SamplingParams
 from saccade_server.engine.vectors import directions
 from saccade_server.models.family import ServedModel
 
@@ -50,17 +50,35 @@ def describe(
     )
 
 
+def ends_of(sampling: SamplingParams, info: EngineInfo) -> tuple[int, ...]:
+    """End-of-sequence and stop tokens, each once: those that ``min_tokens`` holds back."""
+    return tuple(sorted({*sampling.stop_token_ids, *info.eos_token_ids}))
+
+
 def why_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a request can never run; the API has checked the same, this is the last line."""
     if request.sampling.max_tokens < 1:
         return "max_tokens must be at least 1"
-    if any(not 0 <= token < info.vocab_size for token in request.sampling.logit_bias):
+    named = (*request.sampling.logit_bias, *request.sampling.stop_token_ids)
+    if any(not 0 <= token < info.vocab_size for token in named):
         return "a token is not in the vocabulary"
+    reason = why_min_tokens_refused(request.sampling, info)
+    if reason is not None:
+        return reason
     for member in _members(request):
         reason = _why_member_refused(member, request.sampling.max_tokens, info)
         if reason is not None:
             return reason
     return why_group_refused(request, info)
+
+
+def why_min_tokens_refused(sampling: SamplingParams, info: EngineInfo) -> str | None:
+    """Why an answer can never have the least number of tokens that was asked for."""
+    if not 0 <= sampling.min_tokens <= sampling.max_tokens:
+        return f"min_tokens must be from 0 to max_tokens, which is {sampling.max_tokens}"
+    if sampling.min_tokens and len(ends_of(sampling, info)) >= info.vocab_size:
+        return "min_tokens leaves no token to draw: every token of the vocabulary is a stop token"
+    return None
 
 
 def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:

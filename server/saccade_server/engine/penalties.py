@@ -1,4 +1,4 @@
-"""Logit bias and penalties: changes to single logits, for all rows of a step at once."""
+"""Logit bias, penalties, tokens held back: changes to single logits, for a step's rows at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
+
+LARGEST = 1e30
+"""No logit is larger after a repetition penalty near 0, or its row would have no softmax."""
 
 
 @dataclass
@@ -30,11 +33,11 @@ class _Cells:
 
 
 def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Uploader) -> torch.Tensor:
-    """Bias, then penalties; returns ``logits`` itself when no sequence asks for any.
+    """Bias, then penalties, then -inf for tokens held back; ``logits`` itself if nobody asks.
 
     Repetition counts the prompt too; presence and frequency count the output only.
     """
-    bias, repeated, counted = _Cells(), _Cells(), _Cells()
+    bias, repeated, counted, barred = _Cells(), _Cells(), _Cells(), _Cells()
     width = logits.shape[-1]
     for row, sequence in enumerate(sequences):
         p = sequence.request.sampling
@@ -43,7 +46,9 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
             bias.add(row, width, [*p.logit_bias], values)
         if sequence.penalised:
             _penalise(row, width, sequence, repeated, counted)
-    if not (bias.places or repeated.places or counted.places):
+        if sequence.barred:
+            barred.add(row, width, sequence.barred, np.full(len(sequence.barred), -np.inf))
+    if not any(cells.places for cells in (bias, repeated, counted, barred)):
         return logits
     edited = logits.clone()
     flat = edited.view(-1)
@@ -52,9 +57,12 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
     if repeated.places:
         places, factors = repeated.upload(upload, logits.dtype)
         seen = flat.index_select(0, places)
-        flat.index_copy_(0, places, torch.where(seen > 0, seen / factors, seen * factors))
+        changed = torch.where(seen > 0, seen / factors, seen * factors)
+        flat.index_copy_(0, places, changed.clamp(max=LARGEST))
     if counted.places:
         flat.index_add_(0, *counted.upload(upload, logits.dtype), alpha=-1)
+    if barred.places:
+        flat.index_copy_(0, *barred.upload(upload, logits.dtype))
     return edited
 
 

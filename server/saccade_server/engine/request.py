@@ -54,6 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn; the names and meanings are the OpenAI API's and vLLM's."""
 
     max_tokens: int
+    min_tokens: int = 0  # until then neither end-of-sequence nor stop tokens can be drawn
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: off

@@ -30,6 +30,7 @@ class Sequence:
     request: GenerateRequest
     leader: Sequence | None = None
     measures: bool = False
+    ends: tuple[int, ...] = ()  # end-of-sequence and stop tokens, each once
     siblings: list[Sequence] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     computed: int = 0
@@ -93,6 +94,15 @@ class Sequence:
     def pending(self) -> int:
         """Tokens not yet computed; 1 while decoding."""
         return self.length - self.computed
+
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """Tokens that the next draw leaves out: those that end an answer, while it is too short.
+
+        End-of-sequence tokens among them even if they are ignored as ends, as in vLLM.
+        """
+        short = self.length - self.prompt_length < self.request.sampling.min_tokens
+        return self.ends if short else ()
 
     @cached_property
     def penalised(self) -> bool:

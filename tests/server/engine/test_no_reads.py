@@ -131,6 +131,7 @@ SAMPLING: list[dict[str, Any]] = [
     {"ignore_eos": True, "temperature": 0.7},
     {"ignore_eos": True, "temperature": 0.7, "top_p": 0.8, "top_k": 5, "logprobs": 3},
     {"ignore_eos": True, "logit_bias": {5: 1.0}, "repetition_penalty": 1.2, "logprobs": 0},
+    {"ignore_eos": True, "min_tokens": 3, "stop_token_ids": (4, 9), "temperature": 0.7},
     {"ignore_eos": True, "temperature": 0.7, "presence_penalty": 0.2, "frequency_penalty": 0.1},
 ]
 
