@@ -1,11 +1,14 @@
 """A folder of artifacts, each named by the SHA-256 of its bytes.
 
 Names are hexadecimal digests and nothing else, files appear complete or not at all, and what is
-read is checked again, so replicas may share a folder and may put the same artifact at once.
+read is checked again, so replicas may share a folder and may put the same artifact at once. What
+else lies in the folder, whatever it is, is left alone; a folder that was taken away is made again
+by the next put.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -15,12 +18,14 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from saccade_interventions.artifacts import Artifact, ArtifactError, artifact_id, read_artifact
+from saccade_interventions.artifacts import Artifact, ArtifactError, read_artifact
+from saccade_server.api.errors import Unavailable
+from saccade_server.api.regular_files import open_regular, regular_size, write_whole
 
 logger = logging.getLogger("saccade.artifacts")
 
@@ -28,6 +33,7 @@ HEX = re.compile(r"[0-9a-f]{64}")
 PREFIX = "sha256:"
 SUFFIX = ".safetensors"
 UPLOAD = ".upload-"
+OURS = re.compile(rf"{re.escape(UPLOAD)}.*|{HEX.pattern}{re.escape(SUFFIX)}", re.DOTALL)
 ABANDONED_SECONDS = 3600
 """After which an unfinished upload is what a crash left, and not another server's at work."""
 CACHED_BYTES = 256 * 2**20
@@ -93,11 +99,14 @@ class ArtifactStore:
 
         Raises:
             StoreFullError: there is no room for it.
+            Unavailable: the folder cannot be read now.
             OSError: it could not be written.
         """
-        path = self._path(artifact.digest)
+        path = self._folder / (artifact.digest.removeprefix(PREFIX) + SUFFIX)
         with self._puts:  # two must not both take the last room; readers need not wait for the disk
-            if self.path(artifact.digest) is not None:
+            there = self.open(artifact.digest)
+            if there is not None:
+                there.close()
                 return False
             others = sum(size for name, size in self._entries() if name != path.name)
             if len(data) + others > self._max_bytes:
@@ -106,60 +115,90 @@ class ArtifactStore:
         self._remember(artifact, len(data))
         return True
 
-    def path(self, digest: str) -> Path | None:
-        """The file of an artifact, None if there is none of this digest with its bytes.
+    def open(self, digest: str) -> BufferedReader | None:
+        """The file of an artifact; None if there is none of this digest with its bytes.
 
         A file is read and hashed the first time, and again when it changes.
+
+        Raises:
+            Unavailable: the folder cannot be read now.
         """
-        path = self._file(digest)
-        try:
-            if path is None:
-                return None
-            facts = path.stat()
-            seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-            if self._intact.get(path.name) == seen:
-                return path
-            if artifact_id(path.read_bytes()).removeprefix(PREFIX) + SUFFIX != path.name:
-                logger.error("the bytes of %s are not those it is named for", path.name)
-                return None
-        except OSError:
+        path = self._path(digest)
+        if path is None:
             return None
-        self._intact[path.name] = seen
-        return path
+        file: BufferedReader | None = None
+        try:
+            file = open_regular(path)
+            if file is None or self._is_intact(file, path.name):
+                return file
+            file.close()
+        except OSError as error:
+            if file is not None:
+                file.close()
+            raise _failed(error) from None
+        logger.error("the bytes of %s are not those it is named for", path.name)
+        return None
 
     def get(self, digest: str) -> Artifact | None:
-        """The artifact of this digest, ``sha256:`` and 64 hexadecimal digits, if it is there."""
-        path = self._file(digest)
+        """The artifact of this digest, ``sha256:`` and 64 hexadecimal digits, if it is there.
+
+        Raises:
+            Unavailable: the folder cannot be read now.
+        """
+        path = self._path(digest)
+        try:
+            there = path is not None and regular_size(path) is not None
+        except OSError as error:
+            raise _failed(error) from None
         with self._lock:
-            if path is None:  # whoever takes the file away takes the artifact away
+            if not there:  # whoever takes the file away takes the artifact away
                 self._cache.pop(digest, None)
                 return None
             if digest in self._cache:
                 self._cache.move_to_end(digest)
                 return self._cache[digest]
-        return self._load(digest, path)
+        return self._load(digest)
 
     def listing(self) -> list[Stored]:
-        """What is in the folder, by digest; files that are no artifacts are left out."""
+        """What is in the folder, by digest; files that are no artifacts are left out.
+
+        Raises:
+            Unavailable: the folder cannot be read now.
+        """
         found = []
-        for digest, _ in self._files():
+        for digest in self._digests():
             if digest not in self._known:
-                self.get(digest)
+                with suppress(Unavailable):  # of this one file, and logged
+                    self.get(digest)
             if digest in self._known:
                 found.append(self._known[digest])
         return found
 
-    def _load(self, digest: str, path: Path) -> Artifact | None:
-        try:
-            data = path.read_bytes()
-            artifact = read_artifact(data)
-        except FileNotFoundError:
+    def _is_intact(self, file: BufferedReader, name: str) -> bool:
+        facts = os.fstat(file.fileno())
+        seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if self._intact.get(name) != seen:
+            if hashlib.file_digest(file, "sha256").hexdigest() + SUFFIX != name:
+                return False
+            file.seek(0)
+            self._intact[name] = seen
+        return True
+
+    def _load(self, digest: str) -> Artifact | None:
+        file = self.open(digest)
+        if file is None:
             return None
-        except (OSError, ArtifactError) as error:
+        try:
+            with file:
+                data = file.read(self._max_bytes)
+            artifact = read_artifact(data)
+        except ArtifactError as error:
             logger.error("artifact %s is not readable: %s", digest, error)
             return None
+        except OSError as error:
+            raise _failed(error) from None
         if artifact.digest != digest:
-            logger.error("the bytes of artifact %s are not those it is named for", digest)
+            logger.error("artifact %s was changed while it was read", digest)
             return None
         self._remember(artifact, len(data))
         return artifact
@@ -178,22 +217,28 @@ class ArtifactStore:
             array.nbytes for artifact in self._cache.values() for array in artifact.tensors.values()
         )
 
-    def _files(self) -> list[tuple[str, int]]:
-        """Digest and size of every artifact's file."""
+    def _digests(self) -> list[str]:
+        """Digest of every artifact's file, in order."""
         return sorted(
-            (PREFIX + name.removesuffix(SUFFIX), size)
-            for name, size in self._entries()
+            PREFIX + name.removesuffix(SUFFIX)
+            for name, _ in self._entries()
             if not name.startswith(UPLOAD)
         )
 
-    def _entries(self) -> Iterator[tuple[str, int]]:
+    def _entries(self) -> list[tuple[str, int]]:
         """Name and size of every file of ours, unfinished uploads included."""
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                stem = entry.name.removesuffix(SUFFIX)
-                if entry.name.startswith(UPLOAD) or (stem != entry.name and HEX.fullmatch(stem)):
-                    with suppress(FileNotFoundError):  # another server may have just taken it away
-                        yield entry.name, entry.stat().st_size
+        found = []
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    size = regular_size(entry.path) if OURS.fullmatch(entry.name) else None
+                    if size is not None:
+                        found.append((entry.name, size))
+        except FileNotFoundError:  # the folder was taken away
+            return []
+        except OSError as error:
+            raise _failed(error) from None
+        return found
 
     def _drop_abandoned(self) -> None:
         """Delete what servers that crashed while they wrote have left."""
@@ -202,26 +247,17 @@ class ArtifactStore:
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     path.unlink()
 
-    def _file(self, digest: str) -> Path | None:
-        """The file named for a digest, whatever its bytes."""
-        if not HEX.fullmatch(digest.removeprefix(PREFIX)):
-            return None
-        path = self._path(digest)
-        return path if path.is_file() else None
-
-    def _path(self, digest: str) -> Path:
-        return self._folder / (digest.removeprefix(PREFIX) + SUFFIX)
+    def _path(self, digest: str) -> Path | None:
+        """The file named for a digest, whether it is there or not; None for what is no digest."""
+        name = digest.removeprefix(PREFIX)
+        return self._folder / (name + SUFFIX) if HEX.fullmatch(name) else None
 
     def _write(self, path: Path, data: bytes) -> None:
-        """A reader, or a server that starts after a crash, sees the whole file or none."""
-        handle, name = tempfile.mkstemp(prefix=UPLOAD, dir=self._folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o640)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        self._folder.mkdir(0o700 if self._private else 0o777, parents=True, exist_ok=True)
+        write_whole(path, data, UPLOAD)
+
+
+def _failed(error: OSError) -> Unavailable:
+    logger.error("the folder of artifacts cannot be read: %s", error)
+    message = "The artifacts cannot be read now."
+    return Unavailable(message, code="artifact_store_failed", retry_after=30)

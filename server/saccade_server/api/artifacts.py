@@ -6,12 +6,14 @@ key; what calibration found is worth trusting only as far as whoever may put it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from pathlib import Path
+import os
+from io import BufferedReader
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
@@ -23,6 +25,7 @@ from saccade_server.api.services import Services
 logger = logging.getLogger("saccade.artifacts")
 
 MEDIA_TYPE = "application/octet-stream"
+PIECE_BYTES = 256 * 1024
 
 
 def artifacts_router(services: Services) -> APIRouter:
@@ -76,27 +79,39 @@ def artifacts_router(services: Services) -> APIRouter:
     @router.get("/v1/artifacts/{digest}")
     async def get_artifact(digest: str) -> Response:
         """The bytes of an artifact."""
-        path = await services.in_worker(lambda: _find(services, digest))
+        file = await services.in_worker(lambda: _find(services, digest))
         # The name is the content, so nobody has to ask again.
         headers = {
             "cache-control": "private, max-age=31536000, immutable",
             "etag": f'"{digest}"',
             "accept-ranges": "none",
         }
-        return _WholeFile(path, headers=headers, media_type=MEDIA_TYPE)
+        return _WholeFile(file, headers)
 
     return router
 
 
-class _WholeFile(FileResponse):
-    """A file without parts: a request for a range of it is answered with all of it.
+class _WholeFile(Response):
+    """An open file, whatever becomes of its name; a request for a part is answered with all."""
 
-    The base class answers ranges it cannot serve in a form that is not this API's.
-    """
+    media_type = MEDIA_TYPE
+
+    def __init__(self, file: BufferedReader, headers: dict[str, str]) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        super().__init__(headers={**headers, "content-length": str(self.size)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await super().__call__({**scope, "headers": headers}, receive, send)
+        with self.file:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            left = self.size if scope["method"] == "GET" else 0
+            while left:
+                piece = await asyncio.to_thread(self.file.read, min(left, PIECE_BYTES))
+                if not piece:
+                    raise OSError("an artifact's file became shorter while it was sent")
+                left -= len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
 
 def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:
@@ -122,11 +137,11 @@ def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]
         raise Unavailable(message, code="artifact_store_failed", retry_after=30) from None
 
 
-def _find(services: Services, digest: str) -> Path:
-    path = services.artifacts.path(digest)
-    if path is None:
+def _find(services: Services, digest: str) -> BufferedReader:
+    file = services.artifacts.open(digest)
+    if file is None:
         raise NotFound("There is no such artifact.", code="artifact_not_found", param="sha256")
-    return path
+    return file
 
 
 _BODY = {
