@@ -32,19 +32,30 @@ HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 DNS_THREADS = 8
 
-# Ranges that count as global but lead to addresses of the network's choosing: tunnels to IPv4,
-# the relays of one, and the site-local addresses that came before fc00::/7.
-INWARD = tuple(
-    ipaddress.ip_network(net)
-    for net in (
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2002::/16",
-        "2001::/32",
-        "192.88.99.0/24",
-        "fec0::/10",
-    )
+# What leads to addresses of the network's choosing rather than out: IANA's special-purpose
+# registries, in full, because what Python counts as global differs from version to version; tunnels
+# to IPv4 and the relays of one; multicast and what is reserved.
+INWARD_IPV4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
 )
+# Within 2000::/3, which holds all that is public: protocols' own (Teredo, ORCHID),
+# documentation, 6to4.
+INWARD_IPV6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+UNICAST_IPV6 = ipaddress.ip_network("2000::/3")
+INWARD = tuple(ipaddress.ip_network(net) for net in INWARD_IPV4 + INWARD_IPV6)
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,11 @@ class Target:
 def is_public(text: str) -> bool:
     """True for an address out on the Internet."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if any(address in network for network in INWARD):
-        return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None and address not in UNICAST_IPV6:
+            return False
+        address = address.ipv4_mapped or address
+    return not any(address in network for network in INWARD)
 
 
 @dataclass

@@ -16,46 +16,77 @@ from saccade_server.api.settings import ApiSettings
 OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "127.255.255.254",
-        "0.0.0.0",
-        "10.1.2.3",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "192.0.2.1",
-        "198.18.0.1",
-        "224.0.0.1",
-        "240.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "::",
-        "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1",
-        "fe80::1",
-        "fe80::1%eth0",
-        "fc00::1",
-        "ff02::1",
-        "64:ff9b::7f00:1",
-        "2002:7f00:1::",
-        "2001:0:7f00:1::",
-        "2001:db8::1",
-        "fec0::1",
-        "192.88.99.1",
-        "::ffff:192.88.99.1",
-    ],
-)
-def test_private_addresses(address):
-    assert not is_public(address)
+# The first and the last address of what is not public.
+INWARD = [
+    ("0.0.0.0", "0.255.255.255"),
+    ("10.0.0.0", "10.255.255.255"),
+    ("100.64.0.0", "100.127.255.255"),
+    ("127.0.0.0", "127.255.255.255"),
+    ("169.254.0.0", "169.254.255.255"),
+    ("172.16.0.0", "172.31.255.255"),
+    ("192.0.0.0", "192.0.0.255"),
+    ("192.0.2.0", "192.0.2.255"),
+    ("192.88.99.0", "192.88.99.255"),
+    ("192.168.0.0", "192.168.255.255"),
+    ("198.18.0.0", "198.19.255.255"),
+    ("198.51.100.0", "198.51.100.255"),
+    ("203.0.113.0", "203.0.113.255"),
+    ("224.0.0.0", "239.255.255.255"),
+    ("240.0.0.0", "255.255.255.255"),
+    ("::", "::1"),
+    ("::10.0.0.1", "::8.8.8.8"),  # IPv4-compatible
+    ("::ffff:0:0", "::ffff:0.255.255.255"),
+    ("::ffff:10.0.0.0", "::ffff:10.255.255.255"),
+    ("::ffff:127.0.0.1", "::ffff:169.254.169.254"),
+    ("::ffff:192.0.0.8", "::ffff:192.88.99.1"),
+    ("::ffff:0:10.0.0.1", "::ffff:0:8.8.8.8"),  # IPv4-translated
+    ("64:ff9b::", "64:ff9b::ffff:ffff"),  # NAT64
+    ("64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff"),
+    ("100::", "100::ffff:ffff:ffff:ffff"),
+    ("2001::", "2001:0:ffff:ffff:ffff:ffff:ffff:ffff"),  # Teredo
+    ("2001:2::", "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("2002::", "2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),  # 6to4
+    ("3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("4000::", "5f00::1"),
+    ("fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fe80::1", "fe80::1%eth0"),
+    ("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fec0::", "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+]
+# What lies just beside them, and others.
+OUTWARD = [
+    ("1.0.0.0", "9.255.255.255"),
+    ("11.0.0.0", "100.63.255.255"),
+    ("100.128.0.0", "126.255.255.255"),
+    ("128.0.0.0", "169.253.255.255"),
+    ("169.255.0.0", "172.15.255.255"),
+    ("172.32.0.0", "191.255.255.255"),
+    ("192.0.1.0", "192.0.3.0"),
+    ("192.88.98.255", "192.88.100.0"),
+    ("192.167.255.255", "192.169.0.0"),
+    ("198.17.255.255", "198.20.0.0"),
+    ("198.51.99.255", "198.51.101.0"),
+    ("203.0.112.255", "203.0.114.0"),
+    ("223.255.255.255", "8.8.8.8"),
+    ("::ffff:8.8.8.8", "::ffff:1.1.1.1"),
+    ("2000::1", "2000:ffff::1"),
+    ("2001:200::", "2001:db7:ffff::1"),
+    ("2001:db9::", "2001:4860:4860::8888"),
+    ("2003::", "2606:4700::1111"),
+    ("3fff:1000::", "3ffe::1"),
+]
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_public_addresses(address):
-    assert is_public(address)
+@pytest.mark.parametrize("pair", INWARD, ids="-".join)
+def test_private_addresses(pair):
+    assert [is_public(address) for address in pair] == [False, False]
+
+
+@pytest.mark.parametrize("pair", OUTWARD, ids="-".join)
+def test_public_addresses(pair):
+    assert [is_public(address) for address in pair] == [True, True]
 
 
 @pytest.mark.parametrize(
