@@ -12,11 +12,8 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-import tempfile
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from pathlib import Path
 from saccade_interventions.artifacts import Artifact, ArtifactError, read_artifact
 from saccade_server.api.errors import Unavailable
 from saccade_server.api.regular_files import open_regular, regular_size, write_whole
+from saccade_server.engine.folder import PrivateFolder
 
 logger = logging.getLogger("saccade.artifacts")
 
@@ -69,11 +67,10 @@ class ArtifactStore:
     def __init__(
         self, folder: Path | None, max_bytes: int, cached_bytes: int = CACHED_BYTES
     ) -> None:
-        self._private = folder is None
+        self._own: PrivateFolder | None = None
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="saccade-artifacts-"))
-            # Also if nobody closes the store, at the latest when the interpreter ends.
-            self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._own = PrivateFolder("artifacts")
+            folder = self._own.path
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(f"the folder of artifacts {folder} cannot be written to")
@@ -89,8 +86,8 @@ class ArtifactStore:
 
     def close(self) -> None:
         """Drop the private folder."""
-        if self._private:
-            self._cleanup()
+        if self._own is not None:
+            self._own.close()
 
     def put(self, artifact: Artifact, data: bytes) -> bool:
         """Keep an artifact that was read from ``data``. False if it was there already.
@@ -253,7 +250,7 @@ class ArtifactStore:
         return self._folder / (name + SUFFIX) if HEX.fullmatch(name) else None
 
     def _write(self, path: Path, data: bytes) -> None:
-        self._folder.mkdir(0o700 if self._private else 0o777, parents=True, exist_ok=True)
+        self._folder.mkdir(0o777 if self._own is None else 0o700, parents=True, exist_ok=True)
         write_whole(path, data, UPLOAD)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
+from saccade_server.engine.watchdog import Lag
 
 
 class EngineDeadError(RuntimeError):
@@ -27,6 +28,14 @@ class EngineClient(Protocol):
     @property
     def alive(self) -> bool:
         """False once the engine has died."""
+        ...
+
+    @property
+    def lag(self) -> Lag:
+        """How long it has given no sign of life, or has had work and made no step.
+
+        Known without asking it; nothing while it loads.
+        """
         ...
 
     def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:

@@ -90,6 +90,11 @@ class EngineCore:
         """True while a step would do something."""
         return bool(self._sequences)
 
+    @property
+    def steps(self) -> int:
+        """Steps launched so far."""
+        return self._steps
+
     def submit(self, request: GenerateRequest) -> EngineOutput | None:
         """Queue a request; returns its only output at once if it cannot be run."""
         reason = why_refused(request, self.info)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.heartbeat import Progress
 from saccade_server.engine.loop import run_loop
 from saccade_server.engine.messages import Command, Failed, Ready, Reply, Shutdown
 from saccade_server.engine.streams import StreamingClient
@@ -21,12 +22,15 @@ class LocalEngine(StreamingClient):
         self._core = core
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._event_loop = asyncio.get_running_loop()
+        self._progress = Progress()
         self._thread = threading.Thread(target=self._serve, name="saccade-engine", daemon=True)
         self._receive(Ready(core.info))
         self._thread.start()
+        self._watching = asyncio.create_task(self._watch_progress(lambda: self._progress.beat))
 
     async def close(self) -> None:
         """Stop the engine and wait until it has ended."""
+        self._watching.cancel()
         self._commands.put(Shutdown())
         await asyncio.to_thread(self._thread.join)
         self._die("the engine was closed")
@@ -36,7 +40,7 @@ class LocalEngine(StreamingClient):
 
     def _serve(self) -> None:
         try:
-            run_loop(self._core, self._take, self._reply)
+            run_loop(self._core, self._take, self._reply, self._progress)
         except Exception as error:
             self._reply(Failed(f"{type(error).__name__}: {error}"))
 

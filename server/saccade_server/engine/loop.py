@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.heartbeat import Progress
 from saccade_server.engine.lending import with_pixels
 from saccade_server.engine.messages import (
     Abort,
@@ -25,6 +26,7 @@ def run_loop(
     core: EngineCore,
     receive: Callable[[bool], Iterable[Command]],
     send: Callable[[Reply], None],
+    progress: Progress,
 ) -> None:
     """Serve until told to shut down.
 
@@ -32,10 +34,12 @@ def run_loop(
         receive: gives the commands that have come; its argument says whether it may wait a while
             for the first one, which it must not do while there is work.
         send: hands a reply to the other side.
+        progress: is told of every step, and when work comes and ends.
     """
     commands = _Commands(core)
     while True:
         for command in receive(not core.busy):
+            progress.note(core.steps, True)
             if isinstance(command, Shutdown):
                 return
             reply = commands.obey(command)
@@ -44,6 +48,7 @@ def run_loop(
         outputs = core.step() if core.busy else []
         if outputs:
             send(Outputs(outputs))
+        progress.note(core.steps, core.busy)
 
 
 class _Commands:

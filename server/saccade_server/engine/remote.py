@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-import shutil
+import signal
 import sys
-import tempfile
-from pathlib import Path
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.environment import engine_environment
+from saccade_server.engine.folder import PrivateFolder
+from saccade_server.engine.heartbeat import Pulse
 from saccade_server.engine.messages import Command, Shutdown, decode_reply, encode
 from saccade_server.engine.streams import StreamingClient
 
 STOP_TIMEOUT = 10.0
+"""Seconds an engine gets to end by itself."""
 START_TIMEOUT = 3600.0
 """Seconds for a model to be fetched, loaded, and its kernels compiled and captured."""
-"""Seconds an engine gets to end by itself."""
 
 
 class RemoteEngine(StreamingClient):
-    """Starts an engine process and talks to it over a socket file only this user can reach."""
+    """Starts an engine process and talks to it over a socket file only this user can reach.
+
+    The process ends with the thread that makes this, whatever happens to it.
+
+    Raises:
+        OSError: there is no place for the socket's file.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._folder = Path(tempfile.mkdtemp(prefix="saccade-"))
-        self._endpoint = f"ipc://{self._folder / 'engine.sock'}"
+        self._folder = PrivateFolder("engine")
+        self._endpoint = f"ipc://{self._folder.path / 'sock'}"
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.bind(self._endpoint)
+        try:
+            self._socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close(linger=0)
+            self._folder.close()
+            message = f"no socket in the temporary folder ({error.strerror}): set TMPDIR to another"
+            raise OSError(message) from None
+        self._pulse = Pulse()
         self._tasks: list[asyncio.Task[None]] = []
         self._process: asyncio.subprocess.Process | None = None
 
@@ -46,18 +61,11 @@ class RemoteEngine(StreamingClient):
         Raises:
             EngineDeadError: the engine could not start; the message says why.
             TimeoutError: it did not load in ``timeout`` seconds.
+            OSError: its process, or what leads to it, cannot be made.
         """
         engine = cls()
         try:
-            engine._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "saccade_server.engine.process",
-                engine._endpoint,
-                msgspec.json.encode(config).decode(),
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            engine._process = await engine._launch(config)
             engine._tasks = [
                 asyncio.create_task(engine._read()),
                 asyncio.create_task(engine._watch(engine._process)),
@@ -69,7 +77,25 @@ class RemoteEngine(StreamingClient):
         except BaseException:
             await engine.close()
             raise
+        engine._tasks.append(asyncio.create_task(engine._watch_progress(engine._pulse.read)))
         return engine
+
+    async def _launch(self, config: EngineConfig) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "saccade_server.engine.process",
+            self._endpoint,
+            msgspec.json.encode(config).decode(),
+            str(os.getpid()),
+            str(self._pulse.writer),
+            str(logging.getLogger().getEffectiveLevel()),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=engine_environment(config.model, os.environ),
+            pass_fds=[self._pulse.writer],
+        )
+        self._pulse.hand_over()
+        return process
 
     async def close(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the process and wait until it has ended; kill it after ``timeout`` seconds."""
@@ -81,7 +107,8 @@ class RemoteEngine(StreamingClient):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._socket.close(linger=0)
         self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._pulse.close()
+        self._folder.close()
 
     async def _end(self, process: asyncio.subprocess.Process, timeout: float) -> None:
         if self._info is not None:  # an engine that is still loading hears nothing
@@ -104,4 +131,13 @@ class RemoteEngine(StreamingClient):
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         await asyncio.sleep(0.1)  # a last message may still say why
-        self._die(f"the engine process ended with exit code {code}")
+        self._die(ended(code))
+
+
+def ended(code: int) -> str:
+    """How a process ended, in words; ``code`` is negative for a signal."""
+    if code >= 0:
+        return f"the engine process ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+    return f"the engine process was ended by {name}{hint}"

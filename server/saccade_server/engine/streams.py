@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.heartbeat import BEAT_SECONDS, Beat
 from saccade_server.engine.lending import PixelLender
 from saccade_server.engine.messages import (
     Abort,
@@ -21,6 +23,7 @@ from saccade_server.engine.messages import (
     Submit,
 )
 from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
+from saccade_server.engine.watchdog import Lag, Watchdog
 
 
 class StreamingClient(ABC):
@@ -37,6 +40,7 @@ class StreamingClient(ABC):
         self._numbers = itertools.count()
         self._dead: EngineDeadError | None = None
         self._lender = PixelLender(self._send)
+        self._watchdog = Watchdog()
 
     @property
     def info(self) -> EngineInfo:
@@ -49,6 +53,11 @@ class StreamingClient(ABC):
     def alive(self) -> bool:
         """False once the engine has died or was closed."""
         return self._dead is None
+
+    @property
+    def lag(self) -> Lag:
+        """See :attr:`EngineClient.lag`."""
+        return self._watchdog.lag
 
     async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         """See :meth:`EngineClient.submit`."""
@@ -92,6 +101,12 @@ class StreamingClient(ABC):
             return await answer
         finally:
             self._tickets.pop(ticket, None)
+
+    async def _watch_progress(self, heard: Callable[[], Beat | None]) -> None:
+        """Have the watchdog take what was ``heard`` since it last asked, from now on."""
+        while True:
+            self._watchdog.tick(time.monotonic(), heard())
+            await asyncio.sleep(BEAT_SECONDS)
 
     @abstractmethod
     def _send(self, command: Command) -> None:

@@ -23,6 +23,7 @@ from saccade_server.engine.request import (
     SiteCount,
     TokenLogprobs,
 )
+from saccade_server.engine.watchdog import Lag
 from saccade_server.models.prompt import Message, PreparedImage, RenderedPrompt
 
 EOS = 256
@@ -127,6 +128,7 @@ class FakeEngine:
     diverges: bool = False
     capacity: bool = True
     alive: bool = True
+    lag: Lag = field(default_factory=Lag)
     moves: bool = True
     forgets: bool = False
     cached_tokens: int = 0
