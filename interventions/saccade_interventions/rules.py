@@ -143,9 +143,10 @@ class ContrastRule:
     """Tokens are drawn from d = own log p - other log q instead of log p.
 
     p is the distribution of the sequence, q that of ``branch`` or ``early``, one of which is set.
-    Tokens with p < ``cutoff`` max p
-    are excluded. (Adding a constant to either log changes nothing, so this is also the form on
-    logits.)
+    Tokens with p < ``cutoff`` max p are excluded. (Adding a constant to either log changes nothing,
+    so this is also the form on logits.) What a request changes in single logits (bias, penalties,
+    ends held back) it changes in those of both p and q, if q is that of a branch, and in those of p
+    alone, if q is that of an early layer.
     """
 
     own: float

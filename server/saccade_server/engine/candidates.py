@@ -21,7 +21,7 @@ from msgspec import structs
 from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.acceptance import Candidate, descending, drawn
 from saccade_server.engine.batch import PromptPositions, Step, pack
-from saccade_server.engine.penalties import edit_logits
+from saccade_server.engine.contrast import Combined
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.engine.sampler import GREEDY_BELOW, Columns, Sample, keep_likely, uniforms
 from saccade_server.engine.scheduler import Chunk
@@ -87,39 +87,37 @@ class CandidateJudge:
         return list(self._probes.values())
 
     def launch(
-        self, chunks: Batch[Chunk], positions: Batch[PromptPositions], logits: torch.Tensor
+        self, chunks: Batch[Chunk], positions: Batch[PromptPositions], rows: Combined
     ) -> Pools | None:
         """Queue the pools of ``chunks``; None if none of them rejects.
 
         Args:
             positions: go with ``chunks``.
-            logits: one row for each chunk that draws, in order.
+            rows: of logits, one for each chunk that draws, in order.
         """
         place = {chunk: row for row, chunk in enumerate(c for c in chunks if c.draws)}
         by_chunk = dict(zip(chunks, positions, strict=True))
         parts = []
         for part in _parts(chunks):
             (at,) = self._upload(np.array([place[chunk] for chunk in part], dtype=np.int64))
-            found = self._pool(part, logits.index_select(0, at))
+            found = self._pool(part, rows.select(at))
             judged = self._judge(part, [by_chunk[chunk] for chunk in part], found[0])
             parts.append((part, Download([*found, judged.saliency, judged.evidence])))
         return Pools(tuple(parts)) if parts else None
 
-    def _pool(self, part: Batch[Chunk], logits: torch.Tensor) -> list[torch.Tensor]:
+    def _pool(self, part: Batch[Chunk], rows: Combined) -> list[torch.Tensor]:
         """Tokens, their probabilities among what is left, own log-probabilities: [rows, K]."""
-        sequences = [chunk.sequence for chunk in part]
-        params = [sequence.request.sampling for sequence in sequences]
+        params = [chunk.sequence.request.sampling for chunk in part]
         # Greedy requests filter, too, as at temperature 1.
         params = [
             structs.replace(p, temperature=1.0) if p.temperature < GREEDY_BELOW else p
             for p in params
         ]
-        edited = edit_logits(logits, sequences, self._upload)
         (values,) = self._upload(Columns.table(params, [0.0] * len(params)))
-        probs, index = keep_likely(edited, Columns(*values[:, :, None]))
-        count = min(_rule(part[0]).candidates, logits.shape[-1])
+        probs, index = keep_likely(rows.edited, Columns(*values[:, :, None]))
+        count = min(_rule(part[0]).candidates, rows.logits.shape[-1])
         tokens = index[:, :count]
-        logprobs = logits.float().log_softmax(-1).gather(-1, tokens)
+        logprobs = rows.logits.float().log_softmax(-1).gather(-1, tokens)
         return [tokens, probs[:, :count], logprobs]
 
     def _judge(

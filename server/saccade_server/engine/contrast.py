@@ -1,10 +1,20 @@
 """Combine the logits of a step's rows into one row for each token to draw, on the device.
 
 A group's rule says d = own log p - other log q, with p of the leader and q of its sibling, or of an
-early layer; see ContrastRule. Rows come out in the order of the chunks that draw. Everything behind
-(logit bias, penalties, temperature, filters, and reported log-probabilities) works with d as it
-would with logits, so excluded tokens stay excluded, and what is reported is the distribution that
-tokens are drawn from, before temperature.
+early layer; see ContrastRule. Rows come out in the order of the chunks that draw, each twice: as
+the model and the rule have it, for log-probabilities, and with what the request changes in single
+logits (bias, penalties, ends held back), to draw from. Temperature and filters work with d as they
+would with logits, so excluded tokens stay excluded.
+
+Changes of single logits belong on raw logits, before the softmax: log p is near 0 for the likeliest
+token, where a factor has no hold. Every view of the prompt gets them, the leader and its sibling
+alike, as if each were an answer of its own; the same tokens count as seen in both. A factor thus
+acts as it does without contrast, and what is added counts own - other times, which is once in VCD
+and PAI. An early layer is no view but what the final one is measured against: its logits, and its
+choice, stay the model's own, and what is added to p counts once there too. The cutoff goes by the
+changed p: a forced token cannot be excluded, a banned one comes back in no row, and an end that is
+held back leaves the likeliest of the others. (VCD's and DoLa's code apply them to d behind the
+cutoff, PAI's to p alone: they act there, but cannot force what the cutoff excludes.)
 """
 
 from __future__ import annotations
@@ -19,16 +29,25 @@ import torch
 
 from saccade_interventions.rules import ContrastRule, EarlyExit
 from saccade_server.engine.early import Exits
+from saccade_server.engine.penalties import edit_logits
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.transfer import Uploader
 
 
 @dataclass(frozen=True)
 class Combined:
-    """One row for each token to draw."""
+    """One row for each token to draw; -inf where a rule excludes a token."""
 
-    logits: torch.Tensor  # [rows, vocabulary]; -inf where a rule excludes a token
+    logits: torch.Tensor  # [rows, vocabulary], before the requests' changes of single logits
+    edited: torch.Tensor  # behind them; ``logits`` itself if no request of the step has any
     usable: torch.Tensor  # bool [rows]: all logits that went into the row were finite
+
+    def select(self, rows: torch.Tensor) -> Combined:
+        """A copy of these rows."""
+        logits, usable = self.logits.index_select(0, rows), self.usable.index_select(0, rows)
+        is_edited = self.edited is not self.logits
+        edited = self.edited.index_select(0, rows) if is_edited else logits
+        return Combined(logits, edited, usable)
 
 
 @dataclass(frozen=True)
@@ -50,15 +69,15 @@ def combine(
         logits: [chunks that sample, vocabulary], float32 or wider; not modified.
         exits: residuals of early layers, if a rule asks for them.
     """
-    finite = torch.isfinite(logits).all(-1)
+    leaders = [chunk.sequence.leader or chunk.sequence for chunk in sampling]
+    views = Combined(logits, edit_logits(logits, leaders, upload), torch.isfinite(logits).all(-1))
     pairs = _pairs(sampling, exits)
     if not pairs:
-        return Combined(logits, finite)
-    leaders = np.array([i for i, chunk in enumerate(sampling) if chunk.draws], dtype=np.int64)
-    (rows,) = upload(leaders)
-    found = Combined(logits.index_select(0, rows), finite.index_select(0, rows))
+        return views
+    (rows,) = upload(np.array([i for i, chunk in enumerate(sampling) if chunk.draws], np.int64))
+    found = views.select(rows)
     for early, members in _by_early(pairs).items():
-        _apply(found, members, early, logits, exits, upload)
+        _apply(found, members, early, views, exits, upload)
     return found
 
 
@@ -69,11 +88,12 @@ def contrast(
     other: torch.Tensor,
     log_cutoff: torch.Tensor,
 ) -> torch.Tensor:
-    """own log p - other log q, and -inf where log p < max log p + log cutoff.
+    """own log p - other log q, and -inf where log p < max log p + log cutoff, or p is 0.
 
     All of one dtype: distributions [rows, vocabulary], the numbers of the rules [rows, 1].
     """
     excluded = log_p < log_p.amax(-1, keepdim=True) + log_cutoff
+    excluded |= log_p == float("-inf")
     return (own * log_p - other * log_q).masked_fill(excluded, float("-inf"))
 
 
@@ -81,7 +101,7 @@ def _apply(
     found: Combined,
     members: list[_Pair],
     early: EarlyExit | None,
-    logits: torch.Tensor,
+    views: Combined,
     exits: Exits | None,
     upload: Uploader,
 ) -> None:
@@ -90,16 +110,21 @@ def _apply(
     numbers = np.array([_numbers(pair.rule) for pair in members])
     places_there, numbers_there = upload(places.T.copy(), numbers.T.copy())
     row, own, other = places_there
-    log_p = logits.index_select(0, own).log_softmax(-1)
+    log_p = views.logits.index_select(0, own).log_softmax(-1)
     if early is None:
-        log_q = logits.index_select(0, other).log_softmax(-1)
+        log_q = views.logits.index_select(0, other).log_softmax(-1)
     else:
         assert exits is not None
         log_q = exits.log_probs(early, other, log_p)
-    values = contrast(log_p, log_q, *numbers_there.to(log_p.dtype)[:, :, None])
+    rules = numbers_there.to(log_p.dtype)[:, :, None]
     usable = found.usable.index_select(0, row) & torch.isfinite(log_q).all(-1)
-    found.logits.index_copy_(0, row, values)
+    found.logits.index_copy_(0, row, contrast(log_p, log_q, *rules))
     found.usable.index_copy_(0, row, usable)
+    if found.edited is not found.logits:
+        log_p = views.edited.index_select(0, own).log_softmax(-1)
+        if early is None:
+            log_q = views.edited.index_select(0, other).log_softmax(-1)
+        found.edited.index_copy_(0, row, contrast(log_p, log_q, *rules))
 
 
 def _pairs(sampling: Batch[Chunk], exits: Exits | None) -> list[_Pair]:

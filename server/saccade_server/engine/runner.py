@@ -20,7 +20,7 @@ from saccade_server.engine.batch import PromptPositions, Step, fill_in, has_own_
 from saccade_server.engine.candidates import CandidateJudge
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.contrast import combine
+from saccade_server.engine.contrast import Combined, combine
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.early import Exits, early_exit
 from saccade_server.engine.features import FeatureCache
@@ -144,7 +144,7 @@ class Runner:
             else:
                 logits, exits, reports = self._compute(chunks, positions)
         drawing, drawn_from = self._draw(chunks, logits, exits)
-        confidences = Confidences.of(chunks, drawn_from, self._upload)
+        confidences = Confidences.of(chunks, drawn_from.logits, self._upload)
         pools = self._candidates.launch(chunks, positions, drawn_from)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
         counted = counted_sequences(chunks) if self._overlap else ()
@@ -185,22 +185,23 @@ class Runner:
 
     def _draw(
         self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None
-    ) -> tuple[Drawing | None, torch.Tensor]:
+    ) -> tuple[Drawing | None, Combined]:
         """Queue the draws; also returns the logits they are made from, one row for each."""
         sampling = [chunk for chunk in chunks if chunk.samples]
+        combined = combine(logits, sampling, exits, self._upload)
         if not sampling:
-            return None, logits
+            return None, combined
         drawn = [chunk for chunk in sampling if chunk.draws]
         sequences = [chunk.sequence for chunk in drawn]
         positions = [chunk.end - chunk.sequence.prompt_length for chunk in drawn]
-        combined = combine(logits, sampling, exits, self._upload)
-        drawing = draw(combined.logits, sequences, positions, self._upload, combined.usable)
+        rows, edited = combined.logits, combined.edited
+        drawing = draw(rows, sequences, positions, self._upload, combined.usable, edited)
         if self._overlap:
             self._drawn[: len(sequences)].copy_(drawing.tokens)
             self._drawn_rows = {
                 member: row for row, leader in enumerate(sequences) for member in leader.group
             }
-        return drawing, combined.logits
+        return drawing, combined
 
     def _only_decodes(self, chunks: Batch[Chunk]) -> bool:
         """True if the decoder's fixed inputs say all about the step."""

@@ -66,6 +66,7 @@ def draw(
     positions: Batch[int],
     upload: Uploader,
     usable: torch.Tensor | None = None,
+    edited: torch.Tensor | None = None,
 ) -> Drawing:
     """Queue the draw of one token a sequence.
 
@@ -75,9 +76,11 @@ def draw(
         sequences: in the order of the rows.
         positions: of the tokens to draw, counted from the first generated one.
         usable: bool [sequences], rows to draw from; None: those whose logits are all finite.
+        edited: ``logits`` with what the requests change in single ones, if that is known already.
     """
     params = [sequence.request.sampling for sequence in sequences]
-    edited = edit_logits(logits, sequences, upload)
+    if edited is None:
+        edited = edit_logits(logits, sequences, upload)
     tokens = edited.argmax(-1)
     random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
     filtered = [i for i in random if _filters(params[i])]

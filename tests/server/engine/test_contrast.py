@@ -255,3 +255,132 @@ def test_the_clean_sequence_is_edited_and_the_branch_if_asked(
     found = distribution(prompt, [pai, method])
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
     assert found.isinf().any()
+
+
+def changed(logits: torch.Tensor, prompt: Any, answer: list[int], asked: Any) -> torch.Tensor:
+    """One view's raw logits with what the request changes in single ones, as vLLM's sampler."""
+    found = logits.clone()
+    for token, bias in asked.get("logit_bias", {}).items():
+        found[token] += bias
+    factor = asked.get("repetition_penalty", 1.0)
+    for token in {*prompt.tokens, *answer}:
+        found[token] = found[token] / factor if found[token] > 0 else found[token] * factor
+    for token in set(answer):
+        found[token] -= asked.get("presence_penalty", 0.0)
+        found[token] -= asked.get("frequency_penalty", 0.0) * answer.count(token)
+    if len(answer) < asked.get("min_tokens", 0):
+        found[list(asked["stop_token_ids"])] = -torch.inf
+    return found
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "repetition": {"repetition_penalty": 2.0},
+    "below-one": {"repetition_penalty": 0.6},
+    "presence": {"presence_penalty": 1.5, "frequency_penalty": 0.7},
+    "bias": {"logit_bias": {15: 3.0, 11: -100.0, 40: 2.5}},
+    "all": {
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.5,
+        "logit_bias": {17: 2.0, 5: -100.0},  # no image token, for transformers' sake
+        "min_tokens": 5,
+        "stop_token_ids": (2, *range(0, 97, 3)),  # the end-of-sequence token among them
+        "temperature": 0.8,
+        "seed": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("cutoff", [0.0, 0.1])
+@pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola"])
+def test_changes_of_single_logits_act_on_raw_logits(
+    rule: str,
+    cutoff: float,
+    change: str,
+    tiny: Any,
+    tiny_model: Any,
+    make_core: Any,
+    ask: Any,
+    run: Any,
+) -> None:
+    """On those of every view, before log-softmax; of an early layer's on the final ones alone.
+
+    What is reported is the rule's distribution without them.
+    """
+    asked = {"ignore_eos": True, **CHANGES[change]}
+    model, prompt = tiny_model("llava"), tiny.prompt("llava", images=2, seed=3)
+    features = {p for i in prompt.images for p in range(i.start, i.start + i.length)}
+    text = [token for p, token in enumerate(prompt.tokens) if p not in features]
+    noised = noisy(prompt, 600, 7)
+    methods = {
+        "vcd": VCD(alpha=1.5, beta=cutoff, noise_step=600, noise_seed=7),
+        "pai_contrast": PAIContrast(gamma=2.5, cutoff=cutoff),
+        "dola": DoLa(layers=[2], relative_top=cutoff),
+    }
+    own_weight, other_weight = {"vcd": (2.5, 1.5), "pai_contrast": (2.5, 1.5), "dola": (1, 1)}[rule]
+
+    def views(answer: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        out = outputs(model, [*prompt.tokens, *answer], prompt.images)
+        if rule == "dola":
+            return out.logits[0, -1], model.lm_head(out.hidden_states[2][0, -1])
+        if rule == "vcd":
+            other = outputs(model, [*prompt.tokens, *answer], noised)
+        else:
+            other = outputs(model, [*text, *answer], ())
+        return out.logits[0, -1], other.logits[0, -1]
+
+    def contrasted(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        p, q = own.log_softmax(-1), other.log_softmax(-1)
+        excluded = torch.isneginf(p)
+        if cutoff:
+            excluded |= p < p.max() + np.log(cutoff)
+        return (own_weight * p - other_weight * q).masked_fill(excluded, -torch.inf)
+
+    answer: list[int] = []
+    said: list[torch.Tensor] = []
+    for position in range(8):
+        with torch.inference_mode():
+            own, other = views(answer)
+        said.append(contrasted(own, other).log_softmax(-1))
+        both = rule != "dola"
+        d = contrasted(
+            changed(own, prompt, answer, asked),
+            changed(other, prompt, answer, asked) if both else other,
+        )
+        answer.append(choose(d, asked.get("temperature", 0), 5, position))
+    request = ask(prompt, [methods[rule]], logprobs=0, **asked)
+    core = make_core("llava")
+    plain = ask(prompt, [methods[rule]], "plain", logprobs=97)
+    results = run(core, [request, plain])
+    result = results["r"]
+    assert result.last.error is None
+    assert result.tokens == answer[: len(result.tokens)]
+    assert len(result.tokens) in (8, *range(asked.get("min_tokens", 8) + 1, 8))
+    for entry, log_probs in zip(result.logprobs, said, strict=False):
+        assert entry.logprob == pytest.approx(log_probs[entry.token].item(), abs=2e-5)
+    # What one request changes is nobody else's: to the bit what it gets alone.
+    assert results["plain"] == run(make_core("llava"), [plain])["plain"]
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.5])
+@pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola"])
+def test_a_bias_of_100_forces_and_bans(
+    rule: str, cutoff: float, tiny: Any, core_with: Any, ask: Any, run: Any
+) -> None:
+    """Whatever the cutoff excludes, and however far the second distribution disagrees."""
+    prompt, core = tiny.prompt("llava", images=1, seed=3), core_with("llava")
+    method = {
+        "vcd": VCD(alpha=10, beta=cutoff, noise_step=999),
+        "pai_contrast": PAIContrast(gamma=3, cutoff=cutoff),
+        "dola": DoLa(layers=[0], relative_top=cutoff),
+    }[rule]
+    free = run(core, [ask(prompt, [method])])["r"].tokens
+    for temperature in (0.0, 1.0):
+        settings = {"temperature": temperature, "seed": 3}
+        banned = ask(prompt, [method], logit_bias=dict.fromkeys(free, -100.0), **settings)
+        result = run(core, [banned])["r"]
+        assert result.last.error is None
+        assert not set(result.tokens) & set(free)
+        least = next(token for token in range(97) if token not in free)
+        forced = run(core, [ask(prompt, [method], logit_bias={least: 100.0}, **settings)])["r"]
+        assert forced.tokens == [least] * 8

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_interventions.methods.dola import DoLa
 from saccade_interventions.methods.sgrs import SGRS
+from saccade_interventions.methods.vcd import VCD
 
 MOST = 12
 LEAST = 7
@@ -43,6 +45,8 @@ def test_greedy_answers_are_those_of_transformers(
 
 METHODS: dict[str, list[Any]] = {
     "plain": [],
+    "vcd": [VCD(alpha=1.0, beta=1.0)],
+    "dola": [DoLa(layers=[1, 3], relative_top=1.0)],
     "sgrs": [SGRS(layers=[1, 2])],
 }
 
