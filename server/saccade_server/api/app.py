@@ -15,6 +15,7 @@ from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.auth import Authenticate
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
+from saccade_server.api.docs_page import docs_router
 from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.health import health_router
@@ -84,7 +85,7 @@ def create_app(
     app = FastAPI(
         title="Saccade",
         version=saccade_server.__version__,
-        docs_url=None,  # pages that load scripts from elsewhere
+        docs_url=None,  # a page that loads scripts from elsewhere; docs_page.py has ours
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
@@ -99,6 +100,7 @@ def create_app(
         health_router,
     ):
         app.include_router(router(services))
+    app.include_router(docs_router())
     for refusal in REFUSALS:
         app.add_exception_handler(refusal, _refuse)
     # The last one added is the outermost.
@@ -107,7 +109,7 @@ def create_app(
     app.add_middleware(Authenticate, keys=settings.api_keys, admin_keys=settings.admin_keys)
     app.add_middleware(ReadOut, settings=settings)
     app.add_middleware(Observe, settings=settings)
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app, settings)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle
     app.state.services = services
     return app

@@ -19,7 +19,9 @@ from starlette.types import Receive, Scope, Send
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
 from saccade_server.api.artifact_store import HEX, PREFIX, StoreFullError
 from saccade_server.api.auth import check_admin
+from saccade_server.api.catalog_replies import ArtifactCard, ArtifactList
 from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
+from saccade_server.api.openapi import operation
 from saccade_server.api.services import Services
 
 logger = logging.getLogger("saccade.artifacts")
@@ -30,10 +32,10 @@ PIECE_BYTES = 256 * 1024
 
 def artifacts_router(services: Services) -> APIRouter:
     """Make the routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["Artifacts"])
     store = services.artifacts
 
-    @router.get("/v1/artifacts")
+    @router.get("/v1/artifacts", openapi_extra=operation(ArtifactList), response_model=None)
     async def list_artifacts() -> dict[str, Any]:
         """List the artifacts that requests may name."""
         found = await services.in_worker(store.listing)
@@ -53,7 +55,7 @@ def artifacts_router(services: Services) -> APIRouter:
             ],
         }
 
-    @router.put("/v1/artifacts/{digest}", openapi_extra=_BODY)
+    @router.put("/v1/artifacts/{digest}", openapi_extra=_UPLOAD)
     async def put_artifact(digest: str, request: Request) -> Response:
         """Keep an artifact; its bytes are the body. 201 if it is new, 200 if it was there."""
         check_admin(services.settings.admin_keys, request.headers)
@@ -76,7 +78,7 @@ def artifacts_router(services: Services) -> APIRouter:
         )
 
     @router.head("/v1/artifacts/{digest}", include_in_schema=False)
-    @router.get("/v1/artifacts/{digest}")
+    @router.get("/v1/artifacts/{digest}", openapi_extra=_BYTES)
     async def get_artifact(digest: str) -> Response:
         """The bytes of an artifact."""
         file = await services.in_worker(lambda: _find(services, digest))
@@ -144,9 +146,14 @@ def _find(services: Services, digest: str) -> BufferedReader:
     return file
 
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+_FILE = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_UPLOAD = operation(
+    ArtifactCard,
+    statuses=(200, 201),
+    refusals=(400, 403, 408, 413, 415),
+    admin=True,
+    requestBody={"required": True, "content": _FILE},
+)
+_BYTES = operation(
+    refusals=(404,), responses={"200": {"description": "Its bytes.", "content": _FILE}}
+)

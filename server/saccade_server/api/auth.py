@@ -12,12 +12,18 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from saccade_server.api.docs_page import PARTS
 from saccade_server.api.errors import Forbidden, Unauthorized
 from saccade_server.api.middleware import PROBES
 
 
+def is_open_route(path: str) -> bool:
+    """True for what needs no key: the probes, and the page that shows the API's document."""
+    return path in PROBES or path in PARTS
+
+
 class Authenticate:
-    """Refuses every route but the probes without one of the keys; without keys all are open."""
+    """Refuses most routes without one of the keys; without keys all are open."""
 
     def __init__(
         self, app: ASGIApp, keys: tuple[str, ...], admin_keys: tuple[str, ...] = ()
@@ -27,7 +33,7 @@ class Authenticate:
         self.keys = (*keys, *admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        open_route = self.open or scope["type"] == "lifespan" or scope["path"] in PROBES
+        open_route = self.open or scope["type"] == "lifespan" or is_open_route(scope["path"])
         if open_route or _known(self.keys, Headers(scope=scope)):
             await self.app(scope, receive, send)
             return

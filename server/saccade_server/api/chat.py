@@ -8,12 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
+from saccade_server.api import examples
 from saccade_server.api.answers import Answer
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.logprobs import chat_logprobs
-from saccade_server.api.openapi import json_body
+from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.rendering import prepare_chat
+from saccade_server.api.replies import ChatChunk, ChatCompletion
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.schemas import ChatRequest
 from saccade_server.api.selection import select
@@ -24,9 +26,17 @@ from saccade_server.api.unsupported import CHAT, refuse_unsupported
 
 def chat_router(services: Services) -> APIRouter:
     """Make the route."""
-    router = APIRouter()
+    router = APIRouter(tags=["Answers"])
 
-    @router.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
+    described = operation(
+        ChatCompletion,
+        event=ChatChunk,
+        body=ChatRequest,
+        examples=examples.CHAT,
+        refusals=(*POSTED, 422, 504),
+    )
+
+    @router.post("/v1/chat/completions", openapi_extra=described)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation, under the interventions the request names."""
         body = await read_body(services, request, ChatRequest)

@@ -8,12 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
+from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.generation import Delta
 from saccade_server.api.logprobs import completion_logprobs
-from saccade_server.api.openapi import json_body
+from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.rendering import prepare_completion
+from saccade_server.api.replies import TextChunk, TextCompletion
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.schemas import CompletionRequest
 from saccade_server.api.selection import select
@@ -27,9 +29,17 @@ DEFAULT_MAX_TOKENS = 16
 
 def completions_router(services: Services) -> APIRouter:
     """Make the route."""
-    router = APIRouter()
+    router = APIRouter(tags=["Answers"])
 
-    @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+    described = operation(
+        TextCompletion,
+        event=TextChunk,
+        body=CompletionRequest,
+        examples=examples.COMPLETION,
+        refusals=(*POSTED, 504),
+    )
+
+    @router.post("/v1/completions", openapi_extra=described)
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, under the interventions the request names."""
         body = await read_body(services, request, CompletionRequest)

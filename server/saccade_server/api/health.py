@@ -14,7 +14,9 @@ import msgspec
 from fastapi import APIRouter, Response
 
 import saccade_server
+from saccade_server.api.catalog_replies import Load, Version
 from saccade_server.api.errors import Unavailable, draining
+from saccade_server.api.openapi import operation
 from saccade_server.api.services import Services
 
 STATS_SECONDS = 5.0
@@ -23,7 +25,7 @@ PROBE_SECONDS = 1.0
 
 def health_router(services: Services) -> APIRouter:
     """Make the routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["Operation"])
 
     def check_alive() -> None:
         if not services.engine.alive:
@@ -52,12 +54,12 @@ def health_router(services: Services) -> APIRouter:
             raise Unavailable("The queue is full.")
         return Response()
 
-    @router.get("/version")
+    @router.get("/version", openapi_extra=operation(Version), response_model=None)
     async def version() -> dict[str, str]:
         """The version of the server."""
         return {"version": saccade_server.__version__}
 
-    @router.get("/load")
+    @router.get("/load", openapi_extra=operation(Load), response_model=None)
     async def load() -> dict[str, Any]:
         """What the engine is busy with, and its lifetime counters."""
         check_alive()

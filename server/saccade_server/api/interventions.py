@@ -8,8 +8,10 @@ from fastapi import APIRouter, Request
 
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.parsing import FIELD
+from saccade_server.api import examples
+from saccade_server.api.catalog_replies import Method, MethodList, Validation
 from saccade_server.api.errors import BadRequest, NotFound, bounded
-from saccade_server.api.openapi import json_body
+from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.receipts import acts, fingerprint, layers, sites
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
@@ -21,15 +23,17 @@ from saccade_server.api.sse import unless_disconnected
 
 def interventions_router(services: Services) -> APIRouter:
     """Make the routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["Interventions"])
     registry = services.registry
 
-    @router.get("/v1/interventions")
+    @router.get("/v1/interventions", openapi_extra=operation(MethodList), response_model=None)
     async def list_interventions() -> dict[str, Any]:
         """List the methods, what each excludes, and whether the served model supports it."""
         return {"object": "list", "data": await services.in_worker(services.listing)}
 
-    @router.get("/v1/interventions/{method}")
+    one = operation(Method, refusals=(404,))
+
+    @router.get("/v1/interventions/{method}", openapi_extra=one, response_model=None)
     async def describe_intervention(method: str) -> dict[str, Any]:
         """Describe one method: its facts and the JSON Schema of its entry."""
         try:
@@ -38,7 +42,14 @@ def interventions_router(services: Services) -> APIRouter:
             message = bounded(str(error))
             raise NotFound(message, code="intervention_unknown_method", param="method") from None
 
-    @router.post("/v1/interventions/validate", openapi_extra=json_body(ValidateRequest))
+    rehearsal = operation(
+        Validation,
+        body=ValidateRequest,
+        examples=examples.VALIDATION,
+        refusals=(*POSTED, 422),
+    )
+
+    @router.post("/v1/interventions/validate", openapi_extra=rehearsal, response_model=None)
     async def validate_interventions(request: Request) -> dict[str, Any]:
         """Check interventions as a real request would, without generating.
 

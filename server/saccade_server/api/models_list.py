@@ -7,12 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from saccade_server.api.catalog_replies import ModelCard, ModelList
+from saccade_server.api.openapi import operation
 from saccade_server.api.services import Services
 
 
 def models_router(services: Services) -> APIRouter:
     """Make the routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["Models"])
     served = services.settings.served_model_name
     created = int(time.time())
 
@@ -33,13 +35,15 @@ def models_router(services: Services) -> APIRouter:
             "fingerprint": info.fingerprint,
         }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", openapi_extra=operation(ModelList), response_model=None)
     async def list_models() -> dict[str, Any]:
         """List the served model, and its alias for every profile."""
         names = [served, *(f"{served}+{profile}" for profile in services.profiles)]
         return {"object": "list", "data": [card(name) for name in names]}
 
-    @router.get("/v1/models/{model:path}")
+    one = operation(ModelCard, refusals=(404,))
+
+    @router.get("/v1/models/{model:path}", openapi_extra=one, response_model=None)
     async def retrieve_model(model: str) -> dict[str, Any]:
         """Describe the model, or an alias of it."""
         services.check_model(model)

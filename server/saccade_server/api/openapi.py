@@ -1,7 +1,12 @@
-"""The OpenAPI document: FastAPI's own, plus the bodies that this package parses itself."""
+"""The OpenAPI document: FastAPI's own paths, with what each operation really takes and answers.
+
+An operation describes itself where its route is declared, with :func:`operation`. What the layers
+around all routes may answer is added here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,25 +14,138 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from saccade_server.api.schemas import ChatRequest, CompletionRequest, ValidateRequest
+from saccade_server.api import catalog_replies, replies, schemas
+from saccade_server.api.auth import is_open_route
+from saccade_server.api.settings import ApiSettings
 
-BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, ValidateRequest)
 REFERENCE = "#/components/schemas/{model}"
+JSON, EVENTS = "application/json", "text/event-stream"
+
+REASONS: Mapping[int, str] = {
+    400: "Something in the request is wrong; `param` says what.",
+    401: "No key, or one that is not known.",
+    403: "The key may not do this.",
+    404: "What the request names is not here.",
+    408: "The body did not come in time.",
+    413: "More than the server takes.",
+    415: "The content type or encoding is not read.",
+    422: "What the request points to could not be fetched.",
+    500: "The server failed on this request; repeating it will not help.",
+    503: "Try again later: too busy, shutting down, or out of service.",
+    504: "The answer took too long.",
+}
+AROUND = (500, 503)
+"""What the layers around every route answer."""
+POSTED = (400, 404, 408, 413, 415)
+"""What a posted JSON body may meet."""
+
+KEY, ADMIN_KEY = "apiKey", "adminKey"
+SCHEMES = {
+    KEY: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "One of the server's keys; an admin key will do, too.",
+    },
+    ADMIN_KEY: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key that may change what the server has.",
+    },
+}
 
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """What a route says about its body."""
-    schema = {"$ref": REFERENCE.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def operation(
+    reply: type[BaseModel] | None = None,
+    *,
+    statuses: Iterable[int] = (200,),
+    body: type[BaseModel] | None = None,
+    examples: Mapping[str, Any] | None = None,
+    event: type[BaseModel] | None = None,
+    refusals: Iterable[int] = (),
+    admin: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """What a route says about itself, for ``openapi_extra``.
+
+    Args:
+        reply: the JSON that it answers; None: nothing, or what ``more`` says.
+        statuses: of that answer.
+        body: the JSON that it takes, with ``examples`` by name.
+        event: the data of an event, if it may stream.
+        refusals: statuses of the errors that it answers, besides those of the layers around it.
+        admin: only an admin key opens it.
+        more: fields of the operation as OpenAPI has them.
+    """
+    content = {JSON: _schema(reply)} if reply else {}
+    if event:
+        content[EVENTS] = _schema(event)
+    answered = {"description": "Success."} | ({"content": content} if content else {})
+    answers = {str(status): answered for status in statuses}
+    found: dict[str, Any] = {"responses": answers | {str(s): _refusal(s) for s in refusals}}
+    if body:
+        given = _schema(body) | ({"examples": dict(examples)} if examples else {})
+        found["requestBody"] = {"required": True, "content": {JSON: given}}
+    if admin:
+        found["security"] = [{ADMIN_KEY: []}]
+    for name, value in more.items():
+        found[name] = {**found[name], **value} if name in found else value
+    return found
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     """Build the document once."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        bodies = [(model, "validation") for model in BODIES]
-        _, definitions = models_json_schema(bodies, ref_template=REFERENCE)  # type: ignore[arg-type]
-        components = schema.setdefault("components", {}).setdefault("schemas", {})
-        components.update(definitions["$defs"])
+        components = schema.setdefault("components", {})
+        components["schemas"] = _definitions()
+        components["securitySchemes"] = SCHEMES
+        for path, found in _operations(schema):
+            _complete(found, path, settings)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _definitions() -> dict[str, Any]:
+    """The schema of every model of a body or an answer."""
+    models = [
+        (model, "validation")
+        for module in (schemas, replies, catalog_replies)
+        for model in vars(module).values()
+        if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel
+    ]
+    _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
+    found: dict[str, Any] = definitions["$defs"]
+    return found
+
+
+def _operations(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in schema["paths"].items():
+        for found in item.values():
+            yield path, found
+
+
+def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
+    """Add what the layers around the route do, and take out what FastAPI only supposes."""
+    answers = found["responses"]
+    supposed = answers.get("422", {}).get("content", {}).get(JSON, {})
+    if "HTTPValidationError" in str(supposed):
+        del answers["422"]
+    around = AROUND
+    if is_open_route(path):
+        found["security"] = []
+    else:
+        if settings.api_keys:
+            found.setdefault("security", [{KEY: []}, {ADMIN_KEY: []}])
+        if "security" in found:
+            around = (401, *AROUND)
+    for status in around:
+        answers.setdefault(str(status), _refusal(status))
+    found["responses"] = dict(sorted(answers.items()))
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    return {"description": REASONS[status], "content": {JSON: _schema(replies.ErrorBody)}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}

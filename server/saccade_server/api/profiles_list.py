@@ -6,16 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from saccade_server.api.catalog_replies import ProfileList
+from saccade_server.api.openapi import operation
 from saccade_server.api.receipts import fingerprint
 from saccade_server.api.services import Services
 
 
 def profiles_router(services: Services) -> APIRouter:
     """Make the route."""
-    router = APIRouter()
+    router = APIRouter(tags=["Interventions"])
     served = services.settings.served_model_name
 
-    @router.get("/v1/profiles")
+    @router.get("/v1/profiles", openapi_extra=operation(ProfileList), response_model=None)
     async def list_profiles() -> dict[str, Any]:
         """List the operator's bundles of interventions, each also a model ``<model>+<profile>``."""
         return {

@@ -41,6 +41,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+documented = _load("documented")
 fakes = _load("fakes")
 MODEL = "saccade-test"
 
@@ -53,6 +54,7 @@ class Server:
         self.prompts = fakes.BytePrompts()
         self.settings = settings
         self.app = create_app(engine, self.prompts, REGISTRY, settings, **offers)
+        self.documented = documented.Documented(self.app)
         # asyncio sets TCP_NODELAY only on sockets whose protocol is named; without it every
         # answer on a kept connection waits 40 ms for an acknowledgement.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -60,7 +62,7 @@ class Server:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.app, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
+            self.documented, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
         )
         self.uvicorn = uvicorn.Server(config)
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -188,13 +190,17 @@ def tools() -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def no_noops() -> Iterator[None]:
-    """No test may make a server lose an intervention."""
+def nothing_lost_nothing_undocumented() -> Iterator[None]:
+    """No test may make a server lose an intervention, or answer what its document does not say."""
     yield
+    problems = []
     for server in SERVERS:
         services: Services = server.app.state.services
         assert not services.noops, "an intervention acted on nothing"
+        problems += server.documented.problems
+        server.documented.problems.clear()
     SERVERS[:] = [server for server in SERVERS if server.thread.is_alive()]
+    assert not problems, "\n".join(problems[:5])
 
 
 @pytest.fixture

@@ -301,7 +301,6 @@ def test_other_media_types(server, tools, headers):
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/docs", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/../../etc/passwd", 404),

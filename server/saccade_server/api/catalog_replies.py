@@ -1,0 +1,157 @@
+"""What the server answers about itself; see :mod:`~saccade_server.api.replies`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from saccade_server.api.replies import Absent
+
+
+class ModelCard(BaseModel):
+    """A model that requests may name."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    accepts_images: bool
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    fingerprint: str
+
+
+class ModelList(BaseModel):
+    """The served model, and an alias of it for every profile."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class MethodFacts(BaseModel):
+    """What a method is."""
+
+    id: str
+    version: str
+    title: str
+    summary: str
+    paper: str
+    level: str
+    needs_image: bool
+    needs_artifact: bool
+
+
+class MethodLine(MethodFacts):
+    """A method, and whether the served model supports it."""
+
+    supported: bool
+    reason: str | None
+    conflicts_with: list[str]
+
+
+class MethodList(BaseModel):
+    """All methods."""
+
+    object: Literal["list"]
+    data: list[MethodLine]
+
+
+class Method(MethodFacts):
+    """A method and the JSON Schema of its entry."""
+
+    rows: str | None
+    # Named otherwise than in the answer: BaseModel has a method of that name.
+    entry_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    example: dict[str, Any]
+    neutral: dict[str, Any] | None
+
+
+class CheckedEntry(BaseModel):
+    """An entry as it would run; where and whether it acts only if there was a prompt."""
+
+    index: int
+    method: str
+    version: str
+    fingerprint: str
+    entry: dict[str, Any]
+    layers: Absent[list[int]]
+    heads: Absent[int]
+    status: Absent[Literal["ready", "neutral"]]
+
+
+class Validation(BaseModel):
+    """What a real request with these interventions would run."""
+
+    object: Literal["intervention.validation"]
+    valid: Literal[True]
+    checked: list[Literal["parameters", "model", "prompt"]]
+    prompt_tokens: int | None
+    profile: str | None
+    fingerprint: str
+    interventions: list[CheckedEntry]
+
+
+class ProfileCard(BaseModel):
+    """A bundle of interventions that the operator named."""
+
+    id: str
+    object: Literal["intervention.profile"]
+    description: str
+    model: str
+    interventions: list[dict[str, Any]]
+    fingerprint: str
+
+
+class ProfileList(BaseModel):
+    """All profiles."""
+
+    object: Literal["list"]
+    data: list[ProfileCard]
+
+
+class ArtifactCard(BaseModel):
+    """What calibration found, kept on the server."""
+
+    id: str
+    object: Literal["artifact"]
+    kind: str
+    bytes: int
+    notes: str
+    fits: bool = Field(description="Whether it was made for the served model.")
+
+
+class ArtifactList(BaseModel):
+    """All artifacts."""
+
+    object: Literal["list"]
+    data: list[ArtifactCard]
+
+
+class Version(BaseModel):
+    """Of the server."""
+
+    version: str
+
+
+class Load(BaseModel):
+    """What the engine is busy with, and its lifetime counters."""
+
+    running: int
+    waiting: int
+    cache_usage: float
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    image_encodes: int
+    plans: int
+    http_requests: int
+    intervention_noops: int = Field(description="Anything but 0 is a fault of the server.")
+    draining: bool

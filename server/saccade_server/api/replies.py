@@ -1,0 +1,213 @@
+"""What the server answers, as pydantic models: they are documented, and tests hold every answer
+against them. Nothing is validated while serving.
+
+A field that some answers leave out is not null there; :data:`Absent` says so in the schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+Kind = TypeVar("Kind")
+
+FINISH = Literal["stop", "length"]
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+Absent = Annotated[Kind | SkipJsonSchema[None], Field(None, json_schema_extra=_no_default)]
+"""A field that is there or is not, and never null."""
+
+
+class Failure(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="JSON path of the field that is wrong, if one is.")
+    code: str = Field(description="A word for programs: it does not change with the message.")
+
+
+class ErrorBody(BaseModel):
+    """Every refusal and failure, in OpenAI's shape."""
+
+    error: Failure
+
+
+class Alternative(BaseModel):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Alternative):
+    """A token of the answer."""
+
+    top_logprobs: list[Alternative]
+
+
+class ChatLogprobs(BaseModel):
+    """Of a chat choice."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(BaseModel):
+    """Of a plain completion; offsets count characters of the answer."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class PromptDetails(BaseModel):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    """Of a method that rejects candidates for tokens."""
+
+    saliency_draws: int
+    saliency_rejections: int
+
+
+class Usage(BaseModel):
+    """Tokens of a request; a prompt counts once however many answers it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: Absent[CompletionDetails]
+
+
+class RowCounts(BaseModel):
+    """Query rows that ran under an intervention, or were shared from an earlier request."""
+
+    prompt: int
+    generated: int
+    cached: int
+
+
+class EditCounts(BaseModel):
+    """Edits of single rows. ``moved`` is null where nothing could move or it is not known whose."""
+
+    evaluated: int
+    moved: int | None
+
+
+class Measured(BaseModel):
+    """What an intervention measured, by layer."""
+
+    heads: dict[str, list[int]]
+    vhd: list[list[float]] | None
+    t_vhd: float | None
+
+
+class Applied(BaseModel):
+    """The receipt of one intervention: what really ran."""
+
+    index: int
+    method: str
+    version: str
+    fingerprint: str
+    layers: list[int]
+    heads: int
+    rows: RowCounts
+    edits: EditCounts
+    counters: dict[str, int]
+    measured: Measured | None
+    status: Literal["applied", "no_effect", "cached", "neutral", "unconfirmed"]
+
+
+class Envelope(BaseModel):
+    """What every answer and every piece of one begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    intervention_profile: Absent[str]
+    interventions_applied: Absent[list[Applied]]
+
+
+class AnswerMessage(BaseModel):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FINISH
+
+
+class ChatCompletion(Envelope):
+    """The whole answer to a chat."""
+
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What is new about a message."""
+
+    role: Absent[Literal["assistant"]]
+    content: Absent[str]
+
+
+class ChunkChoice(BaseModel):
+    """What is new about one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FINISH | None
+
+
+class ChatChunk(Envelope):
+    """The data of one event of a streamed chat; the last event's data is ``[DONE]``."""
+
+    choices: list[ChunkChoice]
+    usage: Annotated[Usage | None, Field(None, json_schema_extra=_no_default)]
+
+
+class TextChoice(BaseModel):
+    """One continuation, or what is new about it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FINISH | None
+
+
+class TextCompletion(Envelope):
+    """The whole answer to a plain prompt."""
+
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class TextChunk(Envelope):
+    """The data of one event of a streamed completion; the last event's data is ``[DONE]``."""
+
+    choices: list[TextChoice]
+    usage: Annotated[Usage | None, Field(None, json_schema_extra=_no_default)]

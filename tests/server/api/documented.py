@@ -1,0 +1,105 @@
+"""Holds every answer of an application against its OpenAPI document."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+
+EVENT_STREAM = "text/event-stream"
+ERROR = {"$ref": "#/components/schemas/ErrorBody"}
+
+
+class Documented:
+    """An application, and what it answered that its document does not say.
+
+    ``answered`` has every (method, path of the document, status); ``problems`` has sentences.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.answered: set[tuple[str, str, int]] = set()
+        self.problems: list[str] = []
+        self._document: dict[str, Any] | None = None
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started: dict[str, Any] = {}
+        body = bytearray()
+
+        async def watched_send(message):
+            if message["type"] == "http.response.start":
+                started.update(message)
+            elif message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+            await send(message)
+
+        await self.app(scope, receive, watched_send)
+        if started and scope["path"] != "/openapi.json":
+            self._check(scope["method"], scope["path"], started, bytes(body))
+
+    def _check(self, method: str, path: str, started: dict[str, Any], body: bytes) -> None:
+        headers = {name.decode().lower(): value.decode() for name, value in started["headers"]}
+        status = started["status"]
+        media = headers.get("content-type", "").partition(";")[0]
+        what = f"{method} {path[:80]} -> {status} {media}"
+        found = self._operation(method, path)
+        if found is None:
+            if status >= 400 and body:
+                self._validate(what, ERROR, json.loads(body))
+            return
+        template, operation = found
+        self.answered.add((method, template, status))
+        answer = operation["responses"].get(str(status))
+        if answer is None:
+            self.problems.append(f"{what}: this status is not documented")
+            return
+        content = answer.get("content", {})
+        if not content and not body:
+            return
+        if media not in content:
+            self.problems.append(f"{what}: documented are {list(content)}")
+        elif media == EVENT_STREAM:
+            self._check_events(what, content[media]["schema"], body.decode())
+        elif media == "application/json":
+            self._validate(what, content[media]["schema"], json.loads(body))
+
+    def _check_events(self, what: str, schema: dict[str, Any], text: str) -> None:
+        for block in text.split("\n\n"):
+            data = block.removeprefix("data: ")
+            if data != block and data != "[DONE]":
+                event = json.loads(data)
+                self._validate(what, ERROR if "error" in event else schema, event)
+
+    def _operation(self, method: str, path: str) -> tuple[str, dict[str, Any]] | None:
+        exact = [t for t in self.document["paths"] if t == path]
+        like = [t for t in self.document["paths"] if re.fullmatch(_pattern(t), path)]
+        for template in exact + like:
+            operation = self.document["paths"][template].get(method.lower())
+            if operation is not None:
+                return template, operation
+        return None
+
+    def _validate(self, what: str, schema: dict[str, Any], value: Any) -> None:
+        whole = {"components": self.document["components"], **schema}
+        for error in jsonschema.Draft202012Validator(whole).iter_errors(value):
+            self.problems.append(f"{what}: {error.json_path}: {error.message[:300]}")
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The document; an answer may have no field that it does not name."""
+        if self._document is None:
+            self._document = json.loads(json.dumps(self.app.openapi()))
+            for schema in self._document["components"]["schemas"].values():
+                if schema.get("type") == "object" and "properties" in schema:
+                    schema.setdefault("additionalProperties", False)
+        return self._document
+
+
+def _pattern(template: str) -> str:
+    return "".join(
+        "[^/]+" if piece.startswith("{") else re.escape(piece)
+        for piece in re.split(r"(\{[^}]*\})", template)
+    )
