@@ -37,14 +37,11 @@ def health_router(services: Services) -> APIRouter:
             return stats.waiting >= services.engine.info.max_waiting
         return False  # an engine in a long step is busy, not full
 
-    @router.api_route("/live", methods=["GET", "HEAD"], include_in_schema=False)
     async def live() -> Response:
         """The process works; restart it if not."""
         check_alive()
         return Response()
 
-    @router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
-    @router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
     async def ready() -> Response:
         """New requests are welcome; send them elsewhere if not."""
         check_alive()
@@ -53,6 +50,10 @@ def health_router(services: Services) -> APIRouter:
         if await queue_full():
             raise Unavailable("The queue is full.")
         return Response()
+
+    for path, probe in (("/live", live), ("/ready", ready), ("/health", ready)):
+        router.head(path, include_in_schema=False)(probe)
+        router.get(path, openapi_extra=operation(), response_class=Response)(probe)
 
     @router.get("/version", openapi_extra=operation(Version), response_model=None)
     async def version() -> dict[str, str]:

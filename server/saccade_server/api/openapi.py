@@ -130,7 +130,7 @@ def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
     supposed = answers.get("422", {}).get("content", {}).get(JSON, {})
     if "HTTPValidationError" in str(supposed):
         del answers["422"]
-    around = AROUND
+    around: tuple[int, ...] = AROUND
     if is_open_route(path):
         found["security"] = []
     else:

@@ -34,11 +34,12 @@ class Documented:
                 started.update(message)
             elif message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
+                # Before the end is sent: a test may look as soon as its client has it.
+                if not message.get("more_body", False) and scope["path"] != "/openapi.json":
+                    self._check(scope["method"], scope["path"], started, bytes(body))
             await send(message)
 
         await self.app(scope, receive, watched_send)
-        if started and scope["path"] != "/openapi.json":
-            self._check(scope["method"], scope["path"], started, bytes(body))
 
     def _check(self, method: str, path: str, started: dict[str, Any], body: bytes) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in started["headers"]}

@@ -1,5 +1,6 @@
 """/docs: what it sends, and what a person sees in a real browser."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def test_the_document_needs_a_key(keyed):
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
+        assert "CI" not in os.environ, ".ci/run installs a browser"
         pytest.skip("no Chromium on this machine")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
