@@ -145,13 +145,15 @@ def stream(
     count = tables.count[index, layer]
     edited = hidden.to(work)
     for at in range(STREAM_EDITS):
+        happens = at < count
+        slot = tables.vector[index, layer, at].long().where(happens, 0)  # others may name no slot
         changed = _edit(
             edited,
-            tables.bank[tables.vector[index, layer, at].long()].to(work),
+            tables.bank[slot].to(work),
             tables.numbers[index, layer, at].to(work),
             tables.flags[index, layer, at],
         )
-        edited = torch.where((at < count)[:, None], changed, edited)
+        edited = torch.where(happens[:, None], changed, edited)
     return torch.where((count > 0)[:, None], edited.to(hidden.dtype), hidden)
 
 

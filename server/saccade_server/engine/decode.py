@@ -6,6 +6,11 @@ logits are written to one buffer. Nothing in it depends on a number that the hos
 it is captured once and replayed (graphs.py); elsewhere it is called, which is how tests compare it
 with ordinary steps.
 
+Sizes share the block, each with a layout of its own, so what one size wrote means nothing to
+another. Nothing is therefore ever computed from what the block happens to hold: a size is written
+before it runs, by a step (:meth:`PaddedDecoder.run`) or with padding alone
+(:meth:`PaddedDecoder.idle`), and capturing takes the latter.
+
 Padding has a context of 0, follows row 0 of both tables, and writes its keys to page 0.
 """
 
@@ -15,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +48,7 @@ Variant = tuple[int, int, bool]
 are edited, which is combined with the largest number of classes only."""
 
 Play = Callable[[int, int, bool], None]
-"""Computes a variant from what the buffers hold."""
+"""Computes a variant from what the block holds, which must have been written for its size."""
 
 
 def padded_sizes(most: int) -> tuple[int, ...]:
@@ -106,7 +112,7 @@ class PaddedDecoder:
         self._layouts = {size: DecodeInputs.layout(size, model.axes, pages) for size in self.sizes}
         device = model.device
         room = self._layouts[max_num_seqs].size
-        self._block = torch.zeros(room, dtype=torch.uint8, device=device)
+        self._block = torch.empty(room, dtype=torch.uint8, device=device)
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         wide = torch.promote_types(model.dtype, torch.float32)
         shape = (max_num_seqs, model.vocab_size)
@@ -136,8 +142,16 @@ class PaddedDecoder:
         self.play(size, *self._form(chunks))
         return self._logits[: len(chunks)]
 
+    def idle(self, variant: Variant) -> Callable[[], None]:
+        """What computes a variant, with its inputs written: padding in every place.
+
+        Whoever runs a variant outside of a step takes it from here.
+        """
+        self._write(self._layouts[variant[0]], (), (), {})
+        return partial(self.compute, *variant)
+
     def compute(self, size: int, classes: int, streams: bool) -> None:
-        """Logits of what the block holds; all that a graph captures."""
+        """Logits of what was written for this size; all that a graph captures."""
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = fill_in(inputs.tokens, inputs.sources, self._drawn)
         step = ForwardStep(
@@ -197,7 +211,9 @@ def fill(
     positions: Batch[PromptPositions],
     drawn: Mapping[Sequence, int],
 ) -> None:
-    """Write a step into zeroed arrays; what lies behind its chunks stays padding."""
+    """Write a step into zeroed arrays; what lies behind its chunks, of which there may be none,
+    stays padding.
+    """
     count = len(chunks)
     sequences = [chunk.sequence for chunk in chunks]
     starts = [chunk.start for chunk in chunks]

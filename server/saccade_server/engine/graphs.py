@@ -1,5 +1,8 @@
 """CUDA graphs: capture the decode step once for each variant, replay it ever after.
 
+What is recorded runs once before, on inputs that were written for that variant (decode.py):
+whatever ran before it has left nothing that it reads.
+
 All captures share one memory pool, largest first, so that the smaller ones fit into what the
 largest took; that is safe because one graph runs at a time and what a replay leaves is read before
 the next. :class:`CudaRecorder` is the only part that needs a GPU.
@@ -12,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
 
 from saccade_server.engine.decode import PLAIN, Play, Variant
+
+Prepare = Callable[[Variant], Callable[[], None]]
+"""Writes the inputs of a variant and returns what computes it from them."""
 
 
 class CaptureError(RuntimeError):
@@ -84,9 +89,9 @@ class Captured:
 
 
 def capture(
-    compute: Play, variants: Sequence[Variant], recorder: Recorder
+    prepare: Prepare, variants: Sequence[Variant], recorder: Recorder
 ) -> tuple[Play, Captured]:
-    """Record ``compute`` for all variants, in their order.
+    """Prepare and record all variants, in their order.
 
     Returns:
         What computes a variant from now on, and a summary for the operator.
@@ -98,15 +103,15 @@ def capture(
     before, began = recorder.used(), time.perf_counter()
     with _no_garbage_collection(), torch.inference_mode():
         for variant in variants:
-            replays[variant] = _record(recorder, compute, variant)
+            replays[variant] = _record(recorder, prepare, variant)
     spent = recorder.used() - before
     summary = Captured(tuple(variants), time.perf_counter() - began, spent)
     return lambda *variant: replays[variant](), summary
 
 
-def _record(recorder: Recorder, compute: Play, variant: Variant) -> Callable[[], None]:
+def _record(recorder: Recorder, prepare: Prepare, variant: Variant) -> Callable[[], None]:
     try:
-        return recorder.record(partial(compute, *variant))
+        return recorder.record(prepare(variant))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -88,20 +88,24 @@ class Runner:
             sizes = (config.max_num_seqs, max_model_len)
             self._decoder = PaddedDecoder(model, caches, self.tables, self._drawn, *sizes)
 
-    def capture(self) -> graphs.Captured | None:
-        """Capture the decode steps on a GPU; None where there is nothing to capture."""
-        decoder, device = self._decoder, self.model.device
-        if decoder is None or device.type != "cuda":
+    def capture(self, recorder: graphs.Recorder | None = None) -> graphs.Captured | None:
+        """Capture the decode steps; None where there is nothing to capture.
+
+        ``recorder``: None: what a GPU has, and elsewhere nothing.
+        """
+        if recorder is None and self.model.device.type == "cuda":
+            recorder = graphs.CudaRecorder(self.model.device)
+        if self._decoder is None or recorder is None:
             return None
-        recorder = graphs.CudaRecorder(device)
-        decoder.play, summary = graphs.capture(decoder.compute, decoder.variants, recorder)
+        prepare, variants = self._decoder.idle, self._decoder.variants
+        self._decoder.play, summary = graphs.capture(prepare, variants, recorder)
         return summary
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Run the largest padded decode once, on what its buffers hold: the memory it takes."""
+        """Run the largest padded decode once, on padding: the memory it takes."""
         if self._decoder is not None:
-            self._decoder.compute(*self._decoder.variants[0])
+            self._decoder.idle(self._decoder.variants[0])()
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""

@@ -73,8 +73,8 @@ class DeviceTables:
         self.controls.edits[row].copy_(edits)
         self._edits[row] = program.edits()
         self._unions.clear()
-        if self._stream_layers.pop(row, None):
-            self.streams.count[row].zero_()
+        self.streams.count[row].zero_()  # whatever the row's former owner edited
+        self._stream_layers.pop(row, None)
 
     def write_streams(self, row: int, program: StreamProgram) -> None:
         """Say what the rows that follow a control row do to residuals."""

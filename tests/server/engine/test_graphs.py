@@ -33,8 +33,15 @@ class Tape:
 def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
     seen: list[Variant] = []
     tape = Tape()
-    play, summary = capture(lambda *variant: seen.append(variant), VARIANTS, tape)
-    assert seen == VARIANTS
+    prepared: list[Variant] = []
+
+    def prepare(variant: Variant) -> Callable[[], None]:
+        assert seen == prepared, "inputs are written right before they are read"
+        prepared.append(variant)
+        return lambda: seen.append(variant)
+
+    play, summary = capture(prepare, VARIANTS, tape)
+    assert seen == prepared == VARIANTS
     assert tape.collecting == [False] * 6
     assert gc.isenabled()
     seen.clear()
@@ -46,7 +53,7 @@ def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
 
 
 def test_the_operator_is_told_what_and_how_long() -> None:
-    _, summary = capture(lambda *_: None, VARIANTS, Tape())
+    _, summary = capture(lambda _: lambda: None, VARIANTS, Tape())
     text = str(summary)
     assert text.startswith("captured 6 decode graphs in ")
     assert text.endswith(
@@ -64,10 +71,10 @@ def test_the_operator_is_told_what_and_how_long() -> None:
 def test_a_capture_that_fails_says_what_helps(error: RuntimeError, wanted: str) -> None:
     """Running out of memory has an explanation of its own, see memory.py."""
 
-    def fail(*variant: object) -> None:
+    def fail() -> None:
         raise error
 
     with pytest.raises(RuntimeError, match=wanted) as raised:
-        capture(fail, VARIANTS, Tape())
+        capture(lambda _: fail, VARIANTS, Tape())
     assert isinstance(raised.value, CaptureError) == (wanted == "--enforce-eager")
     assert gc.isenabled()

@@ -1,0 +1,199 @@
+"""Whatever lies in memory that nobody holds reaches no step: random bytes and NaN stand for it.
+
+On a GPU memory is never as clean as in a fresh test. A warm-up, a step of another size, a sequence
+that has ended leave their bytes, and under another layout those are page numbers and token ids that
+do not exist.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.edits import StreamEdit
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.registry import Registry
+from saccade_kernels.controls import ControlShape
+from saccade_server.engine.decode import PaddedDecoder
+from saccade_server.engine.warmup import warm_up
+
+AS_ON_A_GPU = {"overlap": True, "padded_decode": True}
+FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
+
+ENTRIES: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "scores": {"method": "pai", "alpha": 0.8},
+    "masses and sinks": {
+        "method": "var",
+        "tau": 1.0,
+        "min_visual_mass": 0.02,
+        "rho": 0.3,
+        "move_fraction": 0.6,
+        "layers": [1, 2],
+        "sink_dims": [3, 11],
+    },
+    "heads": {"method": "head_scale", "gain": 1.5, "layers": [1]},
+    "classes of single heads": {
+        "method": "act",
+        "heads": {"0": [1, 3], "3": [0, 2]},
+        "theta": 0.06,
+        "beta": 0.1,
+    },
+    "windows": {"method": "locore", "beta": 3.0, "layers": [0, 1, 2, 3]},
+    "branch": {"method": "vcd", "alpha": 1.5, "noise_step": 700},
+    "early layers": {"method": "dola", "layers": [0, 1, 3]},
+    "measured heads": {"method": "vhr", "gain": 3.0, "rows": "last+generated"},
+    "candidates": {"method": "sgrs", "alpha": 1.2, "layers": [0, 3], "region": "after_image"},
+    "confidence": {"method": "adaptvis", "w1": 3.0, "w2": 0.2, "threshold": 1.0},
+}
+
+
+def noise(tensor: torch.Tensor) -> None:
+    """Fill with random bytes: they are floats, page numbers or tags, as somebody reads them."""
+    flat = tensor.view(-1).view(torch.uint8)
+    flat.copy_(torch.randint(0, 256, flat.shape, dtype=torch.uint8))
+
+
+class Recorder:
+    """Stands for CUDA graphs; leaves garbage in the block before and behind every variant."""
+
+    def __init__(self, decoder: PaddedDecoder) -> None:
+        self._decoder = decoder
+        self.inputs: list[list[torch.Tensor]] = []
+        noise(decoder._block)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        noise(self._decoder._block)
+
+        def replay() -> None:
+            run()
+            noise(self._decoder._block)
+
+        return replay
+
+    def used(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
+    family: str, tiny: Any, core_with: Any, make_request: Any, run: Any
+) -> None:
+    """The bytes of another size crashed a GPU's start: token ids far outside the vocabulary."""
+    core = core_with(family, max_num_seqs=10, **AS_ON_A_GPU)
+    decoder = core._runner._decoder
+    warm_up(core._runner, 512)
+    summary = core._runner.capture(Recorder(decoder))
+    assert summary.variants == tuple(decoder.variants)
+    assert {size for size, _, _ in summary.variants} == {1, 2, 4, 8, 10}
+    prompts = [tiny.prompt(family, seed=seed, text=9 + 7 * seed) for seed in range(5)]
+    requests = [
+        make_request(prompt, str(count), None, 3 + count, ignore_eos=True)
+        for count, prompt in enumerate(prompts)
+    ]
+    wanted = run(core_with(family), requests)
+    found = run(core, requests)  # fewer and fewer of them, so sizes follow one another
+    assert {n: r.tokens for n, r in found.items()} == {n: r.tokens for n, r in wanted.items()}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 10])
+def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any) -> None:
+    decoder = core_with("qwen2_5_vl", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
+    noise(decoder._block)
+    decoder.idle((size, 1, False))
+    tokens, sources, *rest = decoder._layouts[size].tensors(decoder._block)
+    assert sources.tolist() == [-1] * size
+    assert not tokens.any()
+    for field in rest:
+        assert not field.any()
+
+
+def test_rehearsing_reads_nothing_that_lies_in_the_block(core_with: Any) -> None:
+    runner = core_with("llama", **AS_ON_A_GPU)._runner
+    noise(runner._decoder._block)
+    runner.rehearse()
+
+
+def free_memory(core: Any) -> Iterator[torch.Tensor]:
+    """All that an idle engine keeps on the device between steps, rows 0 of the tables excepted."""
+    runner = core._runner
+    yield from (*runner._keys, *runner._values, runner._drawn)
+    tables = runner.tables
+    kept = [tables.controls, tables.tags, tables.streams]
+    kept += [tables.tags.partition] if tables.tags.partition is not None else []
+    for table in kept:
+        yield from (
+            tensor[1:] for tensor in vars(table).values() if isinstance(tensor, torch.Tensor)
+        )
+    yield tables.streams.bank[:1]
+    sinks = runner._sinks
+    yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
+    if runner._decoder is not None:
+        yield from (runner._decoder._block, runner._decoder._logits)
+
+
+def spoil(core: Any, garbage: str) -> None:
+    """All bits set are NaN, classes that nobody has, and negative counts."""
+    for tensor in free_memory(core):
+        if garbage == "random":
+            noise(tensor)
+        else:
+            tensor.view(-1).view(torch.uint8).fill_(255)
+
+
+@pytest.fixture(autouse=True)
+def no_step_failed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """An engine tries a failed step again, chunk by chunk, and would hide what crashed it."""
+    yield
+    assert not [record.getMessage() for record in caplog.get_records("call")]
+
+
+GARBAGE = pytest.mark.parametrize("garbage", ["random", "ones"])
+
+
+@GARBAGE
+def test_nothing_that_was_left_reaches_a_request(
+    garbage: str, tiny: Any, make_core: Any, ask: Any, run: Any
+) -> None:
+    """Every kind of edit and rule, each behind garbage in all memory that nobody holds."""
+    config = {"prefix_caching": False, "max_num_seqs": 6}
+    dirty = make_core("llava", **config)
+    prompt = tiny.prompt("llava", images=2, seed=1, text=30)
+    for name, entry in ENTRIES.items():
+        methods = Registry.discover().parse([entry]) if entry else []
+        request = ask(prompt, methods, "r", 5, logprobs=1)
+        wanted = run(make_core("llava", **config), [request])["r"]
+        spoil(dirty, garbage)
+        found = run(dirty, [request])["r"]
+        assert found.tokens == wanted.tokens, name
+        assert found.logprobs == wanted.logprobs, name
+        assert found.last.receipt == wanted.last.receipt, name
+
+
+@GARBAGE
+def test_residuals_are_edited_for_those_who_asked(
+    garbage: str, tiny: Any, make_core: Any, make_request: Any, run: Any
+) -> None:
+    """A plan that leaves residuals alone, beside one that edits them, in rows full of garbage."""
+    prompt = tiny.prompt("llama", text=20)
+    requests = []
+    for name in ("heads", "residuals"):
+        builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0)
+        rows = parse_rows("prompt+generated")
+        if name == "heads":
+            builder.head(((1, (0, 1)),), rows, 1.5)
+        else:
+            direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
+            builder.stream(StreamEdit(2, rows, direction, 0, shift=2.0, relative=True))
+        requests.append(make_request(prompt, name, builder.build(), 5, logprobs=1, ignore_eos=True))
+    config = {"prefix_caching": False}
+    wanted, dirty = run(make_core("llama", **config), requests), make_core("llama", **config)
+    spoil(dirty, garbage)
+    found = run(dirty, requests)
+    for name, result in found.items():
+        assert result.tokens == wanted[name].tokens, name
+        assert result.logprobs == wanted[name].logprobs, name
