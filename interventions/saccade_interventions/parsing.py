@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import Code, InterventionError, brief
+from saccade_interventions.wording import about
 
 FIELD = "interventions"
 MOST_ENTRIES = 16
@@ -100,7 +101,7 @@ def _translate(
         return InterventionError(code, message, _path(steps))
     if error["type"] == "greater_than_equal" and loc[0] in RANGE_CODES:
         code = RANGE_CODES[str(loc[0])]
-    message = error["msg"].removeprefix("Value error, ")
+    message = about(_path(steps), error)
     # An error of the whole entry has nothing more to show than the request itself.
     if error["loc"] and error["type"] != "missing":
         message += f"; got {brief(error['input'])}"

@@ -52,7 +52,8 @@ from saccade_server.engine.request import (
     SamplingParams,
     TokenLogprobs,
 )
-from saccade_server.models.prompt import Message, PromptError, PromptProcessor, RenderedPrompt
+from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
 logger = logging.getLogger("saccade.selftest")
 

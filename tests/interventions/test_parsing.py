@@ -177,7 +177,7 @@ def test_nesting_beyond_reason(registry):
         ({"method": "xyz"}, "known: "),
         ({"method": "var", "move_fractoin": 1}, "did you mean 'move_fraction'"),
         ({"method": "pai", "strength": 1}, "known: alpha, heads"),
-        ({"method": "pai", "alpha": 5}, "less than or equal to 4; got 5"),
+        ({"method": "pai", "alpha": 5}, "alpha must be at most 4; got 5"),
         ({"method": "pai", "rows": "promt"}, "prompt, question, last, generated"),
         ({"method": "pasta", "spans": [[0, 1]]}, 'as {"layer": [heads]}'),
     ],

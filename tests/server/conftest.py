@@ -24,6 +24,7 @@ def _load(name: str) -> ModuleType:
 
 _tiny = _load("tiny")
 _processors = _load("processors")
+_templates = _load("templates")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +55,12 @@ def tiny_prompt() -> Callable[..., Any]:
 def processors() -> ModuleType:
     """The module of model folders without weights: ``save(family, folder)``, ``picture``."""
     return _processors
+
+
+@pytest.fixture(scope="session")
+def templates() -> ModuleType:
+    """The module of chat templates in the styles of published ones."""
+    return _templates
 
 
 @pytest.fixture(scope="session")

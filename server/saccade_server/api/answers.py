@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from saccade_server.api.middleware import error_log, request_id
 from saccade_server.api.noops import noops
 from saccade_server.api.receipts import applied, fingerprint, rejected
 from saccade_server.api.rendering import Prepared
+from saccade_server.api.schemas import Sampled
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import EventStream, unless_disconnected
@@ -38,13 +39,14 @@ class Answer:
     generation: Generation
     prefix: str
     object: str
+    ignored: Mapping[str, str] = field(default_factory=dict)  # header of fields without effect
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def headers(self) -> dict[str, str]:
         """Headers of the response, whatever its form."""
-        headers = {}
+        headers = dict(self.ignored)
         if self.selection.interventions:
             headers[FINGERPRINT_HEADER] = fingerprint(self.selection.interventions)
         if self.selection.profile is not None:
@@ -79,6 +81,12 @@ class Answer:
         if rejecting is not None:
             usage["completion_tokens_details"] = rejecting
         return usage
+
+    def usage_so_far(self, body: Sampled) -> dict[str, Any]:
+        """What a chunk before the last says of its usage."""
+        if body.continuous_usage:
+            return {"usage": self.usage()}
+        return {"usage": None} if body.include_usage else {}
 
     def receipt(self) -> dict[str, Any]:
         """What to add once all is done: nothing if no intervention was asked for."""

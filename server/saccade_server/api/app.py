@@ -27,6 +27,7 @@ from saccade_server.api.profiles import Profile, check_profiles
 from saccade_server.api.profiles_list import profiles_router
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
+from saccade_server.api.tokenize import tokenize_router
 from saccade_server.engine.client import CapacityError, EngineClient, EngineDeadError
 from saccade_server.models.prompt import PromptProcessor
 
@@ -93,6 +94,7 @@ def create_app(
     for router in (
         chat_router,
         completions_router,
+        tokenize_router,
         models_router,
         interventions_router,
         profiles_router,

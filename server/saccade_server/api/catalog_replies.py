@@ -24,6 +24,7 @@ class ModelCard(BaseModel):
     head_dim: int
     hidden_size: int
     fingerprint: str
+    chat_template_variables: list[str]
 
 
 class ModelList(BaseModel):

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from saccade_server.api import examples
 from saccade_server.api.answers import Answer
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import chat_logprobs
 from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
@@ -21,6 +22,7 @@ from saccade_server.api.schemas import ChatRequest
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.templating import templating
 from saccade_server.api.unsupported import CHAT, refuse_unsupported
 
 
@@ -66,35 +68,35 @@ def chat_router(services: Services) -> APIRouter:
 
 
 async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> Answer:
-    refuse_unsupported(body.model_extra or {}, CHAT)
+    refuse_unsupported(body.model_extra or {}, CHAT, services.prompts.knows_thinking)
     check_request(services, body)
+    how = templating(services.prompts, body)
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, headers)
-    prompt = await prepare_chat(services, body.messages, selection.interventions)
-    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    work = generation(services, body, [prompt], params, _max_tokens(body), param)
+    prompt = await prepare_chat(services, body.messages, selection.interventions, how)
+    work = generation(services, body, [prompt], params, body.length[0])
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    return Answer(services, selection, [prompt], work, "chatcmpl", kind)
+    ignored = note_ignored(services, body, CHAT, how.ignored)
+    return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored)
 
 
 async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
-    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     started: set[int] = set()
     async with answer.generation as work:
         async for delta in work.deltas():
             if delta.index not in started:
                 started.add(delta.index)
                 role = _choice(delta.index, {"role": "assistant", "content": ""})
-                yield answer.envelope(choices=[role], **usage)
+                yield answer.envelope(choices=[role], **answer.usage_so_far(body))
             if delta.text or delta.logprobs:
                 logprobs = _logprobs(answer, body, list(delta.logprobs))
                 choice = _choice(delta.index, {"content": delta.text}, logprobs)
-                yield answer.envelope(choices=[choice], **usage)
+                yield answer.envelope(choices=[choice], **answer.usage_so_far(body))
             if delta.finish_reason:
                 choice = _choice(delta.index, {}, finish_reason=delta.finish_reason)
                 last = all(choice.done for choice in work.choices)
                 receipt = answer.receipt() if last else {}
-                yield answer.envelope(choices=[choice], **usage, **receipt)
+                yield answer.envelope(choices=[choice], **answer.usage_so_far(body), **receipt)
     answer.book()
     closing = answer.closing(body.include_usage)
     if closing:
@@ -120,11 +122,3 @@ def _alternatives(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
     return None
-
-
-def _max_tokens(body: ChatRequest) -> int | None:
-    old, new = body.max_tokens, body.max_completion_tokens
-    if old is not None and new is not None and old != new:
-        message = "max_tokens and max_completion_tokens disagree; give one of them."
-        raise BadRequest(message, param="max_tokens")
-    return old if new is None else new

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.generation import Delta
+from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import completion_logprobs
 from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
@@ -61,7 +62,7 @@ def completions_router(services: Services) -> APIRouter:
 
 
 async def _prepare(services: Services, body: CompletionRequest, headers: Headers) -> Answer:
-    refuse_unsupported(body.model_extra or {}, COMPLETION)
+    refuse_unsupported(body.model_extra or {}, COMPLETION, services.prompts.knows_thinking)
     asked = body.prompts
     check_request(services, body, len(asked))
     params = sampling_params(services, body, body.logprobs)
@@ -69,25 +70,30 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     prompts = [
         await prepare_completion(
-            services, prompt, selection.interventions, f"prompt[{at}]" if several else "prompt"
+            services,
+            prompt,
+            selection.interventions,
+            f"prompt[{at}]" if several else "prompt",
+            body.add_special_tokens is not False,
         )
         for at, prompt in enumerate(asked)
     ]
-    length = body.max_tokens
+    length, _ = body.length
     if length is None:
-        length = min(DEFAULT_MAX_TOKENS, *(services.room - item.length for item in prompts))
+        shortest = min(services.room - item.length for item in prompts)
+        length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
     work = generation(services, body, prompts, params, length)
-    return Answer(services, selection, prompts, work, "cmpl", "text_completion")
+    ignored = note_ignored(services, body, COMPLETION)
+    return Answer(services, selection, prompts, work, "cmpl", "text_completion", ignored)
 
 
 async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
-    usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     async with answer.generation as work:
         async for delta in work.deltas():
             last = delta.finish_reason and all(choice.done for choice in work.choices)
             receipt = answer.receipt() if last else {}
             choices = [_choice(answer, body, delta.index, delta)]
-            yield answer.envelope(choices=choices, **usage, **receipt)
+            yield answer.envelope(choices=choices, **answer.usage_so_far(body), **receipt)
     answer.book()
     closing = answer.closing(body.include_usage)
     if closing:

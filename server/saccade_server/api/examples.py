@@ -53,3 +53,11 @@ VALIDATION = {
         messages=_look("Describe the image."),
     ),
 }
+TOKENIZE = {
+    "prompt": _example("A plain prompt", prompt="There is a red", return_token_strs=True),
+    "messages": _example(
+        "A conversation, as a chat would have it",
+        messages=[{"role": "user", "content": "Describe the image."}],
+    ),
+}
+DETOKENIZE = {"tokens": _example("Some tokens", tokens=[5, 6, 7])}

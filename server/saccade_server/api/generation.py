@@ -58,7 +58,7 @@ class Choice:
         index: int,
         request: GenerateRequest,
         decoder: Decoder,
-        stops: tuple[str, ...],
+        stops: StopStrings,
         end_tokens: frozenset[int],
         methods: tuple[str, ...] = (),
     ) -> None:
@@ -69,7 +69,8 @@ class Choice:
         self.done = False
         self.run = Run(request.plan)
         self._decoder = decoder
-        self._stops = StopStrings(stops)
+        self._stops = stops
+        self._least = request.sampling.min_tokens
         self._end_tokens = end_tokens
         self._methods = methods
         self._decoded = 0  # characters that left the decoder
@@ -116,6 +117,8 @@ class Choice:
         self._decoded += len(piece)
         if entry is not None:
             self._waiting.append((self._decoded, start, entry))
+        if self.completion_tokens <= self._least:
+            return self._stops.skip(piece)
         return self._stops.push(piece)
 
     def _delta(self, text: str, finish_reason: str | None = None) -> Delta:

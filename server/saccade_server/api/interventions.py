@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.parsing import FIELD
 from saccade_server.api import examples
 from saccade_server.api.catalog_replies import Method, MethodList, Validation
 from saccade_server.api.errors import BadRequest, NotFound, bounded
+from saccade_server.api.ignored import note_ignored
 from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.receipts import acts, fingerprint, layers, sites
@@ -19,6 +20,7 @@ from saccade_server.api.schemas import ValidateRequest
 from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.templating import templating
 
 
 def interventions_router(services: Services) -> APIRouter:
@@ -50,7 +52,7 @@ def interventions_router(services: Services) -> APIRouter:
     )
 
     @router.post("/v1/interventions/validate", openapi_extra=rehearsal, response_model=None)
-    async def validate_interventions(request: Request) -> dict[str, Any]:
+    async def validate_interventions(request: Request, response: Response) -> dict[str, Any]:
         """Check interventions as a real request would, without generating.
 
         They may be those of a profile. Without messages or prompt_tokens only what needs no prompt
@@ -65,7 +67,9 @@ def interventions_router(services: Services) -> APIRouter:
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
         if body.messages is not None:
-            work = prepare_chat(services, body.messages, interventions)
+            how = templating(services.prompts, body)
+            response.headers.update(note_ignored(services, body, ignored=how.ignored))
+            work = prepare_chat(services, body.messages, interventions, how)
             prepared = await unless_disconnected(request.receive, work)
         elif body.prompt_tokens is not None:
             tokens = body.prompt_tokens

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.schemas import MOST_BIASES, ChatMessage, TextPart
+from saccade_server.api.messages import ChatMessage
+from saccade_server.api.schemas import MOST_BIASES
 from saccade_server.api.services import Services
 
 MOST_PARTS = 4096
@@ -29,12 +30,13 @@ def check_lengths(services: Services, value: dict[str, Any]) -> None:
             _check_room(services, item, f"prompt[{at}]")
     else:
         _check_room(services, prompt, "prompt")
-    _check_room(services, value.get("prompt_tokens"), "prompt_tokens")
+    for name in ("prompt_tokens", "tokens"):
+        _check_room(services, value.get(name), name)
 
 
 def check_conversation(services: Services, messages: Sequence[ChatMessage]) -> None:
     """Refuse a conversation whose texts alone cannot fit."""
-    _check_characters(services, sum(map(_characters, messages)), "messages")
+    _check_characters(services, sum(message.characters for message in messages), "messages")
 
 
 def too_long(services: Services, length: int, param: str) -> BadRequest:
@@ -51,9 +53,14 @@ def _at_most(most: int, value: dict[str, Any], name: str) -> None:
 
 def _check_parts(messages: object) -> None:
     items = messages if isinstance(messages, list) else []
-    contents = [item.get("content") for item in items if isinstance(item, dict)]
-    if sum(len(content) for content in contents if isinstance(content, list)) > MOST_PARTS:
-        message = f"A conversation may have {MOST_PARTS} content parts."
+    lists = [
+        item.get(name)
+        for item in items
+        if isinstance(item, dict)
+        for name in ("content", "tool_calls")
+    ]
+    if sum(len(parts) for parts in lists if isinstance(parts, list)) > MOST_PARTS:
+        message = f"A conversation may have {MOST_PARTS} content parts and tool calls."
         raise BadRequest(message, param="messages")
 
 
@@ -71,9 +78,3 @@ def _check_characters(services: Services, characters: int, param: str) -> None:
             f"The prompt has {characters} characters, more than {services.room} tokens can hold."
         )
         raise BadRequest(message, code="context_length_exceeded", param=param)
-
-
-def _characters(message: ChatMessage) -> int:
-    if isinstance(message.content, str):
-        return len(message.content)
-    return sum(len(part.text) for part in message.content if isinstance(part, TextPart))

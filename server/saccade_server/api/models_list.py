@@ -33,6 +33,7 @@ def models_router(services: Services) -> APIRouter:
             "head_dim": info.head_dim,
             "hidden_size": info.hidden_size,
             "fingerprint": info.fingerprint,
+            "chat_template_variables": list(services.prompts.template_variables),
         }
 
     @router.get("/v1/models", openapi_extra=operation(ModelList), response_model=None)

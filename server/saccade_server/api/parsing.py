@@ -3,11 +3,12 @@
 Stricter than JSON libraries are by default: duplicate keys are refused, because two parsers that
 read the same request differently are how a proxy and a server come to disagree about
 ``interventions``; so are NaN and Infinity, numbers that overflow to infinity, lone surrogates and
-absurd nesting.
+absurd nesting. A byte order mark in front, which some clients write, is no part of the text.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +16,10 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
+from saccade_interventions.wording import about
 from saccade_server.api.errors import BadRequest, bounded
 from saccade_server.api.limits import check_lengths
 from saccade_server.api.services import Services
@@ -56,7 +59,7 @@ def load(body: bytes) -> Any:
     """Parse strict JSON."""
     try:
         value = json.loads(
-            body.decode("utf-8"),
+            body.removeprefix(codecs.BOM_UTF8).decode("utf-8"),
             parse_constant=_no_constant,
             parse_float=_finite,
             object_pairs_hook=_unique,
@@ -76,22 +79,21 @@ def load(body: bytes) -> Any:
 
 
 def refusal(error: ValidationError, value: Any) -> BadRequest:
-    """Word pydantic's findings about ``value``: bounded, and without echoing the input."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = []
-    for item in found[:MOST_ERRORS]:
-        path = json_path(item["loc"], value, missing=item["type"] == "missing")
-        reason = bounded(item["msg"].removeprefix("Value error, "))
-        lines.append(f"{path}: {reason}" if path else reason)
+    """Say what is wrong with ``value``: bounded, and without echoing it."""
+    found = error.errors(include_url=False, include_input=False)
+    lines = [bounded(about(_path(item, value), item)) for item in found[:MOST_ERRORS]]
     if len(found) > MOST_ERRORS:
         lines.append(f"and {len(found) - MOST_ERRORS} more")
     first = found[0]
-    missing = first["type"] == "missing"
     return BadRequest(
-        "; ".join(lines),
-        code="missing_field" if missing else "invalid_value",
-        param=json_path(first["loc"], value, missing=missing) or None,
+        "; ".join(lines) + ".",
+        code="missing_field" if first["type"] == "missing" else "invalid_value",
+        param=_path(first, value) or None,
     )
+
+
+def _path(item: ErrorDetails, value: Any) -> str:
+    return json_path(item["loc"], value, missing=item["type"] == "missing")
 
 
 def json_path(loc: Sequence[int | str], value: Any, *, missing: bool = False) -> str:

@@ -7,7 +7,7 @@ interventions are compiled for it. The CPU work runs in worker threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,12 +22,18 @@ from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.fetch import FetchBudget
 from saccade_server.api.limits import check_conversation, too_long
 from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
-from saccade_server.api.schemas import ChatMessage, ImagePart
+from saccade_server.api.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.services import Services
+from saccade_server.api.templating import Templating
+from saccade_server.api.tool_history import converted
 from saccade_server.engine.request import BranchInput
-from saccade_server.models.prompt import Message, PromptError, RenderedPrompt
+from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.prompt import RenderedPrompt
 
-UNREAD_MESSAGE_FIELDS = ("tool_calls", "function_call", "audio")
+UNREAD_MESSAGE_FIELDS = {
+    "function_call": "function_call is not supported; send the call as tool_calls.",
+    "audio": "audio is not supported.",
+}
 
 
 @dataclass(frozen=True)
@@ -46,31 +52,49 @@ class Prepared:
 
 
 async def prepare_chat(
-    services: Services, messages: Sequence[ChatMessage], interventions: Sequence[Intervention]
+    services: Services,
+    messages: Sequence[ChatMessage],
+    interventions: Sequence[Intervention],
+    how: Templating,
 ) -> Prepared:
     """Make the prompt of a conversation."""
-    _check_messages(services, messages)
-    files = await _fetch_images(services, messages)
+    render = await rendering(services, messages, how)
 
     def work() -> Prepared:
-        converted = _convert(services, messages, files)
-        with _refusing("messages"):
-            rendered = services.prompts.chat(converted)
-        return _compile(services, rendered, interventions, "messages")
+        return _compile(services, render(), interventions, "messages")
 
     return await services.in_worker(work)
 
 
+async def rendering(
+    services: Services, messages: Sequence[ChatMessage], how: Templating
+) -> Callable[[], RenderedPrompt]:
+    """Check a conversation and get its images; what comes back renders it, in a worker."""
+    _check_messages(services, messages)
+    files = await _fetch_images(services, messages)
+
+    def work() -> RenderedPrompt:
+        converted = _convert(services, messages, files)
+        with refusing("messages"):
+            return services.prompts.chat(converted, **how.options)
+
+    return work
+
+
 async def prepare_completion(
-    services: Services, prompt: str | list[int], interventions: Sequence[Intervention], param: str
+    services: Services,
+    prompt: str | list[int],
+    interventions: Sequence[Intervention],
+    param: str,
+    add_special_tokens: bool = True,
 ) -> Prepared:
     """Make a prompt of plain text or tokens; ``param`` is where the request has it."""
 
     def work() -> Prepared:
         if isinstance(prompt, list):
             check_tokens(prompt, services.engine.info.vocab_size, param)
-        with _refusing(param):
-            rendered = services.prompts.completion(prompt)
+        with refusing(param):
+            rendered = services.prompts.completion(prompt, add_special_tokens=add_special_tokens)
         return _compile(services, rendered, interventions, param)
 
     return await services.in_worker(work)
@@ -83,7 +107,7 @@ def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:
 
 
 @contextmanager
-def _refusing(param: str) -> Iterator[None]:
+def refusing(param: str) -> Iterator[None]:
     """Say where the prompt is that cannot be built."""
     try:
         yield
@@ -95,9 +119,9 @@ def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None
     settings = services.settings
     check_conversation(services, messages)
     for at, item in enumerate(messages):
-        for name in UNREAD_MESSAGE_FIELDS:
+        for name, message in UNREAD_MESSAGE_FIELDS.items():
             if (item.model_extra or {}).get(name):
-                raise unsupported(f"messages[{at}].{name}", f"{name} is not supported.")
+                raise unsupported(f"messages[{at}].{name}", message)
     found = list(_images(messages))
     for path, role, _ in found:
         if role != "user":
@@ -113,10 +137,9 @@ def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None
 def _images(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str, str]]:
     """Yield path, role and URL of every image."""
     for at, message in enumerate(messages):
-        if isinstance(message.content, list):
-            for spot, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
-                    yield _path(at, spot), message.role, part.image_url.url
+        for spot, part in enumerate(message.parts):
+            if isinstance(part, ImagePart):
+                yield _path(at, spot), message.role, part.image_url.url
 
 
 def _path(message: int, part: int) -> str:
@@ -144,20 +167,19 @@ def _convert(
     """Decode the images and put everything into the words of the models room."""
     budget = ImageBudget(services.settings)
 
-    def part_of(part: object, path: str) -> str | Image.Image:
+    def part_of(part: AnyPart, path: str) -> str | Image.Image:
         if isinstance(part, ImagePart):
             limit = services.settings.max_image_bytes
             fetched = path in files
             data = files[path] if fetched else read_data_url(part.image_url.url, limit, path)
             return budget.decode(data, path)
-        return str(getattr(part, "text", part))
+        return part.refusal if isinstance(part, RefusalPart) else part.text
 
-    converted = []
+    made = []
     for at, message in enumerate(messages):
-        parts = [message.content] if isinstance(message.content, str) else message.content
-        content = tuple(part_of(part, _path(at, spot)) for spot, part in enumerate(parts))
-        converted.append(Message(message.role, content))
-    return converted
+        parts = tuple(part_of(part, _path(at, spot)) for spot, part in enumerate(message.parts))
+        made.append(converted(message, parts, f"messages[{at}]"))
+    return made
 
 
 def _compile(

@@ -211,3 +211,18 @@ class TextChunk(Envelope):
 
     choices: list[TextChoice]
     usage: Annotated[Usage | None, Field(None, json_schema_extra=_no_default)]
+
+
+class Tokenized(BaseModel):
+    """The tokens of a prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(BaseModel):
+    """The text of tokens."""
+
+    prompt: str

@@ -14,6 +14,7 @@ from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.rendering import Prepared, check_tokens
 from saccade_server.api.schemas import Sampled
 from saccade_server.api.services import Services
+from saccade_server.api.stops import StopStrings
 from saccade_server.engine.limits import why_group_refused
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 
@@ -45,6 +46,7 @@ def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> 
         ignore_eos=bool(body.ignore_eos),
         logit_bias=biases,
         logprobs=logprobs,
+        min_tokens=body.min_tokens or 0,
     )
 
 
@@ -54,19 +56,16 @@ def generation(
     prompts: Sequence[Prepared],
     params: SamplingParams,
     max_tokens: int | None,
-    param: str = "max_tokens",
 ) -> Generation:
-    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
-
-    ``param`` is where the request has ``max_tokens``.
-    """
+    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
     first = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
     eos = () if params.ignore_eos else services.engine.info.eos_token_ids
     ends = frozenset({*params.stop_token_ids, *eos})
     name = uuid.uuid4().hex
     choices: list[Choice] = []
     for prepared in prompts:
-        length = _answer_length(services, prepared, max_tokens, param)
+        length = _answer_length(services, prepared, max_tokens, body.length[1])
+        _check_least(body, length)
         tokens = tuple(prepared.prompt.tokens)
         images = tuple(map(image_input, prepared.prompt.images))
         for copy in range(body.n or 1):
@@ -83,7 +82,8 @@ def generation(
                 _check_group(services, request)
             decoder = services.prompts.detokenizer(tokens)
             named = prepared.methods
-            choices.append(Choice(len(choices), request, decoder, body.stops, ends, named))
+            stops = StopStrings(body.stops)
+            choices.append(Choice(len(choices), request, decoder, stops, ends, named))
     timeout = services.settings.request_timeout
     return Generation(services.engine, services.lifecycle, choices, timeout)
 
@@ -120,6 +120,12 @@ def _answer_length(services: Services, prepared: Prepared, asked: int | None, pa
         )
         raise BadRequest(message, code="context_length_exceeded", param=param)
     return asked
+
+
+def _check_least(body: Sampled, length: int) -> None:
+    if (body.min_tokens or 0) > length:
+        message = f"min_tokens is {body.min_tokens}, and the answer has {length} tokens at most."
+        raise BadRequest(message, param="min_tokens")
 
 
 def _check_group(services: Services, request: GenerateRequest) -> None:

@@ -8,12 +8,20 @@ its first mistake, or a body of nothing else would cost seconds.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+import re
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-MOST_STOPS = 4
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.messages import ChatMessage, Closed, Strict, text_or_list
+from saccade_server.api.noeffect import describe
+
+MOST_STOPS = 64
 LONGEST_STOP = 1024
+LONGEST_STOPS = 4096
+"""Characters of all stop strings together: each of them is looked for in every piece of text."""
 MOST_BIASES = 1024
 MOST_ALTERNATIVES = 20
 INT64 = 2**63
@@ -22,9 +30,17 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
 
-def _text_or_list(value: Any) -> str:
-    # One member of the union is chosen before validation, so a client sees one error, not two.
-    return "text" if isinstance(value, str) else "list"
+def _token_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,10}", text):
+        raise PydanticCustomError("token_id", 'token ids are whole numbers in quotes, as in "42"')
+    return text
+
+
+def _short(stops: list[str]) -> list[str]:
+    if sum(map(len, stops)) > LONGEST_STOPS:
+        message = "may have {most} characters, all of them together"
+        raise PydanticCustomError("stops_too_long", message, {"most": LONGEST_STOPS})
+    return stops
 
 
 def _prompt_kind(value: Any) -> str:
@@ -36,23 +52,16 @@ def _prompt_kind(value: Any) -> str:
     return "token_lists" if isinstance(first, list) else "tokens"
 
 
-class Strict(BaseModel):
-    """Strict types; unknown fields are kept aside in ``model_extra``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class Closed(BaseModel):
-    """Strict types; unknown fields are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class StreamOptions(Closed):
+class StreamOptions(Strict):
     """How to stream."""
 
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_usage: bool | None = Field(None, description="End with a chunk that has the usage.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="Give the usage so far in every chunk."
+    )
+    include_obfuscation: Any = Field(
+        None, description=describe("stream_options.include_obfuscation")
+    )
 
 
 class Selecting(BaseModel):
@@ -76,8 +85,23 @@ class Sampled(Strict, Selecting):
     """The fields that both generation endpoints share."""
 
     max_tokens: int | None = Field(None, ge=1, lt=INT64)
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        lt=INT64,
+        description="The newer name of max_tokens; both may be given if equal.",
+    )
+    min_tokens: int | None = Field(
+        None,
+        ge=0,
+        lt=INT64,
+        description="Nothing ends the answer before it has as many: no end token, no "
+        "stop_token_ids, no stop text.",
+    )
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="0 leaves the likeliest token alone, as temperature 0 does."
+    )
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -88,17 +112,26 @@ class Sampled(Strict, Selecting):
     stop: (
         Annotated[
             Annotated[Stop, Tag("text")]
-            | Annotated[list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), Tag("list")],
-            Discriminator(_text_or_list),
+            | Annotated[
+                list[Stop],
+                Field(fail_fast=True, max_length=MOST_STOPS),
+                AfterValidator(_short),
+                Tag("list"),
+            ],
+            Discriminator(text_or_list),
         ]
         | None
-    ) = None
+    ) = Field(
+        None,
+        description=f"Texts that end the answer, {MOST_STOPS} at most, with {LONGEST_STOPS} "
+        "characters together.",
+    )
     stop_token_ids: Annotated[list[Token], Field(fail_fast=True, max_length=128)] | None = None
     ignore_eos: bool | None = None
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+                Annotated[str, AfterValidator(_token_id)],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MOST_BIASES),
@@ -107,7 +140,25 @@ class Sampled(Strict, Selecting):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: Any = Field(None, description=describe("user"))
+    safety_identifier: Any = Field(None, description=describe("safety_identifier"))
+    metadata: Any = Field(None, description=describe("metadata"))
+    service_tier: Any = Field(None, description=describe("service_tier"))
+    prompt_cache_key: Any = Field(None, description=describe("prompt_cache_key"))
+    prompt_cache_retention: Any = Field(None, description=describe("prompt_cache_retention"))
+
+    @property
+    def length(self) -> tuple[int | None, str]:
+        """The most tokens to generate, and the field that says so.
+
+        Raises:
+            BadRequest: two fields say it, and disagree.
+        """
+        old, new = self.max_tokens, self.max_completion_tokens
+        if old is not None and new is not None and old != new:
+            message = "max_tokens and max_completion_tokens disagree; give one of them."
+            raise BadRequest(message, param="max_tokens")
+        return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -121,49 +172,46 @@ class Sampled(Strict, Selecting):
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-
-class ImageUrl(Strict):
-    """Where an image is: a data URL, or http(s) where the operator allows it."""
-
-    url: str
-    detail: str | None = None
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
-class TextPart(Strict):
-    """Text among images."""
+class Templated(BaseModel):
+    """The fields that say how a conversation becomes a prompt."""
 
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(Strict):
-    """An image."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class ChatMessage(Strict):
-    """One message of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("text")]
-        | Annotated[list[Part], Field(fail_fast=True, min_length=1), Tag("list")],
-        Discriminator(_text_or_list),
-    ]
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="End the prompt with the beginning of an assistant's turn. Left out: unless "
+        "the last message is continued.",
+    )
+    continue_final_message: bool | None = Field(
+        None,
+        description="Continue the text of the last message, an assistant's, instead of answering "
+        "it. The answer is what comes behind that text.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Variables of the model's chat template, such as enable_thinking; GET "
+        "/v1/models lists those it has.",
+    )
+    enable_thinking: bool | None = Field(
+        None, description="The same as chat_template_kwargs.enable_thinking."
+    )
 
 
-class ChatRequest(Sampled):
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
+Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
+
+
+class ChatRequest(Sampled, Templated):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1, lt=INT64)
+    messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    parallel_tool_calls: Any = Field(None, description=describe("parallel_tool_calls"))
 
 
 class CompletionRequest(Sampled):
@@ -172,15 +220,23 @@ class CompletionRequest(Sampled):
     prompt: Annotated[
         Annotated[str, Tag("text")]
         | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("texts")]
-        | Annotated[list[Token], Field(fail_fast=True, min_length=1), Tag("tokens")]
+        | Annotated[Tokens, Tag("tokens")]
         | Annotated[
-            list[Annotated[list[Token], Field(fail_fast=True, min_length=1)]],
+            list[Tokens],
             Field(fail_fast=True, min_length=1),
             Tag("token_lists"),
         ],
         Discriminator(_prompt_kind),
     ]
-    logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_ALTERNATIVES,
+        description="Give log-probabilities, with that many rivals for every token.",
+    )
+    add_special_tokens: bool | None = Field(
+        None, description="Put the tokenizer's own, such as a BOS, around a text. Left out: true."
+    )
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -192,8 +248,31 @@ class CompletionRequest(Sampled):
         return cast(list[str | list[int]], self.prompt)
 
 
-class ValidateRequest(Closed, Selecting):
+class ValidateRequest(Closed, Selecting, Templated):
     """POST /v1/interventions/validate."""
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = None
-    prompt_tokens: Annotated[list[Token], Field(fail_fast=True, min_length=1)] | None = None
+    messages: Messages | None = None
+    prompt_tokens: Tokens | None = None
+
+
+class TokenizeRequest(Strict, Templated):
+    """POST /tokenize: a plain prompt, or a conversation as a chat would have it."""
+
+    model: str | None = Field(None, description="The served model.")
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Put the tokenizer's own, such as a BOS, around a prompt. Left out: true. "
+        "A conversation has those of its template.",
+    )
+    return_token_strs: bool | None = Field(
+        None, description="Give every token as the vocabulary writes it, too."
+    )
+
+
+class DetokenizeRequest(Strict):
+    """POST /detokenize."""
+
+    model: str | None = Field(None, description="The served model.")
+    tokens: Annotated[list[Token], Field(fail_fast=True)]

@@ -19,6 +19,7 @@ from saccade_server.api.conflicts import find_conflicts
 from saccade_server.api.errors import NotFound, bounded
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.noeffect import IgnoredLog
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.request import EngineInfo
@@ -46,6 +47,7 @@ class Services:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
     noops: Counter[str] = field(default_factory=Counter)
+    ignored: IgnoredLog = field(default_factory=IgnoredLog)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     workers: ThreadPoolExecutor = field(init=False)
     artifacts: ArtifactStore = field(init=False)

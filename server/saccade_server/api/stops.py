@@ -14,6 +14,7 @@ class StopStrings:
         self.stops = stops
         self.stopped = False
         self._held = ""
+        self._passed = 0  # characters of what is held in which no stop string may end
 
     def push(self, text: str) -> str:
         """Take the next piece; return what may be shown."""
@@ -25,9 +26,21 @@ class StopStrings:
             self.stopped = True
             self._held = ""
             return text[:match]
-        keep = max(_overlap(text, stop) for stop in self.stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return self._hold(text)
+
+    def skip(self, text: str) -> str:
+        """Take a piece in which no stop string may end; one that begins in it may end later."""
+        text = self._held + text
+        self._passed = len(text)
+        return self._hold(text)
+
+    def _hold(self, text: str) -> str:
+        """Keep what could become a stop string; the rest may be shown."""
+        keep = max((_overlap(text, stop) for stop in self.stops), default=0)
+        shown = len(text) - keep
+        self._held = text[shown:]
+        self._passed = max(self._passed - shown, 0)
+        return text[:shown]
 
     def flush(self) -> str:
         """The text has ended: what was held back was no stop string after all."""
@@ -35,7 +48,11 @@ class StopStrings:
         return held
 
     def _first(self, text: str) -> int | None:
-        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        found = [
+            (at + len(stop), at)
+            for stop in self.stops
+            if (at := text.find(stop, max(self._passed - len(stop) + 1, 0))) >= 0
+        ]
         return min(found)[1] if found else None
 
 

@@ -1,9 +1,9 @@
 """What is refused because accepting it would mean silently not doing it.
 
-Unknown fields are accepted, as OpenAI SDKs send new ones all the time, with two exceptions:
-features that change the answer and that this server lacks, unless they are set to what it does
-anyway; and names that look like a misspelt ``interventions``, for which the answer would come back
-unedited.
+Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.noeffect`), as OpenAI
+SDKs send new ones all the time, with two exceptions: features that change the answer and that this
+server lacks, unless they are set to what it does anyway; and names that look like a misspelt
+``interventions``, for which the answer would come back unedited.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from saccade_server.api.errors import BadRequest, bounded, unsupported
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+NULL_ONLY = (None, None)
+"""Marks a field of which even "off" asks for something."""
 
 # field -> values that ask for nothing beyond what happens anyway; NOTHING is always among them
 SHARED: dict[str, tuple[Any, ...]] = {
@@ -26,7 +28,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "custom_params": (),
     "early_stopping": (),
     "ebnf": (),
-    "enable_thinking": (),
     "extra_args": (),
     "grammar": (),
     "include_stop_str_in_output": (),
@@ -40,13 +41,14 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "max_new_tokens": (),
     "media_io_kwargs": (),
     "min_new_tokens": (0,),
-    "min_tokens": (0,),
     "mirostat": (0,),
     "mm_processor_kwargs": (),
     "no_stop_trim": (),
     "num_beams": (1,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
+    "reasoning": ({"enabled": False}, {"effort": "none"}),
+    "reasoning_effort": ("none",),
     "regex": (),
     "repetition_detection": (),
     "response_format": ({"type": "text"},),
@@ -61,42 +63,51 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "stop_sequences": (),
     "structural_tag": (),
     "structured_outputs": (),
-    "thinking": (),
-    "thinking_token_budget": (),
+    "store": (),
+    "thinking": ({"type": "disabled"},),
+    "thinking_budget": (0,),
+    "thinking_token_budget": (0,),
     "truncate_prompt_tokens": (),
     "typical_p": (1.0,),
     "use_beam_search": (),
 }
 CHAT: dict[str, tuple[Any, ...]] = SHARED | {
-    "add_generation_prompt": (True,),
     "add_special_tokens": (),  # the template has them
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
-    "chat_template_kwargs": (),
-    "continue_final_message": (),
     "documents": (),
     "echo": (),
     "function_call": ("none",),
     "functions": (),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning": (),
-    "reasoning_effort": ("none",),
-    "store": (),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
-    "add_special_tokens": (True,),
     "best_of": (1,),
     "echo": (),
-    "max_completion_tokens": (),
+    "add_generation_prompt": NULL_ONLY,  # a plain prompt goes through no template
+    "chat_template": (),
+    "chat_template_kwargs": (),
+    "continue_final_message": (),
+    "documents": (),
+    "enable_thinking": NULL_ONLY,
+    "function_call": ("none",),
+    "functions": (),
+    "messages": (),
     "suffix": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
     "top_logprobs": (),
 }
+THINKING = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_token_budget")
+"""Fields that say how much to think; "not at all" is only done by a model that never does."""
+UNCALLED = {"tools": "tool_choice", "functions": "function_call"}
+"""What may be offered while the field of the second name says "none": nothing is called."""
 GUIDED = "guided_"
 """What vLLM's names for constrained answers begin with."""
 
@@ -129,14 +140,34 @@ CLOSE_ENOUGH = 0.75
 MOST_UNKNOWN = 100
 
 
-def refuse_unsupported(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse the fields of ``extra`` that ask for what is not done."""
+def refuse_unsupported(
+    extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], thinks: bool = False
+) -> None:
+    """Refuse the fields of ``extra`` that ask for what is not done.
+
+    ``thinks``: the model may think before it answers, so asking it not to asks for something.
+    """
     _refuse_many(extra)
     refuse_near_misses(extra)
     for name, value in extra.items():
         harmless = () if name.startswith(GUIDED) else known.get(name)
-        if harmless is not None and not _asks_nothing(value, harmless):
+        if name in UNCALLED and extra.get(UNCALLED[name]) == "none":
+            continue
+        if thinks and name in THINKING:
+            if value is not None:
+                message = (
+                    f"{name} is not supported by this server; how much the model thinks is said in "
+                    "chat_template_kwargs."
+                )
+                raise unsupported(name, message)
+        elif harmless is not None and not _asks_nothing(value, harmless):
             raise unsupported(name, f"{name} is not supported by this server.")
+
+
+def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> set[str]:
+    """The fields of ``extra`` that ask for nothing, so that there is nothing to say about them."""
+    offered = {name for name in UNCALLED if extra.get(name)}
+    return {name for name in extra if name in known or name.startswith(GUIDED)} - offered
 
 
 def refuse_near_misses(names: Iterable[str]) -> None:
@@ -208,6 +239,8 @@ def _resembles(name: str) -> bool:
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
+    if harmless is NULL_ONLY:
+        return value is None
     # Where True is the default, False asks for something.
     by_default = any(item is True for item in harmless)
     allowed = (None, True) if by_default else (*NOTHING, *harmless)

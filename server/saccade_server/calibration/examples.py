@@ -22,8 +22,9 @@ from PIL import Image
 
 from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.evaluation.images import file_url
-from saccade_server.models.prompt import ROLES, Message
+from saccade_server.models.conversation import Message
 
+ROLES = ("system", "developer", "user", "assistant")
 FIELDS = frozenset({"prompt", "messages", "image", "images", "label"})
 CLASSES = {"positive": True, "true": True, "1": True, "negative": False, "false": False, "0": False}
 

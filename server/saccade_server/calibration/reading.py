@@ -13,7 +13,8 @@ import torch
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.base import ImageSpan, ServedModel
-from saccade_server.models.prompt import PromptError, PromptProcessor, RenderedPrompt
+from saccade_server.models.conversation import PromptError
+from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 from saccade_server.models.scratch import ScratchCache
 
 

@@ -6,36 +6,25 @@ completion prompt is taken as it is: whoever sends one writes the template himse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL.Image import Image
 from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 
 from saccade_server.models.base import Grid, eos_token_ids
+from saccade_server.models.chat import ChatWriter
+from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.detokenizer import Detokenizer, TokenBytes
 from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import UnsupportedModelError, load_config
 from saccade_server.models.images import ImagePreprocessor, Pixels
-from saccade_server.models.sanitize import Marker, Segment
-
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-
-class PromptError(ValueError):
-    """The prompt cannot be built; the message may be shown to the client."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation: texts and images in order."""
-
-    role: str
-    parts: tuple[str | Image, ...]
+from saccade_server.models.sanitize import Segment
+from saccade_server.models.template import ChatTemplate
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +70,14 @@ class PromptProcessor:
         self.eos_token_ids = eos_token_ids(generation, config, text)
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._template = template
         self._images = images
         self._image_token: int | None = getattr(config, "image_token_id", None)
         self._encoder = TextEncoder(tokenizer)
+        self._chat: ChatWriter | None = None
+        if template is not None:
+            special = tokenizer.special_tokens_map
+            known = ChatTemplate(template, special, items=images is not None)
+            self._chat = ChatWriter(known, self._encoder)
         self.special_token_ids = self._encoder.special_ids
         self._bytes = TokenBytes(self._backend)
         self.max_token_chars = self._bytes.longest
@@ -118,38 +111,72 @@ class PromptProcessor:
         """True when prompts may have images."""
         return self._images is not None
 
+    @property
+    def template_variables(self) -> tuple[str, ...]:
+        """The variables of the chat template that a request may set."""
+        return self._chat.template.variables if self._chat else ()
+
+    @property
+    def template_reads(self) -> frozenset[str]:
+        """Which of a message's ``name`` and ``reasoning_content`` the chat template writes."""
+        return self._chat.template.reads if self._chat else frozenset()
+
+    @cached_property
+    def knows_thinking(self) -> bool:
+        """True if the model may think before it answers, by its template or its tokens."""
+        source = self._chat.template.source if self._chat else ""
+        return any("think" in text.lower() for text in (source, *self._encoder.controls.all))
+
     def chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> RenderedPrompt:
         """Render a conversation.
 
+        Args:
+            messages: in order.
+            add_generation_prompt: end with the beginning of an assistant's turn.
+            continue_final_message: end inside the last message, an assistant's, behind its text.
+            variables: of the template, besides those that every template has.
+
         Raises:
-            PromptError: no template, an unknown role, images a text model cannot see, or a
-                conversation the template refuses.
+            PromptError: no template, an unknown role, images a text model cannot see, nothing to
+                continue, or a conversation the template refuses.
         """
-        if self._template is None:
+        if self._chat is None:
             raise PromptError("this model has no chat template; use the completions endpoint")
-        texts = [part for m in messages for part in m.parts if isinstance(part, str)]
-        images = [part for m in messages for part in m.parts if not isinstance(part, str)]
+        images = [image for message in messages for image in message.images]
         pixels = self._prepare(images)
-        marker = self._encoder.controls.marker([*texts, self._template])
-        rendered = self._render(self._conversation(messages, marker), add_generation_prompt)
+        if continue_final_message:
+            segments = self._chat.continued(messages, variables)
+        else:
+            segments = self._chat.rendered(messages, add_generation_prompt, variables)
         try:
-            return self._build(marker.split(rendered), self._adds_special(rendered), pixels)
+            return self._build(segments, self._adds_special(segments), pixels)
         except ValueError as error:
             raise PromptError(str(error)) from error
 
     def completion(
-        self, prompt: str | Sequence[int], images: Sequence[Image] = ()
+        self,
+        prompt: str | Sequence[int],
+        images: Sequence[Image] = (),
+        *,
+        add_special_tokens: bool = True,
     ) -> RenderedPrompt:
         """Take a prompt as it is, one image placeholder in it for each image.
+
+        ``add_special_tokens``: put those of the tokenizer, such as a BOS, around a text.
 
         Raises:
             PromptError: it is empty, has unknown token ids, or placeholders and images differ.
         """
         pixels = self._prepare(images)
         if isinstance(prompt, str):
-            return self._build([Segment(prompt, False)], True, pixels)
+            return self._build([Segment(prompt, False)], add_special_tokens, pixels)
         text, encoded = self._from_ids(prompt)
         return self._expand(text, encoded, pixels)
 
@@ -157,6 +184,18 @@ class PromptProcessor:
         """Start turning the tokens generated behind a prompt into text."""
         special, fallback = self._encoder.special_ids, self._bytes.fallback
         return Detokenizer(self._backend, special, prompt_tokens, fallback)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included.
+
+        Raises:
+            PromptError: a token id is not in the vocabulary.
+        """
+        return self._from_ids(tokens)[0]
+
+    def token_name(self, token: int) -> str:
+        """One token as the tokenizer's vocabulary writes it; empty for an id without a token."""
+        return self._backend.id_to_token(token) or ""
 
     def token_text(self, token: int) -> tuple[str, bytes]:
         """One token by itself, for logprobs: readable text, and its exact bytes."""
@@ -171,47 +210,11 @@ class PromptProcessor:
         except ValueError as error:
             raise PromptError(f"an image cannot be used: {error}") from error
 
-    def _conversation(self, messages: Sequence[Message], marker: Marker) -> list[dict[str, Any]]:
-        """Messages in the form templates expect, control tokens in their texts marked."""
-        last = messages[-1] if messages else None
-        return [
-            {"role": _role(message), "content": self._content(message, marker, message is last)}
-            for message in messages
-        ]
-
-    def _content(self, message: Message, marker: Marker, is_last: bool) -> Any:
-        """A list of items for models with images, one string for the others."""
-        own = message.role == "assistant"
-        items: list[dict[str, str]] = []
-        for index, part in enumerate(message.parts):
-            if isinstance(part, str):
-                more_follows = not is_last or index + 1 < len(message.parts)
-                marked = marker.mark(part, by_assistant=own, more_follows=more_follows)
-                if self._encoder.hides_controls(marked, by_assistant=own):
-                    raise PromptError("a text turns into control tokens when it is normalised")
-                items.append({"type": "text", "text": marked})
-            else:
-                items.append({"type": "image"})
-        return items if self.accepts_images else "".join(item["text"] for item in items)
-
-    def _render(self, conversation: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        if not conversation:
-            raise PromptError("a conversation has at least one message")
-        try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise PromptError(f"the chat template refuses these messages: {error}") from error
-        return rendered
-
-    def _adds_special(self, rendered: str) -> bool:
+    def _adds_special(self, rendered: Sequence[Segment]) -> bool:
         """Whether the tokenizer adds its own, by the rules of processors and of tokenizers."""
         bos = self._tokenizer.bos_token
-        return self.accepts_images and not (bos is not None and rendered.startswith(bos))
+        begins = bool(rendered) and bos is not None and rendered[0].text.startswith(bos)
+        return self.accepts_images and not begins
 
     def _build(
         self, segments: list[Segment], add_special_tokens: bool, images: Sequence[Pixels]
@@ -256,12 +259,6 @@ class PromptProcessor:
             tokens += [token] * count
             offsets += [(start, end), *[(end, end)] * (count - 1)]
         return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(prepared))
-
-
-def _role(message: Message) -> str:
-    if message.role not in ROLES:
-        raise PromptError(f"role {message.role!r} is not supported; use {', '.join(ROLES)}")
-    return ROLES[message.role]
 
 
 def _chat_template(model: str, tokenizer: Any, has_processor: bool) -> str | None:

@@ -37,6 +37,11 @@ class ControlTokens:
     special: frozenset[str]
     others: frozenset[str] = frozenset()
 
+    @property
+    def all(self) -> frozenset[str]:
+        """Both kinds."""
+        return self.special | self.others
+
     def marker(self, texts: Iterable[str]) -> Marker:
         """Start on one request; ``texts`` is everything that will be rendered."""
         return Marker(self, set().union(*texts))
@@ -47,8 +52,8 @@ class Marker:
 
     def __init__(self, tokens: ControlTokens, taken: set[str]) -> None:
         self._own = _any_of(tokens.special)
-        self._foreign = _any_of(tokens.special | tokens.others)
-        self._tokens = tokens.special | tokens.others
+        self._foreign = _any_of(tokens.all)
+        self._tokens = tokens.all
         self._free = (c for c in PRIVATE_CHARACTERS if c not in taken)
         self._marks: dict[str, str] = {}
 
@@ -64,6 +69,10 @@ class Marker:
         if not fragment:
             return marked
         return marked.removesuffix(fragment) + self._mark_of(fragment)
+
+    def place(self) -> str:
+        """A character that is in none of the texts and stands for nothing: it marks a place."""
+        return next(self._free)
 
     def split(self, rendered: str) -> list[Segment]:
         """Cut a rendered prompt at the marks and put the typed strings back."""

@@ -3,7 +3,7 @@
 import asyncio
 import codecs
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,8 @@ from saccade_server.engine.request import (
     TokenLogprobs,
 )
 from saccade_server.engine.watchdog import Lag
-from saccade_server.models.prompt import Message, PreparedImage, RenderedPrompt
+from saccade_server.models.conversation import Message, as_text_turns
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 
 EOS = 256
 IMAGE = 257
@@ -70,8 +71,18 @@ class BytePrompts:
     special_token_ids = frozenset({EOS, IMAGE})
     vocab_size = INFO.vocab_size
     max_token_chars = 1
+    template_variables = ("mood",)
+    template_reads = frozenset[str]()
+    knows_thinking = False
 
-    def chat(self, messages: list[Message]) -> RenderedPrompt:
+    def chat(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+        variables: Mapping[str, object] | None = None,
+    ) -> RenderedPrompt:
         text = ""
         tokens: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -85,7 +96,9 @@ class BytePrompts:
                 offsets.extend([(len(text), len(text) + 1)] * len(data))
                 text += char
 
-        for message in messages:
+        for name, value in (variables or {}).items():
+            add(f"({name}: {value})")
+        for message in as_text_turns(messages):
             add(f"<{message.role.replace('developer', 'system')}>")
             for part in message.parts:
                 if isinstance(part, str):
@@ -94,7 +107,10 @@ class BytePrompts:
                     images.append(self.prepare(part, len(tokens)))
                     tokens.extend([IMAGE] * IMAGE_LENGTH)
                     offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
-        add("<assistant>")
+        if continue_final_message:
+            add("|")
+        elif add_generation_prompt:
+            add("<assistant>")
         return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
 
     def prepare(self, image: Image.Image, start: int) -> PreparedImage:
@@ -103,13 +119,23 @@ class BytePrompts:
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         return PreparedImage(digest, start, IMAGE_LENGTH, pixels, None)
 
-    def completion(self, prompt: str | list[int]) -> RenderedPrompt:
+    def completion(
+        self, prompt: str | list[int], *, add_special_tokens: bool = True
+    ) -> RenderedPrompt:
         tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+        if not add_special_tokens:
+            tokens += (255,)  # to be seen
         text = prompt if isinstance(prompt, str) else ""
         return RenderedPrompt(tokens, text, tuple((i, i + 1) for i in range(len(tokens))), ())
 
     def detokenizer(self, tokens: tuple[int, ...]) -> ByteDecoder:
         return ByteDecoder()
+
+    def text(self, tokens: list[int]) -> str:
+        return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
+
+    def token_name(self, token: int) -> str:
+        return f"<{token}>"
 
     def token_text(self, token: int) -> tuple[str, bytes]:
         data = bytes([token]) if token < 256 else b""

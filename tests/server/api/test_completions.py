@@ -91,9 +91,9 @@ def test_sixteen_tokens_unless_asked_for_more(server, tools):
         ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
         ({"prompt": "x", "best_of": 2}, "unsupported_parameter", "best_of"),
         (
-            {"prompt": "x", "max_completion_tokens": 2},
-            "unsupported_parameter",
-            "max_completion_tokens",
+            {"prompt": "x", "max_tokens": 3, "max_completion_tokens": 2},
+            "invalid_value",
+            "max_tokens",
         ),
         ({"prompt": "x", "logprobs": True}, None, "logprobs"),
         ({"prompt": "x", "logprobs": 21}, None, "logprobs"),

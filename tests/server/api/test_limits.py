@@ -211,9 +211,9 @@ def test_prompts_have_threads_of_their_own_until_the_end(make_server):
     threads = []
     honest = server.prompts.chat
 
-    def watched(messages):
+    def watched(messages, **options):
         threads.append(threading.current_thread())
-        return honest(messages)
+        return honest(messages, **options)
 
     server.prompts.chat = watched
     assert server.chat().status_code == 200

@@ -29,6 +29,8 @@ POSTS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
     "/v1/completions": {"prompt": "Hi"},
     "/v1/interventions/validate": {"interventions": [{"method": "locore"}]},
+    "/tokenize": {"prompt": "Hi"},
+    "/detokenize": {"tokens": [72, 105]},
 }
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 
@@ -87,7 +89,7 @@ def bad_requests(server, data, artifact):
         server.http.post(path, json=body | {"x": "x" * 2**21}, headers=USER)
     url = {"type": "image_url", "image_url": {"url": "http://pictures.invalid/a.png"}}
     seen = {"messages": [{"role": "user", "content": [url]}], "interventions": []}
-    for path in ("/v1/chat/completions", "/v1/interventions/validate"):
+    for path in ("/v1/chat/completions", "/v1/interventions/validate", "/tokenize"):
         server.http.post(path, json=seen, headers=USER)
     for path in ("/v1/models/x", "/v1/interventions/x", f"/v1/artifacts/{'0' * 64}"):
         server.http.get(path, headers=USER)

@@ -52,3 +52,21 @@ def test_nothing_is_shown_that_is_taken_back(stops, pieces):
     shown, whole = run(stops, pieces)
     assert whole.startswith("".join(shown))
     assert not any(stop in whole for stop in stops)
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=4),
+    st.lists(TEXT),
+    st.lists(TEXT),
+)
+def test_what_is_skipped_ends_nothing(stops, skipped, pieces):
+    watcher = StopStrings(tuple(stops))
+    shown = "".join([watcher.skip(piece) for piece in skipped])
+    assert not watcher.stopped
+    shown += "".join([watcher.push(piece) for piece in pieces]) + watcher.flush()
+    head, text = "".join(skipped), "".join([*skipped, *pieces])
+    places = [
+        (at + len(s), at) for s in stops for at in range(len(text)) if text[at:].startswith(s)
+    ]
+    after = [place for place in places if place[0] > len(head)]
+    assert shown == (text[: min(after)[1]] if after else text)

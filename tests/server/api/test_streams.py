@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from saccade_server.api.errors import BadRequest
-from saccade_server.models.prompt import PromptError
+from saccade_server.models.conversation import PromptError
 
 
 def test_a_client_that_leaves_a_stream_aborts_it(server, tools):
@@ -271,10 +271,10 @@ def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeyp
     began, may_end = threading.Event(), threading.Event()
     honest = server.prompts.chat
 
-    def slow(messages):
+    def slow(messages, **options):
         began.set()
         may_end.wait(5)
-        return honest(messages)
+        return honest(messages, **options)
 
     monkeypatch.setattr(server.prompts, "chat", slow, raising=False)
     with pytest.raises(openai.APITimeoutError):
@@ -296,7 +296,7 @@ def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeyp
 
 
 def test_a_prompt_that_cannot_be_built(server, monkeypatch):
-    def refuse(messages):
+    def refuse(messages, **options):
         raise PromptError("roles must alternate")
 
     monkeypatch.setattr(server.prompts, "chat", refuse, raising=False)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from saccade_server.models.conversation import Message
 from saccade_server.models.detokenizer import LONGEST_CONTEXT, Detokenizer
-from saccade_server.models.prompt import Message, PromptProcessor
+from saccade_server.models.prompt import PromptProcessor
 
 FAMILIES = ["llama", "qwen3"]
 TEXT = " a red cat\n— Größe 漢字 😀👩‍👩‍👧 \u0301x\u200d"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
+from saccade_server.models.conversation import Message
 from saccade_server.models.family import (
     SUPPORTED,
     UnsupportedModelError,
@@ -20,7 +21,7 @@ from saccade_server.models.family import (
     load_model,
     serve,
 )
-from saccade_server.models.prompt import Message, PromptProcessor
+from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.scratch import ScratchCache
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]

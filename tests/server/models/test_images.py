@@ -16,9 +16,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.images import ImagePreprocessor
-from saccade_server.models.prompt import Message, PromptProcessor
+from saccade_server.models.prompt import PromptProcessor
 
 VISION = {
     "hidden_size": 16,

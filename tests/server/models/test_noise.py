@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saccade_server.models.conversation import Message
 from saccade_server.models.noise import noised
-from saccade_server.models.prompt import Message, PreparedImage, PromptProcessor
+from saccade_server.models.prompt import PreparedImage, PromptProcessor
 
 KEPT = 0.744798
 

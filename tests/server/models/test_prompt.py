@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import Qwen3Config
 
-from saccade_server.models.prompt import Message, PromptError, PromptProcessor, RenderedPrompt
+from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
 IMAGE_FAMILIES = FAMILIES[2:]
@@ -20,6 +22,12 @@ Folder = Callable[[str], tuple[str, Any]]
 def load(family: str, prompt_folder: Folder) -> tuple[PromptProcessor, Any]:
     folder, own = prompt_folder(family)
     return PromptProcessor.load(folder), own
+
+
+def with_template(tokenizer: Any, template: str) -> PromptProcessor:
+    """A text model with another template."""
+    config = Qwen3Config(vocab_size=len(tokenizer))
+    return PromptProcessor(config, tokenizer, template=template)
 
 
 def conversation(messages: list[Message], as_items: bool) -> list[dict[str, Any]]:
@@ -204,7 +212,7 @@ def test_language_models_refuse_images(
         prompts.completion("a", [processors.picture()])
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "User", "<|im_start|>"])
+@pytest.mark.parametrize("role", ["function", "User", "<|im_start|>"])
 def test_other_roles_are_refused(role: str, prompt_folder: Folder) -> None:
     with pytest.raises(PromptError, match="is not supported; use system"):
         load("qwen3", prompt_folder)[0].chat([Message(role, ("a",))])
@@ -223,14 +231,14 @@ def test_a_conversation_needs_a_message(prompt_folder: Folder) -> None:
 
 def test_a_model_without_a_template_has_no_chat(prompt_folder: Folder) -> None:
     prompts, _ = load("qwen3", prompt_folder)
-    prompts._template = None
+    prompts._chat = None
     with pytest.raises(PromptError, match="no chat template"):
         prompts.chat([Message("user", ("a",))])
 
 
 def test_what_a_template_refuses_is_told(prompt_folder: Folder) -> None:
-    prompts, _ = load("qwen3", prompt_folder)
-    prompts._template = "{{ raise_exception('Roles must alternate') }}"
+    _, own = load("qwen3", prompt_folder)
+    prompts = with_template(own, "{{ raise_exception('Roles must alternate') }}")
     with pytest.raises(PromptError, match="Roles must alternate"):
         prompts.chat([Message("user", ("a",))])
 

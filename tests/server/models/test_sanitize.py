@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from saccade_server.models.prompt import Message, PromptError, PromptProcessor
+from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.sanitize import PRIVATE_CHARACTERS, ControlTokens, Segment
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
@@ -73,7 +74,7 @@ def test_a_token_cut_in_two_parts_does_not_grow_together(
         parts = "<|image_pad|>"[:cut], "<|image_pad|>"[cut:]
         got = prompts.chat([Message("user", parts)])
         assert control_ids(prompts, got.tokens) == want
-        assert "<|image_pad|>" in got.text
+        assert "\n".join(parts) in got.text
 
 
 def test_private_characters_of_a_client_are_only_characters(prompt_folder: Folder) -> None:
@@ -105,7 +106,7 @@ def test_a_normaliser_may_not_make_control_tokens(prompt_folder: Folder) -> None
     with_normaliser = PromptProcessor(
         type("Config", (), {"get_text_config": lambda self: self, "vocab_size": 400})(),
         tokenizer,
-        template=prompts._template,
+        template=prompts._chat.template.source,
     )
     with pytest.raises(PromptError, match="normalised"):
         with_normaliser.chat([Message("user", ("<STOP>",))])

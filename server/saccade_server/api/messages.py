@@ -1,0 +1,168 @@
+"""The messages of a conversation, as clients send and replay them.
+
+Clients send an answer's own message back with all its null fields, and histories of tools that
+this server never calls; both are read. What has no effect is listed in
+:mod:`~saccade_server.api.noeffect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from saccade_server.api.noeffect import describe
+from saccade_server.models.conversation import strings
+
+MAY_SAY_NOTHING = ("assistant", "tool")
+"""Roles whose content may be null: an assistant that called a tool, a tool without a result."""
+MOST_CALLS = 128
+LONGEST_NAME = 256
+
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+
+
+class Strict(BaseModel):
+    """Strict types; unknown fields are kept aside in ``model_extra``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Closed(BaseModel):
+    """Strict types; unknown fields are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+def text_or_list(value: Any) -> str:
+    """Tag of the member of a union, chosen first, so a client sees one error, not two."""
+    return "text" if isinstance(value, str) else "list"
+
+
+def _text_or_object(value: Any) -> str:
+    return "text" if isinstance(value, str) else "object"
+
+
+class ImageUrl(Strict):
+    """Where an image is: a data URL, or http(s) where the operator allows it."""
+
+    url: str
+    detail: Any = Field(None, description=describe("image_url.detail"))
+
+
+class TextPart(Strict):
+    """Text among images."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Strict):
+    """What an assistant said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImagePart(Strict):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+AnyPart = TextPart | ImagePart | RefusalPart
+Part = Annotated[AnyPart, Field(discriminator="type")]
+
+
+class FunctionCall(Strict):
+    """What an assistant called, and with which arguments: an object, or its JSON text."""
+
+    name: Name
+    arguments: (
+        Annotated[
+            Annotated[str, Tag("text")] | Annotated[dict[str, Any], Tag("object")],
+            Discriminator(_text_or_object),
+        ]
+        | None
+    ) = None
+
+    @property
+    def characters(self) -> int:
+        """How much it says, nearly: an object's punctuation is left out."""
+        if isinstance(self.arguments, str):
+            return len(self.name) + len(self.arguments)
+        return len(self.name) + sum(map(len, strings(self.arguments or {})))
+
+
+class ToolCall(Strict):
+    """One call of a tool in an assistant's message."""
+
+    id: Name | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCall
+
+
+class ChatMessage(Strict):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[str, Tag("text")] | Annotated[list[Part], Field(fail_fast=True), Tag("list")],
+            Discriminator(text_or_list),
+        ]
+        | None
+    ) = Field(None, validate_default=True)
+    name: Name | None = Field(None, description="Given to the chat template.")
+    refusal: str | None = Field(None, description="An assistant's: read as text of its message.")
+    reasoning_content: str | None = Field(
+        None, description="An assistant's: given to the chat template."
+    )
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MOST_CALLS)] | None = (
+        Field(None, description="An assistant's calls, read as a part of the conversation.")
+    )
+    tool_call_id: Name | None = Field(None, description="A tool's: the call that it answers.")
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: Any, info: ValidationInfo) -> Any:
+        role = info.data.get("role")
+        if role is None or role in MAY_SAY_NOTHING:
+            return content
+        if content is None:
+            raise PydanticCustomError("missing", "content is required")
+        if not content and isinstance(content, list):
+            raise PydanticCustomError("no_parts", "a message has at least one part")
+        return content
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _by_an_assistant(cls, calls: Any, info: ValidationInfo) -> Any:
+        if calls and info.data.get("role") not in (None, "assistant"):
+            raise PydanticCustomError("not_an_assistant", "only assistants call tools")
+        return calls
+
+    @property
+    def parts(self) -> Sequence[AnyPart]:
+        """The content as a list."""
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return self.content or []
+
+    @property
+    def characters(self) -> int:
+        """How much it says, whichever field has it, calls included."""
+        said = sum(len(getattr(part, "text", getattr(part, "refusal", ""))) for part in self.parts)
+        called = sum(call.function.characters for call in self.tool_calls or ())
+        return said + called + len(self.refusal or "")

@@ -1,0 +1,115 @@
+"""What a request says about the chat template: where the prompt ends, and the template's variables.
+
+Variables are checked against those that the model's own template reads; one that it does not read
+is refused. There is one exception: a client that asks a model not to think which never does asks
+for nothing. Values are plain: they reach a sandbox, and what a loop or a product in there could
+make of them is bounded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saccade_server.api.errors import BadRequest, bounded, unsupported
+from saccade_server.api.schemas import Templated
+from saccade_server.models.prompt import PromptProcessor
+from saccade_server.models.template import OURS
+
+FIELD = "chat_template_kwargs"
+THINKING = "enable_thinking"
+MOST_VARIABLES = 32
+MOST_ITEMS = 64
+LONGEST_TEXT = 1024
+LARGEST_NUMBER = 10**8
+
+
+@dataclass(frozen=True)
+class Templating:
+    """How a conversation becomes a prompt. ``ignored``: paths of what asks for nothing."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of ``PromptProcessor.chat``."""
+        return {
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+            "variables": self.variables,
+        }
+
+
+def templating(prompts: PromptProcessor, body: Templated) -> Templating:
+    """Read and check the fields.
+
+    Raises:
+        BadRequest: they contradict one another, or name what the template does not have.
+    """
+    continued = bool(body.continue_final_message)
+    if continued and body.add_generation_prompt:
+        message = (
+            "continue_final_message and add_generation_prompt exclude each other: a prompt ends "
+            "either inside the last message or with the beginning of the next one."
+        )
+        raise BadRequest(message, param="continue_final_message")
+    generation = not continued if body.add_generation_prompt is None else body.add_generation_prompt
+    variables: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name, (path, value) in _given(body).items():
+        if name in prompts.template_variables:
+            _check_value(value, path)
+            variables[name] = value
+        elif name == THINKING and value is False and not prompts.knows_thinking:
+            ignored.append(path)
+        else:
+            raise _unknown(prompts, name, path)
+    return Templating(generation, continued, variables, tuple(ignored))
+
+
+def _given(body: Templated) -> dict[str, tuple[str, Any]]:
+    """Name of each variable -> where it is in the request, and its value; null is not given."""
+    own = body.chat_template_kwargs or {}
+    if len(own) > MOST_VARIABLES:
+        raise BadRequest(f"{FIELD} may have {MOST_VARIABLES} entries.", param=FIELD)
+    given = {
+        name: (f"{FIELD}.{bounded(name, 64)}", value)
+        for name, value in own.items()
+        if value is not None
+    }
+    alias = body.enable_thinking
+    if alias is None:
+        return given
+    _, other = given.setdefault(THINKING, (THINKING, alias))
+    if other is not alias:
+        message = f"{THINKING} and {FIELD}.{THINKING} differ; give one of them."
+        raise BadRequest(message, param=THINKING)
+    return given
+
+
+def _unknown(prompts: PromptProcessor, name: str, path: str) -> BadRequest:
+    if name in OURS:
+        message = f"The chat template's {name!r} comes from the request's other fields."
+        return unsupported(path, message)
+    known = ", ".join(prompts.template_variables)
+    has = f"it has {known}" if known else "it has none that a request may set"
+    message = f"The chat template has no variable {bounded(name, 64)!r}; {has}."
+    return unsupported(path, message)
+
+
+def _check_value(value: Any, path: str) -> None:
+    items = value if isinstance(value, list) else [value]
+    if len(items) > MOST_ITEMS:
+        raise BadRequest(f"A list may have {MOST_ITEMS} entries here.", param=path)
+    for item in items:
+        if isinstance(item, list | dict):
+            message = "A template's variable is a text, a number, true, false, or a list of these."
+            raise BadRequest(message, param=path)
+        if isinstance(item, str) and len(item) > LONGEST_TEXT:
+            raise BadRequest(f"A text may have {LONGEST_TEXT} characters here.", param=path)
+        if isinstance(item, int | float) and abs(item) > LARGEST_NUMBER:
+            raise BadRequest(f"A number may be {LARGEST_NUMBER} at most here.", param=path)

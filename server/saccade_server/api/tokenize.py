@@ -1,0 +1,88 @@
+"""POST /tokenize and /detokenize, as vLLM has them, for tools that lack the tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from saccade_server.api import examples
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.ignored import note_ignored
+from saccade_server.api.openapi import POSTED, operation
+from saccade_server.api.parsing import read_body
+from saccade_server.api.rendering import check_tokens, refusing, rendering
+from saccade_server.api.replies import Detokenized, Tokenized
+from saccade_server.api.schemas import DetokenizeRequest, Templated, TokenizeRequest
+from saccade_server.api.services import Services
+from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.templating import templating
+from saccade_server.models.prompt import RenderedPrompt
+
+
+def tokenize_router(services: Services) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter(tags=["Tokens"])
+    to_tokens = operation(
+        Tokenized, body=TokenizeRequest, examples=examples.TOKENIZE, refusals=(*POSTED, 422)
+    )
+    to_text = operation(
+        Detokenized, body=DetokenizeRequest, examples=examples.DETOKENIZE, refusals=POSTED
+    )
+
+    @router.post("/tokenize", openapi_extra=to_tokens, response_model=None)
+    async def tokenize(request: Request, response: Response) -> dict[str, Any]:
+        """Tokens of a prompt or of a conversation, its images expanded. Nothing is generated."""
+        body = await read_body(services, request, TokenizeRequest)
+        services.check_model(body.model)
+        work = _rendered(services, body, response)
+        tokens = (await unless_disconnected(request.receive, work)).tokens
+        names = list(map(services.prompts.token_name, tokens)) if body.return_token_strs else None
+        return {
+            "count": len(tokens),
+            "max_model_len": services.room,
+            "tokens": list(tokens),
+            "token_strs": names,
+        }
+
+    @router.post("/detokenize", openapi_extra=to_text, response_model=None)
+    async def detokenize(request: Request, response: Response) -> dict[str, Any]:
+        """The text of tokens, control tokens included."""
+        body = await read_body(services, request, DetokenizeRequest)
+        services.check_model(body.model)
+        response.headers.update(note_ignored(services, body))
+        check_tokens(body.tokens, services.engine.info.vocab_size, "tokens")
+
+        def work() -> str:
+            with refusing("tokens"):
+                return services.prompts.text(body.tokens)
+
+        return {"prompt": await services.in_worker(work)}
+
+    return router
+
+
+async def _rendered(
+    services: Services, body: TokenizeRequest, response: Response
+) -> RenderedPrompt:
+    if (body.prompt is None) == (body.messages is None):
+        raise BadRequest("Give a prompt or messages, one of them.", param="prompt")
+    if body.messages is not None:
+        if body.add_special_tokens:
+            message = "The chat template has the special tokens of a conversation."
+            raise BadRequest(message, param="add_special_tokens")
+        how = templating(services.prompts, body)
+        response.headers.update(note_ignored(services, body, ignored=how.ignored))
+        return await services.in_worker(await rendering(services, body.messages, how))
+    for name in Templated.model_fields:
+        if getattr(body, name) is not None:
+            raise BadRequest(f"{name} is for messages.", param=name)
+    response.headers.update(note_ignored(services, body))
+    prompt = body.prompt or ""
+
+    def work() -> RenderedPrompt:
+        with refusing("prompt"):
+            special = body.add_special_tokens is not False
+            return services.prompts.completion(prompt, add_special_tokens=special)
+
+    return await services.in_worker(work)

@@ -1,0 +1,183 @@
+"""A model's chat template: what it reads, what it shows, and rendering within limits.
+
+Templates belong to the model, so they are trusted to mean well; what a request puts into them is
+not. They run in transformers' sandbox, on threads of their own, and stop themselves: at every piece
+of text they write, the time and the size of what is there are looked at. A loop that writes
+nothing cannot be stopped, but it runs over what the request brought, which is bounded; whoever
+waits for it gives up in time, and other threads go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError, meta
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from saccade_server.models.conversation import PromptError, json_text
+
+RENDER_SECONDS = 10.0
+LONGEST_RENDERING = 64 * 1024 * 1024
+"""Characters; more than any body holds."""
+THREADS = 4
+
+OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""Variables of every template that a request sets by other fields, or not at all."""
+
+CALL_ID = "abcdEFG12"  # nine letters and digits: the only ids that Mistral's templates take
+
+Conversation = list[dict[str, Any]]
+
+
+class ChatTemplate:
+    """A template as the tokenizer would render it.
+
+    ``special`` are the tokenizer's own variables, such as ``bos_token``. With ``items`` the content
+    of a message is a list of texts and images, otherwise one text.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, Any], items: bool) -> None:
+        self.source = source
+        self.items = items
+        self._special = {
+            name: value if isinstance(value, list) else str(value)
+            for name, value in special.items()
+        }
+        self._threads = ThreadPoolExecutor(THREADS, "saccade-template")
+        # Now, while nobody waits: each is asked for on the event loop.
+        self.variables  # noqa: B018
+        self.reads  # noqa: B018
+
+    @cached_property
+    def variables(self) -> tuple[str, ...]:
+        """The variables that a request may set, sorted."""
+        try:
+            environment = self._compiled().environment
+        except TemplateError:  # every rendering will say so
+            return ()
+        found = meta.find_undeclared_variables(environment.parse(self.source))
+        known = {*environment.globals, *self._special, *OURS}
+        return tuple(sorted(name for name in found - known if not name.endswith("_token")))
+
+    def render(
+        self,
+        conversation: Conversation,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text.
+
+        Raises:
+            PromptError: the template refuses the messages, or takes too long over them.
+        """
+        context = {
+            "tools": None,
+            "documents": None,
+            **self._special,
+            **(variables or {}),
+            "messages": conversation,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        work = self._threads.submit(self._write, context, time.monotonic() + RENDER_SECONDS)
+        try:
+            return work.result(RENDER_SECONDS)
+        except TimeoutError:
+            work.cancel()
+            raise _too_slow() from None
+        except PromptError:
+            raise
+        except Exception as error:  # whatever a template does
+            # What a template raises itself is a sentence of its author's; the rest is jinja's.
+            reason = f": {error}" if type(error) is TemplateError else ""
+            raise PromptError(f"the chat template refuses these messages{reason}") from error
+
+    @cached_property
+    def glues_texts(self) -> bool:
+        """True if two texts of a message are written with nothing between them."""
+        return self._shows([{"role": "user", "content": [_text("kq"), _text("wx")]}], "kqwx")
+
+    @cached_property
+    def glues_around_images(self) -> bool:
+        """True if that happens to texts with an image between them: it is written elsewhere."""
+        content = [_text("kq"), {"type": "image"}, _text("wx")]
+        return self._shows([{"role": "user", "content": content}], "kqwx")
+
+    @cached_property
+    def arguments_of_calls(self) -> Callable[[object], object] | None:
+        """The form in which it takes a call's arguments; None if it does not show calls at all."""
+        forms: tuple[Callable[[object], object], ...] = (lambda value: value, json_text)
+        for form in forms:
+            function = {"name": "kqname", "arguments": form({"kqkey": "kqvalue"})}
+            call = {"id": CALL_ID, "type": "function", "function": function}
+            conversation: Conversation = [
+                {"role": "user", "content": self._content("kq")},
+                {"role": "assistant", "content": self._content(""), "tool_calls": [call]},
+                {
+                    "role": "tool",
+                    "name": "kqname",
+                    "tool_call_id": CALL_ID,
+                    "content": self._content("kqresult"),
+                },
+            ]
+            if self._shows(conversation, "kqname", "kqkey", "kqvalue", "kqresult"):
+                return form
+        return None
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Which of a message's ``name`` and ``reasoning_content`` it writes somewhere."""
+        named = {"role": "user", "content": self._content("kq"), "name": "kqname"}
+        thought = {"role": "assistant", "content": self._content("wx"), **thoughts("kqthought")}
+        shown = {
+            "name": self._shows([named], "kqname"),
+            "reasoning_content": self._shows([{**named, "name": ""}, thought], "kqthought"),
+        }
+        return frozenset(name for name, found in shown.items() if found)
+
+    def _shows(self, conversation: Conversation, *texts: str) -> bool:
+        try:
+            rendered = self.render(conversation)
+        except PromptError:
+            return False
+        return all(text in rendered for text in texts)
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return [_text(text)] if self.items else text
+
+    def _compiled(self) -> Any:
+        return _compile_jinja_template(self.source)  # transformers keeps it
+
+    def _write(self, context: dict[str, Any], deadline: float) -> str:
+        pieces, length = [], 0
+        for piece in self._compiled().generate(**context):
+            pieces.append(piece)
+            length += len(piece)
+            if length > LONGEST_RENDERING:
+                raise PromptError("the chat template makes too long a prompt of these messages")
+            if time.monotonic() > deadline:
+                raise _too_slow()
+        return "".join(pieces)
+
+
+def thoughts(text: str) -> dict[str, str]:
+    """An assistant's reasoning, under every name that templates have for it."""
+    return dict.fromkeys(("reasoning_content", "reasoning", "thinking"), text)
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Several texts of one message as one: a line each, as vLLM has it."""
+    return "\n".join(texts)
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _too_slow() -> PromptError:
+    return PromptError(
+        f"the chat template took longer than {RENDER_SECONDS:g} seconds over these messages"
+    )

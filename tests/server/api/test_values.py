@@ -1,0 +1,109 @@
+"""Values that are harmless, or that other servers take, and what becomes of them."""
+
+import pytest
+
+PATHS = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/v1/completions": {"prompt": "Hi"},
+}
+
+
+@pytest.fixture(params=PATHS)
+def post(server, request):
+    """Send fields to an endpoint that generates."""
+    return lambda **fields: server.http.post(request.param, json=PATHS[request.param] | fields)
+
+
+def text_of(answer):
+    choice = answer.json()["choices"][0]
+    return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 4, "max_completion_tokens": 4},
+        {"max_completion_tokens": 4},
+        {"max_tokens": 4, "max_completion_tokens": None},
+    ],
+)
+def test_a_limit_has_two_names(server, post, fields):
+    assert post(**fields).json()["usage"]["completion_tokens"] == 4
+    assert server.engine.requests[-1].sampling.max_tokens == 4
+
+
+def test_a_limit_too_large_is_refused_by_its_name(post):
+    for name in ("max_tokens", "max_completion_tokens"):
+        error = post(**{name: 10_000}).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", name)
+
+
+def test_top_p_0_reaches_the_engine(server, post):
+    assert post(top_p=0).status_code == 200
+    assert server.engine.requests[-1].sampling.top_p == 0
+
+
+def test_more_stop_texts_than_four(post):
+    stops = [f"stop{index}" for index in range(60)]
+    assert text_of(post(stop=[*stops, "wor"])) == "Hello, "
+    assert post(stop=["x" * 1024] * 4).status_code == 200
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body(server):
+    for path, body in PATHS.items():
+        sent = server.http.build_request("POST", path, json=body)
+        marked = b"\xef\xbb\xbf" + sent.read()
+        headers = {"content-type": "application/json"}
+        assert server.http.post(path, content=marked, headers=headers).status_code == 200
+        twice = server.http.post(path, content=b"\xef\xbb\xbf" + marked, headers=headers)
+        assert twice.json()["error"]["code"] == "invalid_json"
+
+
+def test_tools_that_may_not_be_called(server):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    answer = server.chat(tools=tools, tool_choice="none")
+    assert answer.status_code == 200
+    assert answer.headers["x-saccade-ignored-fields"] == "tools"
+    functions = [{"name": "f"}]
+    assert server.chat(functions=functions, function_call="none").status_code == 200
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
+        assert server.chat(tools=tools, **choice).json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize("options", [{"include_usage": True}, {}])
+def test_usage_in_every_chunk(server, tools, post, options):
+    options = {**options, "continuous_usage_stats": True}
+    answer = post(stream=True, stream_options=options, max_tokens=5)
+    *chunks, end = tools.parse_events(answer.text)
+    assert end == "[DONE]"
+    said = [chunk for chunk in chunks if chunk["choices"]]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in said]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) in ((0, 5), (1, 5))
+    assert len(chunks) - len(said) == ("include_usage" in options)
+
+
+def test_no_stop_text_ends_an_answer_before_min_tokens(server, post):
+    assert text_of(post(stop="l", min_tokens=3)) == "Hel"
+    assert text_of(post(stop="l", min_tokens=4)) == "Hello, wor"
+    assert text_of(post(stop="Hello", min_tokens=4)) == ""
+    assert text_of(post(stop="Hello", min_tokens=5)) == "Hello, world!"
+    assert server.engine.requests[-1].sampling.min_tokens == 5
+
+
+def test_min_tokens_fit_the_answer(server, post):
+    error = post(min_tokens=9, max_tokens=8).json()["error"]
+    assert error["param"] == "min_tokens"
+    assert post(min_tokens=8, max_tokens=8).status_code == 200
+    assert post(min_tokens=None).status_code == 200
+    assert post(min_tokens=20).status_code == 200  # beyond the completions' usual 16
+    assert server.engine.requests[-1].sampling.max_tokens >= 20
+    assert post(min_tokens=511).json()["error"]["param"] == "min_tokens"
+
+
+def test_a_prompt_without_special_tokens(server):
+    body = {"prompt": "Hi"}
+    for value, tokens in ((None, b"Hi"), (True, b"Hi"), (False, b"Hi\xff")):
+        answer = server.http.post("/v1/completions", json=body | {"add_special_tokens": value})
+        assert answer.status_code == 200
+        assert bytes(server.engine.requests[-1].tokens) == tokens

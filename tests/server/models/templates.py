@@ -1,0 +1,60 @@
+"""Chat templates in the styles of published ones, cut down to what their tests need."""
+
+TOOLS = """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' and message.tool_calls -%}
+{{ '<|im_start|>assistant\n' + message.content }}
+{%- for call in message.tool_calls -%}
+{{ '<tool_call>' + call.function.name }} {{ call.function.arguments | tojson }}
+{%- endfor -%}{{ '<|im_end|>\n' }}
+{%- elif message.role == 'tool' -%}
+{{ '<|im_start|>user\n<tool_response>' + message.content + '</tool_response><|im_end|>\n' }}
+{%- else -%}
+{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{ '<think>\n\n</think>\n\n' }}{%- endif -%}{%- endif -%}"""
+"""As Qwen3's: calls with arguments as objects, results, a switch for thinking."""
+
+TEXT_ARGUMENTS = """\
+{%- for message in messages -%}
+{{ message['role'] + ': ' + (message['content'] or '') }}
+{%- for call in message['tool_calls'] or [] -%}
+{{ ' call ' + call['function']['name'] + ' ' + call['function']['arguments'] }}
+{%- endfor -%}{{ '\n' }}
+{%- endfor -%}"""
+"""As DeepSeek V3's: arguments are put together with text."""
+
+ALTERNATING = """\
+{%- for message in messages -%}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Roles must alternate user/assistant') }}
+{%- endif -%}
+{{ '[INST] ' + message['content'] + ' [/INST]' if message['role'] == 'user'
+   else message['content'] + '\n' }}
+{%- endfor -%}"""
+"""As Llama 2's: users and assistants take turns, and nobody else speaks."""
+
+HOISTING = """\
+{%- for message in messages -%}{{ message['role'] + ': ' }}
+{%- for part in message['content'] if part['type'] == 'image' -%}<image>{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{{ '\n' }}{%- endfor -%}"""
+"""As LLaVA's: images before all texts."""
+
+SPACED = """\
+{%- for message in messages -%}{{ message['role'] + ': ' }}
+{%- for part in message['content'] -%}
+{{- '<image>' if part['type'] == 'image' else part['text'] }} {% endfor -%}
+{{ '\n' }}{%- endfor -%}"""
+"""Puts something between texts itself."""
+
+NAMING = """\
+{%- for message in messages -%}
+{{ message.role + (' ' + message.name if message.name else '') + ': ' }}
+{%- if message.reasoning_content -%}{{ '(' + message.reasoning_content + ') ' }}{%- endif -%}
+{{ message.content | trim + '\n' }}
+{%- endfor -%}"""
+"""Reads names and reasoning, and trims what is said."""
