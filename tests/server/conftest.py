@@ -33,7 +33,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module of tiny models: ``FAMILIES``, ``build``, ``prompt`` and their constants."""
     return _tiny

@@ -7,7 +7,7 @@ mutable rotary state from call to call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_server.models.attention import ForwardStep
+from saccade_server.models.folder import UnsupportedModelError
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of an image in patches."""
@@ -62,7 +63,6 @@ class ServedModel:
         self.hidden_size: int = text.hidden_size
         self.head_dim: int = getattr(text, "head_dim", None) or self.hidden_size // self.heads
         self.max_position: int = text.max_position_embeddings
-        self.bos_token_id: int | None = text.bos_token_id
         generation = getattr(model, "generation_config", None)
         self.eos_token_ids = eos_token_ids(generation, model.config, text)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
@@ -72,6 +72,9 @@ class ServedModel:
         self._embeddings = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         self.vocab_size: int = self._head.weight.shape[0]
+        begins = text.bos_token_id
+        has_bos = begins is not None and 0 <= begins < self.vocab_size
+        self.bos_token_id: int | None = begins if has_bos else None
         self.parameters = sum(weight.numel() for weight in self._decoder.parameters())
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -144,10 +147,19 @@ class ServedModel:
 
 
 def eos_token_ids(*sources: Any) -> tuple[int, ...]:
-    """Every token that ends a sequence, from a model's generation config and its configs."""
+    """Every token that ends a sequence, from a model's generation config and its configs.
+
+    Raises:
+        UnsupportedModelError: something else is named there.
+    """
     found: set[int] = set()
     for source in sources:
         ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            found.update(ids if isinstance(ids, Iterable) else (ids,))
+        named = ids if isinstance(ids, list | tuple) else [ids]
+        if not all(token is None or isinstance(token, int) for token in named):
+            raise UnsupportedModelError(
+                f"eos_token_id is {ids!r} in the model's config.json or generation_config.json, "
+                "which is no token id; correct it"
+            )
+        found.update(token for token in named if token is not None)
     return tuple(sorted(found))

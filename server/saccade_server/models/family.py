@@ -7,21 +7,35 @@ wrong or neighbour-dependent numbers is not served at all.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from saccade_server.models.attention import ATTENTION_NAME, register_attention
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
+from saccade_server.models.folder import (
+    CONFIG,
+    HUB_HELP,
+    UnsupportedModelError,
+    check_folder,
+    in_short,
+    is_local,
+    named,
+    read_json,
+)
 from saccade_server.models.llava import Llava
 from saccade_server.models.probes import install_probes
 from saccade_server.models.qwen_vl import Qwen3VL, Qwen25VL
 from saccade_server.models.streams import install_streams
 from saccade_server.models.text import Llama, Qwen3
+from saccade_server.models.weights import check_files, check_finite, check_report
 
 __all__ = [
     "SUPPORTED",
@@ -40,6 +54,18 @@ SUPPORTED: dict[str, type[ServedModel]] = {
 }
 """Model type, as in a model's config.json, to the class that serves it."""
 
+SIZES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Fields of a text model's configuration that count something; the optional ones may be None."""
+
 LLAVA_TEXT = ("llama",)
 LLAVA_VISION = ("clip_vision_model", "siglip_vision_model")
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -49,10 +75,6 @@ LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 
-class UnsupportedModelError(ValueError):
-    """The model cannot be served; the message says why."""
-
-
 def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> ServedModel:
     """Load a model folder (or a hub name, where the hub may be reached) and make it ready.
 
@@ -60,26 +82,37 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
         UnsupportedModelError: it does not exist, or cannot be served.
     """
     config = load_config(model)
+    if is_local(model):
+        check_files(Path(model))
     register_attention()
     auto, attention = _how_to_load(config)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        loaded, report = auto.from_pretrained(
-            model,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError) as error:
-        raise UnsupportedModelError(f"{model}: cannot load the weights: {error}") from error
-    # transformers fills what a checkpoint lacks with random numbers and only warns.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        names = ", ".join(missing[:5])
-        raise UnsupportedModelError(f"{model}: {len(missing)} weights are missing: {names}")
-    return serve(loaded.to(device))
+    with _quiet():
+        try:
+            loaded, report = auto.from_pretrained(
+                model,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                output_loading_info=True,
+            )
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a folder's contents make its code do
+            raise UnsupportedModelError(
+                f"{model}: the model cannot be built from its files ({in_short(error)}); its "
+                f"{CONFIG} and its weights may be damaged, or not belong together"
+            ) from error
+    if not is_local(model):
+        check_files(Path(str(cached_file(model, CONFIG))).parent)
+    check_report(model, report)
+    loaded = loaded.to(device)
+    check_finite(model, loaded)
+    with named(model):
+        return serve(loaded)
 
 
 def load_config(model: str) -> Any:
@@ -88,14 +121,23 @@ def load_config(model: str) -> Any:
     Raises:
         UnsupportedModelError: as :func:`load_model`.
     """
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_local and not Path(model).is_dir():
-        raise UnsupportedModelError(f"{model}: there is no such folder")
+    local = is_local(model)
+    if local:
+        check_folder(Path(model))
+        kind = read_json(Path(model) / CONFIG).get("model_type")
+        if kind not in SUPPORTED:
+            raise UnsupportedModelError(f"{model}: {_unsupported(kind)}")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{model}: cannot read its configuration: {error}") from error
-    check_config(config)
+    except Exception as error:  # fields are checked by validators of many kinds
+        if not local:
+            raise UnsupportedModelError(f"{model}: {HUB_HELP}") from error
+        raise UnsupportedModelError(
+            f"{model}: its {CONFIG} cannot be used ({in_short(error)}); correct it, or download "
+            "it again"
+        ) from error
+    with named(model):
+        check_config(config)
     return config
 
 
@@ -126,16 +168,45 @@ def check_config(config: Any) -> None:
     """
     kind = getattr(config, "model_type", None)
     if kind not in SUPPORTED:
-        known = ", ".join(SUPPORTED)
-        raise UnsupportedModelError(f"model type {kind!r} is not supported; supported: {known}")
+        raise UnsupportedModelError(_unsupported(kind))
     text = config.get_text_config()
     for part in (config, text):
         if getattr(part, "quantization_config", None):
-            raise UnsupportedModelError("quantised checkpoints are not supported")
+            raise UnsupportedModelError(
+                "quantised checkpoints are not supported; use the model's original weights"
+            )
+    _check_sizes(text)
     if kind == "llava":
         _check_llava(config, text)
     _check_layers(text)
     _check_rope(text)
+
+
+def _unsupported(kind: object) -> str:
+    known = ", ".join(SUPPORTED)
+    return (
+        f"model type {kind!r} is not supported, and code that comes with a model is never run; "
+        f"supported: {known}"
+    )
+
+
+def _check_sizes(text: Any) -> None:
+    sizes = {name: getattr(text, name, None) for name in SIZES}
+    for name, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise UnsupportedModelError(
+                f"{name} is {size!r} in its {CONFIG}, and must be 1 or more"
+            )
+    heads, kv_heads = text.num_attention_heads, sizes["num_key_value_heads"] or 1
+    if heads % kv_heads:
+        raise UnsupportedModelError(
+            f"its {CONFIG} says {heads} query heads and {kv_heads} key heads, which do not divide "
+            "them"
+        )
+    if text.hidden_act not in ACT2FN:
+        raise UnsupportedModelError(
+            f"its {CONFIG} names an unknown hidden_act, {text.hidden_act!r}"
+        )
 
 
 def _check_llava(config: Any, text: Any) -> None:
@@ -172,3 +243,14 @@ def _how_to_load(config: Any) -> tuple[Any, Any]:
     if getattr(config, "vision_config", None) is None:
         return AutoModelForCausalLM, ATTENTION_NAME
     return AutoModelForImageTextToText, {"text_config": ATTENTION_NAME}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of a load: what is wrong is said in one sentence."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -16,7 +16,7 @@ from PIL.Image import Image, new
 from transformers import AutoImageProcessor
 
 from saccade_server.models.base import Grid
-from saccade_server.models.family import UnsupportedModelError
+from saccade_server.models.folder import UnsupportedModelError, named
 
 
 class Pixels(NamedTuple):
@@ -52,10 +52,17 @@ class ImagePreprocessor:
         try:
             auto: Any = AutoImageProcessor
             processor = auto.from_pretrained(model, backend="pil", trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise UnsupportedModelError(f"{model}: no image processor: {error}") from error
-        preprocessor = cls(config, processor)
-        preprocessor._check()
+            preprocessor = cls(config, processor)
+            with named(model):
+                preprocessor._check()
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever its files make its code do
+            raise UnsupportedModelError(
+                f"{model}: has no image processor that can be read, and takes images "
+                f"({type(error).__name__}); it needs the preprocessor_config.json or "
+                "processor_config.json of this model"
+            ) from error
         return preprocessor
 
     def prepare(self, image: Image) -> Pixels:

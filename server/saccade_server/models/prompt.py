@@ -21,7 +21,8 @@ from saccade_server.models.chat import ChatWriter
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.detokenizer import Detokenizer, TokenBytes
 from saccade_server.models.encoding import Encoded, TextEncoder
-from saccade_server.models.family import UnsupportedModelError, load_config
+from saccade_server.models.family import load_config
+from saccade_server.models.folder import UnsupportedModelError, in_short, named
 from saccade_server.models.images import ImagePreprocessor, Pixels
 from saccade_server.models.sanitize import Segment
 from saccade_server.models.template import ChatTemplate
@@ -91,20 +92,25 @@ class PromptProcessor:
             UnsupportedModelError: something is missing or not supported; the message says what.
         """
         config = load_config(model)
+        has_images = getattr(config, "vision_config", None) is not None
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UnsupportedModelError(f"{model}: no tokenizer: {error}") from error
-        if not tokenizer.is_fast:
-            raise UnsupportedModelError(f"{model}: has no fast tokenizer")
-        has_images = getattr(config, "vision_config", None) is not None
-        return cls(
-            config,
-            tokenizer,
-            template=_chat_template(model, tokenizer, has_images),
-            images=ImagePreprocessor.load(model, config) if has_images else None,
-            generation=_generation_config(model),
-        )
+            if not tokenizer.is_fast:
+                raise ValueError("it is not a fast one")
+            template = _chat_template(model, tokenizer, has_images)
+        except Exception as error:  # whatever its files make its code do
+            raise UnsupportedModelError(
+                f"{model}: has no tokenizer that can be read ({in_short(error)}); it needs a whole "
+                "tokenizer.json, tokenizer_config.json and chat template of this model"
+            ) from error
+        images = ImagePreprocessor.load(model, config) if has_images else None
+        generation = _generation_config(model)
+        with named(model):
+            processor = cls(
+                config, tokenizer, template=template, images=images, generation=generation
+            )
+            processor._check_template()
+        return processor
 
     @property
     def accepts_images(self) -> bool:
@@ -209,6 +215,15 @@ class PromptProcessor:
             return [self._images.prepare(image) for image in images] if self._images else []
         except ValueError as error:
             raise PromptError(f"an image cannot be used: {error}") from error
+
+    def _check_template(self) -> None:
+        """Refuse a template that nothing can be written with, rather than all that comes later."""
+        fault = self._chat.template.fault if self._chat else None
+        if fault is not None:
+            raise UnsupportedModelError(
+                f"its chat template has an error in {fault}; correct it, or remove it to serve "
+                "completions only"
+            )
 
     def _adds_special(self, rendered: Sequence[Segment]) -> bool:
         """Whether the tokenizer adds its own, by the rules of processors and of tokenizers."""

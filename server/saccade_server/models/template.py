@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from saccade_server.models.conversation import PromptError, json_text
@@ -51,6 +51,15 @@ class ChatTemplate:
         # Now, while nobody waits: each is asked for on the event loop.
         self.variables  # noqa: B018
         self.reads  # noqa: B018
+
+    @property
+    def fault(self) -> str | None:
+        """Where it is not written right, and what is wrong there; None if it can be read."""
+        try:
+            self._compiled()
+        except TemplateSyntaxError as error:
+            return f"line {error.lineno} ({error.message})"
+        return None
 
     @cached_property
     def variables(self) -> tuple[str, ...]:

@@ -69,18 +69,18 @@ def test_a_hub_name_is_not_looked_up_offline(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("a connection was tried")
 
     monkeypatch.setattr("socket.socket.connect", no_network)
-    with pytest.raises(UnsupportedModelError, match="cannot read its configuration"):
+    with pytest.raises(UnsupportedModelError, match="no model of this name can be fetched"):
         load_model("somebody/some-model", dtype=torch.float32, device=CPU)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="cannot read its configuration"):
+    with pytest.raises(UnsupportedModelError, match="the folder is empty"):
         load_config(str(tmp_path))
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="cannot load the weights"):
+    with pytest.raises(UnsupportedModelError, match="has no weights"):
         load_model(str(tmp_path), dtype=torch.float32, device=CPU)
 
 
@@ -198,7 +198,7 @@ def test_what_a_prompt_needs_is_missed_at_load(
     for path in folder.iterdir():
         if path.name != file:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UnsupportedModelError, match=r"no tokenizer|no image processor"):
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer|has no image processor"):
         PromptProcessor.load(str(tmp_path))
 
 
