@@ -31,7 +31,7 @@ demo: $(VENV)/.saccade ## answer one question without and with an intervention, 
 	@$(bin)/saccade demo $(ARGS)
 
 test: $(VENV)/.saccade-dev ## run the tests
-	@$(bin)/pytest $(ARGS)
+	@$(bin)/pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check
