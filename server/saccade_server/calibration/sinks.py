@@ -23,10 +23,13 @@ class FoundSinks:
     scores: dict[int, tuple[float, ...]]
 
 
-def find_sinks(model: ServedModel) -> FoundSinks:
-    """What the server itself would use, with the figures behind it."""
-    dims = find_sink_dims(model)
-    residuals = first_residuals(model, range(model.layers), PROMPTS, LENGTH)
+def find_sinks(model: ServedModel, first: int | None = None) -> FoundSinks:
+    """What the server itself would use, with the figures behind it.
+
+    ``first``: the token that chats begin with, if it is known.
+    """
+    dims = find_sink_dims(model, first)
+    residuals = first_residuals(model, range(model.layers), PROMPTS, LENGTH, first)
     rms = residuals.square().mean(-1, keepdim=True).add(RMS_EPSILON).sqrt()
     scores = (residuals.abs() / rms)[..., list(dims)].median(1).values  # [layers, dims]
     by_layer = {layer: tuple(row) for layer, row in enumerate(torch.Tensor.tolist(scores))}

@@ -30,6 +30,7 @@ from saccade_server.calibration.vectors import Calibrator
 from saccade_server.engine.config import EngineConfig
 from saccade_server.models.family import load_model
 from saccade_server.models.fingerprint import fingerprint
+from saccade_server.models.opening import first_token
 
 ACT_FIRST_LAYER = 2
 """The paper calibrates no head of the first two layers."""
@@ -187,7 +188,7 @@ def calibrate_sinks(config: EngineConfig, out: Path, notes: str, store: Path | N
     console = Console(stderr=True)
     dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     model = load_model(config.model, dtype=dtype, device=device)
-    found = find_sinks(model)
+    found = find_sinks(model, first_token(config.model))
     if not found.dims:
         raise CalibrationError("no dimension of the residual stream stands out; nothing is written")
     console.print(

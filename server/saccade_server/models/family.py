@@ -236,6 +236,16 @@ def _check_rope(text: Any) -> None:
                 f"rotary embeddings of type {kind!r} are not supported: they are unknown, or "
                 "depend on the longest sequence of a batch"
             )
+        sections, head_dim = rope.get("mrope_section"), _head_dim(text)
+        if sections is not None and 2 * sum(sections) != head_dim:
+            raise UnsupportedModelError(
+                f"its {CONFIG} divides heads of {head_dim} into rotary sections of {sections}, "
+                "which are not half of them"
+            )
+
+
+def _head_dim(text: Any) -> Any:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _how_to_load(config: Any) -> tuple[Any, Any]:

@@ -2,7 +2,9 @@
 
 They belong to the language model and not to a request, so they are found once at load. They are
 measured as in VAR (arXiv 2503.03321): the first token of any prompt is a sink, so in the middle
-layers its massive dimensions stand out. What is published for a model of this shape is a prior: a
+layers its massive dimensions stand out. It must be a token that prompts really begin with, what
+chats begin with (opening.py) or a BOS: many models make nothing of another one in its place.
+What is published for a model of this shape is a prior: a
 shape does not identify the weights, and most lists come from third parties. If every dimension that
 is measured is a published one, or none is measured, the published ones count, weaker ones among
 them that random prompts may not show; otherwise what was measured counts, and the log says so.
@@ -72,15 +74,18 @@ KNOWN = (
 )
 
 
-def find_sink_dims(model: ServedModel, prompts: int = 20, length: int = 24) -> tuple[int, ...]:
+def find_sink_dims(
+    model: ServedModel, first: int | None = None, prompts: int = 20, length: int = 24
+) -> tuple[int, ...]:
     """The model's sink dimensions; empty when it has none.
 
-    ``prompts`` short random prompts run through the model, and the dimensions are taken in which
-    |x| / RMS(x) of the first token exceeds the default threshold (median over prompts, best of the
-    middle layers), strongest first. Published ones may take their place, see above.
+    ``prompts`` short random prompts, which begin as :func:`first_residuals` says, run through the
+    model, and the dimensions are taken in which |x| / RMS(x) of the first token exceeds the default
+    threshold (median over prompts, best of the middle layers), strongest first. Published ones may
+    take their place, see above.
     """
     middle = range(model.layers // 4, 3 * model.layers // 4 + 1)
-    residuals = first_residuals(model, middle, prompts, length)
+    residuals = first_residuals(model, middle, prompts, length, first)
     measured = strongest_dims(residuals, default_threshold(model.hidden_size))
     known = next((known for known in KNOWN if known.matches(model)), None)
     return measured if known is None else choose_dims(known, measured)
@@ -120,17 +125,20 @@ def strongest_dims(residuals: torch.Tensor, threshold: float) -> tuple[int, ...]
 
 
 def first_residuals(
-    model: ServedModel, layers: Iterable[int], prompts: int, length: int
+    model: ServedModel, layers: Iterable[int], prompts: int, length: int, first: int | None = None
 ) -> torch.Tensor:
     """Residuals of the first token of random prompts, entering each of ``layers``.
+
+    They begin with the token ``first``; if it is None with the BOS; or, without one, anyhow.
 
     Returns:
         float32 on the CPU, [layers, prompts, hidden_size].
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, (prompts, length), generator=generator)
-    if model.bos_token_id is not None:
-        tokens[:, 0] = model.bos_token_id
+    first = model.bos_token_id if first is None else first
+    if first is not None:
+        tokens[:, 0] = first
     cache = ScratchCache(model, prompts, length)
     probe = _FirstTokens(frozenset(layers), torch.arange(prompts) * length)
     step = cache.step([(sequence, length) for sequence in range(prompts)], sinks=(probe,))

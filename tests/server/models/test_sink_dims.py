@@ -1,13 +1,19 @@
 """Sink dimensions: looked up by shape, measured otherwise, none where there are none."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from saccade_kernels.sinks import default_threshold
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.load import load_core
 from saccade_server.models.family import ServedModel, serve
+from saccade_server.models.opening import first_token
 from saccade_server.models.sinks import find_sink_dims, strongest_dims
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
@@ -26,6 +32,78 @@ def test_planted_ones_are_found_strongest_first(
     weights = served.model.get_input_embeddings().weight
     weights[served.bos_token_id, [37, 12]] += torch.tensor([-20.0, 30.0], dtype=torch.float64)
     assert find_sink_dims(served) == (12, 37)
+
+
+OPENINGS = {
+    "llama": "<s>",
+    "llava": "<s>",
+    "qwen3": "<|im_start|>",
+    "qwen2_5_vl": "<|im_start|>",
+    "qwen3_vl": "<|im_start|>",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chats_begin_with_one_token(family: str, prompt_folder: Callable[..., Any]) -> None:
+    folder, saved = prompt_folder(family)
+    tokenizer = getattr(saved, "tokenizer", saved)
+    assert first_token(folder) == tokenizer.convert_tokens_to_ids(OPENINGS[family])
+
+
+def test_without_a_template_nothing_is_known(
+    prompt_folder: Callable[..., Any], tmp_path: Path, tiny_model: Callable[..., Any]
+) -> None:
+    assert first_token(str(tmp_path)) is None
+    tiny_model("llama").save_pretrained(tmp_path)
+    assert first_token(str(tmp_path)) is None
+    folder = tmp_path / "untemplated"
+    shutil.copytree(prompt_folder("qwen3")[0], folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert first_token(str(folder)) is None
+    (folder / "chat_template.jinja").unlink()
+    assert first_token(str(folder)) is None
+
+
+SMALL_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "fullatt_block_indexes": [0],
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_engine_looks_where_chats_begin(
+    family: str, prompt_folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A massive activation on the template's first token alone: no other prompt has it."""
+    folder = tmp_path / "m"
+    shutil.copytree(prompt_folder(family)[0], folder)
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    text.intermediate_size = 48
+    vision = getattr(config, "vision_config", None)
+    for name, size in SMALL_VISION.items():
+        if vision is not None and hasattr(vision, name):
+            setattr(vision, name, size)
+    if family == "qwen2_5_vl":
+        text.rope_parameters["mrope_section"] = [2, 3, 3]
+    auto = AutoModelForCausalLM if vision is None else AutoModelForImageTextToText
+    torch.manual_seed(0)
+    model = auto.from_config(config)
+    first = first_token(str(folder))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[first, [9, 21]] += torch.tensor([20.0, -30.0])
+    model.save_pretrained(folder)
+    core = load_core(EngineConfig(model=str(folder), cache_tokens=256))
+    assert core.info.sink_dims == (21, 9)
+    served = serve(model)
+    served.bos_token_id = None
+    assert find_sink_dims(served) == ()
 
 
 def test_at_most_three_and_only_above_the_threshold() -> None:
