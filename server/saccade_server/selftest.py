@@ -14,6 +14,9 @@ That says nothing about the path that edited rows take. So once, before any meth
 takes it and changes nothing: scores of a class without keys, and masses behind a gate that never
 opens. Where it differs from the plain run by more than rounding, no method is offered.
 
+A plain answer that is not made of finite numbers is no matter of methods: the model cannot be
+served, and the self-test raises what stops the server. An edited one is a fault of its method.
+
 A method that this prompt is too long for, though a shorter one would fit the server's limits, is
 offered untested, and the log says so.
 
@@ -46,6 +49,7 @@ from saccade_server.api.services import facts_of
 from saccade_server.engine.client import CapacityError, EngineClient
 from saccade_server.engine.limits import why_group_refused, why_too_long
 from saccade_server.engine.request import (
+    NOT_FINITE,
     FinishReason,
     GenerateRequest,
     Receipt,
@@ -53,6 +57,7 @@ from saccade_server.engine.request import (
     TokenLogprobs,
 )
 from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
 logger = logging.getLogger("saccade.selftest")
@@ -95,6 +100,7 @@ async def find_faults(
 
     Raises:
         EngineDeadError: the engine died of it.
+        UnsupportedModelError: the model's own answer is not made of finite numbers.
     """
     began = time.perf_counter()
     facts = facts_of(engine.info, prompts)
@@ -212,6 +218,7 @@ class _Bench:
         Raises:
             SelfTestError: the engine refused the request or failed on it.
             TooLong: with a shorter prompt it could be run.
+            UnsupportedModelError: without a plan, it gave what is no finite number.
         """
         info, prompt = self._engine.info, self._prompt
         request = GenerateRequest(
@@ -244,11 +251,25 @@ class _Bench:
                 tokens += output.tokens
                 logprobs += output.logprobs
                 receipt = output.receipt
+                if output.error == NOT_FINITE and plan is None:
+                    raise UnsupportedModelError(self._not_numbers())
                 if output.finish_reason is FinishReason.ERROR:
                     raise SelfTestError(f"the engine failed on it: {output.error}")
         except CapacityError as error:
             raise SelfTestError(f"the engine has no room for it: {error}") from None
+        if not all(map(_are_numbers, logprobs)):
+            if plan is None:
+                raise UnsupportedModelError(self._not_numbers())
+            raise SelfTestError("the log-probabilities under it are no numbers")
         return Trial(tuple(tokens), tuple(logprobs), receipt)
+
+    def _not_numbers(self) -> str:
+        info = self._engine.info
+        return (
+            f"{info.model}: the model's own answers are not made of finite numbers in "
+            f"{info.dtype}, as the self-test found; serve it in another --dtype (bfloat16 or "
+            "float32), and if that does not help, download its weights again"
+        )
 
 
 def unchanging(model: ModelFacts, length: int) -> Plan:
@@ -275,6 +296,11 @@ def largest_change(one: Trial, other: Trial) -> float:
         if first.token != second.token:
             break
     return max(changes)
+
+
+def _are_numbers(entry: TokenLogprobs) -> bool:
+    """False if some log-probability is NaN or infinite; that of an excluded token is -inf."""
+    return not any(math.isnan(value) or value == math.inf for value in _by_token(entry).values())
 
 
 def _by_token(entry: TokenLogprobs) -> dict[int, float]:

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 from msgspec.structs import replace as replaced
 
@@ -19,6 +20,7 @@ from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import TokenLogprobs
+from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.selftest import Trial, find_faults, largest_change, unchanging
 
@@ -225,6 +227,59 @@ def test_edited_rows_that_differ_from_plain_ones_are_caught(
     monkeypatch.setattr(tables, "write_program", write_louder)
     faults = tried(core, Registry([Good]))
     assert "edits that change nothing change its log-probabilities" in faults["good"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_plain_answer_that_is_no_number_stops_the_server(
+    value: float, core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only no method is offered: there is nothing to serve."""
+    logits = type(core._runner.model).logits
+
+    def broken(model: Any, hidden: Any) -> Any:
+        found = logits(model, hidden)
+        found[:, 7] = value
+        return found
+
+    monkeypatch.setattr(type(core._runner.model), "logits", broken)
+    with pytest.raises(UnsupportedModelError, match="not made of finite numbers in float32"):
+        tried(core, Registry([Good]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "edited"])
+def test_log_probabilities_that_are_no_numbers_never_pass(
+    plain: bool, value: float, core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = LocalEngine.submit
+
+    async def changed(engine: LocalEngine, request: Any) -> Any:
+        async for output in submit(engine, request):
+            ours = request.plan is None if plain else request.plan and not request.plan.masses
+            logprobs = output.logprobs
+            if ours:
+                logprobs = tuple(TokenLogprobs(e.token, value, e.top) for e in output.logprobs)
+            yield replaced(output, logprobs=logprobs)
+
+    monkeypatch.setattr(LocalEngine, "submit", changed)
+    if plain:
+        with pytest.raises(UnsupportedModelError, match="not made of finite numbers"):
+            tried(core, Registry([Good]))
+    else:
+        assert "are no numbers" in tried(core, Registry([Good]))["good"]
+
+
+def test_edits_under_which_logits_are_no_numbers_do_not_stop_the_server(
+    core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = core._runner.tables
+    write = tables.write_program
+
+    def write_nan(row: int, program: Program) -> None:
+        write(row, replace(program, gain=program.gain * np.float32("nan")))
+
+    monkeypatch.setattr(tables, "write_program", write_nan)
+    assert "not finite" in tried(core, Registry([Good]))["good"]
 
 
 @pytest.mark.parametrize("name", sorted(Registry.discover().methods))

@@ -27,6 +27,7 @@ from saccade_server.engine.memory import (
 )
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.request import (
+    NOT_FINITE,
     Counter,
     EngineOutput,
     EngineStats,
@@ -226,9 +227,8 @@ class EngineCore:
 
     def _diverge(self, sequence: Sequence) -> EngineOutput:
         """End a sequence whose logits are not finite; with a plan, that is the plan's doing."""
-        reason = "the model gave logits that are not finite"
         diverged = sequence.plan is not None
-        return self._finish(sequence, FinishReason.ERROR, reason, diverged=diverged)
+        return self._finish(sequence, FinishReason.ERROR, NOT_FINITE, diverged=diverged)
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, error: str | None = None, **news: object

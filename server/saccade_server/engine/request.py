@@ -163,6 +163,10 @@ class Receipt(msgspec.Struct, frozen=True):
     heads: MeasuredHeads | None = None
 
 
+NOT_FINITE = "the model gave logits that are not finite"
+"""The error of a sequence that nothing can be drawn for."""
+
+
 class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     """News of one sequence after one step.
 
