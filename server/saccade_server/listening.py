@@ -6,15 +6,15 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-KEEP_ALIVE_SECONDS = 5
-MAX_HEADER_BYTES = 64 * 1024
-CLOSE_SECONDS = 2
-"""What open connections get once the server has stopped answering."""
+from saccade_server.api.connections import HttpConfig
+from saccade_server.api.listener import Listener
+from saccade_server.api.settings import ApiSettings
 
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -31,20 +31,9 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(app: FastAPI) -> Server:
+def make_server(app: FastAPI, settings: ApiSettings) -> Server:
     """A server of ``app`` that listens where it is told when it runs."""
-    return Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=CLOSE_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
-    )
+    return Server(HttpConfig(app, settings))
 
 
 def take(host: str, port: int) -> list[socket.socket]:
@@ -80,6 +69,11 @@ def take(host: str, port: int) -> list[socket.socket]:
     return taken
 
 
+def reached_from_outside(sockets: Iterable[socket.socket]) -> bool:
+    """True if one of the addresses is not loopback."""
+    return not all(ip_address(each.getsockname()[0]).is_loopback for each in sockets)
+
+
 def reopenable(sockets: Iterable[socket.socket]) -> None:
     """Let the next server bind while connections of this one are still closing."""
     for each in sockets:
@@ -94,7 +88,7 @@ def release(sockets: Iterable[socket.socket]) -> None:
 
 def _bound(family: int, address: Any) -> socket.socket:
     # asyncio sets TCP_NODELAY only on sockets whose protocol is named.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

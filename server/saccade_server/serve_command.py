@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -11,6 +10,16 @@ from typing import Annotated
 
 import typer
 
+from saccade_server.http_options import (
+    AllowedHosts,
+    BodyMemory,
+    CorsOrigins,
+    HeaderTimeout,
+    KeepAliveTimeout,
+    MaxConnections,
+    MaxRequests,
+    listed,
+)
 from saccade_server.options import (
     Artifacts,
     Device,
@@ -122,6 +131,13 @@ def serve_command(
     allowed_media_domain: Annotated[
         list[str] | None, typer.Option(help="Fetch only from this host; repeat for several.")
     ] = None,
+    allowed_host: AllowedHosts = None,
+    cors_origin: CorsOrigins = None,
+    max_connections: MaxConnections = 1024,
+    max_requests: MaxRequests = 512,
+    body_memory: BodyMemory = 512,
+    header_timeout: HeaderTimeout = 20.0,
+    keep_alive_timeout: KeepAliveTimeout = 5,
     shutdown_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to finish requests in flight.")
     ] = 30.0,
@@ -131,7 +147,9 @@ def serve_command(
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
     signal.signal(signal.SIGTERM, _leave)
-    from saccade_server.api.settings import ApiSettings
+    from saccade_server.api.cors import check_origins
+    from saccade_server.api.hosts import check_patterns, given_name
+    from saccade_server.api.settings import MIB, ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
     from saccade_server.engine.client import EngineDeadError
     from saccade_server.serving import serve
@@ -159,6 +177,15 @@ def serve_command(
                 served_model_name=served_name(model, served_model_name),
                 api_keys=_keys(api_key, "SACCADE_API_KEY"),
                 admin_keys=_keys(admin_key, "SACCADE_ADMIN_KEY"),
+                allowed_hosts=check_patterns(
+                    [*listed(allowed_host, "SACCADE_ALLOWED_HOST"), *given_name(host)]
+                ),
+                cors_origins=check_origins(listed(cors_origin, "SACCADE_CORS_ORIGIN")),
+                max_connections=max_connections,
+                max_requests=max_requests,
+                max_bodies_bytes=body_memory * MIB,
+                header_timeout=header_timeout,
+                keep_alive_timeout=keep_alive_timeout,
                 artifacts=artifacts,
                 allow_image_urls=allow_image_urls,
                 allowed_media_domains=tuple(allowed_media_domain or ()),
@@ -180,9 +207,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _keys(options: list[str] | None, variable: str) -> tuple[str, ...]:
     """Keys of the options, or else of the environment."""
-    keys = options or os.environ.get(variable, "").split(",")
-    if not options and keys == [""]:
-        return ()
+    keys = listed(options, variable)
     if any(not key or key.split() != [key] for key in keys):
         raise typer.BadParameter("a key must not be empty or hold blanks")
-    return tuple(keys)
+    return keys

@@ -22,11 +22,23 @@ from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import sample_path
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
-from saccade_server.listening import Server, make_server, release, reopenable, take
+from saccade_server.listening import (
+    Server,
+    make_server,
+    reached_from_outside,
+    release,
+    reopenable,
+    take,
+)
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.selftest import find_faults
 
 logger = logging.getLogger("saccade")
+
+EXPOSED = (
+    "this server is open to everyone who can reach it: it listens on an address that is not "
+    "loopback and has no --api-key"
+)
 
 CHECK_SECONDS = 0.1
 FAILURE_GRACE_SECONDS = 2.0
@@ -89,7 +101,7 @@ async def _load_and_serve(
         app = create_app(
             engine, await prompts, registry, config.api, profiles=profiles, faults=faults
         )
-        server = make_server(app)
+        server = make_server(app, config.api)
         return await _run(server, sockets, engine, app.state.lifecycle, signals, config)
     finally:
         await engine.close(0.0 if signals.at_once.is_set() else STOP_TIMEOUT)
@@ -112,6 +124,9 @@ async def _run(
     config: ServerConfig,
 ) -> int:
     reopenable(sockets)
+    exposed = not config.api.api_keys and reached_from_outside(sockets)
+    if exposed:
+        logger.warning(EXPOSED)
     listening = asyncio.create_task(server.serve(sockets))
     draining: asyncio.Task[None] | None = None
     greeted = False
@@ -119,7 +134,7 @@ async def _run(
         await asyncio.wait([listening], timeout=CHECK_SECONDS)
         if server.started and not greeted:
             greeted = True
-            print(greeting(config), flush=True)
+            print(greeting(config, exposed), flush=True)
         if signals.stop.is_set() and draining is None:
             logger.info("draining, at most %.0f s", config.api.shutdown_timeout)
             draining = asyncio.create_task(_drain(server, lifecycle, config.api.shutdown_timeout))
@@ -140,13 +155,19 @@ async def _drain(server: Server, lifecycle: Lifecycle, timeout: float) -> None:
     server.should_exit = True
 
 
-def greeting(config: ServerConfig) -> str:
-    """What an operator sees when the server is up: a request to paste."""
+def greeting(config: ServerConfig, exposed: bool = False) -> str:
+    """What an operator sees when the server is up: a request to paste.
+
+    Args:
+        exposed: the server has no keys and others than this machine reach it.
+    """
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{config.port}"
     name = config.api.served_model_name
     lines = [f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)"]
+    if exposed:
+        lines.append(f"WARNING: {EXPOSED}")
     if name == DEMO_NAME:
         lines += ["Try it:", "", example_request(url, name, bool(config.api.api_keys)), ""]
     return "\n".join(lines)

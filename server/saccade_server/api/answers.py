@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 import saccade_server
 from saccade_server.api.generation import Delta, Generation
-from saccade_server.api.middleware import error_log, request_id
 from saccade_server.api.noops import noops
+from saccade_server.api.observe import error_log, request_id
 from saccade_server.api.receipts import applied, fingerprint, rejected
 from saccade_server.api.rendering import Prepared
 from saccade_server.api.schemas import Sampled
@@ -116,7 +116,7 @@ class Answer:
     def stream(self, chunks: AsyncGenerator[dict[str, Any], None]) -> EventStream:
         """Send chunks as they come."""
         settings = self.services.settings
-        return EventStream(chunks, settings.sse_keep_alive, settings.send_timeout, self.headers)
+        return EventStream(chunks, settings.sse_keep_alive, self.headers)
 
     def closing(self, include_usage: bool) -> dict[str, Any] | None:
         """The chunk after the last choice has ended, if there is one."""

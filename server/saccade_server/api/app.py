@@ -7,24 +7,32 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 import saccade_server
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
+from saccade_server.api.admission import Admission
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.auth import Authenticate
+from saccade_server.api.bodies import LimitBodies
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
+from saccade_server.api.cors import Cors
 from saccade_server.api.docs_page import docs_router
 from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.fetch import ImageFetcher
+from saccade_server.api.heads import LimitHead
 from saccade_server.api.health import health_router
+from saccade_server.api.hosts import CheckHost
 from saccade_server.api.interventions import interventions_router
-from saccade_server.api.middleware import Drain, LimitBody, Observe, ReadOut
+from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
+from saccade_server.api.observe import Observe
 from saccade_server.api.openapi import document
 from saccade_server.api.profiles import Profile, check_profiles
 from saccade_server.api.profiles_list import profiles_router
+from saccade_server.api.read_out import ReadOut
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
@@ -89,6 +97,7 @@ def create_app(
         docs_url=None,  # a page that loads scripts from elsewhere; docs_page.py has ours
         redoc_url=None,
         redirect_slashes=False,
+        middleware=_around(services.lifecycle, settings),
         lifespan=lifespan,
     )
     for router in (
@@ -105,16 +114,29 @@ def create_app(
     app.include_router(docs_router())
     for refusal in REFUSALS:
         app.add_exception_handler(refusal, _refuse)
-    # The last one added is the outermost.
-    app.add_middleware(LimitBody, settings=settings)
-    app.add_middleware(Drain, lifecycle=services.lifecycle, settings=settings)
-    app.add_middleware(Authenticate, keys=settings.api_keys, admin_keys=settings.admin_keys)
-    app.add_middleware(ReadOut, settings=settings)
-    app.add_middleware(Observe, settings=settings)
     app.openapi = lambda: document(app, settings)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle
     app.state.services = services
     return app
+
+
+def _around(lifecycle: Lifecycle, settings: ApiSettings) -> list[Middleware]:
+    """The middleware around the routes, outermost first.
+
+    Every answer has an id, a log line and, for pages that may read it, the headers of CORS; a
+    preflight is answered before anything can refuse it. Strangers take neither memory nor a place.
+    A body is there before its request asks for a place.
+    """
+    return [
+        Middleware(Observe, settings=settings),
+        *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
+        Middleware(ReadOut, settings=settings),
+        Middleware(LimitHead, settings=settings),
+        Middleware(CheckHost, settings=settings),
+        Middleware(Authenticate, keys=settings.api_keys, admin_keys=settings.admin_keys),
+        Middleware(LimitBodies, settings=settings),
+        Middleware(Admission, lifecycle=lifecycle, settings=settings),
+    ]
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -23,6 +23,7 @@ from saccade_server.api.catalog_replies import ArtifactCard, ArtifactList
 from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
 from saccade_server.api.openapi import operation
 from saccade_server.api.services import Services
+from saccade_server.api.sse import unless_disconnected
 
 logger = logging.getLogger("saccade.artifacts")
 
@@ -105,15 +106,18 @@ class _WholeFile(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.file:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            left = self.size if scope["method"] == "GET" else 0
-            while left:
-                piece = await asyncio.to_thread(self.file.read, min(left, PIECE_BYTES))
-                if not piece:
-                    raise OSError("an artifact's file became shorter while it was sent")
-                left -= len(piece)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await unless_disconnected(receive, self._send(scope, send))
+
+    async def _send(self, scope: Scope, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        left = self.size if scope["method"] == "GET" else 0
+        while left:
+            piece = await asyncio.to_thread(self.file.read, min(left, PIECE_BYTES))
+            if not piece:
+                raise OSError("an artifact's file became shorter while it was sent")
+            left -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:

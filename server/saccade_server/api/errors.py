@@ -9,7 +9,9 @@ ApiError                500  internal_error: nothing about the cause leaves the 
 ├── Timeout             408  the request's body did not come
 ├── TooLarge            413
 ├── UnsupportedMedia    415
+├── Misdirected         421  a Host that this server does not answer to
 ├── Unprocessable       422  something the request points to could not be fetched
+├── HeadersTooLarge     431
 ├── Unavailable         503  try again later: overloaded, draining, engine gone
 └── EngineFailure       500  this request failed in the engine; repeating it will not help
 """
@@ -127,6 +129,24 @@ class UnsupportedMedia(BadRequest):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class Misdirected(BadRequest):
+    """The request was meant for a host that is none of ours."""
+
+    status = 421
+    code = "host_not_allowed"
+
+
+class HeadersTooLarge(BadRequest):
+    """More headers, or longer ones, than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
+
+    def __init__(self) -> None:
+        message = "The request has too many headers, or too long ones."
+        super().__init__(message, headers={"connection": "close"})
 
 
 class Unprocessable(BadRequest):

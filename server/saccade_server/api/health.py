@@ -53,14 +53,14 @@ def health_router(services: Services) -> APIRouter:
 
     for path, probe in (("/live", live), ("/ready", ready), ("/health", ready)):
         router.head(path, include_in_schema=False)(probe)
-        router.get(path, openapi_extra=operation(), response_class=Response)(probe)
+        router.get(path, openapi_extra=operation(refusals=(503,)), response_class=Response)(probe)
 
     @router.get("/version", openapi_extra=operation(Version), response_model=None)
     async def version() -> dict[str, str]:
         """The version of the server."""
         return {"version": saccade_server.__version__}
 
-    @router.get("/load", openapi_extra=operation(Load), response_model=None)
+    @router.get("/load", openapi_extra=operation(Load, refusals=(503,)), response_model=None)
     async def load() -> dict[str, Any]:
         """What the engine is busy with, and its lifetime counters."""
         check_alive()

@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from saccade_server.api import catalog_replies, replies, schemas
+from saccade_server.api.admission import PROBES, needs_place
 from saccade_server.api.auth import is_open_route
+from saccade_server.api.hosts import checks_host
 from saccade_server.api.settings import ApiSettings
 
 REFERENCE = "#/components/schemas/{model}"
@@ -29,12 +31,14 @@ REASONS: Mapping[int, str] = {
     408: "The body did not come in time.",
     413: "More than the server takes.",
     415: "The content type or encoding is not read.",
+    421: "This server does not answer to that Host.",
     422: "What the request points to could not be fetched.",
+    431: "Too many headers, or too long ones.",
     500: "The server failed on this request; repeating it will not help.",
     503: "Try again later: too busy, shutting down, or out of service.",
     504: "The answer took too long.",
 }
-AROUND = (500, 503)
+AROUND = (431, 500)
 """What the layers around every route answer."""
 POSTED = (400, 404, 408, 413, 415)
 """What a posted JSON body may meet."""
@@ -130,14 +134,16 @@ def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
     supposed = answers.get("422", {}).get("content", {}).get(JSON, {})
     if "HTTPValidationError" in str(supposed):
         del answers["422"]
-    around: tuple[int, ...] = AROUND
+    around: tuple[int, ...] = (*AROUND, 503) if needs_place(path) else AROUND
     if is_open_route(path):
         found["security"] = []
     else:
         if settings.api_keys:
             found.setdefault("security", [{KEY: []}, {ADMIN_KEY: []}])
         if "security" in found:
-            around = (401, *AROUND)
+            around = (401, *around)
+    if checks_host(settings) and path not in PROBES:
+        around = (421, *around)
     for status in around:
         answers.setdefault(str(status), _refusal(status))
     found["responses"] = dict(sorted(answers.items()))

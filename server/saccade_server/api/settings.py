@@ -22,11 +22,18 @@ class ApiSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
 
-    max_requests: int = 512  # in flight at once, over all connections
+    allowed_hosts: tuple[str, ...] = ()  # of a server without keys, see hosts.py
+    cors_origins: tuple[str, ...] = ()  # empty: no page of another origin may read answers
+
+    max_connections: int = 1024
+    max_requests: int = 512  # being answered at once, over all connections
+    max_headers: int = 100
+    max_header_bytes: int = 64 * 1024  # of one request, its target included
     max_n: int = 16
     max_prompts: int = 64
     max_messages: int = 1024
     max_body_bytes: int = 32 * MIB
+    max_bodies_bytes: int = 512 * MIB  # all bodies in memory together, parsed JSON estimated
 
     artifacts: Path | None = None
     max_artifact_bytes: int = 64 * MIB
@@ -43,8 +50,10 @@ class ApiSettings:
     min_image_side: int = 2
     max_image_aspect: float = 200.0
 
+    header_timeout: float = 20.0  # from the connection, or a request's first byte, to its head
+    keep_alive_timeout: int = 5  # how long a connection may be idle between two requests
     body_timeout: float = 30.0
-    send_timeout: float = 60.0  # how long a client may leave a piece of a stream unread
+    send_timeout: float = 60.0  # how long a client may leave what it was sent unread
     fetch_timeout: float = 5.0
     request_timeout: float = 600.0
     shutdown_timeout: float = 30.0

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, from_exception
-from saccade_server.api.middleware import error_log, request_id
+from saccade_server.api.observe import error_log, request_id
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -54,8 +54,7 @@ class EventStream(Response):
     """Sends ``events`` as they come and closes them whatever happens.
 
     What fails before the first event is an ordinary error response; later it is an event. The
-    headers wait for the first event, but not longer than one keep-alive interval. A client that
-    leaves a piece unread for ``send_timeout`` seconds counts as gone.
+    headers wait for the first event, but not longer than one keep-alive interval.
     """
 
     media_type = "text/event-stream"
@@ -64,26 +63,16 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[dict[str, Any], None],
         keep_alive: float,
-        send_timeout: float,
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]  # of the empty body that Response assumed
         self.events = events
         self.keep_alive = keep_alive
-        self.send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-
-        async def timely_send(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self.send_timeout):
-                    await send(message)
-            except TimeoutError:
-                raise ClientDisconnect from None
-
-        await unless_disconnected(receive, self._stream(scope, receive, timely_send))
+        await unless_disconnected(receive, self._stream(scope, receive, send))
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         frames = _with_keep_alive(self.events, self.keep_alive)

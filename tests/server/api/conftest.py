@@ -23,6 +23,8 @@ from PIL import Image
 
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
+from saccade_server.api.connections import HttpConfig
+from saccade_server.api.listener import Listener
 from saccade_server.api.profiles import read_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
@@ -57,14 +59,11 @@ class Server:
         self.documented = documented.Documented(self.app)
         # asyncio sets TCP_NODELAY only on sockets whose protocol is named; without it every
         # answer on a kept connection waits 40 ms for an acknowledgement.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener = Listener(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(
-            self.documented, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
-        )
-        self.uvicorn = uvicorn.Server(config)
+        self.uvicorn = uvicorn.Server(HttpConfig(self.documented, settings))
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=self._run, args=(listener,), daemon=True)
         self.http = httpx2.Client(base_url=self.url, timeout=10, trust_env=False)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
-from saccade_server.api import middleware
+from saccade_server.api import read_out
 from saccade_server.api.artifact_store import ABANDONED_SECONDS, ArtifactStore, StoreFullError
 
 ADMIN = {"authorization": "Bearer root"}
@@ -256,13 +256,13 @@ def test_other_media_are_refused(serving, headers):
 def raw(server, length):
     """A connection whose request announces ``length`` bytes of body."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
-    head = f"PUT {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer root\r\n"
+    head = f"PUT {PATH} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer root\r\n"
     connection.sendall(f"{head}content-length: {length}\r\n\r\n".encode())
     return connection
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(make_server, monkeypatch):
-    monkeypatch.setattr(middleware, "DISCARD_SECONDS", 0.1)
+    monkeypatch.setattr(read_out, "DISCARD_SECONDS", 0.1)
     server = make_server(admin_keys=("root",), upload_timeout=0.2)
     with raw(server, len(HEADS)) as connection:
         connection.sendall(HEADS[:10])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import write_artifact
-from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.heads import LimitHead
 
 KEYS = {"api_keys": ("user",), "admin_keys": ("root",)}
 USER, ROOT = ({"authorization": f"Bearer {key}"} for key in ("user", "root"))
@@ -97,6 +97,7 @@ def bad_requests(server, data, artifact):
     server.http.put(artifact, content=data, headers=USER)
     server.http.put(artifact, content=data, headers=ROOT | {"content-type": "text/html"})
     server.http.put(artifact, content=b"0" * 5000, headers=ROOT)
+    all_routes(server, data, artifact, ROOT | {"x": "x" * 2**16})
 
 
 def late_requests(server, artifact):
@@ -111,17 +112,18 @@ def in_trouble(server, data, artifact, monkeypatch):
     all_routes(server, data, artifact, ROOT)
     server.app.state.services.lifecycle.draining = False
     server.engine.alive = False
-    server.http.get("/live")
+    for path in ("/live", "/load"):
+        server.http.get(path, headers=ROOT)
     monkeypatch.setattr(type(server.engine), "alive", property(_broken))
     for path in PROBES:
         server.http.get(path)
     monkeypatch.undo()
-    monkeypatch.setattr(Lifecycle, "track", _broken)
+    monkeypatch.setattr(LimitHead, "_too_large", _broken)
     all_routes(server, data, artifact, ROOT)
     monkeypatch.undo()
 
 
-def _broken(self):
+def _broken(*arguments):
     raise RuntimeError("on purpose")
 
 
@@ -186,3 +188,14 @@ def test_every_reference_leads_somewhere(server):
     assert references <= set(schemas)
     assert all(name.isidentifier() for name in schemas)
     assert "HTTPValidationError" not in schemas
+
+
+def test_hosts_are_documented_where_they_are_checked(server, make_server):
+    def with_421(server):
+        return {path for _, path, status in documented(server) if status == 421}
+
+    assert with_421(server) == {path for _, path, _ in documented(server)} - set(PROBES)
+    assert not with_421(make_server(api_keys=("user",)))
+    assert not with_421(make_server(allowed_hosts=("*",)))
+    server.http.get("/v1/models", headers={"host": "evil.example"})
+    assert ("GET", "/v1/models", 421) in server.documented.answered

@@ -53,7 +53,8 @@ def test_strangers_take_no_place(make_server, keys, tools):
     server = make_server(api_keys=keys, max_requests=1)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
         raw.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-length: 1000\r\n\r\n{"
         )
         time.sleep(0.1)  # it is being read out before it is refused
         assert server.app.state.lifecycle.in_flight == 0
@@ -92,7 +93,7 @@ def test_an_odd_request_id_is_replaced(server, name):
 def test_a_line_break_in_a_header_is_no_header(server):
     reply = raw_request(
         server,
-        b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         b"x-request-id: a\rset-cookie: b\r\n\r\n",
     )
     assert b"set-cookie" not in reply.split(b"\r\n\r\n")[0].lower()
@@ -143,7 +144,7 @@ def test_version_and_load(server):
     load = server.http.get("/load").json()
     assert load["running"] == 0
     assert load["draining"] is False
-    assert load["http_requests"] == 1
+    assert load["http_requests"] == 0
 
 
 def test_the_load_of_a_busy_engine(server, monkeypatch):
@@ -169,7 +170,8 @@ def test_the_api_describes_itself(server):
 def test_an_announced_size_is_refused_before_it_is_sent(server):
     reply = raw_request(
         server,
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\n"
         b"expect: 100-continue\r\ncontent-length: 99999999999\r\n\r\n",
     )
     assert reply.startswith(b"HTTP/1.1 413")
@@ -180,7 +182,8 @@ def test_a_body_that_does_not_come(make_server):
     server = make_server(body_timeout=0.2)
     reply = raw_request(
         server,
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\n"
         b"expect: 100-continue\r\ncontent-length: 100\r\n\r\n{",
     )
     assert b"HTTP/1.1 408" in reply
@@ -190,7 +193,8 @@ def test_a_body_that_does_not_come(make_server):
 def test_a_client_that_leaves_in_its_body(server):
     raw_request(
         server,
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\n"
         b"content-length: 100\r\n\r\n{",
         read=False,
     )

@@ -1,0 +1,54 @@
+"""Reading what a refused request still sends, so that its client sees the refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from saccade_server.api.settings import ApiSettings
+
+DISCARD_SECONDS = 5.0
+
+
+class ReadOut:
+    """Reads the rest of a refused body before the refusal is sent, within bounds.
+
+    A server that closes a connection with unread bytes resets it, and the client then sees the
+    reset instead of the refusal. Who sends ``Expect: 100-continue`` has not sent the body yet.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self.app = app
+        self.limit = 4 * settings.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        if not has_body or "expect" in headers:
+            await self.app(scope, receive, send)
+            return
+        complete = False
+
+        async def watched_receive() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = complete or not message.get("more_body", False)
+            return message
+
+        async def late_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and not complete:
+                await _discard(watched_receive, lambda: complete, self.limit)
+            await send(message)
+
+        await self.app(scope, watched_receive, late_send)
+
+
+async def _discard(receive: Receive, complete: Callable[[], bool], limit: int) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while limit > 0 and not complete():
+                limit -= len((await receive()).get("body", b""))

@@ -1,0 +1,74 @@
+"""Command-line options of the HTTP side of ``saccade serve``."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host",
+        help="Without --api-key, answer to this Host too, beside IP addresses, localhost and this "
+        "machine's name; '*.example.com' is every name below one, '*' any. Repeat for several. "
+        "SACCADE_ALLOWED_HOST holds one, or several with commas between.",
+    ),
+]
+CorsOrigins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        help="Let browser pages of this origin (https://app.example.com) ask and read answers; "
+        "'*': of any. Repeat for several. "
+        "SACCADE_CORS_ORIGIN holds one, or several with commas between.",
+    ),
+]
+MaxConnections = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Connections at once; more are refused, all but probes.",
+        envvar="SACCADE_MAX_CONNECTIONS",
+    ),
+]
+MaxRequests = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Requests being answered at once; more get a 503.",
+        envvar="SACCADE_MAX_REQUESTS",
+    ),
+]
+BodyMemory = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="MiB that the bodies of all requests may take in memory together.",
+        envvar="SACCADE_BODY_MEMORY",
+    ),
+]
+HeaderTimeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        help="Seconds that a connection may take to send its first headers, or the next ones.",
+        envvar="SACCADE_HEADER_TIMEOUT",
+    ),
+]
+KeepAliveTimeout = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Seconds that a connection may be idle between two requests; behind a proxy, more "
+        "than the proxy's own.",
+        envvar="SACCADE_KEEP_ALIVE_TIMEOUT",
+    ),
+]
+
+
+def listed(options: list[str] | None, variable: str) -> tuple[str, ...]:
+    """What was given as options, or else in the environment with commas between."""
+    given = options or os.environ.get(variable, "").split(",")
+    return () if not options and given == [""] else tuple(given)

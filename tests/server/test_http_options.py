@@ -1,0 +1,86 @@
+"""The options of ``saccade serve`` about HTTP, as far as the server's configuration."""
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from saccade_server.api.settings import ApiSettings
+from saccade_server.cli import app
+from saccade_server.config import ServerConfig, engine_config
+from saccade_server.listening import reached_from_outside, release, take
+from saccade_server.serving import greeting
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run ``saccade serve`` up to its configuration."""
+
+    def run(*options: str, **environment: str) -> ServerConfig:
+        made: list[ServerConfig] = []
+
+        async def serve(config: ServerConfig) -> int:
+            made.append(config)
+            return 0
+
+        monkeypatch.setattr("saccade_server.serving.serve", serve)
+        monkeypatch.setattr("saccade_server.serve_command.log_to_stderr", lambda level: None)
+        result = CliRunner().invoke(app, ["serve", *options], env=environment)
+        assert result.exit_code == 0, result.output
+        return made[0]
+
+    return run
+
+
+def test_hosts_and_origins(configured: Any) -> None:
+    api = configured().api
+    assert (api.allowed_hosts, api.cors_origins) == ((), ())
+    api = configured(
+        "--allowed-host", "GPU.lan", "--allowed-host", "*.example.com",
+        "--cors-origin", "http://localhost:5173", "--host", "box.lan",
+    ).api  # fmt: skip
+    assert api.allowed_hosts == ("gpu.lan", "*.example.com", "box.lan")
+    assert api.cors_origins == ("http://localhost:5173",)
+
+
+def test_hosts_and_origins_of_the_environment(configured: Any) -> None:
+    given = {"SACCADE_ALLOWED_HOST": "a.lan,b.lan", "SACCADE_CORS_ORIGIN": "*"}
+    api = configured(**given).api
+    assert (api.allowed_hosts, api.cors_origins) == (("a.lan", "b.lan"), ("*",))
+    assert configured("--allowed-host", "c.lan", **given).api.allowed_hosts == ("c.lan",)
+
+
+def test_limits_and_times(configured: Any) -> None:
+    api = configured(
+        "--max-connections", "7", "--max-requests", "5", "--body-memory", "3",
+        "--header-timeout", "1.5", "--keep-alive-timeout", "65",
+    ).api  # fmt: skip
+    assert (api.max_connections, api.max_requests, api.max_bodies_bytes) == (7, 5, 3 * 2**20)
+    assert (api.header_timeout, api.keep_alive_timeout) == (1.5, 65)
+    assert configured(SACCADE_MAX_CONNECTIONS="9").api.max_connections == 9
+
+
+@pytest.mark.parametrize(
+    "options", [("--allowed-host", "http://x"), ("--cors-origin", "localhost:3000")]
+)
+def test_what_would_match_nothing_is_refused_before_anything_loads(
+    options: tuple[str, str],
+) -> None:
+    result = CliRunner().invoke(app, ["serve", *options])
+    assert result.exit_code != 0
+    assert options[0] in result.output
+
+
+def test_an_open_server_says_so() -> None:
+    config = ServerConfig("0.0.0.0", 8000, engine_config("m"), ApiSettings("m"))
+    assert "open to everyone" in greeting(config, exposed=True)
+    assert "open to everyone" not in greeting(config)
+
+
+@pytest.mark.parametrize(("host", "outside"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_which_addresses_are_reached_from_outside(host: str, outside: bool) -> None:
+    sockets = take(host, 0)
+    try:
+        assert reached_from_outside(sockets) is outside
+    finally:
+        release(sockets)
