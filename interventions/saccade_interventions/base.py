@@ -39,6 +39,15 @@ class Probe:
     artifact: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What an entry needs of a prompt: images, texts in it, and tokens before its end."""
+
+    images: int = 0
+    texts: tuple[str, ...] = ()
+    tokens: int = 0
+
+
 class Intervention(BaseModel):
     """One entry of a request's ``interventions``. Subclasses set the class facts and compile.
 
@@ -85,6 +94,10 @@ class Intervention(BaseModel):
         Raises:
             InterventionError: the prompt or the model does not allow it.
         """
+
+    def needs(self) -> Needs:
+        """What a prompt must have for the entry to be compiled."""
+        return Needs(images=1 if self.needs_image else 0)
 
     @classmethod
     def unsupported(cls, model: ModelFacts) -> str | None:

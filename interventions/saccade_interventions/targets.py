@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.base import Intervention
+from saccade_interventions.base import Intervention, Needs
 from saccade_interventions.context import Context, ModelFacts, Span
 from saccade_interventions.edits import Sites
 from saccade_interventions.errors import Code, InterventionError
@@ -159,6 +159,10 @@ class OnImages(Intervention):
 
     image_index: Index | None = None
     """Which image of the prompt, counted from 0. None: all of them together."""
+
+    def needs(self) -> Needs:
+        """The chosen image, and those before it."""
+        return Needs(images=(self.image_index or 0) + 1)
 
     def image_spans(self, context: Context) -> tuple[Span, ...]:
         """Positions of the chosen images.

@@ -28,7 +28,6 @@ SENTENCES: dict[str, str | Callable[[Facts], str]] = {
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
     "string_type": "must be a text",
-    "string_sub_type": "must be a text",
     "string_unicode": "must be valid Unicode text",
     "list_type": "must be a list",
     "tuple_type": "must be a list",

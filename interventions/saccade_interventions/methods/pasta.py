@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.base import PROBE_TEXT, Level, Probe
+from saccade_interventions.base import PROBE_TEXT, Level, Needs, Probe
 from saccade_interventions.context import Context, ModelFacts, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.plan import Plan
@@ -82,6 +82,11 @@ class PASTA(Sited):
     """Weaken the prompt except the highlight ("exclude") or the highlight itself ("include")."""
 
     rows: Rows = "prompt+generated"
+
+    def needs(self) -> Needs:
+        """The highlighted texts and tokens."""
+        ends = [end for _, end in self.spans]
+        return Needs(texts=tuple(self.highlight), tokens=max(ends, default=0))
 
     @classmethod
     def probe(cls, model: ModelFacts) -> Probe:

@@ -91,6 +91,7 @@ class Validation(BaseModel):
     object: Literal["intervention.validation"]
     valid: Literal[True]
     checked: list[Literal["parameters", "model", "prompt"]]
+    depends_on_prompt: list[str]
     prompt_tokens: int | None
     profile: str | None
     fingerprint: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,12 +16,14 @@ from saccade_server.api.ignored import note_ignored
 from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.receipts import acts, fingerprint, layers, sites
+from saccade_server.api.rehearsal import check_for_some_prompt, depends_on_prompt
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
+from saccade_server.api.sampling import check_group
 from saccade_server.api.schemas import ValidateRequest
 from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
-from saccade_server.api.templating import templating
+from saccade_server.api.templating import refuse_without_messages, templating
 
 
 def interventions_router(services: Services) -> APIRouter:
@@ -55,8 +58,9 @@ def interventions_router(services: Services) -> APIRouter:
     async def validate_interventions(request: Request, response: Response) -> dict[str, Any]:
         """Check interventions as a real request would, without generating.
 
-        They may be those of a profile. Without messages or prompt_tokens only what needs no prompt
-        is checked; ``checked`` says so. An error is the same that the real request would get.
+        They may be those of a profile. Without messages or prompt_tokens, what any prompt would
+        meet is checked, conflicts too; ``depends_on_prompt`` says what is still open. An error is
+        the same that the real request would get.
         """
         body = await read_body(services, request, ValidateRequest)
         if "interventions" not in body.model_fields_set and not _names_profile(body, request):
@@ -75,10 +79,18 @@ def interventions_router(services: Services) -> APIRouter:
             tokens = body.prompt_tokens
             work = prepare_completion(services, tokens, interventions, "prompt_tokens")
             prepared = await unless_disconnected(request.receive, work)
+        else:
+            check = partial(check_for_some_prompt, services, interventions)
+            await services.in_worker(check)
+        if prepared is not None:
+            check_group(services, prepared)
+        if body.messages is None:
+            refuse_without_messages(body)
         return {
             "object": "intervention.validation",
             "valid": True,
-            "checked": ["parameters", "model", "prompt"] if prepared else ["parameters"],
+            "checked": ["parameters", "model", *(["prompt"] if prepared else [])],
+            "depends_on_prompt": [] if prepared else depends_on_prompt(interventions),
             "prompt_tokens": prepared.length if prepared else None,
             "profile": selection.profile,
             "fingerprint": fingerprint(interventions),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -44,13 +45,28 @@ class Closed(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-def text_or_list(value: Any) -> str:
-    """Tag of the member of a union, chosen first, so a client sees one error, not two."""
-    return "text" if isinstance(value, str) else "list"
+def _kind(value: Any) -> str | None:
+    # The member of a union is chosen before validation, so a client sees one error, not two.
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list):
+        return "list"
+    return "object" if isinstance(value, dict) else None
 
 
-def _text_or_object(value: Any) -> str:
-    return "text" if isinstance(value, str) else "object"
+TEXT_OR_LIST = Discriminator(
+    _kind, custom_error_type="not_text_or_list", custom_error_message="a text or a list is expected"
+)
+TEXT_OR_OBJECT = Discriminator(
+    _kind,
+    custom_error_type="not_text_or_object",
+    custom_error_message="an object, or the JSON text of one, is expected",
+)
+
+
+def _plain_url(value: Any) -> Any:
+    """Some clients leave out the object around the URL."""
+    return {"url": value} if isinstance(value, str) else value
 
 
 class ImageUrl(Strict):
@@ -78,7 +94,7 @@ class ImagePart(Strict):
     """An image."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_plain_url)]
 
 
 AnyPart = TextPart | ImagePart | RefusalPart
@@ -92,7 +108,7 @@ class FunctionCall(Strict):
     arguments: (
         Annotated[
             Annotated[str, Tag("text")] | Annotated[dict[str, Any], Tag("object")],
-            Discriminator(_text_or_object),
+            TEXT_OR_OBJECT,
         ]
         | None
     ) = None
@@ -120,7 +136,7 @@ class ChatMessage(Strict):
     content: (
         Annotated[
             Annotated[str, Tag("text")] | Annotated[list[Part], Field(fail_fast=True), Tag("list")],
-            Discriminator(text_or_list),
+            TEXT_OR_LIST,
         ]
         | None
     ) = Field(None, validate_default=True)

@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
-from saccade_server.api.conflicts import usual_prompt
+from saccade_server.api.rehearsal import check_for_some_prompt
 from saccade_server.api.services import Services
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FIELDS = frozenset({"description", "interventions"})
 LONGEST_DESCRIPTION = 1000
-
-OF_THE_PROMPT = frozenset({Code.TARGET_NOT_FOUND, Code.REQUIRES_IMAGE})
-"""Refusals that another prompt may not get."""
 
 
 class ProfileError(ValueError):
@@ -87,13 +83,9 @@ def check_profiles(services: Services) -> None:
     for profile in services.profiles.values():
         try:
             services.check_tested(profile.interventions)
-            compile_plan(
-                profile.interventions,
-                services.context(usual_prompt(services.prompts.accepts_images)),
-            )
+            check_for_some_prompt(services, profile.interventions)
         except InterventionError as error:
-            if error.code not in OF_THE_PROMPT:
-                raise ProfileError(_worded(profile.name, error)) from None
+            raise ProfileError(_worded(profile.name, error)) from None
 
 
 def _profile(name: str, table: object, registry: Registry) -> Profile:

@@ -15,10 +15,11 @@ from saccade_server.api.rendering import Prepared, check_tokens
 from saccade_server.api.schemas import Sampled
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
-from saccade_server.engine.limits import why_group_refused
+from saccade_server.engine.limits import why_group_refused, why_min_tokens_refused
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 
 SEEDS = 2**63
+ONE_TOKEN = SamplingParams(max_tokens=1)
 
 
 def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> SamplingParams:
@@ -65,22 +66,12 @@ def generation(
     choices: list[Choice] = []
     for prepared in prompts:
         length = _answer_length(services, prepared, max_tokens, body.length[1])
-        _check_least(body, length)
-        tokens = tuple(prepared.prompt.tokens)
-        images = tuple(map(image_input, prepared.prompt.images))
+        _check_least(services, replace(params, max_tokens=length))
+        asked = check_group(services, prepared, replace(params, max_tokens=length))
         for copy in range(body.n or 1):
-            request = GenerateRequest(
-                request_id=f"{name}-{len(choices)}",
-                tokens=tokens,
-                sampling=replace(params, max_tokens=length, seed=(first + copy) % SEEDS),
-                images=images,
-                plan=prepared.plan,
-                branches=prepared.branches,
-                private=prepared.plan is not None and prepared.plan.private,
-            )
-            if copy == 0:
-                _check_group(services, request)
-            decoder = services.prompts.detokenizer(tokens)
+            sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
+            request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
+            decoder = services.prompts.detokenizer(request.tokens)
             named = prepared.methods
             stops = StopStrings(body.stops)
             choices.append(Choice(len(choices), request, decoder, stops, ends, named))
@@ -122,15 +113,27 @@ def _answer_length(services: Services, prepared: Prepared, asked: int | None, pa
     return asked
 
 
-def _check_least(body: Sampled, length: int) -> None:
-    if (body.min_tokens or 0) > length:
-        message = f"min_tokens is {body.min_tokens}, and the answer has {length} tokens at most."
-        raise BadRequest(message, param="min_tokens")
+def _check_least(services: Services, params: SamplingParams) -> None:
+    reason = why_min_tokens_refused(params, services.engine.info)
+    if reason is not None:
+        raise BadRequest(f"{reason}.", param="min_tokens")
 
 
-def _check_group(services: Services, request: GenerateRequest) -> None:
-    """Refuse what its interventions make too large for this server."""
+def check_group(
+    services: Services, prepared: Prepared, params: SamplingParams = ONE_TOKEN
+) -> GenerateRequest:
+    """The request of one answer, unless its interventions make it too large for this server."""
+    request = GenerateRequest(
+        request_id="",
+        tokens=tuple(prepared.prompt.tokens),
+        sampling=params,
+        images=tuple(map(image_input, prepared.prompt.images)),
+        plan=prepared.plan,
+        branches=prepared.branches,
+        private=prepared.plan is not None and prepared.plan.private,
+    )
     reason = why_group_refused(request, services.engine.info)
     if reason is not None:
         message = f"{reason[0].upper()}{reason[1:]}."
         raise BadRequest(message, code="request_too_large", param="interventions")
+    return request

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.messages import ChatMessage, Closed, Strict, text_or_list
+from saccade_server.api.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
 from saccade_server.api.noeffect import describe
 
 MOST_STOPS = 64
@@ -36,6 +36,10 @@ def _token_id(text: str) -> str:
     return text
 
 
+def _false_is_none(value: Any) -> Any:
+    return None if value is False else value
+
+
 def _short(stops: list[str]) -> list[str]:
     if sum(map(len, stops)) > LONGEST_STOPS:
         message = "may have {most} characters, all of them together"
@@ -43,9 +47,11 @@ def _short(stops: list[str]) -> list[str]:
     return stops
 
 
-def _prompt_kind(value: Any) -> str:
-    if not isinstance(value, list):
+def _prompt_kind(value: Any) -> str | None:
+    if isinstance(value, str):
         return "text"
+    if not isinstance(value, list):
+        return None
     first = value[0] if value else None
     if isinstance(first, str):
         return "texts"
@@ -118,7 +124,7 @@ class Sampled(Strict, Selecting):
                 AfterValidator(_short),
                 Tag("list"),
             ],
-            Discriminator(text_or_list),
+            TEXT_OR_LIST,
         ]
         | None
     ) = Field(
@@ -226,9 +232,14 @@ class CompletionRequest(Sampled):
             Field(fail_fast=True, min_length=1),
             Tag("token_lists"),
         ],
-        Discriminator(_prompt_kind),
+        Discriminator(
+            _prompt_kind,
+            custom_error_type="no_prompt",
+            custom_error_message="a text, a list of tokens, or a list of either is expected",
+        ),
     ]
-    logprobs: int | None = Field(
+    # Clients that know the chat's logprobs send false; true would not say how many.
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(
         None,
         ge=0,
         le=MOST_ALTERNATIVES,

@@ -71,6 +71,13 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
     return Templating(generation, continued, variables, tuple(ignored))
 
 
+def refuse_without_messages(body: Templated) -> None:
+    """Refuse the fields where nothing goes through a template."""
+    for name in Templated.model_fields:
+        if getattr(body, name) is not None:
+            raise BadRequest(f"{name} is for messages.", param=name)
+
+
 def _given(body: Templated) -> dict[str, tuple[str, Any]]:
     """Name of each variable -> where it is in the request, and its value; null is not given."""
     own = body.chat_template_kwargs or {}

@@ -13,10 +13,10 @@ from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
 from saccade_server.api.rendering import check_tokens, refusing, rendering
 from saccade_server.api.replies import Detokenized, Tokenized
-from saccade_server.api.schemas import DetokenizeRequest, Templated, TokenizeRequest
+from saccade_server.api.schemas import DetokenizeRequest, TokenizeRequest
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
-from saccade_server.api.templating import templating
+from saccade_server.api.templating import refuse_without_messages, templating
 from saccade_server.models.prompt import RenderedPrompt
 
 
@@ -74,9 +74,7 @@ async def _rendered(
         how = templating(services.prompts, body)
         response.headers.update(note_ignored(services, body, ignored=how.ignored))
         return await services.in_worker(await rendering(services, body.messages, how))
-    for name in Templated.model_fields:
-        if getattr(body, name) is not None:
-            raise BadRequest(f"{name} is for messages.", param=name)
+    refuse_without_messages(body)
     response.headers.update(note_ignored(services, body))
     prompt = body.prompt or ""
 

@@ -100,6 +100,10 @@ class BytePrompts:
             add(f"({name}: {value})")
         for message in as_text_turns(messages):
             add(f"<{message.role.replace('developer', 'system')}>")
+            if message.name and "name" in self.template_reads:
+                add(f"({message.name})")
+            if message.reasoning and "reasoning_content" in self.template_reads:
+                add(f"({message.reasoning})")
             for part in message.parts:
                 if isinstance(part, str):
                     add(part)

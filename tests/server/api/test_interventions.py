@@ -1,5 +1,6 @@
 """Discovery and the dry run."""
 
+import msgspec
 import pytest
 
 PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
@@ -39,12 +40,104 @@ def test_no_such_method(server, name):
 def test_a_rehearsal_without_a_prompt(server, tools):
     body = validate(server, interventions=[PAI]).json()
     assert body["valid"] is True
-    assert body["checked"] == ["parameters"]
+    assert body["checked"] == ["parameters", "model"]
+    assert body["depends_on_prompt"] == [
+        "interventions[0] needs 1 image",
+        "whether the prompt's length suits them",
+    ]
     (entry,) = body["interventions"]
     (parsed,) = tools.registry.parse([PAI])
     assert entry["entry"] == parsed.normalised()
     assert entry["fingerprint"] == parsed.fingerprint()
     assert "layers" not in entry
+
+
+def test_without_a_prompt_pairs_conflict_as_with_one(server, tools):
+    """All ordered pairs of methods; a refusal is the one that a real request gets."""
+    services = server.app.state.services
+    kinds = tools.registry.methods.values()
+    probes = [k.probe(services.facts).entry for k in kinds if not k.needs_artifact]
+    messages = tools.image_messages(tools.picture, text="Describe the image.")
+    conflicts = 0
+    for one in probes:
+        for other in probes:
+            pair = [one, other]
+            rehearsed = validate(server, interventions=pair)
+            refused = other["method"] in services.conflicts[one["method"]]
+            assert rehearsed.status_code == (400 if refused else 200), (pair, rehearsed.text)
+            conflicts += refused
+            if refused:
+                real = validate(server, interventions=pair, messages=messages)
+                assert rehearsed.json() == real.json()
+                assert rehearsed.json()["error"]["code"] == "intervention_conflict"
+    assert conflicts > 10
+
+
+HIGHLIGHT = {"method": "pasta", "highlight": ["zebra", "zebra crossing"], "layers": [0]}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [HIGHLIGHT],
+        [{"method": "pasta", "spans": [[100, 200]], "layers": [0]}],
+        [{"method": "pai", "image_index": 7}],
+        [{"method": "pai", "image_index": 0}, {"method": "var", "image_index": 1}],
+        [HIGHLIGHT, {"method": "var"}, {"method": "pai"}],
+        [{**HIGHLIGHT, "mode": "exclude"}],
+        [],
+    ],
+)
+def test_what_some_prompt_could_run_is_valid(server, entries):
+    answer = validate(server, interventions=entries)
+    assert answer.status_code == 200, answer.text
+    assert bool(answer.json()["depends_on_prompt"]) == bool(entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "code", "param"),
+    [
+        ([{"method": "pai", "layers": [4]}], "intervention_layer_out_of_range", ".layers[0]"),
+        ([{"method": "pai", "heads": [4]}], "intervention_head_out_of_range", ".heads[0]"),
+        (
+            [{"method": "pasta", "spans": [[0, 600]], "layers": [0]}],
+            "intervention_target_not_found",
+            ".spans[0]",
+        ),
+        ([{"method": "var", "sink_dims": [99]}], "intervention_invalid_params", ".sink_dims[0]"),
+        (
+            [{"method": "function_vector", "artifact": "sha256:" + "0" * 64, "layer": 0}],
+            "artifact_not_found",
+            ".artifact",
+        ),
+    ],
+)
+def test_what_no_prompt_could_run_is_refused_without_one(server, entries, code, param):
+    error = validate(server, interventions=entries).json()["error"]
+    assert (error["code"], error["param"]) == (code, f"interventions[0]{param}")
+
+
+def test_a_model_of_text_refuses_images_without_a_prompt(server, monkeypatch, tools):
+    monkeypatch.setattr(server.prompts, "accepts_images", False, raising=False)
+    info = msgspec.structs.replace(tools.info, accepts_images=False)
+    monkeypatch.setattr(server.engine, "info", info)
+    error = validate(server, interventions=[PAI]).json()["error"]
+    assert error["code"] == "intervention_unsupported_model"
+
+
+def test_what_is_too_large_for_the_server_is_not_valid(server, monkeypatch, tools):
+    """Contrast runs as two sequences."""
+    monkeypatch.setattr(server.engine, "info", msgspec.structs.replace(tools.info, max_num_seqs=1))
+    fields = {"messages": tools.image_messages(tools.picture), "interventions": [{"method": "vcd"}]}
+    rehearsed, real = validate(server, **fields), server.chat(**fields)
+    assert rehearsed.status_code == 400
+    assert rehearsed.json() == real.json()
+
+
+def test_fields_of_a_template_need_messages(server):
+    for fields in ({}, {"prompt_tokens": [1]}):
+        answer = validate(server, interventions=[], enable_thinking=False, **fields)
+        assert answer.json()["error"]["param"] == "enable_thinking"
 
 
 def test_a_rehearsal_with_messages(server, tools):
@@ -54,6 +147,7 @@ def test_a_rehearsal_with_messages(server, tools):
     ).json()
     assert body["checked"] == ["parameters", "model", "prompt"]
     assert body["prompt_tokens"] > 4
+    assert body["depends_on_prompt"] == []
     first, second = body["interventions"]
     assert (first["layers"], first["heads"], first["status"]) == ([1, 2], 4, "ready")
     assert (second["layers"], second["heads"], second["status"]) == ([], 0, "neutral")

@@ -91,6 +91,21 @@ def test_roles_are_listed(server):
     assert "'system', 'developer', 'user', 'assistant' or 'tool'" in error["message"]
 
 
+def test_a_url_without_its_object_is_taken(server, tools):
+    (message,) = tools.image_messages(tools.picture)
+    whole = server.chat(messages=[message])
+    message["content"][0]["image_url"] = tools.picture
+    assert server.chat(messages=[message]).json()["usage"] == whole.json()["usage"]
+
+
+def test_what_a_union_expects(server):
+    for fields, expected in (
+        ({"stop": 5}, "a text or a list is expected"),
+        ({"messages": [{"role": "user", "content": 5}]}, "a text or a list is expected"),
+    ):
+        assert expected in refused(server, **fields)["message"]
+
+
 def test_types_of_parts_are_listed(server):
     error = refused(server, messages=[{"role": "user", "content": [{"type": "input_text"}]}])
     assert error["param"] == "messages[0].content[0]"

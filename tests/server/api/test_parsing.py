@@ -88,7 +88,7 @@ def refuse(model, value):
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": [{"type": "hologram"}]}], "messages[0].content[0]"),
         (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+            [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}],
             "messages[0].content[0].image_url",
         ),
     ],
