@@ -7,19 +7,19 @@ wrong or neighbour-dependent numbers is not served at all.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from saccade_server.models.attention import ATTENTION_NAME, register_attention
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
+from saccade_server.models.config_checks import check_layers, check_llava, check_rope, check_sizes
 from saccade_server.models.folder import (
     CONFIG,
     HUB_HELP,
@@ -53,26 +53,6 @@ SUPPORTED: dict[str, type[ServedModel]] = {
     cls.family: cls for cls in (Llama, Qwen3, Llava, Qwen25VL, Qwen3VL)
 }
 """Model type, as in a model's config.json, to the class that serves it."""
-
-SIZES = (
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_size",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
-"""Fields of a text model's configuration that count something; the optional ones may be None."""
-
-LLAVA_TEXT = ("llama",)
-LLAVA_VISION = ("clip_vision_model", "siglip_vision_model")
-LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-
-# dynamic and longrope choose their frequencies by the longest position of the *batch*: one long
-# neighbour would change everybody's tokens.
-ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 
 def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> ServedModel:
@@ -175,11 +155,11 @@ def check_config(config: Any) -> None:
             raise UnsupportedModelError(
                 "quantised checkpoints are not supported; use the model's original weights"
             )
-    _check_sizes(text)
+    check_sizes(text)
     if kind == "llava":
-        _check_llava(config, text)
-    _check_layers(text)
-    _check_rope(text)
+        check_llava(config, text)
+    check_layers(text)
+    check_rope(text)
 
 
 def _unsupported(kind: object) -> str:
@@ -188,64 +168,6 @@ def _unsupported(kind: object) -> str:
         f"model type {kind!r} is not supported, and code that comes with a model is never run; "
         f"supported: {known}"
     )
-
-
-def _check_sizes(text: Any) -> None:
-    sizes = {name: getattr(text, name, None) for name in SIZES}
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise UnsupportedModelError(
-                f"{name} is {size!r} in its {CONFIG}, and must be 1 or more"
-            )
-    heads, kv_heads = text.num_attention_heads, sizes["num_key_value_heads"] or 1
-    if heads % kv_heads:
-        raise UnsupportedModelError(
-            f"its {CONFIG} says {heads} query heads and {kv_heads} key heads, which do not divide "
-            "them"
-        )
-    if text.hidden_act not in ACT2FN:
-        raise UnsupportedModelError(
-            f"its {CONFIG} names an unknown hidden_act, {text.hidden_act!r}"
-        )
-
-
-def _check_llava(config: Any, text: Any) -> None:
-    vision = config.vision_config.model_type
-    if text.model_type not in LLAVA_TEXT or vision not in LLAVA_VISION:
-        raise UnsupportedModelError(
-            f"LLaVA with {text.model_type!r} and {vision!r} is not supported; supported: "
-            f"{', '.join(LLAVA_TEXT)} with {' or '.join(LLAVA_VISION)}"
-        )
-
-
-def _check_layers(text: Any) -> None:
-    unknown = set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES
-    if unknown:
-        raise UnsupportedModelError(
-            f"layers of type {', '.join(sorted(unknown))} have no paged cache"
-        )
-
-
-def _check_rope(text: Any) -> None:
-    parameters = getattr(text, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    for rope in nested or [parameters]:
-        kind = rope.get("rope_type", "default")
-        if kind not in ROPE_TYPES:
-            raise UnsupportedModelError(
-                f"rotary embeddings of type {kind!r} are not supported: they are unknown, or "
-                "depend on the longest sequence of a batch"
-            )
-        sections, head_dim = rope.get("mrope_section"), _head_dim(text)
-        if sections is not None and 2 * sum(sections) != head_dim:
-            raise UnsupportedModelError(
-                f"its {CONFIG} divides heads of {head_dim} into rotary sections of {sections}, "
-                "which are not half of them"
-            )
-
-
-def _head_dim(text: Any) -> Any:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _how_to_load(config: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ import torch
 from saccade_interventions.methods.dola import DoLa
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pai_contrast import PAIContrast
+from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.contrast import contrast
 from saccade_server.engine.early import divergence
@@ -363,7 +364,7 @@ def test_changes_of_single_logits_act_on_raw_logits(
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 0.5])
-@pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola"])
+@pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola", "sgrs"])
 def test_a_bias_of_100_forces_and_bans(
     rule: str, cutoff: float, tiny: Any, core_with: Any, ask: Any, run: Any
 ) -> None:
@@ -373,6 +374,7 @@ def test_a_bias_of_100_forces_and_bans(
         "vcd": VCD(alpha=10, beta=cutoff, noise_step=999),
         "pai_contrast": PAIContrast(gamma=3, cutoff=cutoff),
         "dola": DoLa(layers=[0], relative_top=cutoff),
+        "sgrs": SGRS(layers=[1, 2], alpha=5),  # rejects nearly everything
     }[rule]
     free = run(core, [ask(prompt, [method])])["r"].tokens
     for temperature in (0.0, 1.0):
