@@ -16,10 +16,12 @@ TORCH_INDEX ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# a second triton, for the tests alone
+older := build/triton-$(shell sed -n 's/^triton==//p' constraints.older.txt)
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format bench train-demo docker clean
+.PHONY: help serve demo test compiled lint format bench train-demo docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,8 +32,12 @@ serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8
 demo: $(VENV)/.saccade ## answer one question without and with an intervention, side by side
 	@$(bin)/saccade demo $(ARGS)
 
-test: $(VENV)/.saccade-dev ## run the tests
+test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests
 	@$(bin)/pytest --numprocesses auto --dist loadfile $(ARGS)
+
+compiled: $(VENV)/.saccade-dev $(older)/.installed ## compile every kernel with both tritons and record what came out
+	@$(bin)/python benchmarks/compiled.py $(ARGS)
+	@PYTHONPATH=$(older) $(bin)/python benchmarks/compiled.py $(ARGS)
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check
@@ -70,6 +76,11 @@ $(VENV)/.saccade: $(recipe) | $(bin)/python
 
 $(VENV)/.saccade-dev: $(VENV)/.saccade
 	@$(pip) --no-build-isolation --editable '.[dev]' --editable 'clients/python[images]'
+	@touch $@
+
+# Not into the environment: it has room for one triton, the one that its torch wants.
+$(older)/.installed: constraints.older.txt | $(bin)/python
+	@$(bin)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target $(older) --requirement $<
 	@touch $@
 
 $(bin)/python:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from gpu.backend import uses_triton
+from gpu.read_kernel import BLOCK, TILES, WARPS, read_kernel
 from gpu.session import Figures, Session
 from gpu.shapes import Ceilings
 from gpu.timing import Timing, measure
-
-BLOCK = 4096
-TILES = 16
-
-
-@triton.jit
-def read_kernel(source: Any, sums: Any, BLOCK: tl.constexpr, TILES: tl.constexpr) -> None:
-    """Sum ``TILES`` blocks of int32: bytes come in and almost none go out, as in attention."""
-    program = tl.program_id(0)
-    at = program.to(tl.int64) * BLOCK * TILES + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.int32)
-    for tile in range(TILES):
-        total += tl.load(source + at + tile * BLOCK)
-    tl.store(sums + program, tl.sum(total, 0))
 
 
 def measure_ceilings(session: Session, found: Figures) -> None:
@@ -40,7 +24,7 @@ def measure_ceilings(session: Session, found: Figures) -> None:
     _matmul(session, found["matmul"], size, size, size)
     for rows in (4096, 128, 32, 8, 1):
         _matmul(session, found["matmul"], min(rows, size), min(4096, size), min(11008, size))
-    ceilings = _ceilings(found)
+    ceilings = Ceilings.of(found)
     session.say(
         f"copy {ceilings.copy / 1e12:.2f} TB/s, read {ceilings.read / 1e12:.2f} TB/s, "
         f"bf16 {ceilings.flops / 1e12:.0f} TFLOP/s"
@@ -60,7 +44,7 @@ def _read(session: Session, source: torch.Tensor) -> Figures:
     sums = torch.empty(grid, dtype=torch.int32, device=session.device)
 
     def run() -> None:
-        read_kernel[grid](source, sums, BLOCK=BLOCK, TILES=TILES, num_warps=8)
+        read_kernel[grid](source, sums, BLOCK=BLOCK, TILES=TILES, num_warps=WARPS)
 
     taken = measure([run], session.device)
     assert int(sums.sum(dtype=torch.int64)) == int(source.sum(dtype=torch.int64))
@@ -88,9 +72,4 @@ def _bandwidth(taken: Timing, moved: int) -> Figures:
 
 def known_ceilings(session: Session) -> Ceilings:
     """Those this run has measured, before this part or before a restart."""
-    return _ceilings(session.figures["ceilings"])
-
-
-def _ceilings(found: Figures) -> Ceilings:
-    best = max(shape["tflop_s"] for shape in found["matmul"].values())
-    return Ceilings(found["copy"]["tb_s"] * 1e12, found["read"]["tb_s"] * 1e12, best * 1e12)
+    return Ceilings.of(session.figures["ceilings"])

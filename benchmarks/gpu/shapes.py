@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,30 @@ class Heads:
 class Ceilings:
     """Measured limits of the chip: bytes and bf16 operations a second."""
 
-    copy: float
+    copy: float  # bytes read plus bytes written
     read: float
+    weights: float  # bytes of weights that a product read
     flops: float
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Ceilings:
+        """From the figures of the part named "ceilings"."""
+        products = found["matmul"].values()
+        return cls(
+            copy=found["copy"]["tb_s"] * 1e12,
+            read=found["read"]["tb_s"] * 1e12,
+            weights=max(product["weights_tb_s"] for product in products) * 1e12,
+            flops=max(product["tflop_s"] for product in products) * 1e12,
+        )
+
+    @property
+    def memory(self) -> float:
+        """The best rate at which anything moved bytes: what nothing is expected to beat.
+
+        A step mostly reads, and reading alone is far faster than copying: over a copy's rate an
+        H200's steps take 0.76 of the least time they can.
+        """
+        return max(self.copy, self.read, self.weights)
 
 
 @dataclass(frozen=True)
@@ -57,9 +80,9 @@ class ModelShape:
 
     def decode_floor(self, batch: int, context: int, ceilings: Ceilings) -> float:
         """Seconds: every weight and every key read once, or the arithmetic if that takes longer."""
-        linear = max(2 * self.weights / ceilings.copy, 2 * self.weights * batch / ceilings.flops)
+        linear = max(2 * self.weights / ceilings.memory, 2 * self.weights * batch / ceilings.flops)
         tokens = batch * context
-        moved = self.layers * self.attention.kv_bytes(tokens) / ceilings.copy
+        moved = self.layers * self.attention.kv_bytes(tokens) / ceilings.memory
         products = 4.0 * tokens * self.attention.heads * self.attention.dim * self.layers
         return linear + max(moved, products / ceilings.flops)
 

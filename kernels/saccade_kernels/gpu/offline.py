@@ -1,22 +1,21 @@
 """Compile kernels for an H100 or H200 on a machine without a GPU, and read what came out.
 
 Registers, spills, shared memory and tensor-core instructions are facts of the compiled code, so
-the tests check every shipped form of every kernel without a GPU. Needs triton, which brings the
-assembler, and must not run under ``TRITON_INTERPRET``.
+every shipped form of every kernel is checked without a GPU (benchmarks/compiled.py). Needs triton,
+which brings the assembler, and must not run under ``TRITON_INTERPRET``.
 """
 
 from __future__ import annotations
 
-import os
+import io
 import re
-import subprocess
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -53,21 +52,21 @@ class Compiled:
 
 
 def compile_variant(variant: Variant) -> Compiled:
-    """Compile for sm_90a."""
-    compiled = triton.compile(
-        _source(variant),
-        target=GPUTarget("cuda", HOPPER, 32),
-        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
-    )
-    registers, stack = _usage(compiled.asm["cubin"])
-    code = compiled.asm["ptx"]
+    """Compile for sm_90a, whatever Triton's cache holds: the assembler's words are needed."""
+    with _assembler_log() as log:
+        compiled = triton.compile(
+            _source(variant),
+            target=GPUTarget("cuda", HOPPER, 32),
+            options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+        )
+    words, code = log.getvalue(), compiled.asm["ptx"]
     groups = len(re.findall(r"\bwgmma\.mma_async", code))
     return Compiled(
-        registers=registers,
-        stack=stack,
+        registers=_noted(r"Used (\d+) registers", words),
+        stack=_noted(r"(\d+) bytes stack frame", words),
         shared_memory=compiled.metadata.shared,
         warp_group_products=groups,
-        serialised=groups > 0 and _is_serialised(code),
+        serialised=groups > 0 and "(C751" in words,  # warnings C7510 to C7519
         warp_products=len(re.findall(r"\bmma\.sync", code)),
         warps=compiled.metadata.num_warps,
     )
@@ -92,25 +91,17 @@ def _source(variant: Variant) -> ASTSource:
     return ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, as the assembler noted them."""
-    noted = _run("cuobjdump", cubin, "-res-usage")
-    found = re.search(r"REG:(\d+) STACK:(\d+)", noted)
-    assert found is not None, noted
-    return int(found[1]), int(found[2])
+@contextmanager
+def _assembler_log() -> Iterator[io.StringIO]:
+    """What ptxas says meanwhile. Triton prints it if asked to, and only when it assembles."""
+    with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(io.StringIO()) as log:
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = True
+        yield log
 
 
-def _is_serialised(code: str) -> bool:
-    """The assembler's warnings C7510 to C7519, which Triton does not pass on."""
-    return "(C751" in _run("ptxas", code.encode(), "-v", "--gpu-name=sm_90a", "-o", os.devnull)
-
-
-def _run(tool: str, content: bytes, *options: str) -> str:
-    """All that one of the tools in Triton's package says about a file."""
-    path = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        command = [str(path), *options, file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+def _noted(pattern: str, words: str) -> int:
+    """The largest number that the assembler notes of any of the form's functions."""
+    found = re.findall(pattern, words)
+    assert found, words
+    return max(map(int, found))

@@ -13,6 +13,7 @@ keys that the block's rows see. Its body is one of three:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -306,6 +307,8 @@ def prefill(
     heads, dim = query.shape[1:]
     if config is None:
         config = tuning.prefill_config(dim, edited, query.dtype)
+    if emit is not None:
+        config = emitting(config)
     blocks = work_list(batch, config.block_m, query.device)
     slots, kv_heads = key_cache.shape[0] * PAGE_SLOTS, key_cache.shape[2]
     assert scale > 0
@@ -350,6 +353,11 @@ def prefill(
         num_stages=config.num_stages,
     )
     return output
+
+
+def emitting(config: PrefillConfig) -> PrefillConfig:
+    """How to launch the form that emits, so that it fits the registers: fewer tiles in flight."""
+    return replace(config, num_stages=min(2, config.num_stages))
 
 
 NO_WINDOW = 1 << 30

@@ -9,7 +9,7 @@ import torch
 
 from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
-from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, prefill_kernel
+from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, emitting, prefill_kernel
 from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -42,6 +42,7 @@ def variant(
     partitioned: bool = False,
 ) -> Variant:
     """One form of the kernel. How many classes a batch has makes no difference to it."""
+    config = emitting(config) if emit else config
     types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
     types |= {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")

@@ -1,97 +1,193 @@
-"""Every shipped form of every kernel, compiled for an H100 or H200 on a machine without a GPU.
+"""Every form of every kernel, compiled for an H100 or H200 on a machine without a GPU.
 
-The interpreter cannot run in a process that compiles, so the work is done in others.
+With the triton of constraints.txt, and with the older one of constraints.older.txt that `make test`
+puts into build/. All forms take the two of them some ten minutes. So what they made of each is
+recorded (`make compiled`) with a digest of what it is made of: the records must be of today's code,
+a sample with every kernel in it is compiled again, and `pytest -m long` compiles everything.
+Compilers run in processes of their own, for they cannot where the interpreter does.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton.backends.nvidia")
 
-WORKERS = 2
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = ROOT / "benchmarks/compiled.py"
+FOLDERS = ("kernels", "benchmarks")
 SHARED_MEMORY_LIMIT = 227 * 1024
 REGISTERS_OF_AN_SM = 65536
 
-KNOWN_SPILLS = {
-    "saliency16-d256-g7-c8-fp32": 32,
-    "prefill-d256-fp32-edited": 16,
-    "prefill-d128-bf16-edited-capped": 8,
-}
-"""Bytes of stack. Single precision at 256 serves no purpose but to be right, and no family that is
-served caps its scores."""
 
-SCRIPT = """
-import json, sys, warnings
-from dataclasses import asdict
-warnings.simplefilter("error")
-from saccade_kernels.gpu.offline import compile_variant
-from saccade_kernels.gpu.variants import shipped
-share, workers = map(int, sys.argv[1:])
-for index, variant in enumerate(shipped()):
-    if index % workers == share:
-        facts = {"name": variant.name, "num_warps": variant.num_warps}
-        types = {variant.types[n] for n in variant.kernel.arg_names if n in variant.types}
-        facts["halves"] = bool(types & {"*bf16", "*fp16"})
-        print(json.dumps(facts | asdict(compile_variant(variant))), flush=True)
-"""
+def version(file: str) -> str:
+    found = re.search(r"^triton==(\S+)$", (ROOT / file).read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+PINNED, OLDER = version("constraints.txt"), version("constraints.older.txt")
+COMPILERS = pytest.mark.parametrize("compiler", [PINNED, OLDER])
+
+KNOWN_SPILLS = {
+    PINNED: {
+        "saliency16-d256-g7-c8-fp32": 32,
+        "prefill-d256-fp32-edited": 16,
+        "prefill-d128-bf16-edited-capped": 8,
+    },
+    OLDER: {
+        "decode-d128-g7-c4-bf16-partitioned": 40,
+        "prefill-d128-bf16-edited-emit": 16,
+        "prefill-d128-bf16-edited-capped-emit": 8,
+        "prefill-d80-fp32-edited": 16,
+        "prefill-d96-fp32-edited": 16,
+        "class16-d256-g7-c0-fp32": 16,
+        "saliency16-d256-g7-c8-fp32": 128,
+    },
+}
+"""Bytes of stack of a thread, by compiler. No family that is served caps its scores, and single
+precision serves no purpose but to be right; the older compiler's first two serve ACT."""
+
+SAMPLE = (
+    "store-d128-bf16",
+    "stream-d4096-bf16",
+    "decode-d128-g1-c0-bf16",
+    "decode-d128-g1-c8-bf16",
+    "decode-d128-g7-c4-bf16",
+    "decode-d128-g7-c4-bf16-partitioned",
+    "decode-d128-g7-c8-bf16-emit",
+    "decode-d256-g7-c8-bf16",
+    "merge-d128-g7-c4-bf16",
+    "prefill-d128-bf16-plain",
+    "prefill-d128-bf16-edited",
+    "class32-d128-g7-c8-bf16",
+    "class32-d128-g7-c4-bf16-partitioned",
+    "offset8-d128-g7-c8-bf16",
+    "saliency16-d128-g7-c4-bf16",
+    "gradient8-d128-g7-c4-bf16",
+    "column16-d128-g7-bf16-edited",
+    "row16-d128-g7-bf16-edited",
+    "read",
+)
+"""With every kernel, and what is served most."""
+
+
+def run(compiler: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """What the script prints with one of the compilers."""
+    folder = ROOT / f"build/triton-{compiler}"
+    if compiler != PINNED and not (folder / "triton").is_dir():
+        pytest.skip(f"triton {compiler} is not in build/; `make test` puts it there")
+    path = ([str(folder)] if compiler != PINNED else []) + sys.path
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    variables |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout) if arguments else {}
+    return found
+
+
+def record(compiler: str) -> Path:
+    return ROOT / f"benchmarks/results/compiled-triton-{compiler}.json"
+
+
+@cache
+def read(compiler: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(record(compiler).read_text())
+    return document
+
+
+def forms(compiler: str) -> dict[str, Any]:
+    """The recorded facts of every form, by name."""
+    found: dict[str, Any] = read(compiler)["forms"]
+    return found
+
+
+def jitted(folder: str) -> set[str]:
+    """Names of the Triton functions that a folder's source defines."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / folder).rglob("*.py")))
+    return set(re.findall(r"^@triton\.jit.*\ndef (\w+)", text, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Facts of every variant, by name."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+def today() -> dict[str, Any]:
+    """Digest of every form of today's code, and the names of what it is made of."""
+    return run(PINNED, "--list")
 
-    def compile_share(share: int) -> str:
-        command = [sys.executable, "-c", SCRIPT, str(share), str(WORKERS)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
 
-    facts = {}
-    with ThreadPoolExecutor(WORKERS) as workers:
-        for output in workers.map(compile_share, range(WORKERS)):
-            for line in output.splitlines():
-                found = json.loads(line)
-                assert found["name"] not in facts, "two variants of one name"
-                facts[found["name"]] = found
-    return facts
+@COMPILERS
+def test_the_record_is_of_todays_code(compiler: str, today: dict[str, Any]) -> None:
+    """Otherwise: make compiled."""
+    assert read(compiler)["versions"]["triton"] == compiler
+    recorded = {name: facts["digest"] for name, facts in forms(compiler).items()}
+    assert recorded == {name: form["digest"] for name, form in today.items()}
 
 
 @pytest.mark.timeout(900)
-def test_there_are_no_spills(compiled):
-    spilled = {name: f["stack"] for name, f in compiled.items() if f["stack"]}
-    assert spilled == KNOWN_SPILLS
+@COMPILERS
+def test_a_sample_is_compiled_to_what_is_recorded(compiler: str) -> None:
+    found = run(compiler, "--only", *SAMPLE)
+    assert found == {name: forms(compiler)[name] for name in SAMPLE}
 
 
-def test_products_of_warp_groups_overlap(compiled):
+def test_the_sample_has_every_triton_function(today: dict[str, Any]) -> None:
+    everywhere = {name for form in today.values() for name in form["code"]}
+    assert {name for sampled in SAMPLE for name in today[sampled]["code"]} == everywhere
+    names = {name.split(".")[-1] for name in everywhere}
+    assert names >= {function for folder in FOLDERS for function in jitted(folder)}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@COMPILERS
+def test_everything_is_compiled_to_what_is_recorded(compiler: str, tmp_path: Path) -> None:
+    run(compiler, "--all", OUT=str(tmp_path))
+    found = json.loads((tmp_path / record(compiler).name).read_text())
+    assert found == read(compiler)
+
+
+@COMPILERS
+def test_what_spills_is_known(compiler: str) -> None:
+    spilled = {name: facts["stack"] for name, facts in forms(compiler).items() if facts["stack"]}
+    assert spilled == KNOWN_SPILLS[compiler]
+
+
+@COMPILERS
+def test_products_of_warp_groups_overlap(compiler: str) -> None:
     """A loop may be written so that each waits for the one before; only a warning says so."""
-    grouped = [f for f in compiled.values() if f["warp_group_products"]]
+    grouped = {n: facts for n, facts in forms(compiler).items() if facts["warp_group_products"]}
     assert len(grouped) > 20
-    assert not [f["name"] for f in grouped if f["serialised"]]
+    assert not [name for name, facts in grouped.items() if facts["serialised"]]
 
 
-def test_shared_memory_and_registers_fit(compiled):
-    for name, facts in compiled.items():
+@COMPILERS
+def test_shared_memory_and_registers_fit(compiler: str) -> None:
+    for name, facts in forms(compiler).items():
         assert facts["shared_memory"] <= SHARED_MEMORY_LIMIT, name
         assert facts["registers"] * 32 * facts["warps"] <= REGISTERS_OF_AN_SM, name
 
 
-def test_products_of_halves_run_on_tensor_cores(compiled):
+@COMPILERS
+def test_products_of_halves_run_on_tensor_cores(compiler: str) -> None:
     attending = ("decode-", "prefill-", "class", "saliency", "column", "row")
-    found = [f for f in compiled.values() if f["name"].startswith(attending) and f["halves"]]
-    assert len(found) > 100
-    assert not [f["name"] for f in found if not f["warp_products"] + f["warp_group_products"]]
+    of_halves = {
+        name: facts["warp_products"] + facts["warp_group_products"]
+        for name, facts in forms(compiler).items()
+        if name.startswith(attending) and facts["halves"]
+    }
+    assert len(of_halves) > 100
+    assert 0 not in of_halves.values()
 
 
-def test_decode_covers_the_shapes(compiled):
+def test_decode_covers_the_shapes(today: dict[str, Any]) -> None:
     for dim in (64, 80, 96, 128, 256):
         for group in (1, 2, 4, 7, 8) if dim == 128 else (1, 7, 8):
             for classes in (0, 1, 2, 4, 8):
-                assert f"decode-d{dim}-g{group}-c{classes}-bf16" in compiled
+                assert f"decode-d{dim}-g{group}-c{classes}-bf16" in today

@@ -1,6 +1,7 @@
 """What only a GPU can prove: captured steps, copies that nobody waits for, overlap for real."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,13 +101,29 @@ def test_graphs_eager_and_the_cpu_agree(
     assert captured.stats().cache_usage == 0
 
 
+def held_by_others() -> int:
+    """Bytes of the GPU that are not this process's tensors: contexts, other programs."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+
 @pytest.mark.parametrize("share", [0.1, 0.2])
 def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -> None:
-    """What is left after it is for graphs, libraries and other programs."""
+    """What is left after it is for graphs, libraries and other programs.
+
+    The share counts what others hold, which may change meanwhile: this process knows by how much.
+    """
+    gc.collect()
     torch.cuda.empty_cache()
-    core = core_on_gpu(cache_tokens=None, gpu_memory_utilization=share, enforce_eager=True)
-    total = torch.cuda.mem_get_info()[1]
-    assert 0.8 * share * total < torch.cuda.memory_allocated() < share * total
+    total, others = torch.cuda.mem_get_info()[1], held_by_others()
+    utilization = share + others / total
+    if utilization > 0.95:
+        pytest.skip("other programs hold the GPU's memory")
+    settings = {"cache_tokens": None, "gpu_memory_utilization": utilization}
+    core = core_on_gpu(enforce_eager=True, **settings)
+    changed = abs(held_by_others() - others)
+    allocated = torch.cuda.memory_allocated()
+    assert 0.8 * share * total - changed < allocated < share * total + changed
     assert core.info.cache_tokens > 10_000
 
 
