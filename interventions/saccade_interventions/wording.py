@@ -14,6 +14,8 @@ from pydantic_core.core_schema import ErrorType
 
 Facts = Mapping[str, Any]
 
+QUOTE = "'"
+
 SENTENCES: dict[str, str | Callable[[Facts], str]] = {
     "missing": "is required",
     "extra_forbidden": "is not a field of this object",
@@ -51,7 +53,7 @@ SENTENCES: dict[str, str | Callable[[Facts], str]] = {
     "literal_error": lambda facts: f"must be {facts['expected']}",
     "enum": lambda facts: f"must be {facts['expected']}",
     "union_tag_invalid": lambda facts: f"must be one of {facts['expected_tags']}",
-    "union_tag_not_found": "is of a type that does not belong here",
+    "union_tag_not_found": lambda facts: f"must name its {facts['discriminator'].strip(QUOTE)}",
 }
 """Error type -> the sentence's end, or how it is made of the error's facts."""
 

@@ -69,6 +69,14 @@ def _plain_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
+def _none_if_empty(value: Any) -> Any:
+    # Languages without null write every text of a message, the empty ones too.
+    return None if value == "" else value
+
+
+MaybeName = Annotated[Name | None, BeforeValidator(_none_if_empty)]
+
+
 class ImageUrl(Strict):
     """Where an image is: a data URL, or http(s) where the operator allows it."""
 
@@ -101,6 +109,15 @@ AnyPart = TextPart | ImagePart | RefusalPart
 Part = Annotated[AnyPart, Field(discriminator="type")]
 
 
+def _said(part: AnyPart) -> str:
+    match part:
+        case TextPart():
+            return part.text
+        case RefusalPart():
+            return part.refusal
+    return ""
+
+
 class FunctionCall(Strict):
     """What an assistant called, and with which arguments: an object, or its JSON text."""
 
@@ -124,7 +141,7 @@ class FunctionCall(Strict):
 class ToolCall(Strict):
     """One call of a tool in an assistant's message."""
 
-    id: Name | None = None
+    id: MaybeName = None
     type: Literal["function"] | None = None
     function: FunctionCall
 
@@ -140,7 +157,7 @@ class ChatMessage(Strict):
         ]
         | None
     ) = Field(None, validate_default=True)
-    name: Name | None = Field(None, description="Given to the chat template.")
+    name: MaybeName = Field(None, description="Given to the chat template.")
     refusal: str | None = Field(None, description="An assistant's: read as text of its message.")
     reasoning_content: str | None = Field(
         None, description="An assistant's: given to the chat template."
@@ -148,7 +165,7 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MOST_CALLS)] | None = (
         Field(None, description="An assistant's calls, read as a part of the conversation.")
     )
-    tool_call_id: Name | None = Field(None, description="A tool's: the call that it answers.")
+    tool_call_id: MaybeName = Field(None, description="A tool's: the call that it answers.")
 
     @field_validator("content")
     @classmethod
@@ -179,6 +196,6 @@ class ChatMessage(Strict):
     @property
     def characters(self) -> int:
         """How much it says, whichever field has it, calls included."""
-        said = sum(len(getattr(part, "text", getattr(part, "refusal", ""))) for part in self.parts)
+        said = sum(len(_said(part)) for part in self.parts)
         called = sum(call.function.characters for call in self.tool_calls or ())
         return said + called + len(self.refusal or "")

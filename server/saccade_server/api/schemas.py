@@ -26,6 +26,13 @@ MOST_BIASES = 1024
 MOST_ALTERNATIVES = 20
 INT64 = 2**63
 
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number, and some languages write 16 as 16.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
@@ -90,14 +97,17 @@ class Selecting(BaseModel):
 class Sampled(Strict, Selecting):
     """The fields that both generation endpoints share."""
 
-    max_tokens: int | None = Field(None, ge=1, lt=INT64)
-    max_completion_tokens: int | None = Field(
+    max_tokens: Whole | None = Field(None, ge=1, lt=INT64)
+    max_completion_tokens: Whole | None = Field(
         None,
         ge=1,
         lt=INT64,
         description="The newer name of max_tokens; both may be given if equal.",
     )
-    min_tokens: int | None = Field(
+    max_new_tokens: Whole | None = Field(
+        None, ge=1, lt=INT64, description="Hugging Face's name of max_tokens; likewise."
+    )
+    min_tokens: Whole | None = Field(
         None,
         ge=0,
         lt=INT64,
@@ -108,13 +118,13 @@ class Sampled(Strict, Selecting):
     top_p: float | None = Field(
         None, ge=0, le=1, description="0 leaves the likeliest token alone, as temperature 0 does."
     )
-    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    n: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    n: Whole | None = Field(None, ge=1)
+    seed: Whole | None = Field(None, ge=-INT64, lt=INT64)
     stop: (
         Annotated[
             Annotated[Stop, Tag("text")]
@@ -160,11 +170,12 @@ class Sampled(Strict, Selecting):
         Raises:
             BadRequest: two fields say it, and disagree.
         """
-        old, new = self.max_tokens, self.max_completion_tokens
-        if old is not None and new is not None and old != new:
-            message = "max_tokens and max_completion_tokens disagree; give one of them."
-            raise BadRequest(message, param="max_tokens")
-        return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
+        names = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if len(set(given.values())) > 1:
+            message = f"{' and '.join(given)} disagree; give one of them."
+            raise BadRequest(message, param=next(iter(given)))
+        return next(((value, name) for name, value in given.items()), (None, "max_tokens"))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -216,7 +227,7 @@ class ChatRequest(Sampled, Templated):
 
     messages: Messages
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
     parallel_tool_calls: Any = Field(None, description=describe("parallel_tool_calls"))
 
 
@@ -239,7 +250,7 @@ class CompletionRequest(Sampled):
         ),
     ]
     # Clients that know the chat's logprobs send false; true would not say how many.
-    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(
+    logprobs: Annotated[Whole | None, BeforeValidator(_false_is_none)] = Field(
         None,
         ge=0,
         le=MOST_ALTERNATIVES,

@@ -38,7 +38,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1.0,),
     "logits_processors": (),
     "lora_path": (),
-    "max_new_tokens": (),
     "media_io_kwargs": (),
     "min_new_tokens": (0,),
     "mirostat": (0,),
@@ -148,7 +147,7 @@ def refuse_unsupported(
     ``thinks``: the model may think before it answers, so asking it not to asks for something.
     """
     _refuse_many(extra)
-    refuse_near_misses(extra)
+    refuse_near_misses(name for name, value in extra.items() if value not in (None, {}))
     for name, value in extra.items():
         harmless = () if name.startswith(GUIDED) else known.get(name)
         if name in UNCALLED and extra.get(UNCALLED[name]) == "none":

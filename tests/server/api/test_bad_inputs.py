@@ -134,7 +134,6 @@ UNSUPPORTED = {
     "ebnf": "x",
     "lora_path": "x",
     "custom_logit_processor": "x",
-    "max_new_tokens": 3,
     "typical_p": 0.5,
     "stop_regex": "x",
     "no_stop_trim": True,

@@ -106,6 +106,26 @@ def test_what_a_union_expects(server):
         assert expected in refused(server, **fields)["message"]
 
 
+def test_a_part_may_have_the_fields_of_all_parts(server, tools):
+    """SDKs with one class for all of them write every field; the type decides."""
+    nulls = dict.fromkeys(["text", "refusal", "image_url", "input_audio", "file"])
+    for image_url in ({"url": tools.picture}, tools.picture):
+        image = {**nulls, "type": "image_url", "image_url": image_url}
+        content = [{**nulls, "type": "text", "text": "a"}, image, image | {"text": "x"}]
+        assert server.chat(messages=[{"role": "user", "content": content}]).status_code == 200
+        assert len(server.engine.requests[-1].images) == 2
+
+
+def test_an_empty_name_is_none(server):
+    fields = {"name": "", "tool_call_id": ""}
+    assert prompt_of(server, messages=[USER | fields]) == "<user>Hi<assistant>"
+
+
+def test_a_part_names_its_type(server):
+    error = refused(server, messages=[{"role": "user", "content": [{"text": "x"}]}])
+    assert error["message"] == "messages[0].content[0] must name its type."
+
+
 def test_types_of_parts_are_listed(server):
     error = refused(server, messages=[{"role": "user", "content": [{"type": "input_text"}]}])
     assert error["param"] == "messages[0].content[0]"

@@ -25,17 +25,40 @@ def text_of(answer):
         {"max_tokens": 4, "max_completion_tokens": 4},
         {"max_completion_tokens": 4},
         {"max_tokens": 4, "max_completion_tokens": None},
+        {"max_tokens": 4, "max_new_tokens": 4},
+        {"max_new_tokens": 4},
+        {"max_tokens": 4.0},
     ],
 )
-def test_a_limit_has_two_names(server, post, fields):
+def test_a_limit_has_three_names(server, post, fields):
     assert post(**fields).json()["usage"]["completion_tokens"] == 4
     assert server.engine.requests[-1].sampling.max_tokens == 4
 
 
 def test_a_limit_too_large_is_refused_by_its_name(post):
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
         error = post(**{name: 10_000}).json()["error"]
         assert (error["code"], error["param"]) == ("context_length_exceeded", name)
+
+
+def test_limits_that_disagree_are_refused(post):
+    error = post(max_completion_tokens=4, max_new_tokens=5).json()["error"]
+    assert error["param"] == "max_completion_tokens"
+    assert "max_new_tokens" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "min_tokens", "n", "seed", "top_k"])
+def test_a_whole_number_may_have_a_point_and_nothing_behind_it(post, name):
+    assert post(**{name: 2.0}).status_code == 200
+    for value in (2.5, True, "2", 1e300):
+        assert post(**{name: value}).json()["error"]["param"] == name
+
+
+def test_a_near_miss_that_asks_for_nothing_is_let_through(post):
+    for fields in ({"extra_body": {}}, {"extra_body": None}, {"steering": None}):
+        assert post(**fields).status_code == 200
+    for value in ([], False, 0, {"a": 1}):  # an empty list would be an answer without a profile
+        assert post(extra_body=value).status_code == 400
 
 
 def test_top_p_0_reaches_the_engine(server, post):

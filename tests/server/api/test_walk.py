@@ -70,6 +70,7 @@ NOWHERE = Verdict(no_effect=True)
 SAMPLED = {
     "max_tokens": number([1, 5], [], [0, -1, 1.5, 2**63, True]),
     "max_completion_tokens": number([1, 5], [], [0, -1, 1.5, 2**63, True]),
+    "max_new_tokens": number([1, 5.0], [], [0, -1, 1.5, 2**63, True]),
     "min_tokens": number([1, 9], [0], [-1, 1.5, 600, True]),
     "temperature": number([0, 0.5, 2], [1, 1.0], [-1, 3, True]),
     "top_p": number([0, 0.5], [1], [-0.1, 1.1, True]),
@@ -152,11 +153,11 @@ VERDICTS = {
     "ChatMessage.content": Verdict(
         ["x", [{"type": "text", "text": "x"}]], [], [5, {}, [{}], []], null=False
     ),
-    "ChatMessage.name": Verdict(["ann"], [], ["", 5, "x" * 300]),
+    "ChatMessage.name": Verdict(["ann"], [""], [5, "x" * 300]),
     "ChatMessage.refusal": Verdict(["no"], [""], [5, []]),
     "ChatMessage.reasoning_content": Verdict(["hm"], [""], [5, []]),
     "ChatMessage.tool_calls": Verdict([[CALL]], [[]], [{}, "x", [{}]]),
-    "ChatMessage.tool_call_id": Verdict(["c"], [], ["", 5]),
+    "ChatMessage.tool_call_id": Verdict(["c"], [""], [5]),
     "TextPart.type": Verdict(refused=["x", 5, None]),
     "TextPart.text": Verdict(["x", ""], [], [5, None]),
     "ImagePart.type": Verdict(refused=["x", 5, None]),
@@ -165,7 +166,7 @@ VERDICTS = {
     "ImageUrl.detail": NOWHERE,
     "RefusalPart.type": Verdict(refused=["x", 5, None]),
     "RefusalPart.refusal": Verdict(["x", ""], [], [5, None]),
-    "ToolCall.id": Verdict(["d"], ["c"], ["", 5], null=False),
+    "ToolCall.id": Verdict(["d", ""], ["c"], [5], null=False),
     "ToolCall.type": Verdict([], ["function"], ["x", 5]),
     "ToolCall.function": Verdict([{"name": "g"}], [], ["x", {}, 5, None]),
     "FunctionCall.name": Verdict(["g"], [], ["", 5, None]),
