@@ -58,7 +58,7 @@ async def serve_core(
         with closing(app.state.services):
             transport = httpx2.ASGITransport(app=app)
             async with httpx2.AsyncClient(
-                transport=transport, base_url="http://saccade", timeout=None
+                transport=transport, base_url="http://localhost", timeout=None
             ) as client:
                 yield client
     finally:

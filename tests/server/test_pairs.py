@@ -58,7 +58,7 @@ def test_every_pair_runs_or_says_why_not(overlap: bool) -> None:
         app = create_app(engine, prompts, Registry.discover(), ApiSettings("m", access_log=False))
         try:
             async with httpx2.AsyncClient(
-                transport=httpx2.ASGITransport(app=app), base_url="http://saccade", timeout=None
+                transport=httpx2.ASGITransport(app=app), base_url="http://localhost", timeout=None
             ) as client:
                 await compare(client, app.state.services)
         finally:
