@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 
 from saccade_server.api import examples
 from saccade_server.api.answers import Answer
+from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import chat_logprobs
@@ -73,8 +74,10 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     how = templating(services.prompts, body)
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, headers)
-    prompt = await prepare_chat(services, body.messages, selection.interventions, how)
-    work = generation(services, body, [prompt], params, body.length[0])
+    deadline = Deadline(services.settings.request_timeout)
+    async with deadline.kept():
+        prompt = await prepare_chat(services, body.messages, selection.interventions, how)
+    work = generation(services, body, [prompt], params, body.length[0], deadline)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.ignored)
     return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored)

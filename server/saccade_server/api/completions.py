@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 
 from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
+from saccade_server.api.deadline import Deadline
 from saccade_server.api.generation import Delta
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import completion_logprobs
@@ -68,21 +69,23 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     params = sampling_params(services, body, body.logprobs)
     selection = select(services, body, headers)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
-    prompts = [
-        await prepare_completion(
-            services,
-            prompt,
-            selection.interventions,
-            f"prompt[{at}]" if several else "prompt",
-            body.add_special_tokens is not False,
-        )
-        for at, prompt in enumerate(asked)
-    ]
+    deadline = Deadline(services.settings.request_timeout)
+    async with deadline.kept():
+        prompts = [
+            await prepare_completion(
+                services,
+                prompt,
+                selection.interventions,
+                f"prompt[{at}]" if several else "prompt",
+                body.add_special_tokens is not False,
+            )
+            for at, prompt in enumerate(asked)
+        ]
     length, _ = body.length
     if length is None:
         shortest = min(services.room - item.length for item in prompts)
         length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
-    work = generation(services, body, prompts, params, length)
+    work = generation(services, body, prompts, params, length, deadline)
     ignored = note_ignored(services, body, COMPLETION)
     return Answer(services, selection, prompts, work, "cmpl", "text_completion", ignored)
 

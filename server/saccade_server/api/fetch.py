@@ -20,8 +20,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from saccade_server.api.data_urls import too_large
 from saccade_server.api.errors import BadRequest, Unprocessable
-from saccade_server.api.media import too_large
 from saccade_server.api.settings import ApiSettings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from saccade_interventions.errors import Code, InterventionError
-from saccade_server.api.errors import ApiError, EngineFailure, draining
+from saccade_server.api.deadline import Deadline, too_late
+from saccade_server.api.errors import EngineFailure, draining
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.observe import error_log, request_id
 from saccade_server.api.receipts import Run
@@ -166,12 +167,12 @@ class Generation:
         engine: EngineClient,
         lifecycle: Lifecycle,
         choices: Sequence[Choice],
-        timeout: float,
+        deadline: Deadline,
     ) -> None:
         self.choices = choices
         self._engine = engine
         self._lifecycle = lifecycle
-        self._timeout = timeout
+        self._deadline = deadline
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._timers: list[asyncio.TimerHandle] = []
@@ -185,10 +186,7 @@ class Generation:
     async def __aenter__(self) -> Generation:
         self._exit.enter_context(self._lifecycle.on_stop(lambda: self._fail(draining())))
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
-        late = ApiError("The answer took too long.", code="request_timeout")
-        late.status = 504
-        late.headers = {"x-should-retry": "false"}
-        self._later(self._timeout, None, late)
+        self._later(self._deadline.left, None, too_late())
         return self
 
     async def __aexit__(self, *error: object) -> None:

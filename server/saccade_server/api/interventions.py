@@ -11,6 +11,7 @@ from saccade_interventions.errors import InterventionError
 from saccade_interventions.parsing import FIELD
 from saccade_server.api import examples
 from saccade_server.api.catalog_replies import Method, MethodList, Validation
+from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.openapi import POSTED, operation
@@ -70,18 +71,19 @@ def interventions_router(services: Services) -> APIRouter:
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
-        if body.messages is not None:
-            how = templating(services.prompts, body)
-            response.headers.update(note_ignored(services, body, ignored=how.ignored))
-            work = prepare_chat(services, body.messages, interventions, how)
-            prepared = await unless_disconnected(request.receive, work)
-        elif body.prompt_tokens is not None:
-            tokens = body.prompt_tokens
-            work = prepare_completion(services, tokens, interventions, "prompt_tokens")
-            prepared = await unless_disconnected(request.receive, work)
-        else:
-            check = partial(check_for_some_prompt, services, interventions)
-            await services.in_worker(check)
+        async with Deadline(services.settings.request_timeout).kept():
+            if body.messages is not None:
+                how = templating(services.prompts, body)
+                response.headers.update(note_ignored(services, body, ignored=how.ignored))
+                work = prepare_chat(services, body.messages, interventions, how)
+                prepared = await unless_disconnected(request.receive, work)
+            elif body.prompt_tokens is not None:
+                tokens = body.prompt_tokens
+                work = prepare_completion(services, tokens, interventions, "prompt_tokens")
+                prepared = await unless_disconnected(request.receive, work)
+            else:
+                check = partial(check_for_some_prompt, services, interventions)
+                await services.in_worker(check)
         if prepared is not None:
             check_group(services, prepared)
         if body.messages is None:

@@ -1,33 +1,33 @@
 """From messages or a plain prompt to tokens, images and a plan; all checks, no engine.
 
 Cheap checks come first, then images are fetched and decoded, then the prompt is rendered, then the
-interventions are compiled for it. The CPU work runs in worker threads.
+interventions are compiled for it. The CPU work runs in worker threads, that of images in others
+than that of texts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from PIL import Image
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.plan import Plan
 from saccade_server.api.branches import branches_of
+from saccade_server.api.data_urls import is_data_url
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.fetch import FetchBudget
 from saccade_server.api.limits import check_conversation, too_long
-from saccade_server.api.media import ImageBudget, is_data_url, read_data_url
 from saccade_server.api.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.services import Services
 from saccade_server.api.templating import Templating
 from saccade_server.api.tool_history import converted
 from saccade_server.engine.request import BranchInput
 from saccade_server.models.conversation import Message, PromptError
+from saccade_server.models.images import Pixels
 from saccade_server.models.prompt import RenderedPrompt
 
 UNREAD_MESSAGE_FIELDS = {
@@ -71,10 +71,10 @@ async def rendering(
 ) -> Callable[[], RenderedPrompt]:
     """Check a conversation and get its images; what comes back renders it, in a worker."""
     _check_messages(services, messages)
-    files = await _fetch_images(services, messages)
+    pixels = await services.images.prepare(await _sources(services, messages))
 
     def work() -> RenderedPrompt:
-        converted = _convert(services, messages, files)
+        converted = _convert(messages, pixels)
         with refusing("messages"):
             return services.prompts.chat(converted, **how.options)
 
@@ -146,9 +146,10 @@ def _path(message: int, part: int) -> str:
     return f"messages[{message}].content[{part}].image_url"
 
 
-async def _fetch_images(services: Services, messages: Sequence[ChatMessage]) -> dict[str, bytes]:
-    """Fetch what is not in the request itself, keyed by path."""
-    wanted = {path: url for path, _, url in _images(messages) if not is_data_url(url)}
+async def _sources(services: Services, messages: Sequence[ChatMessage]) -> dict[str, str | bytes]:
+    """Data URLs, and the files behind other URLs, keyed by path."""
+    urls = {path: url for path, _, url in _images(messages)}
+    wanted = {path: url for path, url in urls.items() if not is_data_url(url)}
     budget = FetchBudget(services.settings.max_fetched_bytes)
     fetch = services.fetcher.fetch
     try:
@@ -158,21 +159,15 @@ async def _fetch_images(services: Services, messages: Sequence[ChatMessage]) -> 
             }
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return {path: task.result() for path, task in files.items()}
+    return urls | {path: task.result() for path, task in files.items()}
 
 
-def _convert(
-    services: Services, messages: Sequence[ChatMessage], files: dict[str, bytes]
-) -> list[Message]:
-    """Decode the images and put everything into the words of the models room."""
-    budget = ImageBudget(services.settings)
+def _convert(messages: Sequence[ChatMessage], pixels: Mapping[str, Pixels]) -> list[Message]:
+    """Put everything into the words of the models room."""
 
-    def part_of(part: AnyPart, path: str) -> str | Image.Image:
+    def part_of(part: AnyPart, path: str) -> str | Pixels:
         if isinstance(part, ImagePart):
-            limit = services.settings.max_image_bytes
-            fetched = path in files
-            data = files[path] if fetched else read_data_url(part.image_url.url, limit, path)
-            return budget.decode(data, path)
+            return pixels[path]
         return part.refusal if isinstance(part, RefusalPart) else part.text
 
     made = []

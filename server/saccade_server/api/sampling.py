@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from saccade_server.api.branches import image_input, room_for_all
+from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.rendering import Prepared, check_tokens
@@ -57,6 +58,7 @@ def generation(
     prompts: Sequence[Prepared],
     params: SamplingParams,
     max_tokens: int | None,
+    deadline: Deadline,
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
     first = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
@@ -75,8 +77,7 @@ def generation(
             named = prepared.methods
             stops = StopStrings(body.stops)
             choices.append(Choice(len(choices), request, decoder, stops, ends, named))
-    timeout = services.settings.request_timeout
-    return Generation(services.engine, services.lifecycle, choices, timeout)
+    return Generation(services.engine, services.lifecycle, choices, deadline)
 
 
 def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:

@@ -18,6 +18,7 @@ from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.conflicts import find_conflicts
 from saccade_server.api.errors import NotFound, bounded
 from saccade_server.api.fetch import ImageFetcher
+from saccade_server.api.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.noeffect import IgnoredLog
 from saccade_server.api.settings import ApiSettings
@@ -50,17 +51,19 @@ class Services:
     ignored: IgnoredLog = field(default_factory=IgnoredLog)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     workers: ThreadPoolExecutor = field(init=False)
+    images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
 
     def __post_init__(self) -> None:
-        # Not asyncio's own pool: whatever else runs there would wait behind images and prompts.
+        # Not asyncio's own pool: whatever else runs there would wait behind prompts.
         workers = ThreadPoolExecutor(self.settings.prompt_workers, "saccade-prompt")
         object.__setattr__(self, "workers", workers)
+        object.__setattr__(self, "images", ImageWorkers(self.settings, self.prompts))
         store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
         object.__setattr__(self, "artifacts", store)
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
-        """Run CPU work off the event loop, a bounded number at a time.
+        """Run CPU work other than images off the event loop, a bounded number at a time.
 
         A thread cannot be stopped: when the client leaves, work that has begun goes on and keeps
         its worker. Otherwise clients that leave at once could start any number of them.
@@ -71,6 +74,7 @@ class Services:
         """End what is still being generated, and the threads once they are idle."""
         self.lifecycle.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
+        self.images.close()
         self.fetcher.close()
         self.artifacts.close()
 

@@ -15,7 +15,9 @@ class ApiSettings:
     ``artifacts`` is the folder of artifacts; None: a private one that is gone when the server ends.
     ``admin_keys`` open the upload of artifacts; without one nobody may upload.
     ``max_fetched_bytes`` is what the images of one request may have together that the server
-    fetches itself.
+    fetches itself. ``max_pixels_in_flight`` is what the images of all requests may have together
+    from when they are accepted until they are what the model takes. ``request_timeout`` counts
+    from when the body has been read: waiting, fetching, decoding, rendering and generating.
     """
 
     served_model_name: str
@@ -47,7 +49,7 @@ class ApiSettings:
     max_fetched_bytes: int = 64 * MIB
     max_image_pixels: int = 50_000_000
     max_request_pixels: int = 100_000_000  # all images of a request together
-    min_image_side: int = 2
+    max_pixels_in_flight: int = 200_000_000
     max_image_aspect: float = 200.0
 
     header_timeout: float = 20.0  # from the connection, or a request's first byte, to its head
@@ -59,5 +61,6 @@ class ApiSettings:
     shutdown_timeout: float = 30.0
     sse_keep_alive: float = 15.0
 
-    prompt_workers: int = 2  # threads that decode images and render prompts
+    prompt_workers: int = 2  # threads that parse large bodies and render prompts
+    image_workers: int = 2  # threads that decode images; very large ones have one more
     access_log: bool = True

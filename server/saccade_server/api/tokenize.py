@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from saccade_server.api import examples
+from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.openapi import POSTED, operation
@@ -24,7 +25,7 @@ def tokenize_router(services: Services) -> APIRouter:
     """Make the routes."""
     router = APIRouter(tags=["Tokens"])
     to_tokens = operation(
-        Tokenized, body=TokenizeRequest, examples=examples.TOKENIZE, refusals=(*POSTED, 422)
+        Tokenized, body=TokenizeRequest, examples=examples.TOKENIZE, refusals=(*POSTED, 422, 504)
     )
     to_text = operation(
         Detokenized, body=DetokenizeRequest, examples=examples.DETOKENIZE, refusals=POSTED
@@ -35,8 +36,9 @@ def tokenize_router(services: Services) -> APIRouter:
         """Tokens of a prompt or of a conversation, its images expanded. Nothing is generated."""
         body = await read_body(services, request, TokenizeRequest)
         services.check_model(body.model)
-        work = _rendered(services, body, response)
-        tokens = (await unless_disconnected(request.receive, work)).tokens
+        async with Deadline(services.settings.request_timeout).kept():
+            work = _rendered(services, body, response)
+            tokens = (await unless_disconnected(request.receive, work)).tokens
         names = list(map(services.prompts.token_name, tokens)) if body.return_token_strs else None
         return {
             "count": len(tokens),

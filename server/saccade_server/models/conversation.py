@@ -19,6 +19,8 @@ from typing import Any
 
 from PIL.Image import Image
 
+from saccade_server.models.images import Pixels
+
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -28,7 +30,9 @@ ROLES = {
 }
 """Role of a message -> the role that templates know it by."""
 
-Part = str | Image
+Picture = Image | Pixels
+"""A picture, or what the model's preprocessing made of one."""
+Part = str | Picture
 
 
 class PromptError(ValueError):
@@ -59,7 +63,7 @@ class Message:
     call_id: str | None = None
 
     @property
-    def images(self) -> list[Image]:
+    def images(self) -> list[Picture]:
         """The images, in order."""
         return [part for part in self.parts if not isinstance(part, str)]
 

@@ -2,6 +2,12 @@
 
 Runs in the API process: it reads configurations, never weights. Always the PIL backend, so that
 the pixels do not depend on whether torchvision is installed.
+
+Images of up to LARGE_PIXELS reach the processor whole. Of larger ones it gets a picture that was
+made smaller by a whole number, but is still REDUCING_GAP times as large, along each side, as what
+the processor makes of it. The values that the tower sees then differ from those of the whole image
+by rounding and by the tails of the processor's filter: in a test with fine noise by less than 2 of
+255 steps in the mean.
 """
 
 from __future__ import annotations
@@ -17,6 +23,11 @@ from transformers import AutoImageProcessor
 
 from saccade_server.models.base import Grid
 from saccade_server.models.folder import UnsupportedModelError, named
+
+LARGE_PIXELS = 16 * 1024 * 1024
+"""Pixels of an image that is decoded whole, whatever the model makes of it: most photographs."""
+REDUCING_GAP = 3
+"""Pillow's advice for reducing in two steps without a visible difference."""
 
 
 class Pixels(NamedTuple):
@@ -65,16 +76,33 @@ class ImagePreprocessor:
             ) from error
         return preprocessor
 
+    def reduction(self, width: int, height: int) -> int:
+        """By how much the sides of an image may be divided before it is preprocessed.
+
+        1 for all that is not large. What a processor crops is counted as if it were kept.
+        """
+        if width * height <= LARGE_PIXELS:
+            return 1
+        if hasattr(self._processor, "get_number_of_image_patches"):
+            try:
+                patches = self._processor.get_number_of_image_patches(height, width)
+            except ValueError:
+                return 1  # refused when it is prepared
+            taken = patches * self._config.vision_config.patch_size**2
+            smaller = math.sqrt(width * height / taken)
+        else:
+            smaller = min(width, height) / max(self._sides())
+        return max(int(smaller / REDUCING_GAP), 1)
+
     def prepare(self, image: Image) -> Pixels:
         """Preprocess one image.
 
         Raises:
             ValueError: the processor refuses it, for instance a side is 200 times the other.
         """
+        image = image if image.mode == "RGB" else image.convert("RGB")
         # Without a stated format, an image one or three pixels high passes for channels first.
-        made = self._processor(
-            image.convert("RGB"), return_tensors="np", input_data_format="channels_last"
-        )
+        made = self._processor(image, return_tensors="np", input_data_format="channels_last")
         grids = made.get("image_grid_thw")
         if grids is None:
             pixels = _float32(made["pixel_values"][0])
@@ -91,6 +119,12 @@ class ImagePreprocessor:
         class_tokens = 1 if vision.model_type == "clip_vision_model" else 0
         dropped = 1 if self._config.vision_feature_select_strategy == "default" else 0
         return patches + class_tokens - dropped
+
+    def _sides(self) -> list[int]:
+        """The lengths that a processor of fixed sizes resizes to, and the tower's own."""
+        size = self._processor.size
+        named = [size[name] for name in ("height", "width", "shortest_edge") if name in size]
+        return [self._config.vision_config.image_size, *(side for side in named if side)]
 
     def _check(self) -> None:
         vision = self._config.vision_config

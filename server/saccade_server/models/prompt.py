@@ -133,6 +133,25 @@ class PromptProcessor:
         source = self._chat.template.source if self._chat else ""
         return any("think" in text.lower() for text in (source, *self._encoder.controls.all))
 
+    def reduction(self, width: int, height: int) -> int:
+        """By how much the sides of an image may be divided before the model's processor sees it."""
+        return self._images.reduction(width, height) if self._images else 1
+
+    def prepare_image(self, image: Image) -> Pixels:
+        """Preprocess one image, which takes long: chat() only inserts what comes of it.
+
+        Raises:
+            PromptError: the model takes no images, or not this one.
+        """
+        if self._images is None:
+            raise PromptError("this model does not accept images")
+        try:
+            return self._images.prepare(image)
+        except ValueError as error:
+            size = f"{image.width}x{image.height}"
+            message = f"the model's image processor refuses an image of {size} pixels"
+            raise PromptError(message) from error
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -208,13 +227,10 @@ class PromptProcessor:
         exact = self._bytes.of(token)
         return exact.decode(errors="replace"), exact
 
-    def _prepare(self, images: Sequence[Image]) -> list[Pixels]:
-        if images and self._images is None:
-            raise PromptError("this model does not accept images")
-        try:
-            return [self._images.prepare(image) for image in images] if self._images else []
-        except ValueError as error:
-            raise PromptError(f"an image cannot be used: {error}") from error
+    def _prepare(self, images: Sequence[Image | Pixels]) -> list[Pixels]:
+        return [
+            image if isinstance(image, Pixels) else self.prepare_image(image) for image in images
+        ]
 
     def _check_template(self) -> None:
         """Refuse a template that nothing can be written with, rather than all that comes later."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import codecs
-import hashlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from saccade_server.engine.request import (
 )
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
+from saccade_server.models.images import Pixels
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 
 EOS = 256
@@ -108,7 +108,8 @@ class BytePrompts:
                 if isinstance(part, str):
                     add(part)
                 else:
-                    images.append(self.prepare(part, len(tokens)))
+                    place = (part.digest(), len(tokens), part.features)
+                    images.append(PreparedImage(*place, part.pixels, part.grid))
                     tokens.extend([IMAGE] * IMAGE_LENGTH)
                     offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
         if continue_final_message:
@@ -117,11 +118,13 @@ class BytePrompts:
             add("<assistant>")
         return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
 
-    def prepare(self, image: Image.Image, start: int) -> PreparedImage:
+    def reduction(self, width: int, height: int) -> int:
+        return 1
+
+    def prepare_image(self, image: Image.Image) -> Pixels:
         assert image.mode == "RGB"
         pixels = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-        return PreparedImage(digest, start, IMAGE_LENGTH, pixels, None)
+        return Pixels(pixels, None, IMAGE_LENGTH)
 
     def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True
