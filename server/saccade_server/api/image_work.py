@@ -1,9 +1,10 @@
 """Where images are opened, decoded and preprocessed: threads and a budget of their own.
 
-A small file may hold tens of millions of pixels, so images never share a queue with text. A request
-takes the pixels of all its images from one budget before any is decoded, and has one image at a
-time in the threads, so requests take turns. Large images wait for a thread of their own: however
-many there are, photographs pass them, and only one picture of that size is unpacked in memory.
+A small file may hold tens of millions of pixels, so images never share a queue with text. Headers
+are read in one thread, which is quick; then a request takes the pixels of all its images from one
+budget, or is refused at once. It has one image at a time in the threads that decode, so requests
+take turns. Large images wait for a thread of their own: however many there are, photographs pass
+them, and only one picture of that size is unpacked in memory.
 
 The budget bounds how long the queue is; memory is bounded by the threads. While it is decoded, a
 large picture needs 4 bytes a pixel, a WebP up to 16; what is kept is what the model takes.
@@ -73,6 +74,7 @@ class ImageWorkers:
         self.budget = PixelBudget(settings.max_pixels_in_flight)
         self._settings = settings
         self._prompts = prompts
+        self._headers = ThreadPoolExecutor(1, "saccade-image-header")
         self._threads = ThreadPoolExecutor(settings.image_workers, "saccade-image")
         self._large = ThreadPoolExecutor(1, "saccade-large-image")
 
@@ -88,7 +90,7 @@ class ImageWorkers:
         """
         limits = ImageBudget(self._settings)
         opened = [
-            await _result(self._threads.submit(limits.open, source, path))
+            await _result(self._headers.submit(limits.open, source, path))
             for path, source in sources.items()
         ]
         made: dict[str, Pixels] = {}
@@ -102,7 +104,7 @@ class ImageWorkers:
 
     def close(self) -> None:
         """End the threads once they are idle."""
-        for threads in (self._threads, self._large):
+        for threads in (self._headers, self._threads, self._large):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _pixels(self, image: OpenedImage) -> Pixels:

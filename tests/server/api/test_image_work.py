@@ -1,0 +1,274 @@
+"""Images in threads and a budget of their own: texts never wait, and everything is given back."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from saccade_server.api import image_work
+from saccade_server.api.deadline import Deadline
+from saccade_server.api.errors import ApiError
+from saccade_server.models.prompt import PromptError
+
+SIDE = 40
+PIXELS = SIDE * SIDE
+
+
+class Gate:
+    """Holds every picture in its thread until it is opened."""
+
+    def __init__(self, server, monkeypatch):
+        self.seen = []
+        self.begun = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.honest = server.prompts.prepare_image
+        monkeypatch.setattr(server.prompts, "prepare_image", self.pass_through, raising=False)
+
+    def pass_through(self, image):
+        self.seen.append(image.size)
+        self.begun.release()
+        assert self.open.wait(60)
+        return self.honest(image)
+
+    def wait_for(self, count):
+        for _ in range(count):
+            assert self.begun.acquire(timeout=60)
+
+
+@pytest.fixture
+def picture(tools):
+    """Pictures of PIXELS pixels, each different, or of another size."""
+
+    def make(shade=0, size=(SIDE, SIDE)):
+        return tools.data_url(tools.encode(Image.new("L", size, shade)))
+
+    return make
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor(8) as threads:
+        yield threads.submit
+
+
+def ask(server, tools, *urls, **fields):
+    return server.chat(messages=tools.image_messages(*urls), **fields)
+
+
+def budget_of(server):
+    return server.app.state.services.images.budget
+
+
+def leaving_client(server, tools, url):
+    """A client with an open request, which leaves when this is closed."""
+    body = json.dumps(tools.chat_body(messages=tools.image_messages(url))).encode()
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    )
+    return contextlib.closing(client)
+
+
+def test_texts_never_wait_for_images(make_server, tools, monkeypatch, picture, background):
+    server = make_server(image_workers=2)
+    gate = Gate(server, monkeypatch)
+    asked = [background(ask, server, tools, picture(shade)) for shade in range(4)]
+    gate.wait_for(2)
+    assert server.chat().status_code == 200
+    tokens = {"model": tools.model, "prompt": "Hi"}
+    assert server.http.post("/v1/completions", json=tokens).status_code == 200
+    entry = {"interventions": [], "messages": tools.chat_body()["messages"]}
+    validated = server.http.post("/v1/interventions/validate", json=entry)
+    assert validated.status_code == 200
+    assert len(gate.seen) == 2
+    gate.open.set()
+    assert [answer.result().status_code for answer in asked] == [200] * 4
+    assert budget_of(server).taken == 0
+
+
+def test_the_budget_refuses_and_is_given_back(make_server, tools, monkeypatch, picture, background):
+    server = make_server(max_pixels_in_flight=2 * PIXELS + 1, image_workers=1)
+    gate = Gate(server, monkeypatch)
+    asked = [background(ask, server, tools, picture(shade)) for shade in range(2)]
+    gate.wait_for(1)
+    tools.wait_for(lambda: budget_of(server).taken == 2 * PIXELS, 60)
+    refused = ask(server, tools, picture(2))
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("overloaded_error", "server_overloaded")
+    assert server.chat().status_code == 200
+    gate.open.set()
+    assert [answer.result().status_code for answer in asked] == [200] * 2
+    assert budget_of(server).taken == 0
+    assert ask(server, tools, picture(2)).status_code == 200
+
+
+def test_what_will_never_fit_is_not_told_to_try_again(make_server, tools, picture):
+    server = make_server(max_pixels_in_flight=2 * PIXELS)
+    assert ask(server, tools, picture(0), picture(1)).status_code == 200
+    refused = ask(server, tools, picture(0), picture(1), picture(2))
+    assert refused.status_code == 400
+    assert "retry-after" not in refused.headers
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("image_too_large", "messages")
+    assert f"{3 * PIXELS} pixels" in error["message"]
+
+
+def fail(error):
+    def prepare(image):
+        raise error
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(PromptError("too odd"), 400), (RuntimeError("secret"), 500)]
+)
+def test_errors_give_back(server, tools, monkeypatch, picture, error, status):
+    monkeypatch.setattr(server.prompts, "prepare_image", fail(error), raising=False)
+    answer = ask(server, tools, picture(0), picture(1))
+    assert answer.status_code == status
+    assert "secret" not in answer.text
+    if status == 400:
+        assert answer.json()["error"]["message"] == "Too odd."
+        assert answer.json()["error"]["param"] == "messages[0].content[0].image_url"
+    assert budget_of(server).taken == 0
+
+
+def test_damaged_images_give_back(server, tools):
+    whole = tools.encode(Image.effect_noise((SIDE, SIDE), 50))
+    answer = ask(server, tools, tools.picture, tools.data_url(whole[:500]))
+    assert answer.json()["error"]["param"] == "messages[0].content[1].image_url"
+    assert budget_of(server).taken == 0
+
+
+def test_a_client_that_leaves(make_server, tools, monkeypatch, picture):
+    """Work that has begun keeps its pixels until it ends; work that has not is never done."""
+    server = make_server(image_workers=1)
+    gate = Gate(server, monkeypatch)
+    lifecycle = server.app.state.lifecycle
+    with leaving_client(server, tools, picture(0)):
+        gate.wait_for(1)
+        with leaving_client(server, tools, picture(1)):
+            tools.wait_for(lambda: lifecycle.in_flight == 2, 60)
+        tools.wait_for(lambda: lifecycle.in_flight == 1, 60)
+    tools.wait_for(lambda: not lifecycle.in_flight, 60)
+    assert budget_of(server).taken == PIXELS
+    gate.open.set()
+    tools.wait_for(lambda: budget_of(server).taken == 0, 60)
+    assert ask(server, tools, picture(2)).status_code == 200
+    assert len(gate.seen) == 2
+    assert len(server.engine.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_decoding_counts_towards_the_deadline(make_server, tools, monkeypatch, picture, stream):
+    server = make_server(request_timeout=0.2)
+    gate = Gate(server, monkeypatch)
+    late = ask(server, tools, picture(), stream=stream)
+    assert late.status_code == 504
+    assert late.json()["error"]["code"] == "request_timeout"
+    assert late.headers["x-should-retry"] == "false"
+    gate.open.set()
+    tools.wait_for(lambda: budget_of(server).taken == 0, 60)
+    assert not server.engine.requests
+
+
+def test_fetching_counts_towards_the_deadline(make_server, tools, monkeypatch):
+    server = make_server(request_timeout=0.2, allow_image_urls=True)
+
+    async def never(*arguments):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(server.app.state.services.fetcher, "fetch", never)
+    late = ask(server, tools, "https://images.example/x.png")
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/completions", {"prompt": ["Hi", "Ho"]}),
+        ("/v1/interventions/validate", {"interventions": [], "prompt_tokens": [1]}),
+    ],
+)
+def test_rendering_counts_towards_the_deadline(make_server, monkeypatch, route, body):
+    server = make_server(request_timeout=0.2)
+    may_end = threading.Event()
+
+    def slow(prompt):
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(server.prompts, "completion", slow, raising=False)
+    late = server.http.post(route, json=body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
+    may_end.set()
+
+
+def test_what_is_left_of_a_deadline(monkeypatch):
+    async def main():
+        deadline = Deadline(100.0)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 60)
+        assert 30 < deadline.left <= 40
+        monkeypatch.setattr(loop, "time", lambda: now() + 600)
+        assert deadline.left == 0
+        with pytest.raises(ApiError, match="took too long"):
+            async with deadline.kept():
+                await asyncio.sleep(60)
+        monkeypatch.setattr(loop, "time", now)
+        with pytest.raises(TimeoutError):
+            async with deadline.kept():
+                raise TimeoutError  # of something else inside
+
+    asyncio.run(main())
+
+
+def test_large_images_are_passed_by_others(make_server, tools, monkeypatch, picture, background):
+    monkeypatch.setattr(image_work, "LARGE_PIXELS", PIXELS)
+    server = make_server(image_workers=1)
+    gate = Gate(server, monkeypatch)
+    sizes = [(SIDE + extra, SIDE) for extra in (1, 2, 3)]
+    asked = [background(ask, server, tools, picture(0, size)) for size in sizes]
+    gate.wait_for(1)
+    gate_for_large, gate.open = gate.open, threading.Event()
+    gate.open.set()
+    assert ask(server, tools, picture()).status_code == 200
+    assert len(gate.seen) == 2  # one large picture is unpacked at a time
+    gate_for_large.set()
+    assert [answer.result().status_code for answer in asked] == [200] * 3
+
+
+def test_requests_take_turns(make_server, tools, monkeypatch, picture, background):
+    server = make_server(image_workers=1)
+    gate = Gate(server, monkeypatch)
+    many = background(ask, server, tools, *(picture(shade, (30, 30)) for shade in range(3)))
+    gate.wait_for(1)
+    one = background(ask, server, tools, picture(9, (20, 20)))
+    tools.wait_for(lambda: budget_of(server).taken == 3 * 30 * 30 + 20 * 20, 60)
+    gate.open.set()
+    assert one.result().status_code == many.result().status_code == 200
+    assert gate.seen.index((20, 20)) in (1, 2)  # the queue may be entered a little later
+
+
+def test_what_the_model_cannot_use_is_not_kept(server, tools, monkeypatch, picture):
+    """The prompt processor says how much smaller; the picture is made so before it comes."""
+    asked = []
+
+    def reduction(width, height):
+        asked.append((width, height))
+        return 4
+
+    gate = Gate(server, monkeypatch)
+    gate.open.set()
+    monkeypatch.setattr(server.prompts, "reduction", reduction, raising=False)
+    assert ask(server, tools, picture(0, (403, 200))).status_code == 200
+    assert (asked, gate.seen) == ([(403, 200)], [(101, 50)])
