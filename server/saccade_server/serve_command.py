@@ -138,6 +138,31 @@ def serve_command(
     body_memory: BodyMemory = 512,
     header_timeout: HeaderTimeout = 20.0,
     keep_alive_timeout: KeepAliveTimeout = 5,
+    image_workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Threads that decode images; those over 16 megapixels have one more.",
+            envvar="SACCADE_IMAGE_WORKERS",
+        ),
+    ] = 2,
+    max_pixels_in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Pixels that the images of all requests may have together while they wait and "
+            "are decoded; beyond it requests with images get 503.",
+            envvar="SACCADE_MAX_PIXELS_IN_FLIGHT",
+        ),
+    ] = 200_000_000,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Seconds that a request may take, its preparation included; then it gets 504.",
+            envvar="SACCADE_REQUEST_TIMEOUT",
+        ),
+    ] = 600.0,
     shutdown_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to finish requests in flight.")
     ] = 30.0,
@@ -189,6 +214,9 @@ def serve_command(
                 artifacts=artifacts,
                 allow_image_urls=allow_image_urls,
                 allowed_media_domains=tuple(allowed_media_domain or ()),
+                image_workers=image_workers,
+                max_pixels_in_flight=max_pixels_in_flight,
+                request_timeout=request_timeout,
                 shutdown_timeout=shutdown_timeout,
                 access_log=access_log,
             ),

@@ -52,7 +52,7 @@ def interventions_router(services: Services) -> APIRouter:
         Validation,
         body=ValidateRequest,
         examples=examples.VALIDATION,
-        refusals=(*POSTED, 422),
+        refusals=(*POSTED, 422, 504),
     )
 
     @router.post("/v1/interventions/validate", openapi_extra=rehearsal, response_model=None)

@@ -197,13 +197,14 @@ def test_fetching_counts_towards_the_deadline(make_server, tools, monkeypatch):
         ("/v1/completions", {"prompt": "Hi"}),
         ("/v1/completions", {"prompt": ["Hi", "Ho"]}),
         ("/v1/interventions/validate", {"interventions": [], "prompt_tokens": [1]}),
+        ("/tokenize", {"prompt": "Hi"}),
     ],
 )
 def test_rendering_counts_towards_the_deadline(make_server, monkeypatch, route, body):
     server = make_server(request_timeout=0.2)
     may_end = threading.Event()
 
-    def slow(prompt):
+    def slow(prompt, **options):
         assert may_end.wait(60)
 
     monkeypatch.setattr(server.prompts, "completion", slow, raising=False)

@@ -4,6 +4,7 @@ against it (documented.py); here everything documented is also seen to happen.""
 import hashlib
 import json
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def late_requests(server, artifact):
     late_body(server, "PUT", artifact, "application/octet-stream")
 
 
+def slow_preparation(server, monkeypatch):
+    """A prompt that is not made in time."""
+    may_end = threading.Event()
+    monkeypatch.setattr(server.prompts, "completion", lambda *_, **__: may_end.wait(60))
+    body = {"interventions": [], "prompt_tokens": [1]}
+    server.http.post("/v1/interventions/validate", json=body, headers=USER)
+    server.http.post("/tokenize", json=POSTS["/tokenize"], headers=USER)
+    monkeypatch.undo()
+    may_end.set()
+
+
 def in_trouble(server, data, artifact, monkeypatch):
     """Draining, without an engine, and broken."""
     server.app.state.services.lifecycle.draining = True
@@ -144,6 +156,7 @@ def test_everything_documented_happens(make_server, tools, heads, tmp_path, monk
     late_requests(slow, artifact)
     for path in GENERATING:
         slow.http.post(path, json=POSTS[path], headers=USER)
+    slow_preparation(slow, monkeypatch)
     in_trouble(server, data, artifact, monkeypatch)
     seen = server.documented.answered | slow.documented.answered
     assert documented(server) - seen == set()
