@@ -11,7 +11,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.memory import out_of_memory_explained
 from saccade_server.models.compile import compilations, compile_decoder, warm
-from saccade_server.models.family import UnsupportedModelError, load_model
+from saccade_server.models.family import load_model
 from saccade_server.models.fingerprint import fingerprint
 from saccade_server.models.opening import first_token
 from saccade_server.models.sinks import find_sink_dims
@@ -33,13 +33,7 @@ def load_core(config: EngineConfig) -> EngineCore:
         torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
     with out_of_memory_explained("loading the weights"):
         model = load_model(config.model, dtype=dtype, device=device)
-    first = first_token(config.model)
-    if first is not None and first >= model.vocab_size:
-        raise UnsupportedModelError(
-            f"{config.model}: its tokenizer has tokens that the model does not (number {first} of "
-            f"{model.vocab_size}); they do not belong together"
-        )
-    dims, identity = find_sink_dims(model, first), fingerprint(model)
+    dims, identity = find_sink_dims(model, first_token(config.model)), fingerprint(model)
     logger.info(
         "loaded %s: %s, %d layers, %d heads, sink dimensions %s, fingerprint %s",
         config.model,

@@ -6,6 +6,7 @@ wrong or neighbour-dependent numbers is not served at all.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ __all__ = [
     "serve",
 ]
 
+logger = logging.getLogger(__name__)
+
 SUPPORTED: dict[str, type[ServedModel]] = {
     cls.family: cls for cls in (Llama, Qwen3, Llava, Qwen25VL, Qwen3VL)
 }
@@ -64,6 +67,8 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
     config = load_config(model)
     if is_local(model):
         check_files(Path(model))
+    if getattr(config, "auto_map", None):
+        logger.warning("%s: its own code is not run; it is served as %s", model, config.model_type)
     register_attention()
     auto, attention = _how_to_load(config)
     if not sys.stderr.isatty():

@@ -52,10 +52,8 @@ def check_folder(folder: Path) -> None:
             raise UnsupportedModelError(f"{folder}: the folder is empty; finish the download")
         _check_format(folder, names)
         _check_configs(folder, names)
-    except PermissionError as error:
-        path = error.filename or folder
-        message = f"{path}: may not be read by this user; give it read permission"
-        raise UnsupportedModelError(message) from None
+    except OSError as error:
+        raise unreadable(error, folder) from None
 
 
 def _check_is_folder(folder: Path) -> None:
@@ -73,13 +71,14 @@ def _check_format(folder: Path, names: set[str]) -> None:
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     if ggufs and not any(name.endswith(".safetensors") for name in names):
         raise UnsupportedModelError(gguf_help(folder, ggufs[0]))
-    if CONFIG in names:
-        return
     if ADAPTER in names:
         raise UnsupportedModelError(
-            f"{folder}: holds an adapter (LoRA) and not a model; merge it into its base model "
-            "first, with peft's merge_and_unload and save_pretrained"
+            f"{folder}: holds an adapter (LoRA), which is not applied; merge it into its base "
+            f"model first, with peft's merge_and_unload and save_pretrained ({ADAPTER} beside "
+            "weights that have it already can be removed)"
         )
+    if CONFIG in names:
+        return
     if "params.json" in names:
         raise UnsupportedModelError(
             f"{folder}: holds a model in its maker's own format; convert it with the script that "
@@ -118,6 +117,16 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: its {path.name} is not a JSON object; download the file again"
         )
     return found
+
+
+def unreadable(error: OSError, path: Path) -> UnsupportedModelError:
+    """A refusal in place of the system's error."""
+    name = error.filename or path
+    if isinstance(error, PermissionError):
+        message = f"{name}: may not be read by this user; give it read permission"
+    else:
+        message = f"{name}: cannot be read ({error.strerror}); check the folder and its disk"
+    return UnsupportedModelError(message)
 
 
 def gguf_help(folder: str | os.PathLike[str], name: str) -> str:

@@ -109,7 +109,7 @@ class PromptProcessor:
             processor = cls(
                 config, tokenizer, template=template, images=images, generation=generation
             )
-            processor._check_template()
+            processor._check_chats()
         return processor
 
     @property
@@ -232,13 +232,22 @@ class PromptProcessor:
             image if isinstance(image, Pixels) else self.prepare_image(image) for image in images
         ]
 
-    def _check_template(self) -> None:
-        """Refuse a template that nothing can be written with, rather than all that comes later."""
+    def _check_chats(self) -> None:
+        """Refuse a template that nothing can be written with, and tokens of another model."""
         fault = self._chat.template.fault if self._chat else None
         if fault is not None:
             raise UnsupportedModelError(
                 f"its chat template has an error in {fault}; correct it, or remove it to serve "
                 "completions only"
+            )
+        try:
+            tokens = self.chat([Message("user", ("Hello.",))]).tokens
+        except PromptError:
+            tokens = self.completion("Hello.").tokens  # there is no template, or it wants more
+        if max(tokens) >= self.vocab_size:
+            raise UnsupportedModelError(
+                f"its tokenizer makes tokens that the model does not have (number {max(tokens)} "
+                f"of {self.vocab_size}); they do not belong together"
             )
 
     def _adds_special(self, rendered: Sequence[Segment]) -> bool:

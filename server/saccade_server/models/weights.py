@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from saccade_server.models.folder import UnsupportedModelError, gguf_help, read_json
+from saccade_server.models.folder import UnsupportedModelError, gguf_help, read_json, unreadable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,9 +35,8 @@ def check_files(folder: Path) -> None:
     try:
         for path in weight_files(folder):
             _check_file(path)
-    except PermissionError as error:
-        message = f"{error.filename}: may not be read by this user; give it read permission"
-        raise UnsupportedModelError(message) from None
+    except OSError as error:
+        raise unreadable(error, folder) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -131,8 +130,8 @@ def _check_file(path: Path) -> None:
     for name, kind in types.items():
         if kind not in FLOATS and not name.endswith(HARMLESS):
             raise UnsupportedModelError(
-                f"{path}: {name} is of type {kind}, so the weights are quantised; only those in "
-                "float32, float16 or bfloat16 are served: use the model's original weights"
+                f"{path}: {name} is of type {kind}, and only weights in float32, float16 or "
+                "bfloat16 are served, none that are quantised; use the model's original weights"
             )
 
 

@@ -160,6 +160,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (to_pickle, "as pickles only"),
     "gguf": (to_gguf, 'gguf_file="model-q4.gguf"'),
     "adapter": (to_adapter, "merge it into its base model"),
+    "adapter beside": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "an adapter (LoRA), which is not applied",
+    ),
+    "weights a folder": (
+        lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()),
+        "model.safetensors: cannot be read",
+    ),
     "maker's format": (
         lambda f: (empty(f), (f / "params.json").write_text("{}")),
         "convert it with the script",
@@ -172,7 +180,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "fewer layers": (configure(num_hidden_layers=2), "weights are not the model's"),
     "more layers": (configure(num_hidden_layers=5), "weights are missing"),
     "another width": (configure(intermediate_size=12), "another shape than its configuration"),
-    "integers": (cast(UP, torch.int32), f"{UP} is of type I32, so the weights are quantised"),
+    "integers": (cast(UP, torch.int32), f"{UP} is of type I32, and only weights in float32"),
     "bytes": (cast(UP, torch.uint8), f"{UP} is of type U8"),
     "eight bits": (cast(UP, torch.float8_e4m3fn), f"{UP} is of type F8_E4M3"),
     "nan": (fill(UP, float("nan")), f"1 tensors hold NaN or infinity, the first of them {UP}"),
@@ -260,6 +268,17 @@ def _without(path: Path, call: Any) -> Any:
     return guarded
 
 
+def test_code_of_its_own_is_not_run_and_that_is_said(
+    copied: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied()
+    configure(auto_map={"AutoModelForCausalLM": "code.Model"})(folder)
+    (folder / "code.py").write_text("raise AssertionError('run')")
+    load_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
+    assert "its own code is not run; it is served as llama" in caplog.text
+
+
+FEWER = {"vocab_size": 300}
 UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer that can be read"),
     "tokenizer cut": (lambda f: (f / "tokenizer.json").write_text('{"a":'), "no tokenizer"),
@@ -275,6 +294,13 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "binary template": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xff\0"),
         "no tokenizer that can be read",
+    ),
+    "another model's": (
+        lambda f: edit(
+            f / "config.json",
+            text_config={**json.loads((f / "config.json").read_text())["text_config"], **FEWER},
+        ),
+        "makes tokens that the model does not have",
     ),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "no image processor"),
     "processor cut": (lambda f: (f / "processor_config.json").write_text("{"), "is not a JSON"),
