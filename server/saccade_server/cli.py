@@ -15,6 +15,7 @@ from rich.console import Console
 
 from saccade_server.calibration import commands as calibrate_commands
 from saccade_server.evaluation import commands as eval_commands
+from saccade_server.exit_codes import EPILOG
 from saccade_server.options import (
     Artifacts,
     Device,
@@ -42,7 +43,7 @@ FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "
 another program may use the GPU. Some methods run a request as several sequences."""
 
 
-app.command("serve")(serve_command)
+app.command("serve", epilog=EPILOG)(serve_command)
 
 
 @app.command("generate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,16 @@ GPU_BATCHED_TOKENS = 8192
 """Tokens in one step of a GPU, unless told otherwise: prompts are computed in few, large chunks."""
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICE = re.compile(r"cuda(?::([0-9]{1,4}))?")
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """Where to listen, what to serve, and how.
 
     ``profiles`` is a file of profiles. ``self_test``: methods are tried on the model at start, and
-    those that do not show are not offered.
+    those that do not show are not offered. ``exit_on_hang``: an engine that hangs ends the server.
     """
 
     host: str
@@ -33,6 +38,7 @@ class ServerConfig:
     api: ApiSettings
     profiles: Path | None = None
     self_test: bool = True
+    exit_on_hang: bool = False
 
 
 def engine_config(
@@ -49,8 +55,9 @@ def engine_config(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: this machine or this build of torch has no CUDA")
+    _check_device(device)
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     chosen = {name: value for name, value in limits.items() if value is not None}
@@ -60,6 +67,21 @@ def engine_config(
         {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
         EngineConfig,
     )
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    named = DEVICE.fullmatch(device)
+    if named is None:
+        raise ValueError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this machine or this build of torch has no CUDA")
+    count = torch.cuda.device_count()
+    if int(named[1] or 0) >= count:
+        raise ValueError(
+            f"--device {device}: of the {count} GPUs here the last is cuda:{count - 1}"
+        )
 
 
 def served_name(model: str | None, name: str | None) -> str:

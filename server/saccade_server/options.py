@@ -44,7 +44,10 @@ def log_to_stderr(level: str) -> None:
     )
 
 
-def fail(error: Exception) -> typer.Exit:
-    """Say what was wrong; raise what this returns."""
-    typer.echo(f"saccade: {error}", err=True)
-    return typer.Exit(2)
+def fail(error: Exception, code: int = 2) -> typer.Exit:
+    """Say what was wrong in one sentence; raise what this returns."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    typer.echo(f"saccade: {' '.join(message.split())}", err=True)
+    return typer.Exit(code)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
+from collections.abc import Coroutine
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from saccade_server.exit_codes import ExitCode
 from saccade_server.http_options import (
     AllowedHosts,
     BodyMemory,
@@ -30,6 +35,17 @@ from saccade_server.options import (
     fail,
     log_to_stderr,
 )
+from saccade_server.signals import heeded
+
+LEAVE_SECONDS = 3.0
+"""What threads that nobody waits for, such as a decoder in a large image, get to end."""
+
+
+class OnHang(StrEnum):
+    """What to do about an engine that hangs."""
+
+    REPORT = "report"
+    EXIT = "exit"
 
 
 def serve_command(
@@ -166,17 +182,44 @@ def serve_command(
     shutdown_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to finish requests in flight.")
     ] = 30.0,
+    silence_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="Seconds without a sign of life from the engine's process after which /ready says "
+            "no; after twice as long /live does.",
+            envvar="SACCADE_SILENCE_TIMEOUT",
+        ),
+    ] = 20.0,
+    step_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="The same for an engine that lives: seconds with work and without the end of a "
+            "step.",
+            envvar="SACCADE_STEP_TIMEOUT",
+        ),
+    ] = 180.0,
+    on_hang: Annotated[
+        OnHang,
+        typer.Option(
+            help="What follows when /live says no: report leaves it to who reads probes, exit ends "
+            "the server with code 4.",
+            envvar="SACCADE_ON_HANG",
+        ),
+    ] = OnHang.REPORT,
     log_level: Annotated[str, typer.Option(envvar="SACCADE_LOG_LEVEL")] = "info",
     access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
 ) -> None:
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
-    signal.signal(signal.SIGTERM, _leave)
+    for number in heeded():
+        signal.signal(number, _leave)
     from saccade_server.api.cors import check_origins
     from saccade_server.api.hosts import check_patterns, given_name
     from saccade_server.api.settings import MIB, ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
-    from saccade_server.engine.client import EngineDeadError
+    from saccade_server.loading import ModelLoadError
     from saccade_server.serving import serve
 
     log_to_stderr(log_level)
@@ -218,15 +261,29 @@ def serve_command(
                 max_pixels_in_flight=max_pixels_in_flight,
                 request_timeout=request_timeout,
                 shutdown_timeout=shutdown_timeout,
+                silence_timeout=silence_timeout,
+                step_timeout=step_timeout,
                 access_log=access_log,
             ),
             profiles=profiles,
             self_test=self_test,
+            exit_on_hang=on_hang is OnHang.EXIT,
         )
-        code = asyncio.run(serve(config))
-    except (ValueError, OSError, EngineDeadError) as error:
-        raise fail(error) from error
+        code = asyncio.run(_until_ended(serve(config)))
+    except ModelLoadError as error:
+        raise fail(error, ExitCode.MODEL) from error
+    except (ValueError, OSError) as error:
+        raise fail(error, ExitCode.USAGE) from error
     raise typer.Exit(code)
+
+
+async def _until_ended(serving: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+    """The exit code, with which the process ends whatever threads are still busy."""
+    code = await serving
+    hurry = threading.Timer(LEAVE_SECONDS, os._exit, (int(code),))
+    hurry.daemon = True
+    hurry.start()
+    return code
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

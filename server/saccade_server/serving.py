@@ -1,27 +1,36 @@
 """Run a server: the engine process, the HTTP API, and their orderly end.
 
-On SIGTERM or SIGINT new requests are refused, those in flight finish within the shutdown timeout,
-and the process exits with 0; a second signal ends it at once. If the engine dies the requests in
-flight fail, and the process exits with 1 for its supervisor to see.
+On SIGTERM, SIGINT or SIGHUP new requests are refused, those in flight finish within the shutdown
+timeout, and the process exits with 0. A second signal ends what is in flight with an error, a
+third cuts it off. If the engine dies, or hangs and the operator wants an end of it, the requests in
+flight fail and the process exits for its supervisor to see: :mod:`~saccade_server.exit_codes`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
-import signal
 import socket
-from typing import Any
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
 
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
+from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.profiles import load_profiles
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import sample_path
-from saccade_server.engine.client import EngineClient
+from saccade_server.engine.client import EngineDeadError
 from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
+from saccade_server.exit_codes import ExitCode
+from saccade_server.hangs import hangs
 from saccade_server.listening import (
     Server,
     make_server,
@@ -30,8 +39,9 @@ from saccade_server.listening import (
     reopenable,
     take,
 )
-from saccade_server.models.prompt import PromptProcessor
+from saccade_server.loading import load
 from saccade_server.selftest import find_faults
+from saccade_server.signals import Signals
 
 logger = logging.getLogger("saccade")
 
@@ -41,118 +51,178 @@ EXPOSED = (
 )
 
 CHECK_SECONDS = 0.1
-FAILURE_GRACE_SECONDS = 2.0
+GRACE_SECONDS = 2.0
+"""What requests get to send an error when nobody waits for them any more."""
+
+Result = TypeVar("Result")
 
 
-class _Signals:
-    """SIGTERM and SIGINT from now on: the first asks to stop, the second to stop at once."""
+class Ended(Exception):
+    """The server is to end before it serves."""
 
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.at_once = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._note)
-
-    def _note(self) -> None:
-        (self.at_once if self.stop.is_set() else self.stop).set()
+    def __init__(self, code: ExitCode) -> None:
+        super().__init__(code)
+        self.code = code
 
 
-async def serve(config: ServerConfig) -> int:
+async def serve(config: ServerConfig) -> ExitCode:
     """Serve until told to stop. Returns the process's exit code.
 
     Raises:
-        EngineDeadError: the engine did not start; the message says why.
-        TimeoutError: its model did not load in time.
-        UnsupportedModelError: the model has no usable tokenizer or processor.
+        ModelLoadError: the model cannot be loaded; the message says why.
         ProfileError: a profile is not valid, or the model cannot run it.
         ListenError: the address cannot be had.
+        OSError: a folder cannot be used.
     """
     # First of all: a container's first process ignores signals that it has no handler for.
-    signals = _Signals()
+    signals = Signals()
     sockets = take(config.host, config.port)
     try:
         return await _load_and_serve(config, sockets, signals)
+    except Ended as ended:
+        return ended.code
     finally:
         release(sockets)
 
 
 async def _load_and_serve(
-    config: ServerConfig, sockets: list[socket.socket], signals: _Signals
-) -> int:
+    config: ServerConfig, sockets: list[socket.socket], signals: Signals
+) -> ExitCode:
     registry = Registry.discover()
     profiles = load_profiles(config.profiles, registry) if config.profiles else {}
-    prompts = asyncio.create_task(asyncio.to_thread(PromptProcessor.load, config.engine.model))
-    starting = asyncio.create_task(RemoteEngine.start(config.engine))
-    if not await _before(starting, signals.stop):
-        starting.cancel()
-        await asyncio.gather(starting, prompts, return_exceptions=True)
-        return 0
-    engine = await starting
+    ArtifactStore(config.api.artifacts, config.api.max_artifacts_bytes).close()
+    engine, prompts = await _unless(signals.stop.wait(), load(config.engine))
+    hung = asyncio.create_task(hangs(engine, config.api, report_only=not config.exit_on_hang))
     try:
         faults: dict[str, str] = {}
         if config.self_test:
-            testing = asyncio.create_task(find_faults(engine, await prompts, registry))
-            if not await _before(testing, signals.stop):
-                testing.cancel()
-                await asyncio.gather(testing, return_exceptions=True)
-                return 0
-            faults = await testing
-        app = create_app(
-            engine, await prompts, registry, config.api, profiles=profiles, faults=faults
-        )
-        server = make_server(app, config.api)
-        return await _run(server, sockets, engine, app.state.lifecycle, signals, config)
+            testing = find_faults(engine, prompts, registry)
+            faults = await _unless(signals.stop.wait(), _unless_hung(hung, testing))
+        app = create_app(engine, prompts, registry, config.api, profiles=profiles, faults=faults)
+        try:
+            return await _Run(config, app, engine, hung, signals).until_ended(sockets)
+        finally:
+            app.state.services.close()
     finally:
-        await engine.close(0.0 if signals.at_once.is_set() else STOP_TIMEOUT)
+        hung.cancel()
+        await engine.close(0.0 if signals.at_once else STOP_TIMEOUT)
 
 
-async def _before(work: asyncio.Task[Any], event: asyncio.Event) -> bool:
-    """Wait for either; True if the work was done first."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([work, waiting], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    return work.done()
+async def _unless(stop: Coroutine[Any, Any, object], work: Coroutine[Any, Any, Result]) -> Result:
+    """Do ``work``.
+
+    Raises:
+        Ended: ``stop`` was done first; the work was cancelled.
+    """
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop)
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        raise Ended(ExitCode.STOPPED)
+    return working.result()
 
 
-async def _run(
-    server: Server,
-    sockets: list[socket.socket],
-    engine: EngineClient,
-    lifecycle: Lifecycle,
-    signals: _Signals,
-    config: ServerConfig,
-) -> int:
-    reopenable(sockets)
-    exposed = not config.api.api_keys and reached_from_outside(sockets)
-    if exposed:
-        logger.warning(EXPOSED)
-    listening = asyncio.create_task(server.serve(sockets))
-    draining: asyncio.Task[None] | None = None
-    greeted = False
-    while not listening.done() and engine.alive:
-        await asyncio.wait([listening], timeout=CHECK_SECONDS)
-        if server.started and not greeted:
-            greeted = True
-            print(greeting(config, exposed), flush=True)
-        if signals.stop.is_set() and draining is None:
-            logger.info("draining, at most %.0f s", config.api.shutdown_timeout)
-            draining = asyncio.create_task(_drain(server, lifecycle, config.api.shutdown_timeout))
-        if signals.at_once.is_set():
-            server.should_exit = server.force_exit = True
-    if not engine.alive:
-        logger.error("the engine has died")
-        await lifecycle.shutdown(0.0, FAILURE_GRACE_SECONDS)
-        server.should_exit = True
-    await listening
-    if draining is not None:
-        draining.cancel()
-    return 0 if engine.alive and server.started else 1
+async def _unless_hung(hung: asyncio.Task[bool], work: Coroutine[Any, Any, Result]) -> Result:
+    """Do ``work`` on an engine that nobody is served by yet.
+
+    Raises:
+        Ended: the engine died of it or hung.
+    """
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait([working, hung], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and hung.result():
+            raise Ended(ExitCode.HUNG)
+        return await working
+    except EngineDeadError as error:
+        logger.error("the engine died in the self-test: %s", error)
+        raise Ended(ExitCode.FAILED) from None
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
-async def _drain(server: Server, lifecycle: Lifecycle, timeout: float) -> None:
-    await lifecycle.shutdown(timeout)
-    server.should_exit = True
+class _Run:
+    """A server from its first request to its last."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        app: FastAPI,
+        engine: RemoteEngine,
+        hung: asyncio.Task[bool],
+        signals: Signals,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._hung = hung
+        self._signals = signals
+        self._lifecycle: Lifecycle = app.state.lifecycle
+        self._server: Server = make_server(app, config.api)
+        self._heeded = 0  # signals
+        self._ending: asyncio.Task[None] | None = None
+
+    async def until_ended(self, sockets: list[socket.socket]) -> ExitCode:
+        """Listen on ``sockets`` until a signal, or the engine, ends it."""
+        reopenable(sockets)
+        exposed = not self._config.api.api_keys and reached_from_outside(sockets)
+        if exposed:
+            logger.warning(EXPOSED)
+        listening = asyncio.create_task(self._server.serve(sockets))
+        greeted = False
+        while not listening.done() and self._engine.alive:
+            await asyncio.wait([listening], timeout=CHECK_SECONDS)
+            if self._server.started and not greeted:
+                greeted = True
+                _say(greeting(self._config, exposed))
+            self._heed()
+            if self._is_hung():
+                logger.error("the engine is killed, because it hangs")
+                await self._engine.close(0.0)
+        if not self._engine.alive:
+            logger.error("the engine has died")
+            await self._end(0.0)
+        await listening
+        if self._ending is not None:
+            self._ending.cancel()
+        if self._is_hung():
+            return ExitCode.HUNG
+        served = self._engine.alive and self._server.started
+        return ExitCode.STOPPED if served else ExitCode.FAILED
+
+    def _is_hung(self) -> bool:
+        return self._hung.done() and self._hung.result()
+
+    def _heed(self) -> None:
+        """Act on signals that have come."""
+        count = self._signals.count
+        if count == self._heeded:
+            return
+        self._heeded = count
+        timeout = self._config.api.shutdown_timeout if count == 1 else 0.0
+        if self._ending is not None:
+            self._ending.cancel()
+        if count > 2:
+            self._server.should_exit = self._server.force_exit = True
+            return
+        logger.info("draining, at most %.0f s", timeout)
+        self._ending = asyncio.create_task(self._end(timeout))
+
+    async def _end(self, timeout: float) -> None:
+        await self._lifecycle.shutdown(timeout, GRACE_SECONDS)
+        self._server.should_exit = True
+
+
+def _say(text: str) -> None:
+    """Print for whoever reads along; a server outlives its reader."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        # What is left in the buffer would fail again when Python ends, and change the exit code.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def greeting(config: ServerConfig, exposed: bool = False) -> str:

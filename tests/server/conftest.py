@@ -11,8 +11,8 @@ import pytest
 import torch
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).parent / "models" / f"{name}.py"
+def _load(name: str, folder: str = "models") -> ModuleType:
+    path = Path(__file__).parent / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"saccade_test_{name}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -25,12 +25,19 @@ def _load(name: str) -> ModuleType:
 _tiny = _load("tiny")
 _processors = _load("processors")
 _templates = _load("templates")
+_launch = _load("launch", ".")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny models are slower with more."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def launch() -> ModuleType:
+    """The module that starts servers in processes: ``Served``, ``COMMAND``, ``wait_for``."""
+    return _launch
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
 from saccade_server.api.cors import Cors
 from saccade_server.api.docs_page import docs_router
+from saccade_server.api.ending import EndUnanswered
 from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.heads import LimitHead
@@ -129,6 +130,7 @@ def _around(lifecycle: Lifecycle, settings: ApiSettings) -> list[Middleware]:
     """
     return [
         Middleware(Observe, settings=settings),
+        Middleware(EndUnanswered, lifecycle=lifecycle),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
         Middleware(ReadOut, settings=settings),
         Middleware(LimitHead, settings=settings),

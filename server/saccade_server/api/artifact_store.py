@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -71,9 +72,7 @@ class ArtifactStore:
         if folder is None:
             self._own = PrivateFolder("artifacts")
             folder = self._own.path
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(f"the folder of artifacts {folder} cannot be written to")
+        _try_out(folder)
         self._folder = folder
         self._max_bytes = max_bytes
         self._cached_bytes = cached_bytes
@@ -258,3 +257,15 @@ def _failed(error: OSError) -> Unavailable:
     logger.error("the folder of artifacts cannot be read: %s", error)
     message = "The artifacts cannot be read now."
     return Unavailable(message, code="artifact_store_failed", retry_after=30)
+
+
+def _try_out(folder: Path) -> None:
+    """Make the folder, read it, write to it: what permissions say is not all there is to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.listdir(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"the folder of artifacts {folder} cannot be used: {error.strerror}"
+        raise OSError(message) from error

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -18,24 +17,27 @@ from saccade_server.api.catalog_replies import Load, Version
 from saccade_server.api.errors import Unavailable, draining
 from saccade_server.api.openapi import operation
 from saccade_server.api.services import Services
+from saccade_server.engine.watchdog import HUNG
 
 STATS_SECONDS = 5.0
-PROBE_SECONDS = 1.0
+LATE = 1.0
+"""Times a limit after which other servers should get the requests."""
 
 
 def health_router(services: Services) -> APIRouter:
     """Make the routes."""
     router = APIRouter(tags=["Operation"])
 
-    def check_alive() -> None:
+    def check_alive(limit: float = HUNG) -> None:
+        """Refuse if the engine is dead, or has used up its time to show progress ``limit`` times.
+
+        Nothing here asks the engine: one that hangs would not answer.
+        """
         if not services.engine.alive:
             raise Unavailable("The engine has stopped.", code="engine_dead", retry_after=5)
-
-    async def queue_full() -> bool:
-        with suppress(TimeoutError):
-            stats = await asyncio.wait_for(services.engine.stats(), PROBE_SECONDS)
-            return stats.waiting >= services.engine.info.max_waiting
-        return False  # an engine in a long step is busy, not full
+        settings = services.settings
+        if services.engine.lag.overdue(settings.silence_timeout, settings.step_timeout) >= limit:
+            raise Unavailable("The engine does not get on.", code="engine_hung", retry_after=5)
 
     async def live() -> Response:
         """The process works; restart it if not."""
@@ -44,10 +46,10 @@ def health_router(services: Services) -> APIRouter:
 
     async def ready() -> Response:
         """New requests are welcome; send them elsewhere if not."""
-        check_alive()
+        check_alive(LATE)
         if services.lifecycle.draining:
             raise draining()
-        if await queue_full():
+        if services.engine.full:
             raise Unavailable("The queue is full.")
         return Response()
 

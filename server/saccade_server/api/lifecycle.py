@@ -19,7 +19,10 @@ class Lifecycle:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.stopped = False
+        self.abandoned = False
         self._stops: set[Callable[[], None]] = set()
+        self._open: set[asyncio.Task[None]] = set()
 
     @contextmanager
     def track(self) -> Iterator[None]:
@@ -35,12 +38,30 @@ class Lifecycle:
 
     @contextmanager
     def on_stop(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Have ``stop`` called if the server will not wait any longer."""
+        """Have ``stop`` called once the server will not wait any longer, at once if it does not."""
+        if self.stopped:
+            stop()
         self._stops.add(stop)
         try:
             yield
         finally:
             self._stops.discard(stop)
+
+    @property
+    def open_requests(self) -> int:
+        """Requests with a connection, also those whose bodies still arrive."""
+        return len(self._open)
+
+    @contextmanager
+    def abandonable(self) -> Iterator[asyncio.Task[None]]:
+        """Have the current task cancelled if nothing else ends it; gives that task."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            yield task
+        finally:
+            self._open.discard(task)
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -49,15 +70,29 @@ class Lifecycle:
     def stop(self) -> None:
         """End what is still being generated, each with an error."""
         self.drain()
+        self.stopped = True
         for stop in tuple(self._stops):
             stop()
 
+    async def abandon(self, seconds: float) -> None:
+        """Cancel what is still open, and give it a moment to say so."""
+        self.stop()
+        self.abandoned = True
+        for task in tuple(self._open):
+            task.cancel()
+        if self._open:
+            await asyncio.wait(tuple(self._open), timeout=seconds)
+
     async def shutdown(self, timeout: float, grace: float = 2.0) -> None:
-        """Drain; after ``timeout`` seconds stop; return once idle or ``grace`` seconds later."""
+        """Drain; after ``timeout`` seconds stop; abandon what is left ``grace`` seconds later.
+
+        Returns once idle, but for tasks that do not even end when they are cancelled.
+        """
         self.drain()
         if not await self._wait(timeout):
             self.stop()
             await self._wait(grace)
+        await self.abandon(grace)
 
     async def _wait(self, timeout: float) -> bool:
         try:

@@ -59,6 +59,8 @@ class ApiSettings:
     fetch_timeout: float = 5.0
     request_timeout: float = 600.0
     shutdown_timeout: float = 30.0
+    silence_timeout: float = 20.0  # without a sign of life from the engine's process
+    step_timeout: float = 180.0  # with work and without the end of a step
     sse_keep_alive: float = 15.0
 
     prompt_workers: int = 2  # threads that parse large bodies and render prompts

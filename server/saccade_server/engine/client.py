@@ -31,6 +31,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def full(self) -> bool:
+        """True if a request would be refused with :class:`CapacityError` now."""
+        ...
+
+    @property
     def lag(self) -> Lag:
         """How long it has given no sign of life, or has had work and made no step.
 

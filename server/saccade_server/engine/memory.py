@@ -21,6 +21,15 @@ ADVICE = (
 )
 
 
+CPU_ADVICE = "lower --cache-tokens, --max-num-seqs, --max-batched-tokens or --max-model-len"
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""What torch's words for a lack of memory on the host name; they have no class of their own."""
+
+
+class HostMemoryError(ValueError):
+    """The machine has too little memory; the message says what to change."""
+
+
 class GpuMemoryError(ValueError):
     """The GPU has too little memory; the message says what to change."""
 
@@ -32,6 +41,10 @@ def out_of_memory_explained(doing: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise GpuMemoryError(f"out of GPU memory while {doing}: {ADVICE}. {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and CPU_ALLOCATOR not in str(error):
+            raise
+        raise HostMemoryError(f"out of memory while {doing}: {CPU_ADVICE}") from error
 
 
 def choose_cache_tokens(model: ServedModel, config: EngineConfig, max_model_len: int) -> int:

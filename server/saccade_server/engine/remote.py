@@ -98,7 +98,10 @@ class RemoteEngine(StreamingClient):
         return process
 
     async def close(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Stop the process and wait until it has ended; kill it after ``timeout`` seconds."""
+        """Stop the process and wait until it has ended; kill it after ``timeout`` seconds.
+
+        May be called again.
+        """
         if self._process is not None and self._process.returncode is None:
             await self._end(self._process, timeout)
         self._die("the engine was closed")

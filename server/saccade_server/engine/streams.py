@@ -55,6 +55,11 @@ class StreamingClient(ABC):
         return self._dead is None
 
     @property
+    def full(self) -> bool:
+        """See :attr:`EngineClient.full`."""
+        return len(self._streams) >= self.info.max_num_seqs + self.info.max_waiting
+
+    @property
     def lag(self) -> Lag:
         """See :attr:`EngineClient.lag`."""
         return self._watchdog.lag
@@ -62,7 +67,7 @@ class StreamingClient(ABC):
     async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         """See :meth:`EngineClient.submit`."""
         self._check_alive()
-        if len(self._streams) >= self.info.max_num_seqs + self.info.max_waiting:
+        if self.full:
             raise CapacityError("the queue is full")
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use")

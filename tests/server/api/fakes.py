@@ -169,6 +169,10 @@ class FakeEngine:
     aborted: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
 
+    @property
+    def full(self) -> bool:
+        return not self.capacity
+
     async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         if not self.alive:
             raise EngineDeadError("gone")

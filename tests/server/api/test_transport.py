@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from saccade_server.api import health
+from saccade_server.engine.watchdog import Lag
 
 
 def raw_request(server, data, read=True):
@@ -130,13 +131,35 @@ def test_probes(server):
         assert server.http.head(path).status_code == 200
 
 
-def test_a_full_queue_is_not_ready(server, monkeypatch, tools):
-    async def full():
-        return type("Stats", (), {"waiting": tools.info.max_waiting})()
-
-    monkeypatch.setattr(server.engine, "stats", full, raising=False)
+def test_a_full_queue_is_not_ready(server):
+    server.engine.capacity = False
     assert server.http.get("/ready").status_code == 503
     assert server.http.get("/live").status_code == 200
+
+
+def test_an_engine_that_does_not_get_on_loses_ready_and_then_live(server, monkeypatch):
+    """At one and at two times either limit; nothing of it asks the engine."""
+
+    async def never():
+        raise AssertionError("a probe asked the engine")
+
+    monkeypatch.setattr(server.engine, "stats", never, raising=False)
+    silence, step = server.settings.silence_timeout, server.settings.step_timeout
+
+    def probes(lag):
+        server.engine.lag = lag
+        return [server.http.get(path).status_code for path in ("/health", "/ready", "/live")]
+
+    for lag in (Lag(), Lag(silence - 1, 0), Lag(0, step - 1)):
+        assert probes(lag) == [200, 200, 200]
+    for lag in (Lag(silence, 0), Lag(0, step), Lag(2 * silence - 1, 2 * step - 1)):
+        assert probes(lag) == [503, 503, 200]
+    for lag in (Lag(2 * silence, 0), Lag(0, 2 * step)):
+        assert probes(lag) == [503, 503, 503]
+    refusal = server.http.get("/live")
+    assert refusal.json()["error"]["code"] == "engine_hung"
+    assert refusal.headers["retry-after"] == "5"
+    assert probes(Lag()) == [200, 200, 200]
 
 
 def test_version_and_load(server):

@@ -1,0 +1,41 @@
+"""Says in the log when the engine is late, hangs and goes on; probes read the same figures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from saccade_server.api.settings import ApiSettings
+from saccade_server.engine.client import EngineClient
+from saccade_server.engine.heartbeat import BEAT_SECONDS
+from saccade_server.engine.watchdog import HUNG, Lag
+
+logger = logging.getLogger("saccade")
+
+
+async def hangs(engine: EngineClient, settings: ApiSettings, *, report_only: bool) -> bool:
+    """True once the engine hangs, False once it has died; with ``report_only`` a hang is logged."""
+    late = hung = False
+    while engine.alive:
+        lag = engine.lag
+        overdue = lag.overdue(settings.silence_timeout, settings.step_timeout)
+        if overdue >= HUNG and not hung:
+            hung = True
+            logger.error("the engine hangs: %s; /live says no", describe(lag))
+            if not report_only:
+                return True
+        elif overdue >= 1 and not late:
+            late = True
+            logger.warning("the engine is late: %s; /ready says no", describe(lag))
+        elif overdue < 1 and late:
+            late = hung = False
+            logger.warning("the engine goes on")
+        await asyncio.sleep(BEAT_SECONDS)
+    return False
+
+
+def describe(lag: Lag) -> str:
+    """The longer of the two, in words."""
+    if lag.silent > lag.stalled or lag.stalled == 0:
+        return f"no sign of life for {lag.silent:.0f} s"
+    return f"work and no end of a step for {lag.stalled:.0f} s"
