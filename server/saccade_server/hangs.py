@@ -20,7 +20,7 @@ async def hangs(engine: EngineClient, settings: ApiSettings, *, report_only: boo
         lag = engine.lag
         overdue = lag.overdue(settings.silence_timeout, settings.step_timeout)
         if overdue >= HUNG and not hung:
-            hung = True
+            late = hung = True
             logger.error("the engine hangs: %s; /live says no", describe(lag))
             if not report_only:
                 return True
