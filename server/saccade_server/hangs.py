@@ -21,12 +21,12 @@ async def hangs(engine: EngineClient, settings: ApiSettings, *, report_only: boo
         overdue = lag.overdue(settings.silence_timeout, settings.step_timeout)
         if overdue >= HUNG and not hung:
             late = hung = True
-            logger.error("the engine hangs: %s; /live says no", describe(lag))
+            logger.error("the engine hangs: %s; /live says no", _worded(lag, settings))
             if not report_only:
                 return True
         elif overdue >= 1 and not late:
             late = True
-            logger.warning("the engine is late: %s; /ready says no", describe(lag))
+            logger.warning("the engine is late: %s; /ready says no", _worded(lag, settings))
         elif overdue < 1 and late:
             late = hung = False
             logger.warning("the engine goes on")
@@ -34,8 +34,7 @@ async def hangs(engine: EngineClient, settings: ApiSettings, *, report_only: boo
     return False
 
 
-def describe(lag: Lag) -> str:
-    """The longer of the two, in words."""
-    if lag.silent > lag.stalled or lag.stalled == 0:
+def _worded(lag: Lag, settings: ApiSettings) -> str:
+    if lag.silent >= settings.silence_timeout:  # whatever it was doing before
         return f"no sign of life for {lag.silent:.0f} s"
     return f"work and no end of a step for {lag.stalled:.0f} s"

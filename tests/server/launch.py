@@ -54,7 +54,7 @@ class Served:
             except httpx2.TransportError:
                 return False
 
-        wait_for(ready)
+        wait_for(ready, 250)
 
     def end(self) -> None:
         self.process.kill()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import typer
 from saccade_server.api.settings import ApiSettings
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
 from saccade_server.demo import model_path
+from saccade_server.exit_codes import EPILOG, MEANINGS
 from saccade_server.serve_command import _keys
 from saccade_server.serving import greeting
+from saccade_server.signals import heeded
 
 
 def test_nothing_said_is_the_demo_model_on_what_is_there() -> None:
@@ -35,6 +38,42 @@ def test_what_a_gpu_is_given_is_passed_on() -> None:
     assert engine_config("m", cache_tokens=4096).cache_tokens == 4096
     with pytest.raises(ValueError, match="gpu_memory_utilization"):
         engine_config("m", gpu_memory_utilization=1.5)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", "half", "", "zeros"])
+def test_a_type_that_is_not_served_is_refused_before_anything_loads(dtype: str) -> None:
+    with pytest.raises(ValueError, match=r"--dtype .*: choose auto, float32, bfloat16 or float16"):
+        engine_config("m", dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "mps", ""])
+def test_a_device_that_is_not_known_is_refused_before_anything_loads(device: str) -> None:
+    with pytest.raises(ValueError, match=r"--device .*: choose auto, cpu, cuda or cuda:N"):
+        engine_config("m", device=device)
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert engine_config("m", device="cuda:1").device == "cuda:1"
+    with pytest.raises(ValueError, match="of the 2 GPUs here the last is cuda:1"):
+        engine_config("m", device="cuda:2")
+
+
+def test_exit_codes_are_documented_where_operators_look() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for code, meaning in MEANINGS.items():
+        assert f"| {code:d} | {meaning} |" in text.replace("`", "")
+        assert f"{code:d}  {meaning}" in EPILOG
+
+
+def test_a_hangup_is_not_heeded_under_nohup() -> None:
+    assert heeded() == [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert heeded() == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -53,11 +53,11 @@ def doomed(launch: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def served(
     doomed: Any, launch: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """A server whose engine may be silent for two seconds. The last test ends it."""
+    """A server whose engine may be silent for three seconds. The last test ends it."""
     folder = tmp_path_factory.mktemp("served")
     server = launch.Served(
         folder / "log",
-        *("--no-self-test", "--silence-timeout", "2"),
+        *("--no-self-test", "--silence-timeout", "3"),
         SACCADE_API_KEY=SECRET,
         SACCADE_ADMIN_KEY=SECRET + "-admin",
         HF_TOKEN=SECRET + "-hub",

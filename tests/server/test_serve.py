@@ -319,8 +319,12 @@ def test_a_dead_engine_fails_its_requests_and_ends_the_server_with_1(
     assert process.wait(30) == 1
 
 
-@pytest.mark.parametrize("loads", [False, True], ids=["imports", "loads"])
-def test_a_signal_before_it_serves_ends_it_in_order(loads: bool) -> None:
+@pytest.mark.parametrize(
+    ("loads", "number"),
+    [(False, signal.SIGINT), (False, signal.SIGHUP), (True, signal.SIGTERM)],
+    ids=["imports, SIGINT", "imports, SIGHUP", "loads, SIGTERM"],
+)
+def test_a_signal_before_it_serves_ends_it_in_order(loads: bool, number: signal.Signals) -> None:
     """A container's first process must not sit out its grace period."""
     process = start(free_port())
     try:
@@ -330,7 +334,7 @@ def test_a_signal_before_it_serves_ends_it_in_order(loads: bool) -> None:
                 assert process.poll() is None
                 time.sleep(0.05)
             time.sleep(1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.wait(15) == 0
     finally:
         process.kill()

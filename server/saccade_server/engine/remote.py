@@ -47,6 +47,7 @@ class RemoteEngine(StreamingClient):
             self._socket.bind(self._endpoint)
         except zmq.ZMQError as error:
             self._socket.close(linger=0)
+            self._context.term()
             self._folder.close()
             message = f"no socket in the temporary folder ({error.strerror}): set TMPDIR to another"
             raise OSError(message) from None

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import signal
+import tempfile
+import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +16,7 @@ from saccade_server.engine.client import CapacityError, EngineDeadError
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.messages import Submit, decode_command, encode
-from saccade_server.engine.remote import RemoteEngine
+from saccade_server.engine.remote import RemoteEngine, ended
 from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
 
 
@@ -208,6 +211,57 @@ def test_an_engine_that_is_too_slow_says_so() -> None:
         config = EngineConfig(model=str(model_path()), threads=1)
         with pytest.raises(TimeoutError, match=r"did not start within 0 s"):
             await RemoteEngine.start(config, timeout=0.01)
+
+    asyncio.run(main())
+
+
+def test_how_a_process_ended_is_said_in_words() -> None:
+    assert ended(1) == "the engine process ended with exit code 1"
+    assert ended(-signal.SIGKILL).startswith("the engine process was ended by SIGKILL; ")
+    assert ended(-signal.SIGSEGV) == "the engine process was ended by SIGSEGV"
+    assert ended(-64) == "the engine process was ended by SIGRTMAX"
+
+
+def test_a_temporary_folder_that_cannot_hold_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path has a hundred characters at most; nothing may be left behind."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+    async def main() -> None:
+        with pytest.raises(OSError, match="set TMPDIR to another"):
+            RemoteEngine()
+
+    asyncio.run(main())
+    assert not list(folder.iterdir())
+
+
+def test_a_local_engine_in_a_long_step_stalls_and_then_goes_on(
+    make_core: Any, tiny: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = make_core("llama")
+    may_go_on = threading.Event()
+    honest = core.step
+
+    def slow() -> Any:
+        may_go_on.wait(60)
+        return honest()
+
+    monkeypatch.setattr(core, "step", slow)
+
+    async def main() -> None:
+        engine = LocalEngine(core)
+        asking = asyncio.create_task(collect(engine, make_request(tiny.prompt("llama"), "r")))
+        while engine.lag.stalled < 0.4:
+            await asyncio.sleep(0.05)
+        assert engine.lag.silent == 0
+        may_go_on.set()
+        await asking
+        while engine.lag.stalled > 0:
+            await asyncio.sleep(0.05)
+        await engine.close()
 
     asyncio.run(main())
 
