@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +44,9 @@ FOR_ONE_ANSWER: dict[str, Any] = {"enforce_eager": True, "cache_tokens": 8192, "
 """Limits of the commands that end with one answer: it does not repay the capture of graphs, and
 another program may use the GPU. Some methods run a request as several sequences."""
 
+
+LEAVE_SECONDS = 3.0
+"""What threads that nobody waits for, such as a decoder in a large image, get to end."""
 
 app.command("serve", epilog=EPILOG)(serve_command)
 
@@ -156,5 +161,12 @@ def methods_command(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script; ends the process whatever threads are still busy."""
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        hurry = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+        hurry.daemon = True
+        hurry.start()
+        raise

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import threading
-from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,9 +33,6 @@ from saccade_server.options import (
     log_to_stderr,
 )
 from saccade_server.signals import heeded
-
-LEAVE_SECONDS = 3.0
-"""What threads that nobody waits for, such as a decoder in a large image, get to end."""
 
 
 class OnHang(StrEnum):
@@ -269,21 +263,12 @@ def serve_command(
             self_test=self_test,
             exit_on_hang=on_hang is OnHang.EXIT,
         )
-        code = asyncio.run(_until_ended(serve(config)))
+        code = asyncio.run(serve(config))
     except ModelLoadError as error:
         raise fail(error, ExitCode.MODEL) from error
     except (ValueError, OSError) as error:
         raise fail(error, ExitCode.USAGE) from error
     raise typer.Exit(code)
-
-
-async def _until_ended(serving: Coroutine[Any, Any, ExitCode]) -> ExitCode:
-    """The exit code, with which the process ends whatever threads are still busy."""
-    code = await serving
-    hurry = threading.Timer(LEAVE_SECONDS, os._exit, (int(code),))
-    hurry.daemon = True
-    hurry.start()
-    return code
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,23 @@ def test_a_port_in_use_is_found_before_the_model_loads(launch: ModuleType) -> No
         done = run_serve(launch, "--port", port, "--model", "/no/such/model")
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.startswith(f"saccade: port {port} of 127.0.0.1 is in use")
+
+
+BUSY = """
+import sys, threading, time
+from saccade_server import cli
+def app():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    sys.exit(3)
+cli.app = app
+cli.main()
+"""
+
+
+def test_a_busy_thread_does_not_keep_a_process_that_ends(launch: ModuleType) -> None:
+    """Such as one that decodes a large image: Python would wait for it."""
+    done = subprocess.run([sys.executable, "-c", BUSY], env=launch.environment(), timeout=120)
+    assert done.returncode == 3
 
 
 @pytest.mark.long
