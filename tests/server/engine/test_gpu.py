@@ -135,6 +135,18 @@ def test_what_was_captured(core_on_gpu: Any) -> None:
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 
 
+def test_capturing_reads_nothing_that_lies_in_the_block(
+    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
+) -> None:
+    """An index out of bounds on a GPU ends its process; test_leftovers.py finds it elsewhere."""
+    core = core_on_gpu("llava")
+    core._runner._decoder._block.random_(0, 256)
+    assert core._runner.capture().variants == core.captured.variants
+    requests = workload(tiny, make_request, "llava")
+    eager = core_on_gpu("llava", enforce_eager=True)
+    assert tokens_of(run(core, requests)) == tokens_of(run(eager, requests))
+
+
 def test_a_plan_that_comes_after_the_capture_is_followed(
     tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
 ) -> None:
