@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     profile                an operator's bundle of interventions, by name
     extra                  body fields this client has no name for
     max_tokens             most tokens to generate
+    min_tokens             nothing ends the answer before
     temperature            0 for greedy decoding
     top_p, top_k, min_p    cuts of the distribution
     seed                   of this request's own random draws
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     profile: str | None
     extra: Mapping[str, Any] | None
     max_tokens: int | None
+    min_tokens: int | None
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -60,12 +62,18 @@ class Options(TypedDict, total=False):
 class ChatOptions(Options, total=False):
     """Options of a chat.
 
-    images        one or several: path, bytes, URL, PIL image or uint8 array; they go before the
-                  text of the last user message
-    logprobs      whether to return log probabilities
-    top_logprobs  that many rivals with every token
+    chat_template_kwargs    variables of the model's chat template, such as enable_thinking
+    continue_final_message  continue the text of the last message, an assistant's
+    add_generation_prompt   False: end the prompt behind the last message
+    images                  one or several: path, bytes, URL, PIL image or uint8 array; they go
+                            before the text of the last user message
+    logprobs                whether to return log probabilities
+    top_logprobs            that many rivals with every token
     """
 
+    chat_template_kwargs: Mapping[str, Any] | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
     images: Images | None
     logprobs: bool | None
     top_logprobs: int | None
@@ -74,9 +82,11 @@ class ChatOptions(Options, total=False):
 class CompletionOptions(Options, total=False):
     """Options of a plain continuation.
 
-    logprobs      return log probabilities, with that many rivals for every token
+    add_special_tokens  False: without a BOS and the like
+    logprobs            return log probabilities, with that many rivals for every token
     """
 
+    add_special_tokens: bool | None
     logprobs: int | None
 
 

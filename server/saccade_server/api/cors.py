@@ -17,7 +17,9 @@ EXPOSED = (
     "location",
     "retry-after",
     "x-intervention-fingerprint",
+    "x-intervention-profile",
     "x-request-id",
+    "x-saccade-ignored-fields",
     "x-should-retry",
 )
 """Headers of answers that a page may read beside those it always may."""

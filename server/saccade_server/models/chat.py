@@ -15,6 +15,7 @@ from saccade_server.models.conversation import (
     has_tools,
     role_of,
     strings,
+    with_short_ids,
     with_tool_names,
 )
 from saccade_server.models.encoding import TextEncoder
@@ -82,8 +83,12 @@ class ChatWriter:
         for message in messages:
             role_of(message)
         if has_tools(messages):
-            known = self.template.arguments_of_calls is not None
-            messages = with_tool_names(messages) if known else as_text_turns(messages)
+            if self.template.arguments_of_calls is None:
+                messages = as_text_turns(messages)
+            else:
+                messages = with_tool_names(messages)
+                if not self.template.takes_any_id:
+                    messages = with_short_ids(messages)
         given = variables or {}
         taken = [*all_texts(messages), *strings(given), self.template.source]
         return _Page(

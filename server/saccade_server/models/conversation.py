@@ -12,6 +12,7 @@ want users and assistants to take turns.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ ROLES = {
     "tool": "tool",
 }
 """Role of a message -> the role that templates know it by."""
+
+SHORT_ID = 9
 
 Picture = Image | Pixels
 """A picture, or what the model's preprocessing made of one."""
@@ -99,6 +102,24 @@ def with_tool_names(messages: Sequence[Message]) -> list[Message]:
             message = replace(message, name=names.get(message.call_id))
         named.append(message)
     return named
+
+
+def with_short_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages with nine letters and digits for every call's id, the same for the same id."""
+
+    def short(name: str | None) -> str | None:
+        if name is None or (len(name) == SHORT_ID and name.isalnum()):
+            return name
+        return hashlib.sha256(name.encode()).hexdigest()[:SHORT_ID]
+
+    return [
+        replace(
+            message,
+            calls=tuple(replace(call, id=short(call.id)) for call in message.calls),
+            call_id=short(message.call_id),
+        )
+        for message in messages
+    ]
 
 
 def as_text_turns(messages: Sequence[Message]) -> list[Message]:

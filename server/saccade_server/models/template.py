@@ -28,7 +28,8 @@ THREADS = 4
 OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 """Variables of every template that a request sets by other fields, or not at all."""
 
-CALL_ID = "abcdEFG12"  # nine letters and digits: the only ids that Mistral's templates take
+CALL_ID = "abcdEFG12"
+"""Nine letters and digits: the only ids of calls that Mistral's templates take."""
 
 Conversation = list[dict[str, Any]]
 
@@ -119,22 +120,24 @@ class ChatTemplate:
     def arguments_of_calls(self) -> Callable[[object], object] | None:
         """The form in which it takes a call's arguments; None if it does not show calls at all."""
         forms: tuple[Callable[[object], object], ...] = (lambda value: value, json_text)
-        for form in forms:
-            function = {"name": "kqname", "arguments": form({"kqkey": "kqvalue"})}
-            call = {"id": CALL_ID, "type": "function", "function": function}
-            conversation: Conversation = [
-                {"role": "user", "content": self._content("kq")},
-                {"role": "assistant", "content": self._content(""), "tool_calls": [call]},
-                {
-                    "role": "tool",
-                    "name": "kqname",
-                    "tool_call_id": CALL_ID,
-                    "content": self._content("kqresult"),
-                },
-            ]
-            if self._shows(conversation, "kqname", "kqkey", "kqvalue", "kqresult"):
-                return form
-        return None
+        return next((form for form in forms if self._shows_call(CALL_ID, form)), None)
+
+    @cached_property
+    def takes_any_id(self) -> bool:
+        """True if calls may have any id; otherwise they have nine letters and digits."""
+        form = self.arguments_of_calls
+        return form is None or self._shows_call("call_1", form)
+
+    def _shows_call(self, name: str, form: Callable[[object], object]) -> bool:
+        function = {"name": "kqname", "arguments": form({"kqkey": "kqvalue"})}
+        call = {"id": name, "type": "function", "function": function}
+        result = {"name": "kqname", "tool_call_id": name, "content": self._content("kqresult")}
+        conversation: Conversation = [
+            {"role": "user", "content": self._content("kq")},
+            {"role": "assistant", "content": self._content(""), "tool_calls": [call]},
+            {"role": "tool", **result},
+        ]
+        return self._shows(conversation, "kqname", "kqkey", "kqvalue", "kqresult")
 
     @cached_property
     def reads(self) -> frozenset[str]:

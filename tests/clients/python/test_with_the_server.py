@@ -56,6 +56,21 @@ def test_a_steered_chat_has_a_receipt(client):
     assert reply.request_id
 
 
+def test_options_of_the_prompt_and_of_the_length(client, running):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "There"}]
+    reply = client.chat(
+        said, continue_final_message=True, chat_template_kwargs={"mood": "dry"}, min_tokens=3
+    )
+    assert reply.text == "Hello, world!"
+    request = running.engine.requests[-1]
+    assert bytes(request.tokens) == b"(mood: dry)<user>a<assistant>There|"
+    assert request.sampling.min_tokens == 3
+    client.chat(said, add_generation_prompt=False)
+    assert bytes(running.engine.requests[-1].tokens) == b"<user>a<assistant>There"
+    client.complete("a", add_special_tokens=False)
+    assert running.engine.requests[-1].tokens == (97, 255)
+
+
 def test_a_streamed_chat_is_the_same_answer(client):
     whole = client.chat("What?", images=PIXELS, interventions=[STEERED], n=2)
     with client.stream_chat("What?", images=PIXELS, interventions=[STEERED], n=2) as stream:
@@ -91,13 +106,15 @@ def test_every_option_is_one_the_server_knows(client, running):
     running.engine.requests.clear()
     client.chat(
         "Hi", temperature=0.5, top_p=0.9, top_k=5, min_p=0.1, seed=3, stop=["x"], n=1, max_tokens=2,
-        repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={5: 1},
+        min_tokens=1, repetition_penalty=1.1,
+        presence_penalty=0.1, frequency_penalty=0.1, logit_bias={5: 1},
         ignore_eos=True, stop_token_ids=[7], logprobs=True, top_logprobs=2, interventions=[],
     )  # fmt: skip
     sampling = running.engine.requests[0].sampling
     assert msgspec.to_builtins(sampling) == {
         "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "max_tokens": 2,
-        "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1,
+        "min_tokens": 1, "repetition_penalty": 1.1,
+        "presence_penalty": 0.1, "frequency_penalty": 0.1,
         "logit_bias": {5: 1}, "ignore_eos": True, "stop_token_ids": (7,), "logprobs": 2,
     }  # fmt: skip
     assert client.chat("Hi", stop=["lo"]).text == "Hel"

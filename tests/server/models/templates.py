@@ -27,6 +27,22 @@ TEXT_ARGUMENTS = """\
 {%- endfor -%}"""
 """As DeepSeek V3's: arguments are put together with text."""
 
+SHORT_IDS = """\
+{%- for message in messages -%}
+{%- if message.tool_calls is defined -%}
+{%- for call in message.tool_calls -%}
+{%- if call.id is undefined or call.id | length != 9 -%}
+{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}
+{%- endif -%}
+{{ '[CALLS] ' + (call.function | tojson) + ' ' + call.id }}
+{%- endfor -%}
+{%- elif message.role == 'tool' -%}
+{{ '[RESULTS] ' + message.content + ' ' + message.tool_call_id }}
+{%- else -%}{{ '[INST] ' + message.content }}{%- endif -%}
+{{ '\\n' }}
+{%- endfor -%}"""
+"""As Mistral's: ids of calls have nine letters and digits."""
+
 ALTERNATING = """\
 {%- for message in messages -%}
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}

@@ -96,6 +96,20 @@ def test_arguments_come_in_the_form_the_template_takes(
     assert prompt.text == 'user: Time?\nassistant:  call now {"zone": "UTC"}\ntool: 12:00\n'
 
 
+def test_ids_come_in_the_form_the_template_takes(text_model: Any, templates: ModuleType) -> None:
+    text = text_model(templates.SHORT_IDS).chat(HISTORY).text
+    _, call, result, _ = text.split("\n")
+    assert call.startswith('[CALLS] {"name": "now", "arguments": {"zone": "UTC"}} ')
+    name = call.split()[-1]
+    assert (len(name), name.isalnum(), name) == (9, True, result.split()[-1])
+    fitting = [
+        Message("user", ("x",)),
+        Message("assistant", ("",), calls=(ToolCall("f", {}, "abcDEF123"),)),
+        Message("tool", ("1",), call_id="abcDEF123"),
+    ]
+    assert text_model(templates.SHORT_IDS).chat(fitting).text.count("abcDEF123") == 2
+
+
 @pytest.mark.parametrize("style", ["ALTERNATING", "NAMING"])
 def test_a_template_without_tools_gets_text_turns(
     style: str, text_model: Any, templates: ModuleType
