@@ -24,6 +24,7 @@ from saccade_server.models.config_checks import check_layers, check_llava, check
 from saccade_server.models.folder import (
     CONFIG,
     HUB_HELP,
+    HUB_WEIGHTS_HELP,
     UnsupportedModelError,
     check_folder,
     in_short,
@@ -87,6 +88,8 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a folder's contents make its code do
+            if isinstance(error, OSError) and not is_local(model):
+                raise UnsupportedModelError(f"{model}: {HUB_WEIGHTS_HELP}") from error
             raise UnsupportedModelError(
                 f"{model}: the model cannot be built from its files ({in_short(error)}); its "
                 f"{CONFIG} and its weights may be damaged, or not belong together"

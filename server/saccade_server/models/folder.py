@@ -28,6 +28,11 @@ HUB_HELP = (
     "check the name and the connection, or download the model and name its folder"
 )
 
+HUB_WEIGHTS_HELP = (
+    "its weights cannot be fetched as safetensors: check the connection, or download the model, "
+    "have transformers save it with save_pretrained, and name its folder"
+)
+
 
 class UnsupportedModelError(ValueError):
     """The model cannot be served; the message says why."""

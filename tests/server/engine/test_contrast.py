@@ -291,8 +291,17 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("cutoff", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("change", "cutoff"),
+    [
+        ("repetition", 0),
+        ("repetition", 0.1),
+        ("below-one", 0.1),
+        ("presence", 0),
+        ("bias", 0.1),
+        ("all", 0.1),
+    ],
+)
 @pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola"])
 def test_changes_of_single_logits_act_on_raw_logits(
     rule: str,
@@ -350,9 +359,8 @@ def test_changes_of_single_logits_act_on_raw_logits(
         )
         answer.append(choose(d, asked.get("temperature", 0), 5, position))
     request = ask(prompt, [methods[rule]], logprobs=0, **asked)
-    core = make_core("llava")
     plain = ask(prompt, [methods[rule]], "plain", logprobs=97)
-    results = run(core, [request, plain])
+    results = run(make_core("llava"), [request, plain])
     result = results["r"]
     assert result.last.error is None
     assert result.tokens == answer[: len(result.tokens)]
@@ -360,7 +368,8 @@ def test_changes_of_single_logits_act_on_raw_logits(
     for entry, log_probs in zip(result.logprobs, said, strict=False):
         assert entry.logprob == pytest.approx(log_probs[entry.token].item(), abs=2e-5)
     # What one request changes is nobody else's: to the bit what it gets alone.
-    assert results["plain"] == run(make_core("llava"), [plain])["plain"]
+    if change == "all":
+        assert results["plain"] == run(make_core("llava"), [plain])["plain"]
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 0.5])
