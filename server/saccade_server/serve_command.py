@@ -214,6 +214,7 @@ def serve_command(
     from saccade_server.api.settings import MIB, ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
     from saccade_server.loading import ModelLoadError
+    from saccade_server.models.folder import UnsupportedModelError
     from saccade_server.serving import serve
 
     log_to_stderr(log_level)
@@ -264,7 +265,7 @@ def serve_command(
             exit_on_hang=on_hang is OnHang.EXIT,
         )
         code = asyncio.run(serve(config))
-    except ModelLoadError as error:
+    except (ModelLoadError, UnsupportedModelError) as error:
         raise fail(error, ExitCode.MODEL) from error
     except (ValueError, OSError) as error:
         raise fail(error, ExitCode.USAGE) from error

@@ -70,6 +70,7 @@ async def serve(config: ServerConfig) -> ExitCode:
 
     Raises:
         ModelLoadError: the model cannot be loaded; the message says why.
+        UnsupportedModelError: its own answers are no numbers, as the self-test found.
         ProfileError: a profile is not valid, or the model cannot run it.
         ListenError: the address cannot be had.
         OSError: a folder cannot be used.

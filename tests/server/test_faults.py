@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from safetensors.torch import load_file, save_file
 
+from saccade_server import demo
 from saccade_server.exit_codes import ExitCode
 
 pytestmark = pytest.mark.timeout(300)  # servers start, on whatever machine
@@ -171,6 +174,22 @@ def test_a_port_in_use_is_found_before_the_model_loads(launch: ModuleType) -> No
         done = run_serve(launch, "--port", port, "--model", "/no/such/model")
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.startswith(f"saccade: port {port} of 127.0.0.1 is in use")
+
+
+def test_a_model_whose_answers_are_no_numbers_stops_the_server(
+    launch: ModuleType, tmp_path: Path
+) -> None:
+    """Its weights are finite, so they load; its self-test is what notices."""
+    folder = tmp_path / "m"
+    shutil.copytree(Path(demo.__file__).parent / "model", folder)
+    weights = load_file(folder / "model.safetensors")
+    (norm,) = (name for name in weights if name.endswith("model.norm.weight"))
+    weights[norm] *= 3e37 / weights[norm].abs().max()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = run_serve(launch, "--model", str(folder))
+    assert done.returncode == ExitCode.MODEL
+    assert "not made of finite numbers in float32" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 BUSY = """
