@@ -1,6 +1,6 @@
 """Draw the next token of every sequence of a step, each by its own parameters and its own seed.
 
-The draw at output position t of a request with seed s uses the t-th number of a counter-based
+The draw at output position t of a request with seed s uses number t of a counter-based
 generator keyed by s, so it depends on nothing else in the batch, and a preempted sequence goes on
 as it would have. Order of operations, as in vLLM: logit bias, penalties, ends held back by
 min_tokens, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the distribution
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -181,7 +182,12 @@ def _scale(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
 
 
 def uniforms(seed: int, position: int) -> Iterator[float]:
-    """Numbers in [0, 1) that decide this output position of a request with this seed."""
-    generator = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1), counter=position))
-    while True:
+    """Numbers in [0, 1) for the draws at this output position of a request with this seed.
+
+    Each has a counter of its own, (position, draw), in the first two of Philox's four words: one
+    counter gives four numbers, and those behind them are the next position's.
+    """
+    key = seed & (2**64 - 1)
+    for draw in count():
+        generator = np.random.Generator(np.random.Philox(key=key, counter=position + (draw << 64)))
         yield float(generator.random())

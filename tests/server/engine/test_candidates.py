@@ -94,13 +94,15 @@ class Oracle:
             if end > first:
                 scores = {c: self.saliency(-logprobs[c], rule.layers, first, end) for c in pool}
             least = rule.alpha * np.mean(history[-rule.window :]) if history and scores else None
-            numbers = np.random.Generator(np.random.Philox(key=seed, counter=position))
             left, chosen = list(pool), None
-            for _ in range(min(rule.draws, len(pool))):
+            for draw in range(min(rule.draws, len(pool))):
                 at = 0
                 if temperature:
                     weights = (logprobs[left].detach() / temperature).softmax(-1).cumsum(-1)
-                    at = int((weights <= numbers.random()).sum())
+                    counter = np.array([position, draw, 0, 0], dtype=np.uint64)
+                    bits = np.random.Philox(key=seed, counter=counter)
+                    number = np.random.Generator(bits).random()
+                    at = int((weights <= number).sum())
                 counts["draws"] += 1
                 token = left.pop(at)
                 if least is None or token == EOS or scores[token] >= least:
