@@ -114,7 +114,9 @@ async def find_faults(
         return dict.fromkeys(kinds, f"nothing can be shown on this model: {error}")
     faults: dict[str, str] = {}
     untested = 0
-    for name, kind in kinds.items():
+    for place, (name, kind) in enumerate(kinds.items(), 1):
+        seconds = time.perf_counter() - began
+        logger.info("self-test: %s, %d of %d, after %.1f s", name, place, len(kinds), seconds)
         try:
             reason = await bench.examine(kind, registry)
         except TooLong as error:

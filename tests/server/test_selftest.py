@@ -157,8 +157,9 @@ def tried(core: Any, registry: Registry, **info: Any) -> dict[str, str]:
 
 def test_every_method_passes_on_the_demo_model(core: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "saccade.selftest"):
-        assert tried(core, Registry.discover()) == {}
+        assert tried(core, registry := Registry.discover()) == {}
     assert "methods passed" in caplog.text
+    assert all(f"self-test: {name}, " in caplog.text for name in registry.methods)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
