@@ -163,11 +163,12 @@ class SaliencyRule:
 
     For each of the ``candidates`` likeliest tokens c, in each of ``layers``: G = |A dL/dA| of the
     predictor row, L = -log p(c), mean over heads, divided by its L2 norm over keys; S(c) is the
-    mean over layers and over the keys J. J are the generated positions, or all after the image
-    (``region``), the predictor's own among them if ``with_self``. c is accepted iff
-    S(c) >= alpha * mean of the last ``window`` accepted saliencies; at most ``draws`` draws, then
-    the candidate with the largest S. Tokens of ``exempt`` are never rejected, nor are those that
-    end the answer.
+    mean over layers and over the keys J, times sqrt(|J|) where ``normalisation`` is "cosine". J are
+    the generated positions, or all after the image (``region``), the predictor's own among them if
+    ``with_self``. c is accepted iff S(c) >= alpha * mean S of the last ``window`` tokens, or if
+    fewer than ``warmup`` had an S; at most ``draws`` draws, then the candidate with the largest S,
+    which counts among the last tokens unless ``history`` is "accepted". Tokens of ``exempt`` are
+    never rejected, nor are those that end the answer.
     """
 
     layers: tuple[int, ...]
@@ -177,6 +178,9 @@ class SaliencyRule:
     window: int
     region: Literal["generated", "after_image"] = "generated"
     with_self: bool = True
+    normalisation: Literal["cosine", "mean"] = "cosine"
+    history: Literal["chosen", "accepted"] = "chosen"
+    warmup: int = 5
     exempt: tuple[int, ...] = ()
     source: int = 0
 

@@ -37,9 +37,12 @@ def test_every_parameter_arrives(make_context):
         layers=[3, 1],
         region="after_image",
         with_self=False,
+        normalisation="mean",
+        history="accepted",
+        warmup=2,
     )
     rule = method.compile(make_context(PROMPT)).saliency
-    assert rule == SaliencyRule((1, 3), 4, 2, 0.9, 7, "after_image", False)
+    assert rule == SaliencyRule((1, 3), 4, 2, 0.9, 7, "after_image", False, "mean", "accepted", 2)
     assert method.normalised()["layers"] == [1, 3]
 
 
@@ -67,6 +70,9 @@ def test_a_layer_that_is_not_there(make_context):
         {"layers": [1, 1]},
         {"region": "image"},
         {"with_self": 1},
+        {"normalisation": "sum"},
+        {"history": "rejected"},
+        {"warmup": 0},
     ],
 )
 def test_bad_parameters(registry, wrong):

@@ -3,11 +3,18 @@
 At each generated position the sampler leaves a pool: the likeliest tokens after logit bias,
 penalties, temperature and filters, at most as many as the rule has candidates. One is drawn, or for
 a greedy request the most likely one is taken; it is accepted iff its saliency S is at least
-alpha * mean(last accepted saliencies), otherwise it leaves the pool. If all draws are rejected, the
-candidate with the largest S is taken.
+alpha * mean(history), otherwise it leaves the pool. If all draws are rejected, the candidate with
+the largest S is taken.
 
-There is nothing to test while no earlier output exists (J is empty) or nothing was accepted yet:
-then the first draw is accepted, and its saliency noted if J is not empty. End and special tokens
+The model gives S as a mean over the keys J, which falls as 1 / sqrt(|J|) where the saliency is
+spread evenly over a growing J. "cosine" takes that out, so that values of different positions can
+be compared: S * sqrt(|J|) is the cosine of the angle between the row of saliency and the indicator
+of J. The history holds the S of the last tokens of the answer; "accepted" leaves out those that
+were taken because nothing was accepted.
+
+There is nothing to test while no earlier output exists (J is empty), and until as many saliencies
+were noted as the rule's warm-up says: then the first draw is accepted, and its saliency noted if J
+is not empty. End and special tokens
 are always accepted, or an answer might not end. A candidate that is certain has no gradient and so
 no saliency; it is accepted, and nothing is noted.
 """
@@ -18,7 +25,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from itertools import islice
-from math import exp
+from math import exp, sqrt
 
 from saccade_interventions.rules import SaliencyRule
 
@@ -31,7 +38,8 @@ class Candidate:
     """One token of the pool.
 
     ``weight`` is its probability among what the filters leave, ``logprob`` its log-probability
-    under the model's own distribution. ``evidence``: its gradient is not zero.
+    under the model's own distribution. ``saliency`` is a mean over the keys J, ``evidence``: its
+    gradient is not zero.
     """
 
     token: int
@@ -48,12 +56,13 @@ class Candidate:
 
 @dataclass
 class Acceptance:
-    """What one sequence remembers from token to token: its last accepted saliencies."""
+    """What one sequence remembers from token to token: the saliencies of its last tokens."""
 
     rule: SaliencyRule
     ends: InitVar[Iterable[int]] = ()  # tokens that end the answer
     exempt: frozenset[int] = field(init=False)  # tokens that are never rejected
     history: deque[float] = field(init=False)
+    noted: int = 0  # ever
 
     def __post_init__(self, ends: Iterable[int]) -> None:
         self.exempt = frozenset({*self.rule.exempt, *ends})
@@ -61,8 +70,8 @@ class Acceptance:
 
     @property
     def threshold(self) -> float | None:
-        """The least saliency to accept; None while nothing was accepted."""
-        if not self.history:
+        """The least saliency to accept; None during the warm-up."""
+        if self.noted < self.rule.warmup:
             return None
         return self.rule.alpha * sum(self.history) / len(self.history)
 
@@ -74,19 +83,26 @@ class Acceptance:
             keys: size of J. 0: there is no saliency to speak of.
         """
         least = self.threshold if keys else None
+        unit = sqrt(keys) if self.rule.normalisation == "cosine" else 1.0
         draws = 0
         for candidate in islice(order, self.rule.draws):
             draws += 1
-            if least is None or self._passes(candidate, least):
-                if keys and candidate.evidence:
-                    self.history.append(candidate.saliency)
+            if least is None or self._passes(candidate, least, unit):
+                self._note(candidate, unit, keys)
                 return Choice(candidate, draws, draws - 1, False)
         best = max(pool, key=lambda candidate: candidate.saliency)
+        if self.rule.history == "chosen":
+            self._note(best, unit, keys)
         return Choice(best, draws, draws, True)
 
-    def _passes(self, candidate: Candidate, least: float) -> bool:
+    def _passes(self, candidate: Candidate, least: float, unit: float) -> bool:
         certain = not candidate.evidence and candidate.probability > CERTAIN
-        return candidate.token in self.exempt or certain or candidate.saliency >= least
+        return candidate.token in self.exempt or certain or candidate.saliency * unit >= least
+
+    def _note(self, candidate: Candidate, unit: float, keys: int) -> None:
+        if keys and candidate.evidence:
+            self.history.append(candidate.saliency * unit)
+            self.noted += 1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from saccade_kernels.controls import ControlShape
 from saccade_server.engine.request import FinishReason
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2, 3))
-RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3)
+RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3, warmup=1)
 STEPS, EOS = 10, 2
 Scores = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -92,8 +92,12 @@ class Oracle:
             end = len(tokens) if rule.with_self else len(tokens) - 1
             scores = {}
             if end > first:
-                scores = {c: self.saliency(-logprobs[c], rule.layers, first, end) for c in pool}
-            least = rule.alpha * np.mean(history[-rule.window :]) if history and scores else None
+                scale = (end - first) ** 0.5 if rule.normalisation == "cosine" else 1.0
+                scores = {
+                    c: scale * self.saliency(-logprobs[c], rule.layers, first, end) for c in pool
+                }
+            tested = scores and len(history) >= rule.warmup
+            least = rule.alpha * np.mean(history[-rule.window :]) if tested else None
             left, chosen = list(pool), None
             for draw in range(min(rule.draws, len(pool))):
                 at = 0
@@ -109,10 +113,11 @@ class Oracle:
                     chosen = token
                     break
                 counts["rejections"] += 1
+            accepted = chosen is not None
             if chosen is None:
                 counts["fallbacks"] += 1
                 chosen = max(pool, key=lambda c: scores[c])
-            elif scores:
+            if scores and (accepted or rule.history == "chosen"):
                 history.append(scores[chosen])
             found.append((chosen, float(logprobs[chosen].detach())))
             tokens.append(chosen)
@@ -160,6 +165,8 @@ VARIANTS = {
     "no more draws than candidates": {"candidates": 2, "draws": 5, "alpha": 1.2},
     "one layer, the last": {"layers": (3,)},
     "one layer, the first": {"layers": (0,)},
+    "the paper's mean and history": {"normalisation": "mean", "history": "accepted"},
+    "after a warm-up longer than the window": {"warmup": 4},
 }
 
 

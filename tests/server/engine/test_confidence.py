@@ -34,7 +34,7 @@ def plan_of(prompt: Any, threshold: float, *, kind: str = "") -> Plan:
         builder.mass(SITES[1:3], [(sink, sink, -0.5), (image, sink, 0.5)], parse_rows("question"))
         builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
     elif kind == "saliency":
-        builder.rule(SaliencyRule((1,), 5, 3, 0.9, 3, region="after_image"))
+        builder.rule(SaliencyRule((1,), 5, 3, 0.9, 3, region="after_image", warmup=1))
     return builder.build()
 
 
