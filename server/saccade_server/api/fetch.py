@@ -122,12 +122,16 @@ class ImageFetcher:
         """Return the file behind ``url``."""
         if not self.settings.allow_image_urls:
             message = (
-                "This server fetches no images; send a data URL ('data:image/png;base64,...')."
+                "This server fetches no images: send a data URL ('data:image/png;base64,...'), or "
+                "let its operator start it with --allow-image-urls."
             )
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         target = parse_url(url, param)
         if self._domains and target.host not in self._domains:
-            message = "This server fetches no images from that host."
+            message = (
+                "This server fetches no images from that host: --allowed-media-domain lists those "
+                "that it fetches from."
+            )
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         try:
             async with asyncio.timeout(self.settings.fetch_timeout):

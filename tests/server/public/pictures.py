@@ -116,7 +116,7 @@ def deep(picture: Image.Image) -> bytes:
     values = np.asarray(picture)
     rows = np.repeat(values.reshape(SIDE, -1), 2, axis=1)
     rows[:, 1::2] = 0
-    colour = 2 if values.ndim == 3 else 0
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[len(picture.getbands())]
     return _png(16, colour, b"".join(b"\0" + row.tobytes() for row in rows))
 
 
@@ -129,6 +129,30 @@ def interlaced(picture: Image.Image) -> bytes:
         b"\0" + row.tobytes() for y, x, down, right in passes for row in values[y::down, x::right]
     ]
     return _png(8, 2, b"".join(rows), interlace=1)
+
+
+def bitmap(bits: int = 24, top_down: bool = False) -> bytes:
+    """A BMP as Windows programs write it; the fourth byte of 32 bits means nothing there."""
+    values = np.asarray(scene())[..., ::-1]
+    values = values if top_down else values[::-1]
+    if bits == 32:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
+    pixels = values.tobytes()
+    sizes = (40, SIDE, -SIDE if top_down else SIDE, 1, bits, 0, len(pixels), 2835, 2835, 0, 0)
+    header = b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54)
+    return header + struct.pack("<IiiHHIIiiII", *sizes) + pixels
+
+
+def tagged(value: int, data: bytes | None = None) -> bytes:
+    """The scene with an orientation that does not exist, or with EXIF that is none."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    return encode(scene(), exif=exif.tobytes() if data is None else b"Exif\0\0" + data)
+
+
+def misread(piece: bytes) -> bytes:
+    """A chunk whose checksum is wrong."""
+    return piece[:-1] + bytes([piece[-1] ^ 1])
 
 
 def _png(depth: int, colour: int, rows: bytes, interlace: int = 0) -> bytes:

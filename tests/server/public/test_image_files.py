@@ -24,12 +24,24 @@ SAME = {
     # facebookresearch/spdl#290, pngjs/pngjs#81: 16 bits a channel keep their contrast.
     "I07-deep-gray": (lambda p: p.deep(p.gray()), "GRAY"),
     "I08-deep-colour": (lambda p: p.deep(p.scene()), "SCENE"),
+    "I08-deep-colour-and-alpha": (lambda p: p.deep(p.scene().convert("RGBA")), "SCENE"),
+    "I08-deep-gray-and-alpha": (lambda p: p.deep(p.scene().convert("LA")), "GRAY"),
     "I10-gray-png": (lambda p: p.encode(p.gray()), "GRAY"),
     "I10-bmp": (lambda p: p.encode(p.scene(), "BMP"), "SCENE"),
+    "I10-bmp-top-down": (lambda p: p.bitmap(top_down=True), "SCENE"),
+    "I10-bmp-of-32-bits": (lambda p: p.bitmap(32), "SCENE"),
     "I10-palette-bmp": (lambda p: p.encode(p.scene().quantize(8), "BMP"), "SCENE"),
     "I10-lossless-webp": (lambda p: p.encode(p.scene(), "WEBP", lossless=True), "SCENE"),
     "I10-gif": (lambda p: p.encode(p.scene().quantize(8), "GIF"), "SCENE"),
     "I10-interlaced-png": (lambda p: p.interlaced(p.scene()), "SCENE"),
+    # What viewers show as well: what is wrong is not in the pixels.
+    "I10-png-without-its-end": (lambda p: p.SCENE[:-12], "SCENE"),
+    "I10-gif-without-its-end": (lambda p: p.encode(p.scene(), "GIF")[:-1], "SCENE"),
+    "I10-orientation-0": (lambda p: p.tagged(0), "SCENE"),
+    "I10-orientation-9": (lambda p: p.tagged(9), "SCENE"),
+    "I10-no-exif": (lambda p: p.tagged(1, b"nonsense"), "SCENE"),
+    "I10-wrong-checksum": (lambda p: p.annotated(p.misread(p.chunk(b"tEXt", b"a\0b"))), "SCENE"),
+    "I10-broken-profile": (lambda p: p.annotated(p.chunk(b"iCCP", b"a\0\0nonsense")), "SCENE"),
     # openclaw/openclaw#36662, aws-samples/dify-aws-tool#133, meme-search/meme-search#191: the
     # first frame, as vLLM takes it.
     "I11-animated-gif": (lambda p: p.animated("GIF"), "SCENE"),
@@ -48,6 +60,7 @@ SAME = {
         lambda p: p.annotated(*[p.compressed_text(b"zTXt", 1_000_000)] * 100),
         "SCENE",
     ),
+    "I40-a-bomb-beside": (lambda p: p.annotated(p.compressed_text(b"iTXt", 100_000_000)), "SCENE"),
     "I40-large-profile": (lambda p: p.annotated(p.compressed_text(b"iCCP", 3_000_000)), "SCENE"),
 }
 
