@@ -113,6 +113,7 @@ class PaddedDecoder:
         device = model.device
         room = self._layouts[max_num_seqs].size
         self._block = torch.empty(room, dtype=torch.uint8, device=device)
+        self._written = 0  # the size that the block is laid out for now
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         wide = torch.promote_types(model.dtype, torch.float32)
         shape = (max_num_seqs, model.vocab_size)
@@ -138,7 +139,7 @@ class PaddedDecoder:
             Logits [chunks, vocabulary], good until the next call.
         """
         size = self.sizes[bisect_left(self.sizes, len(chunks))]
-        self._write(self._layouts[size], chunks, positions, drawn)
+        self._write(size, chunks, positions, drawn)
         self.play(size, *self._form(chunks))
         return self._logits[: len(chunks)]
 
@@ -147,11 +148,12 @@ class PaddedDecoder:
 
         Whoever runs a variant outside of a step takes it from here.
         """
-        self._write(self._layouts[variant[0]], (), (), {})
+        self._write(variant[0], (), (), {})
         return partial(self.compute, *variant)
 
     def compute(self, size: int, classes: int, streams: bool) -> None:
         """Logits of what was written for this size; all that a graph captures."""
+        assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = fill_in(inputs.tokens, inputs.sources, self._drawn)
         step = ForwardStep(
@@ -192,12 +194,13 @@ class PaddedDecoder:
 
     def _write(
         self,
-        layout: Layout,
+        size: int,
         chunks: Batch[Chunk],
         positions: Batch[PromptPositions],
         drawn: Mapping[Sequence, int],
     ) -> None:
         """Fill the block, in one copy. The block's last reader runs before it, on one stream."""
+        layout, self._written = self._layouts[size], size
         staging = host_block(layout.size, self._model.device)
         bytes_ = staging.numpy()
         bytes_.fill(0)

@@ -112,6 +112,15 @@ def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any)
         assert not field.any()
 
 
+def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> None:
+    decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
+    with pytest.raises(AssertionError, match="another size"):
+        decoder.compute(4, 1, False)
+    decoder.idle((8, 1, False))
+    with pytest.raises(AssertionError, match="another size"):
+        decoder.compute(4, 1, False)
+
+
 def test_rehearsing_reads_nothing_that_lies_in_the_block(core_with: Any) -> None:
     runner = core_with("llama", **AS_ON_A_GPU)._runner
     noise(runner._decoder._block)
