@@ -106,7 +106,8 @@ async def _load_and_serve(
             app.state.services.close()
     finally:
         hung.cancel()
-        await engine.close(0.0 if signals.at_once else STOP_TIMEOUT)
+        hears = engine.lag.overdue(config.api.silence_timeout, config.api.step_timeout) < 1
+        await engine.close(STOP_TIMEOUT if hears and not signals.at_once else 0.0)
 
 
 async def _unless(stop: Coroutine[Any, Any, object], work: Coroutine[Any, Any, Result]) -> Result:
