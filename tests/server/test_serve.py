@@ -335,7 +335,7 @@ def test_a_signal_before_it_serves_ends_it_in_order(loads: bool, number: signal.
                 time.sleep(0.05)
             time.sleep(1)
         process.send_signal(number)
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()
