@@ -137,9 +137,11 @@ def unreadable(error: OSError, path: Path) -> UnsupportedModelError:
 def gguf_help(folder: str | os.PathLike[str], name: str) -> str:
     """How to convert a GGUF file to what is served."""
     return (
-        f"{Path(folder) / name}: GGUF weights are not served; convert them to a folder first, for "
-        f'example with transformers: AutoModelForCausalLM.from_pretrained("{folder}", '
-        f'gguf_file="{name}").save_pretrained(OUT), and AutoTokenizer in the same way'
+        f"{Path(folder) / name}: GGUF weights are not served; convert them to a folder first, with "
+        f'transformers (and gguf, accelerate): AutoModelForCausalLM.from_pretrained("{folder}", '
+        f'gguf_file="{name}", quantization_config=GgufConfig(dequantize=True)) and '
+        f'AutoTokenizer.from_pretrained("{folder}", gguf_file="{name}"), then save_pretrained(OUT) '
+        "of both"
     )
 
 
