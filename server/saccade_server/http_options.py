@@ -66,6 +66,31 @@ KeepAliveTimeout = Annotated[
         envvar="SACCADE_KEEP_ALIVE_TIMEOUT",
     ),
 ]
+ImageWorkers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Threads that decode images; those over 16 megapixels have one more.",
+        envvar="SACCADE_IMAGE_WORKERS",
+    ),
+]
+PixelsInFlight = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Pixels that the images of all requests may have together while they wait and are "
+        "decoded; beyond it requests with images get a 503.",
+        envvar="SACCADE_MAX_PIXELS_IN_FLIGHT",
+    ),
+]
+RequestTimeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        help="Seconds that a request may take, its preparation included; then it gets a 504.",
+        envvar="SACCADE_REQUEST_TIMEOUT",
+    ),
+]
 
 
 def listed(options: list[str] | None, variable: str) -> tuple[str, ...]:

@@ -17,9 +17,12 @@ from saccade_server.http_options import (
     BodyMemory,
     CorsOrigins,
     HeaderTimeout,
+    ImageWorkers,
     KeepAliveTimeout,
     MaxConnections,
     MaxRequests,
+    PixelsInFlight,
+    RequestTimeout,
     listed,
 )
 from saccade_server.options import (
@@ -148,31 +151,9 @@ def serve_command(
     body_memory: BodyMemory = 512,
     header_timeout: HeaderTimeout = 20.0,
     keep_alive_timeout: KeepAliveTimeout = 5,
-    image_workers: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Threads that decode images; those over 16 megapixels have one more.",
-            envvar="SACCADE_IMAGE_WORKERS",
-        ),
-    ] = 2,
-    max_pixels_in_flight: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Pixels that the images of all requests may have together while they wait and "
-            "are decoded; beyond it requests with images get 503.",
-            envvar="SACCADE_MAX_PIXELS_IN_FLIGHT",
-        ),
-    ] = 200_000_000,
-    request_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            help="Seconds that a request may take, its preparation included; then it gets 504.",
-            envvar="SACCADE_REQUEST_TIMEOUT",
-        ),
-    ] = 600.0,
+    image_workers: ImageWorkers = 2,
+    max_pixels_in_flight: PixelsInFlight = 200_000_000,
+    request_timeout: RequestTimeout = 600.0,
     shutdown_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to finish requests in flight.")
     ] = 30.0,

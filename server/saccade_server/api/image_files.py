@@ -34,8 +34,8 @@ OTHERS = (
 
 MOST_PARTS = 100_000
 """Segments, chunks or blocks of a file. Real ones have a few thousand at most."""
-MOST_SCANS = 100
-"""Passes over the whole picture that a progressive JPEG may ask for; cameras write 10."""
+MOST_SCANS = 40
+"""Passes over the whole picture that a progressive JPEG may ask for; encoders write about 10."""
 MOST_FILL = 65_536
 """Bytes between the segments of a JPEG's header that mean nothing."""
 MOST_TEXT = 1024 * 1024

@@ -5,9 +5,9 @@ the pixels do not depend on whether torchvision is installed.
 
 Images of up to LARGE_PIXELS reach the processor whole. Of larger ones it gets a picture that was
 made smaller by a whole number, but is still REDUCING_GAP times as large, along each side, as what
-the processor makes of it. The values that the tower sees then differ from those of the whole image
-by rounding and by the tails of the processor's filter: in a test with fine noise by less than 2 of
-255 steps in the mean.
+the processor makes of it. The values that the tower sees then differ a little from those of the
+whole image: measured at 27 megapixels and 336 pixels a side, by 0.2 of 255 steps in the mean (1.0
+at most) for a picture with structure of every size, by 0.9 (5.1) for pure noise.
 """
 
 from __future__ import annotations

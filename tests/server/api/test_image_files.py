@@ -13,6 +13,7 @@ from saccade_server.api.image_files import (
     MOST_FILL,
     MOST_PARTS,
     MOST_RUNS,
+    MOST_SCANS,
     ImageFileError,
     trimmed,
 )
@@ -83,7 +84,7 @@ def test_scans_without_end_are_refused():
     start = progressive.rindex(b"\xff\xda")
     scan = progressive[start:-2]
     many = progressive[:start] + scan * 1000 + b"\xff\xd9"
-    with pytest.raises(BadRequest, match="more than 100 scans"):
+    with pytest.raises(BadRequest, match=f"more than {MOST_SCANS} scans"):
         opened(many)
 
 

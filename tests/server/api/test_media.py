@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from saccade_server.api import media
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.media import ImageBudget
 from saccade_server.api.settings import ApiSettings
@@ -235,6 +236,52 @@ def test_an_orientation_that_unpacks_without_end_is_not_read():
     endless = b"Raw profile type exif\0\0" + zlib.compress(RAW + b"0" * 3_000_000)
     data = encode(RED)
     assert decode(data[:33] + chunk(b"zTXt", endless) + data[33:]).size == (12, 8)
+
+
+def smaller(data, factor):
+    return np.asarray(ImageBudget(SETTINGS).open(data, "here").decode(factor)).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_a_factor_makes_means_of_squares(mode, factor):
+    """Over several strips, the last of them shorter, and whatever the mode."""
+    grey = Image.effect_noise((1003, 701), 60)
+    source = grey.convert(mode)
+    if mode in ("LA", "RGBA"):
+        source.putalpha(Image.effect_noise(grey.size, 60))
+    data = encode(source)
+    whole = decode(data)
+    assert np.abs(smaller(data, factor) - np.asarray(whole.reduce(factor)).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_strips_change_nothing(mode, monkeypatch):
+    data = encode(Image.effect_noise((103, 71), 60).convert(mode))
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr(media, "STRIP_PIXELS", 500)
+    assert (np.asarray(decode(data)) == whole).all()
+    means = Image.fromarray(whole).reduce(3)
+    assert np.abs(smaller(data, 3) - np.asarray(means).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "size"), [(2, (400, 300)), (3, (400, 300)), (8, (100, 75)), (17, (50, 38))]
+)
+def test_a_jpeg_is_made_smaller_by_its_decoder(factor, size):
+    smooth = Image.radial_gradient("L").resize((800, 600)).convert("RGB")
+    data = encode(smooth, "JPEG", quality=95)
+    found = smaller(data, factor)
+    assert found.shape[1::-1] == size
+    wanted = np.asarray(smooth.resize(size, Image.Resampling.BOX)).astype(int)
+    assert np.abs(found - wanted).mean() < 2
+
+
+def test_a_smaller_image_is_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (80, 40)), "JPEG", exif=exif)
+    assert smaller(data, 4).shape == (20, 10, 3)
 
 
 def test_formats_are_named():
