@@ -1,11 +1,12 @@
 """Who is let in: nobody new in a shutdown, and no more at once than the server may answer.
 
 A request takes its place when its body is there, so that a slow one keeps no place from others, and
-keeps it until it is answered. What asks how the server is needs no place.
+keeps it until its client has read the answer. What asks how the server is needs no place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,8 @@ PROBES = READINESS | {"/live"}
 WITHOUT_PLACE = PROBES | {"/load", "/version", "/v1/models"}
 MODELS = "/v1/models/"
 
+PIECE_BYTES = 64 * 1024
+
 WITH_BODY = frozenset({"POST", "PUT"})
 
 CROWDED = "crowded"
@@ -30,6 +33,19 @@ CROWDED = "crowded"
 def needs_place(path: str) -> bool:
     """False for what asks how the server is, and is answered in every trouble."""
     return path not in WITHOUT_PLACE and not path.startswith(MODELS)
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A message that holds much of an answer as several.
+
+    Sending waits while more than a little lies unread, but takes whatever it is given: an answer in
+    one piece would be done, and its place free, with all of it still in memory.
+    """
+    body = message.get("body", b"")
+    last = max(0, len(body) - 1) // PIECE_BYTES * PIECE_BYTES
+    for start in range(0, last, PIECE_BYTES):
+        yield {**message, "body": body[start : start + PIECE_BYTES], "more_body": True}
+    yield {**message, "body": body[last:]} if last else message
 
 
 class Admission:
@@ -74,9 +90,13 @@ class Admission:
                     take()
                 return message
 
+            async def piecewise_send(message: Message) -> None:
+                for piece in _pieces(message):
+                    await send(piece)
+
             if scope["method"] not in WITH_BODY:
                 take()
-            await self.app(scope, placed_receive, send)
+            await self.app(scope, placed_receive, piecewise_send)
 
     def _refusal(self, crowded: bool = False) -> ApiError | None:
         if self.lifecycle.draining:

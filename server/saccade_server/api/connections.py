@@ -50,6 +50,7 @@ class HttpConfig(uvicorn.Config):
             h11_max_incomplete_event_size=settings.max_header_bytes,
         )
         self.settings = settings
+        self.crowd: dict[Connection, None] = {}  # those beyond the most, oldest first
         self.max_connections = connections_within_limits(
             settings.max_connections, SPARE_CONNECTIONS
         )
@@ -67,6 +68,7 @@ class Connection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.most = config.max_connections
+        self.crowd = config.crowd
         self.header_timeout = config.settings.header_timeout
         self.send_timeout = config.settings.send_timeout
         self.lingers = False
@@ -76,28 +78,28 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         extra = len(self.connections) - self.most
-        if extra > SPARE_CONNECTIONS:
+        if extra > SPARE_CONNECTIONS and not self._make_room():
             self._refuse(_too_many(), linger=False)
             return
         if extra > 0:
             self.app_state = {**self.app_state, CROWDED: True}
             self.header_timeout = min(self.header_timeout, CROWDED_SECONDS)
+            self.crowd[self] = None
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        if self.lingers:
-            return
+        if self.lingers or self.conn.their_state in (h11.MUST_CLOSE, h11.ERROR):
+            return  # behind the last request; a stray line break there is no reason to refuse it
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.app_state.get(CROWDED) and not self._busy and not self.transport.is_closing():
-            self.transport.close()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.crowd.pop(self, None)
         self._unset_keepalive_if_required()
         self._head_timer.stop()
         self._send_timer.stop()
@@ -142,6 +144,18 @@ class Connection(H11Protocol):
         """The connection waits for the first byte of another request."""
         waits = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         return self.cycle is not None and waits
+
+    def _make_room(self) -> bool:
+        """Close the spare connection that has waited longest for a head.
+
+        Who connects only to occupy gives way like this to a probe, which asks at once.
+        """
+        waiting = next((each for each in self.crowd if not each._busy), None)
+        if waiting is None:
+            return False
+        del self.crowd[waiting]
+        waiting.transport.abort()
+        return True
 
     def _watch(self) -> None:
         """Let the time for a head run exactly while one, or what is left of a body, is due."""

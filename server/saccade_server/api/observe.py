@@ -1,4 +1,7 @@
-"""Each request's id, its log line, and the last safety net."""
+"""Each request's id, its log line, and the last safety net.
+
+A connection that is one too many is told here to end, whatever it is answered.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from saccade_server.api.admission import CROWDED
 from saccade_server.api.errors import bounded, from_exception
 from saccade_server.api.settings import ApiSettings
 
@@ -48,7 +52,10 @@ class Observe:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = name
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = name
+                if scope.get("state", {}).get(CROWDED):
+                    headers["connection"] = "close"
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)

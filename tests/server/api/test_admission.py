@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from saccade_server.api.admission import _pieces
 from saccade_server.api.bodies import LimitBodies, parsed_bytes
 
 MIB = 1024 * 1024
@@ -229,3 +230,31 @@ def test_a_slow_body_has_one_deadline(make_server, tools, monkeypatch):
             break
     assert reply.split()[1] == b"408"
     tools.wait_for(lambda: budget(server).used == 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_000])
+def test_an_answer_is_the_same_in_pieces(size):
+    body = bytes(index % 251 for index in range(size))
+    message = {"type": "http.response.body", "body": body, "more_body": False}
+    pieces = list(_pieces(message))
+    assert b"".join(piece["body"] for piece in pieces) == body
+    assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    assert max(len(piece["body"]) for piece in pieces) <= 65_536
+    assert len(pieces) == max(1, -(-size // 65_536))
+
+
+def test_an_answer_that_is_not_read_keeps_its_place(make_server, tools, monkeypatch):
+    server = make_server(max_requests=1, send_timeout=1.0)
+    lifecycle = server.app.state.lifecycle
+    monkeypatch.setattr(server.prompts, "text", lambda tokens: "x" * 2**24, raising=False)
+    body = json.dumps({"tokens": [72]}).encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", server.port))
+        head = f"POST /detokenize HTTP/1.1\r\nhost: [::1]\r\ncontent-length: {len(body)}\r\n"
+        raw.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        assert raw.recv(15) == b"HTTP/1.1 200 OK"
+        assert lifecycle.in_flight == 1
+        assert server.http.get("/ready").status_code == 503
+        tools.wait_for(lambda: not lifecycle.in_flight, 20)  # it is given up
+    assert server.http.get("/ready").status_code == 200

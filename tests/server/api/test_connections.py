@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from saccade_server.api.connections import Connection
+
 LATE = 0.3
 PATIENCE = 20.0  # seconds for what takes LATE where nothing else runs
 
@@ -151,6 +153,17 @@ def test_pipelined_requests_are_answered_in_turn(hasty, chat):
         assert everything(raw).count(b"HTTP/1.1 200") == 4
 
 
+def test_what_comes_behind_the_last_request_is_ignored(hasty, chat, tools):
+    hasty.engine.delay = 0.02
+    for request in (post(chat, "connection: close"), post(chat, version="1.0")):
+        with connect(hasty) as raw:
+            raw.sendall(request)
+            tools.wait_for(lambda: hasty.engine.running)
+            raw.sendall(b"\r\n")
+            assert b"Hello, world!" in everything(raw)
+    hasty.renew()
+
+
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
 def test_http_1_0_ends_with_the_connection(hasty, tools, more):
     body = json.dumps(tools.chat_body(**more)).encode()
@@ -240,8 +253,25 @@ def test_beyond_the_most_connections_only_probes_are_answered(make_server, tools
     assert server.chat().status_code == 200
 
 
-def test_far_beyond_the_most_connections_are_refused_at_once(make_server, tools):
+def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server, tools):
     server = make_server(max_connections=1)
+    held = [connect(server) for _ in range(60)]
+    try:
+        # The last to give way: the first is within the most, and sixteen more may wait.
+        assert everything(held[60 - 17]) == b""
+        assert server.http.get("/live").status_code == 200
+        assert server.http.get("/ready").status_code == 503
+        assert connections(server) <= 17
+    finally:
+        for raw in held:
+            raw.close()
+    tools.wait_for(lambda: not connections(server))
+    assert server.chat().status_code == 200
+
+
+def test_without_room_even_there_a_connection_is_refused_at_once(make_server, tools, monkeypatch):
+    server = make_server(max_connections=1)
+    monkeypatch.setattr(Connection, "_make_room", lambda self: False)
     held = [connect(server) for _ in range(17)]
     try:
         tools.wait_for(lambda: connections(server) == 17)
@@ -252,5 +282,3 @@ def test_far_beyond_the_most_connections_are_refused_at_once(make_server, tools)
     finally:
         for raw in held:
             raw.close()
-    tools.wait_for(lambda: not connections(server))
-    assert server.chat().status_code == 200
