@@ -162,6 +162,7 @@ class ChatMessage(Strict):
     reasoning_content: str | None = Field(
         None, description="An assistant's: given to the chat template."
     )
+    reasoning: str | None = Field(None, description="The newer name of reasoning_content.")
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MOST_CALLS)] | None = (
         Field(None, description="An assistant's calls, read as a part of the conversation.")
     )
@@ -187,6 +188,12 @@ class ChatMessage(Strict):
         return calls
 
     @property
+    def thoughts(self) -> str | None:
+        """An assistant's reasoning, whichever field has it."""
+        given = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        return given if self.role == "assistant" else None
+
+    @property
     def parts(self) -> Sequence[AnyPart]:
         """The content as a list."""
         if isinstance(self.content, str):
@@ -198,4 +205,4 @@ class ChatMessage(Strict):
         """How much it says, whichever field has it, calls included."""
         said = sum(len(_said(part)) for part in self.parts)
         called = sum(call.function.characters for call in self.tool_calls or ())
-        return said + called + len(self.refusal or "")
+        return said + called + len(self.refusal or "") + len(self.thoughts or "")

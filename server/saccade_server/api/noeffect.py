@@ -116,19 +116,26 @@ def _without_effect(body: BaseModel, path: str, name: str, reads: frozenset[str]
     owner = OWN_FIELDS[name]
     if role == "tool" and name == "name":  # the name of its result
         return False
-    return (owner is not None and role != owner) or (name in TEMPLATE_FIELDS and name not in reads)
+    read_as = TEMPLATE_FIELDS.get(name)
+    unread = read_as is not None and read_as not in reads
+    return unread or (owner is not None and role != owner)
 
 
 OWN_FIELDS: Mapping[str, str | None] = {
     "name": None,
     "refusal": "assistant",
+    "reasoning": "assistant",
     "reasoning_content": "assistant",
     "tool_call_id": "tool",
 }
 """Field of a message -> the role that it belongs to; None: all. On others it changes nothing."""
 
-TEMPLATE_FIELDS = frozenset({"name", "reasoning_content"})
-"""Fields of a message that change the prompt only where the chat template reads them."""
+TEMPLATE_FIELDS: Mapping[str, str] = {
+    "name": "name",
+    "reasoning": "reasoning_content",
+    "reasoning_content": "reasoning_content",
+}
+"""Fields that change the prompt only where the chat template reads them, and as what."""
 
 
 def _safe(name: str) -> str:

@@ -27,7 +27,7 @@ def converted(message: ChatMessage, parts: tuple[Any, ...], path: str) -> conver
         message.role,
         parts or ("",),
         name=message.name,
-        reasoning=message.reasoning_content if own else None,
+        reasoning=message.thoughts,
         calls=tuple(calls),
         call_id=message.tool_call_id if message.role == "tool" else None,
     )

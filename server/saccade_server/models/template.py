@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from saccade_server.models.conversation import PromptError, json_text
@@ -27,6 +27,9 @@ THREADS = 4
 
 OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 """Variables of every template that a request sets by other fields, or not at all."""
+
+ASKING = frozenset({"defined", "undefined", "none", "default", "d"})
+"""Tests and filters that ask whether a variable was given."""
 
 CALL_ID = "abcdEFG12"
 """Nine letters and digits: the only ids of calls that Mistral's templates take."""
@@ -69,7 +72,8 @@ class ChatTemplate:
             environment = self._compiled().environment
         except TemplateError:  # every rendering will say so
             return ()
-        found = meta.find_undeclared_variables(environment.parse(self.source))
+        tree = environment.parse(self.source)
+        found = meta.find_undeclared_variables(tree) - _own_variables(tree)
         known = {*environment.globals, *self._special, *OURS}
         return tuple(sorted(name for name in found - known if not name.endswith("_token")))
 
@@ -173,6 +177,14 @@ class ChatTemplate:
             if time.monotonic() > deadline:
                 raise _too_slow()
         return "".join(pieces)
+
+
+def _own_variables(tree: nodes.Template) -> set[str]:
+    """Variables that a template sets itself without asking first whether they were given."""
+    assigned = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked = [test.node for test in tree.find_all(nodes.Test) if test.name in ASKING]
+    asked += [use.node for use in tree.find_all(nodes.Filter) if use.name in ASKING and use.node]
+    return assigned - {node.name for node in asked if isinstance(node, nodes.Name)}
 
 
 def thoughts(text: str) -> dict[str, str]:

@@ -155,6 +155,7 @@ VERDICTS = {
     ),
     "ChatMessage.name": Verdict(["ann"], [""], [5, "x" * 300]),
     "ChatMessage.refusal": Verdict(["no"], [""], [5, []]),
+    "ChatMessage.reasoning": Verdict(["hm"], [""], [5, []]),
     "ChatMessage.reasoning_content": Verdict(["hm"], [""], [5, []]),
     "ChatMessage.tool_calls": Verdict([[CALL]], [[]], [{}, "x", [{}]]),
     "ChatMessage.tool_call_id": Verdict(["c"], [""], [5]),
@@ -179,6 +180,7 @@ VERDICTS = {
 ABSENT = object()
 OWNERS = {
     "refusal": "assistant",
+    "reasoning": "assistant",
     "reasoning_content": "assistant",
     "tool_calls": "assistant",
     "tool_call_id": "tool",

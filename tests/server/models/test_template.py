@@ -177,6 +177,12 @@ def test_variables_of_a_template(text_model: Any, templates: ModuleType) -> None
     plain = prompts.chat([Message("user", ("a",))])
     quick = prompts.chat([Message("user", ("a",))], variables={"enable_thinking": False})
     assert quick.text == plain.text + "<think>\n\n</think>\n\n"
+    sets = text_model(
+        "{% if not day is defined %}{% set day = 'today' %}{% endif %}{{ day }}"
+        "{{ mood | d('dry') }}"
+        "{% if messages[0].role == 'system' %}{% set head = 'x' %}{% endif %}{{ head }}"
+    )
+    assert sets.template_variables == ("day", "mood")
     fixed = text_model("{{ bos_token }}{{ raise_exception('x') }}{{ tools }}")
     assert fixed.template_variables == ()
     assert text_model("{% if %}").template_variables == ()
