@@ -52,7 +52,9 @@ SENTENCES: dict[str, str | Callable[[Facts], str]] = {
     "string_pattern_mismatch": lambda facts: f"does not have the form {facts['pattern']}",
     "literal_error": lambda facts: f"must be {facts['expected']}",
     "enum": lambda facts: f"must be {facts['expected']}",
-    "union_tag_invalid": lambda facts: f"must be one of {facts['expected_tags']}",
+    "union_tag_invalid": lambda facts: (
+        f"must have a {facts['discriminator'].strip(QUOTE)} among {facts['expected_tags']}"
+    ),
     "union_tag_not_found": lambda facts: f"must name its {facts['discriminator'].strip(QUOTE)}",
 }
 """Error type -> the sentence's end, or how it is made of the error's facts."""

@@ -31,6 +31,11 @@ def test_what_never_counts_is_named(server, path):
         assert ignored(server, **{name: "x"}) == name
 
 
+def test_the_page_of_requests_lists_them(pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "requests.md").read_text()
+    assert [name for name in NO_EFFECT if f"`{name}`" not in page] == []
+
+
 def test_unknown_fields_are_named_wherever_they_are(server, tools):
     (message,) = tools.image_messages(tools.picture)
     message["id"] = 7

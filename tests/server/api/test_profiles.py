@@ -299,6 +299,15 @@ def test_a_file_that_is_not_there(tmp_path: Path, tools):
         ([{"method": "pai", "layers": [4]}], {}, "there is no layer 4"),
         ([{"method": "pai", "heads": [4]}], {}, "there is no head 4"),
         ([{"method": "pai"}], {"pai": "it did nothing"}, "did not pass its self-test"),
+        (
+            [
+                {"method": "pasta", "highlight": ["nowhere"], "layers": [0]},
+                {"method": "vcd"},
+                {"method": "pai_contrast"},
+            ],
+            {},
+            "only one of them can contrast",
+        ),
     ],
 )
 def test_a_profile_that_the_model_cannot_run_stops_the_server(tools, entries, faults, words):
