@@ -62,7 +62,7 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
     ignored: list[str] = []
     for name, (path, value) in _given(body).items():
         if name in prompts.template_variables:
-            _check_value(value, path)
+            _check_value(value, path, switch=name == THINKING)
             variables[name] = value
         elif name == THINKING and value is False and not prompts.knows_thinking:
             ignored.append(path)
@@ -108,7 +108,11 @@ def _unknown(prompts: PromptProcessor, name: str, path: str) -> BadRequest:
     return unsupported(path, message)
 
 
-def _check_value(value: Any, path: str) -> None:
+def _check_value(value: Any, path: str, switch: bool) -> None:
+    # Templates ask whether a variable *is* false; "false" and 0 would leave it on without a word.
+    quoted = isinstance(value, str) and value.strip().lower() in ("true", "false")
+    if quoted or (switch and not isinstance(value, bool)):
+        raise BadRequest("This is true or false, without quotes.", param=path)
     items = value if isinstance(value, list) else [value]
     if len(items) > MOST_ITEMS:
         raise BadRequest(f"A list may have {MOST_ITEMS} entries here.", param=path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +20,6 @@ from saccade_server.api.schemas import DetokenizeRequest, TokenizeRequest
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import refuse_without_messages, templating
-from saccade_server.models.prompt import RenderedPrompt
 
 
 def tokenize_router(services: Services) -> APIRouter:
@@ -37,8 +38,8 @@ def tokenize_router(services: Services) -> APIRouter:
         body = await read_body(services, request, TokenizeRequest)
         services.check_model(body.model)
         async with Deadline(services.settings.request_timeout).kept():
-            work = _rendered(services, body, response)
-            tokens = (await unless_disconnected(request.receive, work)).tokens
+            work = _tokens(services, body, response)
+            tokens = await unless_disconnected(request.receive, work)
         names = list(map(services.prompts.token_name, tokens)) if body.return_token_strs else None
         return {
             "count": len(tokens),
@@ -64,9 +65,7 @@ def tokenize_router(services: Services) -> APIRouter:
     return router
 
 
-async def _rendered(
-    services: Services, body: TokenizeRequest, response: Response
-) -> RenderedPrompt:
+async def _tokens(services: Services, body: TokenizeRequest, response: Response) -> Sequence[int]:
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("Give a prompt or messages, one of them.", param="prompt")
     if body.messages is not None:
@@ -75,14 +74,9 @@ async def _rendered(
             raise BadRequest(message, param="add_special_tokens")
         how = templating(services.prompts, body)
         response.headers.update(note_ignored(services, body, ignored=how.ignored))
-        return await services.in_worker(await rendering(services, body.messages, how))
+        return (await services.in_worker(await rendering(services, body.messages, how))).tokens
     refuse_without_messages(body)
     response.headers.update(note_ignored(services, body))
-    prompt = body.prompt or ""
-
-    def work() -> RenderedPrompt:
-        with refusing("prompt"):
-            special = body.add_special_tokens is not False
-            return services.prompts.completion(prompt, add_special_tokens=special)
-
+    special = body.add_special_tokens is not False
+    work = partial(services.prompts.tokens, body.prompt or "", add_special_tokens=special)
     return await services.in_worker(work)

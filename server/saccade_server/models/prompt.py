@@ -210,6 +210,11 @@ class PromptProcessor:
         special, fallback = self._encoder.special_ids, self._bytes.fallback
         return Detokenizer(self._backend, special, prompt_tokens, fallback)
 
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text, whatever it is: an image's placeholder in it is one of them."""
+        segments = [Segment(text, False)]
+        return self._encoder.encode(segments, add_special_tokens=add_special_tokens).ids
+
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included.
 

@@ -138,6 +138,9 @@ class BytePrompts:
     def detokenizer(self, tokens: tuple[int, ...]) -> ByteDecoder:
         return ByteDecoder()
 
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [*text.encode(), *(() if add_special_tokens else (255,))]  # to be seen
+
     def text(self, tokens: list[int]) -> str:
         return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
 

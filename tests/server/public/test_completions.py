@@ -104,7 +104,7 @@ def test_an_extra_body_in_the_body_is_refused_with_a_hint(demo, asking):
     assert "extra_body" in message
 
 
-TEXTS = ["There is", "", " a  b\n", "caf\u00e9 \u4f60\u597d \U0001f600", "a</s>"]
+TEXTS = ["There is", "", " a  b\n", "caf\u00e9 \u4f60\u597d \U0001f600", "a</s>", "a <image> b"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -116,7 +116,7 @@ def test_tokens_are_those_of_a_prompt_and_text_again(demo, asking, text):
     assert found["max_model_len"] == 2048
     back = demo.http.post("/detokenize", json={"model": demo.card["id"], "tokens": found["tokens"]})
     assert asking.answered(back)["prompt"].removeprefix("<s>").strip() == text.strip()
-    if text:
+    if text and "<image>" not in text:  # no prompt: it has a place for an image and none
         used = asking.answered(demo.complete(text, max_tokens=1))["usage"]["prompt_tokens"]
         assert used == found["count"]
 

@@ -171,6 +171,13 @@ def test_thinking_is_left_on_by_what_asks_for_it(is_asked, fields):
     is_asked(turn("user", "Hi") + BEGIN, "Hi", **fields)
 
 
+@pytest.mark.parametrize("value", ["false", "False", 0, "no", [], {}], ids=repr)
+def test_thinking_is_a_switch(thinker, asking, value):
+    """P34: the template asks whether it is false, and none of these is."""
+    answer = thinker.chat("Hi", chat_template_kwargs={"enable_thinking": value})
+    asking.refused(answer, "chat_template_kwargs.enable_thinking", says="true or false")
+
+
 def test_a_variable_that_the_template_lacks_is_refused_by_name(thinker, asking):
     """P18. The template's own are named, so that a misspelt one is found."""
     answer = thinker.chat("Hi", chat_template_kwargs={"enable_thoughts": False})
