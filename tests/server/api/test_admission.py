@@ -198,7 +198,8 @@ def test_what_json_becomes_counts(make_server, tools, piece):
 
 
 def test_the_estimate_of_parsed_json_is_one():
-    assert parsed_bytes(b"x" * 1000) == 0
+    assert parsed_bytes(b"") == parsed_bytes(b"x" * 1_000_000) == 0
+    assert parsed_bytes(b"[" * 600_000) == 2 * parsed_bytes(b"," * 300_000)
     assert parsed_bytes(b"[1, 2, 3]") >= 3 * 36  # a list's pointers, and integers
     assert parsed_bytes(b'{"a": 1}') >= 184
 
