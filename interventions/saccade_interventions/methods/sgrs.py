@@ -58,8 +58,8 @@ Run on 12 of those questions, 60 tokens each, at alpha 0.6:
 
 On ten other questions, chosen by plain answers alone, the default rejects 2.1 % of the draws, falls
 back once an answer at most, and what was right stays right (tests/server/test_real_model.py). What
-is not shown is that SGRS makes anything better. On the embedded demo model it hurts in either
-reading (docs/evaluation.md).
+is not shown is that SGRS makes anything better. On the embedded demo model it hurts, in the default
+reading about half as much as in the paper's (docs/evaluation.md).
 
 Where it differs from the published code (LVLMs-Saliency, commit 05c0d0d):
 
