@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.deadline import Deadline
+from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Delta
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import completion_logprobs
@@ -66,6 +67,9 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     refuse_unsupported(body.model_extra or {}, COMPLETION, services.prompts.knows_thinking)
     asked = body.prompts
     check_request(services, body, len(asked))
+    if body.add_special_tokens and any(isinstance(prompt, list) for prompt in asked):
+        message = "add_special_tokens is for texts; a prompt of tokens is taken as it is."
+        raise BadRequest(message, param="add_special_tokens")
     params = sampling_params(services, body, body.logprobs)
     selection = select(services, body, headers)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)

@@ -44,7 +44,7 @@ def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> 
         repetition_penalty=value(body.repetition_penalty, 1.0),
         presence_penalty=value(body.presence_penalty, 0.0),
         frequency_penalty=value(body.frequency_penalty, 0.0),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
+        stop_token_ids=_stop_tokens(services, body),
         ignore_eos=bool(body.ignore_eos),
         logit_bias=biases,
         logprobs=logprobs,
@@ -118,6 +118,17 @@ def _check_least(services: Services, params: SamplingParams) -> None:
     reason = why_min_tokens_refused(params, services.engine.info)
     if reason is not None:
         raise BadRequest(f"{reason}.", param="min_tokens")
+
+
+def _stop_tokens(services: Services, body: Sampled) -> tuple[int, ...]:
+    """The tokens that end an answer; among them stop texts that are a special token's name.
+
+    As texts they would never be found, because special tokens have no text in an answer.
+    """
+    size = services.engine.info.vocab_size  # a tokenizer may know more
+    named = map(services.prompts.special_token, body.stops)
+    found = [token for token in named if token is not None and token < size]
+    return tuple(dict.fromkeys([*(body.stop_token_ids or ()), *found]))
 
 
 def check_group(

@@ -223,6 +223,11 @@ class PromptProcessor:
         """
         return self._from_ids(tokens)[0]
 
+    def special_token(self, text: str) -> int | None:
+        """The special token that ``text`` is the name of; such a token has no text in answers."""
+        token = self._backend.token_to_id(text)
+        return token if token in self.special_token_ids else None
+
     def token_name(self, token: int) -> str:
         """One token as the tokenizer's vocabulary writes it; empty for an id without a token."""
         return self._backend.id_to_token(token) or ""

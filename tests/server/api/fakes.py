@@ -144,6 +144,9 @@ class BytePrompts:
     def text(self, tokens: list[int]) -> str:
         return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
 
+    def special_token(self, text: str) -> int | None:
+        return {"<eos>": EOS, "<image>": IMAGE}.get(text)
+
     def token_name(self, token: int) -> str:
         return f"<{token}>"
 

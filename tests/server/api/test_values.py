@@ -114,6 +114,11 @@ def test_no_stop_text_ends_an_answer_before_min_tokens(server, post):
     assert server.engine.requests[-1].sampling.min_tokens == 5
 
 
+def test_a_stop_text_that_is_a_special_token_is_that_token(server, post):
+    assert post(stop=["x", "<eos>", "<image>"], stop_token_ids=[5, 256]).status_code == 200
+    assert server.engine.requests[-1].sampling.stop_token_ids == (5, 256, 257)
+
+
 def test_min_tokens_fit_the_answer(server, post):
     error = post(min_tokens=9, max_tokens=8).json()["error"]
     assert error["param"] == "min_tokens"
@@ -125,6 +130,14 @@ def test_min_tokens_fit_the_answer(server, post):
 
 
 def test_a_prompt_without_special_tokens(server):
+    texts = {"prompt": ["x", "y"], "add_special_tokens": True}
+    assert server.http.post("/v1/completions", json=texts).status_code == 200
+    for prompt in ([1, 2], [[1], [2]]):
+        body = {"prompt": prompt, "add_special_tokens": True}
+        error = server.http.post("/v1/completions", json=body).json()["error"]
+        assert error["param"] == "add_special_tokens"
+        body["add_special_tokens"] = False
+        assert server.http.post("/v1/completions", json=body).status_code == 200
     body = {"prompt": "Hi"}
     for value, tokens in ((None, b"Hi"), (True, b"Hi"), (False, b"Hi\xff")):
         answer = server.http.post("/v1/completions", json=body | {"add_special_tokens": value})

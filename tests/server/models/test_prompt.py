@@ -257,6 +257,15 @@ def test_no_token_covers_more_than_the_longest(prompt_folder: Folder, family: st
         assert len(text) <= len(prompts.completion(text).tokens) * prompts.max_token_chars
 
 
+def test_special_tokens_are_known_by_name(prompt_folder: Folder) -> None:
+    prompts, own = load("qwen3", prompt_folder)
+    assert prompts.special_token("<|im_end|>") == own.convert_tokens_to_ids("<|im_end|>")
+    for text in ("<think>", "a", "", "<|im_end|> "):
+        assert prompts.special_token(text) is None
+    end = own.convert_tokens_to_ids("<|im_end|>")
+    assert prompts.text([end]) == prompts.token_name(end) == "<|im_end|>"
+
+
 def test_unknown_text_has_no_longest_token(prompt_folder: Folder) -> None:
     prompts, _ = load("llama", prompt_folder)
     prompts._bytes.fallback.clear()
