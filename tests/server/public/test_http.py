@@ -62,16 +62,6 @@ def test_another_page_may_not(demo, other):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_no_page_may_where_no_origin_was_named(thinker, origin):
-    """H01: off by default."""
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    for answer in (
-        thinker.http.request("OPTIONS", CHAT, headers=asked),
-        thinker.http.get("/v1/models", headers={"Origin": origin}),
-    ):
-        assert not [name for name in answer.headers if name.startswith("access-control")]
-
-
 def test_two_requests_in_one_connection_are_answered_in_order(demo, small):
     """H03: connection pools, pipelined."""
     got = demo.exchange(framed(small) + framed(b"{") + framed(small, b"Connection: close"))

@@ -1,4 +1,4 @@
-"""M09, M11, M22, M23, P18, P34 on a text model whose template knows tools and thinking.
+"""M09, M11, M22, M23, P18, P34, H01, H12 on a text model whose template knows tools and thinking.
 
 A plain completion is taken as it is, so each chat is compared with the prompt it must become.
 """
@@ -189,3 +189,23 @@ def test_a_variable_that_the_template_lacks_is_refused_by_name(thinker, asking):
 def test_what_the_server_gives_the_template_is_not_replaced(thinker, asking, name):
     answer = thinker.chat("Hi", chat_template_kwargs={name: "x"})
     asking.refused(answer, f"chat_template_kwargs.{name}")
+
+
+@pytest.mark.parametrize("fields", [{}, *THINKING, {"add_generation_prompt": False}], ids=str)
+def test_the_tokens_of_a_chat_are_those_that_it_uses(thinker, asking, fields):
+    """H12. From jjang-ai/vmlx#99, NVIDIA-NeMo/Gym#636."""
+    body = {"messages": [SYSTEM, {"role": "user", "content": "Hi"}], **fields}
+    found = asking.answered(thinker.http.post("/tokenize", json=body))
+    used = thinker.see(*body["messages"], **fields)
+    assert found["count"] == used.prompt_tokens
+    assert thinker.continued(found["tokens"]).distance(used) < 1e-3
+
+
+def test_no_page_may_read_answers_where_no_origin_was_named(thinker, origin):
+    """H01: off by default, and this server was started without the option."""
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for answer in (
+        thinker.http.request("OPTIONS", "/v1/chat/completions", headers=asked),
+        thinker.http.get("/v1/models", headers={"Origin": origin}),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
