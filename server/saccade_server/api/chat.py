@@ -12,6 +12,7 @@ from saccade_server.api import examples
 from saccade_server.api.answers import Answer
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.foreign import CHAT
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import chat_logprobs
 from saccade_server.api.openapi import POSTED, operation
@@ -24,7 +25,7 @@ from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import templating
-from saccade_server.api.unsupported import CHAT, refuse_unsupported
+from saccade_server.api.unsupported import refuse_unsupported
 
 
 def chat_router(services: Services) -> APIRouter:

@@ -12,6 +12,7 @@ from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.foreign import COMPLETION
 from saccade_server.api.generation import Delta
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import completion_logprobs
@@ -24,7 +25,7 @@ from saccade_server.api.schemas import CompletionRequest
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
-from saccade_server.api.unsupported import COMPLETION, refuse_unsupported
+from saccade_server.api.unsupported import refuse_unsupported
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's default on this endpoint."""

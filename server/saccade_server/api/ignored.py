@@ -23,7 +23,7 @@ def note_ignored(
     Args:
         services: with the log.
         body: the request.
-        known: fields that are refused or ask for nothing, see unsupported.py.
+        known: fields that are refused or ask for nothing, see foreign.py.
         ignored: paths that were found to change nothing already.
     """
     silent = named_as_known(body.model_extra or {}, known or {})

@@ -8,50 +8,26 @@ its first mistake, or a body of nothing else would cost seconds.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
 from saccade_server.api.noeffect import describe
-
-MOST_STOPS = 64
-LONGEST_STOP = 1024
-LONGEST_STOPS = 4096
-"""Characters of all stop strings together: each of them is looked for in every piece of text."""
-MOST_BIASES = 1024
-MOST_ALTERNATIVES = 20
-INT64 = 2**63
-
-
-def _whole(value: Any) -> Any:
-    # JSON has one kind of number, and some languages write 16 as 16.0.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Token = Annotated[int, Field(ge=0, lt=2**31)]
-Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
-
-
-def _token_id(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{1,10}", text):
-        raise PydanticCustomError("token_id", 'token ids are whole numbers in quotes, as in "42"')
-    return text
-
-
-def _false_is_none(value: Any) -> Any:
-    return None if value is False else value
-
-
-def _short(stops: list[str]) -> list[str]:
-    if sum(map(len, stops)) > LONGEST_STOPS:
-        message = "may have {most} characters, all of them together"
-        raise PydanticCustomError("stops_too_long", message, {"most": LONGEST_STOPS})
-    return stops
+from saccade_server.api.values import (
+    INT64,
+    LONGEST_STOPS,
+    MOST_ALTERNATIVES,
+    MOST_BIASES,
+    MOST_STOPS,
+    Stop,
+    Stops,
+    Token,
+    TokenId,
+    Whole,
+    false_is_none,
+)
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -127,13 +103,7 @@ class Sampled(Strict, Selecting):
     seed: Whole | None = Field(None, ge=-INT64, lt=INT64)
     stop: (
         Annotated[
-            Annotated[Stop, Tag("text")]
-            | Annotated[
-                list[Stop],
-                Field(fail_fast=True, max_length=MOST_STOPS),
-                AfterValidator(_short),
-                Tag("list"),
-            ],
+            Annotated[Stop, Tag("text")] | Annotated[Stops, Tag("list")],
             TEXT_OR_LIST,
         ]
         | None
@@ -147,7 +117,7 @@ class Sampled(Strict, Selecting):
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, AfterValidator(_token_id)],
+                TokenId,
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MOST_BIASES),
@@ -250,7 +220,7 @@ class CompletionRequest(Sampled):
         ),
     ]
     # Clients that know the chat's logprobs send false; true would not say how many.
-    logprobs: Annotated[Whole | None, BeforeValidator(_false_is_none)] = Field(
+    logprobs: Annotated[Whole | None, BeforeValidator(false_is_none)] = Field(
         None,
         ge=0,
         le=MOST_ALTERNATIVES,

@@ -110,7 +110,8 @@ def late_requests(server, artifact):
 def slow_preparation(server, monkeypatch):
     """A prompt that is not made in time."""
     may_end = threading.Event()
-    monkeypatch.setattr(server.prompts, "completion", lambda *_, **__: may_end.wait(60))
+    for name in ("completion", "tokens"):
+        monkeypatch.setattr(server.prompts, name, lambda *_, **__: may_end.wait(60))
     body = {"interventions": [], "prompt_tokens": [1]}
     server.http.post("/v1/interventions/validate", json=body, headers=USER)
     server.http.post("/tokenize", json=POSTS["/tokenize"], headers=USER)

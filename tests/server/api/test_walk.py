@@ -3,7 +3,7 @@
 A field is one of three things, value by value: it changes the outcome (what reaches the engine, or
 what is answered), it is refused, or it changes nothing. What changes nothing is null, a value that
 asks for what happens anyway (``default`` here), or is listed with its reason in noeffect.py and
-named in a header. Whoever adds a field to a schema or to the tables of unsupported.py adds its
+named in a header. Whoever adds a field to a schema or to the tables of foreign.py adds its
 verdict here.
 """
 
@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
+from saccade_server.api.foreign import CHAT, COMPLETION, NOTHING, NULL_ONLY
 from saccade_server.api.noeffect import IGNORED_HEADER, NO_EFFECT
 from saccade_server.api.schemas import (
     ChatRequest,
@@ -23,7 +24,6 @@ from saccade_server.api.schemas import (
     TokenizeRequest,
     ValidateRequest,
 )
-from saccade_server.api.unsupported import CHAT, COMPLETION, NOTHING, NULL_ONLY
 
 USER = {"role": "user", "content": "Hi"}
 SAID = {"role": "assistant", "content": "There"}
