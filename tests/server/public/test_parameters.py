@@ -75,7 +75,7 @@ NO_CHANGE |= {
         **{"add_special_tokens": False, "documents": None, "include_reasoning": True},
     },
     "P29-sglang": {
-        **{"no_stop_trim": False, "separate_reasoning": True, "stream_reasoning": True},
+        **{"no_stop_trim": False, "separate_reasoning": False, "stream_reasoning": True},
         **{"return_hidden_states": False, "regex": None, "ebnf": None, "rid": None, "top_k": -1},
     },
     "P29-llama-cpp": {
