@@ -207,7 +207,8 @@ def test_rendering_counts_towards_the_deadline(make_server, monkeypatch, route, 
     def slow(prompt, **options):
         assert may_end.wait(60)
 
-    monkeypatch.setattr(server.prompts, "completion", slow, raising=False)
+    for name in ("completion", "tokens"):
+        monkeypatch.setattr(server.prompts, name, slow, raising=False)
     late = server.http.post(route, json=body)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
     may_end.set()
