@@ -131,22 +131,23 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count the segments and scans of the first picture in the file."""
+    """Count the segments and scans of the first picture in the file.
+
+    A header that leads to no scan is refused here: Pillow would walk to its end, byte by byte.
+    """
     place, parts, scans, fill = 2, 0, 0, 0
-    while (marker := _MARKER.search(data, place)) is not None:
+    while fill <= MOST_FILL and (marker := _MARKER.search(data, place)) is not None:
         parts = _count(parts)
         fill += 0 if scans else marker.start() - place
         code = marker[1][0]
         if code == 0xD9:
-            return
+            break
         scans += code == 0xDA
         if scans > MOST_SCANS:
             raise ImageFileError(f"The JPEG has more than {MOST_SCANS} scans.")
-        if fill > MOST_FILL:
-            break
         length = int.from_bytes(data[marker.end() : marker.end() + 2])
         place = marker.end() + (0 if code == 0x01 else max(length, 2))
-    if fill > MOST_FILL:
+    if not scans or fill > MOST_FILL:
         raise ImageFileError("The image is damaged or incomplete.")
 
 

@@ -78,6 +78,14 @@ def test_a_header_of_nothing(filling):
     assert trimmed(JPEG[:2] + b"\xff" * 100 + JPEG[2:], "JPEG")
 
 
+@pytest.mark.parametrize("start", [JPEG[:2], JPEG[:LAST_SCAN], JPEG[:2] + b"\xff\xd9"])
+@pytest.mark.parametrize("filling", [b"", b"\xff", b"\xff\0", b"a", b"\xff\xd0"])
+def test_a_header_that_leads_to_no_scan(start, filling):
+    """Refused before a decoder looks for the scan, byte by byte."""
+    with pytest.raises(ImageFileError, match="damaged"):
+        trimmed(start + filling * 1000, "JPEG")
+
+
 def test_scans_without_end_are_refused():
     progressive = encode(Image.effect_noise((64, 64), 50), "JPEG", progressive=True)
     assert opened(progressive).size == (64, 64)
@@ -129,6 +137,8 @@ def test_a_hostile_header_is_refused_soon():
     began = time.monotonic()
     for data in (
         JPEG[:2] + b"\xff" * 20_000_000 + JPEG[2:],
+        JPEG[:2] + b"\xff" * 20_000_000,
+        JPEG[:2] + b"\xff\xd9" + b"\xff\0" * 10_000_000,
         JPEG[:2] + b"\xff\xfe\0\2" * 5_000_000,
         PNG[:33] + chunk(b"tEXt", b"a\0") * 1_400_000,
         GIF[:FRAME] + b"!\xfe" + b"\1a" * 10_000_000,
