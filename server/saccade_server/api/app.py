@@ -130,8 +130,8 @@ def _around(lifecycle: Lifecycle, settings: ApiSettings) -> list[Middleware]:
     """
     return [
         Middleware(Observe, settings=settings),
-        Middleware(EndUnanswered, lifecycle=lifecycle),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
+        Middleware(EndUnanswered, lifecycle=lifecycle),
         Middleware(ReadOut, settings=settings),
         Middleware(LimitHead, settings=settings),
         Middleware(CheckHost, settings=settings),

@@ -1,22 +1,26 @@
-"""The last word to requests that the server will not wait for: an error, not a cut connection.
+"""The last word to requests that nothing else answers: an error, not a cut connection.
 
-What is being generated is told by :meth:`Lifecycle.stop` and ends by itself. The rest may be
-anywhere: its body still arrives, its images are decoded, its client does not read.
+What is being generated when the server waits no longer is told by :meth:`Lifecycle.stop` and ends
+by itself. The rest may be anywhere: its body still arrives, its images are decoded, its client does
+not read. And a request may fail of what nobody foresaw.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.errors import draining
+from saccade_server.api.errors import ApiError, draining, from_exception
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.observe import error_log, request_id
 
 
 class EndUnanswered:
-    """Answers requests that the lifecycle abandons before their answers began; only the log is
-    outside of it.
+    """Answers requests that the lifecycle abandons before their answers began, and surprises.
+
+    Outside of it are only the log and the headers that let a page read what it says.
     """
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
@@ -38,8 +42,15 @@ class EndUnanswered:
             try:
                 await self.app(scope, receive, noted_send)
                 return
+            except ClientDisconnect:
+                raise
             except asyncio.CancelledError:
                 if started or not self.lifecycle.abandoned:
                     raise
                 task.uncancel()
-            await draining().response()(scope, receive, send)
+                failure: ApiError = draining()
+            except Exception as error:
+                error_log.exception("request %s failed", request_id.get())
+                failure = from_exception(error)
+            if not started:
+                await failure.response()(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Each request's id, its log line, and the last safety net.
+"""Each request's id and its log line.
 
 A connection that is one too many is told here to end, whatever it is answered.
 """
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.admission import CROWDED
-from saccade_server.api.errors import bounded, from_exception
+from saccade_server.api.errors import bounded
 from saccade_server.api.settings import ApiSettings
 
 CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered
@@ -31,7 +31,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Observe:
-    """Gives each request an id, logs one line about it, and turns surprises into a 500."""
+    """Gives each request an id and logs one line about it."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self.app = app
@@ -64,10 +64,6 @@ class Observe:
             await self.app(scope, receive, observed_send)
         except ClientDisconnect:
             status = status or CLIENT_CLOSED
-        except Exception as error:
-            error_log.exception("request %s failed", name)
-            if not status:
-                await from_exception(error).response()(scope, receive, observed_send)
         finally:
             if self.log:
                 self._write(scope, name, status or CLIENT_CLOSED, size, began)

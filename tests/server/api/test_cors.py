@@ -1,5 +1,8 @@
 """Pages of other origins: off unless listed, and then for every answer."""
 
+import asyncio
+import threading
+
 import pytest
 
 from saccade_server.api.cors import check_origins
@@ -96,6 +99,39 @@ def test_a_page_reads_errors_of_every_layer(listed, tools):
             assert "exceeds" in response.json()["error"]["message"]
         assert (response.status_code, allowed(response)) == (status, ORIGIN)
         assert response.json()["error"]["message"]
+
+
+def test_a_page_reads_why_nothing_else_was_answered(make_server, tools, monkeypatch):
+    """What nobody foresaw, and a server that ends."""
+    server = make_server(cors_origins=(ORIGIN,))
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(server.prompts, "chat", fail, raising=False)
+    headers = {"origin": ORIGIN}
+    surprise = server.http.post(CHAT, json=tools.chat_body(), headers=headers)
+    assert (surprise.status_code, allowed(surprise)) == (500, ORIGIN)
+    assert "secret" not in surprise.text
+
+    began, may_end = threading.Event(), threading.Event()
+
+    def stay(*args, **kwargs):
+        began.set()
+        may_end.wait(60)
+        raise AssertionError("nobody waits for this")
+
+    def end():
+        began.wait(60)
+        asyncio.run_coroutine_threadsafe(server.app.state.lifecycle.abandon(0.3), server.loop)
+
+    monkeypatch.setattr(server.prompts, "chat", stay, raising=False)
+    threading.Thread(target=end, daemon=True).start()
+    try:
+        abandoned = server.http.post(CHAT, json=tools.chat_body(), headers=headers)
+    finally:
+        may_end.set()
+    assert (abandoned.status_code, allowed(abandoned)) == (503, ORIGIN)
 
 
 def test_a_wrong_host_is_readable_too(make_server):

@@ -22,7 +22,8 @@ def ask_aside(server, **fields):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_still_prepared(make_server, tools, monkeypatch, stream):
+@pytest.mark.parametrize("step", ["prepare_image", "chat"])
+def test_a_prompt_that_is_still_prepared(make_server, tools, monkeypatch, step, stream):
     server = make_server()
     may_end, began = threading.Event(), threading.Event()
 
@@ -31,8 +32,10 @@ def test_a_prompt_that_is_still_prepared(make_server, tools, monkeypatch, stream
         may_end.wait(20)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr(server.prompts, "chat", slow, raising=False)
-    answers, thread = ask_aside(server, stream=stream)
+    monkeypatch.setattr(server.prompts, step, slow, raising=False)
+    picture = {"type": "image_url", "image_url": {"url": tools.picture}}
+    messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}]
+    answers, thread = ask_aside(server, stream=stream, messages=messages)
     try:
         assert began.wait(20)
         shut_down(server).result(20)
