@@ -229,8 +229,8 @@ def body_of(model, owner, name, value, tools):
 
 def models_in(annotation):
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {annotation}
-    return {model for part in typing.get_args(annotation) for model in models_in(part)}
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in models_in(part)]
 
 
 def owner_of(model, name):
