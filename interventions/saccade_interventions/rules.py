@@ -166,9 +166,9 @@ class SaliencyRule:
     mean over layers and over the keys J, times sqrt(|J|) where ``normalisation`` is "cosine". J are
     the generated positions, or all after the image (``region``), the predictor's own among them if
     ``with_self``. c is accepted iff S(c) >= alpha * mean S of the last ``window`` tokens, or if
-    fewer than ``warmup`` had an S; at most ``draws`` draws, then the candidate with the largest S,
-    which counts among the last tokens unless ``history`` is "accepted". Tokens of ``exempt`` are
-    never rejected, nor are those that end the answer.
+    fewer than ``warmup`` had an S; at most ``draws`` draws, then the ``fallback``, which counts
+    among the last tokens unless ``history`` is "accepted". Tokens of ``exempt`` are never rejected,
+    nor are those that end the answer.
     """
 
     layers: tuple[int, ...]
@@ -181,6 +181,7 @@ class SaliencyRule:
     normalisation: Literal["cosine", "mean"] = "cosine"
     history: Literal["chosen", "accepted"] = "chosen"
     warmup: int = 5
+    fallback: Literal["likeliest", "most_salient"] = "likeliest"
     exempt: tuple[int, ...] = ()
     source: int = 0
 

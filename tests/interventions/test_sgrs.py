@@ -40,9 +40,12 @@ def test_every_parameter_arrives(make_context):
         normalisation="mean",
         history="accepted",
         warmup=2,
+        fallback="most_salient",
     )
     rule = method.compile(make_context(PROMPT)).saliency
-    assert rule == SaliencyRule((1, 3), 4, 2, 0.9, 7, "after_image", False, "mean", "accepted", 2)
+    assert rule == SaliencyRule(
+        (1, 3), 4, 2, 0.9, 7, "after_image", False, "mean", "accepted", 2, "most_salient"
+    )
     assert method.normalised()["layers"] == [1, 3]
 
 
@@ -73,6 +76,7 @@ def test_a_layer_that_is_not_there(make_context):
         {"normalisation": "sum"},
         {"history": "rejected"},
         {"warmup": 0},
+        {"fallback": "any"},
     ],
 )
 def test_bad_parameters(registry, wrong):

@@ -3,8 +3,8 @@
 At each generated position the sampler leaves a pool: the likeliest tokens after logit bias,
 penalties, temperature and filters, at most as many as the rule has candidates. One is drawn, or for
 a greedy request the most likely one is taken; it is accepted iff its saliency S is at least
-alpha * mean(history), otherwise it leaves the pool. If all draws are rejected, the candidate with
-the largest S is taken.
+alpha * mean(history), otherwise it leaves the pool. If all draws are rejected, the likeliest of the
+pool is taken, or the one with the largest S.
 
 The model gives S as a mean over the keys J, which falls as 1 / sqrt(|J|) where the saliency is
 spread evenly over a growing J. "cosine" takes that out, so that values of different positions can
@@ -90,7 +90,7 @@ class Acceptance:
             if least is None or self._passes(candidate, least, unit):
                 self._note(candidate, unit, keys)
                 return Choice(candidate, draws, draws - 1, False)
-        best = max(pool, key=lambda candidate: candidate.saliency)
+        best = max(pool, key=self._merit)
         if self.rule.history == "chosen":
             self._note(best, unit, keys)
         return Choice(best, draws, draws, True)
@@ -98,6 +98,10 @@ class Acceptance:
     def _passes(self, candidate: Candidate, least: float, unit: float) -> bool:
         certain = not candidate.evidence and candidate.probability > CERTAIN
         return candidate.token in self.exempt or certain or candidate.saliency * unit >= least
+
+    def _merit(self, candidate: Candidate) -> float:
+        """What the candidate with the most of it is taken for where all draws were rejected."""
+        return candidate.weight if self.rule.fallback == "likeliest" else candidate.saliency
 
     def _note(self, candidate: Candidate, unit: float, keys: int) -> None:
         if keys and candidate.evidence:

@@ -10,7 +10,7 @@ from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.acceptance import Acceptance, Candidate, descending, drawn
 
 RULE = SaliencyRule(layers=(0,), candidates=4, draws=3, alpha=0.6, window=5, warmup=1)
-PAPER = replace(RULE, normalisation="mean", history="accepted")
+PAPER = replace(RULE, normalisation="mean", history="accepted", fallback="most_salient")
 
 
 def candidate(token, saliency=0.0, weight=0.25, logprob=-1.0, evidence=True):
@@ -55,10 +55,18 @@ def test_the_cosine_of_a_row_does_not_fall_with_the_length_of_the_answer():
     assert choose(mean, candidate(1, 0.1), candidate(2, 0.11), keys=100) == (2, 2, 2, True)
 
 
-def test_after_the_last_draw_the_most_salient_is_taken_and_noted():
+def test_after_the_last_draw_the_likeliest_is_taken_and_noted():
+    """Whatever the order of the draws."""
+    pool = [candidate(t, s, weight=w) for t, s, w in ((1, 0.2, 0.1), (2, 0.1, 0.6), (3, 0.15, 0.3))]
+    state = accepting(1.0)
+    assert choose(state, *pool, keys=4) == (2, 3, 3, True)
+    assert list(state.history) == [1.0, 0.2], "0.1 sqrt(4)"
+
+
+def test_it_can_be_the_most_salient():
     """Of all candidates, also of those that were never drawn."""
     pool = [candidate(t, s) for t, s in ((1, 0.1), (2, 0.15), (3, 0.2), (4, 0.25))]
-    state = accepting(1.0)
+    state = accepting(1.0, rule=replace(RULE, fallback="most_salient"))
     assert choose(state, *pool, keys=4) == (4, 3, 3, True)
     assert list(state.history) == [1.0, 0.5], "0.25 sqrt(4)"
     assert choose(state, *pool[:2], keys=4) == (2, 2, 2, True)  # fewer candidates than draws

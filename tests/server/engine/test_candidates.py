@@ -18,7 +18,15 @@ from saccade_kernels.controls import ControlShape
 from saccade_server.engine.request import FinishReason
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2, 3))
-RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3, warmup=1)
+RULE = SaliencyRule(
+    layers=(1, 2),
+    candidates=5,
+    draws=3,
+    alpha=0.95,
+    window=3,
+    warmup=1,
+    fallback="most_salient",
+)
 STEPS, EOS = 10, 2
 Scores = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -116,7 +124,8 @@ class Oracle:
             accepted = chosen is not None
             if chosen is None:
                 counts["fallbacks"] += 1
-                chosen = max(pool, key=lambda c: scores[c])
+                likely = rule.fallback == "likeliest"
+                chosen = pool[0] if likely else max(pool, key=lambda c: scores[c])
             if scores and (accepted or rule.history == "chosen"):
                 history.append(scores[chosen])
             found.append((chosen, float(logprobs[chosen].detach())))
@@ -166,6 +175,7 @@ VARIANTS = {
     "one layer, the last": {"layers": (3,)},
     "one layer, the first": {"layers": (0,)},
     "the paper's mean and history": {"normalisation": "mean", "history": "accepted"},
+    "back to the likeliest": {"fallback": "likeliest", "alpha": 1.2},
     "after a warm-up longer than the window": {"warmup": 4},
 }
 

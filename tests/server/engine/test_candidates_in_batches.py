@@ -19,7 +19,15 @@ from saccade_server.engine.request import FinishReason
 from saccade_server.models.compile import compilations, compile_decoder, warm
 from saccade_server.models.family import serve
 
-RULE = SaliencyRule(layers=(1, 2), candidates=5, draws=3, alpha=0.95, window=3, warmup=1)
+RULE = SaliencyRule(
+    layers=(1, 2),
+    candidates=5,
+    draws=3,
+    alpha=0.95,
+    window=3,
+    warmup=1,
+    fallback="most_salient",
+)
 
 
 def plan_of(prompt: Any, rule: SaliencyRule = RULE) -> Plan:
