@@ -16,6 +16,14 @@ AllowedHosts = Annotated[
         "SACCADE_ALLOWED_HOST holds one, or several with commas between.",
     ),
 ]
+AllowedMediaDomains = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-media-domain",
+        help="With --allow-image-urls, fetch only from this host. Repeat for several. "
+        "SACCADE_ALLOWED_MEDIA_DOMAIN holds one, or several with commas between.",
+    ),
+]
 CorsOrigins = Annotated[
     list[str] | None,
     typer.Option(

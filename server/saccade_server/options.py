@@ -33,6 +33,10 @@ Artifacts = Annotated[
         envvar="SACCADE_ARTIFACTS",
     ),
 ]
+LogLevel = Annotated[
+    str,
+    typer.Option(help="debug, info, warning, error or critical.", envvar="SACCADE_LOG_LEVEL"),
+]
 
 
 def log_to_stderr(level: str) -> None:

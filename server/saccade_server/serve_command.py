@@ -14,6 +14,7 @@ import typer
 from saccade_server.exit_codes import ExitCode
 from saccade_server.http_options import (
     AllowedHosts,
+    AllowedMediaDomains,
     BodyMemory,
     CorsOrigins,
     HeaderTimeout,
@@ -29,6 +30,7 @@ from saccade_server.options import (
     Artifacts,
     Device,
     Dtype,
+    LogLevel,
     MaxLen,
     Model,
     Threads,
@@ -47,8 +49,16 @@ class OnHang(StrEnum):
 
 def serve_command(
     model: Model = None,
-    host: Annotated[str, typer.Option(envvar="SACCADE_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="SACCADE_PORT", min=1, max=65535)] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address, or name, to listen on; 0.0.0.0 is every one of this machine.",
+            envvar="SACCADE_HOST",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port to listen on.", envvar="SACCADE_PORT")
+    ] = 8000,
     served_model_name: Annotated[
         str | None,
         typer.Option(help="Public name of the model.", envvar="SACCADE_SERVED_MODEL_NAME"),
@@ -134,16 +144,17 @@ def serve_command(
         ),
     ] = False,
     prefix_caching: Annotated[
-        bool, typer.Option(help="Share the keys and values of equal prefixes.")
+        bool,
+        typer.Option(
+            help="Share the keys and values of equal prefixes.", envvar="SACCADE_PREFIX_CACHING"
+        ),
     ] = True,
     threads: Threads = None,
     allow_image_urls: Annotated[
         bool,
         typer.Option(help="Fetch images from http(s) URLs.", envvar="SACCADE_ALLOW_IMAGE_URLS"),
     ] = False,
-    allowed_media_domain: Annotated[
-        list[str] | None, typer.Option(help="Fetch only from this host; repeat for several.")
-    ] = None,
+    allowed_media_domain: AllowedMediaDomains = None,
     allowed_host: AllowedHosts = None,
     cors_origin: CorsOrigins = None,
     max_connections: MaxConnections = 1024,
@@ -155,7 +166,12 @@ def serve_command(
     max_pixels_in_flight: PixelsInFlight = 200_000_000,
     request_timeout: RequestTimeout = 600.0,
     shutdown_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to finish requests in flight.")
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that requests in flight have to finish once the server is told to stop.",
+            envvar="SACCADE_SHUTDOWN_TIMEOUT",
+        ),
     ] = 30.0,
     silence_timeout: Annotated[
         float,
@@ -183,14 +199,17 @@ def serve_command(
             envvar="SACCADE_ON_HANG",
         ),
     ] = OnHang.REPORT,
-    log_level: Annotated[str, typer.Option(envvar="SACCADE_LOG_LEVEL")] = "info",
-    access_log: Annotated[bool, typer.Option(help="Log a line per request.")] = True,
+    log_level: LogLevel = "info",
+    access_log: Annotated[
+        bool, typer.Option(help="Log a line per request.", envvar="SACCADE_ACCESS_LOG")
+    ] = True,
 ) -> None:
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
     for number in heeded():
         signal.signal(number, _leave)
     from saccade_server.api.cors import check_origins
+    from saccade_server.api.fetch import check_domains
     from saccade_server.api.hosts import check_patterns, given_name
     from saccade_server.api.settings import MIB, ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
@@ -232,7 +251,9 @@ def serve_command(
                 keep_alive_timeout=keep_alive_timeout,
                 artifacts=artifacts,
                 allow_image_urls=allow_image_urls,
-                allowed_media_domains=tuple(allowed_media_domain or ()),
+                allowed_media_domains=check_domains(
+                    listed(allowed_media_domain, "SACCADE_ALLOWED_MEDIA_DOMAIN")
+                ),
                 image_workers=image_workers,
                 max_pixels_in_flight=max_pixels_in_flight,
                 request_timeout=request_timeout,

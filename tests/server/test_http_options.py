@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from saccade_server.api.settings import ApiSettings
@@ -61,7 +62,13 @@ def test_limits_and_times(configured: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--allowed-host", "http://x"), ("--cors-origin", "localhost:3000")]
+    "options",
+    [
+        ("--allowed-host", "http://x"),
+        ("--cors-origin", "localhost:3000"),
+        ("--allowed-media-domain", "https://images.example"),
+        ("--allowed-media-domain", "*.images.example"),
+    ],
 )
 def test_what_would_match_nothing_is_refused_before_anything_loads(
     options: tuple[str, str],
@@ -69,6 +76,20 @@ def test_what_would_match_nothing_is_refused_before_anything_loads(
     result = CliRunner().invoke(app, ["serve", *options])
     assert result.exit_code != 0
     assert options[0] in result.output
+
+
+def test_media_domains(configured: Any) -> None:
+    given = {"SACCADE_ALLOWED_MEDIA_DOMAIN": "A.example, b.example."}
+    assert configured(**given).api.allowed_media_domains == ("a.example", "b.example")
+    api = configured("--allowed-media-domain", "C.example", **given).api
+    assert api.allowed_media_domains == ("c.example",)
+
+
+def test_every_option_is_explained_and_has_a_variable() -> None:
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    for option in command.params:
+        assert option.help, option.opts
+        assert "SACCADE_" in (option.envvar or option.help), option.opts
 
 
 def test_an_open_server_says_so() -> None:

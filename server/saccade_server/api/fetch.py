@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +112,7 @@ class ImageFetcher:
         self._threads = ThreadPoolExecutor(DNS_THREADS, "saccade-dns")
         self._resolve = resolve or self._look_up
         self._is_public = is_public
-        self._domains = frozenset(name.lower() for name in settings.allowed_media_domains)
+        self._domains = frozenset(settings.allowed_media_domains)
 
     def close(self) -> None:
         """End the threads once they are idle."""
@@ -177,6 +177,24 @@ class ImageFetcher:
                 if len(data) > self.settings.max_image_bytes:
                     raise too_large(self.settings.max_image_bytes, param)
         return bytes(data)
+
+
+def check_domains(names: Iterable[str]) -> tuple[str, ...]:
+    """The hosts of ``--allowed-media-domain`` as they are compared.
+
+    Raises:
+        ValueError: one of them could be no URL's host; the message says which.
+    """
+    checked = []
+    for given in names:
+        name = given.strip().rstrip(".").lower()
+        if not HOST.fullmatch(name):
+            raise ValueError(
+                f"--allowed-media-domain {given!r}: give a host name without scheme, port and "
+                "wildcards; repeat the option for several"
+            )
+        checked.append(name)
+    return tuple(checked)
 
 
 def parse_url(url: str, param: str) -> Target:

@@ -43,7 +43,7 @@ class ApiSettings:
     upload_timeout: float = 120.0
 
     allow_image_urls: bool = False
-    allowed_media_domains: tuple[str, ...] = ()  # empty: any host with public addresses
+    allowed_media_domains: tuple[str, ...] = ()  # lower case; empty: any public host
     max_images: int = 16
     max_image_bytes: int = 20 * MIB
     max_fetched_bytes: int = 64 * MIB

@@ -10,7 +10,13 @@ from typing import ClassVar
 import pytest
 
 from saccade_server.api.errors import BadRequest, Unprocessable
-from saccade_server.api.fetch import FetchBudget, ImageFetcher, is_public, parse_url
+from saccade_server.api.fetch import (
+    FetchBudget,
+    ImageFetcher,
+    check_domains,
+    is_public,
+    parse_url,
+)
 from saccade_server.api.settings import ApiSettings
 
 OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
@@ -291,7 +297,7 @@ def test_the_ways_to_write_home(origin, host):
 
 
 def test_only_listed_hosts(origin):
-    listed = {"allowed_media_domains": ("Pictures.Example",)}
+    listed = {"allowed_media_domains": check_domains(["Pictures.Example."])}
     assert fetch(f"http://Pictures.example.:{origin}/picture", **listed)[0] == Origin.picture
     for host in ("other.example", "pictures.example.evil", "x.pictures.example"):
         with pytest.raises(BadRequest) as refused:
