@@ -37,7 +37,7 @@ def make_server(app: FastAPI, settings: ApiSettings) -> Server:
 
 
 def take(host: str, port: int) -> list[socket.socket]:
-    """Bind every address that ``host`` stands for; nothing is accepted before :func:`reopenable`.
+    """Bind every address that ``host`` stands for; nothing is accepted before :func:`open_up`.
 
     The sockets are exclusive as long as they do not listen: of two servers that load for minutes,
     the second is refused at once.
@@ -74,10 +74,19 @@ def reached_from_outside(sockets: Iterable[socket.socket]) -> bool:
     return not all(ip_address(each.getsockname()[0]).is_loopback for each in sockets)
 
 
-def reopenable(sockets: Iterable[socket.socket]) -> None:
-    """Let the next server bind while connections of this one are still closing."""
+def open_up(sockets: Iterable[socket.socket]) -> None:
+    """Let clients connect, and the next server bind while connections of this one still close.
+
+    Raises:
+        ListenError: others listen there all the same.
+    """
     for each in sockets:
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _share(each, True)
+        try:
+            each.listen()
+        except OSError as error:
+            host, port = each.getsockname()[:2]
+            raise ListenError(_worded(error, host, port)) from None
 
 
 def release(sockets: Iterable[socket.socket]) -> None:
@@ -97,13 +106,19 @@ def _bound(family: int, address: Any) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            # Perhaps only by connections that a server before this one has closed.
-            reopenable([made])
+            # Perhaps only by connections that a server before this one has closed. Bound, it
+            # shares no more: one more server that tries the same would get the port too.
+            _share(made, True)
             made.bind(address)
+            _share(made, False)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _share(bound: socket.socket, shares: bool) -> None:
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(shares))
 
 
 def _worded(error: OSError, host: str, port: int) -> str:

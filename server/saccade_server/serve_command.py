@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -206,8 +207,7 @@ def serve_command(
 ) -> None:
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
-    for number in heeded():
-        signal.signal(number, _leave)
+    _answer_signals(_leave)
     from saccade_server.api.cors import check_origins
     from saccade_server.api.fetch import check_domains
     from saccade_server.api.hosts import check_patterns, given_name
@@ -271,7 +271,14 @@ def serve_command(
         raise fail(error, ExitCode.MODEL) from error
     except (ValueError, OSError) as error:
         raise fail(error, ExitCode.USAGE) from error
+    # With its loop went the loop's handlers; one signal more must not change the exit code.
+    _answer_signals(signal.SIG_IGN)
     raise typer.Exit(code)
+
+
+def _answer_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in heeded():
+        signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -34,9 +34,9 @@ from saccade_server.hangs import hangs
 from saccade_server.listening import (
     Server,
     make_server,
+    open_up,
     reached_from_outside,
     release,
-    reopenable,
     take,
 )
 from saccade_server.loading import load
@@ -168,7 +168,7 @@ class _Run:
 
     async def until_ended(self, sockets: list[socket.socket]) -> ExitCode:
         """Listen on ``sockets`` until a signal, or the engine, ends it."""
-        reopenable(sockets)
+        open_up(sockets)
         exposed = not self._config.api.api_keys and reached_from_outside(sockets)
         if exposed:
             logger.warning(EXPOSED)

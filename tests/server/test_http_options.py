@@ -1,5 +1,7 @@
 """The options of ``saccade serve`` about HTTP, as far as the server's configuration."""
 
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ from saccade_server.cli import app
 from saccade_server.config import ServerConfig, engine_config
 from saccade_server.listening import reached_from_outside, release, take
 from saccade_server.serving import greeting
+from saccade_server.signals import STOPPING
 
 
 @pytest.fixture
-def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
+def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Run ``saccade serve`` up to its configuration."""
 
     def run(*options: str, **environment: str) -> ServerConfig:
@@ -30,7 +33,15 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
         assert result.exit_code == 0, result.output
         return made[0]
 
-    return run
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_to_a_server_that_has_ended_changes_nothing(configured: Any) -> None:
+    configured()
+    assert {signal.getsignal(number) for number in STOPPING} == {signal.SIG_IGN}
 
 
 def test_hosts_and_origins(configured: Any) -> None:

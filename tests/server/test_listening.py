@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from saccade_server.listening import ListenError, release, reopenable, take
+from saccade_server.listening import ListenError, open_up, release, take
 
 
 def port_of(sockets: list[socket.socket]) -> int:
@@ -25,14 +25,35 @@ def test_a_port_that_is_taken_is_refused_to_the_next_although_nobody_listens() -
 def test_a_port_with_closing_connections_is_free_for_the_next_server() -> None:
     first = take("127.0.0.1", 0)
     port = port_of(first)
-    reopenable(first)
-    first[0].listen()
+    open_up(first)
     with socket.create_connection(("127.0.0.1", port)) as client:
         accepted, _ = first[0].accept()
         accepted.close()  # who closes first keeps the port for a minute
         assert client.recv(1) == b""
     release(first)
-    release(take("127.0.0.1", port))
+    second = take("127.0.0.1", port)
+    try:  # it has the port alone too, before it listens
+        with pytest.raises(ListenError, match=r"port \d+ of 127.0.0.1 is in use"):
+            take("127.0.0.1", port)
+    finally:
+        release(second)
+
+
+def test_who_listens_all_the_same_is_named() -> None:
+    """Such as a program that shares ports, and bound this one before."""
+    ours = take("127.0.0.1", 0)
+    port = port_of(ours)
+    theirs = socket.socket()
+    for each in (*ours, theirs):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        theirs.bind(("127.0.0.1", port))
+        theirs.listen()
+        with pytest.raises(ListenError, match=f"port {port} of 127.0.0.1 is in use"):
+            open_up(ours)
+    finally:
+        theirs.close()
+        release(ours)
 
 
 def test_a_name_stands_for_all_its_addresses() -> None:
