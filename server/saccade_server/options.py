@@ -23,7 +23,8 @@ MaxLen = Annotated[
     typer.Option(min=1, help="Longest prompt and answer together.", envvar="SACCADE_MAX_MODEL_LEN"),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of the engine.", envvar="SACCADE_THREADS")
+    int | None,
+    typer.Option(min=1, max=1024, help="CPU threads of the engine.", envvar="SACCADE_THREADS"),
 ]
 Artifacts = Annotated[
     Path | None,

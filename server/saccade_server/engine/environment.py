@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECRET = re.compile(
-    r"(^|_)(key|token|secret|password|passwd|passphrase|credential)s?(_|$)", re.IGNORECASE
+    r"((^|_)(pat|auth)|key|token|secret|password|passwd|passphrase|credential)s?(_|$)",
+    re.IGNORECASE,
 )
 OF_THE_SERVER = "SACCADE_"
 """Options of the command line, keys among them; the engine has its configuration."""

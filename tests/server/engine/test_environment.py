@@ -9,7 +9,7 @@ from saccade_server.engine.environment import engine_environment
 SECRETS = [
     "SACCADE_API_KEY", "SACCADE_ADMIN_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY",
     "GITHUB_TOKEN", "PGPASSWORD_OLD_PASSWORD", "DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS",
-    "azure_client_secret", "API_KEYS",
+    "azure_client_secret", "API_KEYS", "OPENAI_APIKEY", "PGPASSWORD", "GITHUB_PAT", "HTTP_AUTH",
 ]  # fmt: skip
 NEEDED = ["PATH", "CUDA_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM", "HF_HOME", "KEYBOARD", "OMP"]
 
