@@ -25,6 +25,7 @@ MODELS = "/v1/models/"
 PIECE_BYTES = 64 * 1024
 
 WITH_BODY = frozenset({"POST", "PUT"})
+"""Methods whose bodies routes read."""
 
 CROWDED = "crowded"
 """Set in the state of a request whose connection is one too many."""
@@ -94,7 +95,7 @@ class Admission:
                 for piece in _pieces(message):
                     await send(piece)
 
-            if scope["method"] not in WITH_BODY:
+            if scope["method"] not in WITH_BODY:  # read_out.py has read what came with it
                 take()
             await self.app(scope, placed_receive, piecewise_send)
 

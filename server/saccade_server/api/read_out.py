@@ -1,4 +1,4 @@
-"""Reading what a refused request still sends, so that its client sees the refusal."""
+"""Reading what no route reads: the rest of a refused body, and one that nobody asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from saccade_server.api.admission import WITH_BODY
 from saccade_server.api.settings import ApiSettings
 
 DISCARD_SECONDS = 5.0
@@ -19,6 +20,9 @@ class ReadOut:
 
     A server that closes a connection with unread bytes resets it, and the client then sees the
     reset instead of the refusal. Who sends ``Expect: 100-continue`` has not sent the body yet.
+
+    A body of a method that needs none is read, within the same bounds, before anything else is
+    done: read when it is answered, such a request would keep a place while its body is due.
     """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
@@ -44,7 +48,11 @@ class ReadOut:
                 await _discard(watched_receive, lambda: complete, self.limit)
             await send(message)
 
-        await self.app(scope, watched_receive, late_send)
+        if scope["method"] in WITH_BODY:
+            await self.app(scope, watched_receive, late_send)
+        else:
+            await _discard(watched_receive, lambda: complete, self.limit)
+            await self.app(scope, receive, send)
 
 
 async def _discard(receive: Receive, complete: Callable[[], bool], limit: int) -> None:

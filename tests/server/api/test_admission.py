@@ -94,6 +94,25 @@ def test_a_slow_body_keeps_no_place_from_others(make_server, tools):
         assert answer(slow)[0] == 200
 
 
+def test_a_body_that_nobody_asked_for_keeps_no_place_from_others(make_server, tools):
+    server = make_server(max_requests=1)
+    lifecycle = server.app.state.lifecycle
+    with send(server, b"ab", 3, "GET", "/v1/interventions") as slow:
+        tools.wait_for(lambda: lifecycle.open_requests == 1)
+        assert server.http.get("/ready").status_code == 200
+        assert server.chat().status_code == 200
+        slow.sendall(b"c")
+        assert answer(slow)[0] == 200
+
+
+def test_who_never_sends_a_body_that_nobody_asked_for_is_answered(make_server, monkeypatch):
+    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 0.2)
+    server = make_server()
+    for path in ("/v1/interventions", "/live"):
+        with send(server, b"", 3, "GET", path) as raw:
+            assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_a_body_that_is_there_when_all_places_are_taken(make_server, tools):
     server = make_server(max_requests=1)
     body = json.dumps(tools.chat_body()).encode()
