@@ -76,12 +76,12 @@ What to keep in mind:
 
 SINCE = """\
 - **`sgrs` has another default since** (2026-11-27). This page's figures are those of `normalisation
-  "mean", history "accepted", warmup 1`, which gives the same ones today. The new default, asked the
-  same questions (`benchmarks/results/scenes-sgrs-cpu-2core.json`), hurts about half as much:
-  CHAIR_s +25.0, +26.7 and +8.3 on the three splits, exact -44.2, -35.0 and -10.8, accuracy
-  unchanged; with `alpha 0.3` CHAIR_s +10.0, +8.3 and +1.7. In the counterfactual split it names the
-  companion less often (-15.0) and other absent things more. It does not lock up: in 40 clear
-  captions 11 of 572 tokens were fallbacks. But this model is sure of what it says (98 % of tokens
+  "mean", history "accepted", warmup 1, fallback "most_salient"`, which gives the same ones today.
+  The new default, asked the same questions (`benchmarks/results/scenes-sgrs-cpu-2core.json`), hurts
+  less: CHAIR_s +16.7, +18.3 and +3.3 on the three splits, exact -30.8, -26.7 and -5.8, accuracy
+  unchanged; with `alpha 0.3` CHAIR_s +9.2, +5.8 and +1.7. In the counterfactual split it names the
+  companion less often (-6.7) and other absent things more. It does not lock up: in 40 clear
+  captions 11 of 571 tokens were fallbacks. But this model is sure of what it says (98 % of tokens
   above 0.99), so another candidate is a wrong word, and S does not tell where: from 0.00 at the
   first words it rises to 0.24 from the eighth on.
 """

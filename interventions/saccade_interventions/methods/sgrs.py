@@ -66,7 +66,7 @@ words, whose end follows from their beginning and not from the answer ("Or" 0.52
 "Oranges" became "Ormáls", and the list went on from there. These 16 were what settled the fallback.
 
 What is not shown is that SGRS makes anything better. On the embedded demo model it hurts, in the
-default reading much less than in the paper's (docs/evaluation.md).
+default reading less than half as much as in the paper's (docs/evaluation.md).
 
 Where it differs from the published code (LVLMs-Saliency, commit 05c0d0d):
 
