@@ -32,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import StringConstraints
 
+from saccade_interventions.errors import brief
+
 if TYPE_CHECKING:
     from saccade_interventions.context import ModelFacts
 
@@ -215,7 +217,7 @@ def _metadata(found: object) -> dict[str, str]:
     if not isinstance(found, dict) or found.get("saccade") != FORMAT:
         raise ArtifactError(f'not an artifact: its metadata lack "saccade": "{FORMAT}"')
     if unknown := sorted(found.keys() - set(METADATA)):
-        raise ArtifactError(f"unknown metadata {unknown[0][:64]!r}")
+        raise ArtifactError(f"unknown metadata {brief(unknown[0])}")
     if not all(isinstance(value, str) for value in found.values()):
         raise ArtifactError("metadata are strings")
     if found.get("kind") not in KINDS:
@@ -228,7 +230,7 @@ def _metadata(found: object) -> dict[str, str]:
 
 
 def _unknown_kind(kind: object) -> str:
-    return f"unknown kind {str(kind)[:64]!r}; known: {', '.join(KINDS)}"
+    return f"unknown kind {brief(str(kind))}; known: {', '.join(KINDS)}"
 
 
 def _tensors(
@@ -236,10 +238,10 @@ def _tensors(
 ) -> dict[str, NDArray[Any]]:
     """All tensors of the kind. Together they are the whole body, without gaps or overlaps."""
     if unknown := sorted(header.keys() - specs.keys()):
-        raise ArtifactError(f"unknown tensor {unknown[0][:64]!r}; known: {', '.join(specs)}")
+        raise ArtifactError(f"unknown tensor {brief(unknown[0])}; known: {', '.join(specs)}")
     missing = [name for name, spec in specs.items() if spec.required and name not in header]
     if missing:
-        raise ArtifactError(f"the tensor {missing[0]!r} is missing")
+        raise ArtifactError(f"the tensor {brief(missing[0])} is missing")
     sizes: dict[str, int] = {}
     tensors: dict[str, NDArray[Any]] = {}
     ranges = []
@@ -268,7 +270,7 @@ def _entry(
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ArtifactError(f"{name}: a tensor has dtype, shape and data_offsets")
     if entry["dtype"] != spec.dtype:
-        raise ArtifactError(f"{name}: its type is {spec.dtype}, got {str(entry['dtype'])[:16]!r}")
+        raise ArtifactError(f"{name}: its type is {spec.dtype}, got {brief(str(entry['dtype']))}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_counts(shape, len(spec.dims)) or not _is_counts(offsets, 2):
         raise ArtifactError(f"{name}: its shape is {list(spec.dims)}, with two offsets")

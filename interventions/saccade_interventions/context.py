@@ -118,7 +118,7 @@ class Context:
             message = f"the server has no artifact {digest}"
             raise InterventionError(Code.ARTIFACT_NOT_FOUND, message, param)
         if found.kind != kind:
-            message = f"the artifact is of kind {found.kind!r}; the method needs {kind!r}"
+            message = f"the artifact is of kind {brief(found.kind)}; the method needs {brief(kind)}"
             raise InterventionError(Code.ARTIFACT_MISMATCH, message, param)
         try:
             check_for(found, self.model)

@@ -12,6 +12,7 @@ error, not one of these.
 
 from __future__ import annotations
 
+import json
 import reprlib
 from enum import StrEnum
 
@@ -65,13 +66,27 @@ class InterventionError(ValueError):
 
 
 def brief(value: object) -> str:
-    """``value`` for a message: its repr, cut where it gets long or deep."""
+    """``value`` for a message: as JSON has it, cut where it gets long or deep."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer too long to be written down
-        return f"a very large {type(value).__name__}"
+        return "a very large number"
 
 
-_SHORT = reprlib.Repr()
+class _Json(reprlib.Repr):
+    """Writes null, true, false and texts as JSON has them; users know no other words for them."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+    def repr_str(self, value: str, level: int) -> str:
+        cut = value if len(value) <= self.maxstring else value[: self.maxstring] + "…"
+        return json.dumps(cut.encode(errors="replace").decode(), ensure_ascii=False)
+
+
+_SHORT = _Json()
 _SHORT.maxlevel = 3
-_SHORT.maxstring = 60
+_SHORT.maxstring = 100

@@ -53,7 +53,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """A message about an unknown name that suggests the closest known one."""
     known = sorted(known)
     close = difflib.get_close_matches(name[:64], known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    hint = f"did you mean {brief(close[0])}?" if close else f"known: {', '.join(known)}"
     return f"unknown {what} {brief(name)}; {hint}"
 
 
@@ -75,7 +75,7 @@ def _entry(entry: object, path: str, methods: Methods) -> Intervention:
         raise InterventionError(Code.INVALID_PARAMS, message, path)
     name = entry.get("method")
     if not isinstance(name, str):
-        message = "an intervention names its method, as a string"
+        message = "an intervention names its method, as a text"
         raise InterventionError(Code.INVALID_PARAMS, message, f"{path}.method")
     if name not in methods:
         message = unknown("method", name, methods)

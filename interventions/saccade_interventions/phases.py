@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from saccade_interventions.errors import brief
+
 
 class Phase(StrEnum):
     """Where a query row stands. The rows of a sequence are partitioned by these four."""
@@ -33,6 +35,8 @@ def parse_rows(rows: str) -> tuple[Phase, ...]:
     for name in rows.split("+"):
         if name not in ROWS:
             known = ", ".join(ROWS)
-            raise ValueError(f"unknown rows {name!r}; use one or more of {known}, joined with '+'")
+            raise ValueError(
+                f"unknown rows {brief(name)}; use one or more of {known}, joined with +"
+            )
         chosen |= ROWS[name]
     return tuple(phase for phase in Phase if phase in chosen)

@@ -50,10 +50,10 @@ SENTENCES: dict[str, str | Callable[[Facts], str]] = {
     "too_short": lambda facts: _at_least(facts["min_length"], "entry"),
     "too_long": lambda facts: _at_most(facts["max_length"], "entry"),
     "string_pattern_mismatch": lambda facts: f"does not have the form {facts['pattern']}",
-    "literal_error": lambda facts: f"must be {facts['expected']}",
-    "enum": lambda facts: f"must be {facts['expected']}",
+    "literal_error": lambda facts: f"must be {_quoted(facts['expected'])}",
+    "enum": lambda facts: f"must be {_quoted(facts['expected'])}",
     "union_tag_invalid": lambda facts: (
-        f"must have a {facts['discriminator'].strip(QUOTE)} among {facts['expected_tags']}"
+        f"must have a {facts['discriminator'].strip(QUOTE)} among {_quoted(facts['expected_tags'])}"
     ),
     "union_tag_not_found": lambda facts: f"must name its {facts['discriminator'].strip(QUOTE)}",
 }
@@ -73,6 +73,10 @@ def about(path: str, error: ErrorDetails) -> str:
         return f"{path or 'the value'} is not valid here"
     own = error["msg"].removeprefix("Value error, ")
     return f"{path}: {own}" if path else own
+
+
+def _quoted(names: str) -> str:
+    return names.replace(QUOTE, '"')  # as JSON has them
 
 
 def _number(value: float) -> str:

@@ -173,11 +173,14 @@ def test_nesting_beyond_reason(registry):
 @pytest.mark.parametrize(
     ("entry", "hint"),
     [
-        ({"method": "varr"}, "did you mean 'var'"),
+        ({"method": "varr"}, 'did you mean "var"'),
         ({"method": "xyz"}, "known: "),
-        ({"method": "var", "move_fractoin": 1}, "did you mean 'move_fraction'"),
+        ({"method": "var", "move_fractoin": 1}, 'did you mean "move_fraction"'),
         ({"method": "pai", "strength": 1}, "known: alpha, heads"),
         ({"method": "pai", "alpha": 5}, "alpha must be at most 4; got 5"),
+        ({"method": "pai", "alpha": None}, "alpha must be a number; got null"),
+        ({"method": "pai", "alpha": [True, {"it's": "é" * 200}]}, '[true, {"it\'s": "é'),
+        ({"method": "pai", "alpha": "\ud800\n"}, 'alpha must be a number; got "?\\n"'),
         ({"method": "pai", "rows": "promt"}, "prompt, question, last, generated"),
         ({"method": "pasta", "spans": [[0, 1]]}, 'as {"layer": [heads]}'),
     ],

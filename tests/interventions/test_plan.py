@@ -39,7 +39,7 @@ def test_phases_partition_the_rows(plan):
 def test_rows_are_joined():
     assert parse_rows("last+generated") == (Phase.LAST, Phase.GENERATED)
     assert parse_rows("prompt+generated") == ALL
-    with pytest.raises(ValueError, match="unknown rows 'all'"):
+    with pytest.raises(ValueError, match='unknown rows "all"'):
         parse_rows("all")
 
 

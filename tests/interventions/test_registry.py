@@ -127,7 +127,7 @@ def test_the_listing_says_what_a_model_supports(registry, make_context):
 
 
 def test_describing_an_unknown_method(registry):
-    with pytest.raises(ValueError, match="did you mean 'pasta'"):
+    with pytest.raises(ValueError, match='did you mean "pasta"'):
         registry.describe("pasto")
 
 

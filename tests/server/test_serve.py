@@ -362,7 +362,7 @@ def test_generate_is_the_whole_job_in_one_command() -> None:
 def test_generate_refuses_as_the_server_does() -> None:
     done = CliRunner().invoke(app, ["generate", "--prompt", "hi", "--intervention", "varr"])
     assert done.exit_code == 2
-    assert "did you mean 'var'" in done.stderr
+    assert 'did you mean "var"' in done.stderr
 
 
 def test_a_profile_that_cannot_be_served_stops_the_server(tmp_path: Path) -> None:

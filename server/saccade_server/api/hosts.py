@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from saccade_interventions.errors import brief
 from saccade_server.api.admission import PROBES
 from saccade_server.api.errors import Misdirected
 from saccade_server.api.settings import ApiSettings
@@ -106,7 +107,7 @@ def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
 
 def _misdirected(header: str) -> Misdirected:
     name = host_name(header)
-    which = f"the Host {name[:100]!r}" if name else "this Host"
+    which = f"the Host {brief(name)}" if name else "this Host"
     return Misdirected(
         f"A server without keys does not answer to {which}. Ask it by its IP address or as "
         f"localhost, or start it with --allowed-host {name[:100] if name else 'NAME'}."

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import Context, ModelFacts, Prompt
-from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.conflicts import find_conflicts
-from saccade_server.api.errors import NotFound, bounded
+from saccade_server.api.errors import NotFound
 from saccade_server.api.fetch import ImageFetcher
 from saccade_server.api.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
@@ -88,7 +88,7 @@ class Services:
             return None
         profile = str(name).removeprefix(f"{served}+")
         if profile == name or profile not in self.profiles:
-            message = f"The model {bounded(str(name), 100)!r} is not served here."
+            message = f"The model {brief(name)} is not served here."
             raise NotFound(message, code="model_not_found", param="model")
         return profile
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saccade_interventions.errors import brief
 from saccade_server.api.errors import BadRequest, bounded, unsupported
 from saccade_server.api.schemas import Templated
 from saccade_server.models.prompt import PromptProcessor
@@ -100,11 +101,11 @@ def _given(body: Templated) -> dict[str, tuple[str, Any]]:
 
 def _unknown(prompts: PromptProcessor, name: str, path: str) -> BadRequest:
     if name in OURS:
-        message = f"The chat template's {name!r} comes from the request's other fields."
+        message = f"The chat template's {brief(name)} comes from the request's other fields."
         return unsupported(path, message)
     known = ", ".join(prompts.template_variables)
     has = f"it has {known}" if known else "it has none that a request may set"
-    message = f"The chat template has no variable {bounded(name, 64)!r}; {has}."
+    message = f"The chat template has no variable {brief(name)}; {has}."
     return unsupported(path, message)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
 from typing import Any
 
+from saccade_interventions.errors import brief
 from saccade_server.api.errors import BadRequest, bounded, unsupported
 from saccade_server.api.foreign import GUIDED, NOTHING, NULL_ONLY, THINKING, UNCALLED
 
@@ -80,8 +81,8 @@ def refuse_near_misses(names: Iterable[str]) -> None:
     for name in names:
         if _another_name(name) or _resembles(name):
             raise BadRequest(
-                f"Unknown field {bounded(name, 64)!r}: interventions are given as the top-level "
-                "field 'interventions', a list of objects with a 'method'.",
+                f"Unknown field {brief(name)}: interventions are given as the top-level "
+                'field "interventions", a list of objects with a "method".',
                 code="intervention_unknown_field",
                 param=bounded(name, 64),
             )
@@ -97,7 +98,7 @@ def refuse_misplaced(value: Mapping[str, Any]) -> None:
         _refuse_many(item, path)
         for name in item:
             if isinstance(name, str) and _resembles(name):
-                message = "interventions are given as the top-level field 'interventions'."
+                message = 'interventions are given as the top-level field "interventions".'
                 where = f"{path}.{bounded(name, 64)}"
                 raise BadRequest(message, code="intervention_unknown_field", param=where)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from saccade_interventions.errors import brief
 from saccade_server.models.images import Pixels
 
 ROLES = {
@@ -83,7 +84,7 @@ def role_of(message: Message) -> str:
         PromptError: there is no such role.
     """
     if message.role not in ROLES:
-        raise PromptError(f"role {message.role!r} is not supported; use {', '.join(ROLES)}")
+        raise PromptError(f"role {brief(message.role)} is not supported; use {', '.join(ROLES)}")
     return ROLES[message.role]
 
 

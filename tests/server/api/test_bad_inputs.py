@@ -191,7 +191,7 @@ def test_what_would_be_left_undone(server, name):
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_nearly_interventions(server, name):
     error = check(server.chat(**{name: [{"method": "var"}]}), 400, "intervention_unknown_field")
-    assert "'interventions'" in error["message"]
+    assert '"interventions"' in error["message"]
 
 
 @pytest.mark.parametrize("name", HARMLESS)

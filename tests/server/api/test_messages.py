@@ -88,7 +88,7 @@ def test_arguments_are_an_object(server, arguments):
 def test_roles_are_listed(server):
     error = refused(server, messages=[USER, {"role": "function", "name": "f", "content": "1"}])
     assert error["param"] == "messages[1].role"
-    assert "'system', 'developer', 'user', 'assistant' or 'tool'" in error["message"]
+    assert '"system", "developer", "user", "assistant" or "tool"' in error["message"]
 
 
 def test_a_url_without_its_object_is_taken(server, tools):
@@ -129,7 +129,7 @@ def test_a_part_names_its_type(server):
 def test_types_of_parts_are_listed(server):
     error = refused(server, messages=[{"role": "user", "content": [{"type": "input_text"}]}])
     assert error["param"] == "messages[0].content[0]"
-    assert "'text', 'image_url', 'refusal'" in error["message"]
+    assert '"text", "image_url", "refusal"' in error["message"]
 
 
 @pytest.mark.parametrize("name", ["function_call", "audio"])

@@ -24,7 +24,7 @@ FOREIGN_PHRASES = re.compile(
     r"Input |[Ff]ield required|should (be|have|match|end|not)|[Ee]xtra inputs|permitted|"
     r"[Vv]alue error|validation error|valid (string|integer|number|boolean|list|dictionary|dict)|"
     r"using|discriminator|\btags?\b|union|pydantic|[Uu]nable to|instance of|Decimal|"
-    r"\b(str|int|float|bool|dict|NoneType)\b"
+    r"\b(str|int|float|bool|dict|NoneType|None|True|False)\b|(?<!\w)'"
 )
 WRONG = [
     None, True, 0, -1, 1.5, 1e300, 2**70, "", "x", "x" * 3000, [], [None], [[]], [True], [1.5],
@@ -74,7 +74,7 @@ def test_every_field_of_a_method(method):
                 registry.parse([{**kind.example, name: value}])
             except InterventionError as error:
                 refused += 1
-                check(error.message.partition("; got ")[0])
+                check(error.message)
     assert refused > 20
 
 
@@ -115,7 +115,7 @@ class Everything(BaseModel):
         ("d", [1, 2, 3], "d may have at most 2 entries"),
         ("d", 5, "d must be a list"),
         ("e", 6, "e must be a multiple of 5"),
-        ("f", "z", "f must be 'x' or 'y'"),
+        ("f", "z", 'f must be "x" or "y"'),
         ("g", 1, "g must be true or false"),
         ("h", 5, "h must be an object"),
         ("i", 5, "i must be a list"),
