@@ -21,7 +21,8 @@ def check_media(method: str, headers: Headers) -> None:
         _check_json(headers)
     else:
         _check_binary(headers)
-    if headers.get("content-encoding", "identity").lower() != "identity":
+    encodings = headers.getlist("content-encoding")
+    if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings):
         raise UnsupportedMedia("Compressed bodies are not read.")
 
 

@@ -142,7 +142,7 @@ class ToolCall(Strict):
     """One call of a tool in an assistant's message."""
 
     id: MaybeName = None
-    type: Literal["function"] | None = None
+    type: Annotated[Literal["function"] | None, BeforeValidator(_none_if_empty)] = None
     function: FunctionCall
 
 

@@ -173,7 +173,7 @@ def _convert(messages: Sequence[ChatMessage], pixels: Mapping[str, Pixels]) -> l
     made = []
     for at, message in enumerate(messages):
         parts = tuple(part_of(part, _path(at, spot)) for spot, part in enumerate(message.parts))
-        made.append(converted(message, parts, f"messages[{at}]"))
+        made.append(converted(message, parts))
     return made
 
 

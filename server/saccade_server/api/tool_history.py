@@ -1,4 +1,8 @@
-"""From a client's message to the models room's: calls with arguments read, refusals as text."""
+"""From a client's message to the models room's: calls with arguments read, refusals as text.
+
+Arguments are the text that a model wrote, replayed by a client that cannot mend it. What is no JSON
+object, such as one that max_tokens cut off, is therefore shown as that text; null is none at all.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +14,32 @@ from saccade_server.api.parsing import load
 from saccade_server.models import conversation
 
 
-def converted(message: ChatMessage, parts: tuple[Any, ...], path: str) -> conversation.Message:
-    """The message, its content made ``parts`` already.
-
-    Raises:
-        BadRequest: a call's arguments are no JSON object.
-    """
+def converted(message: ChatMessage, parts: tuple[Any, ...]) -> conversation.Message:
+    """The message, its content made ``parts`` already."""
     own = message.role == "assistant"
     if own and message.refusal:
         parts = (*parts, message.refusal)
-    calls = [
-        _call(call, f"{path}.tool_calls[{at}].function.arguments")
-        for at, call in enumerate(message.tool_calls or ())
-    ]
     return conversation.Message(
         message.role,
         parts or ("",),
         name=message.name,
         reasoning=message.thoughts,
-        calls=tuple(calls),
+        calls=tuple(map(_call, message.tool_calls or ())),
         call_id=message.tool_call_id if message.role == "tool" else None,
     )
 
 
-def _call(call: ToolCall, path: str) -> conversation.ToolCall:
+def _call(call: ToolCall) -> conversation.ToolCall:
     given = call.function.arguments
     if isinstance(given, str):
-        given = _read(given, path)
+        given = _read(given)
     return conversation.ToolCall(call.function.name, given or {}, call.id)
 
 
-def _read(text: str, path: str) -> dict[str, Any]:
+def _read(text: str) -> dict[str, Any] | str:
     """Arguments as OpenAI's API has them, a JSON text; an empty one has none."""
-    if not text.strip():
-        return {}
     try:
-        value = load(text.encode())
-    except BadRequest as error:
-        message = error.message.replace("The body", "The text")
-        raise BadRequest(message, param=path) from None
-    if not isinstance(value, dict):
-        message = "The arguments of a call are a JSON object, or the text of one."
-        raise BadRequest(message, param=path)
-    return value
+        value = load(text.encode()) if text.strip() else None
+    except BadRequest:
+        return text
+    return value if isinstance(value, dict) else text if value is not None else {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saccade_interventions.errors import brief
 from saccade_server.models.conversation import (
     Message,
     PromptError,
@@ -144,6 +145,11 @@ class _Page:
     def _call(self, call: ToolCall) -> dict[str, Any]:
         form = self.template.arguments_of_calls
         arguments = self._marked(call.arguments, own=True)
+        if isinstance(arguments, str) and not self.template.takes_text_of_calls:
+            raise PromptError(
+                f"the chat template needs arguments that are a JSON object; those of the call of "
+                f"{brief(call.name)} are not"
+            )
         function = {
             "name": self._mark(call.name, own=True),
             "arguments": form(arguments) if form else arguments,

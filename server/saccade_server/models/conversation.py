@@ -45,10 +45,10 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that an assistant called."""
+    """A function that an assistant called; arguments that are no JSON object are its own text."""
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] | str
     id: str | None = None
 
 
@@ -138,10 +138,15 @@ def as_text_turns(messages: Sequence[Message]) -> list[Message]:
         results = []
         if message.calls:
             own = [part for part in message.parts if part != ""]
-            lines = [f"Call {call.name}: {json_text(call.arguments)}" for call in message.calls]
+            lines = [f"Call {c.name}: {arguments_text(c.arguments)}" for c in message.calls]
             message = replace(message, parts=(*own, *lines), calls=())
         turns.append(message)
     return [*turns, Message("user", tuple(results))] if results else turns
+
+
+def arguments_text(arguments: object) -> str:
+    """Arguments of a call as templates write them; what is a text already stays as it is."""
+    return arguments if isinstance(arguments, str) else json_text(arguments)
 
 
 def json_text(value: object) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from saccade_server.models.conversation import PromptError, json_text
+from saccade_server.models.conversation import PromptError, arguments_text
 
 RENDER_SECONDS = 10.0
 LONGEST_RENDERING = 64 * 1024 * 1024
@@ -123,8 +123,13 @@ class ChatTemplate:
     @cached_property
     def arguments_of_calls(self) -> Callable[[object], object] | None:
         """The form in which it takes a call's arguments; None if it does not show calls at all."""
-        forms: tuple[Callable[[object], object], ...] = (lambda value: value, json_text)
+        forms: tuple[Callable[[object], object], ...] = (lambda value: value, arguments_text)
         return next((form for form in forms if self._shows_call(CALL_ID, form)), None)
+
+    @cached_property
+    def takes_text_of_calls(self) -> bool:
+        """True if it shows arguments that are a text, as those that are no JSON object are."""
+        return self._shows_call(CALL_ID, arguments_text)
 
     @cached_property
     def takes_any_id(self) -> bool:

@@ -168,11 +168,11 @@ VERDICTS = {
     "RefusalPart.type": Verdict(refused=["x", 5, None]),
     "RefusalPart.refusal": Verdict(["x", ""], [], [5, None]),
     "ToolCall.id": Verdict(["d", ""], ["c"], [5], null=False),
-    "ToolCall.type": Verdict([], ["function"], ["x", 5]),
+    "ToolCall.type": Verdict([], ["function", ""], ["x", 5]),
     "ToolCall.function": Verdict([{"name": "g"}], [], ["x", {}, 5, None]),
     "FunctionCall.name": Verdict(["g"], [], ["", 5, None]),
     "FunctionCall.arguments": Verdict(
-        [{}, {"x": 2}, '{"x": 3}'], [{"x": 1}, '{"x": 1}'], ["x", 5, [], "[]"], null=False
+        [{}, {"x": 2}, '{"x": 3}', '{"x": 1', "[]"], [{"x": 1}, '{"x": 1}'], [5, []], null=False
     ),
 }
 

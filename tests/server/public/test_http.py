@@ -76,6 +76,12 @@ def test_a_compressed_body_is_refused(demo, asking, small, encoding):
     asking.refused(answer, None, status=415, says="compressed")
 
 
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+def test_a_body_that_says_it_is_not_compressed_is_read(demo, small, encoding):
+    headers = JSON | {"Content-Encoding": encoding}
+    assert demo.http.post(CHAT, content=small, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize(
     "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 )
