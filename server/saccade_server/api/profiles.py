@@ -20,6 +20,7 @@ from typing import Any
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
+from saccade_server.api.errors import BadRequest
 from saccade_server.api.rehearsal import check_for_some_prompt
 from saccade_server.api.services import Services
 
@@ -84,7 +85,7 @@ def check_profiles(services: Services) -> None:
         try:
             services.check_tested(profile.interventions)
             check_for_some_prompt(services, profile.interventions)
-        except InterventionError as error:
+        except (InterventionError, BadRequest) as error:
             raise ProfileError(_worded(profile.name, error)) from None
 
 
@@ -110,5 +111,5 @@ def _profile(name: str, table: object, registry: Registry) -> Profile:
     return Profile(name, description, interventions, tuple(table["interventions"]))
 
 
-def _worded(name: str, error: InterventionError) -> str:
+def _worded(name: str, error: InterventionError | BadRequest) -> str:
     return f"profile {name!r}: {error.param}: {error.message}"

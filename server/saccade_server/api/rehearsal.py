@@ -3,18 +3,26 @@
 They are compiled for prompts made up to have what the entries need (:meth:`Intervention.needs`):
 images, texts, tokens. Where none of these prompts will do, no other would, and the error is the one
 that a request would get. The prompts are short, and what different entries need lies apart in
-them, so they are the most lenient there can be.
+them, so they are the most lenient there can be. What runs beside the prompt is counted too: a
+server that computes one sequence at a time contrasts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import InterventionError
+from saccade_server.api.branches import branches_of
+from saccade_server.api.rendering import Prepared
+from saccade_server.api.sampling import check_group
 from saccade_server.api.services import Services
+from saccade_server.engine.limits import why_too_many
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 
 IMAGE_TOKENS = 2
 
@@ -24,14 +32,18 @@ def check_for_some_prompt(services: Services, interventions: Sequence[Interventi
 
     Raises:
         InterventionError: as a request would get it.
+        BadRequest: likewise, where they need more than the engine has.
     """
     refusals: list[InterventionError] = []
     for prompt in _stand_ins(services, interventions):
         try:
-            compile_plan(interventions, services.context(prompt))
+            plan = compile_plan(interventions, services.context(prompt))
         except InterventionError as error:
             refusals.append(error)
         else:
+            rendered = _rendered(prompt)
+            prepared = Prepared(rendered, plan, branches_of(plan, rendered))
+            check_group(services, prepared, why=why_too_many)
             return
     # A prompt without images is refused for that; the others say what is wrong besides.
     raise refusals[-1]
@@ -78,3 +90,12 @@ def _prompt(text: str, images: int, length: int, room: int) -> Prompt:
     offsets = [(0, 0)] * start + [(at, at + 1) for at in range(len(text))]
     offsets += [(len(text), len(text))] * (min(length + 1, room - 1) - len(offsets))
     return Prompt(len(offsets), spans, text, tuple(offsets))
+
+
+def _rendered(prompt: Prompt) -> RenderedPrompt:
+    """The prompt as one of the models room, with images of one pixel."""
+    pixel = np.zeros((1, 3, 1, 1), np.float32)
+    images = tuple(
+        PreparedImage("", start, end - start, pixel, None) for start, end in prompt.images
+    )
+    return RenderedPrompt((0,) * prompt.length, prompt.text, prompt.offsets, images)

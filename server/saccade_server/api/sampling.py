@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -17,7 +17,7 @@ from saccade_server.api.schemas import Sampled
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.limits import why_group_refused, why_min_tokens_refused
-from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.request import EngineInfo, GenerateRequest, SamplingParams
 
 SEEDS = 2**63
 ONE_TOKEN = SamplingParams(max_tokens=1)
@@ -132,7 +132,10 @@ def _stop_tokens(services: Services, body: Sampled) -> tuple[int, ...]:
 
 
 def check_group(
-    services: Services, prepared: Prepared, params: SamplingParams = ONE_TOKEN
+    services: Services,
+    prepared: Prepared,
+    params: SamplingParams = ONE_TOKEN,
+    why: Callable[[GenerateRequest, EngineInfo], str | None] = why_group_refused,
 ) -> GenerateRequest:
     """The request of one answer, unless its interventions make it too large for this server."""
     request = GenerateRequest(
@@ -144,7 +147,7 @@ def check_group(
         branches=prepared.branches,
         private=prepared.plan is not None and prepared.plan.private,
     )
-    reason = why_group_refused(request, services.engine.info)
+    reason = why(request, services.engine.info)
     if reason is not None:
         message = f"{reason[0].upper()}{reason[1:]}."
         raise BadRequest(message, code="request_too_large", param="interventions")

@@ -83,6 +83,11 @@ def why_min_tokens_refused(sampling: SamplingParams, info: EngineInfo) -> str | 
 
 def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a sequence and its branches can never run together, each of them being well."""
+    return why_too_many(request, info) or why_too_long(request, info)
+
+
+def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
+    """Why a sequence and its branches can never run together, however short they are."""
     if _kinds(request) != _wanted(request.plan):
         return "the branches are not those that the plan asks for"
     members = _members(request)
@@ -104,7 +109,7 @@ def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     named = {found for plan in plans for found in directions(plan)}
     if len(named) >= STREAM_VECTORS:
         return f"the plans need {len(named)} vectors, and the server holds {STREAM_VECTORS - 1}"
-    return why_too_long(request, info)
+    return None
 
 
 def why_too_long(request: GenerateRequest, info: EngineInfo) -> str | None:

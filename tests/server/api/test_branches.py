@@ -104,6 +104,24 @@ def test_what_the_server_cannot_hold_is_refused(make_server, tools, limits, fiel
     assert server.chat(messages=messages, max_tokens=5).status_code == 200
 
 
+def test_a_rehearsal_counts_what_runs_beside_the_prompt(make_server, tools):
+    """Without a prompt as with one: the server has no place for a second sequence."""
+    server = make_server(tools.engine(with_fields(tools.info, max_num_seqs=1)))
+    messages = tools.image_messages(tools.picture, text="?")
+    verdicts = {}
+    for method in ("vcd", "pai_contrast", "vhr", "pai", "var", "dola"):
+        body = {"interventions": [{"method": method}]}
+        rehearsed = server.http.post("/v1/interventions/validate", json=body)
+        real = server.chat(messages=messages, max_tokens=1, **body)
+        assert rehearsed.status_code == real.status_code, (rehearsed.text, real.text)
+        verdicts[method] = real.status_code
+        if real.status_code != 200:
+            assert rehearsed.json() == real.json()
+    assert verdicts == dict.fromkeys(("vcd", "pai_contrast", "vhr"), 400) | dict.fromkeys(
+        ("pai", "var", "dola"), 200
+    )
+
+
 @pytest.mark.parametrize("entry", [VCD_ENTRY, PAI_ENTRY])
 def test_no_image(server, entry):
     response = server.chat(interventions=[entry])
