@@ -80,7 +80,7 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
     work = generation(services, body, [prompt], params, body.length[0], deadline)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    ignored = note_ignored(services, body, CHAT, how.ignored)
+    ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
     return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored)
 
 

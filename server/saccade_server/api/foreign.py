@@ -116,3 +116,11 @@ UNCALLED = {"tools": "tool_choice", "functions": "function_call"}
 """What may be offered while the field of the second name says "none": nothing is called."""
 GUIDED = "guided_"
 """What vLLM's names for constrained answers begin with."""
+TOKENIZE = {
+    name: CHAT[name]
+    for name in (
+        *("tools", "tool_choice", "functions", "function_call", "documents", "chat_template"),
+        *("media_io_kwargs", "mm_processor_kwargs", "truncate_prompt_tokens", *THINKING),
+    )
+}
+"""Fields of a chat that say what its prompt is: /tokenize refuses them as a chat does."""

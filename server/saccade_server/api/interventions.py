@@ -74,9 +74,10 @@ def interventions_router(services: Services) -> APIRouter:
         async with Deadline(services.settings.request_timeout).kept():
             if body.messages is not None:
                 how = templating(services.prompts, body)
-                response.headers.update(note_ignored(services, body, ignored=how.ignored))
                 work = prepare_chat(services, body.messages, interventions, how)
                 prepared = await unless_disconnected(request.receive, work)
+                idle = how.without_effect(prepared.prompt)
+                response.headers.update(note_ignored(services, body, ignored=idle))
             elif body.prompt_tokens is not None:
                 tokens = body.prompt_tokens
                 work = prepare_completion(services, tokens, interventions, "prompt_tokens")

@@ -140,4 +140,4 @@ TEMPLATE_FIELDS: Mapping[str, str] = {
 
 def _safe(name: str) -> str:
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in name)
-    return kept[:LONGEST_PATH]
+    return kept[:LONGEST_PATH] or "?"

@@ -98,4 +98,4 @@ def _rendered(prompt: Prompt) -> RenderedPrompt:
     images = tuple(
         PreparedImage("", start, end - start, pixel, None) for start, end in prompt.images
     )
-    return RenderedPrompt((0,) * prompt.length, prompt.text, prompt.offsets, images)
+    return RenderedPrompt((0,) * prompt.length, prompt.text, tuple(prompt.offsets), images)

@@ -15,7 +15,7 @@ from typing import Any
 from saccade_interventions.errors import brief
 from saccade_server.api.errors import BadRequest, bounded, unsupported
 from saccade_server.api.schemas import Templated
-from saccade_server.models.prompt import PromptProcessor
+from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 from saccade_server.models.template import OURS
 
 FIELD = "chat_template_kwargs"
@@ -28,11 +28,16 @@ LARGEST_NUMBER = 10**8
 
 @dataclass(frozen=True)
 class Templating:
-    """How a conversation becomes a prompt. ``ignored``: paths of what asks for nothing."""
+    """How a conversation becomes a prompt.
+
+    ``paths`` says where in the request a variable is; ``ignored`` are those of what asks for
+    nothing.
+    """
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     @property
@@ -43,6 +48,10 @@ class Templating:
             "continue_final_message": self.continue_final_message,
             "variables": self.variables,
         }
+
+    def without_effect(self, prompt: RenderedPrompt) -> tuple[str, ...]:
+        """Paths of the fields that changed nothing in the prompt that came of them."""
+        return (*self.ignored, *(self.paths[name] for name in prompt.idle))
 
 
 def templating(prompts: PromptProcessor, body: Templated) -> Templating:
@@ -69,7 +78,8 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
             ignored.append(path)
         else:
             raise _unknown(prompts, name, path)
-    return Templating(generation, continued, variables, tuple(ignored))
+    paths = {name: path for name, (path, _) in _given(body).items()}
+    return Templating(generation, continued, variables, paths, tuple(ignored))
 
 
 def refuse_without_messages(body: Templated) -> None:

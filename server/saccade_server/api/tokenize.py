@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from saccade_server.api import examples
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.foreign import TOKENIZE
 from saccade_server.api.ignored import note_ignored
 from saccade_server.api.openapi import POSTED, operation
 from saccade_server.api.parsing import read_body
@@ -20,6 +21,7 @@ from saccade_server.api.schemas import DetokenizeRequest, TokenizeRequest
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import refuse_without_messages, templating
+from saccade_server.api.unsupported import refuse_unsupported
 
 
 def tokenize_router(services: Services) -> APIRouter:
@@ -37,6 +39,7 @@ def tokenize_router(services: Services) -> APIRouter:
         """Tokens of a prompt or of a conversation, its images expanded. Nothing is generated."""
         body = await read_body(services, request, TokenizeRequest)
         services.check_model(body.model)
+        _refuse_other_prompts(services, body)
         async with Deadline(services.settings.request_timeout).kept():
             work = _tokens(services, body, response)
             tokens = await unless_disconnected(request.receive, work)
@@ -73,10 +76,18 @@ async def _tokens(services: Services, body: TokenizeRequest, response: Response)
             message = "The chat template has the special tokens of a conversation."
             raise BadRequest(message, param="add_special_tokens")
         how = templating(services.prompts, body)
-        response.headers.update(note_ignored(services, body, ignored=how.ignored))
-        return (await services.in_worker(await rendering(services, body.messages, how))).tokens
+        prompt = await services.in_worker(await rendering(services, body.messages, how))
+        idle = how.without_effect(prompt)
+        response.headers.update(note_ignored(services, body, TOKENIZE, idle))
+        return prompt.tokens
     refuse_without_messages(body)
-    response.headers.update(note_ignored(services, body))
+    response.headers.update(note_ignored(services, body, TOKENIZE))
     special = body.add_special_tokens is not False
     work = partial(services.prompts.tokens, body.prompt or "", add_special_tokens=special)
     return await services.in_worker(work)
+
+
+def _refuse_other_prompts(services: Services, body: TokenizeRequest) -> None:
+    """Refuse what asks for a prompt that is not made; the rest of a chat has no say in it."""
+    asked = {name: value for name, value in (body.model_extra or {}).items() if name in TOKENIZE}
+    refuse_unsupported(asked, TOKENIZE, services.prompts.knows_thinking)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,3 +188,37 @@ def _separated(items: list[Item], template: ChatTemplate) -> list[Item]:
         for item in texts[:-1]:
             item["text"] = join_texts([item["text"], ""])
     return made
+
+
+def idle_variables(
+    write: Callable[[Mapping[str, Any]], list[Segment]],
+    variables: Mapping[str, Any],
+    written: list[Segment],
+) -> tuple[str, ...]:
+    """The variables that could as well be others: the conversation reads the same.
+
+    So is ``enable_thinking`` where the template asks for it only as it begins an answer, and the
+    prompt continues one.
+
+    Args:
+        write: the conversation with these variables.
+        variables: as they were given.
+        written: the conversation with them.
+    """
+
+    def stays(name: str) -> bool:
+        try:
+            return write({**variables, name: _another(variables[name])}) == written
+        except PromptError:
+            return False
+
+    return tuple(name for name in variables if stays(name))
+
+
+def _another(value: Any) -> Any:
+    """A value of the same kind that is not the same."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [*value, ""]
+    return f"{value}." if isinstance(value, str) else value + 1

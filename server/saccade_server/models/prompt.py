@@ -7,8 +7,8 @@ completion prompt is taken as it is: whoever sends one writes the template himse
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL.Image import Image
 from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 
 from saccade_server.models.base import Grid, eos_token_ids
-from saccade_server.models.chat import ChatWriter
+from saccade_server.models.chat import ChatWriter, idle_variables
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.detokenizer import Detokenizer, TokenBytes
 from saccade_server.models.encoding import Encoded, TextEncoder
@@ -45,13 +45,14 @@ class RenderedPrompt:
     """A prompt with its images' placeholders repeated, once for each feature.
 
     ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for the repeated
-    placeholders.
+    placeholders. ``idle`` names variables of the chat template that change nothing here.
     """
 
     tokens: tuple[int, ...]
     text: str
     offsets: tuple[tuple[int, int], ...]
     images: tuple[PreparedImage, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 class PromptProcessor:
@@ -177,13 +178,15 @@ class PromptProcessor:
         images = [image for message in messages for image in message.images]
         pixels = self._prepare(images)
         if continue_final_message:
-            segments = self._chat.continued(messages, variables)
+            write = partial(self._chat.continued, messages)
         else:
-            segments = self._chat.rendered(messages, add_generation_prompt, variables)
+            write = partial(self._chat.rendered, messages, add_generation_prompt)
+        segments = write(variables)
         try:
-            return self._build(segments, self._adds_special(segments), pixels)
+            prompt = self._build(segments, self._adds_special(segments), pixels)
         except ValueError as error:
             raise PromptError(str(error)) from error
+        return replace(prompt, idle=idle_variables(write, variables or {}, segments))
 
     def completion(
         self,

@@ -21,6 +21,10 @@ def test_what_counts_is_not_named(server):
     assert ignored(server, tools=[], typical_p=1.0, tool_choice="auto", store=False) == ""
 
 
+def test_a_field_without_a_name_is_named():
+    assert header(["", "a"]) == "?, a"
+
+
 @pytest.mark.parametrize("path", sorted(NO_EFFECT))
 def test_what_never_counts_is_named(server, path):
     owner, _, name = path.rpartition(".")

@@ -39,6 +39,16 @@ def test_more_tokens_than_the_model_takes_are_counted(server):
     assert answer.json()["count"] == 512
 
 
+def test_a_whole_chat_can_be_counted(server, tools):
+    """What says nothing about the prompt is no reason to refuse it, and is named."""
+    body = tools.chat_body(tools=[], interventions=[], temperature=0.5)
+    answer = server.http.post("/tokenize", json=body)
+    assert answer.status_code == 200, answer.text
+    named = set(answer.headers["x-saccade-ignored-fields"].split(", "))
+    assert {"temperature", "interventions"} <= named
+    assert "tools" not in named
+
+
 def test_back_to_text(server):
     body = {"tokens": list("Hé".encode())}
     assert server.http.post("/detokenize", json=body).json() == {"prompt": "Hé"}
@@ -64,6 +74,19 @@ def test_back_to_text(server):
             {"messages": [{"role": "user", "content": "x"}], "add_special_tokens": True},
             "invalid_value",
             "add_special_tokens",
+        ),
+        ("/tokenize", {"prompt": "x", "tools": [{}]}, "unsupported_parameter", "tools"),
+        (
+            "/tokenize",
+            {"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ x }}"},
+            "unsupported_parameter",
+            "chat_template",
+        ),
+        (
+            "/tokenize",
+            {"prompt": "x", "truncate_prompt_tokens": 1},
+            "unsupported_parameter",
+            "truncate_prompt_tokens",
         ),
         ("/detokenize", {}, "missing_field", "tokens"),
         ("/detokenize", {"tokens": [300]}, "invalid_value", "tokens"),

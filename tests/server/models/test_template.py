@@ -218,6 +218,21 @@ def test_variables_of_a_template(text_model: Any, templates: ModuleType) -> None
     assert text_model("{% if %}").template_variables == ()
 
 
+def test_variables_that_change_nothing_in_a_prompt_are_told(
+    text_model: Any, templates: ModuleType
+) -> None:
+    prompts = text_model(templates.TOOLS + "{{ mood }}{% if size == 2 %}!{% endif %}")
+    said = [Message("user", ("a",)), Message("assistant", ("b",))]
+    for given in (False, True):  # true is the default, and yet another value would count
+        variables = {"enable_thinking": given, "mood": "dry", "size": 2}
+        assert prompts.chat(said[:1], variables=variables).idle == ()
+        ended = prompts.chat(said, add_generation_prompt=False, variables=variables)
+        assert ended.idle == ("enable_thinking",)
+        continued = prompts.chat(said, continue_final_message=True, variables=variables)
+        assert continued.idle == ("enable_thinking", "mood", "size")
+    assert prompts.chat(said, variables={"mood": "", "size": 7}).idle == ("size",)
+
+
 def test_what_a_template_reads_of_a_message(text_model: Any, templates: ModuleType) -> None:
     prompts = text_model(templates.NAMING)
     assert prompts.template_reads == {"name", "reasoning_content"}

@@ -89,6 +89,15 @@ def test_two_calls_and_their_results_are_all_there(thinker):
     assert two - one > 30
 
 
+def test_a_switch_that_changes_nothing_here_is_named(thinker):
+    """The template asks for thinking as it begins an answer; a continued one has begun."""
+    said = {"role": "assistant", "content": "It is"}
+    more = {"max_tokens": 1, "enable_thinking": False}
+    continued = thinker.chat("Time?", said, continue_final_message=True, **more)
+    assert continued.headers["x-saccade-ignored-fields"] == "enable_thinking"
+    assert "x-saccade-ignored-fields" not in thinker.chat("Time?", **more).headers
+
+
 WRONG_CALLS = {
     "no name": ([{"id": "c", "type": "function", "function": {"arguments": "{}"}}], "function"),
     "no function": ([{"id": "c", "type": "function"}], "function"),
