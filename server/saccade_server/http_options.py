@@ -53,7 +53,8 @@ BodyMemory = Annotated[
     int,
     typer.Option(
         min=1,
-        help="MiB that the bodies of all requests may take in memory together.",
+        help="MiB that the bodies of all requests may take in memory together; images that are "
+        "fetched may take as much.",
         envvar="SACCADE_BODY_MEMORY",
     ),
 ]

@@ -12,14 +12,16 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from saccade_server.api.bodies import Budget, Share
 from saccade_server.api.data_urls import too_large
 from saccade_server.api.errors import BadRequest, Unprocessable
 from saccade_server.api.settings import ApiSettings
@@ -86,16 +88,23 @@ def is_public(text: str) -> bool:
 
 @dataclass
 class FetchBudget:
-    """Bytes that one request may still fetch."""
+    """Bytes that one request may still fetch, and what it has of those that all may hold."""
 
     left: int
+    share: Share
 
     def take(self, size: int, param: str) -> None:
-        """Count ``size`` bytes."""
+        """Count ``size`` bytes.
+
+        Raises:
+            BadRequest: they are too many for one request.
+            Unavailable: other requests have taken the memory.
+        """
         self.left -= size
         if self.left < 0:
             message = "The images of the request have too many bytes together."
             raise BadRequest(message, code="image_too_large", param=param)
+        self.share.grow(size)
 
 
 class ImageFetcher:
@@ -113,10 +122,17 @@ class ImageFetcher:
         self._resolve = resolve or self._look_up
         self._is_public = is_public
         self._domains = frozenset(settings.allowed_media_domains)
+        self._memory = Budget(settings.max_bodies_bytes)
 
     def close(self) -> None:
         """End the threads once they are idle."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def budget(self) -> Iterator[FetchBudget]:
+        """What one request may fetch; what it has fetched counts until this is left."""
+        with Share(self._memory) as share:
+            yield FetchBudget(self.settings.max_fetched_bytes, share)
 
     async def fetch(self, url: str, param: str, budget: FetchBudget) -> bytes:
         """Return the file behind ``url``."""

@@ -71,7 +71,8 @@ async def rendering(
 ) -> Callable[[], RenderedPrompt]:
     """Check a conversation and get its images; what comes back renders it, in a worker."""
     _check_messages(services, messages)
-    pixels = await services.images.prepare(await _sources(services, messages))
+    with services.fetcher.budget() as budget:
+        pixels = await services.images.prepare(await _sources(services, messages, budget))
 
     def work() -> RenderedPrompt:
         converted = _convert(messages, pixels)
@@ -146,11 +147,12 @@ def _path(message: int, part: int) -> str:
     return f"messages[{message}].content[{part}].image_url"
 
 
-async def _sources(services: Services, messages: Sequence[ChatMessage]) -> dict[str, str | bytes]:
+async def _sources(
+    services: Services, messages: Sequence[ChatMessage], budget: FetchBudget
+) -> dict[str, str | bytes]:
     """Data URLs, and the files behind other URLs, keyed by path."""
     urls = {path: url for path, _, url in _images(messages)}
     wanted = {path: url for path, url in urls.items() if not is_data_url(url)}
-    budget = FetchBudget(services.settings.max_fetched_bytes)
     fetch = services.fetcher.fetch
     try:
         async with asyncio.TaskGroup() as group:

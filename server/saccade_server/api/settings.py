@@ -15,9 +15,10 @@ class ApiSettings:
     ``artifacts`` is the folder of artifacts; None: a private one that is gone when the server ends.
     ``admin_keys`` open the upload of artifacts; without one nobody may upload.
     ``max_fetched_bytes`` is what the images of one request may have together that the server
-    fetches itself. ``max_pixels_in_flight`` is what the images of all requests may have together
-    from when they are accepted until they are what the model takes. ``request_timeout`` counts
-    from when the body has been read: waiting, fetching, decoding, rendering and generating.
+    fetches itself; those of all requests may have ``max_bodies_bytes``, as bodies may.
+    ``max_pixels_in_flight`` is what the images of all requests may have together from when they are
+    accepted until they are what the model takes. ``request_timeout`` counts from when the body has
+    been read: waiting, fetching, decoding, rendering and generating.
     """
 
     served_model_name: str

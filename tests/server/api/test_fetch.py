@@ -4,20 +4,17 @@ import asyncio
 import base64
 import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
 
-from saccade_server.api.errors import BadRequest, Unprocessable
-from saccade_server.api.fetch import (
-    FetchBudget,
-    ImageFetcher,
-    check_domains,
-    is_public,
-    parse_url,
-)
+from saccade_server.api.data_urls import read_data_url
+from saccade_server.api.errors import BadRequest, TooLarge, Unavailable, Unprocessable
+from saccade_server.api.fetch import ImageFetcher, check_domains, is_public, parse_url
 from saccade_server.api.settings import ApiSettings
+from saccade_server.models.conversation import PromptError
 
 OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
 
@@ -210,7 +207,7 @@ def origin(tools):
     thread.join()
 
 
-def fetch(url, addresses=("127.0.0.1",), public=True, budget=10**9, **settings):
+def fetch(url, addresses=("127.0.0.1",), public=True, **settings):
     """Fetch with a resolver of our own; returns the bytes and the names it was asked for."""
     asked = []
 
@@ -221,7 +218,8 @@ def fetch(url, addresses=("127.0.0.1",), public=True, budget=10**9, **settings):
 
     options = {"is_public": (lambda address: True)} if public else {}
     fetcher = ImageFetcher(ApiSettings("test", **(OPEN | settings)), resolve, **options)
-    return asyncio.run(fetcher.fetch(url, "here", FetchBudget(budget))), asked
+    with fetcher.budget() as left:
+        return asyncio.run(fetcher.fetch(url, "here", left)), asked
 
 
 def test_a_picture_is_fetched_from_the_address_that_was_checked(origin):
@@ -248,9 +246,11 @@ def test_an_endless_body(origin):
 
 def test_a_request_has_a_budget(origin):
     with pytest.raises(BadRequest) as refused:
-        fetch(f"http://pictures.example:{origin}/picture", budget=len(Origin.picture) - 1)
+        fetch(
+            f"http://pictures.example:{origin}/picture", max_fetched_bytes=len(Origin.picture) - 1
+        )
     assert refused.value.code == "image_too_large"
-    fetch(f"http://pictures.example:{origin}/picture", budget=len(Origin.picture))
+    fetch(f"http://pictures.example:{origin}/picture", max_fetched_bytes=len(Origin.picture))
 
 
 def test_names_are_looked_up_in_threads_of_their_own(monkeypatch):
@@ -262,8 +262,8 @@ def test_names_are_looked_up_in_threads_of_their_own(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     fetcher = ImageFetcher(ApiSettings("test", **OPEN))
-    with pytest.raises(Unprocessable):
-        asyncio.run(fetcher.fetch("http://pictures.example/x", "here", FetchBudget(9)))
+    with pytest.raises(Unprocessable), fetcher.budget() as budget:
+        asyncio.run(fetcher.fetch("http://pictures.example/x", "here", budget))
     fetcher.close()
     assert [name.startswith("saccade-dns") for name in threads] == [True]
 
@@ -290,8 +290,8 @@ def test_one_private_address_is_enough(origin, addresses):
 def test_the_ways_to_write_home(origin, host):
     Origin.seen.clear()
     fetcher = ImageFetcher(ApiSettings("test", **OPEN))
-    with pytest.raises(BadRequest):
-        asyncio.run(fetcher.fetch(f"http://{host}:{origin}/picture", "here", FetchBudget(10**9)))
+    with pytest.raises(BadRequest), fetcher.budget() as budget:
+        asyncio.run(fetcher.fetch(f"http://{host}:{origin}/picture", "here", budget))
     fetcher.close()
     assert not Origin.seen
 
@@ -303,6 +303,53 @@ def test_only_listed_hosts(origin):
         with pytest.raises(BadRequest) as refused:
             fetch(f"http://{host}:{origin}/picture", **listed)
         assert refused.value.code == "image_url_not_allowed"
+
+
+def test_what_is_fetched_for_all_requests_shares_memory(origin):
+    async def resolve(host, port):
+        return ["127.0.0.1"]
+
+    most = len(Origin.picture) * 3 // 2
+    settings = ApiSettings("test", **OPEN, max_bodies_bytes=most)
+    fetcher = ImageFetcher(settings, resolve, lambda address: True)
+
+    def get(budget, path="picture"):
+        return asyncio.run(fetcher.fetch(f"http://x.example:{origin}/{path}", "here", budget))
+
+    with fetcher.budget() as first:
+        assert get(first) == Origin.picture
+        with pytest.raises(Unavailable), fetcher.budget() as second:
+            get(second)
+        with pytest.raises(TooLarge):  # alone it would not fit either
+            get(first)
+    for path in ("404", "short", "picture"):
+        with suppress(Unprocessable), fetcher.budget() as later:
+            get(later, path)
+    with fetcher.budget() as last:
+        assert get(last) == Origin.picture
+
+
+def test_a_request_keeps_what_it_fetched_until_its_images_are_decoded(
+    make_server, tools, monkeypatch
+):
+    server = make_server(allow_image_urls=True, max_bodies_bytes=100_000)
+    memory = server.app.state.services.fetcher._memory
+    held = []
+
+    async def fetch(self, url, param, budget):
+        budget.take(60_000, param)
+        return read_data_url(tools.picture, 10**6, param)
+
+    def prepare(image):
+        held.append(memory.used)
+        raise PromptError("too odd")
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    monkeypatch.setattr(server.prompts, "prepare_image", prepare, raising=False)
+    for _ in range(2):
+        answer = server.chat(messages=tools.image_messages("http://x.example/1"))
+        assert answer.status_code == 400
+    assert (held, memory.used) == ([60_000] * 2, 0)
 
 
 def test_off_unless_switched_on():
