@@ -1,8 +1,10 @@
 """What a client may do to a connection without keeping it: late, odd, slow, too many, too large."""
 
+import asyncio
 import hashlib
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -203,6 +205,20 @@ def test_what_is_no_http_has_an_error_too(hasty, sent, status):
         assert error_of(everything(raw))[0] == status
 
 
+def test_who_still_sends_reads_why_it_is_refused(hasty):
+    with connect(hasty) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 8_000_000)
+        assert error_of(everything(raw)) == (431, "headers_too_large")
+
+
+def test_who_was_refused_and_stays_is_cut(hasty, tools, monkeypatch):
+    monkeypatch.setattr("saccade_server.api.connections.LINGER_SECONDS", 0.1)
+    with connect(hasty) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        assert error_of(everything(raw))[0] == 400
+        tools.wait_for(lambda: not connections(hasty))
+
+
 def test_garbage_within_a_body_ends_the_connection(hasty, tools):
     with connect(hasty) as raw:
         raw.sendall(
@@ -245,6 +261,7 @@ def test_beyond_the_most_connections_only_probes_are_answered(make_server, tools
                 raw.sendall(request % path)
                 reply = everything(raw)
             assert int(reply.split()[1]) == status, path
+            assert b"connection: close" in reply.lower()
             if status == 503:
                 assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"] == (
                     "Too many connections at once."
@@ -267,6 +284,38 @@ def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server, 
             raw.close()
     tools.wait_for(lambda: not connections(server))
     assert server.chat().status_code == 200
+
+
+def test_a_spare_connection_that_says_nothing_has_little_time(make_server, tools, monkeypatch):
+    monkeypatch.setattr("saccade_server.api.connections.CROWDED_SECONDS", 0.1)
+    server = make_server(max_connections=1, header_timeout=60)
+    with connect(server), connect(server) as spare:
+        assert everything(spare) == b""
+        assert connections(server) == 1
+
+
+def test_who_gives_way_is_nobody_that_is_being_answered(make_server, tools):
+    server = make_server(max_connections=1)
+    asked, may_answer = threading.Event(), threading.Event()
+    stats = server.engine.stats
+
+    async def slow():
+        asked.set()
+        await asyncio.to_thread(may_answer.wait, PATIENCE)
+        return await stats()
+
+    server.engine.stats = slow
+    with connect(server), connect(server) as probe:
+        probe.sendall(b"GET /load HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert asked.wait(PATIENCE)
+        others = [connect(server) for _ in range(20)]
+        assert everything(others[0]) == b""
+        may_answer.set()
+        assert everything(probe).startswith(b"HTTP/1.1 200")
+    for raw in others:
+        raw.close()
+    tools.wait_for(lambda: not connections(server))
+    assert not server.uvicorn.config.crowd
 
 
 def test_without_room_even_there_a_connection_is_refused_at_once(make_server, tools, monkeypatch):
