@@ -126,6 +126,17 @@ def test_the_rest_of_a_refused_body_does_not_keep_a_connection(hasty, monkeypatc
     assert closed
 
 
+def test_no_more_of_a_refused_body_is_read_than_some(make_server, monkeypatch):
+    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 10 * PATIENCE)
+    server = make_server(max_body_bytes=1000)
+    with connect(server) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n"
+            b"content-length: 1000000\r\n\r\n" + b"x" * 5000
+        )
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413")
+
+
 def test_an_answer_that_takes_longer_than_headers_may(hasty, chat):
     """The time for headers is not the time for an answer."""
     hasty.engine.delay = 0.05  # between two of thirteen tokens
