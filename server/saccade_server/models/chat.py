@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saccade_interventions.errors import brief
 from saccade_server.models.conversation import (
     Message,
     PromptError,
@@ -14,6 +13,7 @@ from saccade_server.models.conversation import (
     all_texts,
     as_text_turns,
     has_tools,
+    json_text,
     role_of,
     strings,
     with_short_ids,
@@ -148,7 +148,7 @@ class _Page:
         if isinstance(arguments, str) and not self.template.takes_text_of_calls:
             raise PromptError(
                 f"the chat template needs arguments that are a JSON object; those of the call of "
-                f"{brief(call.name)} are not"
+                f"{json_text(call.name)} are not"
             )
         function = {
             "name": self._mark(call.name, own=True),

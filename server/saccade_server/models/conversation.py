@@ -20,7 +20,6 @@ from typing import Any
 
 from PIL.Image import Image
 
-from saccade_interventions.errors import brief
 from saccade_server.models.images import Pixels
 
 ROLES = {
@@ -84,7 +83,9 @@ def role_of(message: Message) -> str:
         PromptError: there is no such role.
     """
     if message.role not in ROLES:
-        raise PromptError(f"role {brief(message.role)} is not supported; use {', '.join(ROLES)}")
+        raise PromptError(
+            f"role {json_text(message.role)} is not supported; use {', '.join(ROLES)}"
+        )
     return ROLES[message.role]
 
 
