@@ -1,11 +1,16 @@
 """Data URLs as libraries, shells and browsers write them."""
 
 import base64
-from urllib.parse import quote
+import tracemalloc
+from contextlib import suppress
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from saccade_server.api.data_urls import is_data_url, read_data_url
+from saccade_server.api import data_urls
+from saccade_server.api.data_urls import is_data_url, read_data_url, unquoted
 from saccade_server.api.errors import BadRequest
 
 DATA = bytes(range(256)) + b"\xfb\xff\xfe"  # has + and / in base64, and padding when cut
@@ -132,3 +137,33 @@ def test_the_limit_is_exact():
 @pytest.mark.parametrize("url", ["http://a/b.png", "", "/data:x", "xdata:image/png;base64,aGk="])
 def test_other_urls(url):
     assert not is_data_url(url)
+
+
+@given(
+    st.lists(st.sampled_from([b"%", b"4", b"a", b"F", b"g", b"%4", b"%41", b"%zz"]), max_size=40)
+)
+def test_percent_signs(pieces):
+    data = b"".join(pieces)
+    assert unquoted(data) == unquote_to_bytes(data)
+
+
+@pytest.mark.parametrize("unit", [b"%41", b"%", b"a%2", b"%%41", b"+"])
+def test_percent_signs_over_the_edges_of_pieces(unit, monkeypatch):
+    monkeypatch.setattr(data_urls, "_PIECE_BYTES", 7)
+    data = unit * 50
+    assert unquoted(data) == unquote_to_bytes(data)
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "data:,"])
+@pytest.mark.parametrize("filling", ["%", "%41", "A%"])
+def test_percent_signs_take_little_memory(head, filling):
+    """An object for each of them takes dozens of times as much as the URL."""
+    url = head + filling * (3_000_000 // len(filling))
+    tracemalloc.start()
+    try:
+        with suppress(BadRequest):
+            read_data_url(url, 10**7, "here")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(url)
