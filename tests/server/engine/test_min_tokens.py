@@ -46,6 +46,7 @@ def test_greedy_answers_are_those_of_transformers(
 METHODS: dict[str, list[Any]] = {
     "plain": [],
     "vcd": [VCD(alpha=1.0, beta=1.0)],
+    "vcd without a cutoff": [VCD(alpha=1.0, beta=0.0)],  # p and q of an end are both 0
     "dola": [DoLa(layers=[1, 3], relative_top=1.0)],
     "sgrs": [SGRS(layers=[1, 2])],
 }

@@ -283,6 +283,12 @@ def test_nothing_to_continue(text_model: Any, templates: ModuleType) -> None:
         )
 
 
+def test_a_template_may_show_the_message_that_is_continued_twice(text_model: Any) -> None:
+    prompts = text_model("{% for m in messages %}[{{ m.content }}]{{ m.content }}|{% endfor %}")
+    said = [Message("user", ("a",)), Message("assistant", ("b ",))]
+    assert prompts.chat(said, continue_final_message=True).text == "[a]a|[b  ]b "
+
+
 ENDLESS = """\
 {% for i in range(n) %}{% for j in range(n) %}{{ 'x' if written }}{% endfor %}{% endfor %}"""
 
