@@ -15,7 +15,8 @@ from saccade_server.api.settings import ApiSettings
 
 OBJECT_BYTES = 256
 VALUE_BYTES = 64
-"""What JSON costs beyond its bytes once it is parsed: an object, and any other value."""
+KEY_BYTES = 128
+"""What JSON costs beyond its bytes once it is parsed: an object, any other value, a key."""
 
 PIECE_BYTES = 256 * 1024
 
@@ -144,12 +145,13 @@ async def _collect(receive: Receive, share: Share, limit: int) -> Message:
 
 def parsed_bytes(body: bytes) -> int:
     """An upper estimate, in bytes, of what parsing JSON adds to it: two bytes can make a list."""
-    objects = values = 0
+    objects = values = keys = 0
     for start in range(0, len(body), PIECE_BYTES):  # what is compared stays in the cache
         piece = np.frombuffer(memoryview(body)[start : start + PIECE_BYTES], np.uint8)
         objects += int(np.count_nonzero(piece == ord("{")))
         values += int(np.count_nonzero((piece == ord("[")) | (piece == ord(","))))
-    return OBJECT_BYTES * objects + VALUE_BYTES * values
+        keys += int(np.count_nonzero(piece == ord(":")))
+    return OBJECT_BYTES * objects + VALUE_BYTES * values + KEY_BYTES * keys
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+import tracemalloc
 
 import pytest
 
@@ -221,6 +222,29 @@ def test_the_estimate_of_parsed_json_is_one():
     assert parsed_bytes(b"[" * 600_000) == 2 * parsed_bytes(b"," * 300_000)
     assert parsed_bytes(b"[1, 2, 3]") >= 3 * 36  # a list's pointers, and integers
     assert parsed_bytes(b'{"a": 1}') >= 184
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[]] * 30_000,
+        [{}] * 30_000,
+        list(range(1000, 31_000)),
+        ["ab"] * 30_000,
+        {f"key {at}": at + 1000 for at in range(30_000)},
+        [{"type": "text", "text": "ab"}] * 10_000,
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_estimate_is_no_less_than_what_parsing_takes(value):
+    body = json.dumps(value, separators=(",", ":")).encode()
+    tracemalloc.start()
+    try:
+        assert json.loads(body) == value
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken <= parsed_bytes(body) + 2 * len(body)  # the body as a text, too
 
 
 def test_a_client_that_leaves_in_its_body_gives_its_memory_back(make_server, tools):
