@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from asyncio import sleep
 
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
@@ -30,7 +30,7 @@ async def hangs(engine: EngineClient, settings: ApiSettings, *, report_only: boo
         elif overdue < 1 and late:
             late = hung = False
             logger.warning("the engine goes on")
-        await asyncio.sleep(BEAT_SECONDS)
+        await sleep(BEAT_SECONDS)
     return False
 
 

@@ -26,7 +26,7 @@ def watch(
         engine.lag = lags[min(seen, len(lags) - 1)]
         seen += 1
 
-    monkeypatch.setattr(module.asyncio, "sleep", next_tick)
+    monkeypatch.setattr(module, "sleep", next_tick)  # other threads sleep, too
     answer = asyncio.run(hangs(engine, SETTINGS, report_only=report_only))  # type: ignore[arg-type]
     return answer, seen
 
