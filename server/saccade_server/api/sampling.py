@@ -28,7 +28,7 @@ def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> 
     vocabulary = services.engine.info.vocab_size
     biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     if len(biases) < len(body.logit_bias or {}):
-        raise BadRequest("A token is given twice, as in '7' and '07'.", param="logit_bias")
+        raise BadRequest('A token is given twice, as in "7" and "07".', param="logit_bias")
     check_tokens(list(biases), vocabulary, "logit_bias")
     check_tokens(body.stop_token_ids or [], vocabulary, "stop_token_ids")
 
