@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from saccade_server.api.connections import HttpConfig
-from saccade_server.api.listener import Listener
+from saccade_server.api.layers.connections import HttpConfig
+from saccade_server.api.layers.listener import Listener
 from saccade_server.api.settings import ApiSettings
 
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

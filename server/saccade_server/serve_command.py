@@ -208,9 +208,9 @@ def serve_command(
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
     _answer_signals(_leave)
-    from saccade_server.api.cors import check_origins
-    from saccade_server.api.fetch import check_domains
-    from saccade_server.api.hosts import check_patterns, given_name
+    from saccade_server.api.images.fetch import check_domains
+    from saccade_server.api.layers.cors import check_origins
+    from saccade_server.api.layers.hosts import check_patterns, given_name
     from saccade_server.api.settings import MIB, ApiSettings
     from saccade_server.config import ServerConfig, engine_config, served_name
     from saccade_server.loading import ModelLoadError

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import saccade_server
+from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.generation import Delta, Generation
+from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.noops import noops
-from saccade_server.api.observe import error_log, request_id
 from saccade_server.api.receipts import applied, fingerprint, rejected
 from saccade_server.api.rendering import Prepared
-from saccade_server.api.schemas import Sampled
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import EventStream, unless_disconnected

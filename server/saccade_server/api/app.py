@@ -12,28 +12,28 @@ from starlette.middleware import Middleware
 import saccade_server
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
-from saccade_server.api.admission import Admission
 from saccade_server.api.artifacts import artifacts_router
-from saccade_server.api.auth import Authenticate
-from saccade_server.api.bodies import LimitBodies
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
-from saccade_server.api.cors import Cors
-from saccade_server.api.docs_page import docs_router
-from saccade_server.api.ending import EndUnanswered
 from saccade_server.api.errors import ApiError, from_exception
-from saccade_server.api.fetch import ImageFetcher
-from saccade_server.api.heads import LimitHead
 from saccade_server.api.health import health_router
-from saccade_server.api.hosts import CheckHost
+from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.interventions import interventions_router
+from saccade_server.api.layers.admission import Admission
+from saccade_server.api.layers.auth import Authenticate
+from saccade_server.api.layers.bodies import LimitBodies
+from saccade_server.api.layers.cors import Cors
+from saccade_server.api.layers.ending import EndUnanswered
+from saccade_server.api.layers.heads import LimitHead
+from saccade_server.api.layers.hosts import CheckHost
+from saccade_server.api.layers.observe import Observe
+from saccade_server.api.layers.read_out import ReadOut
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
-from saccade_server.api.observe import Observe
-from saccade_server.api.openapi import document
+from saccade_server.api.openapi.document import document
+from saccade_server.api.openapi.page import docs_router
 from saccade_server.api.profiles import Profile, check_profiles
 from saccade_server.api.profiles_list import profiles_router
-from saccade_server.api.read_out import ReadOut
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router

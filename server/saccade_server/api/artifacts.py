@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
 from saccade_server.api.artifact_store import HEX, PREFIX, StoreFullError
-from saccade_server.api.auth import check_admin
-from saccade_server.api.catalog_replies import ArtifactCard, ArtifactList
 from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
-from saccade_server.api.openapi import operation
+from saccade_server.api.layers.auth import check_admin
+from saccade_server.api.openapi.catalog_replies import ArtifactCard, ArtifactList
+from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 

@@ -8,24 +8,24 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from saccade_server.api import examples
 from saccade_server.api.answers import Answer
+from saccade_server.api.body.foreign import CHAT
+from saccade_server.api.body.ignored import note_ignored
+from saccade_server.api.body.parsing import read_body
+from saccade_server.api.body.schemas import ChatRequest
+from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.foreign import CHAT
-from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import chat_logprobs
-from saccade_server.api.openapi import POSTED, operation
-from saccade_server.api.parsing import read_body
+from saccade_server.api.openapi import examples
+from saccade_server.api.openapi.document import POSTED, operation
+from saccade_server.api.openapi.replies import ChatChunk, ChatCompletion
 from saccade_server.api.rendering import prepare_chat
-from saccade_server.api.replies import ChatChunk, ChatCompletion
 from saccade_server.api.sampling import check_request, generation, sampling_params
-from saccade_server.api.schemas import ChatRequest
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import templating
-from saccade_server.api.unsupported import refuse_unsupported
 
 
 def chat_router(services: Services) -> APIRouter:

@@ -8,24 +8,24 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from saccade_server.api import examples
 from saccade_server.api.answers import Answer, Collected
+from saccade_server.api.body.foreign import COMPLETION
+from saccade_server.api.body.ignored import note_ignored
+from saccade_server.api.body.parsing import read_body
+from saccade_server.api.body.schemas import CompletionRequest
+from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.foreign import COMPLETION
 from saccade_server.api.generation import Delta
-from saccade_server.api.ignored import note_ignored
 from saccade_server.api.logprobs import completion_logprobs
-from saccade_server.api.openapi import POSTED, operation
-from saccade_server.api.parsing import read_body
+from saccade_server.api.openapi import examples
+from saccade_server.api.openapi.document import POSTED, operation
+from saccade_server.api.openapi.replies import TextChunk, TextCompletion
 from saccade_server.api.rendering import prepare_completion
-from saccade_server.api.replies import TextChunk, TextCompletion
 from saccade_server.api.sampling import check_request, generation, sampling_params
-from saccade_server.api.schemas import CompletionRequest
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
-from saccade_server.api.unsupported import refuse_unsupported
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's default on this endpoint."""

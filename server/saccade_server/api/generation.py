@@ -16,8 +16,8 @@ from typing import Protocol
 from saccade_interventions.errors import Code, InterventionError
 from saccade_server.api.deadline import Deadline, too_late
 from saccade_server.api.errors import EngineFailure, draining
+from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.observe import error_log, request_id
 from saccade_server.api.receipts import Run
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.client import EngineClient

@@ -13,9 +13,9 @@ import msgspec
 from fastapi import APIRouter, Response
 
 import saccade_server
-from saccade_server.api.catalog_replies import Load, Version
 from saccade_server.api.errors import Unavailable, draining
-from saccade_server.api.openapi import operation
+from saccade_server.api.openapi.catalog_replies import Load, Version
+from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
 from saccade_server.engine.watchdog import HUNG
 

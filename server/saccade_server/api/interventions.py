@@ -9,18 +9,18 @@ from fastapi import APIRouter, Request, Response
 
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.parsing import FIELD
-from saccade_server.api import examples
-from saccade_server.api.catalog_replies import Method, MethodList, Validation
+from saccade_server.api.body.ignored import note_ignored
+from saccade_server.api.body.parsing import read_body
+from saccade_server.api.body.schemas import ValidateRequest
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest, NotFound, bounded
-from saccade_server.api.ignored import note_ignored
-from saccade_server.api.openapi import POSTED, operation
-from saccade_server.api.parsing import read_body
+from saccade_server.api.openapi import examples
+from saccade_server.api.openapi.catalog_replies import Method, MethodList, Validation
+from saccade_server.api.openapi.document import POSTED, operation
 from saccade_server.api.receipts import acts, fingerprint, layers, sites
 from saccade_server.api.rehearsal import check_for_some_prompt, depends_on_prompt
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
 from saccade_server.api.sampling import check_group
-from saccade_server.api.schemas import ValidateRequest
 from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from saccade_server.api.catalog_replies import ModelCard, ModelList
-from saccade_server.api.openapi import operation
+from saccade_server.api.openapi.catalog_replies import ModelCard, ModelList
+from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
 
 

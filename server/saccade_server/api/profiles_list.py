@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from saccade_server.api.catalog_replies import ProfileList
-from saccade_server.api.openapi import operation
+from saccade_server.api.openapi.catalog_replies import ProfileList
+from saccade_server.api.openapi.document import operation
 from saccade_server.api.receipts import fingerprint
 from saccade_server.api.services import Services
 

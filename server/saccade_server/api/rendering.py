@@ -16,12 +16,12 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.plan import Plan
+from saccade_server.api.body.limits import check_conversation, too_long
+from saccade_server.api.body.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.branches import branches_of
-from saccade_server.api.data_urls import is_data_url
 from saccade_server.api.errors import BadRequest, unsupported
-from saccade_server.api.fetch import FetchBudget
-from saccade_server.api.limits import check_conversation, too_long
-from saccade_server.api.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
+from saccade_server.api.images.data_urls import is_data_url
+from saccade_server.api.images.fetch import FetchBudget
 from saccade_server.api.services import Services
 from saccade_server.api.templating import Templating
 from saccade_server.api.tool_history import converted

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.branches import image_input, room_for_all
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.rendering import Prepared, check_tokens
-from saccade_server.api.schemas import Sampled
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.limits import why_group_refused, why_min_tokens_refused

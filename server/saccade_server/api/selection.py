@@ -19,9 +19,9 @@ from starlette.datastructures import Headers
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError, brief
+from saccade_server.api.body.parsing import load
+from saccade_server.api.body.schemas import Selecting
 from saccade_server.api.errors import BadRequest, NotFound, bounded
-from saccade_server.api.parsing import load
-from saccade_server.api.schemas import Selecting
 from saccade_server.api.services import Services
 
 PROFILE_HEADER = "x-intervention-profile"

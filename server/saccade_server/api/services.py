@@ -15,12 +15,12 @@ from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifact_store import ArtifactStore
+from saccade_server.api.body.noeffect import IgnoredLog
 from saccade_server.api.conflicts import find_conflicts
 from saccade_server.api.errors import NotFound
-from saccade_server.api.fetch import ImageFetcher
-from saccade_server.api.image_work import ImageWorkers
+from saccade_server.api.images.fetch import ImageFetcher
+from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.noeffect import IgnoredLog
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.request import EngineInfo

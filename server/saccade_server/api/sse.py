@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, from_exception
-from saccade_server.api.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log, request_id
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saccade_interventions.errors import brief
+from saccade_server.api.body.schemas import Templated
 from saccade_server.api.errors import BadRequest, bounded, unsupported
-from saccade_server.api.schemas import Templated
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 from saccade_server.models.template import OURS
 

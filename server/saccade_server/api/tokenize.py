@@ -8,20 +8,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from saccade_server.api import examples
+from saccade_server.api.body.foreign import TOKENIZE
+from saccade_server.api.body.ignored import note_ignored
+from saccade_server.api.body.parsing import read_body
+from saccade_server.api.body.schemas import DetokenizeRequest, TokenizeRequest
+from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.foreign import TOKENIZE
-from saccade_server.api.ignored import note_ignored
-from saccade_server.api.openapi import POSTED, operation
-from saccade_server.api.parsing import read_body
+from saccade_server.api.openapi import examples
+from saccade_server.api.openapi.document import POSTED, operation
+from saccade_server.api.openapi.replies import Detokenized, Tokenized
 from saccade_server.api.rendering import check_tokens, refusing, rendering
-from saccade_server.api.replies import Detokenized, Tokenized
-from saccade_server.api.schemas import DetokenizeRequest, TokenizeRequest
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import refuse_without_messages, templating
-from saccade_server.api.unsupported import refuse_unsupported
 
 
 def tokenize_router(services: Services) -> APIRouter:

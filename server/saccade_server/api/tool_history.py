@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from saccade_server.api.body.messages import ChatMessage, ToolCall
+from saccade_server.api.body.parsing import load
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.messages import ChatMessage, ToolCall
-from saccade_server.api.parsing import load
 from saccade_server.models import conversation
 
 

@@ -23,8 +23,8 @@ from PIL import Image
 
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
-from saccade_server.api.connections import HttpConfig
-from saccade_server.api.listener import Listener
+from saccade_server.api.layers.connections import HttpConfig
+from saccade_server.api.layers.listener import Listener
 from saccade_server.api.profiles import read_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings

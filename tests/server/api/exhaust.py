@@ -12,8 +12,8 @@ import sys
 
 import uvicorn
 
-from saccade_server.api.connections import HttpConfig
-from saccade_server.api.listener import Listener
+from saccade_server.api.layers.connections import HttpConfig
+from saccade_server.api.layers.listener import Listener
 from saccade_server.api.settings import ApiSettings
 
 FILES = 20

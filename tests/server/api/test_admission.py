@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from saccade_server.api.admission import _pieces
-from saccade_server.api.bodies import LimitBodies, parsed_bytes
+from saccade_server.api.layers.admission import _pieces
+from saccade_server.api.layers.bodies import LimitBodies, parsed_bytes
 
 MIB = 1024 * 1024
 CHAT = "/v1/chat/completions"
@@ -107,7 +107,7 @@ def test_a_body_that_nobody_asked_for_keeps_no_place_from_others(make_server, to
 
 
 def test_who_never_sends_a_body_that_nobody_asked_for_is_answered(make_server, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 0.2)
+    monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.2)
     server = make_server()
     for path in ("/v1/interventions", "/live"):
         with send(server, b"", 3, "GET", path) as raw:
@@ -153,7 +153,7 @@ def test_what_is_refused_gives_everything_back(server, tools, path, body, status
 
 
 def test_bodies_share_their_memory(make_server, tools, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     server = make_server(max_bodies_bytes=2 * MIB)
     first, second = (padded(tools, size) for size in (MIB, MIB - 4096))
     with send(server, first[:-1], len(first)) as one, send(server, second[:-1], len(second)):
@@ -257,7 +257,7 @@ def test_a_client_that_leaves_in_its_body_gives_its_memory_back(make_server, too
 
 def test_a_slow_body_has_one_deadline(make_server, tools, monkeypatch):
     """Each byte does not begin it anew."""
-    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     server = make_server(body_timeout=0.4)
     body = padded(tools, 4096)
     with send(server, body[:1], len(body)) as raw:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
-from saccade_server.api import read_out
 from saccade_server.api.artifact_store import ABANDONED_SECONDS, ArtifactStore, StoreFullError
+from saccade_server.api.layers import read_out
 
 ADMIN = {"authorization": "Bearer root"}
 MODEL = "sha256:" + "ab" * 32

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from saccade_server.api.connections import Connection
+from saccade_server.api.layers.connections import Connection
 
 LATE = 0.3
 PATIENCE = 20.0  # seconds for what takes LATE where nothing else runs
@@ -106,7 +106,7 @@ def test_an_idle_connection_is_closed(hasty):
 
 
 def test_the_rest_of_a_refused_body_does_not_keep_a_connection(hasty, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     with connect(hasty) as raw:
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n"
@@ -127,7 +127,7 @@ def test_the_rest_of_a_refused_body_does_not_keep_a_connection(hasty, monkeypatc
 
 
 def test_no_more_of_a_refused_body_is_read_than_some(make_server, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.read_out.DISCARD_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 10 * PATIENCE)
     server = make_server(max_body_bytes=1000)
     with connect(server) as raw:
         raw.sendall(
@@ -223,7 +223,7 @@ def test_who_still_sends_reads_why_it_is_refused(hasty):
 
 
 def test_who_was_refused_and_stays_is_cut(hasty, tools, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.connections.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("saccade_server.api.layers.connections.LINGER_SECONDS", 0.1)
     with connect(hasty) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         assert error_of(everything(raw))[0] == 400
@@ -298,7 +298,7 @@ def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server, 
 
 
 def test_a_spare_connection_that_says_nothing_has_little_time(make_server, tools, monkeypatch):
-    monkeypatch.setattr("saccade_server.api.connections.CROWDED_SECONDS", 0.1)
+    monkeypatch.setattr("saccade_server.api.layers.connections.CROWDED_SECONDS", 0.1)
     server = make_server(max_connections=1, header_timeout=60)
     with connect(server), connect(server) as spare:
         assert everything(spare) == b""

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from saccade_server.api.cors import check_origins
+from saccade_server.api.layers.cors import check_origins
 
 ORIGIN = "http://localhost:5173"
 PREFLIGHT = {

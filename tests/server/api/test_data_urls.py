@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade_server.api import data_urls
-from saccade_server.api.data_urls import is_data_url, read_data_url, unquoted
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.images import data_urls
+from saccade_server.api.images.data_urls import is_data_url, read_data_url, unquoted
 
 DATA = bytes(range(256)) + b"\xfb\xff\xfe"  # has + and / in base64, and padding when cut
 TEXT = base64.b64encode(DATA).decode()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from saccade_server.api.docs_page import DOCS, PARTS
+from saccade_server.api.openapi.page import DOCS, PARTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = [

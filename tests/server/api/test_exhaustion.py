@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade_server.api.listener import Listener, connections_within_limits
+from saccade_server.api.layers.listener import Listener, connections_within_limits
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 SCRIPT = Path(__file__).with_name("exhaust.py")

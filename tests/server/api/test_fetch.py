@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import pytest
 
-from saccade_server.api.data_urls import read_data_url
 from saccade_server.api.errors import BadRequest, TooLarge, Unavailable, Unprocessable
-from saccade_server.api.fetch import ImageFetcher, check_domains, is_public, parse_url
+from saccade_server.api.images.data_urls import read_data_url
+from saccade_server.api.images.fetch import ImageFetcher, check_domains, is_public, parse_url
 from saccade_server.api.settings import ApiSettings
 from saccade_server.models.conversation import PromptError
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from saccade_server.api.hosts import check_patterns, given_name
+from saccade_server.api.layers.hosts import check_patterns, given_name
 
 NAME = socket.gethostname()
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from saccade_server.api.noeffect import MOST_LOGGED, NO_EFFECT, IgnoredLog, header
+from saccade_server.api.body.noeffect import MOST_LOGGED, NO_EFFECT, IgnoredLog, header
 
 NAMES = "x-saccade-ignored-fields"
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.image_files import (
+from saccade_server.api.images.image_files import (
     MOST_FILL,
     MOST_PARTS,
     MOST_RUNS,
@@ -17,7 +17,7 @@ from saccade_server.api.image_files import (
     ImageFileError,
     trimmed,
 )
-from saccade_server.api.media import ImageBudget
+from saccade_server.api.images.media import ImageBudget
 from saccade_server.api.settings import ApiSettings
 
 RED = Image.new("RGB", (12, 8), (250, 10, 10))

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from saccade_server.api import image_work
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import ApiError
+from saccade_server.api.images import image_work
 from saccade_server.models.prompt import PromptError
 
 SIDE = 40

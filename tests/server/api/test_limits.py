@@ -7,10 +7,11 @@ import threading
 import httpx2
 import pytest
 
-from saccade_server.api import answers, parsing
+from saccade_server.api import answers
+from saccade_server.api.body import parsing
+from saccade_server.api.body.schemas import ChatRequest, CompletionRequest
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.fetch import ImageFetcher
-from saccade_server.api.schemas import ChatRequest, CompletionRequest
+from saccade_server.api.images.fetch import ImageFetcher
 
 TEXT_PART = {"type": "text", "text": "x"}
 

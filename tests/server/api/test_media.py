@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saccade_server.api import media
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.media import ImageBudget
+from saccade_server.api.images import media
+from saccade_server.api.images.media import ImageBudget
 from saccade_server.api.settings import ApiSettings
 
 SETTINGS = ApiSettings("test", max_image_pixels=1_000_000, max_request_pixels=1_500_000)

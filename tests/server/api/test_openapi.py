@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import write_artifact
-from saccade_server.api.heads import LimitHead
+from saccade_server.api.layers.heads import LimitHead
 
 KEYS = {"api_keys": ("user",), "admin_keys": ("root",)}
 USER, ROOT = ({"authorization": f"Bearer {key}"} for key in ("user", "root"))

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from saccade_server.api.body.parsing import json_path, load, parse
+from saccade_server.api.body.schemas import ChatRequest, CompletionRequest, ValidateRequest
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.parsing import json_path, load, parse
-from saccade_server.api.schemas import ChatRequest, CompletionRequest, ValidateRequest
 
 JSON = st.recursive(
     st.none()

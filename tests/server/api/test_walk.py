@@ -15,9 +15,9 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from saccade_server.api.foreign import CHAT, COMPLETION, NOTHING, NULL_ONLY
-from saccade_server.api.noeffect import IGNORED_HEADER, NO_EFFECT
-from saccade_server.api.schemas import (
+from saccade_server.api.body.foreign import CHAT, COMPLETION, NOTHING, NULL_ONLY
+from saccade_server.api.body.noeffect import IGNORED_HEADER, NO_EFFECT
+from saccade_server.api.body.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
 from saccade_interventions.wording import FOREIGN, SENTENCES, about
-from saccade_server.api.errors import BadRequest
-from saccade_server.api.parsing import parse
-from saccade_server.api.schemas import (
+from saccade_server.api.body.parsing import parse
+from saccade_server.api.body.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     ValidateRequest,
 )
+from saccade_server.api.errors import BadRequest
 
 FOREIGN_PHRASES = re.compile(
     r"Input |[Ff]ield required|should (be|have|match|end|not)|[Ee]xtra inputs|permitted|"

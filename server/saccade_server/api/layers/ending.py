@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, draining, from_exception
+from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.observe import error_log, request_id
 
 
 class EndUnanswered:

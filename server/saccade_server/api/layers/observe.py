@@ -16,8 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.admission import CROWDED
 from saccade_server.api.errors import bounded
+from saccade_server.api.layers.admission import CROWDED
 from saccade_server.api.settings import ApiSettings
 
 CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered

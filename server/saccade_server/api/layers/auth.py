@@ -12,9 +12,9 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from saccade_server.api.admission import PROBES
-from saccade_server.api.docs_page import PARTS
 from saccade_server.api.errors import Forbidden, Unauthorized
+from saccade_server.api.layers.admission import PROBES
+from saccade_server.api.openapi.page import PARTS
 
 
 def is_open_route(path: str) -> bool:

@@ -1,6 +1,6 @@
 """Fields of other servers for what this one does not do, and the values that ask for nothing.
 
-With any other value they are refused (:mod:`~saccade_server.api.unsupported`).
+With any other value they are refused (:mod:`~saccade_server.api.body.unsupported`).
 """
 
 from __future__ import annotations

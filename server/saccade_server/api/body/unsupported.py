@@ -1,9 +1,9 @@
 """What is refused because accepting it would mean silently not doing it.
 
-Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.noeffect`), as OpenAI
-SDKs send new ones all the time, with two exceptions: features that change the answer and that this
-server lacks, unless they are set to what it does anyway; and names that look like a misspelt
-``interventions``, for which the answer would come back unedited.
+Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.body.noeffect`), as
+OpenAI SDKs send new ones all the time, with two exceptions: features that change the answer and
+that this server lacks, unless they are set to what it does anyway; and names that look like a
+misspelt ``interventions``, for which the answer would come back unedited.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 from saccade_interventions.errors import brief
+from saccade_server.api.body.foreign import GUIDED, NOTHING, NULL_ONLY, THINKING, UNCALLED
 from saccade_server.api.errors import BadRequest, bounded, unsupported
-from saccade_server.api.foreign import GUIDED, NOTHING, NULL_ONLY, THINKING, UNCALLED
 
 OTHER_NAMES = frozenset(
     {

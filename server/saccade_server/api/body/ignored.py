@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from saccade_server.api.noeffect import IGNORED_HEADER, header, ignored_fields
+from saccade_server.api.body.noeffect import IGNORED_HEADER, header, ignored_fields
+from saccade_server.api.body.unsupported import named_as_known
 from saccade_server.api.services import Services
-from saccade_server.api.unsupported import named_as_known
 
 
 def note_ignored(

@@ -21,7 +21,7 @@ from threading import Lock
 from typing import TypeVar
 
 from saccade_server.api.errors import BadRequest, Unavailable
-from saccade_server.api.media import ImageBudget, OpenedImage
+from saccade_server.api.images.media import ImageBudget, OpenedImage
 from saccade_server.api.settings import ApiSettings
 from saccade_server.models.conversation import PromptError
 from saccade_server.models.images import LARGE_PIXELS, Pixels

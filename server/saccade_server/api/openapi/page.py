@@ -32,7 +32,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-OURS, SWAGGER = "saccade_server.api.docs", "fastapi_swagger.resources"
+OURS, SWAGGER = "saccade_server.api.openapi", "fastapi_swagger.resources"
 HTML, STYLE, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 
 PARTS: dict[str, tuple[str, str, str]] = {

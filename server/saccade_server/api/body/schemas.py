@@ -2,8 +2,8 @@
 
 ``null`` means "not given" in every field that may be left out, because SDKs send it. Ranges that
 depend on the model or on the operator's limits are checked where those are known: lengths in
-:mod:`~saccade_server.api.limits`, the rest in :mod:`~saccade_server.api.sampling`. A list stops at
-its first mistake, or a body of nothing else would cost seconds.
+:mod:`~saccade_server.api.body.limits`, the rest in :mod:`~saccade_server.api.sampling`. A list
+stops at its first mistake, or a body of nothing else would cost seconds.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from saccade_server.api.errors import BadRequest
-from saccade_server.api.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
-from saccade_server.api.noeffect import describe
-from saccade_server.api.values import (
+from saccade_server.api.body.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
+from saccade_server.api.body.noeffect import describe
+from saccade_server.api.body.values import (
     INT64,
     LONGEST_STOPS,
     MOST_ALTERNATIVES,
@@ -28,6 +27,7 @@ from saccade_server.api.values import (
     Whole,
     false_is_none,
 )
+from saccade_server.api.errors import BadRequest
 
 
 def _prompt_kind(value: Any) -> str | None:

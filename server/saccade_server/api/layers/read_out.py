@@ -9,7 +9,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.admission import WITH_BODY
+from saccade_server.api.layers.admission import WITH_BODY
 from saccade_server.api.settings import ApiSettings
 
 DISCARD_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""What the server answers about itself; see :mod:`~saccade_server.api.replies`."""
+"""What the server answers about itself; see :mod:`~saccade_server.api.openapi.replies`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from saccade_server.api.replies import Absent
+from saccade_server.api.openapi.replies import Absent
 
 
 class ModelCard(BaseModel):

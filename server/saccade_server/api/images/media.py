@@ -28,9 +28,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from saccade_server.api.data_urls import read_data_url, too_large
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.image_files import FORMATS, ImageFileError, other_kind, sniff, trimmed
+from saccade_server.api.images.data_urls import read_data_url, too_large
+from saccade_server.api.images.image_files import (
+    FORMATS,
+    ImageFileError,
+    other_kind,
+    sniff,
+    trimmed,
+)
 from saccade_server.api.settings import ApiSettings
 
 # The classes themselves: Image.open would go on from a JPEG to the pictures behind it.

@@ -2,7 +2,7 @@
 
 Clients send an answer's own message back with all its null fields, and histories of tools that
 this server never calls; both are read. What has no effect is listed in
-:mod:`~saccade_server.api.noeffect`.
+:mod:`~saccade_server.api.body.noeffect`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from saccade_server.api.noeffect import describe
+from saccade_server.api.body.noeffect import describe
 from saccade_server.models.conversation import strings
 
 MAY_SAY_NOTHING = ("assistant", "tool")

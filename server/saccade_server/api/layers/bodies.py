@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, Timeout, TooLarge, Unavailable
-from saccade_server.api.media_types import check_media
+from saccade_server.api.layers.media_types import check_media
 from saccade_server.api.settings import ApiSettings
 
 OBJECT_BYTES = 256

@@ -17,8 +17,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade_interventions.errors import brief
-from saccade_server.api.admission import PROBES
 from saccade_server.api.errors import Misdirected
+from saccade_server.api.layers.admission import PROBES
 from saccade_server.api.settings import ApiSettings
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.%~-]+)?\]|[\w.-]{1,255})(?::[0-9]{0,5})?", re.ASCII)

@@ -2,7 +2,7 @@
 
 uvicorn bounds only the silence between two requests. Here every state of a connection ends by
 itself: a head that does not come, the rest of a body that was refused, an answer that nobody reads.
-Bodies have times of their own (:mod:`~saccade_server.api.bodies`), answers the engine's.
+Bodies have times of their own (:mod:`~saccade_server.api.layers.bodies`), answers the engine's.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from saccade_server.api.admission import CROWDED
 from saccade_server.api.errors import ApiError, BadRequest, HeadersTooLarge, Timeout, Unavailable
-from saccade_server.api.listener import connections_within_limits
+from saccade_server.api.layers.admission import CROWDED
+from saccade_server.api.layers.listener import connections_within_limits
 from saccade_server.api.settings import ApiSettings
 
 SPARE_CONNECTIONS = 16

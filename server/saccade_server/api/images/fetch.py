@@ -21,9 +21,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from saccade_server.api.bodies import Budget, Share
-from saccade_server.api.data_urls import too_large
 from saccade_server.api.errors import BadRequest, Unprocessable
+from saccade_server.api.images.data_urls import too_large
+from saccade_server.api.layers.bodies import Budget, Share
 from saccade_server.api.settings import ApiSettings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

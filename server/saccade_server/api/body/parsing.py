@@ -20,10 +20,10 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from saccade_interventions.wording import about
+from saccade_server.api.body.limits import check_lengths
+from saccade_server.api.body.unsupported import refuse_misplaced
 from saccade_server.api.errors import BadRequest, bounded
-from saccade_server.api.limits import check_lengths
 from saccade_server.api.services import Services
-from saccade_server.api.unsupported import refuse_misplaced
 
 DEEPEST = 64
 MOST_ERRORS = 10

@@ -14,10 +14,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from saccade_server.api import catalog_replies, replies, schemas
-from saccade_server.api.admission import PROBES, needs_place
-from saccade_server.api.auth import is_open_route
-from saccade_server.api.hosts import checks_host
+from saccade_server.api.body import schemas
+from saccade_server.api.layers.admission import PROBES, needs_place
+from saccade_server.api.layers.auth import is_open_route
+from saccade_server.api.layers.hosts import checks_host
+from saccade_server.api.openapi import catalog_replies, replies
 from saccade_server.api.settings import ApiSettings
 
 REFERENCE = "#/components/schemas/{model}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from saccade_server.api.body.messages import ChatMessage
+from saccade_server.api.body.values import MOST_BIASES
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.messages import ChatMessage
 from saccade_server.api.services import Services
-from saccade_server.api.values import MOST_BIASES
 
 MOST_PARTS = 4096
 """Texts and images that the messages of a conversation may have together."""

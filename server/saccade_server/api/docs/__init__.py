@@ -1,1 +1,0 @@
-"""The page at /docs: its HTML, style and script."""
