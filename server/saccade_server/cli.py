@@ -20,6 +20,7 @@ from saccade_server.evaluation import commands as eval_commands
 from saccade_server.exit_codes import EPILOG
 from saccade_server.options import (
     Artifacts,
+    Commands,
     Device,
     Dtype,
     MaxLen,
@@ -32,6 +33,7 @@ from saccade_server.serve_command import serve_command
 
 app = typer.Typer(
     name="saccade",
+    cls=Commands,
     help="Serve vision-language models with attention interventions, chosen per request.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
 
 
 MEANINGS = {
-    ExitCode.STOPPED: "stopped by a signal, at any time from its start on",
+    ExitCode.STOPPED: "stopped by a signal, at any time once its code runs",
     ExitCode.FAILED: "failed while it served: the engine died, or the server did; start it again",
     ExitCode.USAGE: "an option, a port, a folder or a profile cannot be used; starting it again "
     "will not help",

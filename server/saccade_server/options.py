@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 Model = Annotated[
     str | None,
@@ -47,6 +48,23 @@ def log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+
+
+class Commands(TyperGroup):
+    """Commands whose options are refused in this project's words instead of pydantic's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            from pydantic import ValidationError
+
+            from saccade_interventions.wording import about
+
+            if isinstance(error.__cause__, ValidationError):
+                error.message = about("", error.__cause__.errors()[0])
+            raise
 
 
 def fail(error: Exception, code: int = 2) -> typer.Exit:

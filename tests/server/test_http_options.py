@@ -116,3 +116,23 @@ def test_which_addresses_are_reached_from_outside(host: str, outside: bool) -> N
         assert reached_from_outside(sockets) is outside
     finally:
         release(sockets)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["serve", "--port", "0"], "must be at least 1"),
+        (["serve", "--port", "x"], "must be a whole number"),
+        (["serve", "--gpu-memory-utilization", "x"], "must be a number"),
+        (["serve", "--on-hang", "x"], "not one of 'report', 'exit'"),
+        (["generate", "--prompt", "Hi", "--max-tokens", "0"], "must be at least 1"),
+        (["eval", "scenes", "--scenes", "x"], "must be a whole number"),
+    ],
+)
+def test_options_are_refused_in_our_words(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert words in said
+    assert "Input should" not in said
+    assert "Value error" not in said

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -205,7 +206,10 @@ class Connection(H11Protocol):
             "content-length": str(len(body)),
             "connection": "close",
         }
-        head = h11.Response(status_code=refusal.status, headers=list(headers.items()))
+        reason = HTTPStatus(refusal.status).phrase
+        head = h11.Response(
+            status_code=refusal.status, headers=list(headers.items()), reason=reason.encode()
+        )
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         return b"".join(self.conn.send(event) or b"" for event in events)
 
