@@ -7,7 +7,7 @@ take turns. Large images wait for a thread of their own: however many there are,
 them, and only one picture of that size is unpacked in memory.
 
 The budget bounds how long the queue is; memory is bounded by the threads. While it is decoded, a
-large picture needs 4 bytes a pixel, a WebP up to 16; what is kept is what the model takes.
+large picture needs 4 bytes a pixel, a WebP 8 or more; what is kept is what the model takes.
 """
 
 from __future__ import annotations
