@@ -95,7 +95,7 @@ def create_app(
     app = FastAPI(
         title="Saccade",
         version=saccade_server.__version__,
-        docs_url=None,  # a page that loads scripts from elsewhere; docs_page.py has ours
+        docs_url=None,  # a page that loads scripts from elsewhere; openapi/page.py has ours
         redoc_url=None,
         redirect_slashes=False,
         middleware=_around(services.lifecycle, settings),
