@@ -7,7 +7,7 @@
 the JSONL file, shown before the first user message's text. What ``label`` means is the command's:
 the right answer's text for ``act`` and ``heads``; for ``vectors`` the class, positive or negative
 (also true and false, 1 and 0). A conversation that ends with the assistant's message is read at
-that message's last token, any other at the last token of the prompt.
+that message's last token, or continued there; any other is read at the last token of the prompt.
 """
 
 from __future__ import annotations

@@ -65,13 +65,7 @@ class Asker:
             SettingRefused: the server does not do this; the message says why.
             EvaluationError: it failed.
         """
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "interventions": list(entries),
-            **sampling,
-        }
-        answer = await self._post("/v1/chat/completions", body)
+        answer = await self._chat(messages, entries, sampling)
         receipt = answer.get("interventions_applied") or []
         return Reply(
             text=str(answer["choices"][0]["message"]["content"]),
@@ -83,16 +77,8 @@ class Asker:
         self, messages: list[dict[str, Any]], entries: Entries, count: int
     ) -> dict[str, float]:
         """The likeliest first tokens of the answer, as text, with their log-probabilities."""
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "interventions": list(entries),
-            "temperature": 0,
-            "max_tokens": 1,
-            "logprobs": True,
-            "top_logprobs": count,
-        }
-        answer = await self._post("/v1/chat/completions", body)
+        sampling = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": count}
+        answer = await self._chat(messages, entries, sampling)
         (position,) = answer["choices"][0]["logprobs"]["content"]
         return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
 
@@ -103,6 +89,20 @@ class Asker:
             raise EvaluationError(f"no list of interventions: {_message(answer)}")
         found: list[dict[str, Any]] = answer.json()["data"]
         return found
+
+    async def _chat(
+        self, messages: list[dict[str, Any]], entries: Entries, sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A chat completion; an assistant's message at the end is continued."""
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "interventions": list(entries),
+            **sampling,
+        }
+        if messages[-1]["role"] == "assistant":
+            body["continue_final_message"] = True
+        return await self._post("/v1/chat/completions", body)
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         async with self._gate:

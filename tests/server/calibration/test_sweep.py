@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.calibration.heads import Swept, helpful, ranked
 from saccade_server.calibration.sweep import Head, Result, Sweep, by_answer, by_first_token
-from saccade_server.evaluation.asking import Reply
+from saccade_server.evaluation.asking import Asker, Reply
 from saccade_server.evaluation.errors import EvaluationError, SettingRefused
 from saccade_server.evaluation.log import WorkLog
 
@@ -114,6 +115,29 @@ def test_the_labels_probability(tokens: dict[str, float], right: bool, probabili
     found = asyncio.run(by_first_token(Telling(), [], EXAMPLES[0], []))  # type: ignore[arg-type]
     assert found[0] is right
     assert found[1] == pytest.approx(math.log(probability))
+
+
+@pytest.mark.parametrize("measure", [by_answer, by_first_token])
+@pytest.mark.parametrize(
+    ("turns", "continued"),
+    [((("user", "Count."),), False), ((("user", "Count."), ("assistant", "one two")), True)],
+)
+def test_an_assistants_message_is_continued(measure: Any, turns: Any, continued: bool) -> None:
+    """Otherwise the label would be looked for in a second answer behind a finished one."""
+
+    class Client:
+        async def request(self, method: str, path: str, json: Any) -> Any:
+            self.body = json
+            likely = {"content": [{"top_logprobs": [{"token": " three", "logprob": -0.5}]}]}
+            choice = {"message": {"content": " three"}, "logprobs": likely}
+            reply = {"choices": [choice], "usage": {"completion_tokens": 1}}
+            return SimpleNamespace(status_code=200, json=lambda: reply)
+
+    client, example = Client(), Labelled("p:1", turns, (), "three")
+    asker = Asker(client, "m", 1)
+    right, _ = asyncio.run(measure(asker, example.as_chat(), example, []))
+    assert right
+    assert client.body.get("continue_final_message", False) is continued
 
 
 def test_the_rule_for_act_and_the_ranking() -> None:
