@@ -2,7 +2,8 @@
 
 A request names an artifact by its digest and never carries numbers. The file is plain safetensors;
 its metadata say ``saccade`` (version of the format), ``kind``, ``model`` (fingerprint of the model
-it was made for) and, optionally, ``notes``. Kinds, with n >= 1; all heads are query heads:
+it was made for) and, optionally, ``notes`` and ``defaults`` (:mod:`saccade_interventions.defaults`:
+where and how strongly to use it). Kinds, with n >= 1; all heads are query heads:
 
     heads         heads int32 [n, 2]: (layer, head)
     vectors       vectors float32 [n, hidden], layers int32 [n]: the residual that each belongs to
@@ -32,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import StringConstraints
 
+from saccade_interventions.defaults import NOTHING, read_defaults, write_defaults
 from saccade_interventions.errors import brief
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ KINDS: Mapping[str, Mapping[str, TensorSpec]] = {
 """Kind -> its tensors."""
 
 DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
-METADATA = ("saccade", "kind", "model", "notes")
+METADATA = ("saccade", "kind", "model", "notes", "defaults")
 
 
 class ArtifactError(ValueError):
@@ -101,6 +103,7 @@ class Artifact:
     model: str = field(compare=False)
     tensors: Mapping[str, NDArray[Any]] = field(compare=False, repr=False)
     notes: str = field(default="", compare=False)
+    defaults: Mapping[str, Any] = field(default_factory=lambda: NOTHING, compare=False)
 
 
 def artifact_id(data: bytes) -> str:
@@ -121,19 +124,25 @@ def read_artifact(data: bytes) -> Artifact:
     kind = metadata["kind"]
     tensors = _tensors(header, memoryview(data)[start:], KINDS[kind])
     _check_values(tensors)
+    defaults = _defaults(kind, metadata.get("defaults"), tensors)
     digest = artifact_id(data)
     model, notes = metadata["model"], metadata.get("notes", "")
-    return Artifact(digest, kind, model, MappingProxyType(tensors), notes)
+    return Artifact(digest, kind, model, MappingProxyType(tensors), notes, defaults)
 
 
 def write_artifact(
-    kind: str, model: str, tensors: Mapping[str, NDArray[Any]], notes: str = ""
+    kind: str,
+    model: str,
+    tensors: Mapping[str, NDArray[Any]],
+    notes: str = "",
+    defaults: Mapping[str, Any] = NOTHING,
 ) -> bytes:
     """The bytes of an artifact; equal contents give equal bytes.
 
     Args:
         model: fingerprint of the model that the numbers were found on.
         tensors: as the kind has them; numbers are converted to the format's types.
+        defaults: what requests get that say less, as the kind has them.
 
     Raises:
         ArtifactError: as :func:`read_artifact`, which reads the result back.
@@ -141,7 +150,9 @@ def write_artifact(
     if kind not in KINDS:
         raise ArtifactError(_unknown_kind(kind))
     metadata = {"saccade": FORMAT, "kind": kind, "model": model}
-    header: dict[str, Any] = {"__metadata__": metadata | ({"notes": notes} if notes else {})}
+    metadata |= {"notes": notes} if notes else {}
+    metadata |= {"defaults": write_defaults(defaults)} if defaults else {}
+    header: dict[str, Any] = {"__metadata__": metadata}
     body = bytearray()
     for name, values in sorted(tensors.items()):
         dtype = KINDS[kind][name].dtype if name in KINDS[kind] else "F32"
@@ -226,6 +237,24 @@ def _metadata(found: object) -> dict[str, str]:
         raise ArtifactError('its metadata lack "model", the fingerprint of the model')
     if len(found.get("notes", "")) > MOST_NOTES:
         raise ArtifactError(f"notes have at most {MOST_NOTES} characters")
+    return found
+
+
+def _defaults(
+    kind: str, text: str | None, tensors: Mapping[str, NDArray[Any]]
+) -> Mapping[str, Any]:
+    """What the metadata set, as far as the artifact has what they speak of."""
+    if text is None:
+        return NOTHING
+    try:
+        found = read_defaults(kind, text)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    there = tensors["layers"].tolist() if "layers" in tensors else []
+    if not set(there).issuperset(found.get("layers", ())):
+        raise ArtifactError("defaults.layers names a residual that has no vector")
+    if "alpha" in found and "sigma" not in tensors:
+        raise ArtifactError("defaults.alpha counts sigma, which the artifact does not have")
     return found
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import PydanticCustomError
@@ -94,6 +94,14 @@ class Intervention(BaseModel):
         Raises:
             InterventionError: the prompt or the model does not allow it.
         """
+
+    def resolved(self, context: Context) -> Self:
+        """The same with what it leaves to its artifact filled in; it compiles to the same plan.
+
+        Raises:
+            InterventionError: the artifact is not there, or is another.
+        """
+        return self
 
     def needs(self) -> Needs:
         """What a prompt must have for the entry to be compiled."""

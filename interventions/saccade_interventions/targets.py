@@ -17,18 +17,8 @@ from saccade_interventions.base import Intervention, Needs
 from saccade_interventions.context import Context, ModelFacts, Span
 from saccade_interventions.edits import Sites
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.indices import Index, Indices
 from saccade_interventions.phases import ROWS, Phase, parse_rows
-
-
-def _unique(values: list[int]) -> list[int]:
-    seen: set[int] = set()
-    for index, value in enumerate(values):
-        if value in seen:
-            raise PydanticCustomError(
-                "duplicate", "{value} is named twice", {"value": value, "at": index}
-            )
-        seen.add(value)
-    return values
 
 
 def _known_rows(rows: str) -> str:
@@ -58,8 +48,6 @@ def _joined(*names: str) -> dict[str, Any]:
     return {"pattern": f"^({one})(\\+({one}))*$"}
 
 
-Index = Annotated[int, Field(ge=0)]
-Indices = Annotated[list[Index], Field(min_length=1), AfterValidator(_unique)]
 LayerKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,5})$")]
 HeadsByLayer = Annotated[dict[LayerKey, Indices], Field(min_length=1)]
 Heads = Annotated[

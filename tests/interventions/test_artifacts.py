@@ -44,9 +44,9 @@ def with_header(header: object, body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def changed(edit) -> bytes:
-    """A good artifact of vectors with a header that ``edit`` changed."""
-    data = write_artifact("vectors", MODEL, GOOD["vectors"])
+def changed(edit, kind="vectors") -> bytes:
+    """A good artifact with a header that ``edit`` changed."""
+    data = write_artifact(kind, MODEL, GOOD[kind])
     size = int.from_bytes(data[:8], "little")
     header = header_of(data)
     edit(header)
@@ -165,6 +165,75 @@ def tensor(**fields):
 def test_lying_headers(edit, message):
     with pytest.raises(ArtifactError, match=message):
         read_artifact(changed(edit))
+
+
+DEFAULTS = {
+    "vectors": {"layers": [6, 2], "coefficient": 0.5},
+    "head_vectors": {"alpha": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_round_trip(kind):
+    data = write_artifact(kind, MODEL, GOOD[kind], defaults=DEFAULTS[kind])
+    artifact = read_artifact(data)
+    assert artifact.defaults == DEFAULTS[kind]
+    with pytest.raises(TypeError):
+        artifact.defaults["coefficient"] = 2.0
+    plain = read_artifact(write_artifact(kind, MODEL, GOOD[kind]))
+    assert plain.defaults == {}
+    assert plain.digest != artifact.digest
+    again = dict(reversed(DEFAULTS[kind].items()))
+    assert write_artifact(kind, MODEL, GOOD[kind], defaults=again) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not the text of a JSON object"),
+        ("{", "not the text of a JSON object"),
+        ("[" * 5000, "not the text of a JSON object"),
+        ('{"a":' * 2000, "not the text of a JSON object"),
+        ('{"layers":[2],"layers":[6]}', "not the text of a JSON object"),
+        (" " * 20_000, "at most 16384 characters"),
+        ("[2]", "defaults must be an object"),
+        ("null", "defaults must be an object"),
+        ("{}", "set no field"),
+        ('{"layers":null}', "set no field"),
+        ('{"rows":"all"}', "defaults.rows is not a field"),
+        ('{"alpha":2}', "defaults.alpha is not a field"),
+        ('{"layers":[]}', "at least 1 entry"),
+        ('{"layers":2}', "must be a list"),
+        ('{"layers":[2,2]}', "named twice"),
+        ('{"layers":[true]}', "whole number"),
+        ('{"layers":[2.0]}', "whole number"),
+        ('{"layers":[-1]}', "at least 0"),
+        ('{"layers":[2,3]}', "a residual that has no vector"),
+        ('{"layers":[' + "9" * 3000 + "]}", "a residual that has no vector"),
+        ('{"coefficient":"1"}', "must be a number"),
+        ('{"coefficient":true}', "must be a number"),
+        ('{"coefficient":NaN}', "finite number"),
+        ('{"coefficient":1e999}', "finite number"),
+        ('{"coefficient":1001}', "at most 1000"),
+        ('{"coefficient":-1001}', "at least -1000"),
+        ('{"coefficient":0}', "changes nothing"),
+    ],
+    ids=range(27),
+)
+def test_lying_defaults(text, message):
+    with pytest.raises(ArtifactError, match=message) as caught:
+        read_artifact(changed(metadata(defaults=text)))
+    assert len(str(caught.value)) < 200
+
+
+def test_defaults_of_other_kinds():
+    with pytest.raises(ArtifactError, match="kind heads have no defaults"):
+        write_artifact("heads", MODEL, GOOD["heads"], defaults={"layers": [1]})
+    bare = {name: GOOD["head_vectors"][name] for name in ("heads", "vectors")}
+    with pytest.raises(ArtifactError, match="counts sigma"):
+        write_artifact("head_vectors", MODEL, bare, defaults={"alpha": 2.0})
+    with pytest.raises(ArtifactError, match="alpha is required"):
+        read_artifact(changed(metadata(defaults="{}"), "head_vectors"))
 
 
 @pytest.mark.parametrize("edit", [metadata(notes="\ud800"), lambda h: h.update({"\udfff": 1})])

@@ -27,9 +27,9 @@ MEANS = RNG.normal(size=(6, 4, 8)).astype(np.float32)
 STORE = {}
 
 
-def stored(kind, **tensors):
+def stored(kind, defaults=(), **tensors):
     arrays = {name: np.asarray(values) for name, values in tensors.items()}
-    artifact = read_artifact(write_artifact(kind, FINGERPRINT, arrays))
+    artifact = read_artifact(write_artifact(kind, FINGERPRINT, arrays, defaults=dict(defaults)))
     STORE[artifact.digest] = artifact
     return artifact.digest
 
@@ -120,6 +120,21 @@ def test_steering_shifts_its_heads(context, fields, direction):
                 pair = [layer, head]
                 wanted = direction(PAIRS.index(pair)) if pair in PAIRS else np.zeros(8)
                 np.testing.assert_allclose(program.shift[layer, head], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "alpha"),
+    [({}, 2.5), ({"alpha": -1}, -1), ({"unit": "unit"}, 15), ({"unit": "raw"}, 15)],
+)
+def test_alpha_is_the_artifacts_where_it_has_one(context, fields, alpha):
+    """In standard deviations, in which it was found; elsewhere the paper's."""
+    tensors = {"heads": PAIRS, "vectors": VECTORS, "sigma": SIGMA}
+    advised = stored("head_vectors", defaults={"alpha": 2.5}, **tensors)
+    asked = HeadSteering(artifact=advised, **fields)
+    explicit = HeadSteering(artifact=advised, **{**fields, "alpha": alpha})
+    assert asked.compile(context) == explicit.compile(context)
+    assert asked.resolved(context) == explicit
+    assert HeadSteering(artifact=TRUTH).resolved(context).alpha == 15
 
 
 def test_a_later_gain_scales_an_earlier_shift(context):

@@ -24,15 +24,16 @@ MISSING = "sha256:" + "0" * 64
 STORE = {}
 
 
-def stored(residuals, vectors):
+def stored(residuals, vectors, **defaults):
     tensors = {"vectors": vectors, "layers": np.array(residuals)}
-    artifact = read_artifact(write_artifact("vectors", FINGERPRINT, tensors))
+    artifact = read_artifact(write_artifact("vectors", FINGERPRINT, tensors, defaults=defaults))
     STORE[artifact.digest] = artifact
     return artifact.digest
 
 
 SEVERAL = stored(RESIDUALS, VECTORS)
 ONE = stored([2], VECTORS[:1])
+ADVISED = stored(RESIDUALS, VECTORS, layers=[6], coefficient=0.25)
 _heads = read_artifact(write_artifact("heads", FINGERPRINT, {"heads": np.array([[0, 0]])}))
 STORE[_heads.digest] = _heads
 
@@ -182,6 +183,58 @@ def test_layers_choose_vectors(context):
     np.testing.assert_allclose(found, VECTORS[2] / np.linalg.norm(VECTORS[2]), rtol=1e-6)
     one = Steering(artifact=SEVERAL, layers=[6, 5])
     assert one.fingerprint() == Steering(artifact=SEVERAL, layers=[5, 6]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("fields", "explicit"),
+    [
+        ({}, {"layers": [6], "coefficient": 0.25}),
+        ({"coefficient": 3}, {"layers": [6], "coefficient": 3}),
+        ({"layers": [0, 5]}, {"layers": [0, 5], "coefficient": 0.25}),
+        ({"unit": "rms"}, {"layers": [6], "coefficient": 1}),
+        ({"unit": "unit"}, {"layers": [6], "coefficient": 1}),
+        ({"op": "piecewise"}, {"layers": [6], "coefficient": 1}),
+        ({"op": "project_out"}, {"layers": [6], "coefficient": 1}),
+        ({"op": "clamp", "low": 0}, {"layers": [6]}),
+        ({"rows": "prompt"}, {"layers": [6], "coefficient": 0.25}),
+    ],
+)
+def test_what_a_request_leaves_out_is_the_artifacts(fields, explicit, context, registry):
+    """The layers for any op; the strength only for what it was found for."""
+    entry = {"method": "steering", "artifact": ADVISED, **fields}
+    (asked,) = registry.parse([entry])
+    (spelled_out,) = registry.parse([entry | explicit])
+    assert asked.compile(context) == spelled_out.compile(context)
+    assert asked.resolved(context).normalised() == spelled_out.normalised()
+    assert spelled_out.resolved(context) == spelled_out
+
+
+def test_an_artifact_without_defaults_is_used_whole_at_1(context):
+    resolved = Steering(artifact=SEVERAL).resolved(context)
+    assert (resolved.layers, resolved.coefficient) == ([0, 5, 6], 1.0)
+    explicit = Steering(artifact=SEVERAL, layers=[0, 5, 6], coefficient=1).compile(context)
+    assert Steering(artifact=SEVERAL).compile(context) == explicit
+
+
+@pytest.mark.parametrize(
+    ("artifact", "fields", "layer", "coefficient"),
+    [
+        (ADVISED, {}, 5, 0.25),
+        (ADVISED, {"coefficient": 2}, 5, 2),
+        (ADVISED, {"layer": 4}, 4, 0.25),
+        (ONE, {}, 1, 1),
+        (stored([0], VECTORS[:1], coefficient=-2), {}, None, -2),
+    ],
+)
+def test_a_function_vector_follows_its_artifact(context, artifact, fields, layer, coefficient):
+    asked = FunctionVector(artifact=artifact, **fields)
+    resolved = asked.resolved(context)
+    assert (resolved.layer, resolved.coefficient) == (layer, coefficient)
+    assert resolved.compile(context) == asked.compile(context)
+    (edit,) = asked.compile(context).streams
+    assert edit.layer == (0 if layer is None else layer + 1)
+    row = {0: 0, 2: 0, 5: 0, 6: 2}[edit.layer]
+    assert edit.shift == pytest.approx(coefficient * float(np.linalg.norm(VECTORS[row])))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from pydantic import Field
 
 from saccade_client.errors import InvalidInput
 from saccade_client.types import Reply, Wire
@@ -22,13 +24,15 @@ HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 class ArtifactFacts(Wire):
     """What the server knows of an artifact; `id` is how an intervention names it.
 
-    `fits` says whether it was made for the model that is served.
+    `defaults` are what entries get that leave these fields out, as its calibration chose. `fits`
+    says whether it was made for the model that is served.
     """
 
     id: str
     kind: str = ""
     bytes: int = 0
     notes: str = ""
+    defaults: dict[str, Any] = Field(default_factory=dict)
     fits: bool = True
 
 

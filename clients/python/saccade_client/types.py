@@ -73,8 +73,9 @@ class Edits(Wire):
 class AppliedIntervention(Wire):
     """One line of the receipt: what the server really did for entry `index` of the request.
 
-    `layers` are layer indices, `heads` counts (layer, query head) pairs, `counters` say what a
-    method that follows a rule did, `measured` what it found out. `status` is one of
+    `filled_in` are fields that the entry left to its artifact, with what they were; `layers` are
+    layer indices, `heads` counts (layer, query head) pairs, `counters` say what a method that
+    follows a rule did, `measured` what it found out. `status` is one of
     applied      attention moved, rows went through its edits (also of a clamp that never bound), or
                  its rule contrasted or rejected something
     no_effect    it ran, or found no row to run on, and nothing changed
@@ -87,6 +88,7 @@ class AppliedIntervention(Wire):
     method: str
     version: str | None = None
     fingerprint: str | None = None
+    filled_in: dict[str, Any] = {}
     layers: list[int] = []
     heads: int = 0
     rows: Rows = Rows()

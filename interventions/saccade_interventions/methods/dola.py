@@ -36,9 +36,10 @@ from pydantic import Discriminator, Field, Tag
 
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.indices import Indices
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import ContrastRule, EarlyExit
-from saccade_interventions.targets import Indices, check_layers
+from saccade_interventions.targets import check_layers
 
 WIDEST = 40
 """Models of more layers have buckets of :data:`BUCKET` layers instead of halves."""

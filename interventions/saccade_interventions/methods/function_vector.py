@@ -22,19 +22,20 @@ It can stop after a number of tokens, which is not offered here.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
 
-from saccade_interventions.artifacts import ArtifactId, artifact_id, write_artifact
+from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.indices import Index
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.targets import Index, Rows
+from saccade_interventions.targets import Rows
 from saccade_interventions.vectors import EXAMPLE_ID, norms, unit_vectors
 
 
@@ -59,12 +60,13 @@ class FunctionVector(Intervention):
     artifact: ArtifactId
     """An artifact of kind "vectors" with the task's vector, or with one for each of some layers."""
 
-    coefficient: float = Field(1.0, ge=-1000, le=1000)
-    """Factor on the vector. 0 changes nothing."""
+    coefficient: float | None = Field(None, ge=-1000, le=1000)
+    """Factor on the vector. 0 changes nothing. None: the artifact's own, if it has one; else 1."""
 
     layer: Index | None = None
     """The decoder layer whose output gets the vector. None: where the artifact says, if it has one
-    vector. A single vector may go to any layer; of several, the layer's own is taken."""
+    vector or its defaults name one. A single vector may go to any layer; of several, the layer's
+    own is taken."""
 
     rows: Rows = "last+generated"
 
@@ -76,23 +78,35 @@ class FunctionVector(Intervention):
         entry = {"method": "function_vector", "artifact": artifact_id(data), "coefficient": 100.0}
         return Probe(entry, data)
 
+    def resolved(self, context: Context) -> Self:
+        found = context.artifact(self.artifact, "vectors")
+        chosen: dict[str, Any] = {}
+        if self.coefficient is None:
+            chosen["coefficient"] = float(found.defaults.get("coefficient", 1.0))
+        residual, _ = self._place(found, context.model)
+        if self.layer is None and residual > 0:  # residual 0 is no layer's output
+            chosen["layer"] = residual - 1
+        return self.model_copy(update=chosen)
+
     def compile(self, context: Context) -> Plan:
-        found = context.artifact(self.artifact, "vectors").tensors
-        residual, row = self._place(found["layers"].tolist(), context.model)
-        vector = found["vectors"][row : row + 1].astype(np.float64)
+        found = context.artifact(self.artifact, "vectors")
+        residual, row = self._place(found, context.model)
+        vector = found.tensors["vectors"][row : row + 1].astype(np.float64)
         plan = context.plan()
         direction = plan.vectors(unit_vectors(vector).astype(np.float32))
-        shift = self.coefficient * float(norms(vector)[0])
+        shift = (self.resolved(context).coefficient or 0.0) * float(norms(vector)[0])
         plan.stream(StreamEdit(residual, parse_rows(self.rows), direction, 0, shift=shift))
         return plan.build()
 
-    def _place(self, residuals: list[int], model: ModelFacts) -> tuple[int, int]:
+    def _place(self, found: Artifact, model: ModelFacts) -> tuple[int, int]:
         """The residual that is edited, and the row of the artifact that is added."""
+        residuals = found.tensors["layers"].tolist()
         if self.layer is None:
-            if len(residuals) > 1:
-                message = f"the artifact has {len(residuals)} vectors; say which layer"
+            advised = found.defaults.get("layers", residuals)
+            if len(advised) > 1:
+                message = f"the artifact has {len(advised)} vectors; say which layer"
                 raise InterventionError(Code.INVALID_PARAMS, message, "layer")
-            return residuals[0], 0
+            return advised[0], residuals.index(advised[0])
         if self.layer >= model.layers:
             message = f"there is no layer {self.layer}; the model has {model.layers}, from 0"
             raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")

@@ -16,11 +16,15 @@ unprojected vector since commit b5b9c4c of likenneth/honest_llama, which is not 
 
 ``unit`` "raw" adds alpha v_h with the vectors as they are stored, which is how emotion circuits
 (Aurora-cx/EmotionCircuits-LLM) modulate heads: mean differences, on all rows.
+
+The paper's alpha suits its model and heads, and ruins others' answers: ``saccade calibrate
+head-vectors`` may write the alpha that did best on held-out prompts into the artifact. A request
+in unit "sigma" that names no alpha gets that one.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,9 @@ from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows
 from saccade_interventions.vectors import EXAMPLE_ID, unit_vectors
+
+PUBLISHED = 15.0
+"""Alpha of the paper, for 48 heads of Llama-7B."""
 
 
 class HeadSteering(Intervention):
@@ -63,8 +70,9 @@ class HeadSteering(Intervention):
     artifact: ArtifactId
     """An artifact of kind "head_vectors": heads, their directions, and their sigma."""
 
-    alpha: float = Field(15.0, ge=-1000, le=1000)
-    """Strength; negative to steer away. 0 changes nothing."""
+    alpha: float | None = Field(None, ge=-1000, le=1000)
+    """Strength; negative to steer away. 0 changes nothing. None: in unit "sigma" the artifact's
+    own, if it has one; else the paper's 15."""
 
     unit: Literal["sigma", "unit", "raw"] = "sigma"
     """What alpha counts: standard deviations, unit vectors, or the vectors as they are stored."""
@@ -80,11 +88,19 @@ class HeadSteering(Intervention):
         entry = {"method": "head_steering", "artifact": artifact_id(data), "unit": "raw"}
         return Probe(entry, data)
 
+    def resolved(self, context: Context) -> Self:
+        if self.alpha is not None:
+            return self
+        found = context.artifact(self.artifact, "head_vectors")
+        advised = found.defaults.get("alpha", PUBLISHED) if self.unit == "sigma" else PUBLISHED
+        return self.model_copy(update={"alpha": advised})
+
     def compile(self, context: Context) -> Plan:
         plan = context.plan()
         found = context.artifact(self.artifact, "head_vectors")
         sites, order = by_site(found.tensors["heads"])
-        shift = (self.alpha * self._directions(found))[order]
+        alpha = self.resolved(context).alpha or 0.0
+        shift = (alpha * self._directions(found))[order]
         plan.head(sites, parse_rows(self.rows), shift=shift.astype(np.float32))
         return plan.build()
 

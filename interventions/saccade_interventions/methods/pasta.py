@@ -33,8 +33,9 @@ from pydantic_core import PydanticCustomError
 from saccade_interventions.base import PROBE_TEXT, Level, Needs, Probe
 from saccade_interventions.context import Context, ModelFacts, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
+from saccade_interventions.indices import Index
 from saccade_interventions.plan import Plan
-from saccade_interventions.targets import Index, Rows, Sited
+from saccade_interventions.targets import Rows, Sited
 
 
 def _forward(span: list[int]) -> list[int]:

@@ -93,9 +93,10 @@ from pydantic import Field
 
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.indices import Indices
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
-from saccade_interventions.targets import Indices, check_layers, layers_of_32
+from saccade_interventions.targets import check_layers, layers_of_32
 
 
 class SGRS(Intervention):

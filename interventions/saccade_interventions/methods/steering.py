@@ -20,6 +20,12 @@ Rows: the published methods differ. CAA steers what follows the instruction, whi
 here (the last prompt row and the generated ones); RepE and CAST's behaviour vectors all rows
 ("prompt+generated"); emotion circuits the last row of each pass, with unit "rms" and coefficient 8.
 
+Where and how strongly: ``saccade calibrate vectors`` tries its vectors on held-out prompts and may
+write the residual and the coefficient that did best into the artifact. A request that names no
+``layers`` gets that residual, whatever the op. It gets that coefficient for add in unit "raw"
+alone: the other ops and units were not tried, and theirs is 1. What a request names is taken as it
+is.
+
 Where this differs from published code: project_out divides by v . v whatever the stored length, and
 each vector is added once (stored versions of CAA's wrapper add it twice).
 
@@ -30,20 +36,21 @@ norms and sweep the coefficient.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.artifacts import ArtifactId, artifact_id, write_artifact
+from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.edits import NO_LIMIT, StreamEdit
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.indices import Indices
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.targets import Indices, Rows
+from saccade_interventions.targets import Rows
 from saccade_interventions.vectors import EXAMPLE_ID, norms, unit_vectors
 
 FIELDS = {
@@ -91,9 +98,10 @@ class Steering(Intervention):
     """What happens along each vector: add it, add it with the sign of the residual's own part,
     remove that part, or keep that part within limits."""
 
-    coefficient: float = Field(1.0, ge=-1000, le=1000)
+    coefficient: float | None = Field(None, ge=-1000, le=1000)
     """Strength of add and piecewise, in `unit`, up to 100 of "rms"; the fraction that project_out
-    removes, from 0 to 2, which reflects. 0 changes nothing."""
+    removes, from 0 to 2, which reflects. 0 changes nothing. None: for add in unit "raw" the
+    artifact's own, if it has one; else 1."""
 
     unit: Literal["raw", "rms", "unit"] = "raw"
     """What a coefficient of 1 adds: the vector as it is stored, one as long as the residual's root
@@ -109,7 +117,8 @@ class Steering(Intervention):
     """Rescale every changed row to the norm it had."""
 
     layers: Indices | None = None
-    """Which of the artifact's vectors: numbers of residuals, see its `layers`. None: all."""
+    """Which of the artifact's vectors: numbers of residuals, see its `layers`. None: those that the
+    artifact's defaults name, or all."""
 
     rows: Rows = "last+generated"
 
@@ -133,7 +142,7 @@ class Steering(Intervention):
         """Beyond these bounds nothing is left of the residual but the direction."""
         most = MOST_RMS if self.unit == "rms" else 1000.0
         least, most = (0.0, MOST_PROJECTED) if self.op == "project_out" else (-most, most)
-        if not least <= self.coefficient <= most:
+        if self.coefficient is not None and not least <= self.coefficient <= most:
             values = {"op": self.op, "least": least, "most": most, "at": "coefficient"}
             message = "the coefficient of {op}, in its unit, lies between {least} and {most}"
             raise PydanticCustomError("strength", message, values)
@@ -159,15 +168,31 @@ class Steering(Intervention):
             entry["layers"] = sorted(entry["layers"])
         return entry
 
+    def resolved(self, context: Context) -> Self:
+        found = context.artifact(self.artifact, "vectors")
+        chosen: dict[str, Any] = {}
+        if self.layers is None:
+            there = found.tensors["layers"].tolist()
+            chosen["layers"] = sorted(found.defaults.get("layers", there))
+        if self.coefficient is None and "coefficient" in FIELDS[self.op]:
+            chosen["coefficient"] = self._advised(found)
+        return self.model_copy(update=chosen)
+
     def compile(self, context: Context) -> Plan:
+        entry = self.resolved(context)
         found = context.artifact(self.artifact, "vectors").tensors
-        chosen = self._chosen(found["layers"].tolist())
+        chosen = entry._chosen(found["layers"].tolist())
         vectors = found["vectors"].astype(np.float64)[list(chosen.values())]
         plan = context.plan()
         directions = plan.vectors(unit_vectors(vectors).astype(np.float32))
         for row, (layer, norm) in enumerate(zip(chosen, norms(vectors).tolist(), strict=True)):
-            plan.stream(self._edit(layer, directions, row, norm))
+            plan.stream(entry._edit(layer, directions, row, norm))
         return plan.build()
+
+    def _advised(self, found: Artifact) -> float:
+        """The coefficient of an entry that names none."""
+        tried = self.op == "add" and self.unit == "raw"
+        return float(found.defaults.get("coefficient", 1.0)) if tried else 1.0
 
     def _chosen(self, layers: list[int]) -> dict[int, int]:
         """Residual -> row of the artifact, residuals ascending."""
@@ -176,18 +201,19 @@ class Steering(Intervention):
             if layer not in row_of:
                 message = f"the artifact has no vector for residual {layer}"
                 raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, f"layers[{index}]")
-        return {layer: row_of[layer] for layer in sorted(self.layers or row_of)}
+        return {layer: row_of[layer] for layer in sorted(self.layers or ())}
 
     def _edit(self, layer: int, directions: str, row: int, norm: float) -> StreamEdit:
         adds = self.op in ("add", "piecewise")
         low, high = self.limits
+        coefficient = self.coefficient or 0.0  # clamp has none
         return StreamEdit(
             layer,
             parse_rows(self.rows),
             directions,
             row,
-            scale=1.0 - self.coefficient if self.op == "project_out" else 1.0,
-            shift=self.coefficient * (norm if self.unit == "raw" else 1.0) if adds else 0.0,
+            scale=1.0 - coefficient if self.op == "project_out" else 1.0,
+            shift=coefficient * (norm if self.unit == "raw" else 1.0) if adds else 0.0,
             low=low,
             high=high,
             signed=self.op == "piecewise",

@@ -56,9 +56,10 @@ from saccade_interventions.artifacts import ArtifactId
 from saccade_interventions.base import Level, Probe
 from saccade_interventions.context import Context, ModelFacts
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.indices import Indices
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
-from saccade_interventions.targets import Indices, OnImages, RowsAfterImage, Sited, inner_layers
+from saccade_interventions.targets import OnImages, RowsAfterImage, Sited, inner_layers
 from saccade_kernels.sinks import default_threshold
 
 NO_DIMS = (

@@ -36,10 +36,11 @@ from pydantic import Field
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts, Span
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.indices import Indices
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
-from saccade_interventions.targets import Indices, Rows, all_images, check_layers
+from saccade_interventions.targets import Rows, all_images, check_layers
 
 
 class VHR(Intervention):

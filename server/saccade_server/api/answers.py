@@ -96,7 +96,9 @@ class Answer:
             return profile
         return {
             **profile,
-            "interventions_applied": applied(chosen.interventions, self.generation.runs),
+            "interventions_applied": applied(
+                chosen.interventions, self.prompts[0].interventions, self.generation.runs
+            ),
         }
 
     def book(self) -> None:

@@ -16,10 +16,12 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from saccade_interventions.artifacts import Artifact, ArtifactError, read_artifact
 from saccade_server.api.errors import Unavailable
@@ -50,6 +52,7 @@ class Stored:
     kind: str
     model: str
     notes: str
+    defaults: Mapping[str, Any]
     bytes: int
 
 
@@ -200,7 +203,8 @@ class ArtifactStore:
         return artifact
 
     def _remember(self, artifact: Artifact, size: int) -> None:
-        known = Stored(artifact.digest, artifact.kind, artifact.model, artifact.notes, size)
+        about = (artifact.kind, artifact.model, artifact.notes, artifact.defaults)
+        known = Stored(artifact.digest, *about, size)
         with self._lock:
             self._known[artifact.digest] = known
             self._cache[artifact.digest] = artifact

@@ -50,6 +50,7 @@ def artifacts_router(services: Services) -> APIRouter:
                     "kind": item.kind,
                     "bytes": item.bytes,
                     "notes": item.notes,
+                    "defaults": dict(item.defaults),
                     "fits": item.model == served,
                 }
                 for item in found
@@ -72,6 +73,7 @@ def artifacts_router(services: Services) -> APIRouter:
                 "kind": artifact.kind,
                 "bytes": len(data),
                 "notes": artifact.notes,
+                "defaults": dict(artifact.defaults),
                 "fits": True,
             },
             201 if new else 200,

@@ -84,8 +84,9 @@ def interventions_router(services: Services) -> APIRouter:
                 prepared = await unless_disconnected(request.receive, work)
             else:
                 check = partial(check_for_some_prompt, services, interventions)
-                await services.in_worker(check)
+                resolved = await services.in_worker(check)
         if prepared is not None:
+            resolved = prepared.interventions
             check_group(services, prepared)
         if body.messages is None:
             refuse_without_messages(body)
@@ -103,7 +104,7 @@ def interventions_router(services: Services) -> APIRouter:
                     "method": item.method_id(),
                     "version": item.current_version,
                     "fingerprint": item.fingerprint(),
-                    "entry": item.normalised(),
+                    "entry": resolved[index].normalised(),
                     **(_where(index, prepared) if prepared else {}),
                 }
                 for index, item in enumerate(interventions)

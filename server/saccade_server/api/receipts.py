@@ -2,7 +2,8 @@
 
 Put together from the plan, which says which sites and rows each intervention edits, and from the
 engine's receipt, which counts the rows that ran under the plan and those whose attention really
-moved. Nothing here is inferred from the request alone. The status of an entry is one of
+moved. Nothing here is inferred from the request alone. ``filled_in`` are the fields that an entry
+left to its artifact, with what they were in the run. The status of an entry is one of
 
     applied      attention moved, or rows went through its score, head or residual edit, or its
                  rule contrasted or rejected something (counters); whether such an edit changed
@@ -70,10 +71,18 @@ def fingerprint(interventions: Sequence[Intervention]) -> str:
     return "sha256:" + hashlib.sha256(names.encode()).hexdigest()
 
 
-def applied(interventions: Sequence[Intervention], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry for each intervention, summed over the sequences of the request."""
+def applied(
+    interventions: Sequence[Intervention], resolved: Sequence[Intervention], runs: Sequence[Run]
+) -> list[dict[str, Any]]:
+    """One entry for each intervention, summed over the sequences of the request.
+
+    ``resolved``: the same interventions as they ran.
+    """
     settled = [run.settled for run in runs]
-    return [_entry(index, item, settled) for index, item in enumerate(interventions)]
+    return [
+        _entry(index, asked, _filled_in(asked, ran), settled)
+        for index, (asked, ran) in enumerate(zip(interventions, resolved, strict=True))
+    ]
 
 
 def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
@@ -122,7 +131,14 @@ def rejected(runs: Sequence[Run]) -> dict[str, int] | None:
     }
 
 
-def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[str, Any]:
+def _filled_in(asked: Intervention, ran: Intervention) -> dict[str, Any]:
+    before = asked.normalised()
+    return {name: value for name, value in ran.normalised().items() if value != before[name]}
+
+
+def _entry(
+    index: int, intervention: Intervention, filled_in: dict[str, Any], runs: Sequence[Run]
+) -> dict[str, Any]:
     plans = [run.plan for run in runs]
     counts = [_Count.of(run, index) for run in runs]
     prompt = sum(count.prompt for count in counts)
@@ -135,6 +151,7 @@ def _entry(index: int, intervention: Intervention, runs: Sequence[Run]) -> dict[
         "method": intervention.method_id(),
         "version": intervention.current_version,
         "fingerprint": intervention.fingerprint(),
+        "filled_in": filled_in,
         "layers": layers(index, plans),
         "heads": len(sites(index, plans)),
         "rows": {"prompt": prompt, "generated": generated, "cached": cached},

@@ -27,8 +27,10 @@ from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 IMAGE_TOKENS = 2
 
 
-def check_for_some_prompt(services: Services, interventions: Sequence[Intervention]) -> None:
-    """Refuse what no prompt could run; reads artifacts, so use it in a worker.
+def check_for_some_prompt(
+    services: Services, interventions: Sequence[Intervention]
+) -> tuple[Intervention, ...]:
+    """Refuse what no prompt could run, resolve the rest; reads artifacts: use it in a worker.
 
     Raises:
         InterventionError: as a request would get it.
@@ -36,15 +38,16 @@ def check_for_some_prompt(services: Services, interventions: Sequence[Interventi
     """
     refusals: list[InterventionError] = []
     for prompt in _stand_ins(services, interventions):
+        context = services.context(prompt)
         try:
-            plan = compile_plan(interventions, services.context(prompt))
+            plan = compile_plan(interventions, context)
         except InterventionError as error:
             refusals.append(error)
         else:
             rendered = _rendered(prompt)
             prepared = Prepared(rendered, plan, branches_of(plan, rendered))
             check_group(services, prepared, why=why_too_many)
-            return
+            return tuple(item.resolved(context) for item in interventions)
     # A prompt without images is refused for that; the others say what is wrong besides.
     raise refusals[-1]
 

@@ -43,7 +43,7 @@ class Prepared:
     prompt: RenderedPrompt
     plan: Plan | None
     branches: tuple[BranchInput, ...] = ()
-    methods: tuple[str, ...] = ()  # that were asked for, in the order of the request
+    interventions: tuple[Intervention, ...] = ()  # of the request, resolved
 
     @property
     def length(self) -> int:
@@ -191,6 +191,7 @@ def _compile(
         return Prepared(prompt, None)
     spans = tuple((image.start, image.start + image.length) for image in prompt.images)
     described = Prompt(length, spans, prompt.text, prompt.offsets)
-    plan = compile_plan(interventions, services.context(described))
-    methods = tuple(item.method_id() for item in interventions)
-    return Prepared(prompt, plan, branches_of(plan, prompt), methods)
+    context = services.context(described)
+    plan = compile_plan(interventions, context)
+    resolved = tuple(item.resolved(context) for item in interventions)
+    return Prepared(prompt, plan, branches_of(plan, prompt), resolved)

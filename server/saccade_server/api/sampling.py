@@ -74,7 +74,7 @@ def generation(
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
             request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
             decoder = services.prompts.detokenizer(request.tokens)
-            named = prepared.methods
+            named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)
             choices.append(Choice(len(choices), request, decoder, stops, ends, named))
     return Generation(services.engine, services.lifecycle, choices, deadline)

@@ -72,6 +72,7 @@ def test_put_and_get_and_head(serving, tools):
         "kind": "heads",
         "bytes": len(HEADS),
         "notes": "two heads",
+        "defaults": {},
         "fits": True,
     }
     assert put(serving, HEADS).status_code == 200

@@ -1,7 +1,10 @@
 """Discovery and the dry run."""
 
 import msgspec
+import numpy as np
 import pytest
+
+from saccade_interventions.artifacts import artifact_id, write_artifact
 
 PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
 
@@ -71,6 +74,55 @@ def test_without_a_prompt_pairs_conflict_as_with_one(server, tools):
                 assert rehearsed.json() == real.json()
                 assert rehearsed.json()["error"]["code"] == "intervention_conflict"
     assert conflicts > 10
+
+
+@pytest.fixture
+def advised(make_server, tools):
+    """A server with an artifact that says where and how strongly to use it, and its digest."""
+    server = make_server(admin_keys=("root",))
+    facts = server.app.state.services.facts
+    tensors = {
+        "vectors": np.random.default_rng(0).normal(size=(2, facts.hidden_size)),
+        "layers": np.array([1, 2]),
+    }
+    defaults = {"layers": [2], "coefficient": 0.5}
+    data = write_artifact("vectors", facts.fingerprint, tensors, defaults=defaults)
+    digest = artifact_id(data)
+    headers = {"authorization": "Bearer root"}
+    path = f"/v1/artifacts/{digest.removeprefix('sha256:')}"
+    assert server.http.put(path, content=data, headers=headers).json()["defaults"] == defaults
+    assert server.http.get("/v1/artifacts").json()["data"][0]["defaults"] == defaults
+    return server, digest
+
+
+@pytest.mark.parametrize("with_prompt", [False, True])
+def test_a_rehearsal_fills_in_what_the_artifact_says(advised, tools, with_prompt):
+    server, digest = advised
+    entry = {"method": "steering", "artifact": digest}
+    prompt = {"prompt_tokens": [1, 2, 3]} if with_prompt else {}
+    (implicit,) = validate(server, interventions=[entry], **prompt).json()["interventions"]
+    spelled_out = entry | {"layers": [2], "coefficient": 0.5}
+    (explicit,) = validate(server, interventions=[spelled_out], **prompt).json()["interventions"]
+    assert implicit["entry"] == explicit["entry"]
+    assert implicit["entry"]["coefficient"] == 0.5
+    assert implicit.get("layers") == explicit.get("layers") == ([2] if with_prompt else None)
+    (parsed,) = tools.registry.parse([entry])
+    assert implicit["fingerprint"] == parsed.fingerprint()
+
+
+def test_a_receipt_says_what_the_artifact_filled_in(advised):
+    server, digest = advised
+
+    def receipts(**fields):
+        entry = {"method": "steering", "artifact": digest, **fields}
+        sent = {"prompt": [1, 2, 3], "max_tokens": 2, "interventions": [entry, {**entry}]}
+        return server.http.post("/v1/completions", json=sent).json()["interventions_applied"]
+
+    for receipt in receipts():
+        assert receipt["filled_in"] == {"layers": [2], "coefficient": 0.5}
+        assert (receipt["layers"], receipt["status"]) == ([2], "applied")
+    assert [each["filled_in"] for each in receipts(coefficient=1)] == [{"layers": [2]}] * 2
+    assert [each["filled_in"] for each in receipts(coefficient=1, layers=[1])] == [{}] * 2
 
 
 HIGHLIGHT = {"method": "pasta", "highlight": ["zebra", "zebra crossing"], "layers": [0]}

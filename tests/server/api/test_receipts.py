@@ -20,7 +20,7 @@ VAR = {"method": "var", "layers": [2], "rows": "generated"}
 def entries(*requested, receipt=None, cached=0, copies=1):
     interventions = REGISTRY.parse(list(requested))
     plan = compile_plan(interventions, Context(MODEL, PROMPT))
-    return applied(interventions, [Run(plan, receipt, cached)] * copies)
+    return applied(interventions, interventions, [Run(plan, receipt, cached)] * copies)
 
 
 def test_a_score_edit():

@@ -57,7 +57,7 @@ def test_usage_on_the_wire(server, tools, stream):
 def test_edits_that_depend_on_confidence_count_if_they_ran(counters, heads, evaluated, status):
     """A weight of 1 is no edit: being sure leaves the row alone."""
     interventions, plan = made({"method": "adaptvis", "w1": 0.5, "w2": 1})
-    (entry,) = applied(interventions, [Run(plan, Receipt(ROWS, (), counters))])
+    (entry,) = applied(interventions, interventions, [Run(plan, Receipt(ROWS, (), counters))])
     assert (entry["layers"], entry["heads"]) == ([0, 1, 2, 3], heads)
     assert entry["edits"]["evaluated"] == evaluated
     assert entry["rows"]["prompt"] == (1 if evaluated else 0)

@@ -24,7 +24,7 @@ sgrs = SGRS(alpha=0.95, layers=[1, 2])
 def edits(methods: Any, request: Any, result: Any) -> dict[str, Any]:
     """Evaluated and moved, of the receipt's first entry."""
     run = Run(request.plan, result.last.receipt, result.last.cached_tokens)
-    return applied(methods, [run])[0]["edits"]
+    return applied(methods, methods, [run])[0]["edits"]
 
 
 @pytest.mark.parametrize("first", [var, act], ids=["var", "act"])

@@ -73,7 +73,10 @@ class Method(MethodFacts):
 
 
 class CheckedEntry(BaseModel):
-    """An entry as it would run; where and whether it acts only if there was a prompt."""
+    """An entry as it would run, its artifact's defaults filled in.
+
+    Where and whether it acts is only known if there was a prompt.
+    """
 
     index: int
     method: str
@@ -124,6 +127,7 @@ class ArtifactCard(BaseModel):
     kind: str
     bytes: int
     notes: str
+    defaults: dict[str, Any] = Field(description="What entries get that leave these fields out.")
     fits: bool = Field(description="Whether it was made for the served model.")
 
 

@@ -122,6 +122,9 @@ class Applied(BaseModel):
     method: str
     version: str
     fingerprint: str
+    filled_in: dict[str, Any] = Field(
+        description="Fields that the entry left to its artifact, and what they were."
+    )
     layers: list[int]
     heads: int
     rows: RowCounts
