@@ -18,11 +18,14 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 # a second triton, for the tests alone
 older := build/triton-$(shell sed -n 's/^triton==//p' constraints.older.txt)
+# rooms whose tests start no server and no model of any size
+quick := tests/interventions tests/kernels tests/clients tests/benchmarks tests/test_layering.py \
+	--ignore tests/kernels/gpu
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test compiled real-model test-real-model lint format bench train-demo docker
-.PHONY: clean
+.PHONY: help serve demo check test test-long compiled real-model test-real-model lint format bench
+.PHONY: known-bench train-demo wheels docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +36,18 @@ serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8
 demo: $(VENV)/.saccade ## answer one question without and with an intervention, side by side
 	@$(bin)/saccade demo $(ARGS)
 
-test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests
+check: $(VENV)/.saccade-dev ## what an edit breaks first, in about a minute: lint and the quick tests
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check
+	@$(bin)/mypy
+	@$(bin)/pytest --numprocesses auto --dist loadfile $(quick) $(ARGS)
+
+test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests, about ten minutes on two cores
 	@$(bin)/pytest --numprocesses auto --dist loadfile $(ARGS)
+
+test-long: $(VENV)/.saccade-dev $(older)/.installed ## run what takes minutes a test, and record what came out
+	@$(bin)/python scripts/real_model.py --if-available
+	@$(bin)/python benchmarks/long_tests.py $(ARGS)
 
 compiled: $(VENV)/.saccade-dev $(older)/.installed ## compile every kernel with both tritons and record what came out
 	@$(bin)/python benchmarks/compiled.py $(ARGS)
@@ -56,29 +69,43 @@ format: $(VENV)/.saccade-dev ## let ruff repair what it can
 	@$(bin)/ruff check --fix
 	@$(bin)/ruff format
 
-bench: $(VENV)/.saccade-dev ## measure this machine (BENCH=serve); the last line is one JSON document
+bench: known-bench $(VENV)/.saccade-dev ## measure this machine (BENCH=serve); the last line is one JSON document
 	@$(bin)/python benchmarks/$(BENCH).py $(ARGS)
+
+known-bench:
+	@[ -f benchmarks/$(BENCH).py ] || { \
+		echo "No benchmark $(BENCH): BENCH is one of" $(sort $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))) >&2; exit 1; }
 
 train-demo: $(VENV)/.saccade-dev ## train the demo model again, into build/demo
 	@$(bin)/python -m saccade_server.demo.train --out build/demo $(ARGS)
 
-docker: ## build the image (IMAGE=saccade DEVICE=cpu|cuda TORCH_INDEX=)
-	@if docker info >/dev/null 2>&1; then build="docker build"; \
-	elif command -v buildah >/dev/null; then build="buildah bud --format docker"; \
-	else echo "make docker needs a running Docker, or buildah." >&2; exit 1; fi; \
-	set -x; $$build --tag $(IMAGE):$(DEVICE) \
-		--build-arg DEVICE=$(DEVICE) --build-arg TORCH_INDEX=$(TORCH_INDEX) $(ARGS) .
+wheels: $(VENV)/.saccade ## build both distributions into dist/
+	@rm -rf build/lib build/bdist.* # a module that is gone would come back from there
+	@$(bin)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation \
+		--wheel-dir dist . ./clients/python
+	@ls dist/*.whl
+
+docker: ## build the image, with Docker or buildah (IMAGE=saccade DEVICE=cpu|cuda TORCH_INDEX=)
+	@case "$(DEVICE)" in cpu | cuda) ;; *) echo "DEVICE is cpu or cuda, not $(DEVICE)." >&2; exit 1 ;; esac
+	@scripts/build_image.sh $(IMAGE):$(DEVICE) \
+		--build-arg DEVICE=$(DEVICE) --build-arg TORCH_INDEX=$(TORCH_INDEX) $(ARGS)
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf clients/python/build
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 
 # torch goes first and setuptools with it: both distributions are then built without a second,
-# isolated and unconstrained set of build tools.
+# isolated and unconstrained set of build tools. saccade-server was once called saccade: an
+# environment of that time would have the command twice.
 $(VENV)/.saccade: $(recipe) | $(bin)/python
 	@echo "Installing Saccade into $(VENV); PyTorch is large, the first time takes minutes."
 	@$(pip) setuptools torch
+	@rm -rf saccade.egg-info
+	@if $(bin)/python -P -c "import importlib.metadata as m, sys; \
+		sys.exit('saccade' not in {e.dist.name for e in m.entry_points(value='saccade_server.cli:main')})"; \
+	then $(bin)/python -P -m pip uninstall --yes saccade; fi
 	@$(pip) --no-build-isolation --editable . --editable clients/python
 	@touch $@
 

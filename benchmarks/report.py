@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PACKAGES = ("saccade", "torch", "triton", "transformers", "fastapi", "uvicorn", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "fastapi", "uvicorn", "numpy")
 
 # A script's folder leads sys.path, and transformers imports `kernels` wherever it finds one: it
 # would find kernels.py. Whoever imports siblings does so before, or with, this module.
@@ -100,16 +101,13 @@ def _gpu() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed; a source tree on PYTHONPATH counts as Saccade."""
-    found: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            if package == "saccade":
-                from saccade_server import __version__
+    """Of the code that runs, which may be no installed distribution, and of what is installed."""
+    from saccade_server import __version__
 
-                found[package] = __version__
+    found = {"saccade": __version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return found
 
 

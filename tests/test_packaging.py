@@ -1,15 +1,21 @@
 """The two distributions hold what they should, and the four source roots stay source roots."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
+from datetime import date
 from email import message_from_string
 from email.message import Message
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import saccade_client
 import saccade_server
@@ -27,7 +33,7 @@ def packages(source_root: Path) -> list[str]:
     return sorted(".".join(folder.relative_to(source_root).parts) for folder in folders)
 
 
-def build_wheel(source: Path, folder: Path) -> zipfile.ZipFile:
+def build_wheel(source: Path, folder: Path) -> Path:
     """Build in a copy: setuptools leaves build folders beside the sources."""
     copy = folder / "source"
     ignore = shutil.ignore_patterns(
@@ -37,7 +43,7 @@ def build_wheel(source: Path, folder: Path) -> zipfile.ZipFile:
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
-    return zipfile.ZipFile(wheel)
+    return wheel
 
 
 def metadata(wheel: zipfile.ZipFile) -> Message:
@@ -46,13 +52,64 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 @pytest.fixture(scope="module")
-def server_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def server_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(ROOT, tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture(scope="module")
-def client_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def client_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(CLIENT, tmp_path_factory.mktemp("client"))
+
+
+@pytest.fixture(scope="module")
+def server_wheel(server_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(server_file)
+
+
+@pytest.fixture(scope="module")
+def client_wheel(client_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(client_file)
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Standard output of a command that sees neither the repository nor this environment."""
+    told = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=folder, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def needed(requirements: list[str]) -> set[Distribution]:
+    """The installed distributions that these bring along, without anybody's extras."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(text) for text in requirements]
+    while waiting:
+        need = waiting.pop()
+        if need.name in found or (need.marker and not need.marker.evaluate({"extra": ""})):
+            continue
+        found[need.name] = distribution(need.name)
+        waiting += [Requirement(text) for text in found[need.name].requires or ()]
+    return set(found.values())
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """An environment with a wheel and what it declares to need, and nothing else; its Python.
+
+    What it needs is linked, not installed: no test waits for PyTorch to be copied.
+    """
+    venv.create(folder, symlinks=True)
+    python = folder / "bin/python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
+    run(*pip, "--no-index", "--no-deps", wheel, folder=folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    needs = metadata(zipfile.ZipFile(wheel)).get_all("Requires-Dist", [])
+    for found in needed(needs):
+        for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            link = site / name
+            if not link.exists():
+                link.symlink_to(Path(str(found.locate_file(name))))
+    return python
 
 
 def test_the_packages_listed_are_those_on_disk() -> None:
@@ -73,8 +130,62 @@ def test_every_package_is_typed(root: Path) -> None:
 
 
 def test_one_version(server_wheel: zipfile.ZipFile, client_wheel: zipfile.ZipFile) -> None:
-    versions = {metadata(server_wheel)["Version"], metadata(client_wheel)["Version"]}
-    assert versions == {saccade_server.__version__} == {saccade_client.__version__}
+    named = {
+        (metadata(wheel)["Name"], metadata(wheel)["Version"])
+        for wheel in (server_wheel, client_wheel)
+    }
+    version = saccade_server.__version__
+    assert named == {("saccade-server", version), ("saccade-client", version)}
+    assert version == saccade_client.__version__
+
+
+def test_the_changelog_knows_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *releases = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    parsed = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", line) for line in releases]
+    assert all(parsed)
+    versions = [match[1] for match in parsed if match]
+    assert versions[0] == saccade_server.__version__
+    assert versions == sorted(versions, key=lambda v: [int(n) for n in v.split(".")], reverse=True)
+    dates = [date.fromisoformat(match[2]) for match in parsed if match]
+    assert dates == sorted(dates, reverse=True)
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.slow
+def test_the_server_runs_from_its_wheel(server_file: Path, tmp_path: Path) -> None:
+    python = install(server_file, tmp_path / "environment")
+    command = python.with_name("saccade")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    where = run(python, "-c", "import saccade_server as s; print(s.__file__)", folder=outside)
+    assert Path(where).is_relative_to(tmp_path / "environment")
+    assert "var" in run(command, "demo", folder=outside)
+
+
+def test_the_client_runs_from_its_wheel_without_the_server(
+    client_file: Path, tmp_path: Path
+) -> None:
+    python = install(client_file, tmp_path / "environment")
+    script = """if True:
+        import importlib.util, saccade_client
+        for absent in ("saccade_server", "saccade_kernels", "torch", "numpy", "PIL"):
+            assert importlib.util.find_spec(absent) is None, absent
+        with saccade_client.Saccade() as client:
+            print(saccade_client.__version__, client)
+    """
+    assert run(python, "-c", script, folder=tmp_path).startswith(saccade_client.__version__)
+
+
+def test_no_text_installs_the_name_of_another_project() -> None:
+    """The distribution `saccade` on PyPI is not this one."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/**/README.md")]
+    for page in pages:
+        assert not re.search(
+            r"\b(install|add) (-\S+ )*[\"']?saccade(?![-_\w])", page.read_text()
+        ), page
 
 
 def test_the_wheel_holds_every_module_and_the_demo(server_wheel: zipfile.ZipFile) -> None:
