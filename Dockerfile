@@ -1,4 +1,4 @@
-# Saccade's image: docker build --build-arg DEVICE=cuda --tag saccade:cuda .
+# Saccade's image: make docker, or docker build --build-arg DEVICE=cuda --tag saccade:cuda .
 #
 # DEVICE       cpu, or cuda, which adds what Triton needs to compile its kernels. The CUDA libraries
 #              come with torch, the driver from the host: docker run --gpus all.
@@ -36,14 +36,20 @@ RUN case "$DEVICE" in \
 COPY --from=build /srv/saccade /srv/saccade
 # Any UID will do as long as its group is 0: clusters that choose the UID choose it so. Models,
 # compiled kernels and uploaded artifacts live on one volume, so a restart neither downloads nor
-# compiles again, and loses nothing; everything else may be mounted read-only, given a /tmp.
+# compiles again, and loses nothing; everything else may be mounted read-only, given a /tmp. Folders
+# that get a volume of their own are here, because an empty volume takes their owner.
 RUN useradd --uid 2000 --gid 0 --no-create-home --home-dir /cache saccade \
-    && mkdir /cache && chown 2000:0 /cache && chmod 2775 /cache
+    && mkdir -p /cache/huggingface /cache/artifacts \
+    && chown -R 2000:0 /cache && chmod -R 2775 /cache
+# The address is no part of the command: one of your own (serve --model ...) listens there too.
 ENV PATH=/srv/saccade/bin:$PATH \
     HOME=/cache \
     HF_HOME=/cache/huggingface \
     TRITON_CACHE_DIR=/cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     SACCADE_ARTIFACTS=/cache/artifacts \
+    SACCADE_HOST=0.0.0.0 \
+    SACCADE_PORT=8000 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1
@@ -54,6 +60,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # /live, not /ready: a server that drains or is full must not be restarted for it.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/live', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/live' % os.environ['SACCADE_PORT'], timeout=4)"]
 ENTRYPOINT ["saccade"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve"]

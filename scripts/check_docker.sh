@@ -4,40 +4,29 @@
 #   scripts/check_docker.sh [flags of buildah bud]
 #
 # Flags carry what this machine needs and the Dockerfile must not name, such as a local mirror:
-# --volume DIR:DIR:ro, --build-arg TORCH_INDEX=... . BASE=debootstrap makes the base image here,
-# from Debian's own packages, where no image registry can be reached. PORT must be free.
+# --volume DIR:DIR:ro, --build-arg TORCH_INDEX=... . scripts/buildah.sh says what BASE=debootstrap
+# does. PORT must be free.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export BUILDAH_ISOLATION=chroot # its process is looked for below
+source scripts/buildah.sh
 
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
 port=${PORT:-8000}
 image=saccade:check
-base=docker.io/library/$(awk '$1 == "FROM" { print $2; exit }' Dockerfile)
 work=$(mktemp -d)
 container='' server=''
 
 finish() {
     [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
-    [ -z "$container" ] || buildah rm "$container" >/dev/null
+    [ -z "$container" ] || $buildah rm "$container" >/dev/null
     rm -rf "$work"
 }
 trap finish EXIT
 
-if [ "${BASE:-}" = debootstrap ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
-    echo "== base image $base"
-    suite=${base##*:}
-    debootstrap --variant=minbase "${suite%-slim}" "$work/root" >"$work/debootstrap.log"
-    scratch=$(buildah from scratch)
-    buildah add --quiet "$scratch" "$work/root" / >/dev/null
-    buildah config --cmd bash "$scratch"
-    buildah commit --quiet --rm "$scratch" "$base" >/dev/null
-fi
-
 echo "== build"
-# docker: the format that knows HEALTHCHECK
-buildah bud --format docker --pull-never --layers --tag "$image" "$@" .
-buildah inspect --type image "$image" >"$work/image.json"
-buildah images "$image"
+build "$image" --layers "$@"
+$buildah inspect --type image "$image" >"$work/image.json"
+$buildah images "$image"
 
 config() { # print a field of the image's configuration, one array element per line
     python3 - "$work/image.json" "$1" <<'PYTHON'
@@ -50,7 +39,7 @@ PYTHON
 }
 
 mapfile -t command < <(config Entrypoint; config Cmd)
-mapfile -t probe < <(config Healthcheck.Test | sed "1d; s/:8000/:$port/")
+mapfile -t probe < <(config Healthcheck.Test | sed 1d)
 
 # a question with an intervention, in the image's own Python, which has no client
 cat >"$work/ask.py" <<'PYTHON'
@@ -82,10 +71,12 @@ PYTHON
 
 serve_as() { # USER: serve until the image's own health check succeeds, then stop
     echo "== serve as $1"
-    container=$(buildah from --pull-never "$image")
-    setsid buildah run --user "$1" "$container" -- "${command[@]}" --port "$port" >"$work/server.log" 2>&1 &
+    container=$($buildah from --pull-never "$image")
+    # the one variable that moves the server and its health check
+    $buildah config --env SACCADE_PORT="$port" "$container"
+    setsid $buildah run --user "$1" "$container" -- "${command[@]}" >"$work/server.log" 2>&1 &
     local launcher=$! attempt=0 wrapper status=0
-    until buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; do
+    until $buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; do
         attempt=$((attempt + 1))
         if ! kill -0 "$launcher" 2>/dev/null || [ "$attempt" = 120 ]; then
             cat "$work/server.log"
@@ -94,7 +85,7 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
         fi
         sleep 1
     done
-    buildah run "$container" -- python - "$port" <"$work/ask.py"
+    $buildah run "$container" -- python - "$port" <"$work/ask.py"
     echo "answers /live and a question"
     # buildah's own helper takes the user too; its child is what Docker would run as PID 1
     wrapper=$(pgrep --oldest --uid "${1%%:*}" --full '^buildah-chroot-exec') || {
@@ -111,7 +102,7 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
         echo "SIGTERM ended it with $status instead of 0." >&2
         exit 1
     fi
-    buildah rm "$container" >/dev/null
+    $buildah rm "$container" >/dev/null
     container=''
     echo "SIGTERM ended it with 0"
 }
