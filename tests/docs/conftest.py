@@ -1,0 +1,57 @@
+"""The pages and what follows them; test modules cannot import one another (importlib)."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"saccade_docs_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+_pages = _load("pages")
+_session = _load("session")
+_commandline = _load("commandline")
+_brought = _load("brought")
+
+
+@pytest.fixture(scope="session")
+def markdown() -> ModuleType:
+    """The module of pages: ``ROOT``, ``files``, ``pages`` and what they hold."""
+    return _pages
+
+
+@pytest.fixture(scope="session")
+def session() -> ModuleType:
+    """The module of sessions: ``Session``, ``commands``, ``says``."""
+    return _session
+
+
+@pytest.fixture(scope="session")
+def brought() -> Mapping[str, Callable[[Path], None]]:
+    """By page, what makes the files that its readers have already."""
+    return _brought.BROUGHT
+
+
+@pytest.fixture(scope="session")
+def commandline() -> ModuleType:
+    """The module that reads commands: ``mistakes``, ``wrong_in``, ``options``, ``variables``."""
+    return _commandline
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that asks for a ``page`` every page there is."""
+    if "page" in metafunc.fixturenames:
+        pages = _pages.pages()
+        metafunc.parametrize("page", pages, ids=[page.path for page in pages])
