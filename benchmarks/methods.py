@@ -4,7 +4,8 @@
 
 Parts may run one by one, and a part that was stopped goes on where it was: artifacts and answers
 are kept in the work folder. `scenes` writes results/scenes-*.json, `speed` results/methods-*.json,
-`page` docs/evaluation.md from these two. The committed run takes the sizes that are the defaults.
+`page` docs/evaluation.md from these two, and what `saccade demo` shows of them. The committed run
+takes the sizes that are the defaults.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from report import HERE, Target, folder, hardware, write
 from rich.console import Console
 
 from saccade_server.config import DEMO_NAME, engine_config
+from saccade_server.demo import EFFECTS_PATH
+from saccade_server.demo.effects import extract
 from saccade_server.engine.load import load_core
 from saccade_server.evaluation.asking import Asker
 from saccade_server.evaluation.log import WorkLog
@@ -110,6 +113,16 @@ def write_page(options: argparse.Namespace) -> None:
     text = page(scenes, speed, (options.work / MARKDOWN).read_text())
     (options.page or PAGE).write_text(text)
     print(options.page or PAGE)
+    if options.page is None:
+        write_effects(scenes)
+
+
+def write_effects(scenes: dict[str, Any]) -> None:
+    """What ships with the demo model."""
+    source = (folder() / f"scenes-{hardware()}.json").relative_to(HERE.parent)
+    shipped = extract(scenes, source.as_posix())
+    EFFECTS_PATH.write_text(json.dumps(shipped, indent=1) + "\n", encoding="utf-8")
+    print(EFFECTS_PATH)
 
 
 def main() -> None:

@@ -80,7 +80,8 @@ def generate_command(
     """Answer one question without a server; the receipt goes to standard error."""
     from saccade_interventions import shorthand
     from saccade_server.config import engine_config, served_name
-    from saccade_server.oneshot import RequestRefused, generate, receipt_of, text_of
+    from saccade_server.oneshot import RequestRefused, generate, text_of
+    from saccade_server.receipt_line import receipt_lines
 
     log_to_stderr("warning")
     sampling: dict[str, Any] = {"temperature": temperature}
@@ -107,21 +108,31 @@ def generate_command(
         typer.echo(json.dumps(answer))
         return
     typer.echo(text_of(answer))
-    if intervention:
-        typer.echo(receipt_of(answer), err=True)
+    for line in receipt_lines(answer):
+        typer.echo(line, err=True)
 
 
 @app.command("demo")
-def demo_command() -> None:
-    """Ask the demo model about a sample image without and with VAR, side by side."""
+def demo_command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print answers, receipts and rates as JSON.")
+    ] = False,
+) -> None:
+    """Ask the demo model about one image, plain and with methods, and say how they do on others."""
     from saccade_server.config import engine_config
-    from saccade_server.oneshot import RequestRefused, demo
+    from saccade_server.demonstration import demonstrate
+    from saccade_server.demonstration_view import show
+    from saccade_server.oneshot import RequestRefused
 
     log_to_stderr("warning")
     try:
-        asyncio.run(demo(engine_config(None, **FOR_ONE_ANSWER), Console()))
-    except (ValueError, RequestRefused) as error:
+        document = asyncio.run(demonstrate(engine_config(None, **FOR_ONE_ANSWER)))
+    except (ValueError, OSError, RequestRefused) as error:
         raise fail(error) from error
+    if as_json:
+        typer.echo(json.dumps(document, indent=1))
+    else:
+        show(document, Console(highlight=False))
 
 
 @app.command("methods")

@@ -1,24 +1,15 @@
-"""``saccade generate`` and ``saccade demo``: answers on the terminal, without a server."""
+"""One answer without a server: ``saccade generate`` and what ``saccade demo`` asks."""
 
 from __future__ import annotations
 
 import base64
-import json
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from saccade_server.config import DEMO_NAME
-from saccade_server.demo import sample_path
 from saccade_server.engine.config import EngineConfig
 from saccade_server.inprocess import open_server
-
-DEMO_SAMPLE = "absent-1"
-DEMO_PROMPT = "Describe the image."
 
 
 class RequestRefused(Exception):
@@ -31,7 +22,7 @@ async def generate(
     prompt: str,
     images: Sequence[Path],
     interventions: Sequence[dict[str, Any]],
-    sampling: dict[str, Any],
+    sampling: Mapping[str, Any],
     artifacts: Path | None = None,
 ) -> dict[str, Any]:
     """Answer one chat message; ``artifacts`` is a folder of what interventions may name.
@@ -43,59 +34,18 @@ async def generate(
         RequestRefused: the request is not valid; nothing was generated.
     """
     async with open_server(config, name, artifacts=artifacts) as client:
-        return await _ask(client, name, prompt, images, interventions, sampling)
+        return await ask(client, name, prompt, images, interventions, sampling)
 
 
-async def demo(config: EngineConfig, console: Console) -> None:
-    """Ask the demo model about a sample image without and with VAR, and show both."""
-    image = sample_path(DEMO_SAMPLE)
-    answers = []
-    async with open_server(config, DEMO_NAME) as client:
-        for interventions in ([], [{"method": "var"}]):
-            answer = await _ask(
-                client, DEMO_NAME, DEMO_PROMPT, [image], interventions, {"temperature": 0.0}
-            )
-            answers.append(answer)
-    console.print(f"{DEMO_PROMPT}  [dim]{image}[/dim]")
-    console.print(side_by_side(answers))
-
-
-def side_by_side(answers: Sequence[dict[str, Any]]) -> Table:
-    """Two answers and their receipts, as a table."""
-    table = Table(show_lines=True)
-    table.add_column("")
-    table.add_column("plain", ratio=1, overflow="fold")
-    table.add_column("with var", ratio=1, overflow="fold")
-    table.add_row("answer", *(text_of(answer) for answer in answers))
-    table.add_row("receipt", *(_lines(answer) for answer in answers))
-    return table
-
-
-def text_of(answer: dict[str, Any]) -> str:
-    """The first choice's text."""
-    text: str = answer["choices"][0]["message"]["content"]
-    return text
-
-
-def receipt_of(answer: dict[str, Any]) -> str:
-    """``interventions_applied``, one JSON object a line."""
-    return "\n".join(json.dumps(entry) for entry in answer.get("interventions_applied", []))
-
-
-def _lines(answer: dict[str, Any]) -> str:
-    entries = answer.get("interventions_applied", [])
-    lines = [f"{name}: {json.dumps(value)}" for entry in entries for name, value in entry.items()]
-    return "\n".join(lines) or "no interventions"
-
-
-async def _ask(
+async def ask(
     client: Any,
     name: str,
     prompt: str,
     images: Sequence[Path],
     interventions: Sequence[dict[str, Any]],
-    sampling: dict[str, Any],
+    sampling: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """Ask a server one chat message, images first; returns and raises as :func:`generate`."""
     content = [_image_part(path) for path in images] + [{"type": "text", "text": prompt}]
     response = await client.post(
         "/v1/chat/completions",
@@ -112,6 +62,12 @@ async def _ask(
         where = f" ({error['param']})" if error.get("param") else ""
         raise RequestRefused(f"{error['message']}{where}")
     return answer
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """The first choice's text."""
+    text: str = answer["choices"][0]["message"]["content"]
+    return text
 
 
 def _image_part(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.profiles import load_profiles
 from saccade_server.config import DEMO_NAME, ServerConfig
-from saccade_server.demo import sample_path
+from saccade_server.demo import SHOWN_SAMPLE, sample_path
+from saccade_server.demo.story import Story
 from saccade_server.engine.client import EngineDeadError
 from saccade_server.engine.remote import STOP_TIMEOUT, RemoteEngine
 from saccade_server.exit_codes import ExitCode
@@ -241,18 +242,27 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
     if exposed:
         lines.append(f"WARNING: {EXPOSED}")
     if name == DEMO_NAME:
-        lines += ["Try it:", "", example_request(url, name, bool(config.api.api_keys)), ""]
+        story = Story.of(SHOWN_SAMPLE)
+        lines += [
+            "Try it. Without the intervention the model says:",
+            f"{story.plain_answer} ({story.judge(story.plain_answer)})",
+            "",
+            example_request(url, name, story.question, bool(config.api.api_keys)),
+            "",
+        ]
     return "\n".join(lines)
 
 
-def example_request(url: str, model: str, with_key: bool) -> str:
-    """A shell command that asks the demo model about a sample image, with VAR."""
-    image = shlex.quote(str(sample_path("absent-1")))
+def example_request(url: str, model: str, question: str, with_key: bool) -> str:
+    """A shell command that asks the demo model about a sample image, with VCD."""
+    image = shlex.quote(str(sample_path(SHOWN_SAMPLE)))
+    # Without options: GNU's base64 breaks lines unless told otherwise, other systems' has no -w.
+    encoded = f"$(base64 < {image} | tr -d '\\n')"
     body = (
-        f'{{"model": "{model}", "temperature": 0, "interventions": [{{"method": "var"}}], '
+        f'{{"model": "{model}", "temperature": 0, "interventions": [{{"method": "vcd"}}], '
         '"messages": [{"role": "user", "content": ['
-        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,\'"$(base64 -w0 '
-        f'{image})"\'"}}}}, {{"type": "text", "text": "Describe the image."}}]}}]}}'
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,\'"'
+        f'{encoded}"\'"}}}}, {{"type": "text", "text": "{question}"}}]}}]}}'
     )
     key = ' -H "Authorization: Bearer $SACCADE_API_KEY"' if with_key else ""
     target = f"{url}/v1/chat/completions{key} -H 'Content-Type: application/json'"

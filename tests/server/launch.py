@@ -20,16 +20,17 @@ def free_port() -> int:
 
 
 class Served:
-    """A server that starts now; ``log`` is its standard error."""
+    """A server that starts now; ``log`` is its standard error, ``output`` what it prints."""
 
     def __init__(self, log: Path, *options: str, **variables: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        with log.open("w") as errors:
+        self.output = log.with_suffix(".out")
+        with log.open("w") as errors, self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", "--port", str(port), "--threads", "1", *options],
-                stdout=subprocess.DEVNULL,
+                stdout=output,
                 stderr=errors,
                 env=environment(**variables),
             )

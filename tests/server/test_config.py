@@ -110,7 +110,7 @@ def test_the_greeting_is_ready_to_paste(host: str, url: str) -> None:
     assert body is not None
     # What the shell puts in the place of the quoted substitution is base64.
     parsed = json.loads(re.sub(r"'\"\$\(.*?\)\"'", "aGk=", body.group(1)))
-    assert parsed["interventions"] == [{"method": "var"}]
+    assert parsed["interventions"] == [{"method": "vcd"}]
 
 
 def test_another_model_has_no_sample_to_show() -> None:

@@ -8,11 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["RESULTS_PATH", "SAMPLES", "SAMPLES_PATH", "model_path", "sample_path"]
+__all__ = [
+    "EFFECTS_PATH",
+    "RESULTS_PATH",
+    "SAMPLES",
+    "SAMPLES_PATH",
+    "SHOWN_SAMPLE",
+    "model_path",
+    "sample_path",
+]
 
 _FOLDER: Final = Path(__file__).resolve().parent
 
 RESULTS_PATH: Final = _FOLDER / "results.json"
+EFFECTS_PATH: Final = _FOLDER / "effects.json"
 SAMPLES_PATH: Final = _FOLDER / "samples"
 SAMPLES: Final = (
     "clear-1",
@@ -24,6 +33,8 @@ SAMPLES: Final = (
     "absent-3",
     "absent-4",
 )
+SHOWN_SAMPLE: Final = "absent-1"
+"""The one that ``saccade demo``, the greeting and the README show."""
 
 
 def model_path() -> Path:
