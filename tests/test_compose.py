@@ -3,14 +3,20 @@
 import json
 import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import typer
 import yaml
@@ -143,11 +149,16 @@ def probe() -> Iterator[Probe]:
         server.shutdown()
 
 
+def image(instruction: str) -> list[str]:
+    """The words of the last such instruction of the Dockerfile that is written as JSON."""
+    found = re.findall(rf"^(?:{instruction}) +(\[.+\])$", DOCKERFILE, re.MULTILINE)
+    words: list[str] = json.loads(found[-1])
+    return words
+
+
 def health(port: int) -> int:
     """The exit status of the image's health check."""
-    match = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
-    assert match
-    program, *arguments = json.loads(match[1])
+    program, *arguments = image(r"HEALTHCHECK .*\\\n +CMD")
     assert program == "python"
     told = {**os.environ, "SACCADE_PORT": str(port)}
     run = [sys.executable, *arguments]
@@ -164,3 +175,125 @@ def test_nobody_on_the_port_is_no_health() -> None:
     with Probe(("127.0.0.1", 0), Probed) as closed:
         port = closed.server_port
     assert health(port) != 0
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a service runs, with its folders in one of the test's instead of in a container."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    port: int
+    home: Path
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> dict[str, str]:
+    """A host with a model, a profiles file, a folder for artifacts, a key and a port."""
+    shutil.copytree(ROOT / "server/saccade_server/demo/model", tmp_path / "models/mine")
+    profiles = tmp_path / "mine.toml"
+    profiles.write_text("[profiles.grounded]\ninterventions = [{ method = 'pai' }]\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "MODELS_DIR": str(tmp_path / "models"),
+        "ARTIFACTS_DIR": str(tmp_path / "store"),
+        "SACCADE_PROFILES": str(profiles),
+        "SACCADE_MODEL": "/models/mine",
+        "SACCADE_API_KEY": "KEY",
+        "SACCADE_PORT": str(port),
+    }
+
+
+def container(service: dict[str, Any], folder: Path, host: dict[str, str]) -> Container:
+    """Put a service together as Compose does: image, environment, mounts, command."""
+    mounts = {}
+    for volume in service["volumes"]:
+        short = volume if isinstance(volume, str) else f"{volume['source']}:{volume['target']}"
+        source, target = interpolated(short, host).split(":")[:2]
+        mounts[target] = source if "/" in source else str(folder / "volumes" / source)
+        if not Path(mounts[target]).exists():
+            Path(mounts[target]).mkdir(parents=True)
+
+    def inside(value: str) -> str:
+        for target in sorted(mounts, key=len, reverse=True):
+            if f"{value}/".startswith(f"{target}/"):
+                return mounts[target] + value.removeprefix(target)
+        return value
+
+    stage = DOCKERFILE.rpartition("\nFROM ")[2]
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", stage, re.MULTILINE)
+    told = dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
+    told |= environment(service, **host)
+    # Tests listen on the loopback alone, and have a path of their own.
+    told |= {"SACCADE_HOST": "127.0.0.1", "PATH": os.environ["PATH"], "SACCADE_THREADS": "1"}
+    assert image("ENTRYPOINT") == ["saccade"]
+    command = service.get("command", image("CMD"))
+    values = {name: inside(value) for name, value in told.items()}
+    return Container(
+        arguments=[inside(word) for word in command],
+        environment=values,
+        port=int(values["SACCADE_PORT"]),
+        home=Path(mounts["/cache"]),
+    )
+
+
+@each_service
+@pytest.mark.parametrize("told", [False, True])
+def test_the_command_line_takes_what_a_service_says(
+    service: dict[str, Any],
+    told: bool,
+    host: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = container(service, tmp_path, host if told else {})
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    command, *arguments = made.arguments
+    serve = typer.main.get_command(app).commands[command]
+    read = serve.make_context(command, list(arguments)).params
+    assert read["port"] == made.port
+    assert read["artifacts"] == Path(
+        host["ARTIFACTS_DIR"] if told else tmp_path / "volumes/artifacts"
+    )
+    assert read["profiles"] == (Path(host["SACCADE_PROFILES"]) if told else None)
+    assert read["model"] == (str(tmp_path / "models/mine") if told else None)
+    assert read["device"] == ("cuda" if "deploy" in service else "auto")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "service",
+    [service for service in SERVICES.values() if "deploy" not in service],
+    ids=[name for name, service in SERVICES.items() if "deploy" not in service],
+)
+def test_a_service_serves_what_the_host_has(
+    service: dict[str, Any], host: dict[str, str], tmp_path: Path
+) -> None:
+    made = container(service, tmp_path, host)
+    log = tmp_path / "log"
+    run = "from saccade_server.cli import main; main()"
+    path = os.pathsep.join(part for part in sys.path if part)
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-c", run, *made.arguments],
+            cwd=made.home,
+            env={**made.environment, "PYTHONPATH": path},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        url = f"http://127.0.0.1:{made.port}"
+        while health(made.port) != 0 or httpx2.get(f"{url}/ready").status_code != 200:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.1)
+        assert httpx2.get(f"{url}/v1/models").status_code == 401
+        listed = httpx2.get(f"{url}/v1/models", headers={"Authorization": "Bearer KEY"}).json()
+        assert [model["id"] for model in listed["data"]] == ["mine", "mine+grounded"]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(float(service["stop_grace_period"].removesuffix("s"))) == 0
+    finally:
+        server.kill()
+        server.wait()
