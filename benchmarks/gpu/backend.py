@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, reference, streams
+from saccade_kernels import columns_reference, gradients, reference, stream_tables
 from saccade_kernels.gpu import tiles
 
 
@@ -34,9 +34,9 @@ def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: An
 
 
 def stream(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """``saccade_kernels.gpu.streams.stream``."""
+    """``saccade_kernels.gpu.stream_tables.stream``."""
     if not uses_triton(hidden.device):
-        return streams.stream(hidden, *arguments)
+        return stream_tables.stream(hidden, *arguments)
     from saccade_kernels.gpu.streams import stream as kernel
 
     return kernel(hidden, *arguments)

@@ -12,16 +12,8 @@ import torch
 from gpu import backend
 from gpu.shapes import Heads
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission, LayerEdits, Prefill, Run
-from saccade_kernels.controls import (
-    CLASSES,
-    SINK_CLASS,
-    ControlShape,
-    ControlTables,
-    Edit,
-    PartitionTable,
-    Program,
-    TagTable,
-)
+from saccade_kernels.controls import CLASSES, SINK_CLASS, ControlShape, Edit, Program
+from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 
 LAYERS = 2
 LAYER = 1

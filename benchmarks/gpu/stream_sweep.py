@@ -13,8 +13,9 @@ from gpu.ceilings import known_ceilings
 from gpu.session import Figures, Session
 from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN, ModelShape
 from gpu.timing import L2_BYTES
-from saccade_kernels import streams
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables
+from saccade_kernels import stream_tables
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
 
 SWEEP = (8192, 1024, 128, 32, 8, 1)
 """Rows of a step: prompts, then decodes."""
@@ -102,7 +103,7 @@ def _call(
 def _check(hidden: torch.Tensor, index: torch.Tensor, tables: StreamTables) -> float:
     """Relative error; rows without edits must keep their bits."""
     got = backend.stream(hidden, index, tables, RESIDUAL)
-    distance = error(got, streams.stream(hidden.double(), index, tables, RESIDUAL))
+    distance = error(got, stream_tables.stream(hidden.double(), index, tables, RESIDUAL))
     assert distance <= WRONG, f"stream edits are wrong by {distance}"
     assert torch.equal(got[index == 0], hidden[index == 0]), "a plain row has changed"
     return distance

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from saccade_kernels.controls import CLASSES, ControlTables, Edit, PartitionTable, TagTable
+from saccade_kernels.controls import CLASSES, Edit
+from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 
 PAGE = 64
 """Cache slots in a page; one kernel tile reads one page, so a page id is a scalar there."""

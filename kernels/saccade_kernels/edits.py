@@ -11,7 +11,8 @@ from functools import cache
 
 import torch
 
-from saccade_kernels.controls import CLASSES, ControlTables, PartitionTable
+from saccade_kernels.controls import CLASSES
+from saccade_kernels.tables import ControlTables, PartitionTable
 
 LARGEST_RATIO = 1e30
 """A class that would have to grow more than this counts as empty: float32 ends soon after."""

@@ -19,14 +19,9 @@ from dataclasses import dataclass
 import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch
-from saccade_kernels.controls import (
-    CLASSES,
-    NEVER_ATTEND,
-    ControlShape,
-    ControlTables,
-    Edit,
-)
+from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit
 from saccade_kernels.edits import LARGEST_RATIO, head_members
+from saccade_kernels.tables import ControlTables
 
 MOST_LOSSES = 16
 """Losses one call may ask for: the rows of a tile of tensor cores."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, reference, streams
+from saccade_kernels import columns_reference, gradients, reference, stream_tables
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
-from saccade_kernels.streams import StreamTables
+from saccade_kernels.stream_tables import StreamTables
 
 
 def attention(
@@ -122,9 +122,9 @@ def attention_rows(
 def stream(
     hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
 ) -> torch.Tensor:
-    """See :func:`saccade_kernels.streams.stream`; autograd follows it."""
+    """See :func:`saccade_kernels.stream_tables.stream`; autograd follows it."""
     if hidden.requires_grad:  # a few rows, whose gradient no kernel knows
-        return streams.stream(hidden, rows, tables, layer)
+        return stream_tables.stream(hidden, rows, tables, layer)
     return _tensor(_backend(hidden).stream(hidden, rows, tables, layer))
 
 
@@ -137,7 +137,7 @@ class _Reference:
     saliency = staticmethod(gradients.saliency)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
-    stream = staticmethod(streams.stream)
+    stream = staticmethod(stream_tables.stream)
 
 
 def _backend(query: torch.Tensor) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission
-from saccade_kernels.controls import NEVER_ATTEND, ControlTables, Edit
+from saccade_kernels.controls import NEVER_ATTEND, Edit
 from saccade_kernels.edits import (
     LayerTables,
     apply_head_masses,
@@ -25,6 +25,7 @@ from saccade_kernels.edits import (
     mass_tables,
     score_tables,
 )
+from saccade_kernels.tables import ControlTables
 
 
 def store(

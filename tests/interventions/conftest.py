@@ -12,8 +12,9 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_kernels import edits
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlTables
+from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 from saccade_kernels.sinks import SinkTags, sink_scores
+from saccade_kernels.tables import ControlTables
 
 MODEL = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, sink_dims=(7, 21))
 PHASES = list(Phase)

@@ -19,7 +19,8 @@ from saccade_interventions.plan import RULE_FIELDS, Plan
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import ConfidenceRule
 from saccade_kernels import edits
-from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES, ControlTables
+from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES
+from saccade_kernels.tables import ControlTables
 
 METHODS = tuple(Registry.discover().methods)
 TEXT = "<s>USER: .......... Describe the image. ASSISTANT:"

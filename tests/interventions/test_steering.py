@@ -14,7 +14,8 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase, parse_rows
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables, stream
+from saccade_kernels.stream_tables import StreamTables, stream
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))

@@ -17,7 +17,7 @@ from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.var import VAR
 from saccade_interventions.phases import Phase
-from saccade_kernels.sinks import default_threshold
+from saccade_kernels.thresholds import default_threshold
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -18,12 +18,10 @@ from saccade_kernels.controls import (
     IDENTITY_ROW,
     NEVER_ATTEND,
     ControlShape,
-    ControlTables,
     Edit,
-    PartitionTable,
     Program,
-    TagTable,
 )
+from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 
 LAYERS = 2
 SPARE = 3  # pages, control rows and tag rows nobody uses

@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade_kernels import edits
-from saccade_kernels.controls import (
-    CLASSES,
-    GATES,
-    ControlShape,
-    ControlTables,
-    Edit,
-    Program,
-    TagTable,
-)
+from saccade_kernels.controls import CLASSES, GATES, ControlShape, Edit, Program
+from saccade_kernels.tables import ControlTables, TagTable
 
 SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
 

@@ -16,7 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from saccade_kernels import ops
 from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
-from saccade_kernels.controls import ControlShape, ControlTables, Edit, Program, TagTable
+from saccade_kernels.controls import ControlShape, Edit, Program
+from saccade_kernels.tables import ControlTables, TagTable
 
 LAYERS, HEADS, KV_HEADS, DIM, LENGTH = 2, 4, 2, 8, 70
 SHAPE = ControlShape(LAYERS, HEADS, DIM)

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_kernels.streams import (
-    STREAM_EDITS,
-    StreamFlag,
-    StreamProgram,
-    StreamTables,
-    stream,
-)
+from saccade_kernels.stream_tables import StreamTables, stream
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
 
 SIZE, LAYERS = 37, 3
 INF = math.inf

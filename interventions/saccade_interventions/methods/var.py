@@ -60,7 +60,7 @@ from saccade_interventions.indices import Indices
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_interventions.targets import OnImages, RowsAfterImage, Sited, inner_layers
-from saccade_kernels.sinks import default_threshold
+from saccade_kernels.thresholds import default_threshold
 
 NO_DIMS = (
     "no sink dimensions are known for this model; pass them as sink_dims, "

@@ -16,7 +16,7 @@ from saccade_kernels.gpu import prefill as prefill_kernels
 from saccade_kernels.gpu import saliency as saliency_kernels
 from saccade_kernels.gpu import store as store_kernels
 from saccade_kernels.gpu import streams as stream_kernels
-from saccade_kernels.streams import StreamTables
+from saccade_kernels.stream_tables import StreamTables
 
 Function = Callable[..., Any]
 

@@ -17,10 +17,11 @@ from torch.library import custom_op
 
 from saccade_kernels.batch import AttentionBatch, Emission, Prefill, Run
 from saccade_kernels.columns_reference import longest_context
-from saccade_kernels.controls import ControlTables, Edit, PartitionTable, TagTable
+from saccade_kernels.controls import Edit
 from saccade_kernels.gpu import columns, decode, prefill, saliency, store, streams
 from saccade_kernels.gradients import RowGradients, empty_gradients
-from saccade_kernels.streams import StreamTables
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 
 CONTROLS = tuple(field.name for field in fields(ControlTables))
 TAGS = ("tags", "weights", "hides")
@@ -203,7 +204,7 @@ def attention_rows_op(
 
 @custom_op("saccade::stream", mutates_args=())
 def stream_op(hidden: Tensor, rows: Tensor, tables: Sequence[Tensor], layer: int) -> Tensor:
-    """See :func:`saccade_kernels.streams.stream`; ``tables`` are the fields, in order."""
+    """See :func:`saccade_kernels.stream_tables.stream`; ``tables`` are the fields, in order."""
     return streams.stream(hidden, rows, StreamTables(*tables), layer)
 
 

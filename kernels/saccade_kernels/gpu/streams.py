@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels import streams
-from saccade_kernels.streams import StreamTables
+from saccade_kernels.stream_tables import StreamTables
 
 EDITS = tl.constexpr(streams.STREAM_EDITS)
 SIGNED = tl.constexpr(streams.StreamFlag.SIGNED.value)
@@ -75,7 +75,7 @@ def warps_of(hidden_size: int) -> int:
 def stream(
     hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
 ) -> torch.Tensor:
-    """:func:`saccade_kernels.streams.stream` in Triton."""
+    """:func:`saccade_kernels.stream_tables.stream` in Triton."""
     hidden = hidden.contiguous()
     output = hidden.new_empty(hidden.shape)
     tokens, dim = hidden.shape

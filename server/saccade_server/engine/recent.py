@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.rules import RecentRule
-from saccade_kernels.controls import TagTable
+from saccade_kernels.tables import TagTable
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader

@@ -10,8 +10,9 @@ import torch
 
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND, TagTable
+from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 from saccade_kernels.sinks import SinkTags
+from saccade_kernels.tables import TagTable
 from saccade_server.engine.batch import Ints, Step, slots_of
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.transfer import Uploader

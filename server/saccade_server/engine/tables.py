@@ -17,13 +17,12 @@ from saccade_kernels.controls import (
     NEVER_ATTEND,
     SINK_CLASS,
     ControlShape,
-    ControlTables,
     Edit,
-    PartitionTable,
     Program,
-    TagTable,
 )
-from saccade_kernels.streams import StreamProgram, StreamTables
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import StreamProgram
+from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 from saccade_server.engine.request import SiteCount
 from saccade_server.engine.transfer import Uploader
 from saccade_server.models.streams import StreamStep

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-from saccade_kernels.controls import ControlTables, Edit
+from saccade_kernels.controls import Edit
 from saccade_kernels.divergence import Reactivity
+from saccade_kernels.tables import ControlTables
 from saccade_server.models.attention import AttentionCall
 
 

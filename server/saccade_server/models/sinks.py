@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from saccade_kernels.sinks import RMS_EPSILON, default_threshold
+from saccade_kernels.sinks import RMS_EPSILON
+from saccade_kernels.thresholds import default_threshold
 from saccade_server.models.base import ServedModel
 from saccade_server.models.scratch import ScratchCache
 

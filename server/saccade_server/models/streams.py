@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from saccade_kernels import ops
-from saccade_kernels.streams import StreamTables
+from saccade_kernels.stream_tables import StreamTables
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_kernels import ops, streams
+from saccade_kernels import ops, stream_tables
 from saccade_kernels.gpu import backend, custom_ops
 from saccade_kernels.gpu import streams as kernel
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram, StreamTables
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
 
 LAYERS, ROWS = 3, 13
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -52,7 +53,7 @@ def test_triton_equals_the_reference(dtype, size):
     hidden[1, 3] = -0.0
     rows = (torch.arange(2 * ROWS) % ROWS).int()
     found = kernel.stream(hidden, rows, tables, 2)
-    wanted = streams.stream(hidden.double(), rows, tables, 2)
+    wanted = stream_tables.stream(hidden.double(), rows, tables, 2)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
     plain = rows % (ROWS - 1) == 0
@@ -70,7 +71,7 @@ def test_no_rows():
 def test_rows_that_are_not_contiguous():
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 16)[:, ::2]
-    wanted = streams.stream(hidden, rows, tables, 2)
+    wanted = stream_tables.stream(hidden, rows, tables, 2)
     torch.testing.assert_close(kernel.stream(hidden, rows, tables, 2), wanted)
 
 
@@ -80,7 +81,7 @@ def test_ops_take_the_backend(monkeypatch, traces):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traces)
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8)
-    wanted = streams.stream(hidden, rows, tables, 2)
+    wanted = stream_tables.stream(hidden, rows, tables, 2)
     torch.testing.assert_close(ops.stream(hidden, rows, tables, 2), wanted)
 
 

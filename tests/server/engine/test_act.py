@@ -17,7 +17,8 @@ from transformers import AttentionInterface
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
-from saccade_kernels.controls import ControlShape, PartitionTable
+from saccade_kernels.controls import ControlShape
+from saccade_kernels.tables import PartitionTable
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables

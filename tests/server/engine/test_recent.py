@@ -9,7 +9,8 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
-from saccade_kernels.controls import NEVER_ATTEND, ControlShape, TagTable
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape
+from saccade_kernels.tables import TagTable
 from saccade_server.engine.recent import RecentTags, window
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.scheduler import Chunk

@@ -12,8 +12,10 @@ from saccade_interventions.edits import Gate, TagRun
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
-from saccade_kernels.controls import NEVER_ATTEND, ControlShape, ControlTables, Edit, Program
-from saccade_kernels.streams import StreamFlag, StreamProgram, StreamTables
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Edit, Program
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.tables import ControlTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
 
 SHAPE = ControlShape(3, 2, 4)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from saccade_kernels.controls import ControlShape, ControlTables, Edit, Program
+from saccade_kernels.controls import ControlShape, Edit, Program
 from saccade_kernels.divergence import Reactivity
+from saccade_kernels.tables import ControlTables
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.reinforce import Findings, HeadReinforcement
 

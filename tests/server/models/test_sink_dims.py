@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from saccade_kernels.sinks import default_threshold
+from saccade_kernels.thresholds import default_threshold
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.load import load_core
 from saccade_server.models.family import ServedModel, serve
