@@ -6,9 +6,8 @@ where a name is nearly right, the name that was probably meant.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import Code, InterventionError, brief
+from saccade_interventions.suggest import unknown
 from saccade_interventions.wording import about
 
 FIELD = "interventions"
@@ -47,14 +47,6 @@ def parse_entries(value: object, methods: Methods) -> tuple[Intervention, ...]:
         raise InterventionError(Code.SPEC_TOO_LARGE, message, FIELD)
     _check_size(value)
     return tuple(_entry(entry, f"{FIELD}[{i}]", methods) for i, entry in enumerate(value))
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A message about an unknown name that suggests the closest known one."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name[:64], known, n=1)
-    hint = f"did you mean {brief(close[0])}?" if close else f"known: {', '.join(known)}"
-    return f"unknown {what} {brief(name)}; {hint}"
 
 
 def _check_size(value: list[object]) -> None:

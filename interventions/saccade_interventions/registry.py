@@ -18,7 +18,8 @@ from saccade_interventions import methods as built_in
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import ModelFacts
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.parsing import parse_entries, unknown
+from saccade_interventions.parsing import parse_entries
+from saccade_interventions.suggest import unknown
 
 GROUP = "saccade.interventions"
 

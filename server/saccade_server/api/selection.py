@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError, brief
 from saccade_server.api.body.parsing import load
@@ -70,7 +71,8 @@ def _profile(
     given = [(place, name) for place, name in named if name]
     for place, name in given:
         if name not in services.profiles:
-            message = f"There is no profile {brief(name)}; GET /v1/profiles lists them."
+            hint = suggest.hint(name, services.profiles, "GET /v1/profiles lists them.")
+            message = f"There is no profile {brief(name)}; {hint}"
             raise NotFound(message, code="profile_not_found", param=place)
         if name != given[0][1]:
             message = f"{given[0][0]} and {place} name different profiles; name one."

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError, brief
@@ -36,7 +37,8 @@ Result = TypeVar("Result")
 class Services:
     """The engine and everything that stands before it.
 
-    ``faults`` says of methods that failed their self-test why; ``noops`` counts the interventions
+    ``faults`` says of methods that failed their self-test why, ``tested`` has those that passed;
+    ``noops`` counts the interventions
     of finished requests that should have run and did not, by method.
     """
 
@@ -47,6 +49,7 @@ class Services:
     fetcher: ImageFetcher
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
+    tested: frozenset[str] = frozenset()
     noops: Counter[str] = field(default_factory=Counter)
     ignored: IgnoredLog = field(default_factory=IgnoredLog)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
@@ -88,7 +91,9 @@ class Services:
             return None
         profile = str(name).removeprefix(f"{served}+")
         if profile == name or profile not in self.profiles:
-            message = f"The model {brief(name)} is not served here."
+            names = [served, *(f"{served}+{profile}" for profile in self.profiles)]
+            hint = suggest.hint(str(name), names, "GET /v1/models lists what is.")
+            message = f"The model {brief(name)} is not served here; {hint}"
             raise NotFound(message, code="model_not_found", param="model")
         return profile
 
@@ -123,6 +128,7 @@ class Services:
         lines = self.registry.listing(self.facts)
         for line in lines:
             line["conflicts_with"] = self.conflicts[line["id"]]
+            line["tested"] = line["id"] in self.tested
             reason = self.faults.get(line["id"])
             if reason is not None and line["supported"]:
                 line |= {"supported": False, "reason": f"it did not pass its self-test: {reason}"}

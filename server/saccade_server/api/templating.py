@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saccade_interventions import suggest
 from saccade_interventions.errors import brief
 from saccade_server.api.body.schemas import Templated
 from saccade_server.api.errors import BadRequest, bounded, unsupported
@@ -114,8 +115,9 @@ def _unknown(prompts: PromptProcessor, name: str, path: str) -> BadRequest:
         message = f"The chat template's {brief(name)} comes from the request's other fields."
         return unsupported(path, message)
     known = ", ".join(prompts.template_variables)
-    has = f"it has {known}" if known else "it has none that a request may set"
-    message = f"The chat template has no variable {brief(name)}; {has}."
+    has = f"it has {known}." if known else "it has none that a request may set."
+    hint = suggest.hint(name, prompts.template_variables, has)
+    message = f"The chat template has no variable {brief(name)}; {hint}"
     return unsupported(path, message)
 
 
