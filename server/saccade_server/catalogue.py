@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from saccade_server.engine.config import EngineConfig
+if TYPE_CHECKING:
+    from saccade_server.engine.config import EngineConfig
 
 
 async def on_the_model(config: EngineConfig) -> list[dict[str, Any]]:
@@ -44,4 +45,6 @@ def needs(facts: Mapping[str, Any]) -> str:
 
 def support(facts: Mapping[str, Any]) -> str:
     """Whether the model supports the method, or why not."""
-    return "supported" if facts["supported"] else str(facts["reason"])
+    if not facts["supported"]:
+        return str(facts["reason"])
+    return "supported" if facts["tested"] else "supported, but its test needs larger limits"

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from saccade_server import __version__
 from saccade_server.calibration import commands as calibrate_commands
 from saccade_server.evaluation import commands as eval_commands
 from saccade_server.exit_codes import EPILOG
 from saccade_server.options import (
     Artifacts,
-    Commands,
     Device,
     Dtype,
     MaxLen,
@@ -30,12 +30,16 @@ from saccade_server.options import (
     log_to_stderr,
 )
 from saccade_server.serve_command import serve_command
+from saccade_server.shell.commands import Commands
+from saccade_server.shell.model import check_model
+from saccade_server.shell.paths import readable
 
 app = typer.Typer(
     name="saccade",
     cls=Commands,
     help="Serve vision-language models with attention interventions, chosen per request.",
-    no_args_is_help=True,
+    # Tables of four columns leave no room for help in a terminal of 80.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -53,21 +57,43 @@ LEAVE_SECONDS = 3.0
 app.command("serve", epilog=EPILOG)(serve_command)
 
 
-@app.command("generate")
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"saccade {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
+@app.command("generate", short_help="Answer one question without a server.")
 def generate_command(
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     image: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="Image file; repeat for several."),
+        typer.Option(callback=readable, help="Image file; repeat for several."),
     ] = None,
     intervention: Annotated[
         list[str] | None,
         typer.Option(help="method:field=value,field=value; repeat for several."),
     ] = None,
     model: Model = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    seed: Annotated[int | None, typer.Option()] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the answer may have.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws, with a temperature.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as JSON.")
     ] = False,
@@ -78,12 +104,20 @@ def generate_command(
     threads: Threads = None,
 ) -> None:
     """Answer one question without a server; the receipt goes to standard error."""
-    from saccade_interventions import shorthand
+    from saccade_server.shell.entries import in_options, read_entries
+    from saccade_server.shell.images import check_images
+
+    log_to_stderr("warning")
+    try:
+        check_model(model)
+        entries = read_entries(intervention or (), image or (), artifacts)
+        check_images(image or ())
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
     from saccade_server.config import engine_config, served_name
     from saccade_server.oneshot import RequestRefused, generate, text_of
     from saccade_server.receipt_line import receipt_lines
 
-    log_to_stderr("warning")
     sampling: dict[str, Any] = {"temperature": temperature}
     if max_tokens is not None:
         sampling["max_tokens"] = max_tokens
@@ -98,11 +132,13 @@ def generate_command(
             threads=threads,
             **FOR_ONE_ANSWER,
         )
-        entries = [shorthand.parse(text) for text in intervention or ()]
         name = served_name(model, None)
         work = generate(config, name, prompt, image or (), entries, sampling, artifacts)
         answer = asyncio.run(work)
-    except (ValueError, OSError, RequestRefused) as error:
+    except RequestRefused as error:
+        said = in_options(error.message, error.param, entries, image or ())
+        raise fail(ValueError(said)) from error
+    except (ValueError, OSError) as error:
         raise fail(error) from error
     if as_json:
         typer.echo(json.dumps(answer))
@@ -112,7 +148,7 @@ def generate_command(
         typer.echo(line, err=True)
 
 
-@app.command("demo")
+@app.command("demo", short_help="Compare answers with and without interventions.")
 def demo_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print answers, receipts and rates as JSON.")
@@ -157,9 +193,13 @@ def methods_command(
         except InterventionError as error:
             raise fail(error) from error
         return
+    log_to_stderr("error")
+    try:
+        check_model(model if check else None)
+    except ValueError as error:
+        raise fail(error) from error
     from saccade_server.catalogue import catalogue, on_the_model
 
-    log_to_stderr("error")
     if not check:
         Console().print(catalogue([registry.describe(name) for name in registry.methods]))
         return

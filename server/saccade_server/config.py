@@ -29,7 +29,8 @@ class ServerConfig:
     """Where to listen, what to serve, and how.
 
     ``profiles`` is a file of profiles. ``self_test``: methods are tried on the model at start, and
-    those that do not show are not offered. ``exit_on_hang``: an engine that hangs ends the server.
+    those that do not show are not offered; those that ``self_test_seconds`` do not suffice for are
+    offered untested. ``exit_on_hang``: an engine that hangs ends the server.
     """
 
     host: str
@@ -38,6 +39,7 @@ class ServerConfig:
     api: ApiSettings
     profiles: Path | None = None
     self_test: bool = True
+    self_test_seconds: float = 30.0
     exit_on_hang: bool = False
 
 

@@ -1,4 +1,7 @@
-"""How ``saccade serve`` ends, as numbers that a supervisor can act on."""
+"""How ``saccade serve`` ends, as numbers that a supervisor can act on.
+
+Other commands have 0, 2 and 3 in the same sense.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
 from saccade_server.models.prompt import PromptProcessor
-from saccade_server.selftest import find_faults
+from saccade_server.selftest import Findings, examine
 
 TIMEOUT_SECONDS = 24 * 3600.0
 """Nobody else waits for a one-off command, so it may take its time."""
@@ -53,8 +53,10 @@ async def serve_core(
             served_model_name=name, access_log=False, request_timeout=TIMEOUT_SECONDS, **settings
         )
         prompts, registry = PromptProcessor.load(model), Registry.discover()
-        faults = await find_faults(engine, prompts, registry) if self_test else {}
-        app = create_app(engine, prompts, registry, chosen, faults=faults)
+        found = await examine(engine, prompts, registry) if self_test else Findings({}, {})
+        app = create_app(
+            engine, prompts, registry, chosen, faults=found.faults, tested=found.tested
+        )
         with closing(app.state.services):
             transport = httpx2.ASGITransport(app=app)
             async with httpx2.AsyncClient(

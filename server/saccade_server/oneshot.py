@@ -13,7 +13,12 @@ from saccade_server.inprocess import open_server
 
 
 class RequestRefused(Exception):
-    """The server's error object, as text."""
+    """The server's error object: ``message``, and the path ``param`` into the request's JSON."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
 
 
 async def generate(
@@ -59,8 +64,7 @@ async def ask(
     answer: dict[str, Any] = response.json()
     if response.status_code != 200:
         error = answer["error"]
-        where = f" ({error['param']})" if error.get("param") else ""
-        raise RequestRefused(f"{error['message']}{where}")
+        raise RequestRefused(error["message"], error.get("param"))
     return answer
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from saccade_server.exit_codes import ExitCode
+
+DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,4})?")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Model = Annotated[
     str | None,
@@ -15,9 +21,30 @@ Model = Annotated[
         help="Folder or hub name; the embedded demo model if absent.", envvar="SACCADE_MODEL"
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="SACCADE_DEVICE")]
+
+
+def _device(name: str) -> str:
+    if not DEVICE.fullmatch(name):
+        raise typer.BadParameter(f"there is no device {name!r}; choose auto, cpu, cuda or cuda:N")
+    return name
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        choices = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+        raise typer.BadParameter(f"there is no type {name!r} here; choose {choices}")
+    return name
+
+
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="SACCADE_DEVICE", callback=_device),
+]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16.", envvar="SACCADE_DTYPE")
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16.", envvar="SACCADE_DTYPE", callback=_dtype
+    ),
 ]
 MaxLen = Annotated[
     int | None,
@@ -43,34 +70,26 @@ LogLevel = Annotated[
 
 def log_to_stderr(level: str) -> None:
     """Log from ``level`` on."""
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(f"unknown log level {level!r}")
+    if level.lower() not in LEVELS:
+        from saccade_interventions.suggest import unknown
+
+        raise typer.BadParameter(f"--log-level: {unknown('level', level, LEVELS)}")
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
 
 
-class Commands(TyperGroup):
-    """Commands whose options are refused in this project's words instead of pydantic's."""
+def fail(error: Exception, code: ExitCode | None = None) -> typer.Exit:
+    """Say what was wrong in one sentence; raise what this returns.
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
-        try:
-            return super().invoke(ctx)
-        except typer.BadParameter as error:
-            from pydantic import ValidationError
+    The code is ``code``, or what the error says: the model cannot be loaded, or else usage.
+    """
+    from saccade_server.models.folder import UnsupportedModelError
 
-            from saccade_interventions.wording import about
-
-            if isinstance(error.__cause__, ValidationError):
-                error.message = about("", error.__cause__.errors()[0])
-            raise
-
-
-def fail(error: Exception, code: int = 2) -> typer.Exit:
-    """Say what was wrong in one sentence; raise what this returns."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     typer.echo(f"saccade: {' '.join(message.split())}", err=True)
+    if code is None:
+        code = ExitCode.MODEL if isinstance(error, UnsupportedModelError) else ExitCode.USAGE
     return typer.Exit(code)

@@ -18,18 +18,19 @@ A plain answer that is not made of finite numbers is no matter of methods: the m
 served, and the self-test raises what stops the server. An edited one is a fault of its method.
 
 A method that this prompt is too long for, though a shorter one would fit the server's limits, is
-offered untested, and the log says so.
+offered untested, and so is what the time for the test does not suffice for. The log names them, and
+``GET /v1/interventions`` says of each method whether it was tested.
 
 What this does not prove: that the numbers are right. The tests of the methods do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,17 +53,20 @@ from saccade_server.engine.request import (
     NOT_FINITE,
     FinishReason,
     GenerateRequest,
-    Receipt,
     SamplingParams,
     TokenLogprobs,
 )
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
+from saccade_server.status_line import StatusLine
+from saccade_server.trial import Trial, are_numbers, largest_change
 
 logger = logging.getLogger("saccade.selftest")
 
-TOKENS = 8
+TOKENS = 4
+"""Of each answer: enough for rows behind generated ones, and for a candidate to be rejected."""
+
 ALTERNATIVES = 20
 IMAGE_SIDE = 128
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
@@ -85,18 +89,27 @@ class TooLong(Exception):
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the engine gave for one request."""
+class Findings:
+    """What came out, by method and with the reason.
 
-    tokens: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    receipt: Receipt | None
+    ``faults``: supported by the model, but did not pass. ``untested``: offered without a test.
+    ``tested``: the methods that passed.
+    """
+
+    faults: Mapping[str, str]
+    untested: Mapping[str, str]
+    tested: frozenset[str] = frozenset()
 
 
-async def find_faults(
-    engine: EngineClient, prompts: PromptProcessor, registry: Registry
-) -> dict[str, str]:
-    """The methods that this model supports but that do not pass, and for each why.
+async def examine(
+    engine: EngineClient,
+    prompts: PromptProcessor,
+    registry: Registry,
+    seconds: float | None = None,
+) -> Findings:
+    """Try every method that the model supports; what ``seconds`` do not suffice for is left out.
+
+    The plain prompt runs whatever it takes: without it nothing is known of the model.
 
     Raises:
         EngineDeadError: the engine died of it.
@@ -107,29 +120,46 @@ async def find_faults(
     kinds = {
         name: kind for name, kind in registry.methods.items() if kind.unsupported(facts) is None
     }
+    line = StatusLine()
+    line.show("self-test: the model without interventions")
     try:
         bench = await _Bench.open(engine, prompts, facts)
     except SelfTestError as error:
+        line.clear()
         logger.error("self-test: no method can be shown: %s", error)
-        return dict.fromkeys(kinds, f"nothing can be shown on this model: {error}")
+        why = f"nothing can be shown on this model: {error}"
+        return Findings(dict.fromkeys(kinds, why), {})
     faults: dict[str, str] = {}
-    untested = 0
+    untested: dict[str, str] = {}
     for place, (name, kind) in enumerate(kinds.items(), 1):
-        seconds = time.perf_counter() - began
-        logger.info("self-test: %s, %d of %d, after %.1f s", name, place, len(kinds), seconds)
+        spent = time.perf_counter() - began
+        line.show(f"self-test: {name}, {place} of {len(kinds)}, after {spent:.0f} s{_of(seconds)}")
+        log = logger.debug if line.shown else logger.info
+        log("self-test: %s, %d of %d, after %.1f s", name, place, len(kinds), spent)
         try:
-            reason = await bench.examine(kind, registry)
+            async with asyncio.timeout(None if seconds is None else max(seconds - spent, 0)):
+                reason = await bench.examine(kind, registry)
         except TooLong as error:
-            untested += 1
-            logger.warning("self-test: %s is offered untested: %s", name, error)
-            continue
-        if reason is not None:
-            logger.warning("self-test: %s is not offered: %s", name, reason)
-            faults[name] = reason
-    shown = len(kinds) - len(faults) - untested
-    seconds = time.perf_counter() - began
-    logger.info("self-test: %d of %d methods passed in %.1f s", shown, len(kinds), seconds)
-    return faults
+            untested[name] = str(error)
+        except TimeoutError:
+            untested[name] = f"the {seconds:g} s of the self-test were over"
+        else:
+            if reason is not None:
+                line.clear()
+                logger.warning("self-test: %s is not offered: %s", name, reason)
+                faults[name] = reason
+    line.clear()
+    for why in dict.fromkeys(untested.values()):
+        names = ", ".join(name for name, other in untested.items() if other == why)
+        logger.warning("self-test: offered untested: %s: %s", names, why)
+    tested = kinds.keys() - faults.keys() - untested.keys()
+    spent = time.perf_counter() - began
+    logger.info("self-test: %d of %d methods passed in %.1f s", len(tested), len(kinds), spent)
+    return Findings(faults, untested, frozenset(tested))
+
+
+def _of(seconds: float | None) -> str:
+    return "" if seconds is None else f" of at most {seconds:g} s"
 
 
 class _Bench:
@@ -259,7 +289,7 @@ class _Bench:
                     raise SelfTestError(f"the engine failed on it: {output.error}")
         except CapacityError as error:
             raise SelfTestError(f"the engine has no room for it: {error}") from None
-        if not all(map(_are_numbers, logprobs)):
+        if not all(map(are_numbers, logprobs)):
             if plan is None:
                 raise UnsupportedModelError(self._not_numbers())
             raise SelfTestError("the log-probabilities under it are no numbers")
@@ -284,29 +314,6 @@ def unchanging(model: ModelFacts, length: int) -> Plan:
     never = plan.gate({0: 1.0, nobody: 1.0}, IMPOSSIBLE)
     plan.mass(sites, [(nobody, 0, 0.5), (0, 0, -0.5)], tuple(Phase), [never])
     return plan.build()
-
-
-def largest_change(one: Trial, other: Trial) -> float:
-    """Of the log-probability of one token, up to the first place where the tokens differ."""
-    changes = [0.0]
-    for first, second in zip(one.logprobs, other.logprobs, strict=False):
-        before, after = _by_token(first), _by_token(second)
-        common = before.keys() & after.keys()
-        if not common:
-            return math.inf
-        changes += [abs(before[t] - after[t]) for t in common if before[t] != after[t]]
-        if first.token != second.token:
-            break
-    return max(changes)
-
-
-def _are_numbers(entry: TokenLogprobs) -> bool:
-    """False if some log-probability is NaN or infinite; that of an excluded token is -inf."""
-    return not any(math.isnan(value) or value == math.inf for value in _by_token(entry).values())
-
-
-def _by_token(entry: TokenLogprobs) -> dict[int, float]:
-    return {**dict(entry.top), entry.token: entry.logprob}
 
 
 def _render(prompts: PromptProcessor) -> RenderedPrompt:

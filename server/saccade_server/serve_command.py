@@ -33,11 +33,12 @@ from saccade_server.options import (
     Dtype,
     LogLevel,
     MaxLen,
-    Model,
     Threads,
     fail,
     log_to_stderr,
 )
+from saccade_server.shell.model import check_model, chosen_model
+from saccade_server.shell.paths import readable
 from saccade_server.signals import heeded
 
 
@@ -49,7 +50,19 @@ class OnHang(StrEnum):
 
 
 def serve_command(
-    model: Model = None,
+    ctx: typer.Context,
+    folder_or_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="Folder or hub name; the embedded demo model if absent.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The same as MODEL.", envvar="SACCADE_MODEL"),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -82,8 +95,7 @@ def serve_command(
     profiles: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
-            dir_okay=False,
+            callback=readable,
             help="TOML file of named bundles of interventions.",
             envvar="SACCADE_PROFILES",
         ),
@@ -95,6 +107,15 @@ def serve_command(
             envvar="SACCADE_SELF_TEST",
         ),
     ] = True,
+    self_test_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds for the self-test; methods that it has not come to by then are offered "
+            "untested, and the log names them.",
+            envvar="SACCADE_SELF_TEST_TIMEOUT",
+        ),
+    ] = 30.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_model_len: MaxLen = None,
@@ -208,16 +229,26 @@ def serve_command(
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
     _answer_signals(_leave)
+    log_to_stderr(log_level)
+    model = chosen_model(ctx, folder_or_name, model)
     from saccade_server.api.images.fetch import check_domains
     from saccade_server.api.layers.cors import check_origins
     from saccade_server.api.layers.hosts import check_patterns, given_name
     from saccade_server.api.settings import MIB, ApiSettings
+
+    try:
+        check_model(model)
+        names = [*listed(allowed_host, "SACCADE_ALLOWED_HOST"), *given_name(host)]
+        allowed_hosts = check_patterns(names)
+        origins = check_origins(listed(cors_origin, "SACCADE_CORS_ORIGIN"))
+        domains = check_domains(listed(allowed_media_domain, "SACCADE_ALLOWED_MEDIA_DOMAIN"))
+        _check(host, port, artifacts, profiles)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
     from saccade_server.config import ServerConfig, engine_config, served_name
     from saccade_server.loading import ModelLoadError
-    from saccade_server.models.folder import UnsupportedModelError
     from saccade_server.serving import serve
 
-    log_to_stderr(log_level)
     try:
         config = ServerConfig(
             host=host,
@@ -240,10 +271,8 @@ def serve_command(
                 served_model_name=served_name(model, served_model_name),
                 api_keys=_keys(api_key, "SACCADE_API_KEY"),
                 admin_keys=_keys(admin_key, "SACCADE_ADMIN_KEY"),
-                allowed_hosts=check_patterns(
-                    [*listed(allowed_host, "SACCADE_ALLOWED_HOST"), *given_name(host)]
-                ),
-                cors_origins=check_origins(listed(cors_origin, "SACCADE_CORS_ORIGIN")),
+                allowed_hosts=allowed_hosts,
+                cors_origins=origins,
                 max_connections=max_connections,
                 max_requests=max_requests,
                 max_bodies_bytes=body_memory * MIB,
@@ -251,9 +280,7 @@ def serve_command(
                 keep_alive_timeout=keep_alive_timeout,
                 artifacts=artifacts,
                 allow_image_urls=allow_image_urls,
-                allowed_media_domains=check_domains(
-                    listed(allowed_media_domain, "SACCADE_ALLOWED_MEDIA_DOMAIN")
-                ),
+                allowed_media_domains=domains,
                 image_workers=image_workers,
                 max_pixels_in_flight=max_pixels_in_flight,
                 request_timeout=request_timeout,
@@ -264,16 +291,37 @@ def serve_command(
             ),
             profiles=profiles,
             self_test=self_test,
+            self_test_seconds=self_test_timeout,
             exit_on_hang=on_hang is OnHang.EXIT,
         )
         code = asyncio.run(serve(config))
-    except (ModelLoadError, UnsupportedModelError) as error:
+    except ModelLoadError as error:
         raise fail(error, ExitCode.MODEL) from error
     except (ValueError, OSError) as error:
-        raise fail(error, ExitCode.USAGE) from error
+        raise fail(error) from error
     # With its loop went the loop's handlers; one signal more must not change the exit code.
     _answer_signals(signal.SIG_IGN)
     raise typer.Exit(code)
+
+
+def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) -> None:
+    """Refuse what can be refused before torch is imported, which takes seconds.
+
+    Raises:
+        ListenError: the address cannot be had.
+        OSError: the folder of artifacts cannot be used.
+        ProfileError: the file of profiles is not usable.
+    """
+    from saccade_interventions.registry import Registry
+    from saccade_server.api.artifact_store import ArtifactStore
+    from saccade_server.api.profiles import load_profiles
+    from saccade_server.listening import release, take
+
+    release(take(host, port))
+    if artifacts is not None:
+        ArtifactStore(artifacts, 0).close()
+    if profiles is not None:
+        load_profiles(profiles, Registry.discover())
 
 
 def _answer_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:

@@ -41,7 +41,7 @@ from saccade_server.listening import (
     take,
 )
 from saccade_server.loading import load
-from saccade_server.selftest import find_faults
+from saccade_server.selftest import Findings, examine
 from saccade_server.signals import Signals
 
 logger = logging.getLogger("saccade")
@@ -96,11 +96,19 @@ async def _load_and_serve(
     engine, prompts = await _unless(signals.stop.wait(), load(config.engine))
     hung = asyncio.create_task(hangs(engine, config.api, report_only=not config.exit_on_hang))
     try:
-        faults: dict[str, str] = {}
+        found = Findings({}, {})
         if config.self_test:
-            testing = find_faults(engine, prompts, registry)
-            faults = await _unless(signals.stop.wait(), _unless_hung(hung, testing))
-        app = create_app(engine, prompts, registry, config.api, profiles=profiles, faults=faults)
+            testing = examine(engine, prompts, registry, config.self_test_seconds)
+            found = await _unless(signals.stop.wait(), _unless_hung(hung, testing))
+        app = create_app(
+            engine,
+            prompts,
+            registry,
+            config.api,
+            profiles=profiles,
+            faults=found.faults,
+            tested=found.tested,
+        )
         try:
             return await _Run(config, app, engine, hung, signals).until_ended(sockets)
         finally:

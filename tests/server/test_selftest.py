@@ -1,6 +1,7 @@
 """The self-test at start: what it lets through on the demo model, and what it catches."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +23,8 @@ from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor
-from saccade_server.selftest import Trial, find_faults, largest_change, unchanging
+from saccade_server.selftest import Findings, examine, unchanging
+from saccade_server.trial import Trial, largest_change
 
 EVERYWHERE = (Phase.LAST, Phase.GENERATED)
 
@@ -139,16 +141,21 @@ def core() -> Any:
     return load_core(engine_config(device="cpu", cache_tokens=8192, max_num_seqs=4))
 
 
-def tried(core: Any, registry: Registry, **info: Any) -> dict[str, str]:
+def tried(core: Any, registry: Registry, **info: Any) -> Mapping[str, str]:
     """The faults that the demo model's engine shows; ``info`` is what it claims of itself."""
+    return found(core, registry, **info).faults
 
-    async def main() -> dict[str, str]:
+
+def found(core: Any, registry: Registry, seconds: float | None = None, **info: Any) -> Findings:
+    """What the self-test says of the demo model's engine."""
+
+    async def main() -> Findings:
         engine = LocalEngine(core)
         try:
             if info:
                 engine._info = replaced(engine.info, **info)
             prompts = PromptProcessor.load(engine_config(device="cpu").model)
-            return await find_faults(engine, prompts, registry)
+            return await examine(engine, prompts, registry, seconds)
         finally:
             await engine.close()
 
@@ -194,8 +201,56 @@ def test_a_prompt_too_long_for_a_method_is_no_fault_of_the_method(
 ) -> None:
     with caplog.at_level("INFO", "saccade.selftest"):
         assert tried(core, Registry([Good, TooWide]), max_batched_tokens=64) == {}
-        assert "too_wide is offered untested: the prompt must be computed in one" in caplog.text
+        assert "offered untested: too_wide: the prompt must be computed in one" in caplog.text
         assert "1 of 2 methods passed" in caplog.text
+
+
+def test_what_the_time_does_not_suffice_for_is_offered_untested(
+    core: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle fails before the time is over; Slow takes too long, and Feeble is not come to."""
+    submit = LocalEngine.submit
+
+    async def delayed(engine: LocalEngine, request: Any) -> Any:
+        if request.plan is not None and "slow" in slow:
+            await asyncio.sleep(60)
+        async for output in submit(engine, request):
+            yield output
+
+    slow: list[str] = []
+
+    class Slow(Good):
+        method: Literal["slow"] = "slow"  # type: ignore[assignment]
+
+        def finish(self, plan: Plan, context: Context) -> Plan:
+            slow.append("slow")
+            return plan
+
+    class Zealous(Feeble):
+        method: Literal["zealous"] = "zealous"  # type: ignore[assignment]
+
+    monkeypatch.setattr(LocalEngine, "submit", delayed)
+    with caplog.at_level("INFO", "saccade.selftest"):
+        outcome = found(core, Registry([Good, Idle, Slow, Zealous]), seconds=5)
+    assert outcome.faults.keys() == {"idle"}
+    assert outcome.untested.keys() == {"slow", "zealous"}
+    assert outcome.tested == {"good"}
+    assert "offered untested: slow, zealous: the 5 s of the self-test were over" in caplog.text
+    assert "1 of 4 methods passed" in caplog.text
+
+
+def test_the_model_itself_is_tested_however_short_the_time(
+    core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(core, Registry([Good]), seconds=0).untested.keys() == {"good"}
+    logits = type(core._runner.model).logits
+
+    def broken(model: Any, hidden: Any) -> Any:
+        return logits(model, hidden) * float("nan")
+
+    monkeypatch.setattr(type(core._runner.model), "logits", broken)
+    with pytest.raises(UnsupportedModelError):
+        found(core, Registry([Good]), seconds=0)
 
 
 def test_act_is_offered_where_steps_are_short(core: Any) -> None:

@@ -24,7 +24,8 @@ class ModelList(Reply):
 class InterventionInfo(Reply):
     """A method in the catalogue; `level` is where it edits, `paper` where it comes from.
 
-    `reason` says why a method that is not `supported` cannot run on the served model.
+    `reason` says why a method that is not `supported` cannot run on the served model; one that is
+    `tested` passed the server's self-test.
     """
 
     id: str
@@ -37,6 +38,7 @@ class InterventionInfo(Reply):
     needs_artifact: bool = False
     conflicts_with: list[str] = Field(default_factory=list)
     supported: bool = True
+    tested: bool = False
     reason: str | None = None
 
 

@@ -32,8 +32,9 @@ from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import docs_router
-from saccade_server.api.profiles import Profile, check_profiles
+from saccade_server.api.profiles import Profile
 from saccade_server.api.profiles_list import profiles_router
+from saccade_server.api.rehearsal import check_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
@@ -58,6 +59,7 @@ def create_app(
     fetcher: ImageFetcher | None = None,
     profiles: Mapping[str, Profile] | None = None,
     faults: Mapping[str, str] | None = None,
+    tested: frozenset[str] = frozenset(),
 ) -> FastAPI:
     """Make the application. ``app.state.lifecycle`` is how the process shuts it down.
 
@@ -67,6 +69,7 @@ def create_app(
     Args:
         profiles: the operator's bundles of interventions.
         faults: methods that failed their self-test, and why; they are not offered.
+        tested: methods that passed it.
 
     Raises:
         ProfileError: the model cannot run one of the profiles.
@@ -80,6 +83,7 @@ def create_app(
         fetcher or ImageFetcher(settings),
         profiles or {},
         faults or {},
+        tested,
     )
     try:
         check_profiles(services)

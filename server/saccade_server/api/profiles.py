@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from typing import Any
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
+from saccade_interventions.suggest import hint
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.rehearsal import check_for_some_prompt
-from saccade_server.api.services import Services
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FIELDS = frozenset({"description", "interventions"})
 LONGEST_DESCRIPTION = 1000
+ENTRY = re.compile(r"interventions\[(\d+)\]")
 
 
 class ProfileError(ValueError):
@@ -35,12 +35,13 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """A named bundle; ``entries`` are as the operator wrote them."""
+    """A named bundle; ``entries`` are as the operator wrote them, at ``place`` (file and line)."""
 
     name: str
     description: str
     interventions: tuple[Intervention, ...]
     entries: tuple[dict[str, Any], ...]
+    place: str = ""
 
 
 def load_profiles(path: Path, registry: Registry) -> dict[str, Profile]:
@@ -50,46 +51,64 @@ def load_profiles(path: Path, registry: Registry) -> dict[str, Profile]:
         ProfileError: it cannot be read, or says something that is not understood.
     """
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ProfileError(f"{path}: {error}") from error
-    try:
-        return read_profiles(content, registry)
-    except ProfileError as error:
-        raise ProfileError(f"{path}: {error}") from None
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"{path}: is not TOML: {error}") from error
+    return read_profiles(content, registry, str(path), text)
 
 
-def read_profiles(content: Mapping[str, Any], registry: Registry) -> dict[str, Profile]:
-    """Check what a file of profiles says.
+def read_profiles(
+    content: Mapping[str, Any], registry: Registry, file: str = "", text: str = ""
+) -> dict[str, Profile]:
+    """Check what a file of profiles says; ``text`` is what the file holds, to name lines of it.
 
     Raises:
         ProfileError: the first mistake, with where it is.
     """
     unknown = sorted(content.keys() - {"profiles"})
     if unknown:
-        raise ProfileError(f"unknown key {unknown[0]!r}; profiles are tables [profiles.NAME]")
+        what = f"unknown key {unknown[0]!r}; profiles are tables [profiles.NAME]"
+        raise ProfileError(f"{file}: {what}")
     tables = content.get("profiles", {})
     if not isinstance(tables, dict):
-        raise ProfileError("profiles are tables [profiles.NAME]")
-    return {name: _profile(name, table, registry) for name, table in tables.items()}
+        raise ProfileError(f"{file}: profiles are tables [profiles.NAME]")
+    return {
+        name: _profile(name, table, registry, f"{file}{_line(name, text)}")
+        for name, table in tables.items()
+    }
 
 
-def check_profiles(services: Services) -> None:
-    """Refuse profiles that the served model cannot run on any prompt.
-
-    Raises:
-        ProfileError: names the profile and what is wrong with it.
-    """
-    for profile in services.profiles.values():
-        try:
-            services.check_tested(profile.interventions)
-            check_for_some_prompt(services, profile.interventions)
-        except (InterventionError, BadRequest) as error:
-            raise ProfileError(_worded(profile.name, error)) from None
+def worded(profile: str, entries: Sequence[Any], error: InterventionError | BadRequest) -> str:
+    """What is wrong with an entry, in terms of the file: its number from 1, and its method."""
+    found = ENTRY.match(error.param or "")
+    if found is None:
+        return f"profile {profile!r}: {error.message}"
+    at = int(found[1])
+    entry = entries[at] if at < len(entries) else None
+    method = entry.get("method") if isinstance(entry, dict) else None
+    which = f"entry {at + 1}" + (f" ({method})" if isinstance(method, str) else "")
+    return f"profile {profile!r}, {which}: {error.message}"
 
 
-def _profile(name: str, table: object, registry: Registry) -> Profile:
+def _line(name: str, text: str) -> str:
+    """``:3`` where the table of a profile begins in line 3; empty if it is not written so."""
+    header = re.search(
+        rf"^[ \t]*\[\s*profiles\s*\.\s*[\"']?{re.escape(name)}[\"']?\s*\]", text, re.M
+    )
+    return f":{text.count(chr(10), 0, header.start()) + 1}" if header else ""
+
+
+def _profile(name: str, table: object, registry: Registry, place: str) -> Profile:
+    try:
+        return _checked(name, table, registry, place)
+    except ProfileError as error:
+        raise ProfileError(f"{place}: {error}") from None
+
+
+def _checked(name: str, table: object, registry: Registry, place: str) -> Profile:
     if not NAME.fullmatch(name):
         rule = "small letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
         raise ProfileError(f"a profile cannot be called {name[:80]!r}: {rule}")
@@ -97,7 +116,8 @@ def _profile(name: str, table: object, registry: Registry) -> Profile:
         raise ProfileError(f"profile {name!r} is not a table [profiles.{name}]")
     unknown = sorted(table.keys() - FIELDS)
     if unknown:
-        raise ProfileError(f"profile {name!r} has an unknown key {unknown[0]!r}")
+        meant = hint(unknown[0], FIELDS, f"known: {', '.join(sorted(FIELDS))}")
+        raise ProfileError(f"profile {name!r} has an unknown key {unknown[0]!r}; {meant}")
     description = table.get("description", "")
     if not isinstance(description, str) or len(description) > LONGEST_DESCRIPTION:
         limit = f"a text of at most {LONGEST_DESCRIPTION} characters"
@@ -107,9 +127,5 @@ def _profile(name: str, table: object, registry: Registry) -> Profile:
     try:
         interventions = registry.parse(table["interventions"])
     except InterventionError as error:
-        raise ProfileError(_worded(name, error)) from None
-    return Profile(name, description, interventions, tuple(table["interventions"]))
-
-
-def _worded(name: str, error: InterventionError | BadRequest) -> str:
-    return f"profile {name!r}: {error.param}: {error.message}"
+        raise ProfileError(worded(name, table["interventions"], error)) from None
+    return Profile(name, description, interventions, tuple(table["interventions"]), place)

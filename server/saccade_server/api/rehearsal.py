@@ -18,6 +18,8 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import InterventionError
 from saccade_server.api.branches import branches_of
+from saccade_server.api.errors import BadRequest
+from saccade_server.api.profiles import ProfileError, worded
 from saccade_server.api.rendering import Prepared
 from saccade_server.api.sampling import check_group
 from saccade_server.api.services import Services
@@ -50,6 +52,21 @@ def check_for_some_prompt(
             return tuple(item.resolved(context) for item in interventions)
     # A prompt without images is refused for that; the others say what is wrong besides.
     raise refusals[-1]
+
+
+def check_profiles(services: Services) -> None:
+    """Refuse profiles that the served model cannot run on any prompt.
+
+    Raises:
+        ProfileError: names the profile and what is wrong with it.
+    """
+    for profile in services.profiles.values():
+        try:
+            services.check_tested(profile.interventions)
+            check_for_some_prompt(services, profile.interventions)
+        except (InterventionError, BadRequest) as error:
+            message = worded(profile.name, profile.entries, error)
+            raise ProfileError(f"{profile.place}: {message}") from None
 
 
 def depends_on_prompt(interventions: Sequence[Intervention]) -> list[str]:

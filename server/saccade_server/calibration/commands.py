@@ -18,27 +18,43 @@ from saccade_server.options import (
     fail,
     log_to_stderr,
 )
+from saccade_server.shell.commands import Commands
+from saccade_server.shell.model import check_model
+from saccade_server.shell.paths import readable, writable
 
 app = typer.Typer(
     name="calibrate",
+    cls=Commands,
     help="Find heads, vectors or sinks on labelled prompts, and write them as an artifact.",
-    no_args_is_help=True,
+    short_help="Make an artifact from labelled prompts.",
 )
 
 Prompts = Annotated[
     Path,
-    typer.Argument(help="JSONL: prompt or messages, image or images, label; see the docs."),
+    typer.Argument(
+        callback=readable, help="JSONL: prompt or messages, image or images, label; see the docs."
+    ),
 ]
-Out = Annotated[Path, typer.Option(dir_okay=False, help="File of the artifact.")]
-Layers = Annotated[str | None, typer.Option(help="As 2,3 or 2-5; if absent the default.")]
+Out = Annotated[Path, typer.Option(callback=writable, help="File of the artifact.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        callback=lambda text: _layers(text) and text, help="As 2,3 or 2-5; if absent the default."
+    ),
+]
 Positive = Annotated[
     str | None, typer.Option(help="Label of the positive class, if labels do not say so.")
 ]
-How = Annotated[str, typer.Option("--direction", help="mean (of differences) or pca.")]
+How = Annotated[
+    str,
+    typer.Option(
+        "--direction", callback=lambda text: _direction(text), help="mean (of differences) or pca."
+    ),
+]
 Notes = Annotated[str, typer.Option(help="A text to keep in the artifact.")]
 
 
-@app.command("act")
+@app.command("act", short_help="Heads whose attention calibration raises accuracy.")
 def act_command(
     prompts: Prompts,
     out: Out = Path("act.safetensors"),
@@ -75,10 +91,10 @@ def act_command(
         chosen = _layers(layers)
         calibrate_act(engine, prompts, out, chosen, margin, by_probability, entry, notes, artifacts)
 
-    _run(work)
+    _run(work, model)
 
 
-@app.command("heads")
+@app.command("heads", short_help="Heads that the right answers depend on.")
 def heads_command(
     prompts: Prompts,
     out: Out = Path("heads.safetensors"),
@@ -103,10 +119,10 @@ def heads_command(
         engine = _engine(model, device, dtype, threads, max_model_len)
         calibrate_heads(engine, prompts, out, _layers(layers), top, harmful, notes, artifacts)
 
-    _run(work)
+    _run(work, model)
 
 
-@app.command("vectors")
+@app.command("vectors", short_help="Directions in the residual stream.")
 def vectors_command(
     prompts: Prompts,
     out: Out = Path("vectors.safetensors"),
@@ -130,10 +146,10 @@ def vectors_command(
             engine, prompts, out, _layers(layers), _direction(how), positive, notes, artifacts
         )
 
-    _run(work)
+    _run(work, model)
 
 
-@app.command("head-vectors")
+@app.command("head-vectors", short_help="Directions in the outputs of single heads.")
 def head_vectors_command(
     prompts: Prompts,
     out: Out = Path("head-vectors.safetensors"),
@@ -157,10 +173,10 @@ def head_vectors_command(
             engine, prompts, out, top, _direction(how), positive, notes, artifacts
         )
 
-    _run(work)
+    _run(work, model)
 
 
-@app.command("head-means")
+@app.command("head-means", short_help="Mean outputs of all heads.")
 def head_means_command(
     prompts: Prompts,
     out: Out = Path("head-means.safetensors"),
@@ -179,10 +195,10 @@ def head_means_command(
         engine = _engine(model, device, dtype, threads)
         calibrate_head_means(engine, prompts, out, notes, artifacts)
 
-    _run(work)
+    _run(work, model)
 
 
-@app.command("sinks")
+@app.command("sinks", short_help="Dimensions that mark attention sinks.")
 def sinks_command(
     out: Out = Path("sinks.safetensors"),
     notes: Notes = "",
@@ -199,15 +215,16 @@ def sinks_command(
 
         calibrate_sinks(_engine(model, device, dtype, threads), out, notes, artifacts)
 
-    _run(work)
+    _run(work, model)
 
 
-def _run(work: Callable[[], None]) -> None:
-    """Do the work; what is wrong with the input ends the command with code 2."""
+def _run(work: Callable[[], None], model: str | None) -> None:
+    """Do the work; what is wrong with the input or the model ends the command."""
     from saccade_server.evaluation.errors import EvaluationError
 
     log_to_stderr("warning")
     try:
+        check_model(model)
         work()
     except (ValueError, OSError, EvaluationError) as error:
         raise fail(error) from error
@@ -246,5 +263,5 @@ def _layers(text: str | None) -> list[int] | None:
 
 def _direction(text: str) -> Any:
     if text not in ("mean", "pca"):
-        raise typer.BadParameter(f"--direction is mean or pca, not {text!r}")
+        raise typer.BadParameter(f"there is no direction {text!r}; choose mean or pca")
     return text

@@ -131,7 +131,8 @@ async def _send(client: Any, method: str, path: str, body: dict[str, Any] | None
     try:
         return await client.request(method, path, json=body)
     except httpx2.HTTPError as error:
-        raise EvaluationError(f"{client.base_url}: {error or type(error).__name__}") from error
+        why = f"nobody answers at {client.base_url} ({str(error) or type(error).__name__})"
+        raise EvaluationError(f"{why}; start a server there, or correct --url") from error
 
 
 def _wait(answer: Any) -> float:

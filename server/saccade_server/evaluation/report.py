@@ -17,6 +17,8 @@ SHOWN = (
     *("CHAIR_s", "CHAIR_i", "recall of things", "exact", "words"),
     *("accuracy", "precision", "recall", "F1", "yes ratio"),
 )
+AS_GIVEN = "as given"
+
 COUNTED = ("words",)
 """Metrics that are not shares."""
 
@@ -124,24 +126,29 @@ def _strengths(outcome: Outcome) -> str:
     for name, tuned in outcome.tuned.items():
         candidates = [interventions for interventions, _ in tuned.tried]
         tried = "; ".join(
-            f"{_what_differs(interventions, candidates)}: {trial.chair:.1%}, {trial.exact:.1%}"
+            f"{_quoted(interventions, candidates)}: {trial.chair:.1%}, {trial.exact:.1%}"
             for interventions, trial in tuned.tried
         )
-        chosen = _what_differs(tuned.setting.interventions, candidates)
+        chosen = _quoted(tuned.setting.interventions, candidates)
         rows.append([name, chosen, tried])
     if outcome.none is not None:
         rows.insert(0, [NONE, "", f"{outcome.none.chair:.1%}, {outcome.none.exact:.1%}"])
     return _markdown(["setting", "chosen", "tried: CHAIR_s where the prior fails, exact"], rows)
 
 
-def _what_differs(chosen: Interventions, candidates: Sequence[Interventions]) -> str:
+def what_differs(chosen: Interventions, candidates: Sequence[Interventions]) -> str:
     """The fields of some interventions that are not the same in all candidates."""
     parts = []
     for at, entry in enumerate(chosen):
         others = [other[at] for other in candidates if len(other) > at]
         own = [name for name in entry if any(other.get(name) != entry[name] for other in others)]
         parts += [f"{name} {json.dumps(entry[name])}" for name in own]
-    return f"`{', '.join(parts)}`" if parts else "as given"
+    return ", ".join(parts) or AS_GIVEN
+
+
+def _quoted(chosen: Interventions, candidates: Sequence[Interventions]) -> str:
+    fields = what_differs(chosen, candidates)
+    return fields if fields == AS_GIVEN else f"`{fields}`"
 
 
 def _name(measured: Measured) -> str:

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saccade_interventions.registry import Registry
+from saccade_interventions.suggest import hint, unknown
 from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.evaluation.grids import GRIDS
 
@@ -31,6 +34,7 @@ NONE = "none"
 """The setting without interventions, which every other one is compared with."""
 
 QUESTION = "{question}"
+FIELDS = frozenset({"name", "interventions", "grid"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ def read_settings(path: Path) -> list[Setting]:
     return settings
 
 
+def check_names(names: Sequence[str], path: Path | None) -> None:
+    """Refuse names that are neither of a setting in the file, nor, without a file, of a method.
+
+    Raises:
+        EvaluationError: one is unknown, or the file is not one of settings.
+    """
+    if path is not None:
+        known = [setting.name for setting in read_settings(path)]
+        what = f"setting of {path}"
+    else:
+        known, what = list(Registry.discover().methods), "method"
+    for name in names:
+        if name not in known:
+            raise EvaluationError(f"--method: {unknown(what, name, known)}")
+
+
 def listed_settings(methods: list[dict[str, Any]]) -> tuple[list[Setting], dict[str, str]]:
     """Every method of a server's listing, at its defaults.
 
@@ -88,8 +108,9 @@ def default_setting(method: str) -> Setting:
 def _setting(entry: Any, where: str) -> Setting:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise EvaluationError(f"{where}: a setting is a table with a name")
-    if unknown := sorted(entry.keys() - {"name", "interventions", "grid"}):
-        raise EvaluationError(f"{where}: unknown field {unknown[0]!r}")
+    if others := sorted(entry.keys() - FIELDS):
+        meant = hint(others[0], FIELDS, f"known: {', '.join(sorted(FIELDS))}")
+        raise EvaluationError(f"{where}: unknown field {others[0]!r}; {meant}")
     grid = entry.get("grid", [])
     if not isinstance(grid, list):
         raise EvaluationError(f"{where}.grid: a list of lists of interventions")

@@ -12,7 +12,7 @@ import httpx2
 from rich.console import Console
 from rich.progress import Progress
 
-from saccade_server.config import engine_config, served_name
+from saccade_interventions import suggest
 from saccade_server.evaluation.answers import Answers
 from saccade_server.evaluation.asking import Asker
 from saccade_server.evaluation.errors import EvaluationError
@@ -20,7 +20,7 @@ from saccade_server.evaluation.log import WorkLog
 from saccade_server.evaluation.report import as_document, dump, tables
 from saccade_server.evaluation.scenes import Outcome, Scale, evaluate
 from saccade_server.evaluation.settings import Setting, listed_settings, read_settings
-from saccade_server.inprocess import open_server
+from saccade_server.evaluation.view import show
 
 ANSWERS = "answers.jsonl"
 RESULTS = "results.json"
@@ -60,9 +60,8 @@ async def run_scenes(run: Run) -> None:
     outcome.refused = {**skipped, **outcome.refused}
     document = {"model": asker.model, "sampling": dict(run.sampling), **as_document(outcome)}
     (run.folder / RESULTS).write_text(dump(document), encoding="utf-8")
-    text = tables(outcome)
-    (run.folder / TABLES).write_text(text, encoding="utf-8")
-    print(text)
+    (run.folder / TABLES).write_text(tables(outcome), encoding="utf-8")
+    show(outcome, Console(highlight=False))
     console.print(f"[dim]{run.folder / RESULTS}, {run.folder / TABLES}[/dim]")
 
 
@@ -94,6 +93,9 @@ async def open_client(run: Run) -> AsyncIterator[tuple[Any, str]]:
         async with httpx2.AsyncClient(base_url=run.url, headers=headers, timeout=600) as client:
             yield client, run.url
         return
+    from saccade_server.config import engine_config, served_name
+    from saccade_server.inprocess import open_server
+
     config = engine_config(run.model, **(run.engine or {}))
     name = served_name(run.model, None)
     async with open_server(config, name, artifacts=run.artifacts) as client:
@@ -111,8 +113,8 @@ async def _settings(run: Run, asker: Asker) -> tuple[list[Setting], dict[str, st
         known = {setting.name for setting in found} | skipped.keys()
         unknown = sorted(set(run.methods) - known)
         if unknown:
-            listed = ", ".join(sorted(known))
-            raise EvaluationError(f"no setting is called {unknown[0]!r}; there are {listed}")
+            # A server at --url may have methods that are not installed here, or lack some.
+            raise EvaluationError(f"--method: {suggest.unknown('setting', unknown[0], known)}")
         found = [setting for setting in found if setting.name in run.methods]
         skipped = {name: reason for name, reason in skipped.items() if name in run.methods}
     return found, skipped

@@ -271,8 +271,11 @@ def test_a_file_is_read(tmp_path: Path, tools):
         ("[profiles.a]\ninterventions = []\ndescription = 1", "description"),
         ("[profiles.'A b']\ninterventions = []", "cannot be called"),
         ("[profiles.'a+b']\ninterventions = []", "cannot be called"),
-        ("[profiles.a]\ninterventions = [{ method = 'nope' }]", "interventions[0].method"),
-        ("[profiles.a]\ninterventions = [{ method = 'pai', alpha = nan }]", "interventions[0]"),
+        ("[profiles.a]\ninterventions = [{ method = 'nope' }]", "entry 1 (nope): unknown method"),
+        ("[profiles.a]\ninterventions = [{ method = 'pai', alpha = nan }]", "entry 1 (pai): alpha"),
+        ("[profiles.a]\ninterventions = []\nextra = 1", "known: description, interventions"),
+        ("[profiles.a]\ninterventions = []\ndescripton = ''", 'did you mean "description"?'),
+        ("[profiles.b]\ninterventions = []\n[ profiles.'a' ]\n", "toml:3: profile 'a' has no list"),
         (
             "[profiles.a]\ninterventions = [{ method = 'pai', alpha = 1979-05-27 }]",
             "profile 'a'",

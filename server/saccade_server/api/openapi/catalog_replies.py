@@ -48,9 +48,13 @@ class MethodFacts(BaseModel):
 
 
 class MethodLine(MethodFacts):
-    """A method, and whether the served model supports it."""
+    """A method, and whether the served model supports it.
+
+    ``tested``: it passed the self-test of this server, which may be off or run out of time.
+    """
 
     supported: bool
+    tested: bool
     reason: str | None
     conflicts_with: list[str]
 

@@ -1,0 +1,1 @@
+"""What the command line says, looked at before torch is imported and a model loads."""
