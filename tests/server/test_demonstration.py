@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.color import ColorTriplet
 from rich.console import Console
+from rich.style import Style
 from typer.testing import CliRunner
 
 from saccade_server.cli import FOR_ONE_ANSWER, app
@@ -188,6 +190,18 @@ def test_the_picture_shows_what_is_there(shown: dict[str, Any]) -> None:
     rows = text.plain.splitlines()
     assert [len(row) for row in rows] == [32] * 16
     assert len(text.spans) == 512
+    styles = [Style.parse(str(span.style)) for span in text.spans]
+
+    def color(column: int, row: int) -> ColorTriplet:
+        found = styles[row * 32 + column].color
+        assert found is not None
+        assert found.triplet is not None
+        return found.triplet
+
+    red, blue, ground = color(16, 3), color(5, 7), color(28, 14)
+    assert red.red > 150 > red.blue
+    assert blue.blue > 150 > blue.red
+    assert max(ground) < 100
 
 
 def test_rates_are_a_table_of_their_own() -> None:
