@@ -21,6 +21,8 @@ import pytest
 import typer
 import yaml
 
+from saccade_interventions.registry import Registry
+from saccade_server.api.profiles import load_profiles
 from saccade_server.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -34,14 +36,12 @@ each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICE
 
 
 def interpolated(value: str, variables: dict[str, str]) -> str:
-    """The forms ${NAME:-default} and ${NAME:+replacement}, as Compose reads them."""
+    """The one form that is used, ${NAME:-default}, as Compose reads it."""
 
     def one(match: re.Match[str]) -> str:
-        name, operator, text = match.groups()
-        found = variables.get(name, "")
-        return (found or text) if operator == ":-" else (text if found else "")
+        return variables.get(match[1]) or match[2]
 
-    done = re.sub(r"\$\{(\w+)(:[-+])([^}]*)\}", one, value)
+    done = re.sub(r"\$\{(\w+):-([^}]*)\}", one, value)
     assert "$" not in done, value
     return done
 
@@ -78,16 +78,21 @@ def test_every_variable_of_serve_is_passed_on(service: dict[str, Any]) -> None:
 
 @each_service
 def test_what_the_host_leaves_unset_stays_unset(service: dict[str, Any]) -> None:
-    assert environment(service) == {
+    (profiles,) = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    alone = {
         "SACCADE_PORT": "8000",
-        "SACCADE_PROFILES": "",
+        "SACCADE_PROFILES": profiles["target"],
         "SACCADE_ON_HANG": "exit",
     }
-    told = environment(service, SACCADE_MODEL="org/model", SACCADE_PROFILES="mine.toml")
-    assert told["SACCADE_MODEL"] == "org/model"
-    assert told["SACCADE_PROFILES"] in [
-        volume["target"] for volume in service["volumes"] if isinstance(volume, dict)
-    ]
+    assert environment(service) == alone
+    assert environment(service, SACCADE_MODEL="a/b") == alone | {"SACCADE_MODEL": "a/b"}
+
+
+@each_service
+def test_the_host_s_profiles_are_mounted_or_none(service: dict[str, Any]) -> None:
+    (profiles,) = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    assert interpolated(profiles["source"], {"SACCADE_PROFILES": "mine.toml"}) == "mine.toml"
+    assert load_profiles(Path(interpolated(profiles["source"], {})), Registry.discover()) == {}
 
 
 @each_service
