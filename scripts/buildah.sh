@@ -33,6 +33,8 @@ make_base() {
 }
 
 build() { # NAME:TAG FLAGS...: docker is the format that knows HEALTHCHECK
+    local layers=--layers # a second build keeps the layer of PyTorch, as Docker's would
+    [ "$driver" != vfs ] || layers= # where each layer is a copy of everything below it
     make_base
-    $buildah bud --format docker --tag "$@" .
+    $buildah bud --format docker $layers --tag "$@" .
 }

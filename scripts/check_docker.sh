@@ -24,7 +24,7 @@ finish() {
 trap finish EXIT
 
 echo "== build"
-build "$image" --layers "$@"
+build "$image" "$@"
 $buildah inspect --type image "$image" >"$work/image.json"
 $buildah images "$image"
 

@@ -263,7 +263,7 @@ def test_the_command_line_takes_what_a_service_says(
     assert read["artifacts"] == Path(
         host["ARTIFACTS_DIR"] if told else tmp_path / "volumes/artifacts"
     )
-    assert read["profiles"] == (Path(host["SACCADE_PROFILES"]) if told else None)
+    assert read["profiles"] == Path(host["SACCADE_PROFILES"] if told else "/dev/null")
     assert read["model"] == (str(tmp_path / "models/mine") if told else None)
     assert read["device"] == ("cuda" if "deploy" in service else "auto")
 
