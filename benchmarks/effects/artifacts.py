@@ -12,13 +12,13 @@ from saccade_interventions.artifacts import read_artifact
 from saccade_server.calibration.examples import CalibrationError
 from saccade_server.calibration.heads import ranked, sweep_heads
 from saccade_server.calibration.output import install, write_file
-from saccade_server.calibration.sweep import by_first_token
-from saccade_server.calibration.terminal import (
-    ABLATE,
-    calibrate_act,
+from saccade_server.calibration.steering import (
+    Sources,
     calibrate_head_vectors,
     calibrate_vectors,
 )
+from saccade_server.calibration.sweep import by_first_token
+from saccade_server.calibration.terminal import ABLATE, calibrate_act
 from saccade_server.config import engine_config
 from saccade_server.demo.splits import Split
 from saccade_server.evaluation.export import Questions, export_scenes
@@ -63,11 +63,11 @@ def make(folder: Path, store: Path) -> tuple[dict[str, str], dict[str, str]]:
 
     def vectors() -> None:
         out = folder / "vectors.safetensors"
-        calibrate_vectors(config, absence, out, [VECTOR_LAYER], "mean", None, "", store)
+        calibrate_vectors(Sources(config, absence, out, store=store, layers=[VECTOR_LAYER]))
 
     def head_vectors() -> None:
         out = folder / "head_vectors.safetensors"
-        calibrate_head_vectors(config, absence, out, TOP_HEADS, "mean", None, "", store)
+        calibrate_head_vectors(Sources(config, absence, out, store=store, top=TOP_HEADS))
 
     def ranked_heads() -> None:
         out = folder / "heads"

@@ -22,6 +22,12 @@ from saccade_server.shell.commands import Commands
 from saccade_server.shell.model import check_model
 from saccade_server.shell.paths import readable, writable
 
+COEFFICIENTS = "0.25,0.5,1,1.5,2,3"
+ALPHAS = "0.5,1,2,4,8,15"
+"""What is tried if nobody says: of vectors, and of heads up to what the paper has."""
+
+MOST_STRENGTH = 1000.0
+
 app = typer.Typer(
     name="calibrate",
     cls=Commands,
@@ -49,6 +55,25 @@ How = Annotated[
     str,
     typer.Option(
         "--direction", callback=lambda text: _direction(text), help="mean (of differences) or pca."
+    ),
+]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune/--no-tune",
+        help="Try the directions of one half of the prompts on the other, and write what does best "
+        "there into the artifact, as its defaults.",
+    ),
+]
+Strengths = Annotated[
+    str,
+    typer.Option(callback=lambda text: _strengths(text) and text, help="What to try, as 0.5,1,2."),
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(
+        callback=readable,
+        help="JSONL like PROMPTS, with right answers: what is right must stay right.",
     ),
 ]
 Notes = Annotated[str, typer.Option(help="A text to keep in the artifact.")]
@@ -129,6 +154,9 @@ def vectors_command(
     layers: Layers = None,
     how: How = "mean",
     positive: Positive = None,
+    tune: Tune = True,
+    strengths: Strengths = COEFFICIENTS,
+    keep: Keep = None,
     notes: Notes = "",
     artifacts: Artifacts = None,
     model: Model = None,
@@ -139,12 +167,21 @@ def vectors_command(
     """Directions in the residual stream from negative to positive prompts; layers are residuals."""
 
     def work() -> None:
-        from saccade_server.calibration.terminal import calibrate_vectors
+        from saccade_server.calibration.steering import Sources, calibrate_vectors
+        from saccade_server.calibration.tuning import Tuning
 
         engine = _engine(model, device, dtype, threads)
-        calibrate_vectors(
-            engine, prompts, out, _layers(layers), _direction(how), positive, notes, artifacts
+        sources = Sources(
+            engine,
+            prompts,
+            out,
+            _direction(how),
+            positive,
+            notes,
+            artifacts,
+            layers=_layers(layers),
         )
+        calibrate_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
 
     _run(work, model)
 
@@ -156,6 +193,9 @@ def head_vectors_command(
     top: Annotated[int, typer.Option(min=1, help="Heads to keep.")] = 10,
     how: How = "mean",
     positive: Positive = None,
+    tune: Tune = True,
+    strengths: Strengths = ALPHAS,
+    keep: Keep = None,
     notes: Notes = "",
     artifacts: Artifacts = None,
     model: Model = None,
@@ -166,12 +206,14 @@ def head_vectors_command(
     """Directions in the outputs of the heads that tell positive from negative prompts best."""
 
     def work() -> None:
-        from saccade_server.calibration.terminal import calibrate_head_vectors
+        from saccade_server.calibration.steering import Sources, calibrate_head_vectors
+        from saccade_server.calibration.tuning import Tuning
 
         engine = _engine(model, device, dtype, threads)
-        calibrate_head_vectors(
-            engine, prompts, out, top, _direction(how), positive, notes, artifacts
+        sources = Sources(
+            engine, prompts, out, _direction(how), positive, notes, artifacts, top=top
         )
+        calibrate_head_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
 
     _run(work, model)
 
@@ -259,6 +301,17 @@ def _layers(text: str | None) -> list[int] | None:
             raise typer.BadParameter(f"{part!r} is no layer and no range of layers")
         found.update(numbers)
     return sorted(found)
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    """Numbers that a strength may be, each once."""
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers like 0.5,1,2") from None
+    if not all(0 < abs(value) <= MOST_STRENGTH for value in found):
+        raise typer.BadParameter(f"a strength lies within {MOST_STRENGTH:g} and is not 0")
+    return found
 
 
 def _direction(text: str) -> Any:

@@ -2,12 +2,14 @@
 
     {"prompt": "Is there a red circle?", "image": "images/1.png", "label": "Yes."}
     {"messages": [{"role": "user", "content": "..."}], "images": ["a.png", "b.png"], "label": true}
+    {"prompt": "Is there a red circle?", "image": "1.png", "label": "negative", "answer": "Yes."}
 
 ``prompt`` is one user message, ``messages`` a conversation of texts. Images are files, relative to
 the JSONL file, shown before the first user message's text. What ``label`` means is the command's:
 the right answer's text for ``act`` and ``heads``; for ``vectors`` the class, positive or negative
-(also true and false, 1 and 0). A conversation that ends with the assistant's message is read at
-that message's last token, or continued there; any other is read at the last token of the prompt.
+(also true and false, 1 and 0). ``answer`` says what is right where the label does not. A
+conversation that ends with the assistant's message is read at that message's last token, or
+continued there; any other is read at the last token of the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from saccade_server.evaluation.images import file_url
 from saccade_server.models.conversation import Message
 
 ROLES = ("system", "developer", "user", "assistant")
-FIELDS = frozenset({"prompt", "messages", "image", "images", "label"})
+FIELDS = frozenset({"prompt", "messages", "image", "images", "label", "answer"})
 CLASSES = {"positive": True, "true": True, "1": True, "negative": False, "false": False, "0": False}
 
 
@@ -35,15 +37,21 @@ class CalibrationError(EvaluationError):
 
 @dataclass(frozen=True)
 class Labelled:
-    """One line. ``place`` is file and line, for messages about it."""
+    """One line. ``place`` is file and line, for messages about it. ``answer``: the right one."""
 
     place: str
     turns: tuple[tuple[str, str], ...]  # (role, text)
     images: tuple[Path, ...]
     label: str
+    answer: str | None = None
 
     @property
-    def answer(self) -> str | None:
+    def right(self) -> str:
+        """What is right: the answer, or the label where labels are answers."""
+        return self.label if self.answer is None else self.answer
+
+    @property
+    def said(self) -> str | None:
         """The assistant's message, if the conversation ends with one."""
         role, text = self.turns[-1]
         return text if role == "assistant" else None
@@ -148,7 +156,8 @@ def _example(line: str, place: str, folder: Path) -> Labelled:
     if ("prompt" in entry) == ("messages" in entry):
         raise CalibrationError(f"{place}: give prompt or messages, one of them")
     images = _images(entry, place, folder)
-    return Labelled(place, _turns(entry, place), images, _label(entry.get("label"), place))
+    label, answer = _label(entry.get("label"), place), _answer(entry.get("answer"), place)
+    return Labelled(place, _turns(entry, place), images, label, answer)
 
 
 def _turns(entry: dict[str, Any], place: str) -> tuple[tuple[str, str], ...]:
@@ -190,6 +199,12 @@ def _label(value: Any, place: str) -> str:
         return str(value).lower()
     if not isinstance(value, str) or not value.strip():
         raise CalibrationError(f"{place}: label is a text, true or false")
+    return value
+
+
+def _answer(value: Any, place: str) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise CalibrationError(f"{place}: answer is a text")
     return value
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
+from saccade_interventions.defaults import NOTHING
 from saccade_server.api.artifact_store import ArtifactStore
 
 STORE_BYTES = 4096 * 2**20
@@ -31,7 +32,12 @@ class Written:
 
 
 def write_file(
-    path: Path, kind: str, fingerprint: str, tensors: Mapping[str, Any], notes: str
+    path: Path,
+    kind: str,
+    fingerprint: str,
+    tensors: Mapping[str, Any],
+    notes: str,
+    defaults: Mapping[str, Any] = NOTHING,
 ) -> Written:
     """Write an artifact; the file appears complete or not at all.
 
@@ -39,13 +45,28 @@ def write_file(
         ArtifactError: the numbers are no valid artifact.
         OSError: the file cannot be written.
     """
-    arrays = {name: np.asarray(values) for name, values in tensors.items()}
-    data = write_artifact(kind, fingerprint, arrays, notes)
+    data = as_artifact(kind, fingerprint, tensors, notes, defaults)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_bytes(data)
     temporary.replace(path)
     return Written(path, read_artifact(data).digest, kind)
+
+
+def as_artifact(
+    kind: str,
+    fingerprint: str,
+    tensors: Mapping[str, Any],
+    notes: str = "",
+    defaults: Mapping[str, Any] = NOTHING,
+) -> bytes:
+    """The bytes of an artifact, of anything that numpy takes.
+
+    Raises:
+        ArtifactError: the numbers are no valid artifact.
+    """
+    arrays = {name: np.asarray(values) for name, values in tensors.items()}
+    return write_artifact(kind, fingerprint, arrays, notes, defaults)
 
 
 def install(written: Written, store: Path) -> None:

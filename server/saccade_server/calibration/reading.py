@@ -66,7 +66,7 @@ class Reader:
 
     def _render(self, example: Labelled) -> tuple[RenderedPrompt, int]:
         """The prompt, and the row to read: the last one, or that of the answer's last token."""
-        answer = example.answer
+        answer = example.said
         try:
             prompt = self._prompts.chat(example.as_messages(), add_generation_prompt=answer is None)
         except PromptError as error:

@@ -72,7 +72,7 @@ class Sweep:
         self._measure = measure
         self._log = log
         self._advance = advance
-        content = [facts, [[messages, example.label] for example, messages in self._examples]]
+        content = [facts, [[messages, example.right] for example, messages in self._examples]]
         self._open(hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
     async def run(self, heads: Sequence[Head]) -> tuple[Result, dict[Head, Result]]:
@@ -138,7 +138,7 @@ async def by_answer(
 
     A token has at least one byte, so no more tokens than the label has bytes are needed.
     """
-    label = example.label.strip()
+    label = example.right.strip()
     sampling = {"temperature": 0, "max_tokens": len(label.encode()) + 1}
     reply = await asker.ask(messages, entries, sampling)
     return reply.text.strip().startswith(label), None
@@ -152,7 +152,7 @@ async def by_first_token(
     Only the likeliest tokens are known. If no beginning of the label is among them, the probability
     is taken to be that of the last of them, which it cannot exceed.
     """
-    label = example.label.strip()
+    label = example.right.strip()
     tokens = await asker.likely_tokens(messages, entries, ALTERNATIVES)
     begins = {
         text: value

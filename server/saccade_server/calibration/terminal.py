@@ -13,7 +13,6 @@ from rich.console import Console
 
 from saccade_interventions import shorthand
 from saccade_server.calibration.collect import partial_path
-from saccade_server.calibration.directions import Method
 from saccade_server.calibration.examples import CalibrationError
 from saccade_server.calibration.heads import helpful, ranked, sweep_heads
 from saccade_server.calibration.output import (
@@ -106,64 +105,6 @@ def calibrate_heads(
     _write_heads(console, out, swept.fingerprint, kept, notes, ABLATE, store)
 
 
-def calibrate_vectors(
-    config: EngineConfig,
-    prompts: Path,
-    out: Path,
-    layers: Sequence[int] | None,
-    method: Method,
-    positive: str | None,
-    notes: str,
-    store: Path | None,
-) -> None:
-    """One direction a residual."""
-    console = Console(stderr=True)
-    calibrator = Calibrator(config, prompts, console)
-    found = calibrator.vectors(out, layers, method, positive)
-    rows = [
-        (
-            str(item.place[0]),
-            f"{float(item.vector.norm()):.4g}",
-            f"{float(item.vector.norm()) / item.size:.3f}",
-            "unknown" if math.isnan(item.accuracy) else f"{item.accuracy:.1%}",
-        )
-        for item in found
-    ]
-    header = ("residual", "length", "relative to residuals", "classes told apart (held out)")
-    show_table(console, header, rows)
-    tensors = {
-        "vectors": torch.stack([item.vector for item in found]).numpy(),
-        "layers": [item.place[0] for item in found],
-    }
-    written = write_file(out, "vectors", calibrator.fingerprint, tensors, notes)
-    _finish(console, written, {"method": "steering", "artifact": DIGEST}, store)
-
-
-def calibrate_head_vectors(
-    config: EngineConfig,
-    prompts: Path,
-    out: Path,
-    top: int,
-    method: Method,
-    positive: str | None,
-    notes: str,
-    store: Path | None,
-) -> None:
-    """Unit directions of the heads that separate best, with the spread along them (ITI)."""
-    console = Console(stderr=True)
-    calibrator = Calibrator(config, prompts, console)
-    found = calibrator.head_vectors(out, method, positive)[:top]
-    rows = [(*map(str, item.place), f"{item.accuracy:.1%}", f"{item.sigma:.4g}") for item in found]
-    show_table(console, ("layer", "head", "classes told apart (held out)", "sigma"), rows)
-    tensors = {
-        "heads": [item.place for item in found],
-        "vectors": torch.stack([item.vector / item.vector.norm() for item in found]).numpy(),
-        "sigma": [item.sigma for item in found],
-    }
-    written = write_file(out, "head_vectors", calibrator.fingerprint, tensors, notes)
-    _finish(console, written, {"method": "head_steering", "artifact": DIGEST}, store)
-
-
 def calibrate_head_means(
     config: EngineConfig, prompts: Path, out: Path, notes: str, store: Path | None
 ) -> None:
@@ -175,7 +116,7 @@ def calibrate_head_means(
     console.print(f"mean outputs of {layers} x {heads} heads of size {size}")
     tensors = {"means": means.numpy()}
     written = write_file(out, "head_means", calibrator.fingerprint, tensors, notes)
-    _finish(
+    finish(
         console,
         written,
         {"method": "head_ablation", "mode": "mean", "means": DIGEST, "heads": {"0": [0]}},
@@ -202,7 +143,7 @@ def calibrate_sinks(config: EngineConfig, out: Path, notes: str, store: Path | N
     show_table(console, ("layer", *map(str, found.dims)), rows)
     written = write_file(out, "sinks", fingerprint(model), {"dims": list(found.dims)}, notes)
     console.print(f'Methods that look for sinks take them as "sink_dims": {list(found.dims)}')
-    _finish(console, written, None, store)
+    finish(console, written, None, store)
 
 
 def _write_heads(
@@ -215,10 +156,10 @@ def _write_heads(
     store: Path | None,
 ) -> None:
     written = write_file(out, "heads", model, {"heads": sorted(kept)}, notes)
-    _finish(console, written, {**entry, "artifact": DIGEST}, store)
+    finish(console, written, {**entry, "artifact": DIGEST}, store)
 
 
-def _finish(
+def finish(
     console: Console, written: Written, entry: Mapping[str, Any] | None, store: Path | None
 ) -> None:
     """Install and explain; then what made the run resumable has done its work."""

@@ -31,6 +31,26 @@ from saccade_server.models.prompt import PromptProcessor
 
 
 @dataclass(frozen=True)
+class Collected:
+    """Activations of all prompts, float32 [prompts, places, size], and the prompts' classes."""
+
+    places: Sequence[tuple[int, ...]]
+    values: torch.Tensor
+    positives: torch.Tensor  # bool [prompts]
+
+    def of(self, prompts: torch.Tensor) -> Collected:
+        """The same of some prompts, bool [prompts]."""
+        return Collected(self.places, self.values[prompts], self.positives[prompts])
+
+    def directions(self, method: Method) -> list[FoundVector | None]:
+        """A direction at every place; None where both classes have the same mean."""
+        return [
+            _found(place, self.values[:, at], self.positives, method)
+            for at, place in enumerate(self.places)
+        ]
+
+
+@dataclass(frozen=True)
 class FoundVector:
     """A direction at one place: a residual, or (layer, head). ``size`` is a typical length there.
 
@@ -42,6 +62,12 @@ class FoundVector:
     accuracy: float
     size: float
     sigma: float
+
+    @property
+    def separation(self) -> tuple[float, float]:
+        """How well it tells the classes apart: first on prompts that it was not found on."""
+        accuracy = 0.0 if math.isnan(self.accuracy) else self.accuracy
+        return accuracy, float(self.vector.norm()) / max(self.sigma, 1e-12)
 
 
 class Calibrator:
@@ -61,17 +87,16 @@ class Calibrator:
             torch.set_num_threads(config.threads)
         self.model: ServedModel = load_model(config.model, dtype=dtype, device=device)
         self.fingerprint = fingerprint(self.model)
-        self._reader = Reader(self.model, PromptProcessor.load(config.model))
+        self.config = config
+        self.prompts = PromptProcessor.load(config.model)
+        self._reader = Reader(self.model, self.prompts)
         self._console = console
 
-    def vectors(
-        self, out: Path, layers: Sequence[int] | None, method: Method, positive: str | None
-    ) -> list[FoundVector]:
-        """A direction in each residual of ``layers``; None: all but the embeddings and the last.
+    def residuals(self, out: Path, layers: Sequence[int] | None, positive: str | None) -> Collected:
+        """The residuals of ``layers``; None: all but the embeddings and the last.
 
         Raises:
-            CalibrationError: a residual that is not there or does not tell the classes apart, or
-                labels of one class only.
+            CalibrationError: a residual that is not there, or labels of one class only.
         """
         chosen = list(range(1, self.model.layers)) if layers is None else sorted(set(layers))
         for layer in chosen:
@@ -85,33 +110,19 @@ class Calibrator:
 
         positives = torch.tensor(classes(self.examples, positive))
         values = self._collect(out, read, ["vectors", chosen])
-        found = []
-        for at, layer in enumerate(chosen):
-            item = _found((layer,), values[:, at], positives, method)
-            if item is None:
-                message = f"both classes have the same mean in residual {layer}; leave it out"
-                raise CalibrationError(message)
-            found.append(item)
-        return found
+        return Collected([(layer,) for layer in chosen], values, positives)
 
-    def head_vectors(self, out: Path, method: Method, positive: str | None) -> list[FoundVector]:
-        """A direction in each head's output, the one that separates best first.
+    def heads(self, out: Path, positive: str | None) -> Collected:
+        """The outputs of all heads.
 
         Raises:
             CalibrationError: fewer than two examples of a class, without which no accuracy is
-                held out; or no head tells the classes apart.
+                held out.
         """
         positives = torch.tensor(classes(self.examples, positive, at_least=2))
         values = self._collect(out, lambda example: self._reader.read(example, ()).heads, ["heads"])
         places = list(itertools.product(range(values.shape[1]), range(values.shape[2])))
-        tried = [_found(place, values[:, *place], positives, method) for place in places]
-        found = [item for item in tried if item is not None]
-        if not found:
-            raise CalibrationError("both classes have the same mean in every head")
-        if len(found) < len(places):
-            without = f"{len(places) - len(found)} of {len(places)} heads are left out"
-            self._console.print(f"{without}: both classes have the same mean there")
-        return sorted(found, key=lambda item: (-item.accuracy, item.place))
+        return Collected(places, values.flatten(1, 2), positives)
 
     def head_means(self, out: Path) -> torch.Tensor:
         """Mean output of each head, [layers, heads, head_dim]; every prompt counts the same."""
@@ -127,6 +138,33 @@ class Calibrator:
             facts = [__version__, self.fingerprint, self._dtype, *facts]
             path = partial_path(out)
             return collect(self.examples, read, path, facts, lambda: progress.advance(bar))
+
+
+def in_residuals(collected: Collected, method: Method) -> list[FoundVector]:
+    """A direction in each residual.
+
+    Raises:
+        CalibrationError: one of them does not tell the classes apart.
+    """
+    found = []
+    for (layer,), item in zip(collected.places, collected.directions(method), strict=True):
+        if item is None:
+            message = f"both classes have the same mean in residual {layer}; leave it out"
+            raise CalibrationError(message)
+        found.append(item)
+    return found
+
+
+def in_heads(collected: Collected, method: Method) -> list[FoundVector]:
+    """A direction in each head's output, the one that separates best first.
+
+    Raises:
+        CalibrationError: no head tells the classes apart.
+    """
+    found = [item for item in collected.directions(method) if item is not None]
+    if not found:
+        raise CalibrationError("both classes have the same mean in every head")
+    return sorted(found, key=lambda item: (-item.accuracy, item.place))
 
 
 def _found(

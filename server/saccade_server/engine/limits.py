@@ -59,7 +59,8 @@ def why_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a request can never run; the API has checked the same, this is the last line."""
     if request.sampling.max_tokens < 1:
         return "max_tokens must be at least 1"
-    named = (*request.sampling.logit_bias, *request.sampling.stop_token_ids)
+    sampling = request.sampling
+    named = (*sampling.logit_bias, *sampling.stop_token_ids, *sampling.forced)
     if any(not 0 <= token < info.vocab_size for token in named):
         return "a token is not in the vocabulary"
     reason = why_min_tokens_refused(request.sampling, info)

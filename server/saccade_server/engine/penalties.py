@@ -1,4 +1,4 @@
-"""Logit bias, penalties, tokens held back: changes to single logits, for a step's rows at once."""
+"""Logit bias, penalties, tokens held back or forced: changes to a step's rows of logits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
+
+FORCED = 1e35
+"""The logit of the token that must be drawn."""
 
 LARGEST = 1e30
 """No logit is larger after a repetition penalty near 0, or its row would have no softmax."""
@@ -35,9 +38,10 @@ class _Cells:
 def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Uploader) -> torch.Tensor:
     """Bias, then penalties, then -inf for tokens held back; ``logits`` itself if nobody asks.
 
-    Repetition counts the prompt too; presence and frequency count the output only.
+    Repetition counts the prompt too; presence and frequency count the output only. A forced token
+    gets :data:`FORCED`, whatever else is asked for.
     """
-    bias, repeated, counted, barred = _Cells(), _Cells(), _Cells(), _Cells()
+    bias, repeated, counted, barred, forced = (_Cells() for _ in range(5))
     width = logits.shape[-1]
     for row, sequence in enumerate(sequences):
         p = sequence.request.sampling
@@ -48,7 +52,10 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
             _penalise(row, width, sequence, repeated, counted)
         if sequence.barred:
             barred.add(row, width, sequence.barred, np.full(len(sequence.barred), -np.inf))
-    if not any(cells.places for cells in (bias, repeated, counted, barred)):
+        position = sequence.length - sequence.prompt_length
+        if position < len(p.forced):
+            forced.add(row, width, [p.forced[position]], np.array([FORCED]))
+    if not any(cells.places for cells in (bias, repeated, counted, barred, forced)):
         return logits
     edited = logits.clone()
     flat = edited.view(-1)
@@ -63,6 +70,8 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
         flat.index_add_(0, *counted.upload(upload, logits.dtype), alpha=-1)
     if barred.places:
         flat.index_copy_(0, *barred.upload(upload, logits.dtype))
+    if forced.places:
+        flat.index_copy_(0, *forced.upload(upload, logits.dtype))
     return edited
 
 

@@ -67,6 +67,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
     logprobs: int | None = None  # number of alternatives per token; None: no logprobs
+    forced: tuple[int, ...] = ()  # the first tokens of the answer, to learn their log-probabilities
 
 
 class BranchInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 Writes images and a JSONL file as :mod:`saccade_server.calibration.examples` reads it. ``exists``
 asks whether a thing is there and ``companion`` whether a trigger's companion is; labels are the
 right answers. ``describe`` labels whole captions. ``absence`` asks for the companion too and labels
-``positive`` where it is absent: the direction from what the prior promises to what is seen.
+``positive`` where it is absent: the direction from what the prior promises to what is seen. There
+``answer`` is the right answer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def export_scenes(
                 "image": f"images/{name}",
                 "label": _label(example, questions),
             }
+            if questions is Questions.ABSENCE:
+                line["answer"] = example.answer
             file.write(json.dumps(line) + "\n")
     return path
 

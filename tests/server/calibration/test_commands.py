@@ -29,7 +29,7 @@ from saccade_server.inprocess import open_server
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions of which some have an absent companion and some do not."""
     folder = tmp_path_factory.mktemp("scenes")
-    return export_scenes(folder, Split.VALIDATION, Questions.ABSENCE, 8)
+    return export_scenes(folder, Split.VALIDATION, Questions.ABSENCE, 24)
 
 
 def calibrate(*arguments: Any) -> str:
@@ -44,24 +44,93 @@ def read(path: Path) -> Artifact:
 
 def test_vectors(prompts: Path, tmp_path: Path) -> None:
     out, store = tmp_path / "v.safetensors", tmp_path / "store"
-    text = calibrate("vectors", prompts, "--out", out, "--layers", "2-3", "--artifacts", store)
+    options = ["--layers", "2-3", "--strengths", "0.5"]
+    text = calibrate("vectors", prompts, "--out", out, *options, "--artifacts", store)
     made = read(out)
     assert made.kind == "vectors"
     assert made.tensors["layers"].tolist() == [2, 3]
     assert made.tensors["vectors"].shape == (2, 192)
+    assert made.defaults.keys() == {"layers", "coefficient"}
+    assert set(made.defaults["layers"]) < {2, 3}
     assert made.digest in text.replace("\n", "")
     assert (store / f"{made.digest.removeprefix('sha256:')}.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["v.safetensors"]
     other = tmp_path / "other.safetensors"
-    calibrate("vectors", prompts, "--out", other, "--layers", "2,3")
+    calibrate("vectors", prompts, "--out", other, "--layers", "2,3", "--strengths", "0.5")
     assert read(other).digest == made.digest, "the same prompts must give the same bytes"
+    calibrate("vectors", prompts, "--out", other, "--layers", "2,3", "--no-tune")
+    assert read(other).defaults == {}
+    np.testing.assert_array_equal(read(other).tensors["vectors"], made.tensors["vectors"])
+
+
+def chosen(text: str) -> str:
+    """The line that names the defaults, whatever width the terminal has."""
+    return " ".join(text.split()).partition("default: ")[2]
+
+
+def test_a_request_without_a_strength_gets_what_the_held_out_half_chose(
+    prompts: Path, tmp_path: Path
+) -> None:
+    out, store = tmp_path / "v.safetensors", tmp_path / "store"
+    keep = export_scenes(tmp_path / "kept", Split.CLEAR, Questions.DESCRIBE, 4)
+    options = ["--out", out, "--layers", "4", "--artifacts", store, "--keep", keep]
+    text = calibrate("vectors", prompts, *options, "--strengths", "1e-3,0.4")
+    made = read(out)
+    assert made.defaults == {"layers": [4], "coefficient": 0.4}
+    assert chosen(text).startswith("residual 4, strength 0.4: +0.")
+    assert "of 11 right" in chosen(text)
+    entry = {"method": "steering", "artifact": made.digest}
+    (implicit,) = asyncio.run(ask(store, entry))
+    assert implicit["filled_in"] == {"layers": [4], "coefficient": 0.4}
+    assert (implicit["layers"], implicit["status"]) == ([4], "applied")
+    (explicit,) = asyncio.run(ask(store, {**entry, "layers": [4], "coefficient": 2}))
+    assert explicit["filled_in"] == {}
+
+
+def test_what_helps_nobody_is_not_written_as_if_it_did(prompts: Path, tmp_path: Path) -> None:
+    """Steering the wrong way: the weakest, and the text says so."""
+    out = tmp_path / "v.safetensors"
+    text = calibrate("vectors", prompts, "--out", out, "--layers", "4", "--strengths=-2,-0.1,-1")
+    assert "nothing that was tried helps" in " ".join(text.split())
+    assert read(out).defaults == {"layers": [4], "coefficient": -0.1}
+
+
+def test_prompts_that_do_not_say_what_is_right(prompts: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in prompts.read_text().splitlines()]
+    silent = prompts.parent / "silent.jsonl"
+    bare = [{k: v for k, v in line.items() if k != "answer"} for line in lines]
+    silent.write_text("\n".join(map(json.dumps, bare)))
+    out = tmp_path / "v.safetensors"
+    text = calibrate("vectors", silent, "--out", out, "--layers", "1,5")
+    assert read(out).defaults == {"layers": [5], "coefficient": 1.0}, "told apart best"
+    assert "not tried" in chosen(text)
+    calibrate("head-vectors", silent, "--out", out, "--top", 2)
+    assert read(out).defaults == {"alpha": 1.0}
+
+
+def test_conversations_that_end_with_the_assistant(prompts: Path, tmp_path: Path) -> None:
+    """As CAA has them: the same question, answered in both ways."""
+    said = {"positive": "No.", "negative": "Yes."}
+    lines = []
+    for line in map(json.loads, prompts.read_text().splitlines()):
+        turns = [{"role": "user", "content": line["prompt"]}]
+        turns.append({"role": "assistant", "content": said[line["label"]]})
+        lines.append({"messages": turns, "image": line["image"], "label": line["label"]})
+    path = prompts.parent / "caa.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "v.safetensors"
+    text = calibrate("vectors", path, "--out", out, "--layers", "3,4", "--strengths", "0.1,0.3")
+    assert "positive less negative messages" in text
+    assert read(out).defaults.keys() == {"layers", "coefficient"}
 
 
 def test_heads_and_head_vectors_and_means(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "hv.safetensors"
-    calibrate("head-vectors", prompts, "--out", out, "--top", 3)
+    calibrate("head-vectors", prompts, "--out", out, "--top", 3, "--strengths", "0.5,15")
     made = read(out)
     assert made.tensors["heads"].shape == (3, 2)
+    assert made.defaults.keys() == {"alpha"}
+    assert abs(made.defaults["alpha"]) < 15, "the paper's ruins this model"
     norms = np.linalg.norm(made.tensors["vectors"], axis=1)
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
     assert made.tensors["sigma"].min() > 0
@@ -82,10 +151,13 @@ def test_one_example_of_a_class_ranks_no_heads(prompts: Path, tmp_path: Path) ->
     command = ["calibrate", "head-vectors", str(few), "--out", str(out), "--threads", "1"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
+    assert "are too few for two halves" in done.output.replace("\n", " ")
+    done = CliRunner().invoke(app, [*command, "--no-tune"])
+    assert done.exit_code == 2
     message = "1 positive and 2 negative prompts; at least 2 of each class are needed"
     assert message in done.output.replace("\n", " ")
     assert not out.exists()
-    text = calibrate("vectors", few, "--out", out, "--layers", "3")
+    text = calibrate("vectors", few, "--out", out, "--layers", "3", "--no-tune")
     assert "unknown" in text, "one pair gives a direction, but no held-out accuracy"
     assert "nan" not in text
 
@@ -102,7 +174,7 @@ def test_a_head_with_equal_class_means_is_left_out(
 
     monkeypatch.setattr(Calibrator, "_collect", with_a_dead_head)
     out = tmp_path / "hv.safetensors"
-    text = calibrate("head-vectors", prompts, "--out", out, "--top", 36)
+    text = calibrate("head-vectors", prompts, "--out", out, "--top", 36, "--no-tune")
     assert "1 of 36 heads are left out" in text
     heads = read(out).tensors["heads"].tolist()
     assert len(heads) == 35
@@ -188,6 +260,11 @@ def test_sinks(tmp_path: Path) -> None:
         (["vectors", "{prompts}", "--layers", "a-b"], "no range of layers"),
         (["vectors", "{prompts}", "--direction", "svm"], "mean or pca"),
         (["vectors", "{prompts}", "--positive", "maybe"], "labels are negative"),
+        (["vectors", "{prompts}", "--strengths", "1,x"], "no list of numbers"),
+        (["vectors", "{prompts}", "--strengths", "0,1"], "and is not 0"),
+        (["head-vectors", "{prompts}", "--strengths", "nan"], "and is not 0"),
+        (["vectors", "{prompts}", "--keep", "none.jsonl"], "No such file"),
+        (["vectors", "{prompts}", "--keep", "{prompts}", "--layers", "7"], "no residual 7"),
         (["vectors", "{prompts}", "--model", "/nothing"], "there is no such folder"),
         (["act", "{prompts}", "--layers", "9", "--entry", "pai"], "there is no layer 9"),
         (["act", "{prompts}", "--entry", "nope"], "unknown method"),

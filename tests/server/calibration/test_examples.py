@@ -37,10 +37,10 @@ def test_all_forms(tmp_path: Path) -> None:
     )
     plain, long = read_examples(path)
     assert plain.as_chat() == [{"role": "user", "content": "a?"}]
-    assert plain.answer is None
+    assert plain.said is None
     assert (plain.place, long.place) == (f"{path}:1", f"{path}:3")
     assert long.label == "true"
-    assert long.answer == "b"
+    assert long.said == "b"
     system, user, assistant = long.as_chat()
     assert system["content"] == "be brief"
     assert [part["type"] for part in user["content"]] == ["image_url", "image_url", "text"]
@@ -56,6 +56,8 @@ def test_all_forms(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", ', ":2: not JSON"),
         ("[1]", ":2: a line is a JSON object"),
+        ({"prompt": "a", "label": "x", "answer": " "}, ":2: answer is a text"),
+        ({"prompt": "a", "label": "x", "answer": True}, ":2: answer is a text"),
         ({"prompt": "a", "label": "x", "lable": 1}, ":2: unknown field 'lable'"),
         ({"label": "x"}, ":2: give prompt or messages"),
         ({"prompt": "a", "messages": [], "label": "x"}, ":2: give prompt or messages"),
