@@ -255,7 +255,7 @@ def test_sinks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vectors", "none.jsonl"], "No such file"),
+        (["vectors", "none.jsonl"], "there is no file none.jsonl"),
         (["vectors", "{prompts}", "--layers", "6"], "there is no residual 6"),
         (["vectors", "{prompts}", "--layers", "a-b"], "no range of layers"),
         (["vectors", "{prompts}", "--direction", "svm"], "mean or pca"),
@@ -263,9 +263,8 @@ def test_sinks(tmp_path: Path) -> None:
         (["vectors", "{prompts}", "--strengths", "1,x"], "no list of numbers"),
         (["vectors", "{prompts}", "--strengths", "0,1"], "and is not 0"),
         (["head-vectors", "{prompts}", "--strengths", "nan"], "and is not 0"),
-        (["vectors", "{prompts}", "--keep", "none.jsonl"], "No such file"),
+        (["vectors", "{prompts}", "--keep", "none.jsonl"], "there is no file none.jsonl"),
         (["vectors", "{prompts}", "--keep", "{prompts}", "--layers", "7"], "no residual 7"),
-        (["vectors", "{prompts}", "--model", "/nothing"], "there is no such folder"),
         (["act", "{prompts}", "--layers", "9", "--entry", "pai"], "there is no layer 9"),
         (["act", "{prompts}", "--entry", "nope"], "unknown method"),
         (["sinks", "--out", "/proc/none/x"], "/proc/none"),
