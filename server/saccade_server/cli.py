@@ -77,14 +77,14 @@ def every_command(
 
 @app.command("generate", short_help="Answer one question without a server.")
 def generate_command(
-    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask.")],
     image: Annotated[
         list[Path] | None,
-        typer.Option(callback=readable, help="Image file; repeat for several."),
+        typer.Option(metavar="FILE", callback=readable, help="Image file; repeat for several."),
     ] = None,
     intervention: Annotated[
         list[str] | None,
-        typer.Option(help="method:field=value,field=value; repeat for several."),
+        typer.Option(metavar="ENTRY", help="method:field=value,field=value; repeat for several."),
     ] = None,
     model: Model = None,
     max_tokens: Annotated[

@@ -12,16 +12,13 @@ import torch
 from saccade_server.api.settings import ApiSettings
 from saccade_server.demo import model_path
 from saccade_server.engine.config import EngineConfig
+from saccade_server.options import DEVICE, DTYPES
 
 DEMO_NAME = "saccade-demo"
 """Name under which the embedded demo model is served."""
 
 GPU_BATCHED_TOKENS = 8192
 """Tokens in one step of a GPU, unless told otherwise: prompts are computed in few, large chunks."""
-
-
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICE = re.compile(r"cuda(?::([0-9]{1,4}))?")
 
 
 @dataclass(frozen=True)
@@ -58,17 +55,27 @@ def engine_config(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
-    if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     chosen = {name: value for name, value in limits.items() if value is not None}
     if device.startswith("cuda"):
         chosen.setdefault("max_batched_tokens", GPU_BATCHED_TOKENS)
-    return msgspec.convert(
-        {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
-        EngineConfig,
-    )
+    try:
+        return msgspec.convert(
+            {"model": model or str(model_path()), "device": device, "dtype": dtype, **chosen},
+            EngineConfig,
+        )
+    except msgspec.ValidationError as error:
+        raise ValueError(_with_options(str(error))) from None
+
+
+def _with_options(message: str) -> str:
+    """A message about fields of the configuration, in terms of the options that set them."""
+    for name in EngineConfig.__struct_fields__:
+        message = re.sub(rf"\b{name}\b", f"--{name.replace('_', '-')}", message)
+    return message
 
 
 def _check_device(device: str) -> None:

@@ -11,6 +11,7 @@ AllowedHosts = Annotated[
     list[str] | None,
     typer.Option(
         "--allowed-host",
+        metavar="NAME",
         help="Without --api-key, answer to this Host too, beside IP addresses, localhost and this "
         "machine's name; '*.example.com' is every name below one, '*' any. Repeat for several. "
         "SACCADE_ALLOWED_HOST holds one, or several with commas between.",
@@ -20,6 +21,7 @@ AllowedMediaDomains = Annotated[
     list[str] | None,
     typer.Option(
         "--allowed-media-domain",
+        metavar="NAME",
         help="With --allow-image-urls, fetch only from this host. Repeat for several. "
         "SACCADE_ALLOWED_MEDIA_DOMAIN holds one, or several with commas between.",
     ),
@@ -28,6 +30,7 @@ CorsOrigins = Annotated[
     list[str] | None,
     typer.Option(
         "--cors-origin",
+        metavar="ORIGIN",
         help="Let browser pages of this origin (https://app.example.com) ask and read answers; "
         "'*': of any. Repeat for several. "
         "SACCADE_CORS_ORIGIN holds one, or several with commas between.",

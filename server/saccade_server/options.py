@@ -11,7 +11,7 @@ import typer
 
 from saccade_server.exit_codes import ExitCode
 
-DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,4})?")
+DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

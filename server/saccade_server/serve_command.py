@@ -80,15 +80,17 @@ def serve_command(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="KEY",
             help="Key that clients must send; repeat for several. "
-            "SACCADE_API_KEY holds one, or several with commas between."
+            "SACCADE_API_KEY holds one, or several with commas between.",
         ),
     ] = None,
     admin_key: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="KEY",
             help="Key that opens the upload of artifacts; repeat for several. Without one nobody "
-            "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between."
+            "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between.",
         ),
     ] = None,
     artifacts: Artifacts = None,

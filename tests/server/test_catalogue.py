@@ -31,11 +31,14 @@ def test_what_a_method_needs_and_why_a_model_lacks_it() -> None:
     base = {"level": "residual", "summary": "s", "needs_image": True, "needs_artifact": True}
     text = shown(
         [
-            {**base, "id": "good", "supported": True, "reason": None},
-            {**base, "id": "bad", "supported": False, "reason": "it did nothing"},
+            {**base, "id": "good", "supported": True, "tested": True, "reason": None},
+            {**base, "id": "bad", "supported": False, "tested": False, "reason": "it did nothing"},
+            {**base, "id": "long", "supported": True, "tested": False, "reason": None},
         ]
     )
-    good, bad = text.splitlines()[1:3]
+    good, bad, long = text.splitlines()[1:4]
+    assert "untested" in long
+    assert "untested" not in good
     assert "image, artifact" in good
     assert "supported" in good
     assert "it did nothing" in bad

@@ -27,7 +27,7 @@ def test_nothing_said_is_the_demo_model_on_what_is_there() -> None:
 
 def test_limits_are_passed_on_and_checked() -> None:
     assert engine_config("m", max_num_seqs=3, max_model_len=None).max_num_seqs == 3
-    with pytest.raises(ValueError, match="max_batched_tokens"):
+    with pytest.raises(ValueError, match="--max-batched-tokens must be at least --max-num-seqs"):
         engine_config("m", max_num_seqs=100, max_batched_tokens=10)
 
 
@@ -36,7 +36,7 @@ def test_what_a_gpu_is_given_is_passed_on() -> None:
     assert (config.gpu_memory_utilization, config.enforce_eager) == (0.5, True)
     assert config.cache_tokens is None
     assert engine_config("m", cache_tokens=4096).cache_tokens == 4096
-    with pytest.raises(ValueError, match="gpu_memory_utilization"):
+    with pytest.raises(ValueError, match="--gpu-memory-utilization must be"):
         engine_config("m", gpu_memory_utilization=1.5)
 
 

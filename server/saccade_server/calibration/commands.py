@@ -35,6 +35,13 @@ app = typer.Typer(
     short_help="Make an artifact from labelled prompts.",
 )
 
+
+def _entry(text: str) -> str:
+    from saccade_server.shell.entries import readable_entry
+
+    return readable_entry(text)
+
+
 Prompts = Annotated[
     Path,
     typer.Argument(
@@ -97,7 +104,10 @@ def act_command(
         ),
     ] = False,
     entry: Annotated[
-        str, typer.Option(help="The method with fields to calibrate with, as act:beta=0.4.")
+        str,
+        typer.Option(
+            callback=_entry, help="The method with fields to calibrate with, as act:beta=0.4."
+        ),
     ] = "act",
     notes: Notes = "",
     artifacts: Artifacts = None,

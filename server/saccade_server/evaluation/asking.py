@@ -52,7 +52,7 @@ class Asker:
             card = answer.json()["data"][0]
             name = str(card["id"])
         except (KeyError, IndexError, TypeError, ValueError):
-            message = f"no list of models at {answer.url}: HTTP {answer.status_code}"
+            message = f"no list of models at {answer.url}: {_message(answer)}"
             raise EvaluationError(message) from None
         return cls(client, name, concurrency, str(card.get("fingerprint", "")))
 

@@ -42,7 +42,8 @@ def scenes_command(
         typer.Option(callback=readable, help="TOML or JSON; if absent all methods at defaults."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Only this method; repeat for several.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this method, or setting; repeat for several."),
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose strengths on the validation split, too.")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from saccade_interventions import shorthand
 from saccade_interventions.artifacts import ArtifactError, read_artifact
 from saccade_interventions.base import Intervention
@@ -54,6 +56,21 @@ def read_entries(
             if isinstance(value, str) and (named := DIGEST.fullmatch(value)):
                 check_artifact(named[1], artifacts, name)
     return entries
+
+
+def readable_entry(text: str) -> str:
+    """What was given, if it is one entry in the notation; for typer's ``callback``.
+
+    Raises:
+        BadParameter: it is not; the message says what is wrong.
+    """
+    try:
+        Registry.discover().parse([shorthand.parse(text)])
+    except InterventionError as error:
+        raise typer.BadParameter(error.message) from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def check_artifact(digest: str, folder: Path | None, name: str) -> None:

@@ -79,6 +79,8 @@ SAID = [
     (("generate",), "--prompt is missing; saccade generate --help says what there is"),
     (("calibrate", "heads"), "PROMPTS is missing"),
     (("calibrate", "act", "no.jsonl"), "PROMPTS: there is no file no.jsonl; check the name"),
+    (("calibrate", "act", "bad.toml", "--entry", "atc"), 'did you mean "act"?'),
+    (("calibrate", "act", "bad.toml", "--entry", "act:bta=1"), 'did you mean "beta"?'),
     (("calibrate", "act", "bad.toml", "--layers", "2-x"), "'2-x' is no layer and no range"),
     (("calibrate", "vectors", "bad.toml", "--direction", "pac"), "choose mean or pca"),
     (("calibrate", "sinks", "--out", "store"), "--out: store is a folder; name a file in it"),
