@@ -67,6 +67,8 @@ def wrong_options(arguments: list[str]) -> list[str]:
     name = "saccade"
     rest = list(arguments)
     while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+        if rest[0].isupper():  # stands for any
+            return []
         if rest[0] not in command.commands:
             return [f"{name} has no command {rest[0]}"]
         name = f"{name} {rest[0]}"
@@ -79,7 +81,7 @@ def wrong_options(arguments: list[str]) -> list[str]:
 @cache
 def options() -> frozenset[str]:
     """Every option of every command and of the repository's scripts."""
-    found = set()
+    found = {"--help"}
     for command in _all(_saccade()):
         found.update(*(param.opts + param.secondary_opts for param in command.params))
     for folder in ("benchmarks", "scripts", "server"):

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +36,14 @@ def markdown() -> ModuleType:
 def session() -> ModuleType:
     """The module of sessions: ``Session``, ``commands``, ``says``."""
     return _session
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of the process that runs ``saccade`` for all pages."""
+    running = _session.Commands(_pages.ROOT, tmp_path_factory.mktemp("commands"))
+    yield running.wait()
+    running.end()
 
 
 @pytest.fixture(scope="session")

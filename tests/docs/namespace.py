@@ -1,25 +1,25 @@
 """Python for a page under test: reads scripts as lines of JSON and runs them in one namespace.
 
-Answers null, or the traceback as a text; what scripts print goes to standard error.
+Answers with what each printed and, if it failed, the traceback.
 """
 
+import contextlib
+import io
 import json
-import os
 import sys
 import traceback
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
     names = {"__name__": "__main__"}
     for line in sys.stdin:
-        try:
-            exec(compile(json.loads(line), "<block>", "exec"), names)
-        except BaseException:
-            print(json.dumps(traceback.format_exc()), file=answers)
-        else:
-            print("null", file=answers)
+        error = ""
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            try:
+                exec(compile(json.loads(line), "<block>", "exec"), names)
+            except BaseException:
+                error = traceback.format_exc()
+        print(json.dumps({"output": output.getvalue(), "error": error}), flush=True)
 
 
 if __name__ == "__main__":

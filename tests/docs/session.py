@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,51 @@ SECONDS = 200
 PORT = re.compile(r"(?<![\w.-])8000(?!\w)")
 BACKGROUND = Path(__file__).with_name("background.py")
 NAMESPACE = Path(__file__).with_name("namespace.py")
+WARM = Path(__file__).with_name("warm.py")
 # What a shell knows, but for bash's own constants, and where it is.
 KEEP = """declare -p | grep -v "^declare -[a-zA-Z]*r"; printf "cd %q\\n" "$PWD\""""
 SOURCES = ("kernels", "interventions", "server", "clients/python")
+
+
+LIBRARIES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class BlockFailed(Exception):
     """A block does not do what it says; the text says where and how."""
 
 
+class Commands:
+    """The process that commands of all pages are forked from."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.socket = folder / "commands"
+        self.log = folder / "commands.log"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(WARM), str(self.socket)],
+                env={**os.environ, **LIBRARIES, "PYTHONPATH": python_path(root)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+
+    def wait(self) -> Path:
+        """Its socket, when it listens."""
+        while not self.socket.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        return self.socket
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 class Session:
     """One reader with one shell, one Python and at most one server at a time."""
 
-    def __init__(self, root: Path, files: list[str], folder: Path) -> None:
+    def __init__(self, root: Path, files: list[str], folder: Path, commands: Path) -> None:
+        """Copy ``files``; ``commands`` is the socket of :class:`Commands`."""
         self.folder = folder / "saccade"
         self.state = folder / "state"
         self.home = folder / "home"
@@ -53,7 +86,7 @@ class Session:
             (self.folder / "build/models").symlink_to(made_models.resolve())
         self.port = _free_port()
         self.python: subprocess.Popen[str] | None = None
-        self.environment = self._environment(root, self._installed(folder / "venv"))
+        self.environment = self._environment(root, self._installed(folder / "venv"), commands)
 
     def __enter__(self) -> "Session":
         return self
@@ -156,9 +189,15 @@ class Session:
         assert self.python.stdout is not None
         self.python.stdin.write(json.dumps(text) + "\n")
         self.python.stdin.flush()
-        answer = json.loads(self.python.stdout.readline() or '"the interpreter ended"')
-        if answer is not None:
-            raise BlockFailed(answer)
+        line = self.python.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the interpreter ended", "output": ""}
+        output = answer["output"].replace(str(self.port), "8000")
+        if answer["error"]:
+            raise BlockFailed(f"{output}\n{answer['error']}")
+        lines = iter(output.splitlines())
+        for expected in shown(text):
+            if not any(says(line, expected) for line in lines):
+                raise BlockFailed(f"it prints\n{output}\nand not: {expected}")
 
     def _json(self, text: str) -> None:
         """Send a body to where its fields belong: a chat, a continuation, or a dry run."""
@@ -200,25 +239,29 @@ class Session:
             (venv / mark).touch()
         return venv
 
-    def _environment(self, root: Path, venv: Path) -> dict[str, str]:
+    def _environment(self, root: Path, venv: Path, commands: Path) -> dict[str, str]:
         """Of this process without what is Saccade's, so that a page gets what it says itself."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("SACCADE_")}
         return inherited | {
             "HOME": str(self.home),
             "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(str(root / source) for source in SOURCES),
+            "PYTHONPATH": python_path(root),
             "VENV": str(venv),
             "PORT": str(self.port),
             "SACCADE_PORT": str(self.port),
             "SACCADE_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
+            **LIBRARIES,
             "COLUMNS": "100",
             "NO_COLOR": "1",
             "TERM": "dumb",
             "PAGE_STATE": str(self.state),
             "PAGE_PORT": str(self.port),
+            "PAGE_SOCKET": str(commands),
         }
+
+
+def python_path(root: Path) -> str:
+    return os.pathsep.join(str(root / source) for source in SOURCES)
 
 
 def commands(text: str) -> list[tuple[str, str]]:
@@ -244,6 +287,17 @@ def says(output: str, expected: str) -> bool:
 
     parts = [re.escape(part) for part in lines(expected).split("...")]
     return re.fullmatch(".*".join(parts), lines(output), re.DOTALL) is not None
+
+
+def shown(script: str) -> list[str]:
+    """What comments below a ``print`` say that it prints, line by line."""
+    found = []
+    printing = False
+    for line in map(str.strip, script.splitlines()):
+        printing = line.startswith("print(") or (printing and line.startswith("#"))
+        if printing and line.startswith("#"):
+            found.append(line.removeprefix("#").strip())
+    return found
 
 
 def _script(path: Path, command: str) -> None:

@@ -44,11 +44,11 @@ def test_what_does_not_run_can_be_read(page, commandline):
 
 
 @pytest.mark.timeout(900)
-def test_a_page_does_what_it_says(page, markdown, session, brought, tmp_path):
+def test_a_page_does_what_it_says(page, markdown, session, brought, commands, tmp_path):
     blocks = [block for block in page.blocks if runs(block)]
     if not blocks:
         pytest.skip("it shows nothing to do")
-    with session.Session(markdown.ROOT, markdown.files(), tmp_path) as reader:
+    with session.Session(markdown.ROOT, markdown.files(), tmp_path, commands) as reader:
         if page.path in brought:
             brought[page.path](reader.folder)
         for block in blocks:
