@@ -36,13 +36,14 @@ serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8
 demo: $(VENV)/.saccade ## answer one question without and with an intervention, side by side
 	@$(bin)/saccade demo $(ARGS)
 
-check: $(VENV)/.saccade-dev ## what an edit breaks first, in about a minute: lint and the quick tests
+check: $(VENV)/.saccade-dev ## lint and quick tests, a minute; ARGS=tests/server/api adds the tests you mind
 	@$(bin)/ruff check
 	@$(bin)/ruff format --check
 	@$(bin)/mypy
-	@$(bin)/pytest --numprocesses auto --dist loadfile $(quick) $(ARGS)
+	@$(bin)/pytest --numprocesses auto --dist loadfile --failed-first $(quick) $(ARGS)
 
 test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests, about ten minutes on two cores
+	@echo "Tests are collected first, half a minute in silence; then each is a dot, and lines end in percent."
 	@$(bin)/pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.saccade-dev $(older)/.installed ## run what takes minutes a test, and record what came out

@@ -155,6 +155,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a model answers, on whatever machine
 def test_the_server_runs_from_its_wheel(server_file: Path, tmp_path: Path) -> None:
     python = install(server_file, tmp_path / "environment")
     command = python.with_name("saccade")
@@ -162,6 +163,7 @@ def test_the_server_runs_from_its_wheel(server_file: Path, tmp_path: Path) -> No
     outside.mkdir()
     where = run(python, "-c", "import saccade_server as s; print(s.__file__)", folder=outside)
     assert Path(where).is_relative_to(tmp_path / "environment")
+    assert run(command, "--version", folder=outside) == f"saccade {saccade_server.__version__}\n"
     assert "var" in run(command, "demo", folder=outside)
 
 
