@@ -23,6 +23,7 @@ make_base() {
     root=$(mktemp -d)
     if ! debootstrap --variant=minbase "${suite%-slim}" "$root" >"$root.log"; then
         tail -5 "$root.log" >&2
+        rm -rf "$root" "$root.log"
         return 1
     fi
     scratch=$($buildah from scratch)
