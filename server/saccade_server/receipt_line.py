@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -18,7 +19,8 @@ def receipt_lines(answer: Mapping[str, Any]) -> list[str]:
 
 def receipt_line(entry: Mapping[str, Any]) -> str:
     """One entry without its method: ``applied: 24 rows, 18 heads of layers 2-4``."""
-    parts = [part for part in (_rows(entry), _moved(entry["edits"]), *_counters(entry)) if part]
+    parts = [_rows(entry), _moved(entry["edits"]), *_counters(entry), _filled_in(entry)]
+    parts = [part for part in parts if part]
     return str(entry["status"]) + (": " + ", ".join(parts) if parts else "")
 
 
@@ -50,6 +52,13 @@ def _moved(edits: Mapping[str, Any]) -> str:
 
 def _counters(entry: Mapping[str, Any]) -> list[str]:
     return [f"{value} {COUNTED.get(name, name)}" for name, value in entry["counters"].items()]
+
+
+def _filled_in(entry: Mapping[str, Any]) -> str:
+    """What the artifact said because the entry did not; layers stand beside the rows."""
+    filled = {name: value for name, value in entry["filled_in"].items() if name != "layers"}
+    values = [f"{name} {json.dumps(value)}" for name, value in filled.items()]
+    return f"{', '.join(values)} from the artifact" if values else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -16,6 +16,7 @@ def entry(**facts: Any) -> dict[str, Any]:
         "rows": {"prompt": 0, "generated": 0, "cached": 0},
         "edits": {"evaluated": 0, "moved": None},
         "counters": {},
+        "filled_in": {},
     }
     return base | facts
 
@@ -37,6 +38,11 @@ def entry(**facts: Any) -> dict[str, Any]:
                 "edits": {"evaluated": 414, "moved": 381},
             },
             "applied: 23 rows, 18 heads of layers 2-4, moved 381 of 414",
+        ),
+        (
+            {"layers": [3], "rows": {"prompt": 0, "generated": 4, "cached": 0},
+             "filled_in": {"layers": [3], "coefficient": 0.5}},
+            "applied: 4 rows, layer 3, coefficient 0.5 from the artifact",
         ),
         (
             {"layers": [3], "rows": {"prompt": 0, "generated": 1, "cached": 7}},
