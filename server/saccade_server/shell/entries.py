@@ -18,6 +18,7 @@ from saccade_interventions.artifacts import ArtifactError, read_artifact
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
+from saccade_interventions.suggest import unknown
 
 OPTION = "--intervention"
 ENTRY = re.compile(r"interventions\[(\d+)\](?:\.([a-z_0-9]+))?")
@@ -59,17 +60,23 @@ def read_entries(
 
 
 def readable_entry(text: str) -> str:
-    """What was given, if it is one entry in the notation; for typer's ``callback``.
+    """What was given, if it is a method with fields that it has; for typer's ``callback``.
+
+    The command fills in what is missing, so values are not looked at.
 
     Raises:
         BadParameter: it is not; the message says what is wrong.
     """
+    methods = Registry.discover().methods
     try:
-        Registry.discover().parse([shorthand.parse(text)])
-    except InterventionError as error:
-        raise typer.BadParameter(error.message) from None
+        entry = shorthand.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if (name := entry["method"]) not in methods:
+        raise typer.BadParameter(unknown("method", name, methods))
+    known = methods[name].model_fields
+    if others := sorted(entry.keys() - known.keys()):
+        raise typer.BadParameter(unknown(f"field of {name}", others[0], known))
     return text
 
 
