@@ -116,6 +116,7 @@ def test_every_option_is_one_the_server_knows(client, running):
         "min_tokens": 1, "repetition_penalty": 1.1,
         "presence_penalty": 0.1, "frequency_penalty": 0.1,
         "logit_bias": {5: 1}, "ignore_eos": True, "stop_token_ids": (7,), "logprobs": 2,
+        "forced": (),
     }  # fmt: skip
     assert client.chat("Hi", stop=["lo"]).text == "Hel"
 
