@@ -20,6 +20,7 @@ pip := $(bin)/python -m pip install --disable-pip-version-check --constraint con
 older := build/triton-$(shell sed -n 's/^triton==//p' constraints.older.txt)
 # rooms whose tests start no server and no model of any size
 quick := tests/interventions tests/kernels tests/clients tests/benchmarks tests/test_layering.py \
+	tests/docs/test_text.py \
 	--ignore tests/kernels/gpu
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
@@ -59,7 +60,7 @@ real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm
 
 test-real-model: $(VENV)/.saccade-dev ## test on it: minutes; skipped where it cannot be had
 	@$(bin)/python scripts/real_model.py --if-available
-	@$(bin)/pytest -m long -rs tests/server/test_real_model.py $(ARGS)
+	@$(bin)/pytest -m long -rs tests/server/test_real_model.py tests/docs $(ARGS)
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check

@@ -8,6 +8,9 @@ from types import ModuleType
 
 import pytest
 
+REAL_MODEL = {"docs/text-models.md"}
+"""Pages about the checkpoint of ``make real-model``."""
+
 
 def _load(name: str) -> ModuleType:
     path = Path(__file__).with_name(f"{name}.py")
@@ -59,7 +62,13 @@ def commandline() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test that asks for a ``page`` every page there is."""
-    if "page" in metafunc.fixturenames:
-        pages = _pages.pages()
-        metafunc.parametrize("page", pages, ids=[page.path for page in pages])
+    """Give a test that asks for a ``page`` every page; those on a real model take minutes."""
+    if "page" not in metafunc.fixturenames:
+        return
+    long = [pytest.mark.long, pytest.mark.timeout(3600)]
+    runs = "commands" in metafunc.fixturenames
+    given = [
+        pytest.param(page, id=page.path, marks=long if runs and page.path in REAL_MODEL else ())
+        for page in _pages.pages()
+    ]
+    metafunc.parametrize("page", given)

@@ -22,8 +22,6 @@ from typing import Any
 
 import httpx2
 
-SECONDS = 200
-"""What one block may take."""
 PORT = re.compile(r"(?<![\w.-])8000(?!\w)")
 BACKGROUND = Path(__file__).with_name("background.py")
 NAMESPACE = Path(__file__).with_name("namespace.py")
@@ -70,8 +68,11 @@ class Commands:
 class Session:
     """One reader with one shell, one Python and at most one server at a time."""
 
-    def __init__(self, root: Path, files: list[str], folder: Path, commands: Path) -> None:
-        """Copy ``files``; ``commands`` is the socket of :class:`Commands`."""
+    def __init__(
+        self, root: Path, files: list[str], folder: Path, commands: Path, seconds: float
+    ) -> None:
+        """Copy ``files``; ``commands`` a socket of :class:`Commands`, ``seconds`` a block's."""
+        self.seconds = seconds
         self.folder = folder / "saccade"
         self.state = folder / "state"
         self.home = folder / "home"
@@ -153,13 +154,13 @@ class Session:
                 start_new_session=True,
             )
             try:
-                status = process.wait(SECONDS)
+                status = process.wait(self.seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 status = -1
         text = output.read_text(errors="replace").replace(str(self.port), "8000")
-        return status, text if status >= 0 else f"{text}\nit took more than {SECONDS} seconds"
+        return status, text if status >= 0 else f"{text}\nit took more than {self.seconds} seconds"
 
     def _sh(self, text: str) -> None:
         status, output = self.shell(text)
@@ -213,7 +214,7 @@ class Session:
             raise BlockFailed("neither interventions nor the body of a request")
         if self.server() is None:
             self._sh("saccade serve")
-        reply = httpx2.post(f"http://127.0.0.1:{self.port}{path}", json=body, timeout=SECONDS)
+        reply = httpx2.post(f"http://127.0.0.1:{self.port}{path}", json=body, timeout=self.seconds)
         if reply.status_code != 200:
             raise BlockFailed(f"POST {path}: {reply.status_code} {reply.text}")
 

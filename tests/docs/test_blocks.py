@@ -43,12 +43,18 @@ def test_what_does_not_run_can_be_read(page, commandline):
             compile(block.text, str(block), "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_page_does_what_it_says(page, markdown, session, brought, commands, tmp_path):
+def test_a_page_does_what_it_says(page, markdown, session, brought, commands, request, tmp_path):
     blocks = [block for block in page.blocks if runs(block)]
     if not blocks:
         pytest.skip("it shows nothing to do")
-    with session.Session(markdown.ROOT, markdown.files(), tmp_path, commands) as reader:
+    about_real_model = request.node.get_closest_marker("long") is not None
+    if about_real_model and not (markdown.ROOT / "build/models/smollm2").is_dir():
+        pytest.skip("build/models/smollm2 is not there: make real-model makes it")
+    with session.Session(
+        markdown.ROOT, markdown.files(), tmp_path, commands, 3000 if about_real_model else 200
+    ) as reader:
         if page.path in brought:
             brought[page.path](reader.folder)
         for block in blocks:

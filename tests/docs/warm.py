@@ -8,6 +8,7 @@ when its client does.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,7 @@ LIMIT = 1 << 20
 def main(path: str) -> None:
     for module in COMMANDS:
         importlib.import_module(module)
+    gc.freeze()  # what is collected in a fork is copied first
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

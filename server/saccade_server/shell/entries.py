@@ -24,6 +24,7 @@ OPTION = "--intervention"
 ENTRY = re.compile(r"interventions\[(\d+)\](?:\.([a-z_0-9]+))?")
 IMAGE = re.compile(r"messages\[0\]\.content\[(\d+)\]")
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+NO_LIST = " must be a list; got "
 
 
 class Refused(ValueError):
@@ -49,7 +50,9 @@ def read_entries(
     try:
         items = Registry.discover().parse(entries)
     except InterventionError as error:
-        raise Refused(in_options(error.message, error.param, entries)) from None
+        said = in_options(error.message, error.param, entries)
+        bar = "; a list of one has a bar behind it, as layers=2|" if NO_LIST in said else ""
+        raise Refused(said + bar) from None
     for item, entry in zip(items, entries, strict=True):
         name = f"{OPTION} {item.method_id()}"
         _check_images(item, images, name)

@@ -121,6 +121,7 @@ SAID = [
         (*SHOW, "--intervention", "pai", "--intervention", "var:move_fractoin=1"),
         '--intervention var: unknown field of var "move_fractoin"; did you mean "move_fraction"?',
     ),
+    ((*SHOW, "--intervention", "var:layers=2"), "layers must be a list; got 2; a list of one has"),
     ((*SHOW, "--intervention", "var:x"), "'x' in 'var:x' is not field=value"),
     ((*ASK, "--intervention", "var"), "--intervention var needs an image; give an image with"),
     (
