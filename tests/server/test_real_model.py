@@ -1,10 +1,16 @@
-"""SGRS on a real checkpoint: it neither locks up nor spoils what the model knows. Needs minutes.
+"""Methods on a real checkpoint. Needs minutes; ``make test-real-model`` prepares it and runs this.
 
-``make test-real-model`` prepares the model and runs this. The prompts and what a right answer
-contains were chosen by the model's plain answers alone, before SGRS had seen any of them.
+SGRS neither locks up nor spoils what the model knows: its prompts and what a right answer contains
+were chosen by the model's plain answers alone, before SGRS had seen any of them. Of DoLa and head
+ablation what docs/text-models.md says of them, in small; the page itself is followed in
+``tests/docs``. Prompts, and what counts, are those of ``benchmarks/text_methods.py``.
 """
 
 import asyncio
+import json
+import statistics
+import sys
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,24 @@ from typing import Any
 import pytest
 
 from saccade_server.engine.config import EngineConfig
+from saccade_server.evaluation.log import WorkLog
 from saccade_server.inprocess import open_server
 
-FOLDER = Path(__file__).parents[2] / "build" / "models" / "smollm2"
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))  # the package takes it off again
+
+from language import copying, facts  # noqa: E402
+from language.asked import Asked  # noqa: E402
+
+FOLDER = ROOT / "build" / "models" / "smollm2"
+RESULTS = ROOT / "benchmarks" / "results"
+VOCABULARY = 49152
+FEW = 12
+"""Prompts of each kind for the methods of docs/text-models.md."""
+
+FOUND, OTHERS = "top 3", "others of these layers, draw 1"
+"""Sets of heads of the benchmark."""
+
 TOKENS = 60
 RIGHT = {
     "What is the capital of Australia?": "canberra",
@@ -56,11 +77,11 @@ def answers() -> dict[str, dict[str, Answer]]:
     return asyncio.run(ask({"plain": [], "sgrs": [{"method": "sgrs"}]}))
 
 
+CONFIG = EngineConfig(model=str(FOLDER), max_num_seqs=32, max_model_len=512, cache_tokens=32 * 512)
+
+
 async def ask(settings: dict[str, list[Any]]) -> dict[str, dict[str, Answer]]:
-    config = EngineConfig(
-        model=str(FOLDER), max_num_seqs=32, max_model_len=512, cache_tokens=32 * 512
-    )
-    async with open_server(config, "smollm2") as client:
+    async with open_server(CONFIG, "smollm2") as client:
 
         async def answer(question: str, interventions: list[Any]) -> Answer:
             body = {
@@ -106,3 +127,65 @@ def test_it_rejects_some_candidates_and_not_many(answers: Any) -> None:
 def test_what_is_right_without_it_stays_right(question: str, right: str, answers: Any) -> None:
     assert right in answers["plain"][question].text.lower()
     assert right in answers["sgrs"][question].text.lower()
+
+
+def measured(part: str) -> Any:
+    """What the benchmark has found with more prompts."""
+    return json.loads((RESULTS / f"text-{part}-cpu-2core.json").read_text())
+
+
+def asking(folder: Path, work: Callable[[Asked], Awaitable[Any]]) -> Any:
+    """What ``work`` makes of the model's answers."""
+
+    async def run() -> Any:
+        async with open_server(CONFIG, "smollm2") as client:
+            with WorkLog(folder / "log.jsonl") as log:
+                return await work(Asked(client, "smollm2", log, []))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, float]:
+    """Share of next tokens that are copied right, with and without some heads."""
+    settings = measured("copying")["settings"]
+    chosen = {name: settings[name]["heads"] for name in ("plain", FOUND, OTHERS)}
+
+    async def work(asked: Asked) -> dict[str, float]:
+        found = {}
+        for name, heads in chosen.items():
+            entries = copying.ablation([(layer, head) for layer, head in heads])
+            sequences = copying.sequences(VOCABULARY)[:FEW]
+            asks = (asked.next_token(*sequence, entries) for sequence in sequences)
+            found[name] = statistics.fmean(right for _, right in await asyncio.gather(*asks))
+        return found
+
+    found: dict[str, float] = asking(tmp_path_factory.mktemp("copying"), work)
+    return found
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, int]:
+    """Right answers to some questions, plain and with DoLa at its defaults."""
+
+    async def work(asked: Asked) -> dict[str, int]:
+        found = {}
+        for name, entries in {"plain": [], "dola": [{"method": "dola"}]}.items():
+            asks = facts.facts()[:FEW]
+            texts = [asked.answer(ask.question, entries, facts.TOKENS) for ask in asks]
+            answers = await asyncio.gather(*texts)
+            found[name] = sum(ask.is_right(text) for ask, text in zip(asks, answers, strict=True))
+        return found
+
+    found: dict[str, int] = asking(tmp_path_factory.mktemp("facts"), work)
+    return found
+
+
+def test_copying_needs_the_heads_that_were_found(copied: Mapping[str, float]) -> None:
+    assert copied[FOUND] < copied["plain"] / 2
+    assert copied[OTHERS] > copied["plain"] / 2
+
+
+def test_dola_costs_right_answers(known: Mapping[str, int]) -> None:
+    """Were this to change, the page would be wrong; see there why it is no fault."""
+    assert known["dola"] < known["plain"]

@@ -97,7 +97,7 @@ def difference(
     scenes, scenes_before = _parts(metric, table), _parts(metric, baseline)
     if not np.array_equal(scenes[1], scenes_before[1]):
         return found
-    return replace(found, sign_p=_sign_test(scenes[0] - scenes_before[0]))
+    return replace(found, sign_p=sign_test(scenes[0] - scenes_before[0]))
 
 
 def columns_of(counts: Mapping[str, int]) -> Table:
@@ -123,7 +123,7 @@ def _effective(above: Table, below: Table) -> float:
     return float(min(total, share * (1 - share) / variance))
 
 
-def _sign_test(changes: Table) -> float:
+def sign_test(changes: Table) -> float:
     """Two-sided p of as unequal a split of the scenes that changed, if both ways were alike."""
     changed = int((changes != 0).sum())
     fewer = int(min((changes > 0).sum(), (changes < 0).sum()))
