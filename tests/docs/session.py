@@ -214,9 +214,21 @@ class Session:
             raise BlockFailed("neither interventions nor the body of a request")
         if self.server() is None:
             self._sh("saccade serve")
-        reply = httpx2.post(f"http://127.0.0.1:{self.port}{path}", json=body, timeout=self.seconds)
-        if reply.status_code != 200:
-            raise BlockFailed(f"POST {path}: {reply.status_code} {reply.text}")
+        url = f"http://127.0.0.1:{self.port}"
+        replies = [
+            httpx2.post(f"{url}{path}", json=filled_in, timeout=self.seconds)
+            for filled_in in self._named(body, url)
+        ]
+        if all(reply.status_code != 200 for reply in replies):
+            raise BlockFailed("\n".join(f"POST {path}: {reply.text}" for reply in replies))
+
+    def _named(self, body: Any, url: str) -> list[Any]:
+        """The body with each artifact of the server for ``sha256:...``, which stands for one."""
+        text = json.dumps(body)
+        if "sha256:..." not in text:
+            return [body]
+        listed = httpx2.get(f"{url}/v1/artifacts", timeout=self.seconds).json()["data"]
+        return [json.loads(text.replace("sha256:...", found["id"])) for found in listed]
 
     def _write(self, name: str, text: str) -> None:
         """Write a file of the page; whether it is right shows in the command that names it."""

@@ -44,7 +44,7 @@ def test_what_does_not_run_can_be_read(page, commandline):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_page_does_what_it_says(page, markdown, session, brought, commands, request, tmp_path):
     blocks = [block for block in page.blocks if runs(block)]
     if not blocks:
@@ -53,7 +53,7 @@ def test_a_page_does_what_it_says(page, markdown, session, brought, commands, re
     if about_real_model and not (markdown.ROOT / "build/models/smollm2").is_dir():
         pytest.skip("build/models/smollm2 is not there: make real-model makes it")
     with session.Session(
-        markdown.ROOT, markdown.files(), tmp_path, commands, 3000 if about_real_model else 200
+        markdown.ROOT, markdown.files(), tmp_path, commands, 3000 if about_real_model else 400
     ) as reader:
         if page.path in brought:
             brought[page.path](reader.folder)
