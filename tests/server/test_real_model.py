@@ -1,8 +1,8 @@
 """Methods on a real checkpoint. Needs minutes; ``make test-real-model`` prepares it and runs this.
 
 SGRS neither locks up nor spoils what the model knows: its prompts and what a right answer contains
-were chosen by the model's plain answers alone, before SGRS had seen any of them. Of DoLa and head
-ablation what docs/text-models.md says of them, in small; the page itself is followed in
+were chosen by the model's plain answers alone, before SGRS had seen any of them. Of steering, DoLa
+and head ablation what docs/text-models.md says of them, in small; the page itself is followed in
 ``tests/docs``. Prompts, and what counts, are those of ``benchmarks/text_methods.py``.
 """
 
@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from saccade_interventions.artifacts import read_artifact
+from saccade_server.calibration.commands import app
 from saccade_server.engine.config import EngineConfig
 from saccade_server.evaluation.log import WorkLog
 from saccade_server.inprocess import open_server
@@ -24,7 +27,7 @@ from saccade_server.inprocess import open_server
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # the package takes it off again
 
-from language import copying, facts  # noqa: E402
+from language import copying, facts, tone  # noqa: E402
 from language.asked import Asked  # noqa: E402
 
 FOLDER = ROOT / "build" / "models" / "smollm2"
@@ -134,15 +137,45 @@ def measured(part: str) -> Any:
     return json.loads((RESULTS / f"text-{part}-cpu-2core.json").read_text())
 
 
-def asking(folder: Path, work: Callable[[Asked], Awaitable[Any]]) -> Any:
+def asking(
+    folder: Path, work: Callable[[Asked], Awaitable[Any]], artifacts: Path | None = None
+) -> Any:
     """What ``work`` makes of the model's answers."""
 
     async def run() -> Any:
-        async with open_server(CONFIG, "smollm2") as client:
+        async with open_server(CONFIG, "smollm2", artifacts=artifacts) as client:
             with WorkLog(folder / "log.jsonl") as log:
                 return await work(Asked(client, "smollm2", log, []))
 
     return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, float]:
+    """Mean tone of answers to held-out questions, by which way they were steered."""
+    folder = tmp_path_factory.mktemp("tone")
+    chosen = measured("steering")["calibrated"]
+    (layer,) = chosen["layers"]
+    out, store = folder / "tone.safetensors", folder / "store"
+    command = ["vectors", str(tone.EXAMPLES), "--layers", str(layer), "--no-tune"]
+    command += ["--model", str(FOLDER), "--out", str(out), "--artifacts", str(store)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    digest = read_artifact(out.read_bytes()).digest
+    signs = {"negative": -1, "plain": 0, "positive": 1}
+
+    async def work(asked: Asked) -> dict[str, float]:
+        found = {}
+        for name, sign in signs.items():
+            coefficient = sign * chosen["coefficient"]
+            entry = {"method": "steering", "artifact": digest, "coefficient": coefficient}
+            entries = [entry] if sign else []
+            asks = (asked.answer(ask, entries, tone.TOKENS) for ask in tone.questions()[:FEW])
+            found[name] = statistics.fmean(map(tone.Tone(), await asyncio.gather(*asks)))
+        return found
+
+    found: dict[str, float] = asking(folder, work, store)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +212,10 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, int]:
 
     found: dict[str, int] = asking(tmp_path_factory.mktemp("facts"), work)
     return found
+
+
+def test_steering_moves_the_tone_both_ways(tones: Mapping[str, float]) -> None:
+    assert tones["negative"] < tones["plain"] < tones["positive"]
 
 
 def test_copying_needs_the_heads_that_were_found(copied: Mapping[str, float]) -> None:
