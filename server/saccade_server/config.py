@@ -20,6 +20,10 @@ DEMO_NAME = "saccade-demo"
 GPU_BATCHED_TOKENS = 8192
 """Tokens in one step of a GPU, unless told otherwise: prompts are computed in few, large chunks."""
 
+SELF_TEST_SECONDS = 30.0
+GPU_SELF_TEST_SECONDS = 120.0
+"""Limit of the self-test, unless told otherwise: on a GPU it compiles kernels, too."""
+
 
 @dataclass(frozen=True)
 class ServerConfig:
@@ -27,7 +31,8 @@ class ServerConfig:
 
     ``profiles`` is a file of profiles. ``self_test``: methods are tried on the model at start, and
     those that do not show are not offered; those that ``self_test_seconds`` do not suffice for are
-    offered untested. ``exit_on_hang``: an engine that hangs ends the server.
+    offered untested; None is the device's usual limit. ``exit_on_hang``: an engine that hangs ends
+    the server.
     """
 
     host: str
@@ -36,8 +41,16 @@ class ServerConfig:
     api: ApiSettings
     profiles: Path | None = None
     self_test: bool = True
-    self_test_seconds: float = 30.0
+    self_test_seconds: float | None = None
     exit_on_hang: bool = False
+
+    @property
+    def self_test_limit(self) -> float:
+        """Seconds for the self-test."""
+        if self.self_test_seconds is not None:
+            return self.self_test_seconds
+        on_gpu = self.engine.device.startswith("cuda")
+        return GPU_SELF_TEST_SECONDS if on_gpu else SELF_TEST_SECONDS
 
 
 def engine_config(

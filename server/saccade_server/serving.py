@@ -98,7 +98,7 @@ async def _load_and_serve(
     try:
         found = Findings({}, {})
         if config.self_test:
-            testing = examine(engine, prompts, registry, config.self_test_seconds)
+            testing = examine(engine, prompts, registry, config.self_test_limit)
             found = await _unless(signals.stop.wait(), _unless_hung(hung, testing))
         app = create_app(
             engine,

@@ -12,6 +12,7 @@ import typer
 from saccade_server.api.settings import ApiSettings
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
 from saccade_server.demo import model_path
+from saccade_server.engine.config import EngineConfig
 from saccade_server.exit_codes import EPILOG, MEANINGS
 from saccade_server.serve_command import _keys
 from saccade_server.serving import greeting
@@ -50,6 +51,25 @@ def test_a_type_that_is_not_served_is_refused_before_anything_loads(dtype: str) 
 def test_a_device_that_is_not_known_is_refused_before_anything_loads(device: str) -> None:
     with pytest.raises(ValueError, match=r"--device .*: choose auto, cpu, cuda or cuda:N"):
         engine_config("m", device=device)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "limit"),
+    [
+        ("cpu", None, 30),
+        ("cuda", None, 120),
+        ("cuda:1", None, 120),
+        ("cuda", 5.0, 5),
+        ("cpu", 0, 0),
+    ],
+)
+def test_a_self_test_on_a_gpu_has_time_to_compile(
+    device: str, given: float | None, limit: float
+) -> None:
+    engine = EngineConfig(model="m", device=device)
+    settings = ApiSettings(served_model_name="m")
+    config = ServerConfig("localhost", 1, engine, settings, self_test_seconds=given)
+    assert config.self_test_limit == limit
 
 
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
