@@ -1,7 +1,7 @@
 """The engine on one GPU, end to end: random weights in the shapes of LLaVA-1.5-7B and
 Qwen2.5-VL-7B, against the chip's limits and against transformers.
 
-    python benchmarks/engine.py [--models llava qwen] [--most 32] [--no-compile]
+    python benchmarks/engine.py [--models llava qwen] [--most 32]
     python benchmarks/engine.py --dry-run
 
 Only the language models are made: images are rows of their prompts like any other. The part that
@@ -10,7 +10,6 @@ compares the registered methods needs pydantic, and is skipped where there is no
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -38,11 +37,8 @@ def main() -> None:
     made = parser(__doc__, budget=560)
     made.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     made.add_argument("--most", type=int, default=32, help="largest batch")
-    made.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     options = made.parse_args()
     supervise(options)
-    if options.dry_run:  # only the part about options takes the time
-        options.compile = False
     parts = [Part("ceilings", 10, measure_ceilings)]
     rows: list[tuple[str, str, str, float]] = []
     for name in options.models:

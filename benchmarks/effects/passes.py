@@ -42,19 +42,18 @@ def counting(core: Any) -> Iterator[Work]:
             _count(work, chunk)
         return launch(chunks)
 
-    def entered(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        work.layer_rows += hidden.numel() // hidden.shape[-1]
+    decoder = runner.model.decoder
+    run = decoder._run
 
-    layers = runner.model.model.get_decoder().layers
-    hooks = [layer.register_forward_pre_hook(entered, with_kwargs=True) for layer in layers]
-    runner.launch = counted
+    def entered(hidden: Any, positions: Any, sites: Any, first: int, last: int) -> Any:
+        work.layer_rows += len(hidden) * (last - first)
+        return run(hidden, positions, sites, first, last)
+
+    runner.launch, decoder._run = counted, entered
     try:
         yield work
     finally:
-        del runner.launch
-        for hook in hooks:
-            hook.remove()
+        del runner.launch, decoder._run
 
 
 def _count(work: Work, chunk: Any) -> None:

@@ -29,8 +29,7 @@ from saccade_server.engine.request import (
     SamplingParams,
 )
 from saccade_server.models.base import ServedModel
-from saccade_server.models.compile import compile_decoder, warm
-from saccade_server.models.family import UnsupportedModelError, serve
+from saccade_server.models.family import serve
 
 Branches = tuple[BranchInput, ...]
 """Of one request: what its plan's rules ask for."""
@@ -253,19 +252,10 @@ class Bench:
             self.stand = None
             _free()
             began = time.perf_counter()
-            self.options, self.stand = options, Stand(self._start(session, self.model))
+            core = start_core(session, self.model, CACHE_TOKENS, **options)
+            self.options, self.stand = options, Stand(core)
             session.say(f"{self.name}: engine started in {time.perf_counter() - began:.0f} s")
         return self.stand, self.model, self.name
-
-    def _start(self, session: Session, model: ServedModel) -> EngineCore:
-        """Without compilation if that is refused, and then the result says so."""
-        try:
-            return start_core(session, model, CACHE_TOKENS, session.options.compile, **self.options)
-        except UnsupportedModelError as error:
-            session.errors[f"{self.name}, compiled"] = str(error)
-            session.options.compile = False
-            self.model = model = serve(build(self.shape, session.device))
-            return start_core(session, model, CACHE_TOKENS, compiled=False, **self.options)
 
     def close(self) -> None:
         """Free the GPU's memory for something else."""
@@ -273,15 +263,9 @@ class Bench:
         _free()
 
 
-def start_core(
-    session: Session, model: ServedModel, tokens: int, compiled: bool, **options: Any
-) -> EngineCore:
+def start_core(session: Session, model: ServedModel, tokens: int, **options: Any) -> EngineCore:
     """What the server does once a model is loaded (engine/load.py)."""
-    if compiled:
-        compile_decoder(model)
-        warm(model)
-    config = make_config(session, tokens, compile=compiled, **options)
-    return EngineCore(model, config, SINK_DIMS)
+    return EngineCore(model, make_config(session, tokens, **options), SINK_DIMS)
 
 
 def _free() -> None:

@@ -15,7 +15,7 @@ from gpu.serving import Bench, Stand, random_prompts, start_core, var_plan
 from gpu.session import Figures, Session
 from gpu.steps import step_time
 from gpu.transformers_peer import NAME, PatchedVar, generate
-from saccade_server.models.family import UnsupportedModelError, serve
+from saccade_server.models.family import serve
 
 CONTEXT, TOKENS = 1024, 64
 BATCHES = (1, 8)
@@ -102,32 +102,26 @@ def _peer_rates(session: Session, model: Any, batch: int, context: int, tokens: 
 def run_options(session: Session, found: Figures, bench: Bench) -> None:
     """Engine options one by one, at small batches where launches count most."""
     bench.close()
-    choices: dict[str, tuple[bool, dict[str, Any]]] = {
-        "compiled": (True, {}),
-        "not compiled": (False, {}),
-        "no CUDA graphs": (False, {"enforce_eager": True}),
-        "no overlap": (False, {"overlap": False}),
+    choices: dict[str, dict[str, Any]] = {
+        "as served": {},
+        "no CUDA graphs": {"enforce_eager": True},
+        "no overlap": {"overlap": False},
     }
-    for label, (compiled, options) in choices.items():
+    for label, options in choices.items():
         if not session.has(45, f"options {label}"):
             continue
         cell = found.setdefault(label, {})
-        try:
-            _one_choice(session, cell, bench, compiled, options)
-        except UnsupportedModelError as error:
-            cell["error"] = str(error)[:500]
+        _one_choice(session, cell, bench, options)
         steps = {name: round(c["ms"], 3) for name, c in cell.items() if "x" in name}
         session.say(f"{bench.name} {label}: {steps} ms")
         bench.close()
 
 
-def _one_choice(
-    session: Session, cell: Figures, bench: Bench, compiled: bool, options: dict[str, Any]
-) -> None:
+def _one_choice(session: Session, cell: Figures, bench: Bench, options: dict[str, Any]) -> None:
     context, _ = _sizes(session)
     model = serve(build(bench.shape, session.device))
     began = time.perf_counter()
-    stand = Stand(start_core(session, model, 40_000, compiled, **options))
+    stand = Stand(start_core(session, model, 40_000, **options))
     cell["start_s"] = time.perf_counter() - began
     for batch in (1, 8):
         prompts = random_prompts(model, batch, context)

@@ -12,16 +12,57 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, reference, stream_tables
+from saccade_kernels import columns_reference, gradients, layers, reference, stream_tables
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
+from saccade_kernels.layers import Heads, RMSNorm, Rotation
 from saccade_kernels.stream_tables import StreamTables
+
+
+def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+    """See :func:`saccade_kernels.layers.rms_norm`; autograd follows it."""
+    return _tensor(_layers(hidden).rms_norm(hidden, norm))
+
+
+def add_norm(
+    residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`saccade_kernels.layers.add_norm`; autograd follows it."""
+    total, normed = _layers(residual).add_norm(residual, update, norm)
+    return _tensor(total), _tensor(normed)
+
+
+def norm_rope_store(
+    merged: torch.Tensor,
+    heads: Heads,
+    rotation: Rotation,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layers.norm_rope_store`."""
+    caches = (key_cache, value_cache, slots)
+    return _tensor(_backend(merged).norm_rope_store(merged, heads, rotation, *caches))
+
+
+def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
+    """See :func:`saccade_kernels.layers.gate`; autograd follows it."""
+    return _tensor(_layers(merged).gate(merged, activation))
+
+
+def store(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """See :func:`saccade_kernels.reference.store`."""
+    _backend(key).store(key, value, key_cache, value_cache, slots)
 
 
 def attention(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     batch: AttentionBatch,
@@ -31,17 +72,16 @@ def attention(
     window: int = 0,
     emit: Emission | None = None,
 ) -> torch.Tensor:
-    """Store this step's keys and values, then attend; decodes and prefills in one call.
+    """Attend, decodes and prefills in one call; this step's keys are in the cache already.
 
     Args:
-        query: [tokens, heads, head_dim]; key and value [tokens, kv_heads, head_dim].
+        query: [tokens, heads, head_dim].
         emit: if given, receives class masses and normalisers of all query rows.
 
     Returns:
         [tokens, heads, head_dim] in the query's dtype.
     """
     ops = _backend(query)
-    ops.store(key, value, key_cache, value_cache, batch.slots)
     arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
     decodes = batch.num_decodes
     if decodes == query.shape[0]:
@@ -123,14 +163,16 @@ def stream(
     hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
 ) -> torch.Tensor:
     """See :func:`saccade_kernels.stream_tables.stream`; autograd follows it."""
-    if hidden.requires_grad:  # a few rows, whose gradient no kernel knows
-        return stream_tables.stream(hidden, rows, tables, layer)
-    return _tensor(_backend(hidden).stream(hidden, rows, tables, layer))
+    return _tensor(_layers(hidden).stream(hidden, rows, tables, layer))
 
 
 class _Reference:
     """Plain PyTorch, on any device."""
 
+    rms_norm = staticmethod(layers.rms_norm)
+    add_norm = staticmethod(layers.add_norm)
+    norm_rope_store = staticmethod(layers.norm_rope_store)
+    gate = staticmethod(layers.gate)
     store = staticmethod(reference.store)
     decode = staticmethod(reference.decode)
     prefill = staticmethod(reference.prefill)
@@ -138,6 +180,11 @@ class _Reference:
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
     stream = staticmethod(stream_tables.stream)
+
+
+def _layers(hidden: torch.Tensor) -> Any:
+    """The backend of a layer's small steps; the gradient of rows that have one no kernel knows."""
+    return _Reference if hidden.requires_grad else _backend(hidden)
 
 
 def _backend(query: torch.Tensor) -> Any:

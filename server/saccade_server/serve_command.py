@@ -42,6 +42,15 @@ from saccade_server.shell.paths import readable
 from saccade_server.signals import heeded
 
 
+def _refuse_compilation(asked: bool) -> bool:
+    if asked:
+        raise typer.BadParameter(
+            "there is no such option any more: layers are the server's own code, and whatever of "
+            "them is compiled always is; leave it out (and SACCADE_COMPILE unset)"
+        )
+    return asked
+
+
 class OnHang(StrEnum):
     """What to do about an engine that hangs."""
 
@@ -161,10 +170,7 @@ def serve_command(
     compile_layers: Annotated[
         bool,
         typer.Option(
-            "--compile",
-            help="Fuse the small operations of decoder layers with torch.compile: starts later; "
-            "needs a C++ compiler on a CPU.",
-            envvar="SACCADE_COMPILE",
+            "--compile", hidden=True, callback=_refuse_compilation, envvar="SACCADE_COMPILE"
         ),
     ] = False,
     prefix_caching: Annotated[
@@ -265,7 +271,6 @@ def serve_command(
                 cache_tokens=cache_tokens,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=enforce_eager,
-                compile=compile_layers,
                 prefix_caching=prefix_caching,
                 threads=threads,
             ),

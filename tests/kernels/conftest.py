@@ -108,14 +108,13 @@ class Case:
     def run(
         self, layer: int = 1, batch: AttentionBatch | None = None, **options: float
     ) -> torch.Tensor:
-        """ops.attention over fresh copies of the caches."""
+        """ops.store, then ops.attention, over fresh copies of the caches."""
         scale = options.pop("scale", self.query.shape[-1] ** -0.5)
+        caches = (self.key_cache.clone(), self.value_cache.clone())
+        ops.store(self.new(self.keys), self.new(self.values), *caches, self.batch.slots)
         return ops.attention(
             self.query,
-            self.new(self.keys),
-            self.new(self.values),
-            self.key_cache.clone(),
-            self.value_cache.clone(),
+            *caches,
             replace(batch or self.batch, derived={}),
             layer,
             scale,

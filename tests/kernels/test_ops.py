@@ -1,4 +1,4 @@
-"""The one entry point stores first, then sends decodes and prefills where they belong."""
+"""Attention sends decodes and prefills where they belong; what is stored comes before it."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_attention_is_store_then_decode_and_prefill(make_case, sizes):
+def test_attention_is_decode_and_prefill(make_case, sizes):
     case = make_case(**sizes, dtype=torch.float32)
     output = case.run(layer=0, softcap=3.0, window=40)
     keys, values = case.key_cache.clone(), case.value_cache.clone()
@@ -36,7 +36,7 @@ def test_the_new_keys_end_up_in_the_cache(make_case):
     case = make_case(**SIZES["mixed"])
     keys, values = case.key_cache.clone(), case.value_cache.clone()
     new = case.new(case.keys), case.new(case.values)
-    ops.attention(case.query, *new, keys, values, replace(case.batch, derived={}), 0, 0.25)
+    ops.store(*new, keys, values, case.batch.slots)
     for cache, before, stored in (
         (keys, case.key_cache, new[0]),
         (values, case.value_cache, new[1]),
@@ -69,5 +69,6 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(make_case, with_edits, chunks)
         batch = with_edits(batch, case.batch.edits)
         batch.validate()
         new = case.keys[0][step], case.values[0][step]
-        outputs.append(ops.attention(case.query[step], *new, keys, values, batch, 1, 0.25))
+        ops.store(*new, keys, values, batch.slots)
+        outputs.append(ops.attention(case.query[step], keys, values, batch, 1, 0.25))
     torch.testing.assert_close(torch.cat(outputs), whole, rtol=1e-10, atol=1e-10)

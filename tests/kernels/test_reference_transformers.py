@@ -195,8 +195,9 @@ class Paged:
         queries, context = query.shape[2], key.shape[2]
         batch, layer = self.batch(queries, context), module.layer_idx
         batch.validate()
-        packed = [t[0, :, -queries:].transpose(0, 1) for t in (query, key, value)]
-        output = ops.attention(*packed, *self.caches[layer], batch, layer, scaling)
+        packed, *new = (t[0, :, -queries:].transpose(0, 1) for t in (query, key, value))
+        ops.store(*new, *self.caches[layer], batch.slots)
+        output = ops.attention(packed, *self.caches[layer], batch, layer, scaling)
         return output[None], None
 
 

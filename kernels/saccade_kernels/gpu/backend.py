@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import gradients
+from saccade_kernels import gradients, layers
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gpu import columns, custom_ops
 from saccade_kernels.gpu import decode as decode_kernels
@@ -16,6 +16,7 @@ from saccade_kernels.gpu import prefill as prefill_kernels
 from saccade_kernels.gpu import saliency as saliency_kernels
 from saccade_kernels.gpu import store as store_kernels
 from saccade_kernels.gpu import streams as stream_kernels
+from saccade_kernels.layers import Heads, Rotation
 from saccade_kernels.stream_tables import StreamTables
 
 Function = Callable[..., Any]
@@ -83,3 +84,22 @@ saliency = _either(saliency_kernels.saliency, _saliency)
 column_sums = _either(columns.column_sums, _measure(custom_ops.column_sums_op, 2))
 attention_rows = _either(columns.attention_rows, _measure(custom_ops.attention_rows_op, 2))
 stream = _either(stream_kernels.stream, _stream)
+
+# A layer's small steps: PyTorch's operations, until kernels take their places.
+rms_norm = layers.rms_norm
+add_norm = layers.add_norm
+gate = layers.gate
+
+
+def norm_rope_store(
+    merged: torch.Tensor,
+    heads: Heads,
+    rotation: Rotation,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layers.norm_rope_store`; only what it stores is a kernel."""
+    query, key, value = layers.norm_rope(merged, heads, rotation)
+    store(key, value, key_cache, value_cache, slots)
+    return query

@@ -35,7 +35,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False  # no CUDA graphs
-    compile: bool = False  # fuse the small operations of decoder layers; needs a compiler
     overlap: bool | None = None
     padded_decode: bool | None = None
     max_programs: int = 64

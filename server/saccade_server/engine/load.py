@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import torch
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.memory import out_of_memory_explained
-from saccade_server.models.compile import compilations, compile_decoder, warm
 from saccade_server.models.family import load_model
 from saccade_server.models.fingerprint import fingerprint
 from saccade_server.models.opening import first_token
@@ -43,13 +41,6 @@ def load_core(config: EngineConfig) -> EngineCore:
         list(dims) or "none found",
         identity,
     )
-    if config.compile:
-        began = time.perf_counter()
-        compile_decoder(model)
-        warm(model)
-        logger.info(
-            "compiled %d graphs in %.1f s", compilations(model), time.perf_counter() - began
-        )
     logger.info("preparing to serve; on a GPU kernels are compiled and steps captured first")
     core = EngineCore(model, config, dims, identity)
     logger.info(

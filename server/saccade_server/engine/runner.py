@@ -52,8 +52,7 @@ class Runner:
         self, model: ServedModel, config: EngineConfig, max_model_len: int, cache_tokens: int
     ) -> None:
         self.model = model
-        # Compiled code is made for one number of threads: it stays.
-        self._threads = 1 if config.compile else torch.get_num_threads()
+        self._threads = torch.get_num_threads()
         self._overlap = config.overlaps(model.device)
         self.num_pages = -(-cache_tokens // PAGE) + 1  # page 0 is padding
         shape = ControlShape(model.layers, model.heads, model.head_dim)

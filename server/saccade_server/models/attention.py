@@ -1,29 +1,17 @@
-"""The one attention function of every served model, and the step it is called with.
-
-transformers calls it in each layer of the text decoder. It receives the whole step as one keyword,
-:class:`ForwardStep`, which travels untouched from the decoder's forward call; there is no global
-state and no transformers cache. Vision towers keep their own attention.
-"""
+"""Attention of a step in one layer, and what may look at it: the site of head outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from transformers import AttentionInterface
 
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_server.models.probes import LayerProbe
 from saccade_server.models.streams import StreamStep
-
-ATTENTION_NAME = "saccade"
-"""Name under which transformers knows the attention function.
-
-It is registered with no mask function of the same name, so transformers builds no mask at all.
-"""
 
 
 @dataclass(frozen=True)
@@ -48,9 +36,7 @@ class AttentionCall:
     """One layer's attention of a step; the arguments of :func:`ops.attention`."""
 
     query: torch.Tensor  # [tokens, heads, head_dim]
-    key: torch.Tensor  # [tokens, kv_heads, head_dim]
-    value: torch.Tensor
-    key_cache: torch.Tensor
+    key_cache: torch.Tensor  # with the step's keys; likewise the values
     value_cache: torch.Tensor
     batch: AttentionBatch
     layer: int
@@ -59,11 +45,9 @@ class AttentionCall:
     window: int
 
     def run(self, emit: Emission | None = None) -> torch.Tensor:
-        """Store the keys and values, then attend: [tokens, heads, head_dim]."""
+        """Head outputs, [tokens, heads, head_dim]."""
         return ops.attention(
             self.query,
-            self.key,
-            self.value,
             self.key_cache,
             self.value_cache,
             self.batch,
@@ -88,7 +72,7 @@ class AttentionMeasure(Protocol):
         ...
 
     def before(self, call: AttentionCall) -> None:
-        """Look at a call before it runs; the step's keys are not stored yet."""
+        """Look at a call before it runs."""
         ...
 
     def after(self, call: AttentionCall, output: torch.Tensor) -> torch.Tensor:
@@ -99,71 +83,23 @@ class AttentionMeasure(Protocol):
 class AttentionAgain(Protocol):
     """Attention of rows whose keys and values are in the cache already."""
 
-    def attend(self, call: AttentionCall) -> torch.Tensor:
-        """Head outputs [tokens, heads, head_dim]; nothing is stored."""
+    def attend(self, call: AttentionCall, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Head outputs [tokens, heads, head_dim]; nothing is stored.
+
+        Args:
+            key: the rows' own, [tokens, kv_heads, head_dim]; ``value`` likewise.
+        """
         ...
 
 
-def paged_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    step: ForwardStep | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a packed step, in the signature transformers calls.
-
-    Args:
-        module: the layer's attention module; its ``layer_idx`` is the layer.
-        query: [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim].
-        attention_mask: ignored, the step's batch says what is visible.
-
-    Returns:
-        [1, tokens, heads, head_dim], and no weights.
-
-    Raises:
-        RuntimeError: when the model was called without a step.
-    """
-    if step is None:
-        raise RuntimeError(
-            "this model runs Saccade's paged attention and needs step=ForwardStep(...); "
-            "call it through ServedModel.forward"
-        )
-    layer = module.layer_idx
-    call = AttentionCall(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        step.key_caches[layer],
-        step.value_caches[layer],
-        step.batch,
-        layer,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap or 0.0,
-        sliding_window or 0,
-    )
-    if step.again is not None:
-        return step.again.attend(call)[None], None
-    measures = [measure for measure in step.measures if layer in measure.layers]
-    for measure in measures:
+def attend(call: AttentionCall, measures: Sequence[AttentionMeasure]) -> torch.Tensor:
+    """Head outputs [tokens, heads, head_dim], with what looks at this layer."""
+    if not measures:
+        return call.run()
+    looking = [measure for measure in measures if call.layer in measure.layers]
+    for measure in looking:
         measure.before(call)
     output = call.run()
-    for measure in measures:
+    for measure in looking:
         output = measure.after(call, output)
-    return output.contiguous()[None], None
-
-
-# Compiled layers (models/compile.py) call it without looking into it: it reads the layer's index
-# and the step, and guards on either would compile every layer anew.
-_opaque_attention: Any = torch.compiler.disable(paged_attention)  # type: ignore[no-untyped-call]
-
-
-def register_attention() -> None:
-    """Make the attention function known to transformers; repeating it changes nothing."""
-    AttentionInterface.register(ATTENTION_NAME, _opaque_attention)
+    return output

@@ -1,22 +1,26 @@
 """What every served model offers the engine: embed, encode images, place, forward, logits.
 
-A served model holds weights and nothing else: no cache, no request, no position state. It calls
-the text decoder directly, never the forward of a vision-language model, because that one keeps
-mutable rotary state from call to call.
+A served model holds weights and nothing else: no cache, no request, no position state. Its layers
+are a decoder of ours; of a vision-language model only the tower is transformers' at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import embedding, linear
 
+from saccade_kernels import ops
 from saccade_server.models.attention import ForwardStep
+from saccade_server.models.decoder import Decoder
+from saccade_server.models.description import Traits, describe
 from saccade_server.models.folder import UnsupportedModelError
+from saccade_server.models.sites import Visual
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of an image in patches."""
@@ -48,39 +52,57 @@ class Positions:
 
 
 class ServedModel:
-    """A transformers model behind the operations one forward step needs."""
+    """The operations one forward step needs: a decoder of ours, and what lies around it.
+
+    A family is a subclass: its traits, and what is its own about images and positions.
+    """
 
     family: ClassVar[str]
+    traits: ClassVar[Traits] = Traits()
     axes: ClassVar[int] = 1
     """Rows of a position table: 1, or 3 where images have frames, rows and columns."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: torch.device) -> None:
+        """Take a transformers model whose configuration was checked; its layers become ours.
+
+        Raises:
+            UnsupportedModelError: its weights are not what its configuration says.
+        """
         text = model.config.get_text_config()
-        self.model = model
-        self.layers: int = text.num_hidden_layers
-        self.heads: int = text.num_attention_heads
-        self.kv_heads: int = getattr(text, "num_key_value_heads", None) or self.heads
-        self.hidden_size: int = text.hidden_size
-        self.head_dim: int = getattr(text, "head_dim", None) or self.hidden_size // self.heads
+        spec = describe(text, self.traits)
+        module = model.get_decoder()
+        prefix = next(f"{name}." for name, part in model.named_modules() if part is module)
+        self.decoder = Decoder.take(module, spec, prefix, device)
+        self.model = model.to(device)  # embeddings, final norm, output layer, vision tower
+        self.layers = len(spec.layers)
+        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        self.hidden_size = spec.hidden_size
         self.max_position: int = text.max_position_embeddings
         generation = getattr(model, "generation_config", None)
         self.eos_token_ids = eos_token_ids(generation, model.config, text)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.dtype: torch.dtype = model.dtype
-        self.device: torch.device = model.device
-        self._decoder = model.get_decoder()
-        self._embeddings = model.get_input_embeddings()
-        self._head = model.get_output_embeddings()
-        self.vocab_size: int = self._head.weight.shape[0]
+        self.device: torch.device = device
+        self._embeddings: torch.Tensor = model.get_input_embeddings().weight
+        self._head: torch.Tensor = model.get_output_embeddings().weight
+        self.vocab_size = self._head.shape[0]
         begins = text.bos_token_id
         has_bos = begins is not None and 0 <= begins < self.vocab_size
         self.bos_token_id: int | None = begins if has_bos else None
-        self.parameters = sum(weight.numel() for weight in self._decoder.parameters())
+        self.parameters = self.decoder.parameters
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight as the checkpoint has it, by name; tied ones once."""
+        yield from self.model.named_parameters()
+        yield from self.decoder.named_weights()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, hidden_size] of token ids int64 [T]."""
-        embeddings: torch.Tensor = self._embeddings(tokens)
-        return embeddings
+        embeddings = embedding(tokens, self._embeddings)
+        scale = self.decoder.spec.embedding_scale
+        if scale == 1:
+            return embeddings
+        return embeddings * torch.tensor(scale).to(embeddings)  # rounded, as the weights are
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
         """Run the vision tower, once for all ``images``.
@@ -113,19 +135,12 @@ class ServedModel:
         Returns:
             Hidden states behind the final norm, [T, hidden_size].
         """
-        output = self._decoder(
-            inputs_embeds=embeddings[None],
-            position_ids=positions if self.axes == 1 else positions[:, None],
-            use_cache=False,
-            step=step,
-            **self._visual_arguments(visual_rows, deepstack),
-        )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        visual = None if visual_rows is None else Visual(visual_rows, deepstack)
+        return self.decoder.forward(embeddings, positions, step, visual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocab_size] of hidden states [n, hidden_size], float32 or wider."""
-        logits: torch.Tensor = self._head(hidden)
+        logits = linear(hidden, self._head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
@@ -133,13 +148,7 @@ class ServedModel:
 
         ``norm``: the final norm is applied to them first.
         """
-        return self.logits(self._decoder.norm(hidden) if norm else hidden)
-
-    def _visual_arguments(
-        self, visual_rows: torch.Tensor | None, deepstack: Sequence[torch.Tensor]
-    ) -> dict[str, Any]:
-        """Extra decoder arguments of families that show images to more than one layer."""
-        return {}
+        return self.logits(ops.rms_norm(hidden, self.decoder.norm) if norm else hidden)
 
     def _pixels(self, pixels: NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
         """Put one image's pixels where the model is."""

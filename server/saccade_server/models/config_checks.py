@@ -1,4 +1,4 @@
-"""Which configurations of a family are not served right: sizes, layers, rotary embeddings, parts.
+"""Which configurations are not served, whatever their decoder: sizes, parts, quantised weights.
 
 Every check raises UnsupportedModelError with the reason, without the model's name.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from transformers.activations import ACT2FN
 
 from saccade_server.models.folder import CONFIG, UnsupportedModelError
 
@@ -26,11 +24,6 @@ SIZES = (
 
 LLAVA_TEXT = ("llama",)
 LLAVA_VISION = ("clip_vision_model", "siglip_vision_model")
-LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-
-# dynamic and longrope choose their frequencies by the longest position of the *batch*: one long
-# neighbour would change everybody's tokens.
-ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 
 def check_sizes(text: Any) -> None:
@@ -47,10 +40,18 @@ def check_sizes(text: Any) -> None:
             f"its {CONFIG} says {heads} query heads and {kv_heads} key heads, which do not divide "
             "them"
         )
-    if text.hidden_act not in ACT2FN:
-        raise UnsupportedModelError(
-            f"its {CONFIG} names an unknown hidden_act, {text.hidden_act!r}"
-        )
+
+
+def check_quantisation(*parts: Any) -> None:
+    """Refuse weights that stand for others."""
+    for part in parts:
+        quantised = getattr(part, "quantization_config", None)
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+            raise UnsupportedModelError(
+                f"quantization_config names {method!r} in its {CONFIG}; quantised checkpoints are "
+                "not supported: use the model's original weights"
+            )
 
 
 def check_llava(config: Any, text: Any) -> None:
@@ -61,35 +62,3 @@ def check_llava(config: Any, text: Any) -> None:
             f"LLaVA with {text.model_type!r} and {vision!r} is not supported; supported: "
             f"{', '.join(LLAVA_TEXT)} with {' or '.join(LLAVA_VISION)}"
         )
-
-
-def check_layers(text: Any) -> None:
-    """Refuse layers that are no attention."""
-    unknown = set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES
-    if unknown:
-        raise UnsupportedModelError(
-            f"layers of type {', '.join(sorted(unknown))} have no paged cache"
-        )
-
-
-def check_rope(text: Any) -> None:
-    """Refuse rotary embeddings that depend on neighbours, or do not fit the heads."""
-    parameters = getattr(text, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    for rope in nested or [parameters]:
-        kind = rope.get("rope_type", "default")
-        if kind not in ROPE_TYPES:
-            raise UnsupportedModelError(
-                f"rotary embeddings of type {kind!r} are not supported: they are unknown, or "
-                "depend on the longest sequence of a batch"
-            )
-        sections, head_dim = rope.get("mrope_section"), _head_dim(text)
-        if sections is not None and 2 * sum(sections) != head_dim:
-            raise UnsupportedModelError(
-                f"its {CONFIG} divides heads of {head_dim} into rotary sections of {sections}, "
-                "which are not half of them"
-            )
-
-
-def _head_dim(text: Any) -> Any:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

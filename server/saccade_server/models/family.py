@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from saccade_server.models.attention import ATTENTION_NAME, register_attention
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
-from saccade_server.models.config_checks import check_layers, check_llava, check_rope, check_sizes
+from saccade_server.models.config_checks import check_llava, check_quantisation, check_sizes
+from saccade_server.models.description import describe
 from saccade_server.models.folder import (
     CONFIG,
     HUB_HELP,
@@ -33,9 +33,7 @@ from saccade_server.models.folder import (
     read_json,
 )
 from saccade_server.models.llava import Llava
-from saccade_server.models.probes import install_probes
 from saccade_server.models.qwen_vl import Qwen3VL, Qwen25VL
-from saccade_server.models.streams import install_streams
 from saccade_server.models.text import Llama, Qwen3
 from saccade_server.models.weights import check_files, check_finite, check_report
 
@@ -70,8 +68,8 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
         check_files(Path(model))
     if getattr(config, "auto_map", None):
         logger.warning("%s: its own code is not run; it is served as %s", model, config.model_type)
-    register_attention()
-    auto, attention = _how_to_load(config)
+    has_images = getattr(config, "vision_config", None) is not None
+    auto: Any = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with _quiet():
@@ -79,7 +77,6 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
             loaded, report = auto.from_pretrained(
                 model,
                 dtype=dtype,
-                attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are in the report
@@ -97,10 +94,10 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
     if not is_local(model):
         check_files(Path(str(cached_file(model, CONFIG))).parent)
     check_report(model, report)
-    loaded = loaded.to(device)
-    check_finite(model, loaded)
     with named(model):
-        return serve(loaded)
+        served = serve(loaded, device)
+    check_finite(model, served)
+    return served
 
 
 def load_config(model: str) -> Any:
@@ -129,23 +126,18 @@ def load_config(model: str) -> Any:
     return config
 
 
-def serve(model: Any) -> ServedModel:
-    """Make an already built transformers model ready, in place.
+def serve(model: Any, device: torch.device | None = None) -> ServedModel:
+    """Serve an already built transformers model, whose layers' weights are taken out of it.
+
+    Args:
+        device: where to; None: where it is.
 
     Raises:
         UnsupportedModelError: it cannot be served.
     """
     check_config(model.config)
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not take a custom attention function"
-        )
-    register_attention()
-    model.set_attn_implementation(_how_to_load(model.config)[1])
     model.eval().requires_grad_(False)
-    install_streams(model)  # first, so that probes see edited residuals
-    install_probes(model)
-    return SUPPORTED[model.config.model_type](model)
+    return SUPPORTED[model.config.model_type](model, device or model.device)
 
 
 def check_config(config: Any) -> None:
@@ -158,16 +150,11 @@ def check_config(config: Any) -> None:
     if kind not in SUPPORTED:
         raise UnsupportedModelError(_unsupported(kind))
     text = config.get_text_config()
-    for part in (config, text):
-        if getattr(part, "quantization_config", None):
-            raise UnsupportedModelError(
-                "quantised checkpoints are not supported; use the model's original weights"
-            )
+    check_quantisation(config, text)
     check_sizes(text)
     if kind == "llava":
         check_llava(config, text)
-    check_layers(text)
-    check_rope(text)
+    describe(text, SUPPORTED[kind].traits)
 
 
 def _unsupported(kind: object) -> str:
@@ -176,13 +163,6 @@ def _unsupported(kind: object) -> str:
         f"model type {kind!r} is not supported, and code that comes with a model is never run; "
         f"supported: {known}"
     )
-
-
-def _how_to_load(config: Any) -> tuple[Any, Any]:
-    """The auto class, and the attention: ours in the text decoder only, not in a vision tower."""
-    if getattr(config, "vision_config", None) is None:
-        return AutoModelForCausalLM, ATTENTION_NAME
-    return AutoModelForImageTextToText, {"text_config": ATTENTION_NAME}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def fingerprint(model: ServedModel) -> str:
         "sha256:" and 64 hexadecimal digits.
     """
     sizes = (model.layers, model.heads, model.kv_heads, model.head_dim, model.hidden_size)
-    weights = list(model.model.parameters())
+    weights = [weight for _, weight in model.named_weights()]
     samples = [_sample(weight) for weight in weights]
     counts = [sample.numel() for sample in samples]
     values = torch.cat(samples).cpu().view(torch.int16).split(counts)  # type: ignore[no-untyped-call]

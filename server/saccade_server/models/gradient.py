@@ -55,12 +55,8 @@ class Judged:
 def carry_up(model: ServedModel, embeddings: torch.Tensor, rows: Rows, layer: int) -> torch.Tensor:
     """The residual entering ``layer``, of rows that begin as ``embeddings`` [n, hidden_size]."""
     step = _again(rows.step, _Again(rows.step.batch))
-    with _ordinary_tensors(model):
-        hidden = _run(model, embeddings.clone(), rows.positions.clone(), step, 0, layer)
-        streams = step.streams
-        if streams is None or layer not in streams.layers:
-            return hidden
-        return ops.stream(hidden, step.batch.control_rows, streams.tables, layer)
+    with _ordinary_tensors():
+        return model.decoder.residual(embeddings.clone(), rows.positions.clone(), step, 0, layer)
 
 
 def judge(
@@ -79,11 +75,11 @@ def judge(
     count, first = candidates.shape[1], min(layers)
     found = _Again(rows.step.batch, frozenset(layers), count)
     step = _again(rows.step, found, first)
-    with _ordinary_tensors(model), torch.enable_grad():
+    with _ordinary_tensors(), torch.enable_grad():
         hidden = residual.clone().repeat_interleave(count, 0).requires_grad_()
         positions = rows.positions.repeat_interleave(count, -1)
-        top = _run(model, hidden, positions, step, first, model.layers)
-        logprobs = model.logits(model.model.get_decoder().norm(top)).log_softmax(-1)
+        top = model.decoder.residual(hidden, positions, step, first, model.layers)
+        logprobs = model.early_logits(top, norm=True).log_softmax(-1)
         loss = -logprobs.gather(1, candidates.reshape(-1, 1).clone()).sum()
         torch.autograd.grad(loss, hidden)
     shares = [share(found.saliency[layer], rows.start, rows.end) for layer in layers]
@@ -121,10 +117,10 @@ class _Again:
     losses: int = 1
     saliency: dict[int, torch.Tensor] = field(default_factory=dict)  # [n, losses, heads, keys]
 
-    def attend(self, call: AttentionCall) -> torch.Tensor:
+    def attend(self, call: AttentionCall, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See :class:`~saccade_server.models.attention.AttentionAgain`."""
         found: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-            call.query, call.key, call.value, call, self
+            call.query, key, value, call, self
         )
         return found
 
@@ -173,39 +169,8 @@ def _again(step: ForwardStep, again: _Again, edited: int | None = None) -> Forwa
     return replace(step, batch=batch, sinks=(), measures=(), streams=streams, again=again)
 
 
-def _run(
-    model: ServedModel,
-    hidden: torch.Tensor,
-    positions: torch.Tensor,
-    step: ForwardStep,
-    first: int,
-    last: int,
-) -> torch.Tensor:
-    """Decoder layers ``first`` to ``last`` (exclusive) on residuals [tokens, hidden_size]."""
-    decoder = model.model.get_decoder()
-    hidden = hidden[None]
-    places = positions if model.axes == 1 else positions[:, None]
-    rotary = decoder.rotary_emb(hidden, places)
-    for layer in decoder.layers[first:last]:
-        hidden = layer(
-            hidden,
-            attention_mask=None,
-            position_ids=None,
-            past_key_values=None,
-            use_cache=False,
-            position_embeddings=rotary,
-            step=step,
-        )
-    return hidden[0]
-
-
 @contextmanager
-def _ordinary_tensors(model: ServedModel) -> Iterator[None]:
-    """Leave inference mode, whose tensors autograd cannot keep, and compiled code made for it."""
-    with torch.inference_mode(False):
-        if not hasattr(model.model.get_decoder(), "_saccade_compiled"):
-            with torch.no_grad():
-                yield
-            return
-        with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            yield
+def _ordinary_tensors() -> Iterator[None]:
+    """Leave inference mode, whose tensors autograd cannot keep."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield

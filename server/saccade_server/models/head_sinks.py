@@ -102,17 +102,14 @@ class HeadSinkMeasure:
 
     def _weights(self, call: AttentionCall) -> torch.Tensor:
         """Attention before mass edits, summed over each member's rows: [members, heads, keys]."""
-        query, key, value = (
-            tensor.index_select(0, self.rows) for tensor in (call.query, call.key, call.value)
-        )
+        query = call.query.index_select(0, self.rows)
         sites = query.shape[:2]
         emission = Emission(
             torch.empty(*sites, CLASSES, dtype=torch.float32, device=query.device),
             torch.empty(sites, dtype=torch.float32, device=query.device),
         )
         options = (call.layer, call.scale, call.softcap, call.window)
-        again = replace(call, query=query, key=key, value=value, batch=self.batch)
-        again.run(emission)
+        replace(call, query=query, batch=self.batch).run(emission)
         measured = (query, call.key_cache, self.batch, *options, emission.lse)
         if self.batch.prefills:
             return ops.column_sums(*measured, self.first)

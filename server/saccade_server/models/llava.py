@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from saccade_server.models.base import ImageFeatures, ImagePixels, ServedModel
+from saccade_server.models.text import Llama
 
 
 class Llava(ServedModel):
     """LLaVA with a CLIP or SigLIP tower; every image has the same size."""
 
     family = "llava"
+    traits = Llama.traits
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
         """Encode pixels [channels, height, width] each."""

@@ -1,14 +1,9 @@
-"""Reading the residual stream: hooks installed once at load, tables that tell them what to do.
-
-Before each decoder layer a hook looks whether the step names probes. A plain step pays one
-attribute check a layer. No hook is ever added or removed for a request.
-"""
+"""Reading the residual stream, where sites.py lets a step's probes look."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -53,26 +48,3 @@ class SinkProbe:
         found = sink_scores(hidden.index_select(0, self.rows), self.dims)
         pool.index_copy_(0, self.slots, found.to(pool.dtype))
         self.tags.write(pool, self.tag_table[:, layer], self.met[layer])
-
-
-class _ProbeHook:
-    """The pre-forward hook of one decoder layer."""
-
-    def __init__(self, layer: int) -> None:
-        self._layer = layer
-
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        step = kwargs.get("step")
-        if step is None or not step.sinks:
-            return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        for probe in step.sinks:
-            if self._layer in probe.layers:
-                probe.observe(self._layer, hidden[0])
-
-
-def install_probes(model: Any) -> None:
-    """Give every decoder layer of a transformers model its hook; repeating it changes nothing."""
-    for index, layer in enumerate(model.get_decoder().layers):
-        if not any(isinstance(hook, _ProbeHook) for hook in layer._forward_pre_hooks.values()):
-            layer.register_forward_pre_hook(_ProbeHook(index), with_kwargs=True)

@@ -19,16 +19,18 @@ from saccade_server.models.base import (
     Positions,
     ServedModel,
 )
+from saccade_server.models.description import Traits
 
 
 class Qwen25VL(ServedModel):
     """Qwen2.5-VL, still images only."""
 
     family = "qwen2_5_vl"
+    traits = Traits(qkv_bias=True, output_bias=False, windows="typed", sections=(16, 24, 24))
     axes = 3
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, device: torch.device) -> None:
+        super().__init__(model, device)
         self._merge: int = model.config.vision_config.spatial_merge_size
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
@@ -75,16 +77,7 @@ class Qwen3VL(Qwen25VL):
     """Qwen3-VL: features of intermediate tower layers are added behind the first text layers."""
 
     family = "qwen3_vl"
-
-    def _visual_arguments(
-        self, visual_rows: torch.Tensor | None, deepstack: Sequence[torch.Tensor]
-    ) -> dict[str, Any]:
-        if visual_rows is None or not deepstack:
-            return {}
-        return {
-            "visual_pos_masks": visual_rows[None],
-            "deepstack_visual_embeds": list(deepstack),
-        }
+    traits = Traits(head_norms=True, sections=(24, 20, 20), interleaved=True)
 
 
 def _text_positions(length: int, first: int) -> torch.Tensor:

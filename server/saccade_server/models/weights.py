@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from saccade_server.models.base import ServedModel
 from saccade_server.models.folder import UnsupportedModelError, gguf_help, read_json, unreadable
 
 SINGLE = "model.safetensors"
@@ -91,13 +92,13 @@ def check_report(model: str, report: Mapping[str, Any]) -> None:
             )
 
 
-def check_finite(model: str, weights: torch.nn.Module) -> None:
+def check_finite(model: str, served: ServedModel) -> None:
     """Refuse weights that hold NaN or infinity; one pass, where they are.
 
     Raises:
         UnsupportedModelError: names the first such tensor.
     """
-    named = [*weights.named_parameters(), *weights.named_buffers()]
+    named = [*served.named_weights(), *served.model.named_buffers()]
     floats = [(name, value) for name, value in named if value.is_floating_point() and value.numel()]
     if not floats:
         return

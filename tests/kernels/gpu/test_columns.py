@@ -79,7 +79,8 @@ def make_step(make_case):
             (case.new(case.keys), case.new(case.values)),
             (case.key_cache, case.value_cache),
         )
-        ops.attention(case.query, *new, *caches, tables, layer, *options, emission)
+        ops.store(*new, *caches, tables.slots)
+        ops.attention(case.query, *caches, tables, layer, *options, emission)
         return Step(case, batch, emission, options)
 
     return make

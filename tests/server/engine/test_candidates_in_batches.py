@@ -1,7 +1,6 @@
-"""Rejecting sequences among others: batches, overlap, padded steps, compiled layers, kernels."""
+"""Rejecting sequences among others: batches, overlap, padded steps, kernels."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +9,12 @@ import torch
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
-from saccade_kernels import ops, reference
+from saccade_kernels import ops
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.gpu import decode, saliency
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
-from saccade_server.models.compile import compilations, compile_decoder, warm
 from saccade_server.models.family import serve
 
 RULE = SaliencyRule(
@@ -176,31 +174,6 @@ def test_a_neighbour_s_failed_step_fails_nobody_else(
     assert results["other"][-1].finish_reason is not FinishReason.ERROR
 
 
-def test_compiled_layers_are_run_as_they_were(
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    caplog: pytest.LogCaptureFixture,
-    request: pytest.FixtureRequest,
-) -> None:
-    """Compiled code is made for steps without gradient; nothing is compiled while serving."""
-    request.addfinalizer(torch._dynamo.reset)
-    torch._dynamo.reset()
-    prompt = tiny.prompt("llama", seed=3)
-    asked = [make_request(prompt, "r", plan_of(prompt), 6, ignore_eos=True)]
-    wanted = run(core_with("llama"), asked)["r"].tokens
-    model = serve(tiny.build("llama"))
-    with torch._dynamo.config.patch(nested_graph_breaks=False, specialize_float=False):
-        compile_decoder(model, lambda graph, inputs: graph.forward)
-        warm(model)
-        core = EngineCore(model, EngineConfig(model="llama", cache_tokens=8192, max_num_seqs=4))
-        made = compilations(model)
-        assert run(core, asked)["r"].tokens == wanted
-    assert compilations(model) == made
-    assert not [r for r in caplog.records if r.name == "saccade_server.models.compile"]
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
 def test_the_kernels_give_the_same(
     tiny: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
@@ -215,13 +188,12 @@ def test_the_kernels_give_the_same(
         return run(core, [make_request(prompt, "r", plan, 3, ignore_eos=True)])["r"]
 
     wanted = answer()
-    backend = SimpleNamespace(
-        store=reference.store,
-        decode=decode.decode,
-        prefill=reference.prefill,
-        saliency=saliency.saliency,
-    )
-    monkeypatch.setattr(ops, "_backend", lambda query: backend)
+
+    class Backend(ops._Reference):
+        decode = staticmethod(decode.decode)
+        saliency = staticmethod(saliency.saliency)
+
+    monkeypatch.setattr(ops, "_backend", lambda query: Backend)
     found = answer(padded_decode=True)
     assert found.tokens == wanted.tokens
     assert found.last.receipt == wanted.last.receipt

@@ -8,7 +8,6 @@ import torch
 
 from saccade_interventions.phases import parse_rows
 from saccade_server.engine.request import FinishReason
-from saccade_server.models.compile import compilations, compile_decoder, warm
 
 
 @pytest.mark.parametrize("config", [{}, {"max_batched_tokens": 20}, {"cache_tokens": 64 * 7}])
@@ -193,30 +192,6 @@ def test_only_steps_with_steered_rows_edit_residuals(
     monkeypatch.setattr(core._runner, "_decoder", None)
     run(core, [make_request(prompt, "ordinary", plan, 3, ignore_eos=True)])
     assert seen[6:] == [None, [2], [2]]
-
-
-def test_compiled_layers_take_edited_residuals(
-    tiny: Any,
-    steered: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Hooks stay outside of what is compiled, and no step comes in another form for them."""
-    prompt = tiny.prompt("qwen3", seed=0)
-    found = []
-    for compiled in (False, True):
-        core = core_with("qwen3", max_batched_tokens=16)
-        if compiled:
-            compile_decoder(core._runner.model, lambda graph, inputs: graph.forward)
-            warm(core._runner.model)
-            assert compilations(core._runner.model)
-        plan = steered.plan_for(core, prompt, [steered.steering("add", "prompt+generated")])
-        request = make_request(prompt, "r", plan, 4, logprobs=1, ignore_eos=True)
-        found.append(run(core, [request])["r"])
-    assert found[0].tokens == found[1].tokens
-    assert "was not compiled" not in caplog.text
 
 
 def test_what_the_engine_refuses(

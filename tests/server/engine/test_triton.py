@@ -1,12 +1,11 @@
 """The Triton decode behind padded, overlapped steps, interpreted: same tokens and receipts."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from saccade_kernels import ops, reference
+from saccade_kernels import ops
 from saccade_kernels.gpu import decode
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
@@ -41,10 +40,11 @@ def test_padding_means_to_the_kernel_what_it_means_here(
         return run(core, requests)
 
     wanted = answer()
-    backend = SimpleNamespace(
-        store=reference.store, decode=decode.decode, prefill=reference.prefill
-    )
-    monkeypatch.setattr(ops, "_backend", lambda query: backend)
+
+    class Backend(ops._Reference):
+        decode = staticmethod(decode.decode)
+
+    monkeypatch.setattr(ops, "_backend", lambda query: Backend)
     found = answer(overlap=True, padded_decode=True)
     for name, result in found.items():
         assert result.tokens == wanted[name].tokens

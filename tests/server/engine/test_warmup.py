@@ -36,10 +36,10 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
     judged: list[Any] = []
     attend = gradient._Again.attend
 
-    def note_again(again: Any, call: Any) -> Any:
+    def note_again(again: Any, call: Any, *own: Any) -> Any:
         if call.layer == 3:
             judged.append(len(again.batch.context_lens))
-        return attend(again, call)
+        return attend(again, call, *own)
 
     monkeypatch.setattr(gradient._Again, "attend", note_again)
     monkeypatch.setattr(core._runner.model, "forward", note)

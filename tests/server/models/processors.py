@@ -192,8 +192,10 @@ def _save_qwen_vl(folder: Path, processor_class: Any, config_class: Any) -> Any:
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids
+    pairs = {Qwen2_5_VLConfig: [2, 3, 3], Qwen3VLConfig: [24, 20, 20]}[config_class]
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": pairs}}
     config_class(
-        text_config=_text_config(tokenizer),
+        text_config={**_text_config(tokenizer), **rope},
         vision_config={"patch_size": 8, "spatial_merge_size": 2},
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from saccade_server.models.fingerprint import fingerprint
 
 
 def of(model: Any) -> str:
-    return fingerprint(serve(model))
+    return fingerprint(serve(copy.deepcopy(model)))
 
 
 def test_every_model_has_its_own(tiny: Any) -> None:
@@ -35,9 +36,20 @@ def test_a_little_training_changes_it(tiny: Any, family: str) -> None:
     assert of(model) != before
 
 
-def test_names_and_order_do_not_matter(tiny: Any) -> None:
+def test_names_and_order_do_not_matter(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Artifacts outlive the names that a library gives to modules."""
     model = serve(tiny.build("llama"))
     wanted = fingerprint(model)
-    model.model = torch.nn.ParameterList(reversed(list(model.model.parameters())))
+    weights = [(f"w{i}", weight) for i, (_, weight) in enumerate(model.named_weights())]
+    monkeypatch.setattr(model, "named_weights", lambda: reversed(weights))
     assert fingerprint(model) == wanted
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "qwen3_vl"])
+def test_it_is_taken_of_the_checkpoints_weights(tiny: Any, family: str) -> None:
+    """Of every one, by its name, whatever is merged to serve them: artifacts outlive that too."""
+    model = tiny.build(family)
+    wanted = {name: weight.clone() for name, weight in model.named_parameters()}
+    found = dict(serve(model).named_weights())
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -133,8 +133,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "key heads do not divide": (configure(num_key_value_heads=3), "4 query heads and 3 key heads"),
     "no key heads": (configure(num_key_value_heads=0), "num_key_value_heads is 0"),
     "no vocabulary": (configure(vocab_size=0), "vocab_size is 0"),
-    "unknown activation": (configure(hidden_act="foo"), "unknown hidden_act, 'foo'"),
-    "unknown rope": (configure(rope_parameters={"rope_type": "foo"}), "of type 'foo'"),
+    "unknown activation": (configure(hidden_act="foo"), "hidden_act is 'foo' in its config.json"),
+    "unknown rope": (
+        configure(rope_parameters={"rope_type": "foo"}),
+        "rope_type is 'foo' in its config.json",
+    ),
     "end in words": (
         lambda f: edit(f / "generation_config.json", eos_token_id="x"),
         "eos_token_id is 'x'",

@@ -32,7 +32,7 @@ def tables() -> ControlTables:
 
 def call(layer: int) -> AttentionCall:
     nothing: Any = None
-    return AttentionCall(*[nothing] * 6, layer, 1.0, 0.0, 0)
+    return AttentionCall(*[nothing] * 4, layer, 1.0, 0.0, 0)
 
 
 def reinforcement(controls: ControlTables, **changes: Any) -> HeadReinforcement:

@@ -1,0 +1,133 @@
+"""Plain PyTorch of what a decoder layer does between matrix products and attention.
+
+It rounds as transformers' layers do: a norm is computed in float32 and rounded to the residual's
+dtype before its weight multiplies it (:class:`RMSNorm`), everything else is rounded after every
+operation. On a CPU the results are bit for bit those of transformers' modules. Autograd follows
+every function but those that store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from saccade_kernels.reference import store
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+}
+"""Activations of a gated MLP by the names that configurations use."""
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """Root mean square norm over the last dimension.
+
+    ``plus_one``: Gemma's form, which multiplies by 1 + weight, and before it rounds.
+    """
+
+    weight: torch.Tensor  # [size], or [heads, size] where every head has its own
+    epsilon: float
+    plus_one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How a row of merged queries, keys and values is divided, and the norm of its heads."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm: RMSNorm | None = None  # weight [heads + kv_heads, head_dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines of a step's rotary positions, made once for all layers.
+
+    The first half of each head's dimensions pairs with the second. ``sin`` is negated in its first
+    half, so that a rotated head is ``x * cos + swapped halves of x * sin``.
+    """
+
+    cos: torch.Tensor  # [tokens, 1, head_dim], in the dtype of the heads
+    sin: torch.Tensor  # likewise
+
+
+def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+    """Norm of [..., size], in the same dtype."""
+    weight, size, dtype = norm.weight, hidden.shape[-1:], hidden.dtype
+    if norm.plus_one:
+        normed = functional.rms_norm(hidden.to(torch.float32), size, None, norm.epsilon)
+        return (normed * (1.0 + weight.to(torch.float32))).to(dtype)
+    narrow = hidden.to(torch.float32) if dtype == torch.float64 else hidden
+    return weight * functional.rms_norm(narrow, size, None, norm.epsilon).to(dtype)
+
+
+def add_norm(
+    residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add what a layer's half computed to the residual, and norm the sum.
+
+    Args:
+        residual: [tokens, hidden_size]; ``update`` likewise, or None before the first layer.
+
+    Returns:
+        The new residual, and its norm for the next half.
+    """
+    if update is not None:
+        residual = residual + update
+    return residual, rms_norm(residual, norm)
+
+
+def norm_rope(
+    merged: torch.Tensor, heads: Heads, rotation: Rotation
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Norm the query and key heads, if the model does, and rotate them.
+
+    Args:
+        merged: [tokens, (heads + 2 kv_heads) * head_dim], queries, then keys, then values.
+
+    Returns:
+        query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim].
+    """
+    split = merged.view(merged.shape[0], -1, heads.head_dim)
+    last = heads.heads + heads.kv_heads
+    turning = split[:, :last]
+    if heads.norm is not None:
+        turning = rms_norm(turning, heads.norm)
+    first, second = turning.chunk(2, -1)
+    swapped = torch.cat((second, first), -1)
+    turned = turning * rotation.cos + swapped * rotation.sin
+    return turned[:, : heads.heads], turned[:, heads.heads :], split[:, last:]
+
+
+def norm_rope_store(
+    merged: torch.Tensor,
+    heads: Heads,
+    rotation: Rotation,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """As :func:`norm_rope`, with keys and values written where attention finds them.
+
+    Args:
+        key_cache, value_cache, slots: as in :func:`saccade_kernels.reference.store`.
+
+    Returns:
+        query [tokens, heads, head_dim].
+    """
+    query, key, value = norm_rope(merged, heads, rotation)
+    store(key, value, key_cache, value_cache, slots)
+    return query
+
+
+def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up of [tokens, 2 * size], gates first: [tokens, size]."""
+    gates, up = merged.chunk(2, -1)
+    return ACTIVATIONS[activation](gates) * up
