@@ -131,18 +131,22 @@ async def examine(
         return Findings(dict.fromkeys(kinds, why), {})
     faults: dict[str, str] = {}
     untested: dict[str, str] = {}
+    over = f"the {seconds or 0:g} s of the self-test were over"
     for place, (name, kind) in enumerate(kinds.items(), 1):
         spent = time.perf_counter() - began
+        if seconds is not None and spent >= seconds:
+            untested[name] = over
+            continue
         line.show(f"self-test: {name}, {place} of {len(kinds)}, after {spent:.0f} s{_of(seconds)}")
         log = logger.debug if line.shown else logger.info
         log("self-test: %s, %d of %d, after %.1f s", name, place, len(kinds), spent)
         try:
-            async with asyncio.timeout(None if seconds is None else max(seconds - spent, 0)):
+            async with asyncio.timeout(None if seconds is None else seconds - spent):
                 reason = await bench.examine(kind, registry)
         except TooLong as error:
             untested[name] = str(error)
         except TimeoutError:
-            untested[name] = f"the {seconds:g} s of the self-test were over"
+            untested[name] = over
         else:
             if reason is not None:
                 line.clear()

@@ -237,6 +237,8 @@ def test_what_the_time_does_not_suffice_for_is_offered_untested(
     assert outcome.tested == {"good"}
     assert "offered untested: slow, zealous: the 5 s of the self-test were over" in caplog.text
     assert "1 of 4 methods passed" in caplog.text
+    assert "slow, 3 of 4" in caplog.text
+    assert "zealous, 4 of 4" not in caplog.text, "it was not come to"
 
 
 def test_the_model_itself_is_tested_however_short_the_time(
