@@ -50,6 +50,10 @@ EXPOSED = (
     "this server is open to everyone who can reach it: it listens on an address that is not "
     "loopback and has no --api-key"
 )
+ELSEWHERE = (
+    "The image is a file where the server runs. Outside a container, take the repository's: "
+    f"server/saccade_server/demo/samples/{SHOWN_SAMPLE}.png"
+)
 
 CHECK_SECONDS = 0.1
 GRACE_SECONDS = 2.0
@@ -242,7 +246,8 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
     Args:
         exposed: the server has no keys and others than this machine reach it.
     """
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    everywhere = config.host in ("0.0.0.0", "::")
+    host = "127.0.0.1" if everywhere else config.host
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{config.port}"
     name = config.api.served_model_name
@@ -254,6 +259,7 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
         lines += [
             "Try it. Without the intervention the model says:",
             f"{story.plain_answer} ({story.judge(story.plain_answer)})",
+            *([ELSEWHERE] if everywhere else []),
             "",
             example_request(url, name, story.question, bool(config.api.api_keys)),
             "",

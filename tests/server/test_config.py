@@ -11,7 +11,7 @@ import typer
 
 from saccade_server.api.settings import ApiSettings
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
-from saccade_server.demo import model_path
+from saccade_server.demo import SHOWN_SAMPLE, model_path
 from saccade_server.engine.config import EngineConfig
 from saccade_server.exit_codes import EPILOG, MEANINGS
 from saccade_server.serve_command import _keys
@@ -131,6 +131,9 @@ def test_the_greeting_is_ready_to_paste(host: str, url: str) -> None:
     # What the shell puts in the place of the quoted substitution is base64.
     parsed = json.loads(re.sub(r"'\"\$\(.*?\)\"'", "aGk=", body.group(1)))
     assert parsed["interventions"] == [{"method": "vcd"}]
+    assert (f"server/saccade_server/demo/samples/{SHOWN_SAMPLE}.png" in text.split("curl")[0]) == (
+        host == "0.0.0.0"
+    ), "a container's files are not its host's"
 
 
 def test_another_model_has_no_sample_to_show() -> None:
