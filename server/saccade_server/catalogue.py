@@ -25,16 +25,16 @@ async def on_the_model(config: EngineConfig) -> list[dict[str, Any]]:
 
 
 def catalogue(listing: Sequence[Mapping[str, Any]]) -> Table:
-    """Methods as a table; the last column is the paper, or what the listing knows of a model."""
+    """Methods as a table; the last column is what the listing knows of a model, if of one."""
     table = Table(box=None)
     checked = any("supported" in facts for facts in listing)
     for title in ("method", "edits", "needs"):
         table.add_column(title, no_wrap=True)
-    for title in ("what it does", "on this model" if checked else "paper"):
+    for title in ("what it does", *(["on this model"] if checked else [])):
         table.add_column(title, overflow="fold", ratio=1)
     for facts in listing:
-        last = support(facts) if checked else facts["paper"]
-        table.add_row(facts["id"], facts["level"], needs(facts), facts["summary"], last)
+        last = [support(facts)] if checked else []
+        table.add_row(facts["id"], facts["level"], needs(facts), facts["summary"], *last)
     return table
 
 
