@@ -103,7 +103,8 @@ def test_most_seeds_of_the_noise_would_do(shown: dict[str, Any]) -> None:
             return [text_of(answer) for answer in await asyncio.gather(*batch)]
 
     right = sum(answer == STORY.reference for answer in asyncio.run(seeds()))
-    assert right == pytest.approx(23, abs=2), "see the demo's README"
+    # Each token is ahead of the next likeliest by 0.1 nats or more: no machine's rounding turns it.
+    assert right == 23, "see the demo's README"
 
 
 def test_the_shown_sample_is_the_first_that_follows_its_rule(tmp_path: Path) -> None:
