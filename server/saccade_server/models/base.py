@@ -84,6 +84,8 @@ class ServedModel:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = device
         self._embeddings: torch.Tensor = model.get_input_embeddings().weight
+        # Rounded to float32, then to the weights' dtype, as transformers does.
+        self._scale = torch.tensor(spec.embedding_scale).to(self.dtype).item()
         self._head: torch.Tensor = model.get_output_embeddings().weight
         self.vocab_size = self._head.shape[0]
         begins = text.bos_token_id
@@ -99,10 +101,7 @@ class ServedModel:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, hidden_size] of token ids int64 [T]."""
         embeddings = embedding(tokens, self._embeddings)
-        scale = self.decoder.spec.embedding_scale
-        if scale == 1:
-            return embeddings
-        return embeddings * torch.tensor(scale).to(embeddings)  # rounded, as the weights are
+        return embeddings if self._scale == 1 else embeddings * self._scale
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
         """Run the vision tower, once for all ``images``.

@@ -34,7 +34,7 @@ from saccade_server.models.folder import (
 )
 from saccade_server.models.llava import Llava
 from saccade_server.models.qwen_vl import Qwen3VL, Qwen25VL
-from saccade_server.models.text import Llama, Qwen3
+from saccade_server.models.text import Gemma3, Llama, Mistral, Qwen2, Qwen3
 from saccade_server.models.weights import check_files, check_finite, check_report
 
 __all__ = [
@@ -52,7 +52,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SUPPORTED: dict[str, type[ServedModel]] = {
-    cls.family: cls for cls in (Llama, Qwen3, Llava, Qwen25VL, Qwen3VL)
+    cls.family: cls for cls in (Llama, Mistral, Qwen2, Qwen3, Gemma3, Llava, Qwen25VL, Qwen3VL)
 }
 """Model type, as in a model's config.json, to the class that serves it."""
 

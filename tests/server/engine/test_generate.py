@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text")
 
 
 def prompts(tiny: Any, family: str) -> list[Any]:

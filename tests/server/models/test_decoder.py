@@ -29,7 +29,7 @@ from saccade_server.models.family import (
 from saccade_server.models.scratch import ScratchCache
 from saccade_server.models.spec import Biases
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
 # Rows of each sequence, step after step: alone and packed, decodes and chunks, windows full.
 STEPS: list[list[tuple[int, int]]] = [
     [(0, 5)],
@@ -204,7 +204,12 @@ def test_a_description_is_plain_data(tiny_model: Callable[..., Any]) -> None:
     windows = describe(tiny_model("qwen3").config, SUPPORTED["qwen3"].traits)
     assert [layer.window for layer in windows.layers] == [0, 9, 0, 9]
     assert len(windows.rotaries) == 1
-    assert spec.rotaries[0].axis == (0, 1, 2, 0, 1, 2, 0, 1)
+    gemma = describe(tiny_model("gemma3_text").config, SUPPORTED["gemma3_text"].traits)
+    assert [layer.rotary for layer in gemma.layers] == [1, 0, 1, 0]
+    assert [layer.window for layer in gemma.layers] == [9, 0, 9, 0]
+    text = tiny_model("qwen3_vl").config.get_text_config()
+    interleaved = describe(text, SUPPORTED["qwen3_vl"].traits)
+    assert interleaved.rotaries[0].axis == (0, 1, 2, 0, 1, 2, 0, 1)
     text = tiny_model("qwen2_5_vl").config.get_text_config()
     block = describe(text, SUPPORTED["qwen2_5_vl"].traits)
     assert block.rotaries[0].axis == (0, 0, 1, 1, 1, 2, 2, 2)

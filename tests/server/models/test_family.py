@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
+    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
@@ -118,7 +119,7 @@ def rope(kind: str, **others: Any) -> dict[str, Any]:
 
 
 REFUSED = {
-    "an unknown type": (lambda: MistralConfig(), "model type 'mistral' is not supported"),
+    "an unknown type": (lambda: GemmaConfig(), "model type 'gemma' is not supported"),
     "dynamic rope": (
         lambda: llama(rope_parameters=rope("dynamic")),
         "rope_type is 'dynamic' in its config.json",

@@ -12,7 +12,7 @@ from saccade_server.models.family import ServedModel, UnsupportedModelError, ser
 from saccade_server.models.probes import LayerProbe
 from saccade_server.models.scratch import ScratchCache
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
 TOLERANCE = {"rtol": 0, "atol": 1e-9}
 
 

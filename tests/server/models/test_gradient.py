@@ -16,7 +16,7 @@ from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
 from saccade_server.models.scratch import ScratchCache
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
 LAYERS = (1, 2)
 CANDIDATES = [[11, 40, 3], [11, 60, 95]]
 GENERATED = ((30, 31, 32, 33), (50, 51))

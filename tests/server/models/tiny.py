@@ -11,12 +11,18 @@ import numpy as np
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -25,6 +31,8 @@ from transformers import (
 
 FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
 IMAGE_FAMILIES = FAMILIES[2:]
+TEXT_FAMILIES = ("mistral", "qwen2", "gemma3_text")
+"""Families by description alone: what differs from those above is in their decoders."""
 VOCABULARY = 97
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 5, 6, 7, 8
 BOS, EOS = 1, 2
@@ -189,7 +197,35 @@ def _qwen3_vl() -> Any:
     return Qwen3VLForConditionalGeneration(config)
 
 
+def _mistral() -> Any:
+    return MistralForCausalLM(MistralConfig(**TEXT, sliding_window=WINDOW))
+
+
+def _qwen2() -> Any:
+    text = {k: v for k, v in TEXT.items() if k != "head_dim"}
+    return Qwen2ForCausalLM(Qwen2Config(**text))
+
+
+def _gemma3_text() -> Any:
+    """Layers of two kinds, each with its own rotation; an unusual scale of scores."""
+    local, far = ({"rope_type": "default", "rope_theta": theta} for theta in (1e4, 1e6))
+    config = Gemma3TextConfig(
+        **TEXT,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        rope_parameters={
+            "sliding_attention": local,
+            "full_attention": {**far, "rope_type": "linear", "factor": 8.0},
+        },
+        query_pre_attn_scalar=20,
+    )
+    return Gemma3ForCausalLM(config)
+
+
 BUILDERS = {
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "gemma3_text": _gemma3_text,
     "llama": _llama,
     "qwen3": _qwen3,
     "llava": _llava,
