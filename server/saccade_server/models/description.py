@@ -90,6 +90,8 @@ def describe(text: Any, traits: Traits) -> DecoderSpec:
     _check_neutral(text, traits)
     heads: int = text.num_attention_heads
     head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if head_dim % 2:
+        raise refused("head_dim", head_dim, "halves of heads turn against each other: it is even")
     layers, rotaries = _layers(text, traits, head_dim)
     return DecoderSpec(
         layers=layers,
@@ -170,16 +172,17 @@ def _layers(
 
 def _kinds(text: Any, traits: Traits, count: int) -> list[str]:
     """The kind of every layer."""
-    kinds = list(getattr(text, "layer_types", None) or [FULL] * count)
+    windowed = traits.windows == "all" and getattr(text, "sliding_window", None) is not None
+    usual = SLIDING if windowed else FULL
+    kinds = list(getattr(text, "layer_types", None) or [usual] * count)
     unknown = sorted(set(kinds) - {FULL, SLIDING})
     if unknown:
         raise refused("layer_types", unknown[0], "layers of that type have no paged cache")
     if len(kinds) != count:
         raise refused("layer_types", kinds, f"it must name the type of each of {count} layers")
-    if traits.windows == "all":
-        return [SLIDING if getattr(text, "sliding_window", None) else FULL] * count
-    if traits.windows == "none" and SLIDING in kinds:
-        raise refused("layer_types", SLIDING, "the model has no layers of that type")
+    other = sorted(set(kinds) - {usual})
+    if traits.windows != "typed" and other:
+        raise refused("layer_types", other[0], "the model has no layers of that type")
     return kinds
 
 

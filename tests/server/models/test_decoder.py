@@ -10,8 +10,12 @@ import pytest
 import torch
 from transformers import (
     AttentionInterface,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
     Qwen3Config,
     Qwen3VLConfig,
 )
@@ -124,6 +128,16 @@ def test_it_computes_what_transformers_layers_do(
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_embeddings_are_scaled_as_transformers_scales_them(dtype: torch.dtype) -> None:
+    """By a root that no dtype holds, so that every rounding of it counts."""
+    model = Gemma3ForCausalLM(gemma3()).to(dtype)
+    tokens = torch.arange(90)
+    with torch.no_grad():
+        want = model.get_input_embeddings()(tokens)
+    assert torch.equal(serve(model).embed(tokens), want)
+
+
 def test_output_does_not_change_what_it_was_given(tiny_model: Callable[..., Any]) -> None:
     """Embeddings may be slices of a buffer that a CUDA graph reads."""
     served = serve(tiny_model("qwen3_vl"))
@@ -143,6 +157,16 @@ def llama(**changes: Any) -> LlamaConfig:
 def qwen3(**changes: Any) -> Qwen3Config:
     small = {"hidden_size": 32, "num_hidden_layers": 2}
     return Qwen3Config(**{**small, **changes}, num_attention_heads=2, num_key_value_heads=2)
+
+
+def mistral(**changes: Any) -> MistralConfig:
+    return MistralConfig(num_hidden_layers=2, **changes)
+
+
+def gemma3(**changes: Any) -> Gemma3TextConfig:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    small = {"hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 97}
+    return Gemma3TextConfig(**{**heads, **small, **changes})
 
 
 def qwen3_vl(**rope: Any) -> Qwen3VLConfig:
@@ -172,6 +196,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a bias": (lambda: qwen3(mlp_bias=True), "mlp_bias is True"),
     "experts": (lambda: llama(num_local_experts=8), "num_local_experts is 8"),
     "soft-cap": (lambda: llama(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
+    "soft-cap of logits": (
+        lambda: gemma3(final_logit_softcapping=30.0),
+        "final_logit_softcapping is 30.0",
+    ),
+    "rows that see later ones": (
+        lambda: gemma3(use_bidirectional_attention=True),
+        "use_bidirectional_attention is True",
+    ),
+    "kinds of layers": (
+        lambda: mistral(layer_types=["full_attention", "sliding_attention"]),
+        "layer_types is 'full_attention'",
+    ),
+    "a window of nothing": (lambda: mistral(sliding_window=0), "sliding_window is 0"),
+    "odd heads": (
+        lambda: Qwen2Config(hidden_size=66, num_attention_heads=2, num_key_value_heads=2),
+        "head_dim is 33",
+    ),
     "scaled residuals": (lambda: llama(residual_multiplier=0.2), "residual_multiplier is 0.2"),
     "windows": (
         lambda: llama(layer_types=["sliding_attention"] * 2),
