@@ -34,7 +34,7 @@ help: ## list the targets
 serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8000)
 	@$(bin)/saccade serve --port $(PORT) $(ARGS)
 
-demo: $(VENV)/.saccade ## answer one question without and with an intervention, side by side
+demo: $(VENV)/.saccade ## answer one question without and with interventions, side by side
 	@$(bin)/saccade demo $(ARGS)
 
 check: $(VENV)/.saccade-dev ## lint and quick tests, a minute; ARGS=tests/server/api adds the tests you mind
