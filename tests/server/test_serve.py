@@ -24,6 +24,8 @@ from saccade_interventions.artifacts import write_artifact
 from saccade_server.cli import app
 from saccade_server.demo import SAMPLES, sample_path
 
+pytestmark = pytest.mark.timeout(300)  # servers start, on whatever machine
+
 COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
 QUESTION = "Describe the image."
 KINDS: tuple[list[dict[str, Any]], ...] = (
@@ -59,7 +61,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 
 def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
-    for _ in range(900):
+    for _ in range(2500):
         assert process.poll() is None, "the server ended"
         try:
             if httpx2.get(url + "/ready").status_code == 200:
@@ -354,7 +356,7 @@ def caught(pid: int, number: signal.Signals) -> bool:
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=100
+        [*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=250
     )
 
 
