@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from saccade_server.exit_codes import ExitCode
+from saccade_server.shell.paths import folder
 
 DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -57,7 +58,7 @@ Threads = Annotated[
 Artifacts = Annotated[
     Path | None,
     typer.Option(
-        file_okay=False,
+        callback=folder,
         help="Folder of artifacts; if absent a private one, gone when the command ends.",
         envvar="SACCADE_ARTIFACTS",
     ),

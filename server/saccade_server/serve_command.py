@@ -246,11 +246,13 @@ def serve_command(
 
     try:
         check_model(model)
+        keys = _keys(api_key, "SACCADE_API_KEY")
+        admin_keys = _keys(admin_key, "SACCADE_ADMIN_KEY")
+        _check(host, port, artifacts, profiles)
         names = [*listed(allowed_host, "SACCADE_ALLOWED_HOST"), *given_name(host)]
         allowed_hosts = check_patterns(names)
         origins = check_origins(listed(cors_origin, "SACCADE_CORS_ORIGIN"))
         domains = check_domains(listed(allowed_media_domain, "SACCADE_ALLOWED_MEDIA_DOMAIN"))
-        _check(host, port, artifacts, profiles)
     except (ValueError, OSError) as error:
         raise fail(error) from error
     from saccade_server.config import ServerConfig, engine_config, served_name
@@ -276,8 +278,8 @@ def serve_command(
             ),
             api=ApiSettings(
                 served_model_name=served_name(model, served_model_name),
-                api_keys=_keys(api_key, "SACCADE_API_KEY"),
-                admin_keys=_keys(admin_key, "SACCADE_ADMIN_KEY"),
+                api_keys=keys,
+                admin_keys=admin_keys,
                 allowed_hosts=allowed_hosts,
                 cors_origins=origins,
                 max_connections=max_connections,
@@ -324,11 +326,11 @@ def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) 
     from saccade_server.api.profiles import load_profiles
     from saccade_server.listening import release, take
 
-    release(take(host, port))
-    if artifacts is not None:
-        ArtifactStore(artifacts, 0).close()
     if profiles is not None:
         load_profiles(profiles, Registry.discover())
+    if artifacts is not None:
+        ArtifactStore(artifacts, 0).close()
+    release(take(host, port))
 
 
 def _answer_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:

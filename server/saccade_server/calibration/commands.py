@@ -27,6 +27,8 @@ ALPHAS = "0.5,1,2,4,8,15"
 """What is tried if nobody says: of vectors, and of heads up to what the paper has."""
 
 MOST_STRENGTH = 1000.0
+MOST_LAYERS = 10_000
+"""More than any model has."""
 
 app = typer.Typer(
     name="calibrate",
@@ -39,7 +41,7 @@ app = typer.Typer(
 def _entry(text: str) -> str:
     from saccade_server.shell.entries import readable_entry
 
-    return readable_entry(text)
+    return readable_entry(text, {"heads": {"0": [0]}})
 
 
 Prompts = Annotated[
@@ -126,7 +128,7 @@ def act_command(
         chosen = _layers(layers)
         calibrate_act(engine, prompts, out, chosen, margin, by_probability, entry, notes, artifacts)
 
-    _run(work, model)
+    _run(work, model, prompts)
 
 
 @app.command("heads", short_help="Heads that the right answers depend on.")
@@ -154,7 +156,7 @@ def heads_command(
         engine = _engine(model, device, dtype, threads, max_model_len)
         calibrate_heads(engine, prompts, out, _layers(layers), top, harmful, notes, artifacts)
 
-    _run(work, model)
+    _run(work, model, prompts)
 
 
 @app.command("vectors", short_help="Directions in the residual stream.")
@@ -193,7 +195,7 @@ def vectors_command(
         )
         calibrate_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
 
-    _run(work, model)
+    _run(work, model, prompts)
 
 
 @app.command("head-vectors", short_help="Directions in the outputs of single heads.")
@@ -225,7 +227,7 @@ def head_vectors_command(
         )
         calibrate_head_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
 
-    _run(work, model)
+    _run(work, model, prompts)
 
 
 @app.command("head-means", short_help="Mean outputs of all heads.")
@@ -247,7 +249,7 @@ def head_means_command(
         engine = _engine(model, device, dtype, threads)
         calibrate_head_means(engine, prompts, out, notes, artifacts)
 
-    _run(work, model)
+    _run(work, model, prompts)
 
 
 @app.command("sinks", short_help="Dimensions that mark attention sinks.")
@@ -270,13 +272,16 @@ def sinks_command(
     _run(work, model)
 
 
-def _run(work: Callable[[], None], model: str | None) -> None:
+def _run(work: Callable[[], None], model: str | None, prompts: Path | None = None) -> None:
     """Do the work; what is wrong with the input or the model ends the command."""
+    from saccade_server.calibration.examples import read_examples
     from saccade_server.evaluation.errors import EvaluationError
 
     log_to_stderr("warning")
     try:
         check_model(model)
+        if prompts is not None:
+            read_examples(prompts)  # what is wrong with a line shows before torch is imported
         work()
     except (ValueError, OSError, EvaluationError) as error:
         raise fail(error) from error
@@ -307,7 +312,7 @@ def _layers(text: str | None) -> list[int] | None:
             numbers = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             numbers = range(0)
-        if not numbers:
+        if not numbers or numbers.stop > MOST_LAYERS:
             raise typer.BadParameter(f"{part!r} is no layer and no range of layers")
         found.update(numbers)
     return sorted(found)

@@ -18,13 +18,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.evaluation.images import file_url
-from saccade_server.models.conversation import Message
+
+if TYPE_CHECKING:
+    from saccade_server.models.conversation import Message
 
 ROLES = ("system", "developer", "user", "assistant")
 FIELDS = frozenset({"prompt", "messages", "image", "images", "label", "answer"})
@@ -77,6 +79,8 @@ class Labelled:
         Raises:
             CalibrationError: an image cannot be read.
         """
+        from saccade_server.models.conversation import Message
+
         shown = [self._read(path, _open) for path in self.images]
         return [Message(role, (*images, text)) for role, text, images in self._with_images(shown)]
 

@@ -73,7 +73,11 @@ class Sweep:
         self._log = log
         self._advance = advance
         content = [facts, [[messages, example.right] for example, messages in self._examples]]
-        self._open(hashlib.sha256(json.dumps(content).encode()).hexdigest())
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        self._known = {
+            tuple(entry["head"]) if entry["head"] else None: Result(**entry["result"])
+            for entry in log.begin("sweep", digest)
+        }
 
     async def run(self, heads: Sequence[Head]) -> tuple[Result, dict[Head, Result]]:
         """The result without edits, and that of each head.
@@ -84,17 +88,6 @@ class Sweep:
         """
         baseline = await self._one(None)
         return baseline, {head: await self._one(head) for head in heads}
-
-    def _open(self, digest: str) -> None:
-        if not self._log.entries:
-            self._log.append({"sweep": digest})
-        if self._log.entries[0].get("sweep") != digest:
-            message = "its log is of another calibration; delete it, or choose another --out"
-            raise CalibrationError(message)
-        self._known = {
-            tuple(entry["head"]) if entry["head"] else None: Result(**entry["result"])
-            for entry in self._log.entries[1:]
-        }
 
     async def _one(self, head: Head | None) -> Result:
         if head in self._known:

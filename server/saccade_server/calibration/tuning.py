@@ -147,13 +147,9 @@ class _Work:
         for case in (*cases, *kept):
             images = [image.digest for image in case.prompt.images]
             digest.update(json.dumps([case.prompt.tokens, images, case.continuation]).encode())
-        if not log.entries:
-            log.append({"tuning": digest.hexdigest()})
-        if log.entries[0].get("tuning") != digest.hexdigest():
-            message = "its log is of another calibration; delete it, or choose another --out"
-            raise CalibrationError(message)
         self._log = log
-        self._known = {entry["of"]: entry["scores"] for entry in log.entries[1:]}
+        done = log.begin("tuning", digest.hexdigest())
+        self._known = {entry["of"]: entry["scores"] for entry in done}
 
     async def scores(
         self, scorer: Scorer, cases: Sequence[Case], name: str, entry: Mapping[str, Any] | None

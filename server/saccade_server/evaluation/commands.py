@@ -22,7 +22,7 @@ from saccade_server.options import (
 )
 from saccade_server.shell.commands import Commands
 from saccade_server.shell.model import check_model
-from saccade_server.shell.paths import readable
+from saccade_server.shell.paths import folder, readable
 
 app = typer.Typer(
     name="eval",
@@ -35,7 +35,7 @@ app = typer.Typer(
 @app.command("scenes", short_help="Score settings on scenes, against none.")
 def scenes_command(
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder of the results; a rerun goes on there.")
+        Path, typer.Option(callback=folder, help="Folder of the results; a rerun goes on there.")
     ] = Path("scenes"),
     settings: Annotated[
         Path | None,
@@ -116,7 +116,7 @@ def scenes_command(
 
 @app.command("export-scenes", short_help="Write prompts to calibrate with.")
 def export_command(
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the prompts and images.")],
+    out: Annotated[Path, typer.Option(callback=folder, help="Folder of the prompts and images.")],
     split: Annotated[
         str, typer.Option(help="validation, or one of clear, ordinary, counterfactual.")
     ] = "validation",

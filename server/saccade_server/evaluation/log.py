@@ -30,13 +30,33 @@ class WorkLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if text and text != whole + newline:
             path.write_text(whole + newline, encoding="utf-8")
+        self._path = path
+        self._opening: dict[str, Any] | None = None
         self._file = path.open("a", encoding="utf-8")
+
+    def begin(self, work: str, digest: str) -> list[dict[str, Any]]:
+        """What is done of some work; before anything is, the log is free for any other.
+
+        Args:
+            digest: of everything that decides the results; the log opens with it.
+
+        Raises:
+            EvaluationError: the log is of other work.
+        """
+        if not self.entries:
+            self._opening = {work: digest}
+        elif self.entries[0].get(work) != digest:
+            message = f"{self._path} is of another calibration; delete it, or choose another --out"
+            raise EvaluationError(message)
+        return self.entries[1:]
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one line; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+        opening, self._opening = self._opening, None
+        for line in (entry,) if opening is None else (opening, entry):
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self.entries.append(line)
         self._file.flush()
-        self.entries.append(entry)
 
     def close(self) -> None:
         self._file.close()

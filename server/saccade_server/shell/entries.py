@@ -18,7 +18,6 @@ from saccade_interventions.artifacts import ArtifactError, read_artifact
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
-from saccade_interventions.suggest import unknown
 
 OPTION = "--intervention"
 ENTRY = re.compile(r"interventions\[(\d+)\](?:\.([a-z_0-9]+))?")
@@ -62,24 +61,19 @@ def read_entries(
     return entries
 
 
-def readable_entry(text: str) -> str:
-    """What was given, if it is a method with fields that it has; for typer's ``callback``.
-
-    The command fills in what is missing, so values are not looked at.
+def readable_entry(text: str, filled_in: Mapping[str, Any]) -> str:
+    """What was given, if it is an entry with the fields that the command fills in; for typer.
 
     Raises:
         BadParameter: it is not; the message says what is wrong.
     """
-    methods = Registry.discover().methods
     try:
-        entry = shorthand.parse(text)
+        entry = {**shorthand.parse(text), **filled_in}
+        Registry.discover().parse([entry])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if (name := entry["method"]) not in methods:
-        raise typer.BadParameter(unknown("method", name, methods))
-    known = methods[name].model_fields
-    if others := sorted(entry.keys() - known.keys()):
-        raise typer.BadParameter(unknown(f"field of {name}", others[0], known))
+    except InterventionError as error:
+        raise typer.BadParameter(_in_names(error.message, [entry])) from None
     return text
 
 
@@ -118,8 +112,7 @@ def in_options(
         entries: of the request, in order.
         images: in order; they come before the prompt.
     """
-    message = ENTRY.sub(lambda found: _method(entries, int(found[1])), message)
-    message = re.sub(r"\b(\w+) \(\1\)", r"\1", message)  # var (interventions[0]), the name twice
+    message = _in_names(message, entries)
     place = param or ""
     if found := ENTRY.match(place):
         name = f"{OPTION} {_method(entries, int(found[1]))}"
@@ -136,6 +129,12 @@ def in_options(
     if place.isidentifier():
         return f"{option}: {message.removeprefix(place + ' ')}" if place else message
     return message
+
+
+def _in_names(message: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    """The message with names of methods where it has paths to their entries."""
+    message = ENTRY.sub(lambda found: _method(entries, int(found[1])), message)
+    return re.sub(r"\b(\w+) \(\1\)", r"\1", message)  # var (interventions[0]), the name twice
 
 
 def _method(entries: Sequence[Mapping[str, Any]], index: int) -> str:

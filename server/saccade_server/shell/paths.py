@@ -30,6 +30,8 @@ def why_unreadable(path: Path) -> str | None:
             return f"{path} is a folder; name a file in it"
         if not path.exists():
             return f"there is no file {path}; {meant(path)}"
+        if not path.is_file():
+            return f"{path} is a pipe or a device; write what it gives into a file, and name that"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror}); check the name and its folder's rights"
     if not os.access(path, os.R_OK):
@@ -41,14 +43,14 @@ def meant(path: Path) -> str:
     """What a path that is not there was probably meant to be."""
     from saccade_interventions.suggest import nearest
 
-    folder = path.parent
+    above = path.parent
     try:
-        names = [entry.name for entry in folder.iterdir()]
+        names = [entry.name for entry in above.iterdir()]
     except OSError:
-        return f"there is no folder {folder} either; check the path"
+        return f"there is no folder {above} either; check the path"
     near = nearest(path.name, names)
     if near:
-        return f"did you mean {' or '.join(str(folder / name) for name in near)}?"
+        return f"did you mean {' or '.join(str(above / name) for name in near)}?"
     return "check the name"
 
 
@@ -62,15 +64,30 @@ def writable(path: Path | None) -> Path | None:
         return None
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file in it")
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
+    there = _first_there(path.parent)
+    if not there.is_dir():
         raise typer.BadParameter(
-            f"{path} cannot be written, because {folder} is a file, not a folder"
+            f"{path} cannot be written, because {there} is a file, not a folder"
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise typer.BadParameter(
-            f"{path}: this user may not write to {folder}; name another folder"
-        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"{path}: this user may not write to {there}; name another folder")
+    return path
+
+
+def folder(path: Path | None) -> Path | None:
+    """What was given, if it is a folder or can become one; for typer's ``callback``.
+
+    Raises:
+        BadParameter: a file is in its place, or on the way to it.
+    """
+    if path is not None and not (there := _first_there(path)).is_dir():
+        where = "" if there == path else f", so {path} cannot be"
+        raise typer.BadParameter(f"{there} is a file, not a folder{where}; name another folder")
+    return path
+
+
+def _first_there(path: Path) -> Path:
+    """The path, or of the folders above it the first that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
     return path

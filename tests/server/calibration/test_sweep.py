@@ -86,8 +86,19 @@ def test_a_label_of_many_bytes_has_room(tmp_path: Path) -> None:
 def test_another_sweeps_log_is_refused(tmp_path: Path, other: str) -> None:
     run(Model(), tmp_path / "log")
     change = {"facts": {"facts": ["beta 0.2"]}, "examples": {"examples": EXAMPLES[:3]}}[other]
-    with pytest.raises(CalibrationError, match="of another calibration"):
+    with pytest.raises(EvaluationError, match="of another calibration"):
         run(Model(), tmp_path / "log", **change)
+
+
+def test_a_sweep_that_got_nothing_leaves_its_log_to_any_other(tmp_path: Path) -> None:
+    class Refusing(Model):
+        async def ask(self, messages: Any, entries: Any, sampling: Any) -> Reply:
+            raise SettingRefused("there is no layer 9")
+
+    with pytest.raises(CalibrationError, match="there is no layer 9"):
+        run(Refusing(), tmp_path / "log")
+    plain, _ = run(Model(), tmp_path / "log", facts=["beta 0.2"])
+    assert plain.total == len(EXAMPLES)
 
 
 def test_a_refused_prompt_is_named(tmp_path: Path) -> None:

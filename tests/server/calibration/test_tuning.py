@@ -30,6 +30,7 @@ from saccade_server.calibration.tuning import (
 )
 from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
+from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.evaluation.log import WorkLog
 from saccade_server.models.prompt import PromptProcessor
 
@@ -192,5 +193,5 @@ def test_a_log_of_something_else_is_refused(
 ) -> None:
     log = tmp_path / "log"
     log.write_text(json.dumps({"tuning": "another"}) + "\n")
-    with pytest.raises(CalibrationError, match="of another calibration"):
+    with pytest.raises(EvaluationError, match="of another calibration"):
         attempt(prompts, log, FakeScorer(), monkeypatch)

@@ -68,6 +68,7 @@ def refused(*arguments: str, **environment: str) -> tuple[int, str]:
 
 ASK = ("generate", "--prompt", "Hi")
 SHOW = (*ASK, "--image", "scene.png")
+OF_PROMPTS = ("act", "heads", "vectors", "head-vectors", "head-means")
 
 SAID = [
     (("serv",), 'unknown command "serv"; did you mean "serve"?'),
@@ -82,6 +83,9 @@ SAID = [
     (("calibrate", "act", "bad.toml", "--entry", "atc"), 'did you mean "act"?'),
     (("calibrate", "act", "bad.toml", "--entry", "act:bta=1"), 'did you mean "beta"?'),
     (("calibrate", "act", "bad.toml", "--layers", "2-x"), "'2-x' is no layer and no range"),
+    (("calibrate", "act", "bad.toml", "--entry", "act:beta=9"), "--entry: beta must be at most 1"),
+    (("calibrate", "act", "bad.toml", "--layers", "0-99999999999"), "is no layer and no range"),
+    (("calibrate", "vectors", "bad.toml"), "bad.toml:1: not JSON"),
     (("calibrate", "vectors", "bad.toml", "--direction", "pac"), "choose mean or pca"),
     (("calibrate", "sinks", "--out", "store"), "--out: store is a folder; name a file in it"),
     (("calibrate", "sinks", "--out", "scene.png/x"), "scene.png is a file, not a folder"),
@@ -98,7 +102,12 @@ SAID = [
         "profiles.toml:4: profile 'mine', entry 1 (vra): unknown method \"vra\"; "
         'did you mean "var"?',
     ),
-    (("serve", "--artifacts", "scene.png"), "--artifacts"),
+    (
+        ("serve", "--artifacts", "scene.png"),
+        "--artifacts: scene.png is a file, not a folder; name another folder",
+    ),
+    (("serve", "--api-key", ""), "a key must not be empty or hold blanks"),
+    (("serve", "--host", "ü.x"), "--host ü.x: there is no address of this name"),
     (("serve", "--host", "1.2.3.4.5"), "--host 1.2.3.4.5: there is no address of this name"),
     (("serve", "one", "--model", "two"), "two models are named, one and --model two; name one"),
     (("serve", ""), "--model is empty; name a folder or a model on the hub"),
@@ -108,6 +117,7 @@ SAID = [
     ),
     ((*ASK, "--image", "no/such.png"), "there is no folder no either; check the path"),
     ((*ASK, "--image", "store"), "--image: store is a folder"),
+    ((*ASK, "--image", "/dev/null"), "--image: /dev/null is a pipe or a device; write what it"),
     ((*ASK, "--image", "text.png"), "--image text.png: is in no format that is read here; give"),
     ((*ASK, "--image", "page.svg"), "--image page.svg: is an SVG or XML text; give a PNG"),
     ((*ASK, "--image", "cut.png"), "--image cut.png: is damaged or incomplete"),
@@ -149,6 +159,7 @@ SAID = [
     (("eval", "scenes", "--settings", "setings.toml"), "did you mean settings.toml?"),
     (("eval", "scenes", "--seeds", "1,1"), "--seeds: a seed occurs twice"),
     (("eval", "scenes", "--url", "http://127.0.0.1:9"), "nobody answers at http://127.0.0.1:9"),
+    (("eval", "scenes", "--out", "scene.png/x"), "so scene.png/x cannot be; name another folder"),
     (("eval", "export-scenes", "--out", "x", "--split", "cleer"), 'did you mean "clear"?'),
 ]
 
@@ -168,6 +179,7 @@ def test_one_sentence_says_what_to_do(folder: Path, arguments: Any, words: str) 
         (*ASK, "--model"),
         ("methods", "--check", "--model"),
         ("eval", "scenes", "--model"),
+        *(("calibrate", kind, "bad.toml", "--model") for kind in OF_PROMPTS),
         ("calibrate", "sinks", "--model"),
     ],
 )
@@ -238,7 +250,7 @@ def test_a_group_alone_shows_its_commands(command: tuple[str, ...]) -> None:
 def commands() -> Iterator[tuple[str, ...]]:
     yield from ((), ("serve",), ("generate",), ("demo",), ("methods",))
     yield from (("eval",), ("eval", "scenes"), ("eval", "export-scenes"), ("calibrate",))
-    yield from (("calibrate", kind) for kind in ("act", "vectors", "sinks"))
+    yield from (("calibrate", kind) for kind in (*OF_PROMPTS, "sinks"))
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=" ".join)
@@ -273,6 +285,8 @@ def test_torch_is_not_imported_for_what_can_be_refused_without_it(folder: Path) 
         "generate --prompt hi --intervention vra",
         f"generate --prompt hi --artifacts store --intervention steering:artifact={DIGEST}",
         "eval scenes --method vra",
+        "calibrate vectors bad.toml",
+        "calibrate act bad.toml --entry act:beta=9",
     ]
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
@@ -281,4 +295,4 @@ def test_torch_is_not_imported_for_what_can_be_refused_without_it(folder: Path) 
     )  # fmt: skip
     shown = [line.split(" ", 2) for line in done.stdout.splitlines()]
     assert [(torch, line) for _, torch, line in shown] == [("False", line) for line in lines]
-    assert [code for code, *_ in shown] == ["0", "0", "2", "2", "2", "2", "3", "2", "2", "2", "2"]
+    assert [code for code, *_ in shown] == [*"0022223222222"]
