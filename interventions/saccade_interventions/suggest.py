@@ -25,11 +25,12 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known names at the least distance from ``name``, in order.
 
     Returns:
-        At most :data:`MOST`; none if a third of the letters or more would have to change. Where
-        none is so near, the known names that begin with ``name``.
+        At most :data:`MOST`; none if a third of the letters or more would have to change, though
+        of two or three letters one may. Where none is so near, the known names that begin with
+        ``name``.
     """
     given, names = name[:LONGEST].lower(), sorted(known)
-    farthest = max(1, (len(given) - 1) // 3)
+    farthest = max(len(given) > 1, (len(given) - 1) // 3)
     found = process.extract(
         given, names, scorer=OSA.distance, processor=str.lower, score_cutoff=farthest, limit=None
     )

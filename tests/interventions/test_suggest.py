@@ -24,6 +24,7 @@ METHODS = list(Registry.discover().methods)
         ("xyz", []),
         ("vv", []),
         ("", []),
+        ("x", []),
         ("a" * 10_000, []),
     ],
 )
@@ -44,3 +45,4 @@ def test_what_is_said() -> None:
     assert unknown("field", "x", ["rho", "beta"]) == 'unknown field "x"; known: beta, rho'
     assert hint("vr", ["var", "vhr"]) == 'did you mean "var" or "vhr"?'
     assert hint("x", ["var"], "ask") == "ask"
+    assert hint("x", ["z"], "ask") == "ask"

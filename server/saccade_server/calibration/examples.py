@@ -105,7 +105,7 @@ def read_examples(path: Path) -> list[Labelled]:
         CalibrationError: there is no such file, or a line is not as it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: {error}") from None
     found = [
@@ -150,7 +150,10 @@ def classes(
 def _example(line: str, place: str, folder: Path) -> Labelled:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise CalibrationError(f"{place}: it holds a lone surrogate, which is not text") from None
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{place}: not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise CalibrationError(f"{place}: a line is a JSON object")

@@ -56,6 +56,8 @@ def test_all_forms(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", ', ":2: not JSON"),
         ("[1]", ":2: a line is a JSON object"),
+        ('{"prompt": "\\ud800", "label": "x"}', ":2: it holds a lone surrogate"),
+        ("[" * 9999, ":2: not JSON"),
         ({"prompt": "a", "label": "x", "answer": " "}, ":2: answer is a text"),
         ({"prompt": "a", "label": "x", "answer": True}, ":2: answer is a text"),
         ({"prompt": "a", "label": "x", "lable": 1}, ":2: unknown field 'lable'"),
@@ -116,6 +118,13 @@ def test_both_classes_are_needed(tmp_path: Path) -> None:
         classes(labels(tmp_path, "a", "b"), "c")
     with pytest.raises(CalibrationError, match=r":2: the label 'Yes\.' is neither"):
         classes(labels(tmp_path, True, "Yes."))
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    """JSON texts may hold other separators of lines as they are."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\u2028b", "label": "x"}\r\n{"prompt": "c", "label": "y"}\n')
+    assert [example.turns[0][1] for example in read_examples(path)] == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize("questions", list(Questions))
