@@ -32,4 +32,5 @@ GRIDS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "vcd": ({"alpha": 0.25}, {"alpha": 0.5}, {"alpha": 0.5, "noise_step": 800}, {}),
     "vhr": ({"gain": 1.1}, {"gain": 1.25}, {"gain": 1.5}, {}),
 }
-"""``head_scale`` has no default gain."""
+"""``head_scale`` has no default gain; that of ``steering`` and ``head_steering`` is the artifact's,
+and stands where artifacts that have none put it."""

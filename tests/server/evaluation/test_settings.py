@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from saccade_interventions.methods.head_steering import PUBLISHED
 from saccade_interventions.registry import Registry
 from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.evaluation.grids import GRIDS
@@ -98,6 +99,10 @@ def test_every_grid_is_of_a_method_and_its_fields() -> None:
         assert all(entry.keys() <= fields.keys() for entry in grid)
 
 
+UNADVISED = {"coefficient": 1.0, "alpha": PUBLISHED}
+"""What the default is with an artifact that has none of its own."""
+
+
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_every_grid_is_weakest_first_and_has_the_default(name: str) -> None:
     method = Registry.discover().methods[name]
@@ -106,7 +111,9 @@ def test_every_grid_is_weakest_first_and_has_the_default(name: str) -> None:
 
     def distance(entry: Mapping[str, Any]) -> float:
         """From neutral; of factors, that of the logarithms."""
-        values = [(entry.get(f, method.model_fields[f].default), v) for f, v in neutral.items()]
+        defaults = {f: method.model_fields[f].default for f in neutral}
+        filled = {f: UNADVISED[f] if v is None else v for f, v in defaults.items()} | dict(entry)
+        values = [(filled[f], v) for f, v in neutral.items()]
         return sum(abs(math.log(value)) if at else abs(value) for value, at in values)
 
     distances = [distance(entry) for entry in GRIDS[name]]
