@@ -21,6 +21,7 @@ from saccade_server.models.decoder import Decoder
 from saccade_server.models.description import Traits, describe
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.sites import Visual
+from saccade_server.models.spec import DecoderSpec
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of an image in patches."""
@@ -68,8 +69,7 @@ class ServedModel:
         Raises:
             UnsupportedModelError: its weights are not what its configuration says.
         """
-        text = model.config.get_text_config()
-        spec = describe(text, self.traits)
+        text, spec = model.config.get_text_config(), self.describe(model.config)
         module = model.get_decoder()
         prefix = next(f"{name}." for name, part in model.named_modules() if part is module)
         self.decoder = Decoder.take(module, spec, prefix, device)
@@ -92,6 +92,15 @@ class ServedModel:
         has_bos = begins is not None and 0 <= begins < self.vocab_size
         self.bos_token_id: int | None = begins if has_bos else None
         self.parameters = self.decoder.parameters
+
+    @classmethod
+    def describe(cls, config: Any) -> DecoderSpec:
+        """The decoder that a configuration of the family means.
+
+        Raises:
+            UnsupportedModelError: it cannot be served.
+        """
+        return describe(config.get_text_config(), cls.traits)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight as the checkpoint has it, by name; tied ones once."""

@@ -22,9 +22,6 @@ SIZES = (
 )
 """Fields of a text model's configuration that count something; the optional ones may be None."""
 
-LLAVA_TEXT = ("llama",)
-LLAVA_VISION = ("clip_vision_model", "siglip_vision_model")
-
 
 def check_sizes(text: Any) -> None:
     """Refuse sizes of which no model can be built."""
@@ -52,13 +49,3 @@ def check_quantisation(*parts: Any) -> None:
                 f"quantization_config names {method!r} in its {CONFIG}; quantised checkpoints are "
                 "not supported: use the model's original weights"
             )
-
-
-def check_llava(config: Any, text: Any) -> None:
-    """Refuse parts that no LLaVA served here is made of."""
-    vision = config.vision_config.model_type
-    if text.model_type not in LLAVA_TEXT or vision not in LLAVA_VISION:
-        raise UnsupportedModelError(
-            f"LLaVA with {text.model_type!r} and {vision!r} is not supported; supported: "
-            f"{', '.join(LLAVA_TEXT)} with {' or '.join(LLAVA_VISION)}"
-        )

@@ -19,8 +19,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
-from saccade_server.models.config_checks import check_llava, check_quantisation, check_sizes
-from saccade_server.models.description import describe
+from saccade_server.models.config_checks import check_quantisation, check_sizes
 from saccade_server.models.folder import (
     CONFIG,
     HUB_HELP,
@@ -152,9 +151,7 @@ def check_config(config: Any) -> None:
     text = config.get_text_config()
     check_quantisation(config, text)
     check_sizes(text)
-    if kind == "llava":
-        check_llava(config, text)
-    describe(text, SUPPORTED[kind].traits)
+    SUPPORTED[kind].describe(config)
 
 
 def _unsupported(kind: object) -> str:

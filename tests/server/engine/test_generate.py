@@ -4,7 +4,18 @@ from typing import Any
 
 import pytest
 
-FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text")
+FAMILIES = (
+    "llama",
+    "qwen3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "llava_mistral",
+    "llava_qwen2",
+)
 
 
 def prompts(tiny: Any, family: str) -> list[Any]:

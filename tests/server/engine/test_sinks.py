@@ -87,7 +87,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("family", "budget"), [("llava", 512), ("llava", 16), ("qwen2_5_vl", 16), ("qwen3_vl", 16)]
+    ("family", "budget"),
+    [
+        ("llava", 512),
+        ("llava", 16),
+        ("llava_mistral", 16),
+        ("llava_qwen2", 16),
+        ("qwen2_5_vl", 16),
+        ("qwen3_vl", 16),
+    ],
 )
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(

@@ -160,8 +160,8 @@ def _save_qwen3(folder: Path) -> Any:
     return tokenizer
 
 
-def _save_llava(folder: Path) -> Any:
-    tokenizer = sentence_piece(["<image>"])
+def _save_llava(folder: Path, text: str = "llama", tokenizer: Any = None) -> Any:
+    tokenizer = tokenizer or sentence_piece(["<image>"])
     square = {"height": 24, "width": 24}
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=square),
@@ -175,11 +175,18 @@ def _save_llava(folder: Path) -> Any:
     vision = {"model_type": "clip_vision_model", "image_size": 24, "patch_size": 8}
     LlavaConfig(
         vision_config={**vision, "hidden_size": 32, "num_attention_heads": 2},
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
+        text_config={"model_type": text, **_text_config(tokenizer)},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
     ).save_pretrained(folder)
     return processor
+
+
+def _save_llava_qwen2(folder: Path) -> Any:
+    """A byte-level tokenizer, without a BOS."""
+    return _save_llava(
+        folder, "qwen2", byte_level([*QWEN_SPECIAL, "<image>"], eos_token="<|im_end|>")
+    )
 
 
 def _save_qwen_vl(folder: Path, processor_class: Any, config_class: Any) -> Any:
@@ -224,6 +231,7 @@ SAVERS = {
     "llama": _save_llama,
     "qwen3": _save_qwen3,
     "llava": _save_llava,
+    "llava_qwen2": _save_llava_qwen2,
     "qwen2_5_vl": lambda f: _save_qwen_vl(f, Qwen2_5_VLProcessor, Qwen2_5_VLConfig),
     "qwen3_vl": lambda f: _save_qwen_vl(f, Qwen3VLProcessor, Qwen3VLConfig),
 }

@@ -22,7 +22,6 @@ from transformers import (
 
 from saccade_kernels import ops
 from saccade_server.models.attention import ForwardStep
-from saccade_server.models.description import describe
 from saccade_server.models.family import (
     SUPPORTED,
     ServedModel,
@@ -31,9 +30,20 @@ from saccade_server.models.family import (
     serve,
 )
 from saccade_server.models.scratch import ScratchCache
-from saccade_server.models.spec import Biases
+from saccade_server.models.spec import Biases, DecoderSpec
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "llava_mistral",
+    "llava_qwen2",
+]
 # Rows of each sequence, step after step: alone and packed, decodes and chunks, windows full.
 STEPS: list[list[tuple[int, int]]] = [
     [(0, 5)],
@@ -238,23 +248,24 @@ def test_what_is_not_described_is_refused_by_field_and_value(name: str) -> None:
 
 
 def test_a_description_is_plain_data(tiny_model: Callable[..., Any]) -> None:
+    def described(family: str) -> DecoderSpec:
+        config = tiny_model(family).config
+        return SUPPORTED[config.model_type].describe(config)
+
     for family in FAMILIES:
-        text, traits = tiny_model(family).config.get_text_config(), SUPPORTED[family].traits
-        spec = describe(text, traits)
-        assert hash(spec) == hash(describe(text, traits))
-    windows = describe(tiny_model("qwen3").config, SUPPORTED["qwen3"].traits)
+        assert hash(described(family)) == hash(described(family))
+    windows = described("qwen3")
     assert [layer.window for layer in windows.layers] == [0, 9, 0, 9]
     assert len(windows.rotaries) == 1
-    gemma = describe(tiny_model("gemma3_text").config, SUPPORTED["gemma3_text"].traits)
+    gemma = described("gemma3_text")
     assert [layer.rotary for layer in gemma.layers] == [1, 0, 1, 0]
     assert [layer.window for layer in gemma.layers] == [9, 0, 9, 0]
-    text = tiny_model("qwen3_vl").config.get_text_config()
-    interleaved = describe(text, SUPPORTED["qwen3_vl"].traits)
+    interleaved = described("qwen3_vl")
     assert interleaved.rotaries[0].axis == (0, 1, 2, 0, 1, 2, 0, 1)
-    text = tiny_model("qwen2_5_vl").config.get_text_config()
-    block = describe(text, SUPPORTED["qwen2_5_vl"].traits)
+    block = described("qwen2_5_vl")
     assert block.rotaries[0].axis == (0, 0, 1, 1, 1, 2, 2, 2)
-    assert block.biases == Biases(qkv=True)
+    assert block.biases == described("llava_qwen2").biases == Biases(qkv=True)
+    assert [layer.window for layer in described("llava_mistral").layers] == [36] * 4
 
 
 def test_weights_are_refused_by_name(tiny_model: Callable[..., Any]) -> None:

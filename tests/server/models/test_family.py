@@ -14,7 +14,7 @@ from transformers import (
     GemmaConfig,
     LlamaConfig,
     LlavaConfig,
-    MistralConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -30,7 +30,18 @@ from saccade_server.models.family import (
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.scratch import ScratchCache
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "llava_mistral",
+    "llava_qwen2",
+]
 CPU = torch.device("cpu")
 
 
@@ -41,7 +52,7 @@ def test_a_saved_model_is_loaded(
     model = tiny_model(family, dtype=torch.float32)
     model.save_pretrained(tmp_path)
     served = load_model(str(tmp_path), dtype=torch.float32, device=CPU)
-    assert type(served) is SUPPORTED[family]
+    assert type(served) is SUPPORTED[model.config.model_type]
     step = ScratchCache(served, 1, 8).step([(0, 3)])
     positions = served.positions([10, 11, 12]).table
     logits = served.logits(
@@ -146,8 +157,13 @@ REFUSED = {
         "quantization_config names 'gptq' .* quantised checkpoints",
     ),
     "another LLaVA": (
-        lambda: LlavaConfig(text_config=MistralConfig()),
-        "LLaVA with 'mistral' and 'clip_vision_model'",
+        lambda: LlavaConfig(text_config=GemmaConfig()),
+        "LLaVA with 'gemma' and 'clip_vision_model' is not supported; supported: llama, mistral, "
+        "qwen2 with",
+    ),
+    "a decoder's field in a LLaVA": (
+        lambda: LlavaConfig(text_config=Qwen2Config(hidden_act="relu2")),
+        "hidden_act is 'relu2' in its config.json",
     ),
 }
 

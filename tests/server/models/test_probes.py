@@ -14,7 +14,18 @@ from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.scratch import ScratchCache
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "llava_mistral",
+    "llava_qwen2",
+]
 DIMS = torch.tensor([3, 40])
 
 

@@ -12,9 +12,14 @@ from transformers import Qwen3Config
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llama", "qwen3", "llava", "llava_qwen2", "qwen2_5_vl", "qwen3_vl"]
 IMAGE_FAMILIES = FAMILIES[2:]
-PLACEHOLDER = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>", "qwen3_vl": "<|image_pad|>"}
+PLACEHOLDER = {
+    "llava": "<image>",
+    "llava_qwen2": "<image>",
+    "qwen2_5_vl": "<|image_pad|>",
+    "qwen3_vl": "<|image_pad|>",
+}
 
 Folder = Callable[[str], tuple[str, Any]]
 
@@ -105,9 +110,11 @@ def test_a_chat_with_images_has_the_own_tokens_and_pixels(
         conversation(messages, True), tokenize=True, return_dict=True, return_tensors="np"
     )
     assert list(got.tokens) == want["input_ids"][0].tolist()
-    stack = np.concatenate if family != "llava" else np.stack
+    grids = "image_grid_thw" in want
+    stack = np.concatenate if grids else np.stack
     np.testing.assert_array_equal(stack([i.pixels for i in got.images]), want["pixel_values"])
-    if family != "llava":
+    assert grids == (not family.startswith("llava"))
+    if grids:
         assert [list(i.grid or ()) for i in got.images] == want["image_grid_thw"].tolist()
     assert all(image.pixels.dtype == np.float32 for image in got.images)
     assert len({image.digest for image in got.images}) == 2

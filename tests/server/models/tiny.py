@@ -30,7 +30,9 @@ from transformers import (
 )
 
 FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
-IMAGE_FAMILIES = FAMILIES[2:]
+LLAVAS = ("llava_mistral", "llava_qwen2")
+"""LLaVA over other decoders than Llama's."""
+IMAGE_FAMILIES = (*FAMILIES[2:], *LLAVAS)
 TEXT_FAMILIES = ("mistral", "qwen2", "gemma3_text")
 """Families by description alone: what differs from those above is in their decoders."""
 VOCABULARY = 97
@@ -112,7 +114,7 @@ def _words(rng: np.random.Generator, count: int) -> list[int]:
 def _image(
     family: str, rng: np.random.Generator, index: int
 ) -> tuple[np.ndarray, tuple[int, int, int] | None, int]:
-    if family == "llava":
+    if family.startswith("llava"):
         return rng.standard_normal((3, 24, 24)).astype(np.float32), None, 9
     grid = ((1, 4, 6), (1, 8, 4), (1, 4, 4))[index % 3]
     patches = grid[1] * grid[2]
@@ -136,7 +138,7 @@ def _qwen3() -> Any:
     )
 
 
-def _llava() -> Any:
+def _llava(text: Any = None) -> Any:
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -149,7 +151,7 @@ def _llava() -> Any:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
+        text_config=text or LlamaConfig(**TEXT),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=9,
         vision_feature_layer=-2,
@@ -201,9 +203,12 @@ def _mistral() -> Any:
     return MistralForCausalLM(MistralConfig(**TEXT, sliding_window=WINDOW))
 
 
+def _qwen2_config() -> Qwen2Config:
+    return Qwen2Config(**{k: v for k, v in TEXT.items() if k != "head_dim"})
+
+
 def _qwen2() -> Any:
-    text = {k: v for k, v in TEXT.items() if k != "head_dim"}
-    return Qwen2ForCausalLM(Qwen2Config(**text))
+    return Qwen2ForCausalLM(_qwen2_config())
 
 
 def _gemma3_text() -> Any:
@@ -222,7 +227,18 @@ def _gemma3_text() -> Any:
     return Gemma3ForCausalLM(config)
 
 
+def _llava_mistral() -> Any:
+    """A window that reaches over two images, and not over a long prompt."""
+    return _llava(MistralConfig(**TEXT, sliding_window=4 * WINDOW))
+
+
+def _llava_qwen2() -> Any:
+    return _llava(_qwen2_config())
+
+
 BUILDERS = {
+    "llava_mistral": _llava_mistral,
+    "llava_qwen2": _llava_qwen2,
     "mistral": _mistral,
     "qwen2": _qwen2,
     "gemma3_text": _gemma3_text,
