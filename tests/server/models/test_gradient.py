@@ -2,19 +2,25 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 from transformers import AttentionInterface
 
+from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import StreamFlag, StreamProgram
 from saccade_server.models.exits import ExitProbe
 from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
 from saccade_server.models.scratch import ScratchCache
+from saccade_server.models.streams import StreamStep
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl", "mistral", "qwen2", "gemma3_text"]
 LAYERS = (1, 2)
@@ -138,6 +144,45 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(
     assert len(set(found.saliency.flatten().tolist())) == found.saliency.numel()
     for cache, old in zip(rows.step.key_caches, before, strict=True):
         assert torch.equal(cache, old), "nothing may be written"
+
+
+def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
+    tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
+) -> None:
+    """The residual that is handed over is edited once, and the last one before its norm."""
+    model, prompt = tiny_model("llama"), tiny_prompt("llama", seed=1)
+    places = (LAYERS[0], model.config.num_hidden_layers)
+    v = normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
+    tables = StreamTables.allocate(2, places[1], 64)
+    tables.bank[1] = v
+    program = StreamProgram.identity(places[1] + 1)
+    for place in places:
+        program.append(place, 1, (0.25, 3.0, -math.inf, math.inf), StreamFlag.NONE)
+    tables.write(1, program)
+
+    def edit(hidden: torch.Tensor) -> torch.Tensor:
+        last = hidden[:, -1:]
+        change = (3.0 - 0.75 * (last @ v.double()))[..., None] * v.double()
+        return torch.cat([hidden[:, :-1], last + change], 1)
+
+    own = copy.deepcopy(model)
+    layers = own.get_decoder().layers
+    layers[places[0]].register_forward_pre_hook(lambda _, args: (edit(args[0]), *args[1:]))
+    layers[-1].register_forward_hook(lambda _, args, output: edit(output))
+    wanted = by_autograd(own, prompt, GENERATED[0], CANDIDATES[0])
+    with torch.inference_mode():
+        served = Served(model, [prompt])
+        embeddings, _, rows = served.last_step([prompt])
+        batch = replace(rows.step.batch, control_rows=torch.ones(1, dtype=torch.int32))
+        step = replace(rows.step, batch=batch, streams=StreamStep(tables, frozenset(places)))
+        served.model.forward(embeddings, rows.positions, replace(step, sinks=()))  # in the cache
+        rows = replace(rows, step=step)
+        lifted = carry_up(served.model, embeddings, rows, LAYERS[0])
+        found = judge(served.model, lifted, rows, LAYERS, torch.tensor(CANDIDATES[:1]))
+    span = int(rows.start[0]), int(rows.end[0])
+    for place in range(len(CANDIDATES[0])):
+        parts = [literal_share(wanted[layer][place], *span) for layer in LAYERS]
+        assert abs(found.saliency[0, place] - sum(parts) / len(parts)) < 1e-6
 
 
 def test_the_worked_example() -> None:
