@@ -61,8 +61,9 @@ def environment(service: dict[str, Any], **variables: str) -> dict[str, str]:
 def variables_of_serve() -> set[str]:
     """Those of options, and those that help texts name because they hold lists."""
     serve = typer.main.get_command(app).commands["serve"]
-    named = {parameter.envvar for parameter in serve.params if isinstance(parameter.envvar, str)}
-    texts = " ".join(parameter.help or "" for parameter in serve.params)
+    offered = [parameter for parameter in serve.params if not getattr(parameter, "hidden", False)]
+    named = {parameter.envvar for parameter in offered if isinstance(parameter.envvar, str)}
+    texts = " ".join(parameter.help or "" for parameter in offered)
     return named | set(re.findall(r"SACCADE_[A-Z_]+", texts))
 
 

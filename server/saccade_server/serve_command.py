@@ -170,7 +170,11 @@ def serve_command(
     compile_layers: Annotated[
         bool,
         typer.Option(
-            "--compile", hidden=True, callback=_refuse_compilation, envvar="SACCADE_COMPILE"
+            "--compile",
+            hidden=True,
+            callback=_refuse_compilation,
+            help="Refused: there is nothing to turn on.",
+            envvar="SACCADE_COMPILE",
         ),
     ] = False,
     prefix_caching: Annotated[

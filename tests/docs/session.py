@@ -31,6 +31,7 @@ KEEP = """declare -p | grep -v "^declare -[a-zA-Z]*r"; printf "cd %q\\n" "$PWD\"
 SOURCES = ("kernels", "interventions", "server", "clients/python")
 
 
+OUTER = ("SACCADE_", "MAKE", "MFLAGS")
 LIBRARIES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -253,8 +254,11 @@ class Session:
         return venv
 
     def _environment(self, root: Path, venv: Path, commands: Path) -> dict[str, str]:
-        """Of this process without what is Saccade's, so that a page gets what it says itself."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SACCADE_")}
+        """Of this process without what is Saccade's, so that a page gets what it says itself.
+
+        Nor with what ``make test`` hands down: targets and options of its own, which it announces.
+        """
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(OUTER)}
         return inherited | {
             "HOME": str(self.home),
             "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",

@@ -70,7 +70,7 @@ def test_blocks_go_on_where_the_last_one_ended(reader, block):
 
 
 def test_make_installs_nothing(reader, block):
-    reader.run(block("console", "$ make help | head -1\nmake ..."))
+    reader.run(block("console", "$ make help | sed -n 1p\nmake ..."))
     reader.run(block("console", "$ make --dry-run demo ARGS=--json | wc -l\n1"))
 
 
