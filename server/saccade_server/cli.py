@@ -93,7 +93,10 @@ def generate_command(
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the draws, with a temperature.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=-(2**63), max=2**63 - 1, help="Of the draws, with a temperature."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as JSON.")
     ] = False,

@@ -197,7 +197,16 @@ def _images(entry: dict[str, Any], place: str, folder: Path) -> tuple[Path, ...]
     for path in paths:
         if not path.is_file():
             raise CalibrationError(f"{place}: there is no file {path}")
+        _check_kind(path, place)
     return paths
+
+
+def _check_kind(path: Path, place: str) -> None:
+    """Refuse what does not begin as an image, before a model loads; nothing is decoded."""
+    try:
+        Image.open(path).close()
+    except (OSError, Image.DecompressionBombError) as error:
+        raise CalibrationError(f"{place}: the image {path}: {error}") from None
 
 
 def _label(value: Any, place: str) -> str:

@@ -93,10 +93,18 @@ def test_bad_files(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no image")
     path = write(tmp_path / "p.jsonl", {**GOOD, "image": "a.png"})
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(CalibrationError, match=r"p\.jsonl:1: the image .*a\.png"):
+        read_examples(path)
+
+
+def test_an_image_that_is_cut_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {**GOOD, "image": "a.png"})
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
     (example,) = read_examples(path)
-    with pytest.raises(CalibrationError, match=r"p\.jsonl:1: the image"):
+    with pytest.raises(CalibrationError, match=r"p\.jsonl:1: the image .*a\.png"):
         example.as_messages()
 
 

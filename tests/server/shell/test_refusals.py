@@ -122,6 +122,7 @@ SAID = [
     ((*ASK, "--image", "page.svg"), "--image page.svg: is an SVG or XML text; give a PNG"),
     ((*ASK, "--image", "cut.png"), "--image cut.png: is damaged or incomplete"),
     ((*ASK, "--temperature", "5"), "--temperature must be at most 2"),
+    ((*ASK, "--seed", str(2**63)), f"--seed must be at most {2**63 - 1}"),
     ((*SHOW, "--intervention", "vra"), 'unknown method "vra"; did you mean "var"?'),
     (
         (*SHOW, "--intervention", "var:move_fraction=2"),
