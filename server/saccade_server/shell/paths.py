@@ -30,13 +30,18 @@ def why_unreadable(path: Path) -> str | None:
             return f"{path} is a folder; name a file in it"
         if not path.exists():
             return f"there is no file {path}; {meant(path)}"
-        if not path.is_file():
+        if not path.is_file() and not _is_null(path):
             return f"{path} is a pipe or a device; write what it gives into a file, and name that"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror}); check the name and its folder's rights"
     if not os.access(path, os.R_OK):
         return f"{path} may not be read by this user; give it read permission"
     return None
+
+
+def _is_null(path: Path) -> bool:
+    """Whether it is the null device, an empty file that ends at once; compose.yaml mounts it."""
+    return path.is_char_device() and path.stat().st_rdev == os.stat(os.devnull).st_rdev
 
 
 def meant(path: Path) -> str:

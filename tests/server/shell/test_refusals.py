@@ -117,7 +117,7 @@ SAID = [
     ),
     ((*ASK, "--image", "no/such.png"), "there is no folder no either; check the path"),
     ((*ASK, "--image", "store"), "--image: store is a folder"),
-    ((*ASK, "--image", "/dev/null"), "--image: /dev/null is a pipe or a device; write what it"),
+    ((*ASK, "--image", "/dev/zero"), "--image: /dev/zero is a pipe or a device; write what it"),
     ((*ASK, "--image", "text.png"), "--image text.png: is in no format that is read here; give"),
     ((*ASK, "--image", "page.svg"), "--image page.svg: is an SVG or XML text; give a PNG"),
     ((*ASK, "--image", "cut.png"), "--image cut.png: is damaged or incomplete"),
