@@ -60,7 +60,7 @@ real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm
 
 test-real-model: $(VENV)/.saccade-dev ## test on it: minutes; skipped where it cannot be had
 	@$(bin)/python scripts/real_model.py --if-available
-	@$(bin)/pytest -m long -rs tests/server/test_real_model.py tests/docs $(ARGS)
+	@$(bin)/pytest -m long -rs tests/server/test_real_model.py $(ARGS)
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check
