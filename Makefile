@@ -37,13 +37,13 @@ serve: $(VENV)/.saccade ## start the server with the embedded demo model (PORT=8
 demo: $(VENV)/.saccade ## answer one question without and with interventions, side by side
 	@$(bin)/saccade demo $(ARGS)
 
-check: $(VENV)/.saccade-dev ## lint and quick tests, a minute; ARGS=tests/server/api adds the tests you mind
+check: $(VENV)/.saccade-dev ## lint and quick tests; ARGS=tests/server/api adds the tests you mind
 	@$(bin)/ruff check
 	@$(bin)/ruff format --check
 	@$(bin)/mypy
 	@$(bin)/pytest --numprocesses auto --dist loadfile --failed-first $(quick) $(ARGS)
 
-test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests, about ten minutes on two cores
+test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests: ten minutes and more on two cores
 	@echo "Tests are collected first, half a minute in silence; then each is a dot, and lines end in percent."
 	@$(bin)/pytest --numprocesses auto --dist loadfile $(ARGS)
 
