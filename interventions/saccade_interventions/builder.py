@@ -32,6 +32,7 @@ from saccade_interventions.plan import (
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule
 from saccade_kernels.controls import CLASSES, GATES, OWN_CLASSES, ControlShape
+from saccade_kernels.streams import SiteKind
 
 
 class PlanBuilder:
@@ -166,21 +167,21 @@ class PlanBuilder:
             digest = None if shift is None else self.vectors(shift)
             self._gains.append(HeadEdit(sites, phases, gain, digest))
 
-    def stream(self, edit: StreamEdit) -> None:
-        """Change the residual along a unit direction, which :meth:`vectors` brought."""
-        if not 0 <= edit.layer <= self._shape.layers:
-            raise ValueError(f"there is no residual {edit.layer}")
-        known = self._vectors.get(edit.direction)
-        if known is None or not 0 <= edit.row < known.rows:
-            raise ValueError("a stream edit names a direction that nobody brought")
-        if abs(float(np.linalg.norm(known.unpack()[edit.row].astype(np.float64))) - 1) > 1e-3:
-            raise ValueError("the direction of a stream edit is a unit vector")
-        finite = np.isfinite((edit.scale, edit.shift)).all()
-        if not finite or not -NO_LIMIT <= edit.low <= edit.high <= NO_LIMIT:
-            raise ValueError("a stream edit has finite numbers, and low is not above high")
-        unlimited = edit.low == -NO_LIMIT and edit.high == NO_LIMIT
-        if edit.phases and not (edit.scale == 1.0 and edit.shift == 0.0 and unlimited):
-            self._streams.append(edit)
+    def stream(self, *edits: StreamEdit) -> None:
+        """Change what a site holds, along vectors that :meth:`vectors` brought.
+
+        Several edits become one map: all of them read what the site held before the first, their
+        changes add, and the norm is kept of the sum. They share a site, phases and ``keep_norm``.
+        """
+        for edit in edits:
+            self._check_stream(edit)
+        if len({(e.site, e.layer, e.phases, e.keep_norm) for e in edits}) > 1:
+            raise ValueError("edits that are joined share a site, phases and keep_norm")
+        acting = [edit for edit in edits if edit.phases and not _is_neutral(edit)]
+        last = len(acting) - 1
+        for at, edit in enumerate(acting):
+            keeps = edit.keep_norm and at == last
+            self._streams.append(replace(edit, joined=at > 0, keep_norm=keeps))
 
     def rule(self, rule: Rules) -> None:
         """Let the engine follow a rule; a plan has at most one of each kind."""
@@ -202,7 +203,7 @@ class PlanBuilder:
         if find_mixed_masses(self._masses):
             raise ValueError("the masses of a head move by its own classes or by those of the tags")
         if find_long_chain(self._streams):
-            raise ValueError("a residual has more edits than one row can chain")
+            raise ValueError("a site has more edits than one row has room for")
         self._check_window()
         # Recent keys are no more than a class: without an edit that names it nothing happens.
         rules = {name: rule for name, rule in self._rules.items() if name != "recent"}
@@ -242,6 +243,22 @@ class PlanBuilder:
         if any(edit.phases != (Phase.LAST,) for edit in later):
             raise ValueError("what depends on the first token's confidence edits the last row only")
 
+    def _check_stream(self, edit: StreamEdit) -> None:
+        residuals = edit.site is SiteKind.RESIDUAL
+        if not 0 <= edit.layer < self._shape.layers + residuals:
+            raise ValueError(f"there is no {edit.place}")
+        known = self._vectors.get(edit.direction)
+        if known is None or not all(0 <= row < known.rows for row in edit.rows):
+            raise ValueError("a stream edit names a vector that nobody brought")
+        if edit.onto is None and not edit.diagonal:
+            norm = float(np.linalg.norm(known.unpack()[edit.row].astype(np.float64)))
+            if abs(norm - 1) > 1e-3:
+                raise ValueError("the direction of a stream edit is a unit vector")
+        finite = np.isfinite((edit.scale, edit.shift)).all()
+        bounds = ((edit.low, edit.high), (edit.above, edit.below))
+        if not finite or not all(-NO_LIMIT <= low <= high <= NO_LIMIT for low, high in bounds):
+            raise ValueError("a stream edit has finite numbers, and low is not above high")
+
     def _check_window(self) -> None:
         """A key that leaves the window of recent keys must get its own class back."""
         rule = self._rules.get("recent")
@@ -263,6 +280,11 @@ class PlanBuilder:
         wrong = next((index for index in classes if not 0 <= index < self._classes), None)
         if wrong is not None:
             raise ValueError(f"there is no key class {wrong}")
+
+
+def _is_neutral(edit: StreamEdit) -> bool:
+    unlimited = edit.low == -NO_LIMIT and edit.high == NO_LIMIT
+    return edit.scale == 1.0 and edit.shift == 0.0 and unlimited
 
 
 def _pad(edit: MassEdit, classes: int) -> MassEdit:

@@ -16,8 +16,8 @@ Each method compiles alone, then:
   do edits of heads with key classes of their own, which no other method's classes divide.
 - **Head edits chain in order**: gains multiply, to 16 at most, and a later gain also scales an
   earlier shift. Measured gains come last, whatever their place.
-- **Residual edits chain in order**, each reading what the one before left, up to 4 of them at one
-  residual of one row.
+- **Stream edits chain in order**, each reading what the one before left, up to 16 of them at one
+  site of one row. A map of rank k counts as k.
 - **Rules** (measure, contrast, reject, depend on confidence) run beside all edits: what they read
   is the edited model. A request has one of each kind. Whether a contrasted branch is edited too is
   for its method to say.
@@ -28,7 +28,7 @@ edited too; gated chains; methods that look for sinks by different rules; sinks 
 beside a window of recent ones; mass edits of a head by its own classes and by those of all heads; a
 class that receives mass, or that must be found, but is divided by another method, because
 "proportions inside a class are kept" is then no longer linear; gains that multiply to more than 16;
-and more than 8 classes, 4 edits of a residual, or the directions that can be in use.
+and more than 8 classes, 16 edits of a site, or the vectors that can be in use.
 """
 
 from __future__ import annotations
@@ -182,14 +182,14 @@ class _Composition:
         streams = [edit for plan in self._plans for edit in plan.streams]
         long = find_long_chain(streams)
         if long:
-            last, residual, phase = long
-            where = f"residual {residual}, {phase} rows"
-            what = f"{{0}}: {where} have more edits than one row can chain, {STREAM_EDITS}"
+            last, phase = long
+            where = f"{last.place}, {phase} rows"
+            what = f"{{0}}: {where} have more edits than one row has room for, {STREAM_EDITS}"
             index = self._indices.index(last.source)
             raise self._conflict(index, index, what)
         if crowd := find_crowd(streams):
             index = self._indices.index(crowd.source)
-            what = f"{{0}}: more than {STREAM_VECTORS - 1} directions cannot be in use at once"
+            what = f"{{0}}: more than {STREAM_VECTORS - 1} vectors cannot be in use at once"
             raise self._conflict(index, index, what)
 
     def _check_gains(self) -> None:

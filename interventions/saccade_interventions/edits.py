@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
+from saccade_kernels.streams import SiteKind
 
 Sites = tuple[tuple[int, tuple[int, ...]], ...]
 """(layer, query heads) pairs, layers ascending."""
@@ -107,18 +108,23 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class StreamEdit:
-    """Changes the residual h of a row along one unit direction v, between decoder layers.
+    """Changes what a site holds, h of a row, in one coordinate p = h . r along one direction w.
 
-    With p = h . v, the coordinate becomes p' and nothing else of h changes:
+    The coordinate becomes p', and nothing else of h changes:
 
-        p' = clip(scale p + shift s, low, high),    h' = h + (p' - p) v
+        p' = clip(scale p + shift s, low, high),    h' = h + (p' - p) w    where above <= p <= below
 
     where s is 1, or sign(p) if ``signed``, times RMS(h) if ``relative``. Adding a vector is scale
     1; projecting it out is scale 0 without shift; clamping is scale 1 with limits. ``keep_norm``
     rescales h' to the norm of h.
 
-    ``layer`` says which residual: the one entering that layer, or, if it is the number of layers,
-    the one leaving the last. v is row ``row`` of the vectors ``direction``.
+    ``joined``: it reads the h that the edit before it read, so that several are one map of higher
+    rank, which :meth:`PlanBuilder.stream` makes of them. ``diagonal``: the coordinates are h's own
+    dimensions, p = h_d, and h'_d = h_d + (p' - p) r_d in each.
+
+    ``layer`` and ``site`` say where: for residuals the one entering that layer, or, if it is the
+    number of layers, the one leaving the last. r is row ``row`` of the vectors ``direction``; w is
+    row ``onto`` of them, or r itself.
     """
 
     layer: int
@@ -133,6 +139,24 @@ class StreamEdit:
     relative: bool = False
     keep_norm: bool = False
     source: int = 0
+    site: SiteKind = SiteKind.RESIDUAL
+    onto: int | None = None
+    above: float = -NO_LIMIT
+    below: float = NO_LIMIT
+    joined: bool = False
+    diagonal: bool = False
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Which rows of its vectors it names."""
+        return (self.row,) if self.onto is None else (self.row, self.onto)
+
+    @property
+    def place(self) -> str:
+        """Where it acts, in words."""
+        if self.site is SiteKind.RESIDUAL:
+            return f"residual {self.layer}"
+        return f"{self.site.name.lower().replace('_', ' ')} of layer {self.layer}"
 
 
 Edits = ScoreEdit | MassEdit | HeadEdit | StreamEdit

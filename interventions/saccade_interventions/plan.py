@@ -43,7 +43,7 @@ from saccade_interventions.rules import (
     sourced,
 )
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Program
-from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS
+from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, site_of
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,15 @@ def find_gated_chain(
     return None
 
 
-def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, int, Phase] | None:
-    """An edit of a residual that already has as many as one row can chain, and where."""
+def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, Phase] | None:
+    """An edit of a site that already has as many as a row has room for, and of which rows."""
     counts: Counter[tuple[int, Phase]] = Counter()
     for edit in streams:
+        site = site_of(edit.site, edit.layer)
         for phase in edit.phases:
-            counts[edit.layer, phase] += 1
-            if counts[edit.layer, phase] > STREAM_EDITS:
-                return edit, edit.layer, phase
+            counts[site, phase] += 1
+            if counts[site, phase] > STREAM_EDITS:
+                return edit, phase
     return None
 
 
@@ -235,10 +236,10 @@ def find_loud_chain(
 
 
 def find_crowd(streams: Sequence[StreamEdit]) -> StreamEdit | None:
-    """The first edit whose direction is one more than can be in use at a time."""
+    """The first edit that names one vector more than can be in use at a time."""
     seen: set[tuple[str, int]] = set()
     for edit in streams:
-        seen.add((edit.direction, edit.row))
+        seen.update((edit.direction, row) for row in edit.rows)
         if len(seen) >= STREAM_VECTORS:  # slot 0 is nobody's
             return edit
     return None

@@ -1,4 +1,4 @@
-"""Edits of the residual stream: their tables on the device, and the reference of the op.
+"""Stream edits: their tables on the device, and the reference of the op.
 
 :mod:`~saccade_kernels.streams` has the formula.
 """
@@ -17,9 +17,10 @@ from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, StreamFlag, St
 class StreamTables:
     """All programs in flight, on the device; field shapes are StreamProgram's behind [rows]."""
 
-    bank: torch.Tensor  # float32 [slots, hidden_size]: unit directions
+    bank: torch.Tensor  # float32 [slots, hidden_size]
     count: torch.Tensor
-    vector: torch.Tensor
+    reads: torch.Tensor
+    writes: torch.Tensor
     numbers: torch.Tensor
     flags: torch.Tensor
 
@@ -33,7 +34,7 @@ class StreamTables:
         device: torch.device | str = "cpu",
     ) -> StreamTables:
         """Make tables of ``rows`` rows that change nothing, and an empty bank."""
-        program = StreamProgram.identity(layers + 1)
+        program = StreamProgram.identity(layers)
         tensors = {
             f.name: torch.from_numpy(getattr(program, f.name))
             .to(device)
@@ -53,47 +54,82 @@ class StreamTables:
 
 
 def stream(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, site: int
 ) -> torch.Tensor:
-    """Edit the residuals of a packed step. A row without edits keeps its bits.
+    """Edit the rows of a packed step at one site. A row without edits keeps its bits.
 
     Args:
-        hidden: [tokens, hidden_size], entering ``layer`` or, if that is the number of layers,
-            leaving the last.
+        hidden: [tokens, hidden_size], what the site sees.
         rows: int32 [tokens], the table row that each follows.
+        site: number of the site, see :func:`~saccade_kernels.streams.site_of`.
 
     Returns:
         [tokens, hidden_size] of the same dtype. Arithmetic is float32, float64 for float64.
     """
     work = torch.promote_types(hidden.dtype, torch.float32)
     index = rows.long()
-    count = tables.count[index, layer]
-    edited = hidden.to(work)
-    for at in range(STREAM_EDITS):
-        happens = at < count
-        slot = tables.vector[index, layer, at].long().where(happens, 0)  # others may name no slot
-        changed = _edit(
-            edited,
-            tables.bank[slot].to(work),
-            tables.numbers[index, layer, at].to(work),
-            tables.flags[index, layer, at],
-        )
-        edited = torch.where(happens[:, None], changed, edited)
+    count = tables.count[index, site]
+    edited = base = hidden.to(work)
+    for at in range(_most(count)):
+        happens = (at < count)[:, None]
+        flags = tables.flags[index, site, at][:, None]
+        base = torch.where((flags & StreamFlag.JOINED) > 0, base, edited)
+        slots = [
+            found[index, site, at].long().where(happens[:, 0], 0)  # others may name no slot
+            for found in (tables.reads, tables.writes)
+        ]
+        numbers = tables.numbers[index, site, at].to(work)
+        changed = _edit(base, edited, tables.bank, slots, numbers, flags)
+        edited = torch.where(happens, changed, edited)
     return torch.where((count > 0)[:, None], edited.to(hidden.dtype), hidden)
 
 
 def _edit(
-    hidden: torch.Tensor, direction: torch.Tensor, numbers: torch.Tensor, flags: torch.Tensor
+    base: torch.Tensor,
+    edited: torch.Tensor,
+    bank: torch.Tensor,
+    slots: list[torch.Tensor],
+    numbers: torch.Tensor,
+    flags: torch.Tensor,
 ) -> torch.Tensor:
-    """One edit of every row. hidden, direction [T, D]; numbers [T, 4]; flags [T]."""
-    scale, shift, low, high = numbers.unbind(-1)
-    p = (hidden * direction).sum(-1)
+    """One edit of every row, which reads ``base`` and changes ``edited``, both [T, D].
+
+    slots: those of r and w, [T] each; numbers [T, 6]; flags [T, 1].
+    """
+    read, write = (bank[found].to(base.dtype) for found in slots)
+    rms = base.square().mean(-1, keepdim=True).sqrt()
+    p = (base * read).sum(-1, keepdim=True)
+    changed = edited + _moved(p, numbers, flags, rms) * write
+    diagonal = (flags & StreamFlag.DIAGONAL) > 0
+    if _perhaps(diagonal):
+        each = edited + _moved(base, numbers, flags, rms) * read
+        changed = torch.where(diagonal, each, changed)
+    keeps = (flags & StreamFlag.KEEP_NORM) > 0
+    if not _perhaps(keeps):
+        return changed
+    before, after = (x.square().sum(-1, keepdim=True).sqrt() for x in (base, changed))
+    keeps = keeps & (after > 0)
+    return changed * torch.where(keeps, before / after, torch.ones_like(after))
+
+
+def _moved(
+    p: torch.Tensor, numbers: torch.Tensor, flags: torch.Tensor, rms: torch.Tensor
+) -> torch.Tensor:
+    """p' - p of coordinates [T, 1 or D]."""
+    scale, shift, low, high, above, below = numbers[:, None].unbind(-1)
     size = torch.where((flags & StreamFlag.SIGNED) > 0, p.sign(), torch.ones_like(p))
-    rms = hidden.square().mean(-1).sqrt()
     size = torch.where((flags & StreamFlag.RELATIVE) > 0, size * rms, size)
     delta = ((scale - 1) * p + shift * size).maximum(low - p).minimum(high - p)
-    changed = hidden + delta[:, None] * direction
-    before, after = hidden.square().sum(-1).sqrt(), changed.square().sum(-1).sqrt()
-    keeps = ((flags & StreamFlag.KEEP_NORM) > 0) & (after > 0)
-    factor = torch.where(keeps, before / after, torch.ones_like(p))
-    return changed * factor[:, None]
+    return torch.where((p >= above) & (p <= below), delta, torch.zeros_like(p))
+
+
+def _most(count: torch.Tensor) -> int:
+    """Edits of the row that has most of them, or may have: a device is not waited for."""
+    if count.device.type != "cpu":
+        return STREAM_EDITS
+    return int(count.max()) if count.numel() else 0
+
+
+def _perhaps(mask: torch.Tensor) -> bool:
+    """False if no element is true; on a device, which is not waited for, there may be one."""
+    return mask.device.type != "cpu" or bool(mask.any())

@@ -15,7 +15,7 @@ from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_kernels.stream_tables import StreamTables, stream
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
+from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -45,20 +45,32 @@ def context(make_context):
     return replace(made, artifacts=STORE.get)
 
 
-def edited(plan, hidden, residual, phase):
+def edited(plan, hidden, layer, phase, site=SiteKind.RESIDUAL):
     """``hidden`` [rows, 64] under a plan: plan -> stream program -> tables -> reference."""
-    tables = StreamTables.allocate(2, plan.layers, 64, slots=9)
-    program, slot = StreamProgram.identity(plan.layers + 1), 0
+    tables = StreamTables.allocate(2, plan.layers, 64, slots=99)
+    program, slot = StreamProgram.identity(plan.layers), 0
     for edit in plan.streams:
         if phase in edit.phases:
-            slot += 1
-            tables.bank[slot] = torch.from_numpy(plan.vectors_of(edit.direction)[edit.row].copy())
+            slots = []
+            for row in edit.rows:
+                slot += 1
+                slots.append(slot)
+                tables.bank[slot] = torch.from_numpy(plan.vectors_of(edit.direction)[row].copy())
             flags = StreamFlag.SIGNED * edit.signed | StreamFlag.RELATIVE * edit.relative
-            flags |= StreamFlag.KEEP_NORM * edit.keep_norm
-            numbers = (edit.scale, edit.shift, edit.low, edit.high)
-            program.append(edit.layer, slot, numbers, StreamFlag(flags))
+            flags |= StreamFlag.KEEP_NORM * edit.keep_norm | StreamFlag.JOINED * edit.joined
+            flags |= StreamFlag.DIAGONAL * edit.diagonal
+            read, *write = slots
+            program.append(
+                site_of(edit.site, edit.layer),
+                read,
+                (edit.scale, edit.shift, edit.low, edit.high),
+                StreamFlag(flags),
+                *write,
+                where=(edit.above, edit.below),
+            )
     tables.write(1, program)
-    return stream(hidden, torch.ones(len(hidden), dtype=torch.int32), tables, residual)
+    rows = torch.ones(len(hidden), dtype=torch.int32)
+    return stream(hidden, rows, tables, site_of(site, layer))
 
 
 @pytest.fixture
@@ -317,15 +329,6 @@ def test_edits_of_one_residual_chain_in_the_order_of_the_request(context, regist
         part = edited(plan, hidden, 5, Phase.LAST) @ (v / v.norm())
         torch.testing.assert_close(part, torch.full_like(part, wanted), rtol=0, atol=1e-5)
     assert first.fingerprint() != second.fingerprint()
-
-
-def test_a_chain_that_does_not_fit_is_refused(context, registry):
-    entry = {"method": "steering", "artifact": ONE}
-    assert compile_plan(registry.parse([entry] * STREAM_EDITS), context)
-    others = {**entry, "rows": "question"}
-    with pytest.raises(InterventionError, match=r"residual 2, last rows have more edits.*, 4") as e:
-        compile_plan(registry.parse([entry, others] + [entry] * STREAM_EDITS), context)
-    assert (e.value.code, e.value.param) == (Code.CONFLICT, f"interventions[{STREAM_EDITS}]")
 
 
 def test_programs_know_their_residual_edits(context):

@@ -1,4 +1,4 @@
-"""Triton stream edits: one program a residual row, which leaves memory once and returns once."""
+"""Triton stream edits: one program a row of a site, which leaves memory once and returns once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ EDITS = tl.constexpr(streams.STREAM_EDITS)
 SIGNED = tl.constexpr(streams.StreamFlag.SIGNED.value)
 RELATIVE = tl.constexpr(streams.StreamFlag.RELATIVE.value)
 KEEP_NORM = tl.constexpr(streams.StreamFlag.KEEP_NORM.value)
+JOINED = tl.constexpr(streams.StreamFlag.JOINED.value)
+DIAGONAL = tl.constexpr(streams.StreamFlag.DIAGONAL.value)
+NUMBERS = tl.constexpr(6)
 
-UNSPECIALISED = ("layer", "residuals")
+UNSPECIALISED = ("site", "sites")
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -24,11 +27,12 @@ def stream_kernel(
     rows,
     bank,
     count,
-    vector,
+    reads,
+    writes,
     numbers,
     flags,
-    layer,
-    residuals,
+    site,
+    sites,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -37,43 +41,59 @@ def stream_kernel(
     at = tl.arange(0, BLOCK)
     inside = at < D
     h = tl.load(hidden + token * D + at, mask=inside, other=0.0).to(tl.float32)
-    site = tl.load(rows + token).to(tl.int64) * residuals + layer
-    for place in range(tl.load(count + site)):
-        edit = site * EDITS + place
-        slot = tl.load(vector + edit).to(tl.int64)
-        v = tl.load(bank + slot * D + at, mask=inside, other=0.0)
-        h = change(h, v, numbers + edit * 4, tl.load(flags + edit), D)
+    cell = tl.load(rows + token).to(tl.int64) * sites + site
+    base, squares = h, 0.0  # what joined edits read, and its squares' sum
+    for place in range(tl.load(count + cell)):
+        edit = cell * EDITS + place
+        flag = tl.load(flags + edit)
+        if (flag & JOINED) == 0:
+            base = h
+            squares = tl.sum(h * h, 0)
+        read = tl.load(reads + edit)
+        vector = tl.load(bank + read.to(tl.int64) * D + at, mask=inside, other=0.0)
+        numbers_of = numbers + edit * NUMBERS
+        rms = tl.where((flag & RELATIVE) != 0, tl.sqrt(squares / D), 1.0)
+        if (flag & DIAGONAL) != 0:
+            h += moved(base, numbers_of, flag, rms) * vector
+        else:
+            delta = moved(tl.sum(base * vector, 0), numbers_of, flag, rms)
+            write = tl.load(writes + edit)
+            if write != read:
+                vector = tl.load(bank + write.to(tl.int64) * D + at, mask=inside, other=0.0)
+            h += delta * vector
+        if (flag & KEEP_NORM) != 0:
+            h *= regain(squares, tl.sum(h * h, 0))
     tl.store(output + token * D + at, h.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def change(h, v, numbers, flag, D: tl.constexpr):
-    """One edit; ``numbers`` points to scale, shift, low and high."""
+def moved(p, numbers, flag, rms):
+    """p' - p of one coordinate or of all; ``numbers`` points to those of the edit."""
     scale, shift = tl.load(numbers), tl.load(numbers + 1)
     low, high = tl.load(numbers + 2), tl.load(numbers + 3)
-    p = tl.sum(h * v, 0)
-    squares = tl.sum(h * h, 0)
     size = tl.where((flag & SIGNED) != 0, tl.where(p > 0, 1.0, tl.where(p < 0, -1.0, 0.0)), 1.0)
-    size = tl.where((flag & RELATIVE) != 0, size * tl.sqrt(squares / D), size)
-    delta = (scale - 1) * p + shift * size
+    delta = (scale - 1) * p + shift * (size * rms)
     delta = tl.maximum(delta, low - p, propagate_nan=tl.PropagateNan.ALL)
     delta = tl.minimum(delta, high - p, propagate_nan=tl.PropagateNan.ALL)
-    changed = h + delta * v
-    after = tl.sum(changed * changed, 0)
-    # A fast division may miss x / x = 1.
-    keeps = ((flag & KEEP_NORM) != 0) & (after > 0) & (after != squares)
-    factor = tl.where(keeps, tl.sqrt(squares) / tl.sqrt(tl.where(keeps, after, 1.0)), 1.0)
-    return changed * factor
+    acts = (p >= tl.load(numbers + 4)) & (p <= tl.load(numbers + 5))
+    return tl.where(acts, delta, 0.0)
+
+
+@triton.jit
+def regain(before, after):
+    """The factor between two norms, given their squares; a fast division may miss x / x = 1."""
+    other = (after > 0) & (after != before)
+    return tl.where(other, tl.sqrt(before) / tl.sqrt(tl.where(other, after, 1.0)), 1.0)
 
 
 def warps_of(hidden_size: int) -> int:
-    """Warps of a program: at most 32 values of a row a thread."""
+    """Warps of a program: at most 16 values of a row a thread, up to 8192."""
     block = int(triton.next_power_of_2(hidden_size))
-    return min(max(block // 512, 1), 8)
+    return min(max(block // 256, 1), 16)
 
 
 def stream(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, site: int
 ) -> torch.Tensor:
     """:func:`saccade_kernels.stream_tables.stream` in Triton."""
     hidden = hidden.contiguous()
@@ -86,10 +106,11 @@ def stream(
             rows,
             tables.bank,
             tables.count,
-            tables.vector,
+            tables.reads,
+            tables.writes,
             tables.numbers,
             tables.flags,
-            layer,
+            site,
             tables.count.shape[1],
             D=dim,
             BLOCK=triton.next_power_of_2(dim),

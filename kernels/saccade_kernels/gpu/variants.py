@@ -47,8 +47,8 @@ def _streams() -> Iterator[Variant]:
     for dtype, size in itertools.product(POINTERS, HIDDEN_SIZES):
         types = dict.fromkeys(("hidden", "output"), POINTERS[dtype])
         types |= dict.fromkeys(("bank", "numbers"), "*fp32")
-        types |= dict.fromkeys(("rows", "count", "vector", "flags"), "*i32")
-        types |= dict.fromkeys(("layer", "residuals"), "i32")
+        types |= dict.fromkeys(("rows", "count", "reads", "writes", "flags"), "*i32")
+        types |= dict.fromkeys(("site", "sites"), "i32")
         constants = {"D": size, "BLOCK": 1 << (size - 1).bit_length()}
         name = f"stream-d{size}-{POINTERS[dtype][1:]}"
         yield Variant(name, stream_kernel, types, constants, warps_of(size), 3)

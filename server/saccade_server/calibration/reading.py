@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
+from saccade_kernels.streams import SiteKind
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.base import ImageSpan, ServedModel
@@ -106,6 +108,7 @@ class Reader:
 class _Residuals:
     """A probe that keeps one row of the residual entering some layers."""
 
+    kind: ClassVar[SiteKind] = SiteKind.RESIDUAL
     layers: frozenset[int]
     row: int
     seen: dict[int, torch.Tensor] = field(default_factory=dict)

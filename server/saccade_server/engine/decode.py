@@ -36,18 +36,18 @@ from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Layout, host_block
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
-from saccade_server.models.streams import StreamStep
+from saccade_server.models.streams import Reach, StreamStep
 
 PLAIN = 1
 """The variant without edits: one class of keys."""
 
 EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
 
-Variant = tuple[int, int, bool]
-"""Padded batch size; number of key classes, :data:`PLAIN` or one that edits; and whether residuals
-are edited, which is combined with the largest number of classes only."""
+Variant = tuple[int, int, Reach]
+"""Padded batch size; number of key classes, :data:`PLAIN` or one that edits; and which sites are
+edited, if any with the largest number of classes only."""
 
-Play = Callable[[int, int, bool], None]
+Play = Callable[[int, int, Reach], None]
 """Computes a variant from what the block holds, which must have been written for its size."""
 
 
@@ -107,7 +107,10 @@ class PaddedDecoder:
         self._max_model_len = max_model_len
         self.sizes = padded_sizes(max_num_seqs)
         self._classes = class_counts(model.heads // model.kv_heads)
-        self._streams = StreamStep(tables.streams, frozenset(range(model.layers + 1)))
+        self._streams = {
+            reach: StreamStep(tables.streams, reach.sites(model.layers)) if reach else None
+            for reach in Reach
+        }
         pages = -(-max_model_len // PAGE)
         self._layouts = {size: DecodeInputs.layout(size, model.axes, pages) for size in self.sizes}
         device = model.device
@@ -124,7 +127,8 @@ class PaddedDecoder:
     def variants(self) -> list[Variant]:
         """All that a step may need, the largest first: later captures reuse the memory of it."""
         counts = sorted((PLAIN, *self._classes), reverse=True)
-        forms = [(counts[0], True), *((count, False) for count in counts)]
+        forms = [(counts[0], Reach.EVERYWHERE), (counts[0], Reach.RESIDUALS)]
+        forms += [(count, Reach.NOWHERE) for count in counts]
         return [(size, *form) for size in reversed(self.sizes) for form in forms]
 
     def run(
@@ -151,7 +155,7 @@ class PaddedDecoder:
         self._write(variant[0], (), (), {})
         return partial(self.compute, *variant)
 
-    def compute(self, size: int, classes: int, streams: bool) -> None:
+    def compute(self, size: int, classes: int, reach: Reach) -> None:
         """Logits of what was written for this size; all that a graph captures."""
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
@@ -160,7 +164,7 @@ class PaddedDecoder:
             self._batch(inputs, size, classes),
             self._keys,
             self._values,
-            streams=self._streams if streams else None,
+            streams=self._streams[reach],
         )
         hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
         self._logits[:size].copy_(self._model.logits(hidden))
@@ -182,15 +186,16 @@ class PaddedDecoder:
             tags=self._tables.tags if edited else None,
         )
 
-    def _form(self, chunks: Batch[Chunk]) -> tuple[int, bool]:
-        """The fewest classes that are enough for the step, and whether it edits residuals."""
+    def _form(self, chunks: Batch[Chunk]) -> tuple[int, Reach]:
+        """The fewest classes that are enough for the step, and the sites that it edits."""
         rows = [control_rows(chunk) for chunk in chunks]
-        if self._tables.stream_step({row for some in rows for row in some}):
-            return self._classes[-1], True
+        streams = self._tables.stream_step({row for some in rows for row in some})
+        if streams is not None:
+            return self._classes[-1], Reach.of(streams)
         if not edits_of(self._tables, chunks, rows):
-            return PLAIN, False
+            return PLAIN, Reach.NOWHERE
         needed = self._tables.classes(chunk.sequence.tag_row for chunk in chunks)
-        return self._classes[bisect_left(self._classes, needed)], False
+        return self._classes[bisect_left(self._classes, needed)], Reach.NOWHERE
 
     def _write(
         self,

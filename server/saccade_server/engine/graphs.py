@@ -84,7 +84,7 @@ class Captured:
         return (
             f"captured {len(self.variants)} decode graphs in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
-            f"plain, and edited with {', '.join(map(str, edited))} classes, or residuals too"
+            f"plain, and edited with {', '.join(map(str, edited))} classes, or stream edits too"
         )
 
 

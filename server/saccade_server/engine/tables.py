@@ -59,10 +59,10 @@ class DeviceTables:
         self._classes: dict[int, int] = {}
         self._edits: dict[int, tuple[Edit, ...]] = {}
         self._unions: dict[frozenset[int], tuple[Edit, ...]] = {}
-        self._stream_layers: dict[int, frozenset[int]] = {}
+        self._stream_sites: dict[int, frozenset[int]] = {}
 
     def write_program(self, row: int, program: Program) -> None:
-        """Fill a control row. It edits no residuals until :meth:`write_streams` says so."""
+        """Fill a control row. It edits no sites until :meth:`write_streams` says so."""
         assert row != IDENTITY_ROW
         names = [field.name for field in fields(program)]
         arrays = (getattr(program, name) for name in names)
@@ -73,27 +73,27 @@ class DeviceTables:
         self._edits[row] = program.edits()
         self._unions.clear()
         self.streams.count[row].zero_()  # whatever the row's former owner edited
-        self._stream_layers.pop(row, None)
+        self._stream_sites.pop(row, None)
 
     def write_streams(self, row: int, program: StreamProgram) -> None:
-        """Say what the rows that follow a control row do to residuals."""
+        """Say what the rows that follow a control row do at sites."""
         assert row != IDENTITY_ROW
         names = [field.name for field in fields(program)]
         values = self._upload(*(getattr(program, name) for name in names))
         for name, value in zip(names, values, strict=True):
             getattr(self.streams, name)[row].copy_(value)
-        self._stream_layers[row] = program.layers
+        self._stream_sites[row] = program.sites
 
     def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
-        """Fill a slot of the bank of directions."""
+        """Fill a slot of the bank of vectors."""
         (value,) = self._upload(values)
         self.streams.bank[slot].copy_(value)
 
     def stream_step(self, rows: Iterable[int]) -> StreamStep | None:
-        """What a step that uses these control rows does to residuals; None: nothing."""
-        if not self._stream_layers:
+        """What a step that uses these control rows does at sites; None: nothing."""
+        if not self._stream_sites:
             return None
-        found = frozenset[int]().union(*(self._stream_layers.get(row, ()) for row in rows))
+        found = frozenset[int]().union(*(self._stream_sites.get(row, ()) for row in rows))
         return StreamStep(self.streams, found) if found else None
 
     def write_heads(self, row: int, program: Program) -> None:

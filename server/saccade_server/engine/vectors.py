@@ -1,6 +1,6 @@
-"""Directions of stream edits: who holds which slot of the bank, and programs that name slots.
+"""Vectors of stream edits: who holds which slot of the bank, and programs that name slots.
 
-No tensors. A direction is shared by all programs that name it, counted, and its slot is handed on
+No tensors. A vector is shared by all programs that name it, counted, and its slot is handed on
 when the last of them is gone. Slot 0 belongs to nobody.
 """
 
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.streams import StreamFlag, StreamProgram, site_of
 
 Direction = tuple[str, int]
 """Digest of vectors, and the row among them."""
 
 
 class VectorBank(Protocol):
-    """Where directions are written; the runner's bank on the device."""
+    """Where vectors are written; the runner's bank on the device."""
 
     def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
-        """Fill a slot with a unit vector, float32 [hidden_size]."""
+        """Fill a slot with a vector, float32 [hidden_size]."""
         ...
 
 
@@ -72,28 +72,37 @@ class VectorSlots:
 
     def program(self, plan: Plan, phase: Phase) -> StreamProgram:
         """What the rows of a phase undergo; its directions must be held."""
-        program = StreamProgram.identity(plan.layers + 1)
+        program = StreamProgram.identity(plan.layers)
         for edit in plan.streams:
             if phase in edit.phases:
-                slot = self._slot_of[edit.direction, edit.row]
-                numbers = (edit.scale, edit.shift, edit.low, edit.high)
-                program.append(edit.layer, slot, numbers, _flags(edit))
+                slots = [self._slot_of[edit.direction, row] for row in edit.rows]
+                program.append(
+                    site_of(edit.site, edit.layer),
+                    slots[0],
+                    (edit.scale, edit.shift, edit.low, edit.high),
+                    _flags(edit),
+                    write=slots[-1],
+                    where=(edit.above, edit.below),
+                )
         return program
 
 
 def directions(plan: Plan, phase: Phase | None = None) -> frozenset[Direction]:
     """What the stream edits of a phase, or of all phases, name."""
     return frozenset(
-        (edit.direction, edit.row) for edit in plan.streams if phase is None or phase in edit.phases
+        (edit.direction, row)
+        for edit in plan.streams
+        if phase is None or phase in edit.phases
+        for row in edit.rows
     )
 
 
 def _flags(edit: StreamEdit) -> StreamFlag:
-    flags = StreamFlag.NONE
-    if edit.signed:
-        flags |= StreamFlag.SIGNED
-    if edit.relative:
-        flags |= StreamFlag.RELATIVE
-    if edit.keep_norm:
-        flags |= StreamFlag.KEEP_NORM
-    return flags
+    flags = {
+        StreamFlag.SIGNED: edit.signed,
+        StreamFlag.RELATIVE: edit.relative,
+        StreamFlag.KEEP_NORM: edit.keep_norm,
+        StreamFlag.JOINED: edit.joined,
+        StreamFlag.DIAGONAL: edit.diagonal,
+    }
+    return StreamFlag(sum(flag for flag, is_set in flags.items() if is_set))

@@ -96,8 +96,8 @@ def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
 
 
 def dummy_streams(layers: int) -> StreamProgram:
-    """Edits every residual, along the direction of nobody."""
-    program = StreamProgram.identity(layers + 1)
+    """Edits every site, along the direction of nobody."""
+    program = StreamProgram.identity(layers)
     program.count[:] = 1
     return program
 

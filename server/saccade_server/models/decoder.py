@@ -16,6 +16,7 @@ from saccade_kernels import layers as plain
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
+from saccade_kernels.streams import SiteKind
 from saccade_server.models.attention import AttentionCall, ForwardStep, attend
 from saccade_server.models.merging import LayerWeights, Linear, take_layers
 from saccade_server.models.rotary import RotaryTable
@@ -138,11 +139,12 @@ class Layer:
         hidden = _linear(hidden, own.output)
         if own.attention_post_norm is not None:
             hidden = ops.rms_norm(hidden, own.attention_post_norm)
-        residual, hidden = ops.add_norm(residual, hidden, own.mlp_norm)  # site: attention output
+        hidden = sites.act(SiteKind.ATTENTION_OUTPUT, self.index, hidden)
+        residual, hidden = ops.add_norm(residual, hidden, own.mlp_norm)
         hidden = _linear(ops.gate(_linear(hidden, own.gate_up), self._activation), own.down)
         if own.mlp_post_norm is not None:
             hidden = ops.rms_norm(hidden, own.mlp_post_norm)
-        return residual, hidden  # site: MLP output
+        return residual, sites.act(SiteKind.MLP_OUTPUT, self.index, hidden)
 
     def _attend(self, merged: torch.Tensor, rotation: Rotation, step: ForwardStep) -> torch.Tensor:
         """Head outputs, [tokens, heads * head_dim]."""

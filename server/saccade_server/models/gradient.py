@@ -10,7 +10,7 @@ That equals the gradient of a forward pass over the whole sequence, at the cost 
 row is replicated, one replica a candidate, and one backward pass through the sum of all losses
 gives every G at once. Attention is run once for all replicas of a row, and its gradients come from
 :func:`saccade_kernels.ops.saliency`: earlier keys are constants, the row's own key and value are
-not. Edits of attention and of the residual act as they did in the step.
+not. Edits of attention and at the sites of a layer act as they did in the step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.gradients import MOST_LOSSES
+from saccade_kernels.streams import SiteKind, site_of
 from saccade_server.models.attention import AttentionCall, ForwardStep
 from saccade_server.models.base import ServedModel
 
@@ -164,8 +165,9 @@ def _again(step: ForwardStep, again: _Again, edited: int | None = None) -> Forwa
     """
     batch, streams = step.batch, step.streams
     batch = replace(batch, control_rows=batch.control_rows.repeat_interleave(again.losses))
-    if streams is not None:
-        streams = replace(streams, layers=streams.layers - {edited})
+    if streams is not None and edited is not None:
+        done = site_of(SiteKind.RESIDUAL, edited)
+        streams = replace(streams, sites=streams.sites - {done})
     return replace(step, batch=batch, sinks=(), measures=(), streams=streams, again=again)
 
 

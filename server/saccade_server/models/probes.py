@@ -1,17 +1,23 @@
-"""Reading the residual stream, where sites.py lets a step's probes look."""
+"""Reading the residual stream and what layers add to it, where sites.py lets probes look."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from saccade_kernels.sinks import SinkTags, sink_scores
+from saccade_kernels.streams import SiteKind
 
 
 class LayerProbe(Protocol):
-    """Something that looks at the residual entering some layers; it never changes it."""
+    """Something that looks at one kind of site in some layers; it never changes what it sees."""
+
+    @property
+    def kind(self) -> SiteKind:
+        """Where in a layer it looks."""
+        ...
 
     @property
     def layers(self) -> frozenset[int]:
@@ -19,7 +25,7 @@ class LayerProbe(Protocol):
         ...
 
     def observe(self, layer: int, hidden: torch.Tensor) -> None:
-        """See the residual entering ``layer``, [tokens, hidden_size]."""
+        """See what the site of ``layer`` holds, edits included: [tokens, hidden_size]."""
         ...
 
 
@@ -33,6 +39,7 @@ class SinkProbe:
     requests must keep requests with different dimensions apart.
     """
 
+    kind: ClassVar[SiteKind] = SiteKind.RESIDUAL
     layers: frozenset[int]
     rows: torch.Tensor  # int64 [N]: which of the step's tokens to score
     dims: torch.Tensor  # int64 [k]: sink dimensions of the residual stream

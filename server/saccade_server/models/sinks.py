@@ -15,10 +15,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from saccade_kernels.sinks import RMS_EPSILON
+from saccade_kernels.streams import SiteKind
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.models.base import ServedModel
 from saccade_server.models.scratch import ScratchCache
@@ -154,6 +156,7 @@ def first_residuals(
 class _FirstTokens:
     """A probe that keeps the residuals of some rows."""
 
+    kind: ClassVar[SiteKind] = SiteKind.RESIDUAL
     layers: frozenset[int]
     rows: torch.Tensor  # int64 [N]
     seen: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer, [N, hidden_size]

@@ -1,14 +1,14 @@
 """Places in the decoder where a step's tables act and its probes look.
 
-    residual           before a layer, and behind the last: stream edits, then probes
+    residual           before a layer, and behind the last
     head outputs       between attention and its output projection: measures (attention.py)
     attention output   what attention adds to the residual
     MLP output         what the MLP adds to it
 
-Nothing acts at the last two yet. Before a layer comes, in this order: what the half layer before it
-adds, image features that a family adds behind its first layers (Qwen3-VL), stream edits, probes:
-these see what the layer reads. A step where nobody acts or looks passes from layer to layer by the
-fused addition and norm, and asks once a layer whether it is such a step.
+What is added is what a norm behind it leaves, in a family that has one (Gemma 3): a change of an
+output is a change of the sum. At each site stream edits come first, then probes, which see what the
+model goes on with; before a layer, image features that a family adds behind its first layers
+(Qwen3-VL) come before both. Where nobody acts or looks, nothing is launched.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from saccade_kernels import ops
 from saccade_kernels.layers import RMSNorm
+from saccade_kernels.streams import SiteKind, site_of
 from saccade_server.models.attention import ForwardStep
 
 
@@ -33,29 +34,30 @@ class Visual:
 
 @dataclass(frozen=True)
 class Sites:
-    """The residual's sites in one step."""
+    """Where something is to do in one step, and what."""
 
     step: ForwardStep
     visual: Visual | None
-    busy: frozenset[int]  # residuals where something is to do; the last has the number of layers
+    busy: frozenset[int]  # numbers of these sites
 
     @classmethod
     def of(cls, step: ForwardStep, visual: Visual | None = None) -> Sites:
         """Find out once where something is to do."""
         busy: set[int] = set()
         if step.streams is not None:
-            busy |= step.streams.layers
+            busy |= step.streams.sites
         for probe in step.sinks:
-            busy |= probe.layers
+            busy.update(site_of(probe.kind, layer) for layer in probe.layers)
         if visual is not None:
-            busy.update(range(1, len(visual.levels) + 1))
+            levels = range(1, len(visual.levels) + 1)
+            busy.update(site_of(SiteKind.RESIDUAL, layer) for layer in levels)
         return cls(step, visual, frozenset(busy))
 
     def enter(
         self, index: int, residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Complete residual ``index``; returns it, and its norm for who reads it."""
-        if index not in self.busy:
+        if site_of(SiteKind.RESIDUAL, index) not in self.busy:
             return ops.add_norm(residual, update, norm)
         residual = self.complete(index, residual, update)
         return residual, ops.rms_norm(residual, norm)
@@ -66,17 +68,23 @@ class Sites:
         """Residual ``index`` as the layer of that number reads it, [tokens, hidden_size]."""
         if update is not None:
             residual = residual + update
-        if index not in self.busy:
-            return residual
-        visual, streams = self.visual, self.step.streams
+        visual = self.visual
         if visual is not None and 1 <= index <= len(visual.levels):
             residual = _show(residual, visual.rows, visual.levels[index - 1])
-        if streams is not None and index in streams.layers:
-            residual = ops.stream(residual, self.step.batch.control_rows, streams.tables, index)
+        return self.act(SiteKind.RESIDUAL, index, residual)
+
+    def act(self, kind: SiteKind, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What the model goes on with at a site of layer ``index``, [tokens, hidden_size]."""
+        site = site_of(kind, index)
+        if site not in self.busy:
+            return hidden
+        streams = self.step.streams
+        if streams is not None and site in streams.sites:
+            hidden = ops.stream(hidden, self.step.batch.control_rows, streams.tables, site)
         for probe in self.step.sinks:
-            if index in probe.layers:
-                probe.observe(index, residual)
-        return residual
+            if probe.kind == kind and index in probe.layers:
+                probe.observe(index, hidden)
+        return hidden
 
 
 def _show(residual: torch.Tensor, rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

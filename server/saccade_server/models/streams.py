@@ -1,18 +1,44 @@
-"""Editing the residual stream: what a step does to it, where sites.py lets it."""
+"""Editing the residual stream and what layers add to it, where sites.py lets a step do so."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels.streams import SiteKind, kind_of, site_of, sites_of
+
+
+class Reach(enum.IntEnum):
+    """Which sites a form of a captured step edits, whatever its rows need of them."""
+
+    NOWHERE = 0
+    RESIDUALS = 1
+    EVERYWHERE = 2
+
+    def sites(self, layers: int) -> frozenset[int]:
+        """Numbers of the sites of a model."""
+        if self is Reach.EVERYWHERE:
+            return frozenset(range(sites_of(layers)))
+        if self is Reach.RESIDUALS:
+            return frozenset(site_of(SiteKind.RESIDUAL, layer) for layer in range(layers + 1))
+        return frozenset()
+
+    @classmethod
+    def of(cls, step: StreamStep | None) -> Reach:
+        """The least that a step needs."""
+        if step is None:
+            return cls.NOWHERE
+        residuals = all(kind_of(site) is SiteKind.RESIDUAL for site in step.sites)
+        return cls.RESIDUALS if residuals else cls.EVERYWHERE
 
 
 @dataclass(frozen=True)
 class StreamStep:
-    """What a step does to residuals; its rows follow the tables' rows as attention's do.
+    """What a step does; its rows follow the tables' rows as attention's do.
 
-    ``layers``: no row of the step has an edit at another residual.
+    ``sites``: no row of the step has an edit at another one.
     """
 
     tables: StreamTables
-    layers: frozenset[int]
+    sites: frozenset[int]

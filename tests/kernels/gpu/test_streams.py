@@ -10,7 +10,7 @@ from saccade_kernels import ops, stream_tables
 from saccade_kernels.gpu import backend, custom_ops
 from saccade_kernels.gpu import streams as kernel
 from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
+from saccade_kernels.streams import EVERYWHERE, STREAM_EDITS, StreamFlag, StreamProgram
 
 LAYERS, ROWS = 3, 13
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -29,18 +29,25 @@ def poison(monkeypatch):
 
 
 def random_tables(size: int) -> StreamTables:
-    """Rows 1 to 11 have up to four random edits of every kind at residual 2; 0 and 12 none."""
+    """Rows 1 to 11 have up to 16 random edits of every kind at site 2; 0 and 12 none."""
     rng = np.random.default_rng(size)
     tables = StreamTables.allocate(ROWS, LAYERS, size, slots=20)
     bank = rng.normal(size=(19, size))
     tables.bank[1:] = torch.from_numpy(bank / np.linalg.norm(bank, axis=1, keepdims=True))
     for row in range(1, ROWS - 1):
-        program = StreamProgram.identity(LAYERS + 1)
-        for _ in range(1 + row % STREAM_EDITS):
+        program = StreamProgram.identity(LAYERS)
+        for at in range((0, 1, 2, 3, 4, 1, 2, 3, 4, 8, 11, STREAM_EDITS)[row]):
             low, high = sorted(rng.normal(size=2))
-            limits = (low, high) if rng.random() < 0.5 else (-np.inf, np.inf)
+            limits = (low, high) if rng.random() < 0.5 else EVERYWHERE
             numbers = (rng.normal(), 2 * rng.normal(), *limits)
-            program.append(2, int(rng.integers(1, 20)), numbers, StreamFlag(row % 8))
+            read, write = rng.integers(1, 20, size=2).tolist()
+            flags, where = StreamFlag(row % 8), EVERYWHERE
+            if row >= 6:  # others are chains of rank 1
+                flags |= (0, StreamFlag.JOINED, StreamFlag.DIAGONAL)[rng.integers(3) if at else 0]
+                where = (-np.inf, high) if at and rng.random() < 0.5 else EVERYWHERE
+            else:
+                write = read
+            program.append(2, read, numbers, flags, write, where)
         tables.write(row, program)
     return tables
 

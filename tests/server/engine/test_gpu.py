@@ -20,6 +20,7 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import padded_sizes
 from saccade_server.engine.local import LocalEngine
 from saccade_server.models.family import serve
+from saccade_server.models.streams import Reach
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -129,7 +130,7 @@ def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -
 
 def test_what_was_captured(core_on_gpu: Any) -> None:
     core = core_on_gpu("llama")
-    assert core.captured.variants[0] == (16, 8, True)
+    assert core.captured.variants[0] == (16, 8, Reach.EVERYWHERE)
     assert {size for size, _, _ in core.captured.variants} == set(padded_sizes(16))
     assert core.captured.seconds > 0
     assert core_on_gpu("llama", enforce_eager=True).captured is None

@@ -57,7 +57,7 @@ def test_the_operator_is_told_what_and_how_long() -> None:
     text = str(summary)
     assert text.startswith("captured 6 decode graphs in ")
     assert text.endswith(
-        "6 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or residuals too"
+        "6 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or stream edits too"
     )
 
 

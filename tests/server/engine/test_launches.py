@@ -19,6 +19,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN
 from saccade_server.models.family import serve
+from saccade_server.models.streams import Reach
 
 KERNELS = {"store": 1, "decode": 2, "stream": 1}
 
@@ -70,7 +71,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return counted
 
 
-def count(core: EngineCore, launches: Launches, variant: tuple[int, int, bool]) -> tuple[int, int]:
+def count(core: EngineCore, launches: Launches, variant: tuple[int, int, Reach]) -> tuple[int, int]:
     """Launches a layer, and around all layers."""
     padded, model = core._runner._decoder, core._runner.model.decoder
     assert padded is not None
@@ -87,12 +88,23 @@ def count(core: EngineCore, launches: Launches, variant: tuple[int, int, bool]) 
     return each, totals[0] - len(layers_) * each
 
 
-EDITED, STREAMS = (CLASSES, False), (CLASSES, True)
+EDITED, STREAMS = (CLASSES, Reach.NOWHERE), (CLASSES, Reach.RESIDUALS)
+EVERYWHERE = (CLASSES, Reach.EVERYWHERE)
 TODAY = {
-    "llama": {(PLAIN, False): (19, 21), EDITED: (19, 21), STREAMS: (20, 22)},
-    "qwen3_vl": {(PLAIN, False): (21, 22), EDITED: (21, 22), STREAMS: (22, 23)},
+    "llama": {
+        (PLAIN, Reach.NOWHERE): (19, 21),
+        EDITED: (19, 21),
+        STREAMS: (20, 22),
+        EVERYWHERE: (22, 22),
+    },
+    "qwen3_vl": {
+        (PLAIN, Reach.NOWHERE): (21, 22),
+        EDITED: (21, 22),
+        STREAMS: (22, 23),
+        EVERYWHERE: (24, 23),
+    },
 }
-"""Launches a layer and around, by number of classes and whether residuals are edited, in bfloat16;
+"""Launches a layer and around, by number of classes and the sites that are edited, in bfloat16;
 transformers' layers took 46 a layer."""
 
 

@@ -181,17 +181,17 @@ def test_only_steps_with_steered_rows_edit_residuals(
     forward = core._runner.model.forward
 
     def note(embeddings: Any, positions: Any, step: Any, *rest: Any) -> Any:
-        seen.append(step.streams and sorted(step.streams.layers))
+        seen.append(step.streams and sorted(step.streams.sites))
         return forward(embeddings, positions, step, *rest)
 
     monkeypatch.setattr(core._runner.model, "forward", note)
     run(core, [make_request(prompt, "steered", plan, 3, ignore_eos=True)])
     run(core, [make_request(prompt, "plain", None, 3, ignore_eos=True)])
-    every = list(range(steered.LAYERS + 1))
+    every = list(range(0, 3 * steered.LAYERS + 1, 3))
     assert seen == [None, every, every, None, None, None]
     monkeypatch.setattr(core._runner, "_decoder", None)
     run(core, [make_request(prompt, "ordinary", plan, 3, ignore_eos=True)])
-    assert seen[6:] == [None, [2], [2]]
+    assert seen[6:] == [None, [6], [6]]
 
 
 def test_what_the_engine_refuses(

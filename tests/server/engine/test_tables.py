@@ -94,8 +94,8 @@ def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> 
 
 
 def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceTables) -> None:
-    program = StreamProgram.identity(4)
-    program.append(3, 2, (0.5, 1.0, -1.0, 2.0), StreamFlag.SIGNED)
+    program = StreamProgram.identity(3)
+    program.append(9, 2, (0.5, 1.0, -1.0, 2.0), StreamFlag.SIGNED)
     program.append(1, 5, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
     wanted = StreamTables.allocate(5, 3, 8)
     wanted.write(3, program)
@@ -108,7 +108,7 @@ def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceT
         assert torch.equal(getattr(tables.streams, field.name), getattr(wanted, field.name))
     step = tables.stream_step([0, 1, 3])
     assert step is not None
-    assert step.layers == {1, 3}
+    assert step.sites == {1, 9}
     assert step.tables is tables.streams
     assert tables.stream_step([0, 1]) is None
     tables.write_program(3, scored(1).program(Phase.QUESTION))

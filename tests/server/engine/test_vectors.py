@@ -68,12 +68,14 @@ def test_a_program_names_the_slots_of_its_vectors(tables: Tables) -> None:
     edited = sequence(plan(EYE[2:4], "generated", **flags))
     assert rows.acquire(edited)
     program = tables.streams[edited.control_row(8)]
-    assert program.count.tolist() == [1, 1, 0, 0]
+    assert program.count.tolist() == [1, 0, 0, 1, *[0] * 6]
     for residual in (0, 1):
-        slot = int(program.vector[residual, 0])
+        site = 3 * residual
+        slot = int(program.reads[site, 0])
+        assert program.writes[site, 0] == slot
         assert tables.vectors[slot] == EYE[2 + residual].tolist()
-        assert program.numbers[residual, 0].tolist() == [0.5, 1.5, -2.0, np.inf]
-        assert program.flags[residual, 0] == StreamFlag(7)
+        assert program.numbers[site, 0].tolist() == [0.5, 1.5, -2.0, np.inf, -np.inf, np.inf]
+        assert program.flags[site, 0] == StreamFlag(7)
     assert 0 not in tables.vectors
     assert edited.control_row(7) == 0
 
@@ -91,7 +93,7 @@ def test_vectors_are_shared_and_handed_on(tables: Tables) -> None:
     assert not rows.acquire(third), "the second sequence still follows them"
     rows.release(second)
     assert rows.acquire(third)
-    assert tables.vectors[int(tables.streams[third.control_row(8)].vector[0, 0])] == EYE[3].tolist()
+    assert tables.vectors[int(tables.streams[third.control_row(8)].reads[0, 0])] == EYE[3].tolist()
     rows.release(third)
     assert rows.acquire(sequence(plan(EYE[:3]))), "every slot came back"
 

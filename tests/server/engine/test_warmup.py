@@ -30,7 +30,7 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         batch = step.batch
         batch.validate()
         seen.append((batch.num_decodes, len(batch.prefills), batch.edit(3), batch.classes))
-        edited.append(step.streams and step.streams.layers)
+        edited.append(step.streams and step.streams.sites)
         return forward(embeddings, positions, step, *rest)
 
     judged: list[Any] = []
@@ -52,8 +52,8 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         (0, 1, Edit.NONE, 1),
         *((1, 1, every, classes) for classes in (2, 4, 8)),
     ]
-    every_residual = frozenset(range(5))
-    assert edited == [None, None, every_residual, None, *[every_residual] * 3]
+    every_site = frozenset(range(3 * 4 + 1))
+    assert edited == [None, None, every_site, None, *[every_site] * 3]
     assert judged == [2, 1, 2, 2, 2], "both chunks of edited steps, and the unedited one"
 
 

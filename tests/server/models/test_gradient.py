@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from transformers import AttentionInterface
 
 from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
 from saccade_server.models.exits import ExitProbe
 from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
@@ -149,15 +149,18 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(
 def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
     tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
 ) -> None:
-    """The residual that is handed over is edited once, and the last one before its norm."""
+    """The residual that is handed over is edited once, the last one before its norm, and what a
+    layer adds on the way."""
     model, prompt = tiny_model("llama"), tiny_prompt("llama", seed=1)
     places = (LAYERS[0], model.config.num_hidden_layers)
     v = normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
     tables = StreamTables.allocate(2, places[1], 64)
     tables.bank[1] = v
-    program = StreamProgram.identity(places[1] + 1)
-    for place in places:
-        program.append(place, 1, (0.25, 3.0, -math.inf, math.inf), StreamFlag.NONE)
+    program = StreamProgram.identity(places[1])
+    sites = [site_of(SiteKind.RESIDUAL, place) for place in places]
+    sites += [site_of(SiteKind.ATTENTION_OUTPUT, LAYERS[0]), site_of(SiteKind.MLP_OUTPUT, 2)]
+    for site in sites:
+        program.append(site, 1, (0.25, 3.0, -math.inf, math.inf), StreamFlag.NONE)
     tables.write(1, program)
 
     def edit(hidden: torch.Tensor) -> torch.Tensor:
@@ -169,12 +172,15 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
     layers = own.get_decoder().layers
     layers[places[0]].register_forward_pre_hook(lambda _, args: (edit(args[0]), *args[1:]))
     layers[-1].register_forward_hook(lambda _, args, output: edit(output))
+    attention, mlp = layers[LAYERS[0]].self_attn, layers[2].mlp
+    attention.register_forward_hook(lambda _, args, output: (edit(output[0]), *output[1:]))
+    mlp.register_forward_hook(lambda _, args, output: edit(output))
     wanted = by_autograd(own, prompt, GENERATED[0], CANDIDATES[0])
     with torch.inference_mode():
         served = Served(model, [prompt])
         embeddings, _, rows = served.last_step([prompt])
         batch = replace(rows.step.batch, control_rows=torch.ones(1, dtype=torch.int32))
-        step = replace(rows.step, batch=batch, streams=StreamStep(tables, frozenset(places)))
+        step = replace(rows.step, batch=batch, streams=StreamStep(tables, frozenset(sites)))
         served.model.forward(embeddings, rows.positions, replace(step, sinks=()))  # in the cache
         rows = replace(rows, step=step)
         lifted = carry_up(served.model, embeddings, rows, LAYERS[0])

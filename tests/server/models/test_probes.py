@@ -10,6 +10,7 @@ import torch
 
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags, sink_scores
+from saccade_kernels.streams import SiteKind
 from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.scratch import ScratchCache
@@ -33,6 +34,7 @@ DIMS = torch.tensor([3, 40])
 class Recorder:
     layers: frozenset[int]
     seen: dict[int, torch.Tensor] = field(default_factory=dict)
+    kind: SiteKind = SiteKind.RESIDUAL
 
     def observe(self, layer: int, hidden: torch.Tensor) -> None:
         self.seen[layer] = hidden.clone()

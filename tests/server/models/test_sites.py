@@ -1,4 +1,4 @@
-"""What acts and looks at a residual has one order: image features, stream edits, probes."""
+"""Sites are where transformers' modules have them, and what acts and looks there has an order."""
 
 import copy
 import math
@@ -6,20 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 from saccade_kernels import ops
 from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
 from saccade_server.models.family import serve
 from saccade_server.models.scratch import ScratchCache
 from saccade_server.models.streams import StreamStep
 
 ROWS, PLACES = 5, frozenset({1, 3})
+BEFORE_1 = site_of(SiteKind.RESIDUAL, 1)
 
 
 @dataclass(frozen=True)
 class Recorder:
+    kind: SiteKind = SiteKind.RESIDUAL
     layers: frozenset[int] = PLACES
     seen: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -31,8 +34,8 @@ def tables(layers: int, size: int) -> StreamTables:
     """Row 1 adds twice a row's root mean square along a direction, before layer 1."""
     made = StreamTables.allocate(2, layers, size)
     made.bank[1] = torch.nn.functional.normalize(torch.randn(size), dim=0)
-    program = StreamProgram.identity(layers + 1)
-    program.append(1, 1, (1.0, 2.0, -math.inf, math.inf), StreamFlag.RELATIVE)
+    program = StreamProgram.identity(layers)
+    program.append(BEFORE_1, 1, (1.0, 2.0, -math.inf, math.inf), StreamFlag.RELATIVE)
     made.write(1, program)
     return made
 
@@ -40,7 +43,7 @@ def tables(layers: int, size: int) -> StreamTables:
 def test_a_probe_sees_what_the_layer_reads(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("qwen3_vl")
     served = serve(copy.deepcopy(model))
-    streams = StreamStep(tables(served.layers, served.hidden_size), frozenset({1}))
+    streams = StreamStep(tables(served.layers, served.hidden_size), frozenset({BEFORE_1}))
     visual = torch.arange(ROWS) % 2 == 1
     level = 5 * torch.randn(int(visual.sum()), served.hidden_size, dtype=served.dtype)
     embeddings = served.embed(torch.arange(20, 20 + ROWS))
@@ -59,8 +62,83 @@ def test_a_probe_sees_what_the_layer_reads(tiny_model: Callable[..., Any]) -> No
     shown = plain.seen[1].clone()
     shown[visual] += level
     rows = torch.ones(ROWS, dtype=torch.int32)
-    wanted = ops.stream(shown, rows, streams.tables, 1)
+    wanted = ops.stream(shown, rows, streams.tables, BEFORE_1)
     assert not torch.equal(wanted, shown)
     torch.testing.assert_close(edited.seen[1], wanted, rtol=0, atol=1e-9)
     assert not torch.equal(edited.seen[3], plain.seen[3])  # it is what goes on
     assert not torch.equal(after, before)
+
+
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "llava_mistral",
+    "llava_qwen2",
+]
+EDITED, RANK = 2, 3
+
+
+def module_of(model: Any, kind: SiteKind, layer: int) -> Any:
+    """The transformers module whose output the residual gets: of post norms, where there are some.
+
+    ``post_attention_layernorm`` is the norm before the MLP where the MLP has none behind it.
+    """
+    found = model.get_decoder().layers[layer]
+    normed = hasattr(found, "post_feedforward_layernorm")
+    if kind is SiteKind.ATTENTION_OUTPUT:
+        return found.post_attention_layernorm if normed else found.self_attn
+    return found.post_feedforward_layernorm if normed else found.mlp
+
+
+@pytest.mark.parametrize("kind", [SiteKind.ATTENTION_OUTPUT, SiteKind.MLP_OUTPUT], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_are_edited_where_the_residual_gets_them(
+    family: str, kind: SiteKind, tiny_model: Callable[..., Any]
+) -> None:
+    """A map of low rank in rows 1 and 3, by a hook on transformers' module and by the tables."""
+    model = tiny_model(family)
+    served = serve(copy.deepcopy(model))
+    size = served.hidden_size
+    read, write = torch.randn(2, RANK, size).double()
+    site = site_of(kind, EDITED)
+    made = StreamTables.allocate(2, served.layers, size)
+    made.bank[1 : 1 + 2 * RANK] = torch.cat([read, write])
+    program = StreamProgram.identity(served.layers)
+    for at in range(RANK):
+        flags = StreamFlag.JOINED if at else StreamFlag.NONE
+        numbers = (2.0, 0.5, -math.inf, math.inf)
+        program.append(site, 1 + at, numbers, flags, 1 + RANK + at)
+    made.write(1, program)
+    rows = torch.arange(ROWS) % 2
+    seen: list[torch.Tensor] = []
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        own = output[0] if isinstance(output, tuple) else output
+        r, w = read.float().double(), write.float().double()
+        changed = own + rows[:, None] * ((own @ r.T + 0.5) @ w)
+        seen.append(changed[0])
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    tokens = torch.arange(20, 20 + ROWS)
+    plain = model(input_ids=tokens[None], use_cache=False).logits[0]
+    module_of(model, kind, EDITED).register_forward_hook(hook)
+    wanted = model(input_ids=tokens[None], use_cache=False).logits[0]
+    assert (wanted[1:] - plain[1:]).abs().amax(-1).min() > 1e-4
+    recorder = Recorder(kind, frozenset({0, EDITED}))
+    step = ScratchCache(served, 1, 8).step([(0, ROWS)], (recorder,))
+    step = replace(
+        step,
+        batch=replace(step.batch, control_rows=rows.int()),
+        streams=StreamStep(made, frozenset({site})),
+    )
+    positions = torch.arange(ROWS).expand(served.axes, -1)
+    found = served.logits(served.forward(served.embed(tokens), positions, step))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    assert recorder.seen.keys() == {0, EDITED}
+    torch.testing.assert_close(recorder.seen[EDITED], seen[0], rtol=0, atol=1e-9)
