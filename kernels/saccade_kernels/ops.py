@@ -1,7 +1,6 @@
 """The ops that everything above the kernels calls, and the one switch between backends.
 
-Tensors on a CUDA device go to the Triton kernels, all others to the reference. While a model is
-traced the kernels appear as operators of their own (custom_ops.py); otherwise they are called
+Tensors on a CUDA device go to the Triton kernels, all others to the reference. They are called
 directly, without the dispatcher's microseconds.
 """
 

@@ -8,7 +8,7 @@ import torch
 from saccade_kernels import gradients, reference
 from saccade_kernels.batch import Emission
 from saccade_kernels.controls import CLASSES
-from saccade_kernels.gpu import custom_ops, decode, prefill, saliency
+from saccade_kernels.gpu import decode, prefill, saliency
 from saccade_kernels.gpu.tuning import DecodeConfig, PrefillConfig
 
 DECODE = DecodeConfig(num_warps=4, num_stages=3, split=64, max_splits=4)
@@ -143,14 +143,3 @@ def test_saliency(make, heads, kv_heads, classes, softcap):
     for name in ("saliency", "grad_query", "grad_key", "grad_value"):
         pair = getattr(found, name).double(), getattr(wanted, name)
         torch.testing.assert_close(*pair, rtol=2e-4, atol=2e-5)
-
-
-def test_a_batch_survives_being_an_operator(make):
-    case = make(DECODES)
-    flat = custom_ops.flatten(case.batch, 1)
-    again = custom_ops.unflatten(*flat, 1)
-    case.batch = replace(case.batch, edits=again.edits)
-    one = call(reference.decode, case)
-    case.batch = replace(again, derived={})
-    assert torch.equal(call(reference.decode, case), one)
-    assert case.batch.partitioned

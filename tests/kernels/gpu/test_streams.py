@@ -1,13 +1,11 @@
 """The Triton stream edits, run by the interpreter, against the reference in float64."""
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
 
 from saccade_kernels import ops, stream_tables
-from saccade_kernels.gpu import backend, custom_ops
+from saccade_kernels.gpu import backend
 from saccade_kernels.gpu import streams as kernel
 from saccade_kernels.stream_tables import StreamTables
 from saccade_kernels.streams import EVERYWHERE, STREAM_EDITS, StreamFlag, StreamProgram
@@ -82,10 +80,8 @@ def test_rows_that_are_not_contiguous():
     torch.testing.assert_close(kernel.stream(hidden, rows, tables, 2), wanted)
 
 
-@pytest.mark.parametrize("traces", [False, True], ids=["direct", "traced"])
-def test_ops_take_the_backend(monkeypatch, traces):
+def test_ops_take_the_backend(monkeypatch):
     monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traces)
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8)
     wanted = stream_tables.stream(hidden, rows, tables, 2)
@@ -98,11 +94,3 @@ def test_gradients_flow_whatever_the_backend(monkeypatch):
     hidden = torch.randn(ROWS, 8, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
         assert torch.autograd.gradcheck(lambda h: ops.stream(h, rows, tables, 2), hidden)
-
-
-def test_it_is_an_operator():
-    tables, rows = random_tables(8), torch.arange(ROWS).int()
-    flat = [getattr(tables, field.name) for field in fields(tables)]
-    arguments = (torch.randn(ROWS, 8), rows, flat, 2)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(custom_ops.stream_op, arguments, test_utils=checks)
