@@ -69,19 +69,48 @@ def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
 
 
 def add_norm(
-    residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
+    residual: torch.Tensor,
+    update: torch.Tensor | None,
+    norm: RMSNorm,
+    update_norm: RMSNorm | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add what a layer's half computed to the residual, and norm the sum.
 
     Args:
         residual: [tokens, hidden_size]; ``update`` likewise, or None before the first layer.
+        update_norm: norms the update before it is added, in Gemma's layers.
 
     Returns:
         The new residual, and its norm for the next half.
     """
     if update is not None:
+        if update_norm is not None:
+            update = rms_norm(update, update_norm)
         residual = residual + update
     return residual, rms_norm(residual, norm)
+
+
+def rotation(
+    positions: torch.Tensor,
+    frequencies: torch.Tensor,
+    axis: torch.Tensor | None,
+    factor: float,
+    dtype: torch.dtype,
+) -> Rotation:
+    """Cosines and sines of a step, computed in float32 and rounded once.
+
+    Args:
+        positions: int64 [axes, tokens].
+        frequencies: float32 [head_dim / 2], radians a position.
+        axis: int64 [head_dim / 2], the axis that each pair turns by; None: all by the first.
+        factor: multiplies both.
+        dtype: of the heads.
+    """
+    # [tokens, pairs], or [tokens, 1] where all pairs turn by one axis
+    place = positions[:1] if axis is None else positions.index_select(0, axis)
+    angle = place.T.to(torch.float32) * frequencies
+    cos, sin = (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
+    return Rotation(torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None])
 
 
 def norm_rope(
@@ -95,8 +124,8 @@ def norm_rope(
     Returns:
         query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim].
     """
-    split = merged.view(merged.shape[0], -1, heads.head_dim)
     last = heads.heads + heads.kv_heads
+    split = merged.view(merged.shape[0], last + heads.kv_heads, heads.head_dim)
     turning = split[:, :last]
     if heads.norm is not None:
         turning = rms_norm(turning, heads.norm)

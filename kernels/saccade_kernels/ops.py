@@ -24,11 +24,27 @@ def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
 
 
 def add_norm(
-    residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
+    residual: torch.Tensor,
+    update: torch.Tensor | None,
+    norm: RMSNorm,
+    update_norm: RMSNorm | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`saccade_kernels.layers.add_norm`; autograd follows it."""
-    total, normed = _layers(residual).add_norm(residual, update, norm)
+    total, normed = _layers(residual, update).add_norm(residual, update, norm, update_norm)
     return _tensor(total), _tensor(normed)
+
+
+def rotation(
+    positions: torch.Tensor,
+    frequencies: torch.Tensor,
+    axis: torch.Tensor | None,
+    factor: float,
+    dtype: torch.dtype,
+) -> Rotation:
+    """See :func:`saccade_kernels.layers.rotation`."""
+    found = _backend(positions).rotation(positions, frequencies, axis, factor, dtype)
+    assert isinstance(found, Rotation)
+    return found
 
 
 def norm_rope_store(
@@ -170,6 +186,7 @@ class _Reference:
 
     rms_norm = staticmethod(layers.rms_norm)
     add_norm = staticmethod(layers.add_norm)
+    rotation = staticmethod(layers.rotation)
     norm_rope_store = staticmethod(layers.norm_rope_store)
     gate = staticmethod(layers.gate)
     store = staticmethod(reference.store)
@@ -181,9 +198,11 @@ class _Reference:
     stream = staticmethod(stream_tables.stream)
 
 
-def _layers(hidden: torch.Tensor) -> Any:
+def _layers(hidden: torch.Tensor, update: torch.Tensor | None = None) -> Any:
     """The backend of a layer's small steps; the gradient of rows that have one no kernel knows."""
-    return _Reference if hidden.requires_grad else _backend(hidden)
+    if hidden.requires_grad or (update is not None and update.requires_grad):
+        return _Reference
+    return _backend(hidden)
 
 
 def _backend(query: torch.Tensor) -> Any:

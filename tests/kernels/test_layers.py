@@ -42,7 +42,11 @@ def test_norms(kind: Any, dtype: torch.dtype) -> None:
     total, normed = ops.add_norm(residual, update, own(module))
     assert torch.equal(total, residual + update)
     assert torch.equal(normed, module(residual + update))
-    first, normed = ops.add_norm(residual, None, own(module))
+    other = filled(kind(192, eps=1e-5), dtype)
+    total, normed = ops.add_norm(residual, update, own(module), own(other))
+    assert torch.equal(total, residual + other(update))
+    assert torch.equal(normed, module(total))
+    first, normed = ops.add_norm(residual, None, own(module), own(other))
     assert first is residual
     assert torch.equal(normed, module(residual))
 
@@ -78,22 +82,6 @@ def test_heads_are_normed_and_rotated(normed: bool, dtype: torch.dtype) -> None:
     for cache, stored in zip(caches.view(2, -1, KV_HEADS, DIM), found[1:], strict=True):
         assert torch.equal(cache[slots], stored)
         assert cache.isnan().any(-1).any(-1).sum() == 3 * 64 - TOKENS
-
-
-def test_a_gpu_stores_the_same() -> None:
-    """Keys and values are parts of wider rows there."""
-    from saccade_kernels.gpu import backend
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    merged = torch.randn(TOKENS, (HEADS + 2 * KV_HEADS) * DIM, device=device)
-    turn = Rotation(*(part.to(device) for part in torch.randn(2, TOKENS, 1, DIM)))
-    slots = torch.tensor([130, 5, 64, 7, 0], device=device)
-    found = []
-    for run in (backend.norm_rope_store, layers.norm_rope_store):
-        caches = torch.zeros(2, 3, 64, KV_HEADS, DIM, device=device)
-        found.append((run(merged, Heads(HEADS, KV_HEADS, DIM), turn, *caches, slots), caches))
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)

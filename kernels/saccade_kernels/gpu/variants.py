@@ -10,6 +10,7 @@ import torch
 from saccade_kernels.gpu import columns, saliency
 from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import OWN_KEYS, shape_of, split_kernel, with_own_classes
+from saccade_kernels.gpu.layer_variants import layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
@@ -27,6 +28,7 @@ def shipped() -> Iterator[Variant]:
     """All of them."""
     yield from _stores()
     yield from _streams()
+    yield from layer_variants()
     yield from _decodes()
     yield from prefills()
     for found in itertools.chain(saliency.variants(), columns.variants()):

@@ -20,7 +20,7 @@ from saccade_kernels.streams import SiteKind
 from saccade_server.models.attention import AttentionCall, ForwardStep, attend
 from saccade_server.models.merging import LayerWeights, Linear, take_layers
 from saccade_server.models.rotary import RotaryTable
-from saccade_server.models.sites import Sites, Visual
+from saccade_server.models.sites import Sites, Update, Visual, add
 from saccade_server.models.spec import DecoderSpec, LayerSpec
 
 
@@ -91,7 +91,7 @@ class Decoder:
 
     def _run(
         self, hidden: torch.Tensor, positions: torch.Tensor, sites: Sites, first: int, last: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Update | None]:
         """The last layer's residual, and what its MLP adds to it."""
         rotations = [rotary.at(positions, hidden.dtype) for rotary in self._rotaries]
         residual, update = hidden, None
@@ -127,24 +127,21 @@ class Layer:
     def __call__(
         self,
         residual: torch.Tensor,
-        update: torch.Tensor | None,
+        update: Update | None,
         rotations: list[Rotation],
         sites: Sites,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, Update]:
         """From the residual before, and what is still to be added to it, to the same behind."""
         own = self.weights
         residual, hidden = sites.enter(self.index, residual, update, own.attention_norm)
         merged = _linear(hidden, own.qkv)
         hidden = self._attend(merged, rotations[self._rotary], sites.step)
         hidden = _linear(hidden, own.output)
-        if own.attention_post_norm is not None:
-            hidden = ops.rms_norm(hidden, own.attention_post_norm)
-        hidden = sites.act(SiteKind.ATTENTION_OUTPUT, self.index, hidden)
-        residual, hidden = ops.add_norm(residual, hidden, own.mlp_norm)
+        site = (SiteKind.ATTENTION_OUTPUT, self.index)
+        update = sites.act(*site, hidden, own.attention_post_norm)
+        residual, hidden = add(residual, update, own.mlp_norm)
         hidden = _linear(ops.gate(_linear(hidden, own.gate_up), self._activation), own.down)
-        if own.mlp_post_norm is not None:
-            hidden = ops.rms_norm(hidden, own.mlp_post_norm)
-        return residual, sites.act(SiteKind.MLP_OUTPUT, self.index, hidden)
+        return residual, sites.act(SiteKind.MLP_OUTPUT, self.index, hidden, own.mlp_post_norm)
 
     def _attend(self, merged: torch.Tensor, rotation: Rotation, step: ForwardStep) -> torch.Tensor:
         """Head outputs, [tokens, heads * head_dim]."""

@@ -32,6 +32,10 @@ class Visual:
     levels: Sequence[torch.Tensor]  # [visual rows, hidden_size]
 
 
+Update = tuple[torch.Tensor, RMSNorm | None]
+"""What half a layer adds to the residual, and the norm that it still lacks; see Sites.act."""
+
+
 @dataclass(frozen=True)
 class Sites:
     """Where something is to do in one step, and what."""
@@ -54,37 +58,56 @@ class Sites:
         return cls(step, visual, frozenset(busy))
 
     def enter(
-        self, index: int, residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm
+        self, index: int, residual: torch.Tensor, update: Update | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Complete residual ``index``; returns it, and its norm for who reads it."""
         if site_of(SiteKind.RESIDUAL, index) not in self.busy:
-            return ops.add_norm(residual, update, norm)
+            return add(residual, update, norm)
         residual = self.complete(index, residual, update)
         return residual, ops.rms_norm(residual, norm)
 
-    def complete(
-        self, index: int, residual: torch.Tensor, update: torch.Tensor | None
-    ) -> torch.Tensor:
+    def complete(self, index: int, residual: torch.Tensor, update: Update | None) -> torch.Tensor:
         """Residual ``index`` as the layer of that number reads it, [tokens, hidden_size]."""
         if update is not None:
-            residual = residual + update
+            residual = residual + _normed(*update)
         visual = self.visual
         if visual is not None and 1 <= index <= len(visual.levels):
             residual = _show(residual, visual.rows, visual.levels[index - 1])
-        return self.act(SiteKind.RESIDUAL, index, residual)
+        return self.act(SiteKind.RESIDUAL, index, residual)[0]
 
-    def act(self, kind: SiteKind, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What the model goes on with at a site of layer ``index``, [tokens, hidden_size]."""
+    def act(
+        self, kind: SiteKind, index: int, hidden: torch.Tensor, norm: RMSNorm | None = None
+    ) -> Update:
+        """What the model goes on with at a site of layer ``index``, [tokens, hidden_size].
+
+        ``norm``: of what the site sees. Where nothing is to do it is left to the sum behind, with
+        which it is one launch.
+        """
         site = site_of(kind, index)
         if site not in self.busy:
-            return hidden
+            return hidden, norm
+        hidden = _normed(hidden, norm)
         streams = self.step.streams
         if streams is not None and site in streams.sites:
             hidden = ops.stream(hidden, self.step.batch.control_rows, streams.tables, site)
         for probe in self.step.sinks:
             if probe.kind == kind and index in probe.layers:
                 probe.observe(index, hidden)
-        return hidden
+        return hidden, None
+
+
+def add(
+    residual: torch.Tensor, update: Update | None, norm: RMSNorm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual with the update, and its norm."""
+    if update is None:
+        return ops.add_norm(residual, None, norm)
+    added, update_norm = update
+    return ops.add_norm(residual, added, norm, update_norm)
+
+
+def _normed(hidden: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:
+    return hidden if norm is None else ops.rms_norm(hidden, norm)
 
 
 def _show(residual: torch.Tensor, rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

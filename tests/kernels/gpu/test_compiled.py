@@ -58,6 +58,10 @@ precision serves no purpose but to be right; the older compiler's first two serv
 SAMPLE = (
     "store-d128-bf16",
     "stream-d4096-bf16",
+    "norm-d4096-bf16-add",
+    "rotation-d128-bf16-axes",
+    "rope-d128-bf16-normed",
+    "gate-silu-14336-bf16",
     "decode-d128-g1-c0-bf16",
     "decode-d128-g1-c8-bf16",
     "decode-d128-g7-c4-bf16",
@@ -155,8 +159,11 @@ def test_everything_is_compiled_to_what_is_recorded(compiler: str, tmp_path: Pat
 
 @COMPILERS
 def test_what_spills_is_known(compiler: str) -> None:
-    spilled = {name: facts["stack"] for name, facts in forms(compiler).items() if facts["stack"]}
-    assert spilled == KNOWN_SPILLS[compiler]
+    stacks = {name: facts["stack"] for name, facts in forms(compiler).items() if facts["stack"]}
+    angles = {name: stacks.pop(name) for name in list(stacks) if name.startswith("rotation-")}
+    assert stacks == KNOWN_SPILLS[compiler]
+    # No spill: the remainder of an angle above 1e5 by pi / 2, as torch's own cosine takes it.
+    assert {*angles.values()} == {32}
 
 
 @COMPILERS
