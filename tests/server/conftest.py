@@ -46,6 +46,18 @@ def tiny() -> ModuleType:
     return _tiny
 
 
+@pytest.fixture(params=_tiny.BUILDERS)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family that is served: a test that takes it runs for each."""
+    return request.param
+
+
+@pytest.fixture(params=_tiny.IMAGE_FAMILIES)
+def image_family(request: pytest.FixtureRequest) -> str:
+    """Every family that takes images."""
+    return request.param
+
+
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
     """Build ``tiny_model(family)``, a random float64 transformers model with eager attention."""

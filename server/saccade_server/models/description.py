@@ -25,11 +25,20 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 # neighbour would change everybody's tokens.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
+ROPE_KEYS = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
+    *("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    *("mrope_section", "mrope_interleaved"),
+}
+"""What rotary parameters may say: something to one of the types above, nothing to the others."""
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "use_qk_norm": (False,),
     "qk_layernorm": (False,),
+    "sliding_window": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "query_pre_attn_scalar": (),
@@ -77,8 +86,13 @@ class Traits:
     @property
     def reads(self) -> frozenset[str]:
         """The fields of :data:`NEUTRAL` that the family gives a meaning."""
-        named = (self.qkv_bias, self.output_bias, self.mlp_bias, self.scalar, self.softcap)
+        windows = None if self.windows == "none" else "sliding_window"
+        named = (self.qkv_bias, self.output_bias, self.mlp_bias, self.scalar, self.softcap, windows)
         return frozenset(name for name in named if isinstance(name, str))
+
+    def says(self, field: str, value: object) -> bool:
+        """True if a field says what all layers of the family have anyway."""
+        return field == "attention_bias" and value is self.qkv_bias
 
 
 def describe(text: Any, traits: Traits) -> DecoderSpec:
@@ -123,7 +137,9 @@ def refused(field: str, value: object, why: str) -> UnsupportedModelError:
 def _check_neutral(text: Any, traits: Traits) -> None:
     for field, neutral in NEUTRAL.items():
         value = getattr(text, field, None)
-        if field not in traits.reads and value is not None and value not in neutral:
+        if field in traits.reads or value is None or value in neutral:
+            continue
+        if not traits.says(field, value):
             raise refused(field, value, f"models of type {text.model_type!r} are served without it")
 
 
@@ -200,6 +216,10 @@ def _rotary(text: Any, traits: Traits, head_dim: int, kind: str | None) -> Rotar
             "such rotary embeddings are unknown, or depend on the longest sequence of a batch; "
             f"those that are served: {', '.join(ROPE_TYPES)}",
         )
+    unknown = sorted(set(rope) - ROPE_KEYS)
+    if unknown:
+        why = f"nobody knows what {unknown[0]!r} does to a rotation"
+        raise refused("rope_parameters", dict(rope), why)
     part = rope.get("partial_rotary_factor", 1.0)
     if part not in (None, 1.0):
         raise refused("partial_rotary_factor", part, "heads are rotated whole here")

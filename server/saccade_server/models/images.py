@@ -116,7 +116,7 @@ class ImagePreprocessor:
         """Patches of a LLaVA image, with or without the tower's class token."""
         vision = self._config.vision_config
         patches: int = math.prod(side // vision.patch_size for side in pixels.shape[-2:])
-        class_tokens = 1 if vision.model_type == "clip_vision_model" else 0
+        class_tokens = 0 if vision.model_type == "siglip_vision_model" else 1
         dropped = 1 if self._config.vision_feature_select_strategy == "default" else 0
         return patches + class_tokens - dropped
 

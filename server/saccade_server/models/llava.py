@@ -15,11 +15,11 @@ from saccade_server.models.text import Llama, Mistral, Qwen2
 TEXT: dict[str, type[ServedModel]] = {cls.family: cls for cls in (Llama, Mistral, Qwen2)}
 """Model type of a text configuration, to the family whose decoder it means."""
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 
 
 class Llava(ServedModel):
-    """LLaVA with a CLIP or SigLIP tower; every image has the same size."""
+    """LLaVA with a CLIP, SigLIP or DINOv2 tower; every image has the same size."""
 
     family = "llava"
 
@@ -30,7 +30,7 @@ class Llava(ServedModel):
         if text not in TEXT or tower not in TOWERS:
             raise UnsupportedModelError(
                 f"LLaVA with {text!r} and {tower!r} is not supported; supported: "
-                f"{', '.join(TEXT)} with {' or '.join(TOWERS)}"
+                f"{', '.join(TEXT)} with {', '.join(TOWERS)}"
             )
         return TEXT[text].describe(config)
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL: features by resolution, positions on three axes.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: features by resolution, positions on three axes.
 
 Positions are computed here rather than by the model's ``get_rope_index``: the arithmetic is short,
 needs no weights, and the model's own bookkeeping (``rope_deltas``) is state we must not touch.
@@ -22,10 +22,10 @@ from saccade_server.models.base import (
 from saccade_server.models.description import Traits
 
 
-class Qwen25VL(ServedModel):
-    """Qwen2.5-VL, still images only."""
+class Qwen2VL(ServedModel):
+    """Qwen2-VL, still images only."""
 
-    family = "qwen2_5_vl"
+    family = "qwen2_vl"
     traits = Traits(qkv_bias=True, output_bias=False, windows="typed", sections=(16, 24, 24))
     axes = 3
 
@@ -73,7 +73,13 @@ class Qwen25VL(ServedModel):
         return cells
 
 
-class Qwen3VL(Qwen25VL):
+class Qwen25VL(Qwen2VL):
+    """Qwen2.5-VL; what is new is in its tower and in videos."""
+
+    family = "qwen2_5_vl"
+
+
+class Qwen3VL(Qwen2VL):
     """Qwen3-VL: features of intermediate tower layers are added behind the first text layers."""
 
     family = "qwen3_vl"

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -87,15 +86,7 @@ def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     """Greedy tokens of transformers' generate for one prompt, alone."""
     tokens = torch.tensor([prompt.tokens])
     inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if prompt.images:
-        if prompt.images[0].grid is None:
-            pixels = np.stack([image.pixels for image in prompt.images])
-            inputs["pixel_values"] = torch.from_numpy(pixels).to(model.dtype)
-        else:
-            parts = [torch.from_numpy(image.pixels) for image in prompt.images]
-            inputs["pixel_values"] = torch.cat(parts).to(model.dtype)
-            inputs["image_grid_thw"] = torch.tensor([image.grid for image in prompt.images])
-            inputs["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
+    inputs |= prompt.arguments(tokens, model.dtype)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens, use_cache=True)
     return output[0, len(prompt.tokens) :].tolist()
 

@@ -60,14 +60,7 @@ class Oracle:
 
     def _logits(self, prompt: Any, tokens: list[int]) -> torch.Tensor:
         ids = torch.tensor([tokens])
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if prompt.images:
-            grids = [image.grid for image in prompt.images]
-            parts = [torch.from_numpy(image.pixels).double() for image in prompt.images]
-            inputs["pixel_values"] = torch.stack(parts) if grids[0] is None else torch.cat(parts)
-            if grids[0] is not None:
-                inputs["image_grid_thw"] = torch.tensor(grids)
-                inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
         return self.model(**inputs).logits[0, -1]
 
 

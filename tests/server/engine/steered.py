@@ -133,16 +133,7 @@ class Oracle:
         tokens, found = list(prompt.tokens), []
         for _ in range(steps):
             ids = torch.tensor([tokens])
-            inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-            if prompt.images:
-                grids = [image.grid for image in prompt.images]
-                parts = [torch.from_numpy(image.pixels).double() for image in prompt.images]
-                inputs["pixel_values"] = (
-                    torch.stack(parts) if grids[0] is None else torch.cat(parts)
-                )
-                if grids[0] is not None:
-                    inputs["image_grid_thw"] = torch.tensor(grids)
-                    inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+            inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
             logprobs = self.model(**inputs).logits[0, -1].log_softmax(-1)
             token = int(logprobs.argmax())
             found.append((token, float(logprobs[token])))

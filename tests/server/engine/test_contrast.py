@@ -23,24 +23,15 @@ from saccade_server.engine.early import divergence
 IMAGE_FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
 
 
-def outputs(model: Any, tokens: list[int], images: Any) -> Any:
-    """One full forward pass of transformers, hidden states included."""
+def outputs(model: Any, tokens: list[int], prompt: Any = None) -> Any:
+    """One full forward pass of transformers, hidden states included, with a prompt's images."""
     ids = torch.tensor([tokens])
-    inputs: dict[str, Any] = {"input_ids": ids}
-    if images:
-        if images[0].grid is None:
-            pixels = np.stack([image.pixels for image in images])
-            inputs["pixel_values"] = torch.from_numpy(pixels).to(model.dtype)
-        else:
-            parts = [torch.from_numpy(image.pixels) for image in images]
-            inputs["pixel_values"] = torch.cat(parts).to(model.dtype)
-            inputs["image_grid_thw"] = torch.tensor([image.grid for image in images])
-            inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-    return model(**inputs, use_cache=False, output_hidden_states=True)
+    shown = prompt.arguments(ids, model.dtype) if prompt is not None else {}
+    return model(input_ids=ids, **shown, use_cache=False, output_hidden_states=True)
 
 
 def noisy(prompt: Any, step: int, seed: int) -> Any:
-    """The images as VCD wants them, by the paper's formula; see the seeds in api/branches.py."""
+    """The prompt with VCD's images, by the paper's formula; see the seeds in api/branches.py."""
     beta = torch.sigmoid(torch.linspace(-6, 6, 1000, dtype=torch.float64)) * (0.005 - 1e-5) + 1e-5
     abar = (1 - beta).cumprod(0)[step].item()
     images = []
@@ -54,7 +45,7 @@ def noisy(prompt: Any, step: int, seed: int) -> Any:
             noise = np.repeat(noise, 2, axis=2).reshape(patches, -1)
         mixed = abar**0.5 * image.pixels + (1 - abar) ** 0.5 * noise
         images.append(replace(image, pixels=mixed.astype(np.float32)))
-    return tuple(images)
+    return replace(prompt, images=tuple(images))
 
 
 def formula(own: torch.Tensor, other: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
@@ -107,7 +98,7 @@ def test_vcd(
 
     def scores(answer: list[int]) -> torch.Tensor:
         tokens = [*prompt.tokens, *answer]
-        own = outputs(model, tokens, prompt.images).logits[0, -1]
+        own = outputs(model, tokens, prompt).logits[0, -1]
         return formula(own, outputs(model, tokens, noised).logits[0, -1], 1.5, 0.02)
 
     method = VCD(alpha=1.5, beta=0.02, noise_step=600, noise_seed=7)
@@ -131,8 +122,8 @@ def test_pai_contrast(
     assert tiny.IMAGE_TOKEN not in text
 
     def scores(answer: list[int]) -> torch.Tensor:
-        own = outputs(model, [*prompt.tokens, *answer], prompt.images).logits[0, -1]
-        other = outputs(model, [*text, *answer], ()).logits[0, -1]
+        own = outputs(model, [*prompt.tokens, *answer], prompt).logits[0, -1]
+        other = outputs(model, [*text, *answer]).logits[0, -1]
         s, u = own.log_softmax(-1), other.log_softmax(-1)
         return (2.5 * (s - u) + u).masked_fill(s < s.max() + np.log(0.05), -torch.inf)
 
@@ -161,7 +152,7 @@ def test_dola(
     chosen: list[int] = []
 
     def scores(answer: list[int]) -> torch.Tensor:
-        out = outputs(model, [*prompt.tokens, *answer], ())
+        out = outputs(model, [*prompt.tokens, *answer])
         final = out.logits[0, -1].log_softmax(-1)
         early = {}
         for layer in [0] if layers == "low" else layers:
@@ -188,7 +179,7 @@ def test_dola_beside_images(
     norm = model.model.language_model.norm
 
     def scores(answer: list[int]) -> torch.Tensor:
-        out = outputs(model, [*prompt.tokens, *answer], prompt.images)
+        out = outputs(model, [*prompt.tokens, *answer], prompt)
         final = out.logits[0, -1].log_softmax(-1)
         early = [model.lm_head(norm(out.hidden_states[j][0, -1])).log_softmax(-1) for j in (1, 3)]
         first, second = (gap(final, log_q, "dola") for log_q in early)
@@ -244,7 +235,7 @@ def test_the_clean_sequence_is_edited_and_the_branch_if_asked(
     """Against the engine's own distributions under PAI, for the clean and the noised images."""
     prompt = tiny.prompt("llava", seed=6)
     pai, method = PAI(alpha=1.5), VCD(alpha=1.0, beta=0.01, edit_branch=edited)
-    noised = replace(prompt, images=noisy(prompt, 500, 0))
+    noised = noisy(prompt, 500, 0)
 
     def distribution(seen: Any, methods: Any) -> torch.Tensor:
         asked = ask(seen, methods, max_tokens=1, logprobs=97)
@@ -330,13 +321,13 @@ def test_changes_of_single_logits_act_on_raw_logits(
     own_weight, other_weight = {"vcd": (2.5, 1.5), "pai_contrast": (2.5, 1.5), "dola": (1, 1)}[rule]
 
     def views(answer: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        out = outputs(model, [*prompt.tokens, *answer], prompt.images)
+        out = outputs(model, [*prompt.tokens, *answer], prompt)
         if rule == "dola":
             return out.logits[0, -1], model.lm_head(out.hidden_states[2][0, -1])
         if rule == "vcd":
             other = outputs(model, [*prompt.tokens, *answer], noised)
         else:
-            other = outputs(model, [*text, *answer], ())
+            other = outputs(model, [*text, *answer])
         return out.logits[0, -1], other.logits[0, -1]
 
     def contrasted(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

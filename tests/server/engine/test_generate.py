@@ -4,19 +4,6 @@ from typing import Any
 
 import pytest
 
-FAMILIES = (
-    "llama",
-    "qwen3",
-    "llava",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "mistral",
-    "qwen2",
-    "gemma3_text",
-    "llava_mistral",
-    "llava_qwen2",
-)
-
 
 def prompts(tiny: Any, family: str) -> list[Any]:
     """Short, long, text-only and two-image prompts."""
@@ -30,7 +17,6 @@ def prompts(tiny: Any, family: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [512, 16], ids=["ragged", "chunked"])
 def test_equals_generate(
     family: str, budget: int, tiny: Any, make_core: Any, make_request: Any, run: Any, generate: Any

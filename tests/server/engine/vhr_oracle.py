@@ -8,7 +8,7 @@ Python; then it recomputes the whole sequence for every token.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,14 +90,8 @@ class Oracle:
         self._rows = range(start, stop) if gains else range(0)
         self._last = length - 1
         ids = torch.tensor([tokens])
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if images:
-            grids = [image.grid for image in images]
-            parts = [torch.from_numpy(image.pixels).double() for image in images]
-            inputs["pixel_values"] = torch.stack(parts) if grids[0] is None else torch.cat(parts)
-            if grids[0] is not None:
-                inputs["image_grid_thw"] = torch.tensor(grids)
-                inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        shown = replace(self.prompt, images=tuple(images))
+        inputs = {"input_ids": ids, "use_cache": False, **shown.arguments(ids)}
         return self.model(**inputs).logits[0, -1]
 
     def _bare(self) -> list[int]:

@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLProcessor,
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
@@ -199,7 +201,7 @@ def _save_qwen_vl(folder: Path, processor_class: Any, config_class: Any) -> Any:
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids
-    pairs = {Qwen2_5_VLConfig: [2, 3, 3], Qwen3VLConfig: [24, 20, 20]}[config_class]
+    pairs = [24, 20, 20] if config_class is Qwen3VLConfig else [2, 3, 3]
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": pairs}}
     config_class(
         text_config={**_text_config(tokenizer), **rope},
@@ -232,6 +234,7 @@ SAVERS = {
     "qwen3": _save_qwen3,
     "llava": _save_llava,
     "llava_qwen2": _save_llava_qwen2,
+    "qwen2_vl": lambda f: _save_qwen_vl(f, Qwen2VLProcessor, Qwen2VLConfig),
     "qwen2_5_vl": lambda f: _save_qwen_vl(f, Qwen2_5_VLProcessor, Qwen2_5_VLConfig),
     "qwen3_vl": lambda f: _save_qwen_vl(f, Qwen3VLProcessor, Qwen3VLConfig),
 }

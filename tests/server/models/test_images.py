@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Dinov2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -33,7 +34,7 @@ VISION = {
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 50}
 
 
-@pytest.mark.parametrize("vision", [CLIPVisionConfig, SiglipVisionConfig])
+@pytest.mark.parametrize("vision", [CLIPVisionConfig, SiglipVisionConfig, Dinov2Config])
 @pytest.mark.parametrize("strategy", ["default", "full"])
 @pytest.mark.parametrize("layer", [-2, [-2, -1]])
 def test_llava_features_are_counted(
@@ -56,7 +57,7 @@ def test_llava_features_are_counted(
     assert encoded.features.shape == (made.features, 16)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("size", [(40, 30), (17, 90), (8, 8)])
 def test_qwen_features_are_counted(
     family: str,

@@ -9,7 +9,7 @@ import torch
 from saccade_server.models.family import serve
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("images", [0, 1, 2, 3])
 def test_positions_equal_get_rope_index(
     family: str, images: int, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
@@ -27,7 +27,7 @@ def test_positions_equal_get_rope_index(
     assert model.model.rope_deltas is None
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_prompt_may_begin_and_end_with_an_image(
     family: str, tiny_model: Callable[..., Any]
 ) -> None:

@@ -12,11 +12,12 @@ from transformers import Qwen3Config
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
-FAMILIES = ["llama", "qwen3", "llava", "llava_qwen2", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llama", "qwen3", "llava", "llava_qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 IMAGE_FAMILIES = FAMILIES[2:]
 PLACEHOLDER = {
     "llava": "<image>",
     "llava_qwen2": "<image>",
+    "qwen2_vl": "<|image_pad|>",
     "qwen2_5_vl": "<|image_pad|>",
     "qwen3_vl": "<|image_pad|>",
 }
