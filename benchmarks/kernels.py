@@ -1,4 +1,4 @@
-"""The attention kernels on one GPU: right first, then against the chip's limits and their peers.
+"""The kernels on one GPU: right first, then against the chip's limits and their peers.
 
     python benchmarks/kernels.py [--budget 560] [--parts ceilings accuracy decode ...]
     python benchmarks/kernels.py --dry-run
@@ -14,6 +14,7 @@ import torch
 from gpu import (
     accuracy,
     decode_sweep,
+    layer_sweep,
     own_sweep,
     prefill_sweep,
     saliency_sweep,
@@ -30,11 +31,12 @@ PARTS = (
     Part("prefill", 20, prefill_sweep.run_prefill),
     Part("decode_peers", 10, decode_sweep.run_decode_peers),
     Part("saliency", 15, saliency_sweep.run_saliency),
+    Part("layers", 10, layer_sweep.run_layers),
     Part("streams", 8, stream_sweep.run_streams),
     Part("own_classes", 15, own_sweep.run_own),
     Part("flex", 45, run_flex),
 )
-SWEEPS = (decode_sweep, prefill_sweep, saliency_sweep, stream_sweep, accuracy)
+SWEEPS = (decode_sweep, prefill_sweep, saliency_sweep, layer_sweep, stream_sweep, accuracy)
 GOALS = [goal for sweep in SWEEPS for goal in sweep.GOALS]
 
 

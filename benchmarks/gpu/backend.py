@@ -1,4 +1,4 @@
-"""The attention ops under test: the Triton kernels, or the reference where they cannot run."""
+"""The ops under test: the Triton kernels, or the reference where they cannot run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, reference, stream_tables
+from saccade_kernels import columns_reference, gradients, layers, reference, stream_tables
 from saccade_kernels.gpu import tiles
 
 
@@ -67,3 +67,31 @@ def saliency(query: torch.Tensor, *arguments: Any) -> Any:
     from saccade_kernels.gpu.saliency import saliency as kernel
 
     return kernel(query, *arguments)
+
+
+def add_norm(residual: torch.Tensor, *arguments: Any) -> Any:
+    """``saccade_kernels.gpu.norms.add_norm``."""
+    return _small("add_norm", residual)(residual, *arguments)
+
+
+def norm_rope_store(merged: torch.Tensor, *arguments: Any) -> Any:
+    """``saccade_kernels.gpu.rope.norm_rope_store``."""
+    return _small("norm_rope_store", merged)(merged, *arguments)
+
+
+def gate(merged: torch.Tensor, activation: str) -> Any:
+    """``saccade_kernels.gpu.gates.gate``."""
+    return _small("gate", merged)(merged, activation)
+
+
+def rotation(positions: torch.Tensor, *arguments: Any) -> Any:
+    """``saccade_kernels.gpu.rotation.rotation``."""
+    return _small("rotation", positions)(positions, *arguments)
+
+
+def _small(name: str, tensor: torch.Tensor) -> Any:
+    if not uses_triton(tensor.device):
+        return getattr(layers, name)
+    from saccade_kernels.gpu import backend as kernels
+
+    return getattr(kernels, name)
