@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, layers, reference, stream_tables
+from saccade_kernels import columns_reference, gradients, layers, reference, sinks, stream_tables
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
+from saccade_kernels.sinks import SinkTags
 from saccade_kernels.stream_tables import StreamTables
 
 
@@ -181,6 +182,24 @@ def stream(
     return _tensor(_layers(hidden).stream(hidden, rows, tables, layer))
 
 
+def store_sink_scores(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    dims: torch.Tensor,
+    slots: torch.Tensor,
+    scores: torch.Tensor,
+) -> None:
+    """See :func:`saccade_kernels.sinks.store_scores`."""
+    _backend(hidden).store_sink_scores(hidden, rows, dims, slots, scores)
+
+
+def settle_sink_tags(
+    tags: SinkTags, scores: torch.Tensor, table: torch.Tensor, met: torch.Tensor
+) -> None:
+    """See :func:`saccade_kernels.sinks.settle_tags`."""
+    _backend(scores).settle_sink_tags(tags, scores, table, met)
+
+
 class _Reference:
     """Plain PyTorch, on any device."""
 
@@ -196,6 +215,8 @@ class _Reference:
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
     stream = staticmethod(stream_tables.stream)
+    store_sink_scores = staticmethod(sinks.store_scores)
+    settle_sink_tags = staticmethod(sinks.settle_tags)
 
 
 def _layers(hidden: torch.Tensor, update: torch.Tensor | None = None) -> Any:

@@ -9,6 +9,7 @@ sqrt(hidden_size).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -30,13 +31,33 @@ def sink_scores(hidden: torch.Tensor, dims: torch.Tensor) -> torch.Tensor:
     return work.index_select(-1, dims).abs().amax(-1) / rms
 
 
+def store_scores(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    dims: torch.Tensor,
+    slots: torch.Tensor,
+    scores: torch.Tensor,
+) -> None:
+    """Write phi of some rows of a step where it is cached, in place.
+
+    Args:
+        hidden: residual entering a layer, [tokens, hidden_size].
+        rows: int64 [N], which of its rows.
+        dims: as for :func:`sink_scores`.
+        slots: int64 [N], the cache slot of each row.
+        scores: float32 [slots], of this layer.
+    """
+    found = sink_scores(hidden.index_select(0, rows), dims)
+    scores.index_copy_(0, slots, found.to(scores.dtype))
+
+
 @dataclass(frozen=True)
 class SinkTags:
     """Which tags of which sequences follow from sink scores in one step.
 
-    N positions of S sequences. ``remap`` sends the base class of a sink position to its class as a
-    sink. If ``require`` is not -1 a sequence without any key of that class in a layer keeps its
-    base tags there.
+    N positions of S sequences, those of a sequence one behind another. ``remap`` sends the base
+    class of a sink position to its class as a sink. If ``require`` is not -1 a sequence without any
+    key of that class in a layer keeps its base tags there.
 
     Of a sequence that is ``whole`` all examined positions are here, and whether the requirement is
     met is decided from them. Of the others only new positions are here, which cannot have the
@@ -45,7 +66,7 @@ class SinkTags:
 
     slots: torch.Tensor  # int64 [N]: where the score of the position is cached
     position: torch.Tensor  # int64 [N]
-    sequence: torch.Tensor  # int64 [N], 0..S-1
+    starts: torch.Tensor  # int64 [S + 1]: of each sequence among the N, and N
     base: torch.Tensor  # int64 [N]: class of the position if it is no sink
     threshold: torch.Tensor  # float32 [S]
     tag_row: torch.Tensor  # int64 [S]
@@ -53,22 +74,50 @@ class SinkTags:
     require: torch.Tensor  # int64 [S]
     whole: torch.Tensor  # uint8 [S]
 
-    def write(self, scores: torch.Tensor, tags: torch.Tensor, met: torch.Tensor) -> None:
-        """Set the tags of one layer, in place.
+    @cached_property
+    def _rules(self) -> _Rules:
+        """The same for all layers."""
+        index = torch.arange(len(self.whole), device=self.whole.device)
+        count = len(self.base)
+        sequence = index.repeat_interleave(self.starts.diff(), output_size=count)
+        return _Rules(
+            sequence=sequence,
+            threshold=self.threshold[sequence],
+            as_sink=self.remap[sequence, self.base],
+            require=self.require[sequence],
+            tag_row=self.tag_row[sequence],
+        )
 
-        Args:
-            scores: phi of every cache slot in this layer, float32 [slots].
-            tags: uint8 [rows, max_len], this layer's part of the tag table.
-            met: uint8 [rows], in this layer: 1 if the requirement of the row's sequence is met;
-                kept up to date.
-        """
-        is_sink = scores[self.slots] >= self.threshold[self.sequence]
-        tagged = torch.where(is_sink, self.remap[self.sequence, self.base], self.base)
-        found = torch.zeros_like(self.require)
-        matches = (tagged == self.require[self.sequence]).long()
-        found.index_add_(0, self.sequence, matches)
-        decided = (self.require < 0) | (found > 0)
-        is_met = torch.where(self.whole > 0, decided, met[self.tag_row] > 0)
-        met.index_copy_(0, self.tag_row, is_met.to(met.dtype))
-        tagged = torch.where(is_met[self.sequence], tagged, self.base)
-        tags[self.tag_row[self.sequence], self.position] = tagged.to(tags.dtype)
+
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for each of the N positions, int64 [N] but for the threshold."""
+
+    sequence: torch.Tensor
+    threshold: torch.Tensor  # float32 [N]
+    as_sink: torch.Tensor
+    require: torch.Tensor
+    tag_row: torch.Tensor
+
+
+def settle_tags(
+    tags: SinkTags, scores: torch.Tensor, table: torch.Tensor, met: torch.Tensor
+) -> None:
+    """Set the tags of one layer, in place.
+
+    Args:
+        scores: phi of every cache slot in this layer, float32 [slots].
+        table: uint8 [rows, max_len], this layer's part of the tag table.
+        met: uint8 [rows], in this layer: 1 if the requirement of the row's sequence is met; kept
+            up to date.
+    """
+    rules = tags._rules
+    is_sink = scores[tags.slots] >= rules.threshold
+    tagged = torch.where(is_sink, rules.as_sink, tags.base)
+    found = torch.zeros_like(tags.require)
+    found.index_add_(0, rules.sequence, (tagged == rules.require).long())
+    decided = (tags.require < 0) | (found > 0)
+    is_met = torch.where(tags.whole > 0, decided, met[tags.tag_row] > 0)
+    met.index_copy_(0, tags.tag_row, is_met.to(met.dtype))
+    tagged = torch.where(is_met[rules.sequence], tagged, tags.base)
+    table[rules.tag_row, tags.position] = tagged.to(table.dtype)

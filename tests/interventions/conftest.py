@@ -13,7 +13,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
-from saccade_kernels.sinks import SinkTags, sink_scores
+from saccade_kernels.sinks import SinkTags, settle_tags, sink_scores
 from saccade_kernels.tables import ControlTables
 
 MODEL = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, sink_dims=(7, 21))
@@ -78,7 +78,7 @@ def tags_of(plan: Plan, layer: int, keys: int, hidden: torch.Tensor | None) -> t
     found = SinkTags(
         slots=at,
         position=at,
-        sequence=torch.zeros_like(at),
+        starts=torch.tensor([0, len(at)]),
         base=base[at],
         threshold=torch.tensor([rule.threshold]),
         tag_row=torch.zeros(1, dtype=torch.int64),
@@ -86,7 +86,7 @@ def tags_of(plan: Plan, layer: int, keys: int, hidden: torch.Tensor | None) -> t
         require=torch.tensor([-1 if rule.require is None else rule.require]),
         whole=torch.ones(1, dtype=torch.uint8),
     )
-    found.write(sink_scores(hidden, torch.tensor(rule.dims)), tags, torch.zeros(1))
+    settle_tags(found, sink_scores(hidden, torch.tensor(rule.dims)), tags, torch.zeros(1))
     return tags.long()
 
 

@@ -1,12 +1,16 @@
 """Sink scores and the tags that follow from them."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from saccade_kernels.controls import CLASSES
-from saccade_kernels.sinks import RMS_EPSILON, SinkTags, sink_scores
+from saccade_kernels.gpu.sinks import TAG_BLOCK, settle_sink_tags, store_sink_scores
+from saccade_kernels.sinks import RMS_EPSILON, SinkTags, settle_tags, sink_scores, store_scores
 
 TAU = 20.0
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(
@@ -44,11 +48,13 @@ def sink_tags(
     for row, pairs in enumerate(remap):
         for old, new in pairs.items():
             table[row, old] = new
+    assert sequence == sorted(sequence)
     count, sequences = len(sequence), len(remap)
+    of = range(sequences + 1)
     return SinkTags(
         slots=torch.arange(count) * 3,
         position=torch.tensor([sequence[:i].count(s) for i, s in enumerate(sequence)]),
-        sequence=torch.tensor(sequence),
+        starts=torch.tensor([sequence.index(s) if s in sequence else count for s in of]),
         base=torch.tensor(base),
         threshold=torch.full((sequences,), threshold),
         tag_row=torch.arange(sequences) + 1,
@@ -59,14 +65,29 @@ def sink_tags(
 
 
 def write(tags: SinkTags, sinks: list[int], met: torch.Tensor | None = None) -> torch.Tensor:
-    """The tag table [4, 6] after the positions in ``sinks`` scored the threshold."""
+    """The tag table [4, 6] after the positions in ``sinks`` scored the threshold.
+
+    The kernel, by the interpreter, settles all of it as the reference does.
+    """
     met = torch.zeros(4, dtype=torch.uint8) if met is None else met
     scores = torch.full((len(tags.base) * 3,), torch.nan)
     scores[tags.slots] = TAU - 0.5
     scores[tags.slots[sinks]] = TAU
-    table = torch.full((4, 6), 99, dtype=torch.uint8)
-    tags.write(scores, table, met)
+    table = torch.full((4, 3, 6), 99, dtype=torch.uint8)[:, 1]
+    settle_both(tags, scores, table, met)
     return table
+
+
+def settle_both(
+    tags: SinkTags, scores: torch.Tensor, table: torch.Tensor, met: torch.Tensor
+) -> None:
+    """By the reference, in place; the kernel must do the same."""
+    moved = {field.name: getattr(tags, field.name).to(DEVICE) for field in fields(tags)}
+    written, decided = (part.clone().to(DEVICE) for part in (table, met))
+    settle_sink_tags(SinkTags(**moved), scores.to(DEVICE), written, decided)
+    settle_tags(tags, scores, table, met)
+    assert torch.equal(written.cpu(), table)
+    assert torch.equal(decided.cpu(), met)
 
 
 def test_sinks_change_class_and_others_keep_theirs():
@@ -122,3 +143,63 @@ def test_new_positions_follow_what_was_decided_before(met, tagged):
     kept = torch.tensor([0, met, 0, 0], dtype=torch.uint8)
     assert write(tags, [0], kept)[1, :2].tolist() == tagged
     assert kept.tolist() == [0, met, 0, 0]
+
+
+@pytest.mark.parametrize("size", [37, 64, 1152])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_triton_scores_as_the_reference_in_float64(dtype, size):
+    """Of the rows asked for alone, and into their slots alone."""
+    hidden = torch.full((9, size), torch.nan, dtype=dtype)
+    rows, slots = torch.tensor([7, 2, 3]), torch.tensor([70, 3, 0])
+    hidden[rows] = torch.randn(3, size).to(dtype)
+    hidden[3, size - 1] = -60.0
+    for dims in ([size - 1], [3, 0, size - 1], [5]):
+        scores = torch.full((80,), torch.nan, device=DEVICE)
+        given = [t.to(DEVICE) for t in (hidden, rows, torch.tensor(dims), slots)]
+        store_sink_scores(*given, scores)
+        wanted = torch.full((80,), torch.nan, dtype=torch.float64)
+        store_scores(hidden.double(), rows, torch.tensor(dims), slots, wanted)
+        torch.testing.assert_close(scores.cpu().double(), wanted, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def random_tags(lengths: list[int], seed: int) -> SinkTags:
+    """Every third sequence is not whole; some require a class, and some of these have it."""
+    drawn = torch.Generator().manual_seed(seed)
+    sequences, count = len(lengths), sum(lengths)
+
+    def draw(most: int, *size: int) -> torch.Tensor:
+        return torch.randint(most, size, generator=drawn)
+
+    position = [torch.randperm(2 * n, generator=drawn)[:n] for n in lengths]
+    return SinkTags(
+        slots=torch.randperm(2 * count, generator=drawn)[:count],
+        position=torch.cat(position),
+        starts=torch.tensor([0, *lengths]).cumsum(0),
+        base=draw(4, count),
+        threshold=torch.rand(sequences, generator=drawn),
+        tag_row=torch.randperm(sequences + 3, generator=drawn)[:sequences],
+        remap=draw(CLASSES, sequences, CLASSES),
+        require=draw(9, sequences) - 1,
+        whole=(torch.arange(sequences) % 3 > 0).to(torch.uint8),
+    )
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1], [5, 0, 70, 33, 0], [TAG_BLOCK + 9, 3, 2 * TAG_BLOCK]], ids=str
+)
+def test_triton_settles_as_the_reference(lengths):
+    """Sequences of several blocks, and of none."""
+    for seed in range(4):
+        tags = random_tags(lengths, seed)
+        scores = torch.full((2 * sum(lengths) + 1,), torch.nan)
+        scores[tags.slots] = torch.rand(sum(lengths))
+        rows, longest = len(lengths) + 3, 2 * max(lengths)
+        table = torch.full((rows, 3, longest), 99, dtype=torch.uint8)
+        settle_both(tags, scores, table[:, 1], torch.randint(2, (rows,)).to(torch.uint8))
+        assert (table != 99).sum() == sum(lengths)
+
+
+@pytest.mark.gpu
+def test_a_chip_finds_the_same_sinks():
+    test_triton_scores_as_the_reference_in_float64(torch.bfloat16, 3584)
+    test_triton_settles_as_the_reference([TAG_BLOCK + 9, 3, 2 * TAG_BLOCK])

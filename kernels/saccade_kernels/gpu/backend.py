@@ -10,6 +10,7 @@ from saccade_kernels.gpu.prefill import prefill
 from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
+from saccade_kernels.gpu.sinks import settle_sink_tags, store_sink_scores
 from saccade_kernels.gpu.store import store
 from saccade_kernels.gpu.streams import stream
 
@@ -24,6 +25,8 @@ __all__ = [
     "rms_norm",
     "rotation",
     "saliency",
+    "settle_sink_tags",
     "store",
+    "store_sink_scores",
     "stream",
 ]

@@ -1,4 +1,4 @@
-"""Compiled forms of the kernels between a layer's products, for the offline checks."""
+"""Compiled forms of a layer's small kernels and of sink detection, for the offline checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from saccade_kernels.gpu.norms import norm_kernel, norm_warps
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.rope import HEAD_WARPS, head_block, rope_store_kernel
 from saccade_kernels.gpu.rotation import rotation_kernel
+from saccade_kernels.gpu.sinks import TAG_BLOCK, TAG_WARPS, score_kernel, settle_kernel
 from saccade_kernels.layers import ACTIVATIONS
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -38,6 +39,8 @@ def layer_variants() -> Iterator[Variant]:
         yield from _rotations(kind)
         yield from _heads(kind)
         yield from _gates(kind)
+        yield from _scores(kind)
+    yield from _settling()
 
 
 def _variant(
@@ -88,3 +91,20 @@ def _gates(kind: str) -> Iterator[Variant]:
         constants = {"SIZE": size, "ROW": 2 * size, "BLOCK": BLOCK_SIZE, "ACTIVATION": activation}
         name = f"gate-{activation}-{size}-{kind[1:]}"
         yield _variant(name, gate_kernel, types, constants, GATE_WARPS)
+
+
+def _scores(kind: str) -> Iterator[Variant]:
+    for size in HIDDEN_SIZES:
+        types: dict[str, str | None] = dict.fromkeys(("rows", "dims", "slots"), "*i64")
+        types |= {"hidden": kind, "scores": "*fp32", "count": "i32"}
+        constants = {"SIZE": size, "BLOCK": 1 << (size - 1).bit_length()}
+        name = f"score-d{size}-{kind[1:]}"
+        yield Variant(name, score_kernel, types, constants, norm_warps(size), 3)
+
+
+def _settling() -> Iterator[Variant]:
+    indices = ("slots", "position", "starts", "base", "tag_row", "remap", "require")
+    types: dict[str, str | None] = dict.fromkeys(indices, "*i64")
+    types |= dict.fromkeys(("whole", "table", "met"), "*u8")
+    types |= dict.fromkeys(("scores", "threshold"), "*fp32") | {"stride": "i32"}
+    yield Variant("settle", settle_kernel, types, {"BLOCK": TAG_BLOCK}, TAG_WARPS, 3)

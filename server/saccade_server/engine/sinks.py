@@ -113,7 +113,7 @@ def _is_whole(chunk: Chunk, rule: SinkRule) -> bool:
 
 def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
     """Tags of all examined positions so far, those of a shared prefix included, or of new ones."""
-    slots, positions, sequences, bases = [], [], [], []
+    slots, positions, bases = [], [], []
     remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
     require = np.full(len(chunks), -1, dtype=np.int64)
     whole = np.zeros(len(chunks), dtype=np.uint8)
@@ -128,7 +128,6 @@ def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
         at = np.flatnonzero(base != NEVER_ATTEND)
         slots.append(slots_of(sequence.pages, start, end)[at])
         positions.append(start + at)
-        sequences.append(np.full(at.size, index, dtype=np.int64))
         bases.append(base[at])
         threshold[index] = plan.sinks.threshold
         for tag, as_sink in plan.sinks.remap:
@@ -136,21 +135,20 @@ def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
         if plan.sinks.require is not None:
             require[index] = plan.sinks.require
 
-    parts = (slots, positions, sequences, bases)
+    starts = np.cumsum([0, *map(len, bases)])
     rows = np.array([chunk.sequence.tag_row for chunk in chunks], dtype=np.int64)
-    joined = upload(
-        *(np.concatenate(part) for part in parts), threshold, rows, remaps, require, whole
-    )
+    joined = (np.concatenate(part) for part in (slots, positions, bases))
+    moved = upload(*joined, starts, threshold, rows, remaps, require, whole)
     return SinkTags(
-        slots=joined[0],
-        position=joined[1],
-        sequence=joined[2],
-        base=joined[3],
-        threshold=joined[4],
-        tag_row=joined[5],
-        remap=joined[6],
-        require=joined[7],
-        whole=joined[8],
+        slots=moved[0],
+        position=moved[1],
+        base=moved[2],
+        starts=moved[3],
+        threshold=moved[4],
+        tag_row=moved[5],
+        remap=moved[6],
+        require=moved[7],
+        whole=moved[8],
     )
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from saccade_kernels.sinks import SinkTags, sink_scores
+from saccade_kernels import ops
+from saccade_kernels.sinks import SinkTags
 from saccade_kernels.streams import SiteKind
 
 
@@ -52,6 +53,5 @@ class SinkProbe:
     def observe(self, layer: int, hidden: torch.Tensor) -> None:
         """Score this step's tokens in ``layer``, then settle the layer's tags."""
         pool = self.scores[layer]
-        found = sink_scores(hidden.index_select(0, self.rows), self.dims)
-        pool.index_copy_(0, self.slots, found.to(pool.dtype))
-        self.tags.write(pool, self.tag_table[:, layer], self.met[layer])
+        ops.store_sink_scores(hidden, self.rows, self.dims, self.slots, pool)
+        ops.settle_sink_tags(self.tags, pool, self.tag_table[:, layer], self.met[layer])

@@ -62,6 +62,8 @@ SAMPLE = (
     "rotation-d128-bf16-axes",
     "rope-d128-bf16-normed",
     "gate-silu-14336-bf16",
+    "score-d4096-bf16",
+    "settle",
     "decode-d128-g1-c0-bf16",
     "decode-d128-g1-c8-bf16",
     "decode-d128-g7-c4-bf16",

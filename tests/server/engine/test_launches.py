@@ -15,10 +15,12 @@ from saccade_kernels import ops
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.gpu import backend
 from saccade_kernels.gpu.rope import rope_store_kernel
+from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN
 from saccade_server.models.family import serve
+from saccade_server.models.probes import SinkProbe
 from saccade_server.models.streams import Reach
 
 
@@ -104,3 +106,25 @@ def test_a_step_launches(family: str, tiny_model: Any, launches: Launches) -> No
     assert found == TODAY[family], dict(launches.found)
     assert max(layer for layer, _ in (found[PLAINLY], found[EDITED])) <= MOST[0]
     assert max(around for _, around in (found[PLAINLY], found[EDITED])) <= MOST[1]
+
+
+def test_sinks_are_found_in_two_launches_a_layer(launches: Launches) -> None:
+    """One that scores a step's rows, and one that settles tags."""
+    count, index = 5, torch.arange(5)
+    tags = SinkTags(
+        slots=index,
+        position=index,
+        starts=torch.tensor([0, 2, count]),
+        base=index,
+        threshold=torch.ones(2),
+        tag_row=index[:2],
+        remap=torch.zeros(2, CLASSES, dtype=torch.int64),
+        require=index[:2],
+        whole=torch.ones(2, dtype=torch.uint8),
+    )
+    tables = (torch.zeros(2, 3, 8).byte(), torch.zeros(3, 2).byte())
+    probe = SinkProbe(frozenset({1}), index, index[:2], index, torch.zeros(3, 64), tags, *tables)
+    hidden = torch.zeros(7, 64, dtype=torch.bfloat16)
+    with torch.inference_mode(), launches:
+        probe.observe(1, hidden)
+    assert launches.found == {"triton::score_kernel": 1, "triton::settle_kernel": 1}

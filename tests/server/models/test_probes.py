@@ -61,7 +61,7 @@ def sink_tags(slots: torch.Tensor, count: int, threshold: float) -> SinkTags:
     return SinkTags(
         slots=slots,
         position=torch.arange(count),
-        sequence=torch.zeros(count, dtype=torch.int64),
+        starts=torch.tensor([0, count]),
         base=torch.ones(count, dtype=torch.int64),
         threshold=torch.tensor([threshold]),
         tag_row=torch.tensor([1]),
