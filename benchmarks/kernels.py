@@ -18,6 +18,7 @@ from gpu import (
     own_sweep,
     prefill_sweep,
     saliency_sweep,
+    sink_sweep,
     stream_sweep,
 )
 from gpu.ceilings import measure_ceilings
@@ -32,11 +33,20 @@ PARTS = (
     Part("decode_peers", 10, decode_sweep.run_decode_peers),
     Part("saliency", 15, saliency_sweep.run_saliency),
     Part("layers", 10, layer_sweep.run_layers),
+    Part("sinks", 5, sink_sweep.run_sinks),
     Part("streams", 8, stream_sweep.run_streams),
     Part("own_classes", 15, own_sweep.run_own),
     Part("flex", 45, run_flex),
 )
-SWEEPS = (decode_sweep, prefill_sweep, saliency_sweep, layer_sweep, stream_sweep, accuracy)
+SWEEPS = (
+    decode_sweep,
+    prefill_sweep,
+    saliency_sweep,
+    layer_sweep,
+    sink_sweep,
+    stream_sweep,
+    accuracy,
+)
 GOALS = [goal for sweep in SWEEPS for goal in sweep.GOALS]
 
 

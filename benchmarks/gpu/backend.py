@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, layers, reference, stream_tables
+from saccade_kernels import columns_reference, gradients, layers, reference, sinks, stream_tables
 from saccade_kernels.gpu import tiles
 
 
@@ -87,6 +87,15 @@ def gate(merged: torch.Tensor, activation: str) -> Any:
 def rotation(positions: torch.Tensor, *arguments: Any) -> Any:
     """``saccade_kernels.gpu.rotation.rotation``."""
     return _small("rotation", positions)(positions, *arguments)
+
+
+def sink_ops(device: torch.device) -> tuple[Any, Any]:
+    """What stores sink scores, and what settles tags."""
+    if not uses_triton(device):
+        return sinks.store_scores, sinks.settle_tags
+    from saccade_kernels.gpu import backend as kernels
+
+    return kernels.store_sink_scores, kernels.settle_sink_tags
 
 
 def _small(name: str, tensor: torch.Tensor) -> Any:
