@@ -52,13 +52,25 @@ class Prompt:
     """A rendered, tokenised prompt with its images expanded.
 
     ``text`` is the rendered prompt; ``offsets[i]`` is the (start, end) range of characters that
-    token i covers, an empty range for the image tokens after the first of an image.
+    token i covers, an empty range for the image tokens after the first of an image. ``images`` are
+    the spans of images' features, in order. An image shown in several views has several; then
+    ``image_numbers`` says, of each span, which image of the prompt it belongs to.
     """
 
     length: int
     images: tuple[Span, ...] = ()
     text: str = ""
     offsets: Sequence[tuple[int, int]] = field(default=(), repr=False)
+    image_numbers: tuple[int, ...] = ()  # none: every span is an image
+
+    @property
+    def spans_by_image(self) -> tuple[tuple[Span, ...], ...]:
+        """The spans of each image."""
+        numbers = self.image_numbers or tuple(range(len(self.images)))
+        found: list[list[Span]] = [[] for _ in range(max(numbers, default=-1) + 1)]
+        for span, number in zip(self.images, numbers, strict=True):
+            found[number].append(span)
+        return tuple(map(tuple, found))
 
     @property
     def question_start(self) -> int:

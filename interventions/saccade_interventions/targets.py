@@ -158,16 +158,17 @@ class OnImages(Intervention):
         Raises:
             InterventionError: the model, or the prompt, or the index has no image.
         """
-        images = all_images(context)
+        spans = all_images(context)
         if self.image_index is None:
-            return images
+            return spans
+        images = context.prompt.spans_by_image
         if self.image_index >= len(images):
             raise InterventionError(
                 Code.TARGET_NOT_FOUND,
                 f"there is no image {self.image_index}; the prompt has {len(images)}, from 0",
                 "image_index",
             )
-        return (images[self.image_index],)
+        return images[self.image_index]
 
 
 def all_images(context: Context) -> tuple[Span, ...]:

@@ -244,8 +244,8 @@ class _Bench:
             return artifact if artifact is not None and artifact.digest == digest else None
 
         prompt = self._prompt
-        spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-        described = Prompt(len(prompt.tokens), spans, prompt.text, prompt.offsets)
+        shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
+        described = Prompt(len(prompt.tokens), *shown)
         return compile_plan(registry.parse([entry]), Context(self._facts, described, find))
 
     async def _run(self, plan: Plan | None) -> Trial:

@@ -38,6 +38,18 @@ def test_the_formula_written_out(make_context, attend, options, keys):
     torch.testing.assert_close(edited, attend(None, scaled), rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(("options", "keys"), [({}, [1, 2, 3, 5, 6]), ({"image_index": 1}, [3, 6])])
+def test_an_image_of_several_views_is_one(make_context, options, keys):
+    """Image 1 is shown at 3 and at 6."""
+    spans, numbers = ((1, 3), (3, 4), (5, 6), (6, 7)), (0, 1, 0, 1)
+    prompt = Prompt(9, images=spans, image_numbers=numbers)
+    plan = ScalingVis(**options).compile(make_context(prompt))
+    assert [at for at, tag in enumerate(plan.base_tags()) if tag] == keys
+    assert plan.question_start == 7
+    with pytest.raises(InterventionError, match="there is no image 2; the prompt has 2, from 0"):
+        ScalingVis(image_index=2).compile(make_context(prompt))
+
+
 def test_every_layer_and_head(make_context):
     program = ScalingVis().compile(make_context(Prompt(5, images=((1, 4),)))).program(Phase.LAST)
     assert (program.scale[:, :, 1] != 0).all()

@@ -1,7 +1,8 @@
 """The sibling sequences that a plan asks for, made from the prompt and its images.
 
 A branch has the prompt's tokens and images with something taken away or changed: the images are
-deleted together with their features' tokens (whatever the template puts around them stays), or
+deleted together with all that stands for their placeholders (whatever the template puts around
+these stays), or
 their keys are hidden from attention, or their pixels are noised. Where the request's edits act in
 the branch, the plan is cut to the positions that are left.
 """
@@ -18,8 +19,6 @@ from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
 from saccade_server.models.noise import noised
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
-
-Span = tuple[int, int]
 
 
 def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput, ...]:
@@ -39,7 +38,7 @@ def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput,
 
 
 def image_input(image: PreparedImage) -> ImageInput:
-    """An image in the words of the engine."""
+    """A view of an image in the words of the engine."""
     return ImageInput(image.digest, image.start, image.length, Array.pack(image.pixels), image.grid)
 
 
@@ -86,28 +85,25 @@ def _measured(plan: Plan, rule: MeasuredGains, prompt: RenderedPrompt) -> Branch
     return BranchInput(
         tokens=tuple(prompt.tokens),
         images=tuple(map(image_input, prompt.images)),
-        plan=hidden_plan(plan, _spans(prompt)),
+        plan=hidden_plan(plan, prompt.spans),
         measures=True,
     )
 
 
 def _without_images(plan: Plan | None, prompt: RenderedPrompt, source: int) -> BranchInput:
     tokens = list(prompt.tokens)
-    for start, end in reversed(_spans(prompt)):
+    extents = [view.extent for view in prompt.images]
+    for start, end in reversed(extents):
         del tokens[start:end]
     if not tokens:
         message = "without its images the prompt is empty, and the method compares with that"
         raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{source}]")
-    own = None if plan is None else deleted_plan(plan, _spans(prompt))
+    own = None if plan is None else deleted_plan(plan, extents)
     return BranchInput(tokens=tuple(tokens), plan=own)
 
 
 def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[PreparedImage, ...]:
-    """Every image with noise of its own."""
+    """Every view with noise of its own."""
     return tuple(
         noised(image, noise.kept, (noise.seed, index)) for index, image in enumerate(images)
     )
-
-
-def _spans(prompt: RenderedPrompt) -> list[Span]:
-    return [(image.start, image.start + image.length) for image in prompt.images]

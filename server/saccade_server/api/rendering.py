@@ -27,8 +27,8 @@ from saccade_server.api.templating import Templating
 from saccade_server.api.tool_history import converted
 from saccade_server.engine.request import BranchInput
 from saccade_server.models.conversation import Message, PromptError
-from saccade_server.models.images import Pixels
 from saccade_server.models.prompt import RenderedPrompt
+from saccade_server.models.views import Pixels
 
 UNREAD_MESSAGE_FIELDS = {
     "function_call": "function_call is not supported; send the call as tool_calls.",
@@ -189,8 +189,8 @@ def _compile(
         raise too_long(services, length, param)
     if not interventions:
         return Prepared(prompt, None)
-    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-    described = Prompt(length, spans, prompt.text, prompt.offsets)
+    shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
+    described = Prompt(length, *shown)
     context = services.context(described)
     plan = compile_plan(interventions, context)
     resolved = tuple(item.resolved(context) for item in interventions)

@@ -156,8 +156,8 @@ class Scorer:
     def _plan(self, prompt: RenderedPrompt, entry: Mapping[str, Any] | None) -> Plan | None:
         if entry is None:
             return None
-        spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-        described = Prompt(len(prompt.tokens), spans, prompt.text, prompt.offsets)
+        shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
+        described = Prompt(len(prompt.tokens), *shown)
         context = Context(self._facts, described, self._artifacts.get)
         return compile_plan(self._registry.parse([dict(entry)]), context)
 

@@ -37,10 +37,10 @@ EMPTY = Array("|u1", (0,), b"")
 
 
 class ImageInput(msgspec.Struct, frozen=True):
-    """One preprocessed image and where its features go.
+    """One preprocessed view of an image and where its features go.
 
-    ``pixels`` is what the model's image processor made: [channels, height, width] for LLaVA,
-    [patches, values] with ``grid`` = (frames, rows, columns) for the Qwen families.
+    ``pixels`` and ``grid`` are what the family's tower takes, see
+    :class:`saccade_server.models.views.View`.
     """
 
     digest: str  # SHA-256 of pixels and grid: the key of the feature cache

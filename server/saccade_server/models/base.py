@@ -22,20 +22,18 @@ from saccade_server.models.description import Traits, describe
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.sites import Visual
 from saccade_server.models.spec import DecoderSpec
-
-Grid = tuple[int, int, int]
-"""Frames, rows and columns of an image in patches."""
+from saccade_server.models.views import Grid, ImageLayout
 
 ImagePixels = tuple[NDArray[np.float32] | torch.Tensor, Grid | None]
-"""Pixels as the family's image processor makes them, and their grid if it makes one."""
+"""Pixels and grid of one view of an image, see :class:`saccade_server.models.views.View`."""
 
 ImageSpan = tuple[int, int, Grid | None]
-"""First position of an image's features, their number, and the grid."""
+"""First position of a view's features, their number, and the grid."""
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One encoded image."""
+    """One encoded view of an image."""
 
     features: torch.Tensor  # [n, hidden_size], take the place of the placeholders' embeddings
     deepstack: tuple[torch.Tensor, ...] = ()  # [n, hidden_size] each, added behind the first layers
@@ -60,6 +58,8 @@ class ServedModel:
 
     family: ClassVar[str]
     traits: ClassVar[Traits] = Traits()
+    layout: ClassVar[type[ImageLayout] | None] = None
+    """Of the images that prompts may have; None: they have none."""
     axes: ClassVar[int] = 1
     """Rows of a position table: 1, or 3 where images have frames, rows and columns."""
 
@@ -113,7 +113,7 @@ class ServedModel:
         return embeddings if self._scale == 1 else embeddings * self._scale
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
-        """Run the vision tower, once for all ``images``.
+        """Run the vision tower, once for all ``images``, a view each.
 
         Raises:
             ValueError: the model takes no images, or these pixels are not what it takes.

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from saccade_server.models.images import Pixels
+from saccade_server.models.views import Pixels
 
 ROLES = {
     "system": "system",

@@ -72,6 +72,10 @@ class TextEncoder:
             length += len(segment.text)
         return self._framed(whole, length) if add_special_tokens else whole
 
+    def inside(self, text: str) -> Encoded:
+        """``text`` that no client typed, inside a prompt between control tokens."""
+        return self._continued(self._normal, text, True) if text else Encoded([], [])
+
     def hides_controls(self, text: str, *, by_assistant: bool) -> bool:
         """True if normalising ``text``, which has no control tokens, would make some."""
         forbidden = self.special_ids if by_assistant else self._added

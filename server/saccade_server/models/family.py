@@ -32,6 +32,7 @@ from saccade_server.models.folder import (
     read_json,
 )
 from saccade_server.models.llava import Llava
+from saccade_server.models.llava_next import LlavaNext
 from saccade_server.models.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 from saccade_server.models.text import Gemma3, Llama, Mistral, Qwen2, Qwen3
 from saccade_server.models.weights import check_files, check_finite, check_report
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED: dict[str, type[ServedModel]] = {
     cls.family: cls
-    for cls in (Llama, Mistral, Qwen2, Qwen3, Gemma3, Llava, Qwen2VL, Qwen25VL, Qwen3VL)
+    for cls in (Llama, Mistral, Qwen2, Qwen3, Gemma3, Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL)
 }
 """Model type, as in a model's config.json, to the class that serves it."""
 

@@ -12,17 +12,14 @@ at most) for a picture with structure of every size, by 0.9 (5.1) for pure noise
 
 from __future__ import annotations
 
-import hashlib
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image, new
 from transformers import AutoImageProcessor
 
-from saccade_server.models.base import Grid
+from saccade_server.models.family import SUPPORTED
 from saccade_server.models.folder import UnsupportedModelError, named
+from saccade_server.models.views import ImageLayout, Pixels
 
 LARGE_PIXELS = 16 * 1024 * 1024
 """Pixels of an image that is decoded whole, whatever the model makes of it: most photographs."""
@@ -30,30 +27,16 @@ REDUCING_GAP = 3
 """Pillow's advice for reducing in two steps without a visible difference."""
 
 
-class Pixels(NamedTuple):
-    """One preprocessed image."""
-
-    pixels: NDArray[np.float32]  # [channels, height, width], or [patches, values] with a grid
-    grid: Grid | None
-    features: int  # rows the vision tower will make of it
-    copies: int = 1  # of each value of a channel, one after another in time, in a patch
-
-    def digest(self) -> str:
-        """SHA-256 of what the vision tower sees."""
-        sha = hashlib.sha256(repr((self.pixels.shape, self.grid)).encode())
-        sha.update(np.ascontiguousarray(self.pixels).data)
-        return sha.hexdigest()
-
-
 class ImagePreprocessor:
-    """A model's image processor. Features are counted by the model's configuration."""
+    """A model's image processor, and the layout of views that its family makes of an image."""
 
-    def __init__(self, config: Any, processor: Any) -> None:
-        self._config = config
+    def __init__(self, config: Any, processor: Any, tokenizer: Any = None) -> None:
         self._processor = processor
+        layout = SUPPORTED[config.model_type].layout or ImageLayout
+        self._layout = layout(config, processor, tokenizer)
 
     @classmethod
-    def load(cls, model: str, config: Any) -> ImagePreprocessor:
+    def load(cls, model: str, config: Any, tokenizer: Any) -> ImagePreprocessor:
         """Load the image processor of a model folder and try it.
 
         Raises:
@@ -63,7 +46,7 @@ class ImagePreprocessor:
         try:
             auto: Any = AutoImageProcessor
             processor = auto.from_pretrained(model, backend="pil", trust_remote_code=False)
-            preprocessor = cls(config, processor)
+            preprocessor = cls(config, processor, tokenizer)
             with named(model):
                 preprocessor._check()
         except UnsupportedModelError:
@@ -83,16 +66,10 @@ class ImagePreprocessor:
         """
         if width * height <= LARGE_PIXELS:
             return 1
-        if hasattr(self._processor, "get_number_of_image_patches"):
-            try:
-                patches = self._processor.get_number_of_image_patches(height, width)
-            except ValueError:
-                return 1  # refused when it is prepared
-            taken = patches * self._config.vision_config.patch_size**2
-            smaller = math.sqrt(width * height / taken)
-        else:
-            smaller = min(width, height) / max(self._sides())
-        return max(int(smaller / REDUCING_GAP), 1)
+        try:
+            return max(int(self._layout.shrink(width, height) / REDUCING_GAP), 1)
+        except ValueError:
+            return 1  # refused when it is prepared
 
     def prepare(self, image: Image) -> Pixels:
         """Preprocess one image.
@@ -102,45 +79,13 @@ class ImagePreprocessor:
         """
         image = image if image.mode == "RGB" else image.convert("RGB")
         # Without a stated format, an image one or three pixels high passes for channels first.
-        made = self._processor(image, return_tensors="np", input_data_format="channels_last")
-        grids = made.get("image_grid_thw")
-        if grids is None:
-            pixels = _float32(made["pixel_values"][0])
-            return Pixels(pixels, None, self._fixed_features(pixels))
-        frames, rows, columns = (int(size) for size in grids[0])
-        features = frames * rows * columns // self._config.vision_config.spatial_merge_size**2
-        copies: int = self._config.vision_config.temporal_patch_size
-        return Pixels(_float32(made["pixel_values"]), (frames, rows, columns), features, copies)
-
-    def _fixed_features(self, pixels: NDArray[np.float32]) -> int:
-        """Patches of a LLaVA image, with or without the tower's class token."""
-        vision = self._config.vision_config
-        patches: int = math.prod(side // vision.patch_size for side in pixels.shape[-2:])
-        class_tokens = 0 if vision.model_type == "siglip_vision_model" else 1
-        dropped = 1 if self._config.vision_feature_select_strategy == "default" else 0
-        return patches + class_tokens - dropped
-
-    def _sides(self) -> list[int]:
-        """The lengths that a processor of fixed sizes resizes to, and the tower's own."""
-        size = self._processor.size
-        named = [size[name] for name in ("height", "width", "shortest_edge") if name in size]
-        return [self._config.vision_config.image_size, *(side for side in named if side)]
+        form = {"return_tensors": "np", "input_data_format": "channels_last"}
+        made = self._processor(image, **form, **self._layout.options)
+        return Pixels(self._layout.views(made, image.width, image.height))
 
     def _check(self) -> None:
-        vision = self._config.vision_config
-        trial = self.prepare(new("RGB", (64, 64)))
-        if trial.grid is not None:
-            made, taken = self._processor.patch_size, vision.patch_size
-            if (made, self._processor.merge_size) == (taken, vision.spatial_merge_size):
-                return
-        else:
-            made, taken = trial.pixels.shape[-2:], (vision.image_size,) * 2
-            if made == taken:
-                return
-        raise UnsupportedModelError(
-            f"the image processor and the vision tower do not fit: sizes {made} and {taken}"
-        )
-
-
-def _float32(values: Any) -> NDArray[np.float32]:
-    return np.ascontiguousarray(values, dtype=np.float32)
+        made, taken = self._layout.sizes(self.prepare(new("RGB", (64, 64))).views)
+        if made != taken:
+            raise UnsupportedModelError(
+                f"the image processor and the vision tower do not fit: sizes {made} and {taken}"
+            )

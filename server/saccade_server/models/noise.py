@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from saccade_server.models.images import Pixels
 from saccade_server.models.prompt import PreparedImage
+from saccade_server.models.views import View
 
 CHANNELS = 3
 
@@ -21,9 +21,9 @@ def noised(image: PreparedImage, kept: float, seed: tuple[int, ...]) -> Prepared
     copies = image.copies
     pixels = image.pixels
     split = (-1, CHANNELS, copies, pixels.shape[-1] // (CHANNELS * copies))
-    values = pixels.reshape(split) if image.grid is not None else pixels
-    once = values[:, :, :1] if image.grid is not None else values
+    values = pixels.reshape(split) if pixels.ndim == 2 else pixels
+    once = values[:, :, :1] if pixels.ndim == 2 else values
     noise = np.random.default_rng(seed).standard_normal(once.shape, np.float32)
     mixed = np.float32(np.sqrt(kept)) * values + np.float32(np.sqrt(1 - kept)) * noise
-    made = Pixels(mixed.reshape(pixels.shape), image.grid, image.length, copies)
+    made = View(mixed.reshape(pixels.shape), image.grid, image.length, copies)
     return replace(image, pixels=made.pixels, digest=made.digest())

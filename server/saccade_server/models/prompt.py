@@ -16,36 +16,56 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 
-from saccade_server.models.base import Grid, eos_token_ids
+from saccade_server.models.base import eos_token_ids
 from saccade_server.models.chat import ChatWriter, idle_variables
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.detokenizer import Detokenizer, TokenBytes
 from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import load_config
 from saccade_server.models.folder import UnsupportedModelError, in_short, named
-from saccade_server.models.images import ImagePreprocessor, Pixels
+from saccade_server.models.images import ImagePreprocessor
 from saccade_server.models.sanitize import Segment
 from saccade_server.models.template import ChatTemplate
+from saccade_server.models.views import Cells, Grid, Pixels
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """One image of a prompt; its features are at [start, start + length)."""
+    """One view of an image of a prompt; its features are at [start, start + length).
+
+    ``before`` and ``behind`` are how many tokens next to them name the view: they stand for the
+    image's placeholder too. ``image`` counts the prompt's images from 0; None: each view is one.
+    """
 
     digest: str
     start: int
     length: int
     pixels: NDArray[np.float32]
     grid: Grid | None
-    copies: int = 1  # see Pixels
+    copies: int = 1  # see View
+    cells: Cells | None = None
+    before: int = 0
+    behind: int = 0
+    image: int | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The positions of its features."""
+        return self.start, self.start + self.length
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The same, with the tokens that name it."""
+        return self.start - self.before, self.start + self.length + self.behind
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
     """A prompt with its images' placeholders repeated, once for each feature.
 
-    ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for the repeated
-    placeholders. ``idle`` names variables of the chat template that change nothing here.
+    ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for all but the first
+    token that stands for a placeholder. ``images`` are views, in order. ``idle`` names variables
+    of the chat template that change nothing here.
     """
 
     tokens: tuple[int, ...]
@@ -53,6 +73,18 @@ class RenderedPrompt:
     offsets: tuple[tuple[int, int], ...]
     images: tuple[PreparedImage, ...] = ()
     idle: tuple[str, ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The positions of every view's features."""
+        return tuple(view.span for view in self.images)
+
+    @property
+    def image_numbers(self) -> tuple[int, ...]:
+        """Which image of the prompt each view shows."""
+        return tuple(
+            at if view.image is None else view.image for at, view in enumerate(self.images)
+        )
 
 
 class PromptProcessor:
@@ -104,7 +136,7 @@ class PromptProcessor:
                 f"{model}: has no tokenizer that can be read ({in_short(error)}); it needs a whole "
                 "tokenizer.json, tokenizer_config.json and chat template of this model"
             ) from error
-        images = ImagePreprocessor.load(model, config) if has_images else None
+        images = ImagePreprocessor.load(model, config, tokenizer) if has_images else None
         generation = _generation_config(model)
         with named(model):
             processor = cls(
@@ -300,18 +332,38 @@ class PromptProcessor:
             raise PromptError("the prompt is empty")
         tokens: list[int] = []
         offsets: list[tuple[int, int]] = []
-        prepared: list[PreparedImage] = []
-        waiting = iter(images)
+        views: list[PreparedImage] = []
+        shown = iter(enumerate(images))
         for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            count = 1
+            length = len(tokens)
             if token == self._image_token:
-                image = next(waiting)
-                count = image.features
-                place = (image.digest(), len(tokens), count)
-                prepared.append(PreparedImage(*place, image.pixels, image.grid, image.copies))
-            tokens += [token] * count
-            offsets += [(start, end), *[(end, end)] * (count - 1)]
-        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(prepared))
+                self._show(*next(shown), token, tokens, views)
+            else:
+                tokens.append(token)
+            offsets += [(start, end), *[(end, end)] * (len(tokens) - length - 1)]
+        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(views))
+
+    def _show(
+        self, number: int, image: Pixels, token: int, tokens: list[int], views: list[PreparedImage]
+    ) -> None:
+        """Append what stands for one placeholder: the image's views, and what names them."""
+        for view in image.views:
+            before, behind = (self._encoder.inside(text).ids for text in (view.before, view.behind))
+            views.append(
+                PreparedImage(
+                    digest=view.digest(),
+                    start=len(tokens) + len(before),
+                    length=view.features,
+                    pixels=view.pixels,
+                    grid=view.grid,
+                    copies=view.copies,
+                    cells=view.cells,
+                    before=len(before),
+                    behind=len(behind),
+                    image=number,
+                )
+            )
+            tokens += [*before, *[token] * view.features, *behind]
 
 
 def _chat_template(model: str, tokenizer: Any, has_processor: bool) -> str | None:

@@ -6,13 +6,13 @@ needs no weights, and the model's own bookkeeping (``rope_deltas``) is state we 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from saccade_server.models.base import (
-    Grid,
     ImageFeatures,
     ImagePixels,
     ImageSpan,
@@ -20,12 +20,38 @@ from saccade_server.models.base import (
     ServedModel,
 )
 from saccade_server.models.description import Traits
+from saccade_server.models.views import Cells, Grid, ImageLayout, View, float32
+
+
+class PatchLayout(ImageLayout):
+    """Every image has the patches of its own size."""
+
+    def views(self, made: Mapping[str, Any], width: int, height: int) -> tuple[View, ...]:
+        """One view; each feature is made of a square of patches."""
+        vision = self.config.vision_config
+        frames, rows, columns = (int(size) for size in made["image_grid_thw"][0])
+        cells = Cells(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size)
+        features = frames * cells.rows * cells.columns
+        grid, copies = (frames, rows, columns), vision.temporal_patch_size
+        return (View(float32(made["pixel_values"]), grid, features, copies, cells),)
+
+    def shrink(self, width: int, height: int) -> float:
+        """By the patches that the processor says it will make."""
+        patches = self.processor.get_number_of_image_patches(height, width)
+        taken = patches * self.config.vision_config.patch_size**2
+        return math.sqrt(width * height / taken)
+
+    def sizes(self, trial: tuple[View, ...]) -> tuple[object, object]:
+        """Of patches, and how many of them one feature is made of, along a side."""
+        made, taken = self.processor, self.config.vision_config
+        return (made.patch_size, made.merge_size), (taken.patch_size, taken.spatial_merge_size)
 
 
 class Qwen2VL(ServedModel):
     """Qwen2-VL, still images only."""
 
     family = "qwen2_vl"
+    layout = PatchLayout
     traits = Traits(qkv_bias=True, output_bias=False, windows="typed", sections=(16, 24, 24))
     axes = 3
 

@@ -24,8 +24,8 @@ from saccade_server.engine.request import (
 )
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
-from saccade_server.models.images import Pixels
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.models.views import Pixels, View
 
 EOS = 256
 IMAGE = 257
@@ -108,8 +108,9 @@ class BytePrompts:
                 if isinstance(part, str):
                     add(part)
                 else:
-                    place = (part.digest(), len(tokens), part.features)
-                    images.append(PreparedImage(*place, part.pixels, part.grid))
+                    (view,) = part.views
+                    place = (view.digest(), len(tokens), view.features)
+                    images.append(PreparedImage(*place, view.pixels, view.grid))
                     tokens.extend([IMAGE] * IMAGE_LENGTH)
                     offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
         if continue_final_message:
@@ -124,7 +125,7 @@ class BytePrompts:
     def prepare_image(self, image: Image.Image) -> Pixels:
         assert image.mode == "RGB"
         pixels = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
-        return Pixels(pixels, None, IMAGE_LENGTH)
+        return Pixels((View(pixels, None, IMAGE_LENGTH),))
 
     def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True

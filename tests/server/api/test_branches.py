@@ -166,6 +166,29 @@ def test_an_edited_branch_runs_the_requests_edits():
     assert branch.plan is None
 
 
+def test_what_names_a_view_goes_with_it_and_is_no_feature():
+    """Two views with a token before each and one behind the second: 2-7 stand for an image."""
+    pixels = np.zeros((3, 4, 4), np.float32)
+    views = (
+        PreparedImage("a", 3, 1, pixels, None, before=1, image=0),
+        PreparedImage("b", 5, 2, pixels, None, before=1, behind=1, image=0),
+    )
+    shown = RenderedPrompt(tuple(range(12)), "", (), views)
+    assert (shown.spans, shown.image_numbers) == (((3, 4), (5, 7)), (0, 0))
+    described = Prompt(12, shown.spans, image_numbers=shown.image_numbers)
+    plan = compile_plan([PAI(), PAIContrast()], Context(FACTS, described))
+    (branch,) = branches_of(plan, shown)
+    assert branch.tokens == (0, 1, 8, 9, 10, 11)
+    rule = MeasuredGains((1,), 1.5, (), images="hidden")
+    _, measured = branches_of(replace(plan, measured=rule), shown)
+    assert measured.tokens == tuple(range(12))
+    assert [at for at, tag in enumerate(measured.plan.base_tags()) if tag == NEVER_ATTEND] == [
+        3,
+        5,
+        6,
+    ]
+
+
 def test_same_images():
     rule = ContrastRule(2, 1, 0, branch=Branch("same"))
     plan = replace(plan_of([PAI()], (2, 5)), contrast=rule)

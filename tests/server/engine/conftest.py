@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -128,14 +129,23 @@ def _ask(
     prompt: Any, methods: Sequence[Any], name: str = "r", max_tokens: int = 8, **sampling: Any
 ) -> GenerateRequest:
     """A request with interventions, and the branches the API makes for them; no end token ends."""
-    spans = tuple((i.start, i.start + i.length) for i in prompt.images)
-    plan = compile_plan(methods, Context(TINY, Prompt(len(prompt.tokens), spans)))
-    request = _request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
     images = tuple(
-        PreparedImage(i.digest, i.start, i.length, seen.pixels, i.grid, 2 if i.grid else 1)
-        for i, seen in zip(request.images, prompt.images, strict=True)
+        PreparedImage(
+            *("", view.start, view.length, view.pixels, view.grid),
+            copies=2 if view.pixels.ndim == 2 else 1,
+            before=view.before,
+            behind=view.behind,
+            image=view.image,
+        )
+        for view in prompt.images
     )
-    rendered = RenderedPrompt(request.tokens, "", (), images)
+    rendered = RenderedPrompt(tuple(prompt.tokens), "", (), images)
+    described = Prompt(len(prompt.tokens), rendered.spans, "", (), rendered.image_numbers)
+    plan = compile_plan(methods, Context(TINY, described))
+    request = _request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
+    digests = [image.digest for image in request.images]
+    named = tuple(replaced(view, digest=d) for view, d in zip(images, digests, strict=True))
+    rendered = replaced(rendered, images=named)
     private = plan is not None and plan.private
     return replace(request, branches=branches_of(plan, rendered), private=private)
 

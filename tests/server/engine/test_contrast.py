@@ -20,7 +20,7 @@ from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.contrast import contrast
 from saccade_server.engine.early import divergence
 
-IMAGE_FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
+IMAGE_FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")
 
 
 def outputs(model: Any, tokens: list[int], prompt: Any = None) -> Any:
@@ -37,7 +37,7 @@ def noisy(prompt: Any, step: int, seed: int) -> Any:
     images = []
     for index, image in enumerate(prompt.images):
         rng = np.random.default_rng((seed, index))
-        if image.grid is None:
+        if image.pixels.ndim > 2:
             noise = rng.standard_normal(image.pixels.shape, np.float32)
         else:
             patches = len(image.pixels)
@@ -117,8 +117,7 @@ def test_pai_contrast(
     family: str, sampling: Any, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
 ) -> None:
     model, prompt = tiny_model(family), tiny.prompt(family, images=2, seed=3)
-    features = {p for i in prompt.images for p in range(i.start, i.start + i.length)}
-    text = [token for p, token in enumerate(prompt.tokens) if p not in features]
+    text = prompt.bare
     assert tiny.IMAGE_TOKEN not in text
 
     def scores(answer: list[int]) -> torch.Tensor:
@@ -310,8 +309,7 @@ def test_changes_of_single_logits_act_on_raw_logits(
     """
     asked = {"ignore_eos": True, **CHANGES[change]}
     model, prompt = tiny_model("llava"), tiny.prompt("llava", images=2, seed=3)
-    features = {p for i in prompt.images for p in range(i.start, i.start + i.length)}
-    text = [token for p, token in enumerate(prompt.tokens) if p not in features]
+    text = prompt.bare
     noised = noisy(prompt, 600, 7)
     methods = {
         "vcd": VCD(alpha=1.5, beta=cutoff, noise_step=600, noise_seed=7),

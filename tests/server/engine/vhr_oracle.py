@@ -95,12 +95,8 @@ class Oracle:
         return self.model(**inputs).logits[0, -1]
 
     def _bare(self) -> list[int]:
-        tokens = list(self.prompt.tokens)
-        if self.entry.get("without_image") == "hidden":
-            return tokens
-        for image in reversed(self.prompt.images):
-            del tokens[image.start : image.start + image.length]
-        return tokens
+        hidden = self.entry.get("without_image") == "hidden"
+        return list(self.prompt.tokens if hidden else self.prompt.bare)
 
     def _attention(self, module: Any, q: Any, k: Any, v: Any, mask: Any, **kw: Any) -> Any:
         group = q.shape[1] // k.shape[1]

@@ -13,6 +13,9 @@ from transformers import (
     CLIPImageProcessorPil,
     LlamaConfig,
     LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -31,6 +34,15 @@ CORPUS = [
     "def main(): print('hello world') # 1 2 3 4 5 6 7 8 9 0",
 ] * 4
 
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72]]
+TOWER = {
+    "image_size": 24,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 LLAMA_SPECIAL = ["<unk>", "<s>", "</s>"]
 QWEN_SPECIAL = [
     "<|endoftext|>",
@@ -184,6 +196,29 @@ def _save_llava(folder: Path, text: str = "llama", tokenizer: Any = None) -> Any
     return processor
 
 
+def _save_llava_next(folder: Path) -> Any:
+    tokenizer = sentence_piece(["<image>"])
+    square = {"height": 24, "width": 24}
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": 24}, crop_size=square, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer=tokenizer,
+        patch_size=8,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=LLAVA_TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+    LlavaNextConfig(
+        vision_config={"model_type": "clip_vision_model", **TOWER},
+        text_config={"model_type": "llama", **_text_config(tokenizer), "intermediate_size": 48},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=PINPOINTS,
+    ).save_pretrained(folder)
+    return processor
+
+
 def _save_llava_qwen2(folder: Path) -> Any:
     """A byte-level tokenizer, without a BOS."""
     return _save_llava(
@@ -234,6 +269,7 @@ SAVERS = {
     "qwen3": _save_qwen3,
     "llava": _save_llava,
     "llava_qwen2": _save_llava_qwen2,
+    "llava_next": _save_llava_next,
     "qwen2_vl": lambda f: _save_qwen_vl(f, Qwen2VLProcessor, Qwen2VLConfig),
     "qwen2_5_vl": lambda f: _save_qwen_vl(f, Qwen2_5_VLProcessor, Qwen2_5_VLConfig),
     "qwen3_vl": lambda f: _save_qwen_vl(f, Qwen3VLProcessor, Qwen3VLConfig),

@@ -15,6 +15,7 @@ from transformers import (
     GemmaConfig,
     LlamaConfig,
     LlavaConfig,
+    LlavaNextConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -146,13 +147,21 @@ REFUSED = {
     ),
     "another LLaVA": (
         lambda: LlavaConfig(text_config=GemmaConfig()),
-        "LLaVA with 'gemma' and 'clip_vision_model' is not supported; supported: llama, mistral, "
+        "llava with 'gemma' and 'clip_vision_model' is not supported; supported: llama, mistral, "
         "qwen2 with",
     ),
     "another tower": (
         lambda: LlavaConfig(vision_config=Dinov2WithRegistersConfig()),
-        "LLaVA with 'llama' and 'dinov2_with_registers' is not supported; supported: llama, "
+        "llava with 'llama' and 'dinov2_with_registers' is not supported; supported: llama, "
         "mistral, qwen2 with clip_vision_model, siglip_vision_model, dinov2",
+    ),
+    "a class token among tiles": (
+        lambda: LlavaNextConfig(vision_feature_select_strategy="full"),
+        "vision_feature_select_strategy is 'full' in its config.json; the tower 'clip_vision_",
+    ),
+    "sizes that tiles do not make": (
+        lambda: LlavaNextConfig(image_grid_pinpoints=[[336, 600]]),
+        r"image_grid_pinpoints is \[\[336, 600\]\] in its config.json; .* tiles of 336 pixels",
     ),
     "a decoder's field in a LLaVA": (
         lambda: LlavaConfig(text_config=Qwen2Config(hidden_act="relu2")),
@@ -192,6 +201,19 @@ def test_an_image_processor_that_does_not_fit_is_refused(
     config["vision_config"].update(image_size=48, patch_size=16)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="do not fit"):
+        PromptProcessor.load(str(tmp_path))
+
+
+def test_an_image_processor_of_other_tiles_is_refused(
+    prompt_folder: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(prompt_folder("llava_next")[0])
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["image_grid_pinpoints"] = [[24, 48], [48, 24]]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"do not fit: .*\[48, 48\].* and "):
         PromptProcessor.load(str(tmp_path))
 
 

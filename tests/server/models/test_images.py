@@ -50,7 +50,7 @@ def test_llava_features_are_counted(
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
     )
-    made = ImagePreprocessor(config, processor).prepare(processors.picture())
+    (made,) = ImagePreprocessor(config, processor).prepare(processors.picture()).views
     served = serve(LlavaForConditionalGeneration(config))
     with torch.no_grad():
         (encoded,) = served.encode_images([(made.pixels, made.grid)])
@@ -129,7 +129,7 @@ def test_an_image_made_smaller_first_looks_the_same(shift: int) -> None:
         layers.append(np.asarray(Image.fromarray(grid).resize(shape, Image.Resampling.BICUBIC)))
     picture = Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
     images = preprocessor(shortest_edge=24)
-    whole, reduced = (images.prepare(made).pixels for made in (picture, picture.reduce(4)))
+    whole, reduced = (images.prepare(made).views[0].pixels for made in (picture, picture.reduce(4)))
     steps = np.abs(whole - reduced) * 0.27 * 255
     assert steps.mean() < 1
     assert steps.max() < 6

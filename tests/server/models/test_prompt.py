@@ -12,11 +12,21 @@ from transformers import Qwen3Config
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 
-FAMILIES = ["llama", "qwen3", "llava", "llava_qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "llava",
+    "llava_qwen2",
+    "llava_next",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+]
 IMAGE_FAMILIES = FAMILIES[2:]
 PLACEHOLDER = {
     "llava": "<image>",
     "llava_qwen2": "<image>",
+    "llava_next": "<image>",
     "qwen2_vl": "<|image_pad|>",
     "qwen2_5_vl": "<|image_pad|>",
     "qwen3_vl": "<|image_pad|>",
@@ -62,10 +72,26 @@ def check_offsets(prompt: RenderedPrompt) -> None:
         assert start <= covered, "a gap in the text"
         covered = max(covered, end)
     assert covered == len(prompt.text)
-    for image in prompt.images:
-        ranges = prompt.offsets[image.start : image.start + image.length]
+    for number in set(prompt.image_numbers):
+        views = [view for view in prompt.images if view.image == number]
+        ranges = prompt.offsets[views[0].extent[0] : views[-1].extent[1]]
         assert ranges[0][1] > ranges[0][0]
         assert all(start == end for start, end in ranges[1:])
+
+
+def tiles_of(prompt: RenderedPrompt) -> np.ndarray:
+    """What a tower is given of all images, tile by tile or patch by patch."""
+    pixels = [view.pixels for view in prompt.images]
+    tiles = [p.reshape(-1, *p.shape[-3:]) if p.ndim > 2 else p for p in pixels]
+    return np.concatenate(tiles)
+
+
+def own_tiles(pixels: np.ndarray) -> np.ndarray:
+    """The same of transformers, whose batches are filled up with empty tiles."""
+    if pixels.ndim == 2:
+        return pixels
+    tiles = pixels.reshape(-1, *pixels.shape[-3:])
+    return tiles[tiles.any(axis=(1, 2, 3))]
 
 
 TEXTS = ["What is in the picture?", "Größe: ~5 µm — 漢字 😀\n\n  two  spaces ", "", "> quoted < 3"]
@@ -111,20 +137,19 @@ def test_a_chat_with_images_has_the_own_tokens_and_pixels(
         conversation(messages, True), tokenize=True, return_dict=True, return_tensors="np"
     )
     assert list(got.tokens) == want["input_ids"][0].tolist()
-    grids = "image_grid_thw" in want
-    stack = np.concatenate if grids else np.stack
-    np.testing.assert_array_equal(stack([i.pixels for i in got.images]), want["pixel_values"])
-    assert grids == (not family.startswith("llava"))
-    if grids:
+    np.testing.assert_array_equal(tiles_of(got), own_tiles(want["pixel_values"]))
+    if "image_grid_thw" in want:
         assert [list(i.grid or ()) for i in got.images] == want["image_grid_thw"].tolist()
-    assert all(image.pixels.dtype == np.float32 for image in got.images)
-    assert len({image.digest for image in got.images}) == 2
+    assert all(view.pixels.dtype == np.float32 for view in got.images)
+    assert len({view.digest for view in got.images}) == len(got.images)
+    assert set(got.image_numbers) == {0, 1}
     placeholder = PLACEHOLDER[family]
     assert got.text.count(placeholder) == 2
-    for image in got.images:
-        start, end = got.offsets[image.start]
-        assert got.text[start:end] == placeholder
-        assert len(set(got.tokens[image.start : image.start + image.length])) == 1
+    said = [got.text[start:end] for start, end in got.offsets]
+    assert said.count(placeholder) == 2
+    for view in got.images:
+        assert len(set(got.tokens[slice(*view.span)])) == 1
+        assert view.image != 0 or said[: view.start].count(placeholder) <= 1
     check_offsets(got)
 
 
@@ -146,11 +171,15 @@ def test_odd_pictures_still_have_the_right_shape(
     family: str, size: tuple[int, int], prompt_folder: Folder, processors: ModuleType
 ) -> None:
     prompts, _ = load(family, prompt_folder)
-    image = prompts.chat([Message("user", (processors.picture(*size),))]).images[0]
-    if image.grid is None:
-        assert image.pixels.shape == (3, 24, 24)
-    else:
-        assert image.pixels.shape[0] == image.grid[1] * image.grid[2] == image.length * 4
+    prompt = prompts.chat([Message("user", (processors.picture(*size),))])
+    for view in prompt.images:
+        if view.pixels.ndim == 2:
+            assert view.pixels.shape[0] == view.grid[1] * view.grid[2] == view.length * 4
+        else:
+            assert view.pixels.shape[-3:] == (3, 24, 24)
+    assert sum(view.length for view in prompt.images) == prompt.tokens.count(
+        prompt.tokens[prompt.images[0].start]
+    )
 
 
 def test_a_picture_too_narrow_for_the_model_is_refused(
@@ -185,9 +214,11 @@ def test_a_completion_places_images_where_the_placeholders_are(
     want = own(text=[text], images=[processors.picture()])["input_ids"][0]
     assert list(got.tokens) == list(want)
     token = got.tokens[got.images[0].start]
-    bare = [t for t in got.tokens if t != token]
+    stood = {place for view in got.images for place in range(*view.extent)}
+    bare = [t for place, t in enumerate(got.tokens) if place not in stood]
     by_ids = prompts.completion([token, *bare], [processors.picture()])
-    assert (by_ids.images[0].start, by_ids.images[0].length) == (0, got.images[0].length)
+    assert by_ids.images[0].extent[0] == 0
+    assert [view.length for view in by_ids.images] == [view.length for view in got.images]
     for wrong in (text, [token]):
         with pytest.raises(PromptError, match="1 image placeholders and 0 images"):
             prompts.completion(wrong)

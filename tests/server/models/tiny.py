@@ -4,7 +4,8 @@ Weights are larger than a real initialisation so that attention is far from unif
 in it shows. Everything is float64: agreement then means equality up to rounding.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     Qwen2_5_VLConfig,
@@ -54,6 +57,13 @@ TEXT: dict[str, Any] = {
     "eos_token_id": EOS,
     "pad_token_id": 0,
 }
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72]]
+NEXT_IMAGES = (
+    ((40, 90), (1, 3), 3, 7),  # height and width; tiles down and across; rows and columns left
+    ((30, 25), (2, 2), 6, 6),
+    ((20, 100), (1, 3), 1, 9),
+    ((70, 20), (2, 1), 6, 1),
+)
 TOWER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -74,33 +84,57 @@ QWEN_TOKENS = {
 
 @dataclass(frozen=True)
 class TinyImage:
-    """One image of a tiny prompt; the features are at [start, start + length)."""
+    """One view of an image; its features are at [start, start + length).
+
+    ``before`` and ``behind`` count the tokens beside them that name the view. ``size`` is the
+    image's height and width, where transformers asks for them.
+    """
 
     start: int
     length: int
     pixels: np.ndarray
-    grid: tuple[int, int, int] | None
+    grid: tuple[int, int, int] | None = None
+    image: int = 0
+    before: int = 0
+    behind: int = 0
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class TinyPrompt:
-    """Token ids with the placeholders already repeated, and their images."""
+    """Token ids with the placeholders already repeated, and their images' views."""
 
     tokens: tuple[int, ...]
     images: tuple[TinyImage, ...] = ()
 
     def arguments(self, ids: torch.Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         """What transformers wants for the images beside token ids [1, n]."""
-        if not self.images:
+        pixels = [torch.from_numpy(view.pixels).to(dtype) for view in self.images]
+        if not pixels:
             return {}
-        pixels = [torch.from_numpy(image.pixels).to(dtype) for image in self.images]
-        if self.images[0].grid is None:
+        if pixels[0].dim() == 2:
+            return {
+                "pixel_values": torch.cat(pixels),
+                "image_grid_thw": torch.tensor([view.grid for view in self.images]),
+                "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+            }
+        sizes = [view.size for view in self.images[::2]]
+        if sizes[0] is None:
             return {"pixel_values": torch.stack(pixels)}
-        return {
-            "pixel_values": torch.cat(pixels),
-            "image_grid_thw": torch.tensor([image.grid for image in self.images]),
-            "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+        # Views in turn: whole, tiles. Images have as many tiles as the longest, the rest empty.
+        shown = [torch.cat([whole[None], tiles.flatten(0, 1)]) for whole, tiles in _pairs(pixels)]
+        padded = torch.nn.utils.rnn.pad_sequence(shown, batch_first=True)
+        return {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+
+    @property
+    def bare(self) -> tuple[int, ...]:
+        """The tokens without all that stands for images."""
+        gone = {
+            place
+            for view in self.images
+            for place in range(view.start - view.before, view.start + view.length + view.behind)
         }
+        return tuple(token for place, token in enumerate(self.tokens) if place not in gone)
 
     @property
     def spans(self) -> list[tuple[int, int, tuple[int, int, int] | None]]:
@@ -123,28 +157,40 @@ def prompt(family: str, images: int = 2, seed: int = 0, text: int = 11) -> TinyP
     """A prompt of random text around ``images`` images (none for a language model)."""
     rng = np.random.default_rng(seed)
     tokens = [BOS, *_words(rng, text)]
-    items = []
+    views: list[TinyImage] = []
     for index in range(images if family in IMAGE_FAMILIES else 0):
-        pixels, grid, length = _image(family, rng, index)
         tokens.append(VISION_START)
-        items.append(TinyImage(len(tokens), length, pixels, grid))
-        tokens += [IMAGE_TOKEN] * length + [VISION_END, *_words(rng, 3 + index)]
-    return TinyPrompt((*tokens, *_words(rng, 4)), tuple(items))
+        for view in _image(family, rng, index):
+            views.append(replace(view, start=len(tokens), image=index))
+            tokens += [IMAGE_TOKEN] * view.length
+        tokens += [VISION_END, *_words(rng, 3 + index)]
+    return TinyPrompt((*tokens, *_words(rng, 4)), tuple(views))
 
 
 def _words(rng: np.random.Generator, count: int) -> list[int]:
     return rng.integers(10, VOCABULARY, count).tolist()
 
 
-def _image(
-    family: str, rng: np.random.Generator, index: int
-) -> tuple[np.ndarray, tuple[int, int, int] | None, int]:
+def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _image(family: str, rng: np.random.Generator, index: int) -> list[TinyImage]:
+    """The views of one image, without their places."""
+
+    def tile(*more: int) -> np.ndarray:
+        return rng.standard_normal((*more, 3, 24, 24)).astype(np.float32)
+
+    if family.startswith("llava_next"):
+        size, tiles, rows, columns = NEXT_IMAGES[index % len(NEXT_IMAGES)]
+        detail = TinyImage(0, rows * (columns + 1), tile(*tiles), (1, rows, columns), size=size)
+        return [TinyImage(0, 9, tile(), size=size), detail]
     if family.startswith("llava"):
-        return rng.standard_normal((3, 24, 24)).astype(np.float32), None, 9
+        return [TinyImage(0, 9, tile())]
     grid = ((1, 4, 6), (1, 8, 4), (1, 4, 4))[index % 3]
     patches = grid[1] * grid[2]
     pixels = rng.standard_normal((patches, 3 * 2 * 8 * 8)).astype(np.float32)
-    return pixels, grid, patches // 4
+    return [TinyImage(0, patches // 4, pixels, grid)]
 
 
 def _llama() -> Any:
@@ -173,6 +219,23 @@ def _llava(text: Any = None, vision: Any = None, strategy: str = "default") -> A
         vision_feature_select_strategy=strategy,
     )
     return LlavaForConditionalGeneration(config)
+
+
+def _llava_next(text: Any = None, vision: Any = None, strategy: str = "default") -> Any:
+    config = LlavaNextConfig(
+        vision_config=vision or CLIPVisionConfig(**TOWER, projection_dim=32),
+        text_config=text or LlamaConfig(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=[-2, -1],
+        vision_feature_select_strategy=strategy,
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _llava_next_qwen2() -> Any:
+    """A tower without a class token."""
+    return _llava_next(_qwen2_config(), SiglipVisionConfig(**TOWER), "full")
 
 
 def _llava_siglip() -> Any:
@@ -287,6 +350,8 @@ BUILDERS = {
     "llava_qwen2": _llava_qwen2,
     "llava_siglip": _llava_siglip,
     "llava_dinov2": _llava_dinov2,
+    "llava_next": _llava_next,
+    "llava_next_qwen2": _llava_next_qwen2,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,

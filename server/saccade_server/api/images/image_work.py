@@ -24,8 +24,9 @@ from saccade_server.api.errors import BadRequest, Unavailable
 from saccade_server.api.images.media import ImageBudget, OpenedImage
 from saccade_server.api.settings import ApiSettings
 from saccade_server.models.conversation import PromptError
-from saccade_server.models.images import LARGE_PIXELS, Pixels
+from saccade_server.models.images import LARGE_PIXELS
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.models.views import Pixels
 
 Result = TypeVar("Result")
 

@@ -1,0 +1,146 @@
+"""Where in an image a feature is: from pixels to cells, and from cells to features."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saccade_server.models.conversation import Message
+from saccade_server.models.family import serve
+from saccade_server.models.prompt import PreparedImage, PromptProcessor
+from saccade_server.models.views import Cells
+
+FAMILIES = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+SIZES = [(90, 40), (40, 70), (64, 64), (33, 30), (30, 110)]
+
+
+def ramp(width: int, height: int) -> Image.Image:
+    """Red says how far to the right a pixel is, green how far down, each from 0 to 1."""
+    across = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
+    down = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], (height, width))
+    channels = np.stack([across, down, np.full_like(across, 0.5)], axis=-1)
+    return Image.fromarray(np.round(255 * channels).astype(np.uint8))
+
+
+def views_of(family: str, prompt_folder: Any, picture: Image.Image) -> tuple[Any, Any]:
+    prompts = PromptProcessor.load(prompt_folder(family)[0])
+    return prompts, prompts.chat([Message("user", (picture, "What is it?"))]).images
+
+
+def cell_pixels(view: PreparedImage) -> np.ndarray:
+    """The pixels of every cell, [rows, columns, 3, values], by formulas of this test."""
+    cells, pixels = view.cells, view.pixels
+    assert cells is not None
+    if pixels.ndim == 2:  # patches in squares of 2 x 2, [square row, square column, patch]
+        return (
+            pixels.reshape(cells.rows, cells.columns, 4, 3, -1)
+            .transpose(0, 1, 3, 2, 4)
+            .reshape(cells.rows, cells.columns, 3, -1)
+        )
+    if pixels.ndim == 5:
+        down, across, _, height, width = pixels.shape
+        pixels = pixels.transpose(2, 0, 3, 1, 4).reshape(3, down * height, across * width)
+        patch = height // 3
+        top = (pixels.shape[1] - cells.rows * patch) // 2
+        left = (pixels.shape[2] - cells.columns * patch) // 2
+        pixels = pixels[:, top : top + cells.rows * patch, left : left + cells.columns * patch]
+    _, height, width = pixels.shape
+    split = pixels.reshape(
+        3, cells.rows, height // cells.rows, cells.columns, width // cells.columns
+    )
+    return split.transpose(1, 3, 0, 2, 4).reshape(cells.rows, cells.columns, 3, -1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cell_shows_what_its_box_says(
+    family: str, size: tuple[int, int], prompt_folder: Callable[..., Any]
+) -> None:
+    prompts, views = views_of(family, prompt_folder, ramp(*size))
+    processor = prompts._images._processor
+    mean, std = (np.array(values) for values in (processor.image_mean, processor.image_std))
+    for view in views:
+        seen = 0
+        shown = cell_pixels(view).mean(-1) * std + mean
+        for row in range(view.cells.rows):
+            for column in range(view.cells.columns):
+                left, top, right, bottom = view.cells.cell_box(row, column)
+                if min(left, top) < -0.01 or max(right, bottom) > 1.01:
+                    continue  # padding is black
+                near = max(right - left, bottom - top) / 4  # a quarter of a cell
+                seen += 1
+                assert shown[row, column, 0] == pytest.approx((left + right) / 2, abs=near)
+                assert shown[row, column, 1] == pytest.approx((top + bottom) / 2, abs=near)
+        inner = (view.cells.rows - 2) * (view.cells.columns - 2)
+        assert seen > 0.5 * inner
+
+
+def without_attention(model: Any) -> Any:
+    """A model whose tower computes every patch alone: what attention adds is nothing."""
+    tower = next(
+        part
+        for name, part in model.model.named_children()
+        if name in ("vision_tower", "vision_model", "visual")
+    )
+    outputs = [
+        module
+        for name, module in tower.named_modules()
+        if name.endswith(("out_proj", "attn.proj", "projection_layer")) and "embed" not in name
+    ]
+    assert len(outputs) >= 3
+    for module in outputs:
+        torch.nn.init.zeros_(module.weight)
+        torch.nn.init.zeros_(module.bias)
+    return model
+
+
+@pytest.mark.parametrize("size", [(90, 40), (33, 70)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cell_decides_its_feature_alone(
+    family: str, size: tuple[int, int], prompt_folder: Callable[..., Any], tiny_model: Any
+) -> None:
+    _, views = views_of(family, prompt_folder, ramp(*size))
+    served = serve(without_attention(tiny_model(family)))
+    for view in views:
+        changed = view.pixels.copy()
+        rows, columns = view.cells.rows, view.cells.columns
+        row, column = rows - 1, columns // 2
+        places = np.arange(changed.size, dtype=np.float64).reshape(changed.shape)
+        mine = cell_pixels(replaced(view, places))[row, column]
+        changed.reshape(-1)[mine.astype(int)] += 1
+        with torch.no_grad():
+            before, after = served.encode_images([(view.pixels, view.grid), (changed, view.grid)])
+        assert len(before.features) == view.length
+        moved = (before.features - after.features).abs().amax(-1) > 1e-9
+        assert moved.nonzero().flatten().tolist() == [view.cells.feature(row, column)]
+
+
+def replaced(view: PreparedImage, pixels: np.ndarray) -> PreparedImage:
+    made = copy.copy(view)
+    object.__setattr__(made, "pixels", pixels)
+    return made
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_detailed_view_is_what_padding_leaves(
+    size: tuple[int, int], prompt_folder: Callable[..., Any]
+) -> None:
+    """By hand: the image is as large as fits into the tiles, patches outside of it are gone."""
+    _, (whole, detail) = views_of("llava_next", prompt_folder, ramp(*size))
+    assert whole.cells == Cells(3, 3)
+    down, across = detail.pixels.shape[:2]
+    width, height = size
+    scale = min(24 * across / width, 24 * down / height)
+    for kept, full, length in (
+        (detail.cells.rows, 3 * down, height * scale / 8),
+        (detail.cells.columns, 3 * across, width * scale / 8),
+    ):
+        assert kept == full - 2 * int((full - int(round(length, 7))) // 2)
+    assert detail.cells.gap == 1
+    assert detail.length == detail.cells.rows * (detail.cells.columns + 1)
+    assert detail.start == whole.start + 9
+    assert (whole.image, detail.image) == (0, 0)
