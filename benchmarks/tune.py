@@ -33,6 +33,7 @@ from gpu.search import (
 )
 from gpu.session import Figures, Part, Session, open_session, parser, supervise
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
+from gpu.small_search import run_small
 from report import folder, hardware, versions
 
 from saccade_kernels.gpu import tuning
@@ -133,6 +134,12 @@ def run(session: Session, found: Figures, name: str) -> None:
         _write(session)
 
 
+def run_rows(session: Session, found: Figures) -> None:
+    """Tune the small kernels of a layer."""
+    session.figures.setdefault("entries", []).extend(run_small(session, found))
+    _write(session)
+
+
 def _shared(
     kernel: str, key: dict[str, Any] | None, chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -184,10 +191,10 @@ def _write(session: Session) -> None:
         current = json.loads(path.read_text())
     for entry in session.figures["entries"]:
         kernel, new = entry["kernel"], {"key": entry["key"], "config": entry["config"]}
-        kept = [old for old in current[kernel] if old["key"] != entry["key"]]
+        kept = [old for old in current.setdefault(kernel, []) if old["key"] != entry["key"]]
         kept.append({**new, "measured": not session.dry})
         for old in kept:  # plain or edited, they agree on what decides the order of sums
-            if new["key"] and _size(old["key"]) == _size(new["key"]):
+            if kernel in tuning.SHARED and new["key"] and _size(old["key"]) == _size(new["key"]):
                 shared = {name: new["config"][name] for name in tuning.SHARED[kernel]}
                 old["config"] = {**old["config"], **shared}
         current[kernel] = sorted(kept, key=lambda old: json.dumps(old["key"], sort_keys=True))
@@ -208,6 +215,7 @@ def main() -> None:
         supervise(options)
     names = list(TINY) if options.dry_run else ORDER
     parts = [Part(name, 40, partial(run, name=name)) for name in names]
+    parts.append(Part("small kernels", 60, run_rows))
     with torch.no_grad():
         session = open_session("tune", options, {})
         if options.worker:

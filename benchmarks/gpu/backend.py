@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,24 +70,24 @@ def saliency(query: torch.Tensor, *arguments: Any) -> Any:
     return kernel(query, *arguments)
 
 
-def add_norm(residual: torch.Tensor, *arguments: Any) -> Any:
-    """``saccade_kernels.gpu.norms.add_norm``."""
-    return _small("add_norm", residual)(residual, *arguments)
+def add_norm(residual: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+    """``saccade_kernels.gpu.norms.add_norm``; the reference knows no ``config``."""
+    return _small("add_norm", residual, more)(residual, *arguments)
 
 
-def norm_rope_store(merged: torch.Tensor, *arguments: Any) -> Any:
-    """``saccade_kernels.gpu.rope.norm_rope_store``."""
-    return _small("norm_rope_store", merged)(merged, *arguments)
+def norm_rope_store(merged: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+    """``saccade_kernels.gpu.rope.norm_rope_store``, likewise."""
+    return _small("norm_rope_store", merged, more)(merged, *arguments)
 
 
-def gate(merged: torch.Tensor, activation: str) -> Any:
-    """``saccade_kernels.gpu.gates.gate``."""
-    return _small("gate", merged)(merged, activation)
+def gate(merged: torch.Tensor, activation: str, **more: Any) -> Any:
+    """``saccade_kernels.gpu.gates.gate``, likewise."""
+    return _small("gate", merged, more)(merged, activation)
 
 
 def rotation(positions: torch.Tensor, *arguments: Any) -> Any:
     """``saccade_kernels.gpu.rotation.rotation``."""
-    return _small("rotation", positions)(positions, *arguments)
+    return _small("rotation", positions, {})(positions, *arguments)
 
 
 def sink_ops(device: torch.device) -> tuple[Any, Any]:
@@ -98,9 +99,9 @@ def sink_ops(device: torch.device) -> tuple[Any, Any]:
     return kernels.store_sink_scores, kernels.settle_sink_tags
 
 
-def _small(name: str, tensor: torch.Tensor) -> Any:
+def _small(name: str, tensor: torch.Tensor, more: dict[str, Any]) -> Any:
     if not uses_triton(tensor.device):
         return getattr(layers, name)
     from saccade_kernels.gpu import backend as kernels
 
-    return getattr(kernels, name)
+    return partial(getattr(kernels, name), **more)

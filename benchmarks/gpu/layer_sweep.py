@@ -57,13 +57,14 @@ def run_layers(session: Session, found: Figures) -> None:
             if not session.has(4, f"small kernels {name}"):
                 continue
             sizes = found.setdefault(name, {})
-            for step in _steps(session, shape, rows):
+            for step in steps(session, shape, rows):
                 _one(session, sizes.setdefault(step.name, {}), step)
             _judge(session, sizes, real, rows)
             session.say(f"small kernels {name}:", {k: v.get("kernel") for k, v in sizes.items()})
 
 
-def _steps(session: Session, shape: ModelShape, rows: int) -> list[Step]:
+def steps(session: Session, shape: ModelShape, rows: int) -> list[Step]:
+    """All kernels on inputs of one size."""
     device, width, inner = session.device, shape.hidden, shape.intermediate
     own = shape.attention
     merged = (own.heads + 2 * own.kv_heads) * own.dim
@@ -101,7 +102,7 @@ def _steps(session: Session, shape: ModelShape, rows: int) -> list[Step]:
 
 def _one(session: Session, found: Figures, step: Step) -> None:
     kernel, plain = getattr(backend, step.name), getattr(layers, step.name)
-    found["error"] = _check(kernel, step)
+    found["error"] = check(kernel, step)
     seconds = session.time(found, "kernel", [_call(kernel, one) for one in step.arguments])
     before = session.time(found, "plain", [_call(plain, one) for one in step.arguments])
     if seconds is not None:
@@ -126,7 +127,7 @@ def _call(function: Callable[..., object], arguments: tuple[Any, ...]) -> Callab
     return lambda: function(*arguments)
 
 
-def _check(kernel: Callable[..., Any], step: Step) -> float:
+def check(kernel: Callable[..., Any], step: Step) -> float:
     """The worst relative error of what a kernel returns."""
     given = step.arguments[0]
     wanted = _tensors(getattr(layers, step.name)(*(_widened(one) for one in given)))

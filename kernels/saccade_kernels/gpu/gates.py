@@ -12,10 +12,7 @@ import triton.language as tl
 from saccade_kernels import layers
 from saccade_kernels.gpu.rounding import narrow, rounded
 from saccade_kernels.gpu.tiles import needs_upcast
-
-BLOCK_SIZE = 1024
-GATE_WARPS = 4
-"""Eight values a thread: 16 bytes of halves."""
+from saccade_kernels.gpu.tuning import SmallConfig, small_config
 
 ROOT_HALF = tl.constexpr(0.7071067811865476)
 TANH_SCALE = tl.constexpr(1.5957691216057308)
@@ -56,22 +53,23 @@ def squashed(x, by):
     return x / (1.0 + tl.exp(tl.minimum(-by, 88.0)))
 
 
-def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
+def gate(merged: torch.Tensor, activation: str, config: SmallConfig | None = None) -> torch.Tensor:
     """:func:`saccade_kernels.layers.gate` in Triton; float64 in PyTorch."""
     if merged.dtype == torch.float64:
         return layers.gate(merged, activation)
     merged = merged if merged.stride(-1) == 1 else merged.contiguous()
     rows, size = merged.shape[0], merged.shape[1] // 2
     output = merged.new_empty((rows, size))
+    config = config or small_config("gate", merged.dtype)
     if rows:
-        gate_kernel[(rows, triton.cdiv(size, BLOCK_SIZE))](
+        gate_kernel[(rows, triton.cdiv(size, config.block))](
             merged,
             output,
             SIZE=size,
             ROW=merged.stride(0),
-            BLOCK=BLOCK_SIZE,
+            BLOCK=config.block,
             ACTIVATION=activation,
             UPCAST=needs_upcast(merged.dtype),
-            num_warps=GATE_WARPS,
+            num_warps=config.warps(config.block),
         )
     return output

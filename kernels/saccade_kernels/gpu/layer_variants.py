@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from saccade_kernels.gpu.arguments import POINTERS
-from saccade_kernels.gpu.gates import BLOCK_SIZE, GATE_WARPS, gate_kernel
-from saccade_kernels.gpu.norms import norm_kernel, norm_warps
+from saccade_kernels.gpu.gates import gate_kernel
+from saccade_kernels.gpu.norms import norm_kernel
 from saccade_kernels.gpu.offline import Variant
-from saccade_kernels.gpu.rope import HEAD_WARPS, head_block, rope_store_kernel
+from saccade_kernels.gpu.rope import head_block, rope_store_kernel
 from saccade_kernels.gpu.rotation import rotation_kernel
 from saccade_kernels.gpu.sinks import TAG_BLOCK, TAG_WARPS, score_kernel, settle_kernel
+from saccade_kernels.gpu.tuning import SmallConfig, small_config
 from saccade_kernels.layers import ACTIVATIONS
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -34,12 +35,13 @@ HEAD_NORMS = {"": {}, "-normed": {"NORM": True}, "-normed-one": {"NORM": True, "
 
 def layer_variants() -> Iterator[Variant]:
     """All of them."""
-    for kind in POINTERS.values():
-        yield from _norms(kind)
+    for dtype, kind in POINTERS.items():
+        norm, rope, gate = (small_config(name, dtype) for name in ("norm", "rope", "gate"))
+        yield from _norms(kind, norm)
         yield from _rotations(kind)
-        yield from _heads(kind)
-        yield from _gates(kind)
-        yield from _scores(kind)
+        yield from _heads(kind, rope)
+        yield from _gates(kind, gate)
+        yield from _scores(kind, norm)
     yield from _settling()
 
 
@@ -49,16 +51,17 @@ def _variant(
     return Variant(name, kernel, types, constants | {"UPCAST": False}, warps, 3)
 
 
-def _norms(kind: str) -> Iterator[Variant]:
+def _norms(kind: str, config: SmallConfig) -> Iterator[Variant]:
     for (form, flags), size in itertools.product(NORMS.items(), HIDDEN_SIZES):
         flags = {"ADD": False, "NORM_UPDATE": False, "PLUS_ONE": False} | flags
         types: dict[str, str | None] = dict.fromkeys(("residual", "weight", "output"), kind)
         types |= dict.fromkeys(("update", "total"), kind if flags["ADD"] else None)
         types["update_weight"] = kind if flags["NORM_UPDATE"] else None
         types |= dict.fromkeys(("update_epsilon", "epsilon"), "fp32")
-        constants = flags | {"SIZE": size, "BLOCK": 1 << (size - 1).bit_length()}
+        block = 1 << (size - 1).bit_length()
+        constants = flags | {"SIZE": size, "BLOCK": block}
         name = f"norm-d{size}-{kind[1:]}{form}"
-        yield _variant(name, norm_kernel, types, constants, norm_warps(size))
+        yield _variant(name, norm_kernel, types, constants, config.warps(block))
 
 
 def _rotations(kind: str) -> Iterator[Variant]:
@@ -72,34 +75,35 @@ def _rotations(kind: str) -> Iterator[Variant]:
         yield _variant(name, rotation_kernel, types, constants, 1)
 
 
-def _heads(kind: str) -> Iterator[Variant]:
+def _heads(kind: str, config: SmallConfig) -> Iterator[Variant]:
     for (form, flags), dim in itertools.product(HEAD_NORMS.items(), HEAD_DIMS):
         flags = {"NORM": False, "PLUS_ONE": False} | flags
         tensors = ("merged", "cos", "sin", "query", "key_cache", "value_cache")
         types: dict[str, str | None] = dict.fromkeys(tensors, kind)
         types |= {"weight": kind if flags["NORM"] else None, "slots": "*i64", "epsilon": "fp32"}
-        pairs, block = head_block(dim)
+        pairs, block = head_block(dim, config)
         constants = flags | {"HEADS": HEADS, "KV_HEADS": KV_HEADS, "D": dim}
         constants |= {"ROW": (HEADS + 2 * KV_HEADS) * dim, "BLOCK": block, "PAIRS": pairs}
         name = f"rope-d{dim}-{kind[1:]}{form}"
-        yield _variant(name, rope_store_kernel, types, constants, HEAD_WARPS)
+        yield _variant(name, rope_store_kernel, types, constants, config.warps(2 * pairs * block))
 
 
-def _gates(kind: str) -> Iterator[Variant]:
+def _gates(kind: str, config: SmallConfig) -> Iterator[Variant]:
     for activation, size in itertools.product(ACTIVATIONS, INTERMEDIATE_SIZES):
         types: dict[str, str | None] = dict.fromkeys(("merged", "output"), kind)
-        constants = {"SIZE": size, "ROW": 2 * size, "BLOCK": BLOCK_SIZE, "ACTIVATION": activation}
+        constants = {"SIZE": size, "ROW": 2 * size, "BLOCK": config.block, "ACTIVATION": activation}
         name = f"gate-{activation}-{size}-{kind[1:]}"
-        yield _variant(name, gate_kernel, types, constants, GATE_WARPS)
+        yield _variant(name, gate_kernel, types, constants, config.warps(config.block))
 
 
-def _scores(kind: str) -> Iterator[Variant]:
+def _scores(kind: str, config: SmallConfig) -> Iterator[Variant]:
     for size in HIDDEN_SIZES:
         types: dict[str, str | None] = dict.fromkeys(("rows", "dims", "slots"), "*i64")
         types |= {"hidden": kind, "scores": "*fp32", "count": "i32"}
-        constants = {"SIZE": size, "BLOCK": 1 << (size - 1).bit_length()}
+        block = 1 << (size - 1).bit_length()
+        constants = {"SIZE": size, "BLOCK": block}
         name = f"score-d{size}-{kind[1:]}"
-        yield Variant(name, score_kernel, types, constants, norm_warps(size), 3)
+        yield Variant(name, score_kernel, types, constants, config.warps(block), 3)
 
 
 def _settling() -> Iterator[Variant]:

@@ -13,6 +13,7 @@ import triton.language as tl
 from saccade_kernels import layers
 from saccade_kernels.gpu.rounding import narrow, rounded
 from saccade_kernels.gpu.tiles import needs_upcast
+from saccade_kernels.gpu.tuning import SmallConfig, small_config
 from saccade_kernels.layers import RMSNorm
 
 
@@ -69,11 +70,6 @@ def normed(x, factor, weight, TYPE: tl.constexpr, PLUS_ONE: tl.constexpr, UPCAST
         return narrow(rounded(x * factor, TYPE, UPCAST) * weight, TYPE, UPCAST)
 
 
-def norm_warps(size: int) -> int:
-    """Warps of a program: 16 values of a row a thread, and more where 8 warps are not enough."""
-    return min(max(int(triton.next_power_of_2(size)) // 512, 1), 8)
-
-
 def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
     """:func:`saccade_kernels.layers.rms_norm` in Triton; float64 in PyTorch."""
     if hidden.dtype == torch.float64:
@@ -86,15 +82,20 @@ def add_norm(
     update: torch.Tensor | None,
     norm: RMSNorm,
     update_norm: RMSNorm | None = None,
+    config: SmallConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`saccade_kernels.layers.add_norm` in Triton; float64 in PyTorch."""
     if residual.dtype == torch.float64:
         return layers.add_norm(residual, update, norm, update_norm)
-    return _launch(residual, update, norm, update_norm)
+    return _launch(residual, update, norm, update_norm, config)
 
 
 def _launch(
-    residual: torch.Tensor, update: torch.Tensor | None, norm: RMSNorm, before: RMSNorm | None
+    residual: torch.Tensor,
+    update: torch.Tensor | None,
+    norm: RMSNorm,
+    before: RMSNorm | None,
+    config: SmallConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     adds = update is not None
     before = before if adds else None
@@ -105,6 +106,7 @@ def _launch(
     output = x.new_empty(x.shape)
     total = x.new_empty(x.shape) if adds else None
     size = x.shape[-1]
+    block = int(triton.next_power_of_2(size))
     if rows := x.numel() // max(size, 1):
         norm_kernel[(rows,)](
             x,
@@ -116,11 +118,11 @@ def _launch(
             norm.epsilon if before is None else before.epsilon,
             norm.epsilon,
             SIZE=size,
-            BLOCK=triton.next_power_of_2(size),
+            BLOCK=block,
             ADD=adds,
             NORM_UPDATE=before is not None,
             PLUS_ONE=norm.plus_one,
             UPCAST=needs_upcast(x.dtype),
-            num_warps=norm_warps(size),
+            num_warps=(config or small_config("norm", x.dtype)).warps(block),
         )
     return residual if total is None else total, output

@@ -14,12 +14,8 @@ from saccade_kernels import layers
 from saccade_kernels.gpu.norms import normed
 from saccade_kernels.gpu.rounding import narrow, rounded
 from saccade_kernels.gpu.tiles import needs_upcast
+from saccade_kernels.gpu.tuning import SmallConfig, small_config
 from saccade_kernels.layers import Heads, Rotation
-
-PAIRS_OF_BLOCK = 512
-"""Pairs of dimensions that a program rotates: eight of them a thread, 16 bytes of halves each."""
-
-HEAD_WARPS = 2
 
 
 @triton.jit(do_not_specialize_on_alignment=["slots"])
@@ -96,6 +92,7 @@ def norm_rope_store(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    config: SmallConfig | None = None,
 ) -> torch.Tensor:
     """:func:`saccade_kernels.layers.norm_rope_store` in Triton; float64 in PyTorch."""
     caches = (key_cache, value_cache, slots)
@@ -104,7 +101,8 @@ def norm_rope_store(
     merged = merged if merged.stride(-1) == 1 else merged.contiguous()
     tokens, norm = merged.shape[0], heads.norm
     query = merged.new_empty((tokens, heads.heads, heads.head_dim))
-    pairs, block = head_block(heads.head_dim)
+    config = config or small_config("rope", merged.dtype)
+    pairs, block = head_block(heads.head_dim, config)
     if tokens:
         rope_store_kernel[(tokens, triton.cdiv(heads.heads + 2 * heads.kv_heads, block))](
             merged,
@@ -125,12 +123,12 @@ def norm_rope_store(
             NORM=norm is not None,
             PLUS_ONE=norm is not None and norm.plus_one,
             UPCAST=needs_upcast(merged.dtype),
-            num_warps=HEAD_WARPS,
+            num_warps=config.warps(2 * pairs * block),
         )
     return query
 
 
-def head_block(head_dim: int) -> tuple[int, int]:
+def head_block(head_dim: int, config: SmallConfig) -> tuple[int, int]:
     """Pairs of a head in a program, padded to a power of two; and heads of a program."""
     pairs = int(triton.next_power_of_2(head_dim // 2))
-    return pairs, max(PAIRS_OF_BLOCK // pairs, 1)
+    return pairs, max(config.block // (2 * pairs), 1)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels import controls, sinks
-from saccade_kernels.gpu.norms import norm_warps
+from saccade_kernels.gpu.tuning import small_config
 from saccade_kernels.sinks import SinkTags
 
 WIDTH = tl.constexpr(controls.CLASSES)
@@ -106,6 +106,7 @@ def store_sink_scores(
         return
     hidden = hidden.contiguous()
     size = hidden.shape[1]
+    block = int(triton.next_power_of_2(size))
     if count := rows.shape[0]:
         score_kernel[(count,)](
             hidden,
@@ -115,8 +116,8 @@ def store_sink_scores(
             scores,
             dims.shape[0],
             SIZE=size,
-            BLOCK=triton.next_power_of_2(size),
-            num_warps=norm_warps(size),
+            BLOCK=block,
+            num_warps=small_config("norm", hidden.dtype).warps(block),
         )
 
 

@@ -39,6 +39,19 @@ class PrefillConfig:
     descriptors: bool = False  # keys and values through TMA descriptors
 
 
+@dataclass(frozen=True, slots=True)
+class SmallConfig:
+    """Launch of a kernel between a layer's products. Sizes are powers of two."""
+
+    values: int  # of a thread; more where the warps are not enough
+    most_warps: int
+    block: int = 0  # values of a program; 0: a whole row
+
+    def warps(self, block: int) -> int:
+        """Warps of a program that has so many values."""
+        return min(max(block // (32 * self.values), 1), self.most_warps)
+
+
 SHARED = {
     "decode": ("num_warps", "split", "max_splits", "block_keys"),
     "prefill": ("block_m", "num_warps"),
@@ -59,15 +72,24 @@ def prefill_config(head_dim: int, edited: bool, dtype: torch.dtype) -> PrefillCo
     return PrefillConfig(**_find("prefill", key))
 
 
+@cache
+def small_config(kernel: str, dtype: torch.dtype) -> SmallConfig:
+    """Configuration of the kernels of norms ("norm"), heads ("rope") or gates ("gate")."""
+    return SmallConfig(**_find("small", {"kernel": kernel, "bytes": dtype.itemsize}))
+
+
 def _padded(head_dim: int) -> int:
     """Kernels work on powers of two, and few other sizes need an entry of their own."""
     return max(64, 1 << (head_dim - 1).bit_length())
 
 
-def _find(kernel: str, key: dict[str, int]) -> dict[str, Any]:
-    for head_dim in (key["head_dim"], _padded(key["head_dim"])):
+def _find(kernel: str, key: dict[str, Any]) -> dict[str, Any]:
+    wanted = [key]
+    if "head_dim" in key:
+        wanted.append(key | {"head_dim": _padded(key["head_dim"])})
+    for one in wanted:
         for entry in table()[kernel]:
-            if entry["key"] == key | {"head_dim": head_dim}:
+            if entry["key"] == one:
                 found: dict[str, Any] = entry["config"]
                 return found
     raise ValueError(f"tuning.json has no {kernel} configuration for {key}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saccade_kernels import layers, ops
-from saccade_kernels.gpu import backend, gates
+from saccade_kernels.gpu import backend
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -150,7 +150,7 @@ def test_heads_are_normed_rotated_and_stored(shape, form, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
-@pytest.mark.parametrize("size", [96, gates.BLOCK_SIZE + 40])
+@pytest.mark.parametrize("size", [96, 1064])
 def test_gates(size, name, dtype):
     merged = draw(3, 2 * size + 8, dtype=dtype)[:, : 2 * size]
     got, want = backend.gate(merged, name), layers.gate(merged, name)
