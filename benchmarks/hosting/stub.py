@@ -21,7 +21,7 @@ IMAGE_TOKENS = 576
 SINK_DIMS = (1415, 2533)
 VOCABULARY = 1000
 WIDTH = 8
-MAX_LEN = 8192
+MAX_LEN = 4096 + 128
 FINGERPRINT = "sha256:" + "7" * 64
 
 
@@ -74,7 +74,7 @@ class StubModel:
 
 def engine(stops: bool = False, **limits: Any) -> EngineCore:
     """An engine over the stub; ``limits`` are those of EngineConfig."""
-    sizes = {"max_num_seqs": 32, "max_batched_tokens": MAX_LEN, "cache_tokens": 2 * MAX_LEN}
+    sizes = {"max_num_seqs": 32, "max_batched_tokens": 8192, "cache_tokens": 4 * MAX_LEN}
     config = EngineConfig(model="stub", max_model_len=MAX_LEN, **{**sizes, **limits})
     model: Any = StubModel(stops)
     return EngineCore(model, config, SINK_DIMS, FINGERPRINT)

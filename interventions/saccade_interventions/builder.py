@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_interventions.chains import find_gated_chain, find_mixed_masses
 from saccade_interventions.edits import (
     NO_LIMIT,
     Gate,
@@ -26,11 +27,10 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import (
     RULE_FIELDS,
     Plan,
-    find_gated_chain,
     find_long_chain,
-    find_mixed_masses,
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule
+from saccade_interventions.sites import pairs
 from saccade_kernels.controls import CLASSES, GATES, OWN_CLASSES, ControlShape
 from saccade_kernels.streams import SiteKind
 
@@ -232,12 +232,13 @@ class PlanBuilder:
         edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
         edits = (*self._scores, *self._masses, *self._gains, *later)
         for edit in edits:
-            for layer, heads in edit.sites:
+            for layer, _ in edit.sites:
                 if not 0 <= layer < self._shape.layers:
                     raise ValueError(f"there is no layer {layer}")
-                wrong = next((head for head in heads if not 0 <= head < self._shape.heads), None)
-                if wrong is not None:
-                    raise ValueError(f"there is no head {wrong}")
+            _, heads = pairs(edit.sites)
+            wrong_heads = heads[(heads < 0) | (heads >= self._shape.heads)]
+            if wrong_heads.size:
+                raise ValueError(f"there is no head {wrong_heads[0]}")
         for score in (*self._scores, *later):
             self._check_classes(score.classes)
         if any(edit.phases != (Phase.LAST,) for edit in later):
@@ -250,10 +251,8 @@ class PlanBuilder:
         known = self._vectors.get(edit.direction)
         if known is None or not all(0 <= row < known.rows for row in edit.rows):
             raise ValueError("a stream edit names a vector that nobody brought")
-        if edit.onto is None and not edit.diagonal:
-            norm = float(np.linalg.norm(known.unpack()[edit.row].astype(np.float64)))
-            if abs(norm - 1) > 1e-3:
-                raise ValueError("the direction of a stream edit is a unit vector")
+        if edit.onto is None and not edit.diagonal and not known.is_unit[edit.row]:
+            raise ValueError("the direction of a stream edit is a unit vector")
         finite = np.isfinite((edit.scale, edit.shift)).all()
         bounds = ((edit.low, edit.high), (edit.above, edit.below))
         if not finite or not all(-NO_LIMIT <= low <= high <= NO_LIMIT for low, high in bounds):

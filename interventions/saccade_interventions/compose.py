@@ -38,6 +38,11 @@ from dataclasses import replace
 from typing import Any
 
 from saccade_interventions.base import Intervention
+from saccade_interventions.chains import (
+    find_gated_chain,
+    find_loud_chain,
+    find_mixed_masses,
+)
 from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
@@ -46,10 +51,7 @@ from saccade_interventions.plan import (
     RULE_FIELDS,
     Plan,
     find_crowd,
-    find_gated_chain,
     find_long_chain,
-    find_loud_chain,
-    find_mixed_masses,
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule, sourced
 from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS

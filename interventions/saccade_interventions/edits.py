@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ Sites = tuple[tuple[int, tuple[int, ...]], ...]
 """(layer, query heads) pairs, layers ascending."""
 
 NO_LIMIT = float("inf")
+
+UNIT_TOLERANCE = 1e-3
+"""How far the length of a unit vector may be from 1."""
 
 MOST_GAIN = 16.0
 """Largest factor that a head's output may get in all, whatever its sign: published gains stay below
@@ -57,6 +61,12 @@ class Vectors:
         rows, size = values.shape
         data = np.ascontiguousarray(values, dtype="<f4").tobytes()
         return cls(hashlib.sha256(data).hexdigest(), rows, size, data)
+
+    @cached_property
+    def is_unit(self) -> NDArray[np.bool_]:
+        """Which vectors have length 1, but for rounding: bool [rows]."""
+        lengths = np.linalg.norm(self.unpack().astype(np.float64), axis=1)
+        return np.asarray(np.abs(lengths - 1) <= UNIT_TOLERANCE)
 
     def unpack(self) -> NDArray[np.float32]:
         """A read-only array [rows, size]."""

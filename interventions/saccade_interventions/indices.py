@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 
 
 def _unique(values: list[int]) -> list[int]:
+    if len(set(values)) == len(values):
+        return values
     seen: set[int] = set()
     for index, value in enumerate(values):
         if value in seen:

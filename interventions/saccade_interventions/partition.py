@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saccade_interventions.context import runs
 from saccade_interventions.edits import Gate, MassEdit, TagRun
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 
 Combination = tuple[int, ...]
+
+Stretch = tuple[int, int, Combination]
+"""Prompt positions, end exclusive, that are of one combination."""
 
 
 class Partition:
@@ -27,9 +30,8 @@ class Partition:
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self._plans = plans
-        self._base = np.stack([plan.base_tags() for plan in plans], axis=1)  # [positions, plans]
-        self._hidden = (self._base == NEVER_ATTEND).any(axis=1)
-        prompt = {tuple(map(int, row)) for row in np.unique(self._base[~self._hidden], axis=0)}
+        self._stretches = _stretches([plan.base_tags() for plan in plans])
+        prompt = {found for _, _, found in self._visible(0)}
         self._generated = tuple(plan.generated_tag for plan in plans)
         examined = prompt
         if any(plan.sinks and plan.sinks.generated for plan in plans):
@@ -49,11 +51,15 @@ class Partition:
     @property
     def tags(self) -> tuple[TagRun, ...]:
         """Runs of every class but 0, which is where untagged keys are anyway."""
-        tags = [TagRun(*span, NEVER_ATTEND) for span in runs(self._hidden)]
-        for number, combination in enumerate(self.combinations[1:], start=1):
-            mine = (self._base == combination).all(axis=1)
-            tags += [TagRun(*span, number) for span in runs(mine)]
-        return tuple(tags)
+        numbers = {found: number for number, found in enumerate(self.combinations)}
+        tags: list[TagRun] = []
+        for start, end, found in self._stretches:
+            tag = NEVER_ATTEND if NEVER_ATTEND in found else numbers[found]
+            if tags and tags[-1].tag == tag and tags[-1].end == start:
+                start = tags.pop().start
+            if tag:
+                tags.append(TagRun(start, end, tag))
+        return tuple(sorted(tags, key=lambda run: run.tag if run.tag != NEVER_ATTEND else 0))
 
     @property
     def generated_tag(self) -> int:
@@ -96,6 +102,14 @@ class Partition:
         weights = tuple(gate.weights[found[plan]] for found in self.combinations)
         return Gate(weights, gate.threshold)
 
+    def _visible(self, start: int) -> list[Stretch]:
+        """The stretches that reach behind ``start`` and that no plan hides."""
+        return [
+            stretch
+            for stretch in self._stretches
+            if stretch[1] > start and NEVER_ATTEND not in stretch[2]
+        ]
+
     def _sink(self, found: Combination) -> Combination:
         remaps = [dict(plan.sinks.remap) if plan.sinks else {} for plan in self._plans]
         return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
@@ -109,9 +123,7 @@ class Partition:
         starts = [plan.recent.start for plan in self._plans if plan.recent]
         if not starts:
             return set()
-        start = min(starts)
-        base = self._base[start:][~self._hidden[start:]]
-        prompt = {tuple(map(int, row)) for row in np.unique(base, axis=0)}
+        prompt = {found for _, _, found in self._visible(min(starts))}
         return {*prompt, *(self._as_sink[found] for found in prompt), self._generated}
 
     def _pairs(self, changes: dict[Combination, Combination]) -> tuple[tuple[int, int], ...]:
@@ -127,6 +139,16 @@ class Partition:
             for tag in _needed(edited)
             if all(found[plan] != tag for found in occurring)
         }
+
+
+def _stretches(tags: Sequence[NDArray[np.uint8]]) -> list[Stretch]:
+    """The combinations of equally long arrays of classes, in order."""
+    base = np.stack(tags, axis=1)  # [positions, plans]
+    changes = np.flatnonzero((base[1:] != base[:-1]).any(axis=1)) + 1
+    starts = [0, *changes.tolist()]
+    found = base[starts].tolist()
+    ends = [*starts[1:], len(base)]
+    return [(start, end, tuple(row)) for start, end, row in zip(starts, ends, found, strict=True)]
 
 
 def _needed(plan: Plan) -> set[int]:

@@ -16,6 +16,9 @@ class Phase(StrEnum):
     GENERATED = "generated"
 
 
+PHASES = tuple(Phase)
+"""In the order of the rows."""
+
 ROWS: dict[str, frozenset[Phase]] = {
     "prompt": frozenset({Phase.PREFIX, Phase.QUESTION, Phase.LAST}),
     "question": frozenset({Phase.QUESTION, Phase.LAST}),

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.edits import (
-    MOST_GAIN,
     Edits,
     HeadEdit,
     MassEdit,
@@ -30,7 +29,8 @@ from saccade_interventions.edits import (
     TagRun,
     Vectors,
 )
-from saccade_interventions.phases import Phase
+from saccade_interventions.phases import PHASES, Phase
+from saccade_interventions.programs import ProgramMaker
 from saccade_interventions.rules import (
     ConfidenceRule,
     ContrastRule,
@@ -42,7 +42,8 @@ from saccade_interventions.rules import (
     SinkRule,
     sourced,
 )
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Program
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Program
+from saccade_kernels.packed import PackedProgram
 from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, site_of
 
 
@@ -110,6 +111,22 @@ class Plan:
         """
         return self.head_sinks is not None
 
+    def phases_of(self, start: int, end: int) -> list[tuple[Phase, int]]:
+        """The phases of the query rows from ``start`` to ``end``, with the number of rows of each.
+
+        Phases without rows are left out; nothing else depends on how many rows there are.
+        """
+        last = self.prompt_length - 1
+        question = min(self.question_start, last)
+        ends = (question, last, last + 1, max(end, last + 1))
+        found, begun = [], start
+        for phase, phase_end in zip(PHASES, ends, strict=True):
+            stop = min(phase_end, end)
+            if stop > begun:
+                found.append((phase, stop - begun))
+                begun = stop
+        return found
+
     def phase(self, position: int) -> Phase:
         """The phase of the query row at ``position`` of the sequence."""
         if position >= self.prompt_length:
@@ -132,17 +149,21 @@ class Plan:
 
     def program(self, phase: Phase) -> Program:
         """The table row that query rows of ``phase`` follow."""
-        program = Program.identity(self.shape)
+        return self.packed(phase).unpack()
+
+    def packed(self, phase: Phase) -> PackedProgram:
+        """The same by kinds of heads, as it travels to the tables."""
+        maker = ProgramMaker(self.shape)
         for score in self.scores:
             if phase in score.phases:
-                _apply_score(program, score)
+                maker.score(score)
         for mass in self.masses:
             if phase in mass.phases:
-                _apply_mass(program, mass)
+                maker.mass(mass)
         for head in self.gains:
             if phase in head.phases:
-                _apply_head(program, head, self.vectors_of(head.shift))
-        return program
+                maker.head(head, self.vectors_of(head.shift))
+        return maker.made()
 
     def vectors_of(self, digest: str | None) -> NDArray[np.float32] | None:
         """The vectors that an edit names, float32 [rows, size]."""
@@ -150,25 +171,41 @@ class Plan:
             return None
         return next(v for v in self.vectors if v.digest == digest).unpack()
 
+    @cached_property
+    def program_keys(self) -> Mapping[Phase, str | None]:
+        """Fingerprint of each phase's program, None if its rows are not edited at all.
+
+        Programs with equal fingerprints are equal, whoever made their plans, in every process.
+        """
+        made: list[tuple[tuple[Phase, ...], bytes]]
+        made = [(edit.phases, _edit_content(edit)) for edit in self.edits]
+        if self.measured is not None:
+            made.append((self.measured.phases, _rule_content(self.measured)))
+        classes = _encode(self.classes)
+        keys: dict[Phase, str | None] = {}
+        for phase in PHASES:
+            own = [content for phases, content in made if phase in phases]
+            keys[phase] = _digest(classes, *own) if own else None
+        return MappingProxyType(keys)
+
     def program_key(self, phase: Phase) -> str | None:
-        """Content hash of the phase's program, None if its rows are not edited at all."""
-        edits: list[object]
-        edits = [replace(edit, source=0) for edit in self.edits if phase in edit.phases]
-        if self.measured is not None and phase in self.measured.phases:
-            edits.append(replace(self.measured, source=0))
-        if not edits:
-            return None
-        return _digest([self.classes, edits])
+        """Fingerprint of the phase's program, None if its rows are not edited at all."""
+        return self.program_keys[phase]
+
+    @cached_property
+    def _tags_key(self) -> str:
+        recent = None if self.recent is None else sourced(self.recent, 0)
+        return _digest(_encode([self.tags, self.generated_tag, self.sinks, recent]))
 
     def tags_key(self) -> str:
         """Content hash of the key classes, found sinks and recent keys included."""
-        recent = None if self.recent is None else replace(self.recent, source=0)
-        return _digest([self.tags, self.generated_tag, self.sinks, recent])
+        return self._tags_key
 
     def fingerprint(self) -> str:
         """Content hash of the whole plan for this prompt."""
         programs = [self.program_key(phase) for phase in Phase]
-        return _digest([programs, self.tags_key(), [sourced(r, 0) for r in self.rules]])
+        rules = [_rule_content(rule) for rule in self.rules]
+        return _digest(_encode([programs, self.tags_key()]), *rules)
 
 
 RULE_FIELDS: dict[type, str] = {
@@ -180,23 +217,6 @@ RULE_FIELDS: dict[type, str] = {
     ConfidenceRule: "confidence",
 }
 """Kind of rule -> the field of a plan that holds it."""
-
-
-def find_gated_chain(
-    masses: Sequence[MassEdit],
-) -> tuple[MassEdit, MassEdit, tuple[int, int, Phase]] | None:
-    """Two edits of one (layer, head, phase), one of them gated, and where; None if all is well.
-
-    The gates of a table row are read once, before its transform: no chain could honour them.
-    """
-    seen: dict[tuple[int, int, Phase], MassEdit] = {}
-    for edit in masses:
-        for layer, heads in edit.sites:
-            for site in product((layer,), heads, edit.phases):
-                other = seen.setdefault(site, edit)
-                if other is not edit and (edit.gates or other.gates):
-                    return other, edit, site
-    return None
 
 
 def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, Phase] | None:
@@ -211,30 +231,6 @@ def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, Phase] |
     return None
 
 
-def find_loud_chain(
-    gains: Sequence[HeadEdit], measured: MeasuredGains | None = None
-) -> tuple[HeadEdit | MeasuredGains, tuple[int, int, Phase]] | None:
-    """The edit that lets chained gains exceed MOST_GAIN at one (layer, head, phase), and where.
-
-    A later gain scales an earlier shift, too, so a shift begins a chain of its own. Any head of the
-    measured layers may be chosen.
-    """
-    totals: dict[tuple[int, int, Phase], float] = {}
-    for edit in gains:
-        for layer, heads in edit.sites:
-            for site in product((layer,), heads, edit.phases):
-                total = totals.get(site, 1.0) * abs(edit.gain)
-                totals[site] = total if edit.shift is None else max(total, 1.0)
-                if totals[site] > MOST_GAIN:
-                    return edit, site
-    if measured is not None:
-        for site, total in totals.items():
-            meets = site[0] in measured.layers and site[2] in measured.phases
-            if meets and total * abs(measured.gain) > MOST_GAIN:
-                return measured, site
-    return None
-
-
 def find_crowd(streams: Sequence[StreamEdit]) -> StreamEdit | None:
     """The first edit that names one vector more than can be in use at a time."""
     seen: set[tuple[str, int]] = set()
@@ -245,55 +241,18 @@ def find_crowd(streams: Sequence[StreamEdit]) -> StreamEdit | None:
     return None
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+_encode = msgspec.msgpack.Encoder().encode
+"""Of two different values, neither's bytes begin with the other's, so they may be joined."""
 
 
-def _apply_score(program: Program, edit: ScoreEdit) -> None:
-    """Score edits all read the unedited score, so their changes add."""
-    for layer, heads in edit.sites:
-        cells = np.ix_([layer], list(heads), list(edit.classes))
-        program.scale[cells] += np.float32(edit.scale)
-        program.absolute[cells] += np.float32(edit.absolute)
-        program.bias[cells] += np.float32(edit.bias)
+def _edit_content(edit: Edits) -> bytes:
+    """All that an edit says, but not whose it is."""
+    return _encode([type(edit).__name__, replace(edit, source=0)])
 
 
-def _apply_head(program: Program, edit: HeadEdit, shift: NDArray[np.float32] | None) -> None:
-    """Head edits chain in order: a later gain also scales an earlier shift."""
-    first = 0
-    for layer, heads in edit.sites:
-        chosen = list(heads)
-        program.gain[layer, chosen] *= np.float32(edit.gain)
-        program.shift[layer, chosen] *= np.float32(edit.gain)
-        if shift is not None:
-            program.shift[layer, chosen] += shift[first : first + len(chosen)]
-        first += len(chosen)
+def _rule_content(rule: Rules) -> bytes:
+    return _encode([type(rule).__name__, sourced(rule, 0)])
 
 
-def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, int, int] | None:
-    """Two edits of one (layer, head) by different kinds of classes, and where; None: all is well.
-
-    A head has the classes of the tags or its own, in all rows.
-    """
-    seen: dict[tuple[int, int], MassEdit] = {}
-    for edit in masses:
-        for layer, heads in edit.sites:
-            for head in heads:
-                other = seen.setdefault((layer, head), edit)
-                if other.partitioned != edit.partitioned:
-                    return other, edit, layer, head
-    return None
-
-
-def _apply_mass(program: Program, edit: MassEdit) -> None:
-    """Mass edits chain in order; a gated one is alone, see :func:`find_gated_chain`."""
-    classes = len(edit.transform)
-    transform = np.eye(CLASSES, dtype=np.float64)
-    transform[:classes, :classes] = edit.transform
-    for layer, heads in edit.sites:
-        for head in heads:
-            chained = transform @ program.transform[layer, head]
-            program.transform[layer, head] = chained.astype(np.float32)
-            for index, gate in enumerate(edit.gates):
-                program.gate_weight[layer, head, index, :classes] = gate.weights
-                program.gate_threshold[layer, head, index] = gate.threshold
+def _digest(*content: bytes) -> str:
+    return hashlib.sha256(b"".join(content)).hexdigest()

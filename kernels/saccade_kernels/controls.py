@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,12 +101,8 @@ class Program:
 
     def head_edits(self) -> NDArray[np.uint8]:
         """Which edits each head makes. Returns :class:`Edit` flags, uint8 [L, H]."""
-        score = (self.scale != 0) | (self.absolute != 0) | (self.bias != 0)
-        flags = Edit.SCORE * (score.any(-1) | (self.weight != 0)).astype(np.uint8)
-        eye = np.eye(CLASSES, dtype=np.float32)
-        flags |= Edit.MASS * (self.transform != eye).any(axis=(-1, -2)).astype(np.uint8)
-        headed = (self.gain != 1) | (self.shift != 0).any(-1)
-        return np.asarray(flags | Edit.HEAD * headed.astype(np.uint8), dtype=np.uint8)
+        shifts = np.uint8(Edit.HEAD) * (self.shift != 0).any(-1)
+        return np.asarray(kind_edits(self) | shifts, dtype=np.uint8)
 
     def edits(self) -> tuple[Edit, ...]:
         """Which edits each layer makes, one :class:`Edit` per layer."""
@@ -114,3 +111,29 @@ class Program:
     def is_identity(self) -> bool:
         """True when no layer edits anything."""
         return not any(self.edits())
+
+
+class Kinds(Protocol):
+    """What :func:`kind_edits` looks at; every field has the same leading dimensions."""
+
+    @property
+    def scale(self) -> FloatArray: ...
+    @property
+    def absolute(self) -> FloatArray: ...
+    @property
+    def bias(self) -> FloatArray: ...
+    @property
+    def weight(self) -> FloatArray: ...
+    @property
+    def transform(self) -> FloatArray: ...
+    @property
+    def gain(self) -> FloatArray: ...
+
+
+def kind_edits(heads: Kinds) -> NDArray[np.uint8]:
+    """Which edits heads make by all but their shifts: :class:`Edit` flags, uint8 [...]."""
+    score = (heads.scale != 0) | (heads.absolute != 0) | (heads.bias != 0)
+    flags = np.uint8(Edit.SCORE) * (score.any(-1) | (heads.weight != 0))
+    eye = np.eye(CLASSES, dtype=np.float32)
+    flags |= np.uint8(Edit.MASS) * (heads.transform != eye).any(axis=(-1, -2))
+    return np.asarray(flags | np.uint8(Edit.HEAD) * (heads.gain != 1), dtype=np.uint8)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from saccade_interventions.chains import find_loud_chain
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.edits import HeadEdit, TagRun, Vectors
@@ -17,7 +18,7 @@ from saccade_interventions.methods.pasta import PASTA
 from saccade_interventions.methods.var import VAR
 from saccade_interventions.methods.vhr import VHR
 from saccade_interventions.phases import Phase
-from saccade_interventions.plan import Plan, find_loud_chain
+from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows, Sited
 from saccade_kernels.controls import NEVER_ATTEND
 

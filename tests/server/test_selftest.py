@@ -1,7 +1,7 @@
 """The self-test at start: what it lets through on the demo model, and what it catches."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,8 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import HeadSinkRule
-from saccade_kernels.controls import Edit, Program
+from saccade_kernels.controls import Edit
+from saccade_kernels.packed import PackedProgram
 from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
@@ -139,6 +140,17 @@ CAUGHT = {
 @pytest.fixture(scope="module")
 def core() -> Any:
     return load_core(engine_config(device="cpu", cache_tokens=8192, max_num_seqs=4))
+
+
+@pytest.fixture
+def unwritten(core: Any) -> Iterator[Any]:
+    """The engine with no program left in its tables, before the test and behind it."""
+    rows = core._scheduler.rows
+    for row in list(rows._idle):
+        rows._give_up(row)
+    yield core
+    for row in list(rows._idle):
+        rows._give_up(row)
 
 
 def tried(core: Any, registry: Registry, **info: Any) -> Mapping[str, str]:
@@ -273,17 +285,17 @@ def test_the_plan_that_changes_nothing_takes_the_edited_path(core: Any) -> None:
 
 
 def test_edited_rows_that_differ_from_plain_ones_are_caught(
-    core: Any, monkeypatch: pytest.MonkeyPatch
+    unwritten: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No method can be judged by its neutral strength then: that would be the plain path."""
-    tables = core._runner.tables
+    tables = unwritten._runner.tables
     write = tables.write_program
 
-    def write_louder(row: int, program: Program) -> None:
+    def write_louder(row: int, program: PackedProgram) -> None:
         write(row, replace(program, gain=program.gain * 1.5))
 
     monkeypatch.setattr(tables, "write_program", write_louder)
-    faults = tried(core, Registry([Good]))
+    faults = tried(unwritten, Registry([Good]))
     assert "edits that change nothing change its log-probabilities" in faults["good"]
 
 
@@ -328,16 +340,16 @@ def test_log_probabilities_that_are_no_numbers_never_pass(
 
 
 def test_edits_under_which_logits_are_no_numbers_do_not_stop_the_server(
-    core: Any, monkeypatch: pytest.MonkeyPatch
+    unwritten: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = core._runner.tables
+    tables = unwritten._runner.tables
     write = tables.write_program
 
-    def write_nan(row: int, program: Program) -> None:
+    def write_nan(row: int, program: PackedProgram) -> None:
         write(row, replace(program, gain=program.gain * np.float32("nan")))
 
     monkeypatch.setattr(tables, "write_program", write_nan)
-    assert "not finite" in tried(core, Registry([Good]))["good"]
+    assert "not finite" in tried(unwritten, Registry([Good]))["good"]
 
 
 @pytest.mark.parametrize("name", sorted(Registry.discover().methods))

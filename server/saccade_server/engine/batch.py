@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -79,12 +78,13 @@ def pack(
     lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
     starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
     contexts = np.array([chunk.end for chunk in chunks], dtype=np.int32)
-    controls = [control_rows(chunk) for chunk in chunks]
+    runs = [chunk.sequence.control_runs(chunk.start, chunk.end) for chunk in chunks]
+    controls = [[row for row, _ in some] for some in runs]
     decodes = int((lengths == 1).sum())
     edits = edits_of(tables, chunks[:decodes], controls[:decodes])
     prefills = tuple(
-        _prefill(tables, chunk, rows)
-        for chunk, rows in zip(chunks[decodes:], controls[decodes:], strict=True)
+        _prefill(tables, chunk, some)
+        for chunk, some in zip(chunks[decodes:], runs[decodes:], strict=True)
     )
     edited = bool(edits) or any(run.edits for prefill in prefills for run in prefill.runs)
     tag_rows = [chunk.sequence.tag_row for chunk in chunks]
@@ -94,7 +94,7 @@ def pack(
         starts,
         contexts,
         _page_table(chunks),
-        np.array([row for rows in controls for row in rows], np.int32),
+        _spread(runs),
         np.array(tag_rows, dtype=np.int32),
         _tokens(chunks),
         _positions(chunks, positions, decodes),
@@ -157,9 +157,14 @@ def has_own_classes(chunks: Batch[Chunk]) -> bool:
     )
 
 
-def _prefill(tables: DeviceTables, chunk: Chunk, rows: list[int]) -> Prefill:
+def _spread(runs: Batch[list[tuple[int, int]]]) -> NDArray[np.int32]:
+    """Row of the control tables of every query row: int32 [T]."""
+    rows, counts = zip(*(run for some in runs for run in some), strict=True)
+    return np.repeat(np.array(rows, np.int32), counts)
+
+
+def _prefill(tables: DeviceTables, chunk: Chunk, runs: list[tuple[int, int]]) -> Prefill:
     """What the host knows of a chunk of several rows."""
-    runs = [(row, len(list(same))) for row, same in groupby(rows)]
     return Prefill(
         queries=chunk.length,
         context=chunk.end,
@@ -221,7 +226,5 @@ def _page_table(chunks: Batch[Chunk]) -> NDArray[np.int32]:
 
 def control_rows(chunk: Chunk) -> list[int]:
     """Row of the control tables of every query row."""
-    sequence = chunk.sequence
-    if not sequence.control_rows:
-        return [0] * chunk.length
-    return [sequence.control_row(position) for position in range(chunk.start, chunk.end)]
+    runs = chunk.sequence.control_runs(chunk.start, chunk.end)
+    return [row for row, count in runs for _ in range(count)]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.divergence import Reactivity
-from saccade_server.engine.batch import Step
+from saccade_server.engine.batch import Ints, Step
 from saccade_server.engine.request import MeasuredHeads
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -73,29 +73,29 @@ class Pair:
             self.sibling_start + other.sequence.prompt_length - 1 - other.start,
         )
 
-    def rows(self) -> list[int]:
+    def rows(self) -> Ints:
         """Rows in the step that get the gains, the sibling's too if they act there.
 
         Behind the images both prompts are the same, so a sibling's row is in the phase of the row
         as far from the end.
         """
         shift = self.chunk.sequence.prompt_length - self.sibling.sequence.prompt_length
-        rows = self._amplified(self.chunk, self.start, 0)
+        rows = [self._amplified(self.chunk, self.start, 0)]
         if self.rule.both:
-            rows += self._amplified(self.sibling, self.sibling_start, shift)
-        return rows
+            rows.append(self._amplified(self.sibling, self.sibling_start, shift))
+        return np.concatenate(rows)
 
-    def _amplified(self, chunk: Chunk, start: int, shift: int) -> list[int]:
-        return [
-            start + position - chunk.start
-            for position in range(chunk.start, chunk.end)
-            if self.plan.phase(position + shift) in self.rule.phases
-        ]
+    def _amplified(self, chunk: Chunk, start: int, shift: int) -> Ints:
+        phases = self.plan.phases_of(chunk.start + shift, chunk.end + shift)
+        follows = np.repeat(
+            [phase in self.rule.phases for phase, _ in phases], [count for _, count in phases]
+        )
+        return start + np.flatnonzero(follows)
 
-    def control_rows(self) -> list[int]:
+    def control_rows(self) -> Ints:
         """Rows of the control tables that get the gains."""
         held = self.chunk.sequence.control_rows
-        return sorted({held[phase] for phase in self.rule.phases})
+        return np.unique([held[phase] for phase in self.rule.phases]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class GainMeasurer:
         sequence = pair.chunk.sequence
         if sequence in self._tried:
             for phase in pair.rule.phases:
-                self._tables.write_heads(sequence.control_rows[phase], pair.plan.program(phase))
+                self._tables.write_heads(sequence.control_rows[phase], pair.plan.packed(phase))
         self._tried.add(sequence)
 
     def _measure(self, rule: MeasuredGains, pairs: list[Pair]) -> HeadReinforcement:
@@ -212,7 +212,7 @@ def _pairs(step: Step) -> Iterator[Pair]:
             yield Pair(step.chunks[own], step.starts[own], sibling, step.starts[i])
 
 
-def _flat(rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _flat(rows: list[Ints]) -> tuple[Ints, Ints]:
     """All rows, and the pair that each belongs to."""
     pairs = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
-    return np.array([row for some in rows for row in some], dtype=np.int64), pairs
+    return np.concatenate(rows), pairs

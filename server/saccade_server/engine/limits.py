@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.streams import STREAM_VECTORS
@@ -98,7 +97,7 @@ def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
             f"computes {info.max_num_seqs}"
         )
     plans = [member.plan for member in members if member.plan is not None]
-    keys = {plan.program_key(phase) for plan in plans for phase in Phase} - {None}
+    keys = {key for plan in plans for key in plan.program_keys.values()} - {None}
     if len(keys) > info.max_programs:
         return f"the plans need {len(keys)} programs, and the server holds {info.max_programs}"
     apart = sum(1 for plan in plans if plan.head_sinks is not None)

@@ -31,6 +31,8 @@ from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence
 
+_encode = msgspec.msgpack.Encoder().encode
+
 _SALTS = count()
 """For each sequence of this process whose pages, or some of them, are its own."""
 
@@ -50,21 +52,23 @@ class PageKeyer:
             self._tags = self._plan.tags_key()
             self._scores = _scores_key(self._plan.sinks)
         self._edited = self._plan is not None and self._plan.hides
+        self._spans = [(i.digest, i.start, i.start + i.length) for i in request.images]
+        self._encoded: dict[tuple[int, tuple[tuple[Phase, int], ...]], msgspec.Raw] = {}
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Append the keys of all full pages among the first ``tokens`` tokens."""
-        keys = sequence.page_keys
-        while (len(keys) + 1) * PAGE <= tokens:
-            start = len(keys) * PAGE
-            parent = keys[-1] if keys else b""
+        keys, known = sequence.page_keys, sequence.tokens
+        parent = keys[-1] if keys else b""
+        for start in range(len(keys) * PAGE, tokens - PAGE + 1, PAGE):
             content: list[object] = [
-                sequence.tokens[start : start + PAGE],
+                known[start : start + PAGE],
                 self._images(start),
                 self._edits(start),
             ]
             if self._salt is not None:
                 content.append(self._salt)
-            keys.append(hashlib.sha256(parent + msgspec.msgpack.encode(content)).digest())
+            parent = hashlib.sha256(parent + _encode(content)).digest()
+            keys.append(parent)
 
     @property
     def needs(self) -> str | None:
@@ -81,28 +85,38 @@ class PageKeyer:
     def _images(self, start: int) -> list[tuple[str, int]]:
         """Images that reach into the page, with the page's place relative to their start."""
         return [
-            (image.digest, start - image.start)
-            for image in self._request.images
-            if image.start < start + PAGE and image.start + image.length > start
+            (digest, start - first)
+            for digest, first, last in self._spans
+            if first < start + PAGE and last > start
         ]
 
-    def _edits(self, start: int) -> list[object] | None:
+    def _edits(self, start: int) -> msgspec.Raw | None:
         if self._plan is None:
             return None
-        programs = [self._programs[self._plan.phase(p)] for p in range(start, start + PAGE)]
-        self._edited = self._edited or any(programs)
+        phases = self._plan.phases_of(start, start + PAGE)
+        self._edited = self._edited or any(self._programs[phase] for phase, _ in phases)
         if not self._edited:
             return None
-        runs = [(program, len(list(run))) for program, run in groupby(programs)]
         # Behind the prompt tokens have another class, and are no sinks unless a rule says so.
         prompt = min(max(self._plan.prompt_length - start, 0), PAGE)
-        return [self._tags, prompt, runs]
+        same = prompt, tuple(phases)
+        if same not in self._encoded:
+            self._encoded[same] = msgspec.Raw(_encode([self._tags, prompt, self._runs(phases)]))
+        return self._encoded[same]
+
+    def _runs(self, phases: list[tuple[Phase, int]]) -> list[tuple[str | None, int]]:
+        """The programs of a page's rows, each with how many rows in a row follow it."""
+        return [
+            (program, sum(rows for _, rows in run))
+            for program, run in groupby(phases, lambda run: self._programs[run[0]])
+        ]
 
 
 def _programs(plan: Plan) -> dict[Phase, str | None]:
-    keys = {phase: plan.program_key(phase) for phase in Phase}
     salt, own = next(_SALTS), () if plan.measured is None else plan.measured.phases
-    return {phase: f"{key} {salt}" if phase in own else key for phase, key in keys.items()}
+    return {
+        phase: f"{key} {salt}" if phase in own else key for phase, key in plan.program_keys.items()
+    }
 
 
 def _scores_key(rule: SinkRule | None) -> str | None:

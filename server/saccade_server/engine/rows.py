@@ -1,28 +1,33 @@
 """Rows of the control tables and of the tag table: who holds which. No tensors.
 
 Sequences with the same program share a control row, counted, unless the program is completed by
-what is measured while the sequence runs. Every sequence with a plan has a tag row of its own. Row 0
-of either table is the identity and is never handed out.
+what is measured while the sequence runs. A row that nobody holds any more keeps its program, and is
+*idle*, until it is needed for another, the longest idle first: the next request with the same
+settings finds it by the program's fingerprint, and nothing is made or written. Every sequence with
+a plan has a tag row of its own. Row 0 of either table is the identity and is never handed out.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Protocol
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_kernels.controls import Program
+from saccade_kernels.packed import PackedProgram
 from saccade_kernels.streams import STREAM_VECTORS, StreamProgram
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.vectors import Direction, VectorBank, VectorSlots, directions
+
+OWN = " of "
+"""In the key of a program that no other sequence may share, before the sequence that has it."""
 
 
 class PlanTables(VectorBank, Protocol):
     """Where rows are written; the runner's tables on the device."""
 
-    def write_program(self, row: int, program: Program) -> None:
+    def write_program(self, row: int, program: PackedProgram) -> None:
         """Fill a control row."""
         ...
 
@@ -61,13 +66,14 @@ class PlanRows:
         self._row_of: dict[str, int] = {}
         self._key_of: dict[int, str] = {}
         self._holders: dict[int, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._vectors = VectorSlots(tables, vectors)
         self._directions: dict[int, frozenset[Direction]] = {}
 
     @property
     def programs(self) -> int:
         """Different programs in flight."""
-        return len(self._row_of)
+        return len(self._holders)
 
     @property
     def free_partitions(self) -> int:
@@ -149,37 +155,57 @@ class PlanRows:
             sequence.control_rows[phase] = self._hold(key, plan, phase)
 
     def _has_room(self, wanted: dict[Phase, str], plan: Plan) -> bool:
-        """True if rows and vectors are left for the programs that nobody has yet."""
+        """True if rows and vectors are left for the programs that nobody has yet.
+
+        Idle rows are given up for them, but none that is wanted.
+        """
         fresh = {key for key in wanted.values() if key not in self._row_of}
         new = [directions(plan, phase) for phase, key in wanted.items() if key in fresh]
-        return len(fresh) <= len(self._free_controls) and self._vectors.has_room(
-            found for some in new for found in some
-        )
+        named = frozenset[Direction]().union(*new)
+        kept = {self._row_of[key] for key in wanted.values() if key in self._row_of}
+        spare = deque(row for row in self._idle if row not in kept)
+        if len(fresh) > len(self._free_controls) + len(spare):
+            return False
+        while len(fresh) > len(self._free_controls):
+            self._give_up(spare.popleft())
+        while spare and not self._vectors.has_room(named):
+            self._give_up(spare.popleft())
+        return self._vectors.has_room(named)
 
     def _let_go(self, row: int) -> None:
         self._holders[row] -= 1
         if self._holders[row] == 0:
             del self._holders[row]
-            del self._row_of[self._key_of.pop(row)]
-            self._free_controls.append(row)
-            self._vectors.release(self._directions.pop(row, ()))
+            self._idle[row] = None
+            if OWN in self._key_of[row]:  # what was measured is of no use to anybody else
+                self._give_up(row)
+
+    def _give_up(self, row: int) -> None:
+        """Forget the program of an idle row, whose vectors go too."""
+        del self._idle[row]
+        del self._row_of[self._key_of.pop(row)]
+        self._free_controls.append(row)
+        self._vectors.release(self._directions.pop(row, ()))
 
     def _hold(self, key: str, plan: Plan, phase: Phase) -> int:
         row = self._row_of.get(key)
         if row is not None:
-            self._holders[row] += 1
+            self._idle.pop(row, None)
+            self._holders[row] = self._holders.get(row, 0) + 1
             return row
         row = self._free_controls.popleft()
         self._row_of[key], self._key_of[row], self._holders[row] = row, key, 1
         try:
             self._write(row, plan, phase)
         except Exception:
-            self._let_go(row)
+            del self._holders[row]
+            self._idle[row] = None
+            self._give_up(row)
             raise
         return row
 
     def _write(self, row: int, plan: Plan, phase: Phase) -> None:
-        self._tables.write_program(row, plan.program(phase))
+        self._tables.write_program(row, plan.packed(phase))
         if plan.measured is not None and phase in plan.measured.phases:
             self._tables.expect_gains(row, plan.measured.layers)
         found = directions(plan, phase)
@@ -191,10 +217,9 @@ class PlanRows:
 
 def _programs(sequence: Sequence, plan: Plan) -> dict[Phase, str]:
     """Key of each edited phase's program; one that is completed by measuring is nobody else's."""
-    keys = {phase: plan.program_key(phase) for phase in Phase}
     own = () if plan.measured is None else plan.measured.phases
     return {
-        phase: f"{key} {id(sequence)}" if phase in own else key
-        for phase, key in keys.items()
+        phase: f"{key}{OWN}{id(sequence)}" if phase in own else key
+        for phase, key in plan.program_keys.items()
         if key is not None
     }

@@ -130,6 +130,7 @@ class Runner:
         if self.model.device.type == "cuda":
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
+        self.tables.flush()  # a captured step reads them where they are and asks nobody
         moving = [chunk.sequence.tag_row for chunk in chunks if chunk.sequence.moves]
         with self.tables.uncounted(moving, unless_done=True):
             return self._queue(chunks)

@@ -171,6 +171,22 @@ class Sequence:
             return 0
         return self.control_rows.get(self.plan.phase(position), 0)
 
+    def control_runs(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Rows of the control tables that queries ``start`` to ``end`` follow, with their numbers.
+
+        Neighbours follow different rows.
+        """
+        if self.plan is None or not self.control_rows:
+            return [(0, end - start)]
+        runs: list[tuple[int, int]] = []
+        for phase, count in self.plan.phases_of(start, end):
+            row = self.control_rows.get(phase, 0)
+            if runs and runs[-1][0] == row:
+                row, before = runs.pop()
+                count += before
+            runs.append((row, count))
+        return runs
+
     def count(self, source: int, name: str, times: int = 1) -> None:
         """Note that a rule of the plan did something."""
         self.counts[source, name] = self.counts.get((source, name), 0) + times
@@ -178,7 +194,6 @@ class Sequence:
     def count_rows(self, end: int) -> None:
         """Note that query rows up to ``end`` have been computed under the plan."""
         if self.plan is not None:
-            for position in range(self.counted, end):
-                phase = self.plan.phase(position)
-                self.rows_touched[phase] = self.rows_touched.get(phase, 0) + 1
+            for phase, rows in self.plan.phases_of(self.counted, end):
+                self.rows_touched[phase] = self.rows_touched.get(phase, 0) + rows
         self.counted = max(self.counted, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,24 +18,29 @@ from saccade_kernels.controls import (
     SINK_CLASS,
     ControlShape,
     Edit,
-    Program,
 )
+from saccade_kernels.packed import PackedProgram
 from saccade_kernels.stream_tables import StreamTables
 from saccade_kernels.streams import StreamProgram
 from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
 from saccade_server.engine.request import SiteCount
 from saccade_server.engine.transfer import Uploader
+from saccade_server.engine.writes import TableWrites
 from saccade_server.models.streams import StreamStep
 
 MAX_UNIONS = 1024
 """Remembered sets of rows; a long-lived server sees more of them than are worth keeping."""
 
+EDITS = tuple(Edit(flags) for flags in range(16))
+"""Every combination of flags, by number."""
+
 
 class DeviceTables:
-    """Writes rows when plans come and reads counters when they go; see :class:`PlanTables`.
+    """Takes rows when plans come and reads counters when they go; see :class:`PlanTables`.
 
-    Writes are queued behind the steps that were launched before, so a row may be handed on while
-    a step of its former owner still runs.
+    What is said of rows waits until :meth:`flush`, which a step begins with. Writes are queued
+    behind the steps that were launched before, so a row may be handed on while a step of its former
+    owner still runs.
     """
 
     def __init__(
@@ -48,46 +53,62 @@ class DeviceTables:
         hidden_size: int,
         partition_rows: int = 1,
     ) -> None:
-        self.controls = ControlTables.allocate(control_rows, shape, device)
-        self.tags = TagTable.allocate(tag_rows, shape, max_len, device)
+        self._controls = ControlTables.allocate(control_rows, shape, device)
+        self._tags = TagTable.allocate(tag_rows, shape, max_len, device)
         self._partition_rows = partition_rows
         self.shape = shape
         if device.type != "cpu":  # memory that is asked for later may be the cache's by then
             self._allocate_partition()
-        self.streams = StreamTables.allocate(control_rows, shape.layers, hidden_size, device=device)
+        self._streams = StreamTables.allocate(
+            control_rows, shape.layers, hidden_size, device=device
+        )
         self._upload = Uploader(device)
+        self._waiting = TableWrites()
         self._classes: dict[int, int] = {}
-        self._edits: dict[int, tuple[Edit, ...]] = {}
-        self._unions: dict[frozenset[int], tuple[Edit, ...]] = {}
+        self._edits: dict[int, NDArray[np.uint8]] = {}
+        self._unions: dict[tuple[frozenset[int], bool], tuple[Edit, ...]] = {}
         self._stream_sites: dict[int, frozenset[int]] = {}
 
-    def write_program(self, row: int, program: Program) -> None:
+    @property
+    def controls(self) -> ControlTables:
+        """The control tables, with all that was said."""
+        self.flush()
+        return self._controls
+
+    @property
+    def tags(self) -> TagTable:
+        """The tag table, with all that was said."""
+        self.flush()
+        return self._tags
+
+    @property
+    def streams(self) -> StreamTables:
+        """The tables of stream edits, with all that was said."""
+        self.flush()
+        return self._streams
+
+    def flush(self) -> None:
+        """Queue the writes of all that was said since the last time."""
+        if self._waiting:
+            self._waiting.flush(self._controls, self._tags, self._streams, self._upload)
+
+    def write_program(self, row: int, program: PackedProgram) -> None:
         """Fill a control row. It edits no sites until :meth:`write_streams` says so."""
         assert row != IDENTITY_ROW
-        names = [field.name for field in fields(program)]
-        arrays = (getattr(program, name) for name in names)
-        *values, edits = self._upload(*arrays, program.head_edits())
-        for name, value in zip(names, values, strict=True):
-            getattr(self.controls, name)[row].copy_(value)
-        self.controls.edits[row].copy_(edits)
-        self._edits[row] = program.edits()
-        self._unions.clear()
-        self.streams.count[row].zero_()  # whatever the row's former owner edited
+        self._waiting.programs[row] = program
+        self._waiting.streams.pop(row, None)
+        self._note_edits(row, np.bitwise_or.reduce(program.head_edits, axis=1))
         self._stream_sites.pop(row, None)
 
     def write_streams(self, row: int, program: StreamProgram) -> None:
         """Say what the rows that follow a control row do at sites."""
         assert row != IDENTITY_ROW
-        names = [field.name for field in fields(program)]
-        values = self._upload(*(getattr(program, name) for name in names))
-        for name, value in zip(names, values, strict=True):
-            getattr(self.streams, name)[row].copy_(value)
+        self._waiting.streams[row] = program
         self._stream_sites[row] = program.sites
 
     def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
         """Fill a slot of the bank of vectors."""
-        (value,) = self._upload(values)
-        self.streams.bank[slot].copy_(value)
+        self._waiting.vectors[slot] = values
 
     def stream_step(self, rows: Iterable[int]) -> StreamStep | None:
         """What a step that uses these control rows does at sites; None: nothing."""
@@ -96,56 +117,41 @@ class DeviceTables:
         found = frozenset[int]().union(*(self._stream_sites.get(row, ()) for row in rows))
         return StreamStep(self.streams, found) if found else None
 
-    def write_heads(self, row: int, program: Program) -> None:
+    def write_heads(self, row: int, program: PackedProgram) -> None:
         """Put a program's head edits back into its row, without the gains measured since."""
-        gain, shift, edits = self._upload(program.gain, program.shift, program.head_edits())
-        self.controls.gain[row].copy_(gain)
-        self.controls.shift[row].copy_(shift)
-        self.controls.edits[row].copy_(edits)
+        controls = self.controls
+        heads = (program.gain[program.kind], program.shift[program.shifted], program.head_edits)
+        for table, values in zip(
+            (controls.gain, controls.shift, controls.edits), self._upload(*heads), strict=True
+        ):
+            table[row].copy_(values)
 
     def expect_gains(self, row: int, layers: Iterable[int]) -> None:
         """Count head edits to what a control row does in ``layers``: the device will write some."""
-        edits = list(self._edits[row])
-        for layer in layers:
-            edits[layer] |= Edit.HEAD
-        self._edits[row] = tuple(edits)
+        edits = self._edits[row].copy()
+        edits[list(layers)] |= np.uint8(Edit.HEAD)
+        self._note_edits(row, edits)
+
+    def _note_edits(self, row: int, edits: NDArray[np.uint8]) -> None:
+        self._edits[row] = edits
         self._unions.clear()
 
     def open_tags(self, row: int, plan: Plan) -> None:
         """Fill a tag row with a plan's base tags and clear its counters."""
-        (base,) = self._upload(plan.base_tags())
-        self.tags.tags[row].fill_(plan.generated_tag)
-        self.tags.tags[row, :, : plan.prompt_length].copy_(base)
-        self.tags.weights[row].zero_()
-        self.tags.hides[row].fill_(int(plan.hides))
-        self.tags.moved[row].zero_()
-        if self.tags.partition is not None:
-            self.tags.partition.rows[row].zero_()
+        self._waiting.open(row, plan)
         self._classes[row] = count_classes(plan)
 
     def open_partition(self, row: int, tag_row: int, plan: Plan) -> None:
         """Give the sequence of a tag row heads with key classes of their own: no sinks yet."""
-        rule = plan.head_sinks
-        assert rule is not None
-        if self.tags.partition is None:  # on a CPU nothing is spent before somebody asks
+        if self._tags.partition is None:  # on a CPU nothing is spent before somebody asks
             self._allocate_partition()
-        table = self.tags.partition
-        assert table is not None
-        listed = np.zeros((self.shape.layers, self.shape.heads), np.uint8)
-        for layer, heads in rule.sites:
-            listed[layer, list(heads)] = 1
-        (values,) = self._upload(listed)
-        table.rows[tag_row].fill_(row)
-        table.heads[row].copy_(values)
-        table.classes[row].zero_()
-        if rule.exempt_initial:
-            table.classes[row, ..., 0].fill_(EXEMPT_CLASS)
+        self._waiting.partitions[row] = tag_row, plan
 
     def _allocate_partition(self) -> None:
-        tags = self.tags.tags
+        tags = self._tags.tags
         sizes = (tags.shape[0], self._partition_rows, self.shape, tags.shape[2])
         made = PartitionTable.allocate(*sizes, tags.device)
-        self.tags = replace(self.tags, partition=made)
+        self._tags = replace(self._tags, partition=made)
 
     def classes(self, tag_rows: Iterable[int]) -> int:
         """Key classes that the kernels must tell apart for the sequences of these rows."""
@@ -156,15 +162,16 @@ class DeviceTables:
         edited = frozenset(row for row in rows if row)
         if not edited and not hides:
             return ()
-        if edited not in self._unions:
+        found = self._unions.get((edited, hides))
+        if found is None:
             if len(self._unions) == MAX_UNIONS:
                 self._unions.clear()
-            union = [Edit.NONE] * self.shape.layers
+            union = np.full(self.shape.layers, Edit.HIDE if hides else Edit.NONE, np.uint8)
             for row in edited:
-                union = [a | b for a, b in zip(union, self._edits[row], strict=True)]
-            self._unions[edited] = tuple(union)
-        found = self._unions[edited]
-        return tuple(edit | Edit.HIDE for edit in found) if hides else found
+                union |= self._edits[row]
+            found = tuple(map(EDITS.__getitem__, union.tolist()))
+            self._unions[edited, hides] = found
+        return found
 
     def count_moved(self, tag_rows: Iterable[int]) -> torch.Tensor:
         """Counters of these rows as they are behind the steps launched so far: [n, layers, heads].

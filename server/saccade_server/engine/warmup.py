@@ -64,7 +64,7 @@ def warm_up(runner: Runner, longest: int) -> None:
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
         plan = replace(plan, question_start=1, saliency=JUDGED)
-        runner.tables.write_program(ROW, plan.program(Phase.LAST))
+        runner.tables.write_program(ROW, plan.packed(Phase.LAST))
         runner.tables.write_streams(ROW, dummy_streams(plan.layers))
         runner.tables.open_tags(ROW, plan)
         chunks = dummy_step([length, length], plan)

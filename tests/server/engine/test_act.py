@@ -383,4 +383,4 @@ def test_a_row_that_is_handed_on_forgets_its_heads() -> None:
     assert (found.classes[1, ..., 0] == 2).all()
     assert tables.classes([2]) == 3
     tables.open_tags(2, plan)
-    assert found.rows.tolist() == [0, 0, 0, 0, 0]
+    assert tables.tags.partition.rows.tolist() == [0, 0, 0, 0, 0]

@@ -1,6 +1,8 @@
 """Table rows: shared by content, given back, never over-committed."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
-from saccade_kernels.controls import ControlShape, Program
+from saccade_kernels.controls import ControlShape
+from saccade_kernels.packed import PackedProgram
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.sequence import Sequence
@@ -19,11 +22,11 @@ class Tables:
     """Remembers what was written."""
 
     def __init__(self) -> None:
-        self.programs: dict[int, Program] = {}
+        self.programs: dict[int, PackedProgram] = {}
         self.tags: list[int] = []
         self.expected: dict[int, tuple[int, ...]] = {}
 
-    def write_program(self, row: int, program: Program) -> None:
+    def write_program(self, row: int, program: PackedProgram) -> None:
         self.programs[row] = program
 
     def expect_gains(self, row: int, layers: Iterable[int]) -> None:
@@ -85,7 +88,7 @@ def test_equal_programs_share_a_row_and_the_last_holder_frees_it(tables: Tables)
     assert not rows.acquire(other)
     rows.release(second)
     assert rows.acquire(other)
-    assert tables.programs[other.control_row(9)].bias[1, 0, 1] == 2.0
+    assert tables.programs[other.control_row(9)].unpack().bias[1, 0, 1] == 2.0
 
 
 def test_no_tag_row_no_admission(tables: Tables) -> None:
@@ -138,3 +141,96 @@ def test_rows_that_are_completed_by_measuring_are_nobody_else_s(tables: Tables) 
     rows.release(first)
     rows.release(second)
     assert rows.programs == 0
+
+
+def test_a_row_that_nobody_holds_serves_the_next_with_its_program(tables: Tables) -> None:
+    """Found by its fingerprint, whoever compiled it: nothing is made and nothing is written."""
+    rows = PlanRows(tables, 4, 4)
+    first = sequence(plan(1.0))
+    rows.acquire(first)
+    held = first.control_row(9)
+    rows.release(first)
+    assert rows.programs == 0
+    tables.programs.clear()
+    second = sequence(plan(1.0))
+    assert rows.acquire(second)
+    assert second.control_row(9) == held
+    assert rows.programs == 1
+    assert not tables.programs
+
+
+def test_the_row_that_was_idle_longest_is_given_to_another_program(tables: Tables) -> None:
+    rows = PlanRows(tables, 3, 8)
+    held = {}
+    for strength in (1.0, 2.0, 1.0):  # the first is used once more
+        made = sequence(plan(strength))
+        assert rows.acquire(made)
+        held[strength] = made.control_row(9)
+        rows.release(made)
+    other, again = sequence(plan(3.0)), sequence(plan(1.0))
+    assert rows.acquire(other)
+    assert other.control_row(9) == held[2.0]
+    assert rows.acquire(again)
+    assert again.control_row(9) == held[1.0]
+    assert not rows.acquire(sequence(plan(4.0))), "held rows are never taken"
+
+
+def two_programs(first: float, second: float) -> Plan:
+    builder = PlanBuilder(ControlShape(2, 2, 4), 8, 4)
+    tag = builder.tag([(1, 3)])
+    builder.score(((1, (0, 1)),), [tag], parse_rows("last"), bias=first)
+    builder.score(((1, (0, 1)),), [tag], parse_rows("generated"), bias=second)
+    return builder.build()
+
+
+def test_idle_rows_that_are_wanted_are_not_given_up(tables: Tables) -> None:
+    """Where one of a plan's programs is idle, the row for the other must be another one."""
+    rows = PlanRows(tables, 3, 8)
+    first = sequence(two_programs(1.0, 2.0))
+    assert rows.acquire(first)
+    rows.release(first)
+    second = sequence(two_programs(1.0, 3.0))
+    assert rows.acquire(second)
+    assert second.control_row(7) == 1
+    assert second.control_row(9) == 2
+    assert tables.programs[2].unpack().bias[1, 0, 1] == 3.0
+
+
+def test_measured_rows_never_serve_anybody_else(tables: Tables) -> None:
+    """Not even a sequence at the same place in memory: gains were written into them."""
+    rows = PlanRows(tables, 2, 4)
+    for _ in range(3):
+        made = sequence(measured("last+generated"))
+        tables.programs.clear()
+        assert rows.acquire(made)
+        assert set(tables.programs) == {1}
+        rows.release(made)
+
+
+def test_a_row_that_could_not_be_written_is_not_found_again(tables: Tables) -> None:
+    rows = PlanRows(tables, 2, 4)
+    write = tables.write_program
+
+    def fails(row: int, program: PackedProgram) -> None:
+        raise RuntimeError("no memory")
+
+    tables.write_program = fails  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no memory"):
+        rows.acquire(sequence(plan(1.0)))
+    tables.write_program = write  # type: ignore[method-assign]
+    made = sequence(plan(1.0))
+    assert rows.acquire(made)
+    assert tables.programs[made.control_row(9)].unpack().bias[1, 0, 1] == 1.0
+
+
+@pytest.mark.parametrize("question", [0, 3, 8])
+def test_runs_of_rows_are_those_of_each_row(question: int, tables: Tables) -> None:
+    for made in (plan(1.0), two_programs(1.0, 2.0), two_programs(1.0, 1.0)):
+        edited = sequence(replace(made, question_start=question))
+        PlanRows(tables, 5, 5).acquire(edited)
+        for start in range(10):
+            runs = edited.control_runs(start, 11)
+            found = [row for row, count in runs for _ in range(count)]
+            assert found == [edited.control_row(position) for position in range(start, 11)]
+            assert all(one[0] != two[0] for one, two in pairwise(runs))
+    assert sequence(None).control_runs(2, 7) == [(0, 5)]

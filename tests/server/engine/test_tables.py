@@ -11,12 +11,14 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import Gate, TagRun
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import RecentRule, SinkRule
-from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Edit, Program
+from saccade_interventions.rules import HeadSinkRule, RecentRule, SinkRule
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Edit
+from saccade_kernels.packed import PackedProgram
 from saccade_kernels.stream_tables import StreamTables
 from saccade_kernels.streams import StreamFlag, StreamProgram
 from saccade_kernels.tables import ControlTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
+from saccade_server.engine.transfer import Uploader
 
 SHAPE = ControlShape(3, 2, 4)
 ROWS = parse_rows("question+generated")
@@ -35,7 +37,8 @@ def scored(tags: int) -> Plan:
 
 @pytest.fixture
 def tables() -> DeviceTables:
-    return DeviceTables(SHAPE, 5, 5, 32, torch.device("cpu"), hidden_size=8)
+    cpu = torch.device("cpu")
+    return DeviceTables(SHAPE, 5, 5, 32, cpu, hidden_size=8, partition_rows=2)
 
 
 @pytest.mark.parametrize("tags", [1, 3, 7])
@@ -83,9 +86,9 @@ def test_a_step_has_the_classes_of_its_widest_plan(tables: DeviceTables) -> None
 
 
 def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> None:
-    program = scored(3).program(Phase.QUESTION)
+    program = scored(3).packed(Phase.QUESTION)
     wanted = ControlTables.allocate(5, SHAPE)
-    wanted.write(3, program)
+    wanted.write(3, program.unpack())
     tables.write_program(3, program)
     for field in fields(ControlTables):
         assert torch.equal(getattr(tables.controls, field.name), getattr(wanted, field.name))
@@ -100,7 +103,7 @@ def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceT
     wanted = StreamTables.allocate(5, 3, 8)
     wanted.write(3, program)
     wanted.bank[2] = torch.arange(8)
-    tables.write_program(3, scored(1).program(Phase.QUESTION))
+    tables.write_program(3, scored(1).packed(Phase.QUESTION))
     assert tables.stream_step([0, 1, 3]) is None
     tables.write_streams(3, program)
     tables.write_vector(2, np.arange(8, dtype=np.float32))
@@ -111,7 +114,7 @@ def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceT
     assert step.sites == {1, 9}
     assert step.tables is tables.streams
     assert tables.stream_step([0, 1]) is None
-    tables.write_program(3, scored(1).program(Phase.QUESTION))
+    tables.write_program(3, scored(1).packed(Phase.QUESTION))
     assert tables.stream_step([3]) is None
     assert not tables.streams.count.any()
     with pytest.raises(AssertionError):
@@ -149,20 +152,22 @@ def test_counters_are_a_copy_of_now(tables: DeviceTables) -> None:
 
 def test_gains_to_come_count_as_edits_from_the_start(tables: DeviceTables) -> None:
     """Steps that launch before the gains are known to the host choose kernels that honour them."""
-    tables.write_program(1, scored(1).program(Phase.LAST))
-    tables.write_program(2, Program.identity(SHAPE))
+    tables.write_program(1, scored(1).packed(Phase.LAST))
+    tables.write_program(2, PackedProgram.identity(SHAPE))
     assert tables.edits([1, 2], hides=False) == (Edit.NONE, Edit.SCORE, Edit.NONE)
     tables.expect_gains(2, (1, 2))
     assert tables.edits([2], hides=False) == (Edit.NONE, Edit.HEAD, Edit.HEAD)
     assert tables.edits([1, 2], hides=False) == (Edit.NONE, Edit.SCORE | Edit.HEAD, Edit.HEAD)
     assert not tables.controls.edits[2].any()
-    tables.write_program(2, Program.identity(SHAPE))  # for the next owner
+    tables.write_program(2, PackedProgram.identity(SHAPE))  # for the next owner
     assert tables.edits([2], hides=False) == (Edit.NONE,) * 3
 
 
 def test_head_edits_are_put_back_alone(tables: DeviceTables) -> None:
-    program = scored(1).program(Phase.LAST)
-    program.gain[0, 1] = 3.0
+    made = builder()
+    made.score(((1, (0,)),), [made.tag([(0, 1)])], ROWS, bias=1.0)
+    made.head(((0, (1,)),), ROWS, 3.0, np.ones((1, 4), np.float32))
+    program = made.build().packed(Phase.GENERATED)
     tables.write_program(1, program)
     tables.expect_gains(1, (2,))
     names = [field.name for field in fields(ControlTables)]
@@ -174,3 +179,80 @@ def test_head_edits_are_put_back_alone(tables: DeviceTables) -> None:
     for name, values in wanted.items():
         assert torch.equal(getattr(tables.controls, name), values)
     assert tables.edits([1], hides=False)[2] == Edit.HEAD
+
+
+def test_all_that_was_said_reaches_the_device_as_one_block(
+    tables: DeviceTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of several requests, each table written once, as if they had been written one by one."""
+    uploads = []
+    send = Uploader.__call__
+
+    def counted(self: Uploader, *arrays: Any) -> Any:
+        uploads.append(len(arrays))
+        return send(self, *arrays)
+
+    monkeypatch.setattr(Uploader, "__call__", counted)
+    streams = StreamProgram.identity(4)
+    streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
+    wanted, written = ControlTables.allocate(5, SHAPE), {}
+    for row, strength in ((1, 0.5), (4, 2.0), (2, -3.0)):
+        made = builder()
+        made.score(((row % 3, (0, 1)),), [made.tag([(0, row)])], ROWS, bias=strength)
+        made.head(((1, (1,)),), ROWS, strength, np.full((1, 4), strength, np.float32))
+        written[row] = made.build()
+        program = written[row].packed(Phase.GENERATED)
+        tables.write_program(row, program)
+        wanted.write(row, program.unpack())
+        tables.open_tags(row, written[row])
+    tables.write_streams(4, streams)
+    tables.write_vector(2, np.arange(8, dtype=np.float32))
+    tables.write_vector(1, np.ones(8, np.float32))
+    assert not uploads
+    for field in fields(ControlTables):
+        assert torch.equal(getattr(tables.controls, field.name), getattr(wanted, field.name))
+    for row, plan in written.items():
+        base = plan.base_tags()
+        assert (tables.tags.tags[row, :, : len(base)].numpy() == base).all()
+    assert tables.streams.count.nonzero().tolist() == [[4, 1]]
+    assert tables.streams.bank[1:3].tolist() == [[1.0] * 8, list(range(8))]
+    assert len(uploads) == 1
+    tables.flush()
+    assert len(uploads) == 1, "nothing is written twice"
+
+
+def test_what_is_said_twice_before_a_step_is_what_was_said_last(tables: DeviceTables) -> None:
+    """A request that left before its first step, and another that got its rows."""
+    left, came = scored(3), replace(scored(1), generated_tag=1)
+    streams = StreamProgram.identity(4)
+    streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
+    tables.write_program(1, left.packed(Phase.QUESTION))
+    tables.write_streams(1, streams)
+    tables.open_tags(1, left)
+    tables.open_partition(1, 1, replace(left, head_sinks=HeadSinkRule(((0, (1,)),), 0.1)))
+    tables.write_program(1, came.packed(Phase.QUESTION))
+    tables.open_tags(1, came)
+    wanted = ControlTables.allocate(5, SHAPE)
+    wanted.write(1, came.program(Phase.QUESTION))
+    assert torch.equal(tables.controls.bias, wanted.bias)
+    assert not tables.streams.count.any()
+    assert tables.tags.tags[1, 0].tolist() == [*came.base_tags().tolist(), *[1] * 22]
+    assert tables.tags.partition is not None
+    assert not tables.tags.partition.rows.any()
+    assert tables.stream_step([1]) is None
+
+
+def test_what_could_not_be_written_is_written_next_time(
+    tables: DeviceTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = scored(1).packed(Phase.QUESTION)
+    tables.write_program(1, program)
+
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Uploader, "__call__", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            tables.flush()
+    assert tables.controls.bias[1].any()

@@ -9,7 +9,8 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
-from saccade_kernels.controls import ControlShape, Program
+from saccade_kernels.controls import ControlShape
+from saccade_kernels.packed import PackedProgram
 from saccade_kernels.streams import StreamFlag, StreamProgram
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
@@ -26,7 +27,7 @@ class Tables:
         self.streams: dict[int, StreamProgram] = {}
         self.vectors: dict[int, list[float]] = {}
 
-    def write_program(self, row: int, program: Program) -> None:
+    def write_program(self, row: int, program: PackedProgram) -> None:
         self.streams.pop(row, None)
 
     def write_streams(self, row: int, program: StreamProgram) -> None:

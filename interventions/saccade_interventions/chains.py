@@ -1,0 +1,115 @@
+"""Which edits of one head cannot be chained, and where: found before a plan exists.
+
+Each function gives the first edit, and the first of its sites, that excludes one before it; None if
+all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit
+from saccade_interventions.phases import PHASES, Phase
+from saccade_interventions.rules import MeasuredGains
+from saccade_interventions.sites import pairs
+
+Place = tuple[int, int, Phase]
+"""Layer, head, and the phase of the query row."""
+
+
+def find_gated_chain(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, Place] | None:
+    """Two edits of one (layer, head, phase), one of them gated, and where.
+
+    The gates of a table row are read once, before its transform: no chain could honour them.
+    """
+    if len(masses) < 2 or not any(edit.gates for edit in masses):
+        return None
+    first = np.full((*_sizes(masses), len(PHASES)), -1)
+    gated = np.array([bool(edit.gates) for edit in masses])
+    for number, edit in enumerate(masses):
+        layers, heads = pairs(edit.sites)
+        phases = [PHASES.index(phase) for phase in edit.phases]
+        at = np.ix_(range(len(layers)), phases)
+        before = first[layers, heads][at]
+        clash = (before >= 0) & (gated[before] | gated[number])
+        if clash.any():
+            pair, phase = np.argwhere(clash)[0]
+            place = int(layers[pair]), int(heads[pair]), edit.phases[phase]
+            return masses[before[pair, phase]], edit, place
+        first[layers[:, None], heads[:, None], phases] = np.where(before < 0, number, before)
+    return None
+
+
+def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, int, int] | None:
+    """Two edits of one (layer, head) by different kinds of classes, and where.
+
+    A head has the classes of the tags or its own, in all rows.
+    """
+    if len({edit.partitioned for edit in masses}) < 2:
+        return None
+    first = np.full(_sizes(masses), -1)
+    partitioned = np.array([edit.partitioned for edit in masses])
+    for number, edit in enumerate(masses):
+        sites = pairs(edit.sites)
+        before = first[sites]
+        clash = (before >= 0) & (partitioned[before] != edit.partitioned)
+        if clash.any():
+            pair = int(np.argmax(clash))
+            layer, head = (int(axis[pair]) for axis in sites)
+            return masses[before[pair]], edit, layer, head
+        first[sites] = np.where(before < 0, number, before)
+    return None
+
+
+def find_loud_chain(
+    gains: Sequence[HeadEdit], measured: MeasuredGains | None = None
+) -> tuple[HeadEdit | MeasuredGains, Place] | None:
+    """The edit that lets chained gains exceed MOST_GAIN at one (layer, head, phase), and where.
+
+    A later gain scales an earlier shift, too, so a shift begins a chain of its own. Any head of the
+    measured layers may be chosen.
+    """
+    if not gains:
+        return None
+    totals = np.ones((*_sizes(gains), len(PHASES)))
+    for edit in gains:
+        layers, heads = pairs(edit.sites)
+        phases = [PHASES.index(phase) for phase in edit.phases]
+        at = layers[:, None], heads[:, None], phases
+        chained = totals[at] * abs(edit.gain)
+        totals[at] = chained if edit.shift is None else np.maximum(chained, 1.0)
+        loud = totals[at] > MOST_GAIN
+        if loud.any():
+            pair, phase = np.argwhere(loud)[0]
+            return edit, (int(layers[pair]), int(heads[pair]), edit.phases[phase])
+    return None if measured is None else _too_loud(gains, totals, measured)
+
+
+def _too_loud(
+    gains: Sequence[HeadEdit], totals: NDArray[np.float64], measured: MeasuredGains
+) -> tuple[MeasuredGains, Place] | None:
+    """Where measured gains come to heads that some edit of ``gains`` has; edits come in order."""
+    for edit in gains:
+        layers, heads = pairs(edit.sites)
+        phases = [phase for phase in edit.phases if phase in measured.phases]
+        chained = totals[layers[:, None], heads[:, None], [PHASES.index(p) for p in phases]]
+        loud = (chained * abs(measured.gain) > MOST_GAIN) & np.isin(layers, measured.layers)[
+            :, None
+        ]
+        if loud.any():
+            pair, phase = np.argwhere(loud)[0]
+            return measured, (int(layers[pair]), int(heads[pair]), phases[phase])
+    return None
+
+
+def _sizes(edits: Sequence[MassEdit] | Sequence[HeadEdit]) -> tuple[int, int]:
+    """Layers and heads that have room for all sites."""
+    found = [pairs(edit.sites) for edit in edits]
+    layers, heads = (
+        1 + max((int(one[axis].max()) for one in found if one[axis].size), default=0)
+        for axis in (0, 1)
+    )
+    return layers, heads

@@ -1,0 +1,180 @@
+"""Fingerprints of programs: equal for equal programs in every process, different for all others.
+
+Two requests whose programs have one fingerprint share a row of the control tables, and cached
+pages; so whatever can differ between two plans is changed here, and must change it.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from saccade_interventions.edits import Gate, HeadEdit, MassEdit, ScoreEdit, StreamEdit, Vectors
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import MeasuredGains, RecentRule, SinkRule
+
+SITES = ((0, (0, 2)), (1, (1,)))
+ROWS = (Phase.QUESTION, Phase.LAST)
+SHIFT = Vectors.pack(np.arange(12, dtype=np.float32).reshape(3, 4))
+DIRECTION = Vectors.pack(np.eye(2, 8, dtype=np.float32))
+OF_A_PROGRAM = ("scores", "masses", "gains", "streams", "measured")
+OF_TAGS = ("tags", "generated_tag", "sinks", "recent")
+
+
+def plan() -> Plan:
+    """A program with every kind of edit, no two numbers of which are the same."""
+    gates = (Gate((0.5, -1.5, 2.5), 0.125), Gate((3.5, 4.5, 5.5), 0.375))
+    transform = ((1.0, 0.0625, 0.0), (0.0, 0.75, 0.0), (0.0, 0.1875, 1.0))
+    return Plan(
+        layers=2,
+        heads=3,
+        head_dim=4,
+        prompt_length=9,
+        question_start=4,
+        classes=3,
+        scores=(ScoreEdit(SITES, ROWS, (1, 2), scale=0.2, absolute=0.3, bias=0.4),),
+        masses=(MassEdit(SITES, ROWS, transform, gates),),
+        gains=(HeadEdit(SITES, ROWS, 1.25, SHIFT.digest),),
+        streams=(StreamEdit(1, ROWS, DIRECTION.digest, 1, 0.9, 0.8, -7.0, 7.5, True, False, True),),
+        vectors=(SHIFT, DIRECTION),
+        sinks=SinkRule(3.25, (5, 6), (0, 1), ((1, 2),), 2, False),
+        recent=RecentRule(5, 9, ((0, 2),), False),
+        measured=MeasuredGains((0, 1), 2.25, ROWS, report=3),
+    )
+
+
+def mutations(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that differs from ``value`` in one place, and where. ``source`` is left alone."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            if field.name != "source":
+                for where, changed in mutations(getattr(value, field.name), f".{field.name}"):
+                    yield path + where, replace(value, **{field.name: changed})
+    elif isinstance(value, tuple):
+        for at, item in enumerate(value):
+            for where, changed in mutations(item, f"[{at}]"):
+                yield path + where, (*value[:at], changed, *value[at + 1 :])
+        if value:
+            yield f"{path} shorter", value[:-1]
+            yield f"{path} longer", (*value, value[-1])
+        if value != value[::-1]:
+            yield f"{path} in another order", value[::-1]
+    elif isinstance(value, bool):
+        yield path, not value
+    elif isinstance(value, Phase):
+        yield from ((f"{path} {other}", other) for other in Phase if other != value)
+    elif isinstance(value, int):
+        yield path, value + 1
+    elif isinstance(value, float):
+        yield f"{path} a little", float(np.nextafter(value, np.inf))
+        yield f"{path} sign", -value if value else 1.0
+    elif isinstance(value, str):
+        yield path, value[:-1] + ("0" if value[-1] != "0" else "1")
+    elif value is None:
+        yield path, 1
+    else:
+        raise TypeError(f"{path}: nobody has said how a {type(value)} is changed")
+
+
+def keys(made: Plan) -> set[str]:
+    return {key for key in made.program_keys.values() if key is not None}
+
+
+@pytest.mark.parametrize("name", OF_A_PROGRAM)
+def test_no_two_programs_share_a_fingerprint(name: str) -> None:
+    base = plan()
+    seen = keys(base)
+    for where, changed in mutations(getattr(base, name), name):
+        other = replace(base, **{name: changed})
+        assert other.program_keys != base.program_keys, where
+        if ".phases" not in where:  # a phase that an edit leaves may be left by others the same way
+            fresh = keys(other)
+            assert not fresh & seen, where
+            seen |= fresh
+
+
+def test_a_program_says_how_many_classes_it_knows() -> None:
+    assert not keys(plan()) & keys(replace(plan(), classes=4))
+
+
+@pytest.mark.parametrize("name", OF_TAGS)
+def test_no_two_divisions_of_the_keys_share_a_fingerprint(name: str) -> None:
+    base = replace(plan(), tags=())
+    seen = {base.tags_key()}
+    for where, changed in mutations(getattr(base, name), name):
+        other = replace(base, **{name: changed}).tags_key()
+        assert other not in seen, where
+        seen.add(other)
+
+
+def test_every_field_of_a_plan_is_one_of_those() -> None:
+    """Or says where its rows are, or is brought by its digest, or is a rule beside programs."""
+    sizes = {"layers", "heads", "head_dim", "prompt_length", "question_start", "classes"}
+    beside = {"vectors", "head_sinks", "contrast", "saliency", "confidence"}
+    named = {field.name for field in fields(Plan)}
+    assert named == {*OF_A_PROGRAM, *OF_TAGS} | sizes | beside
+
+
+def test_edits_of_different_kinds_never_look_alike() -> None:
+    """With the same fields: only their names tell them apart."""
+    kinds = [ScoreEdit(SITES, ROWS, (1,)), MassEdit(SITES, ROWS, ((1.0,),)), HeadEdit(SITES, ROWS)]
+    empty = Plan(2, 3, 4, 9, 4, 3)
+    made = [
+        replace(empty, scores=kinds[:1]),
+        replace(empty, masses=kinds[1:2]),
+        replace(empty, gains=kinds[2:]),
+        replace(empty, scores=kinds[:1], gains=kinds[2:]),
+    ]
+    assert len(set().union(*map(keys, made))) == len(made)
+
+
+def test_whose_an_edit_is_and_what_other_phases_do_make_no_difference() -> None:
+    base = plan()
+    edits = {name: getattr(base, name) for name in ("scores", "masses", "gains", "streams")}
+    moved = {name: tuple(replace(e, source=3) for e in some) for name, some in edits.items()}
+    assert replace(base, **moved).program_keys == base.program_keys
+    elsewhere = ScoreEdit(SITES, (Phase.GENERATED,), (1,), scale=9.0)
+    added = replace(base, scores=(*base.scores, elsewhere))
+    for phase in ROWS:
+        assert added.program_key(phase) == base.program_key(phase) is not None
+    assert added.program_key(Phase.GENERATED) != base.program_key(Phase.GENERATED)
+    assert base.program_key(Phase.PREFIX) is None
+
+
+def test_the_wire_changes_no_fingerprint() -> None:
+    base = plan()
+    wanted = dict(base.program_keys)
+    arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(base), type=Plan)
+    assert arrived == base
+    assert dict(arrived.program_keys) == wanted
+    assert arrived.tags_key() == base.tags_key()
+
+
+def test_every_process_finds_the_same() -> None:
+    """Fingerprints say nothing of the memory or the hash seed of who computes them."""
+    program = (
+        "import sys, msgspec\n"
+        "from saccade_interventions.plan import Plan\n"
+        "made = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Plan)\n"
+        "print(*made.program_keys.values(), made.tags_key(), made.fingerprint())\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            input=msgspec.msgpack.encode(plan()),
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+        for seed in ("1", "2")
+    }
+    base = plan()
+    wanted = [*base.program_keys.values(), base.tags_key(), base.fingerprint()]
+    assert found == {" ".join(map(str, wanted)) + "\n"}
