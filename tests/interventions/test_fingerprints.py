@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -42,7 +43,23 @@ def plan() -> Plan:
         scores=(ScoreEdit(SITES, ROWS, (1, 2), scale=0.2, absolute=0.3, bias=0.4),),
         masses=(MassEdit(SITES, ROWS, transform, gates),),
         gains=(HeadEdit(SITES, ROWS, 1.25, SHIFT.digest),),
-        streams=(StreamEdit(1, ROWS, DIRECTION.digest, 1, 0.9, 0.8, -7.0, 7.5, True, False, True),),
+        streams=(
+            StreamEdit(
+                1,
+                ROWS,
+                DIRECTION.digest,
+                1,
+                scale=0.9,
+                shift=0.8,
+                low=-7.0,
+                high=7.5,
+                signed=True,
+                keep_norm=True,
+                onto=0,
+                above=-6.0,
+                below=6.5,
+            ),
+        ),
         vectors=(SHIFT, DIRECTION),
         sinks=SinkRule(3.25, (5, 6), (0, 1), ((1, 2),), 2, False),
         recent=RecentRule(5, 9, ((0, 2),), False),
@@ -68,8 +85,8 @@ def mutations(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path} in another order", value[::-1]
     elif isinstance(value, bool):
         yield path, not value
-    elif isinstance(value, Phase):
-        yield from ((f"{path} {other}", other) for other in Phase if other != value)
+    elif isinstance(value, Enum):
+        yield from ((f"{path} {other}", other) for other in type(value) if other != value)
     elif isinstance(value, int):
         yield path, value + 1
     elif isinstance(value, float):

@@ -26,7 +26,11 @@ def test_neighbours_caches_and_preemption_change_nothing(
         assert core.stats().preemptions > 0
     streams = core._runner.tables.streams
     assert core.stats().cache_usage == 0
-    assert not core._scheduler.rows._vectors._slot_of
+    rows = core._scheduler.rows
+    assert rows.programs == 0
+    for row in list(rows._idle):
+        rows._give_up(row)
+    assert not rows._vectors._slot_of
     assert not streams.count[0].any()
 
 

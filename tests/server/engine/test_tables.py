@@ -193,7 +193,7 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
         return send(self, *arrays)
 
     monkeypatch.setattr(Uploader, "__call__", counted)
-    streams = StreamProgram.identity(4)
+    streams = StreamProgram.identity(3)
     streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
     wanted, written = ControlTables.allocate(5, SHAPE), {}
     for row, strength in ((1, 0.5), (4, 2.0), (2, -3.0)):
@@ -224,7 +224,7 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
 def test_what_is_said_twice_before_a_step_is_what_was_said_last(tables: DeviceTables) -> None:
     """A request that left before its first step, and another that got its rows."""
     left, came = scored(3), replace(scored(1), generated_tag=1)
-    streams = StreamProgram.identity(4)
+    streams = StreamProgram.identity(3)
     streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
     tables.write_program(1, left.packed(Phase.QUESTION))
     tables.write_streams(1, streams)
