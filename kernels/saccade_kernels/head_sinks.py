@@ -42,8 +42,12 @@ class HeadSinkCriterion:
         """The same by one row of attention alone, [heads, keys]."""
         return self._classes(row, torch.ones_like(row[0], dtype=torch.bool))
 
+    def threshold_among(self, keys: int) -> float:
+        """What a score must exceed where there are so many keys."""
+        return self.threshold / keys if self.relative else self.threshold
+
     def _classes(self, score: torch.Tensor, is_candidate: torch.Tensor) -> torch.Tensor:
-        threshold = self.threshold / score.shape[1] if self.relative else self.threshold
+        threshold = self.threshold_among(score.shape[1])
         found = (score > threshold) & is_candidate
         if self.first_found:
             found &= found.cumsum(1) > 1
@@ -53,6 +57,43 @@ class HeadSinkCriterion:
         if self.exempt_initial:
             classes[:, 0] = EXEMPT_CLASS
         return classes
+
+
+@dataclass(frozen=True)
+class SumsSoFar:
+    """Attention that each key has got from all rows so far, in the heads that count."""
+
+    values: torch.Tensor  # [n heads, room for keys]; 0 where no row has looked
+    counts: bool  # the rows at hand are to be added
+    least_rows: int  # see HeadSinkCriterion
+
+
+def settle_classes(
+    weights: torch.Tensor,
+    heads: torch.Tensor,
+    end: int,
+    criterion: HeadSinkCriterion,
+    sums: SumsSoFar | None,
+    table: torch.Tensor,
+) -> None:
+    """Find the classes of a sequence's keys in some heads and write them, in place.
+
+    Args:
+        weights: attention of the rows at hand, summed, [query heads, keys]; ``end`` of the keys
+            are the sequence's.
+        heads: int64 [n], query heads.
+        sums: judges by all rows so far, and keeps them; None: by the row at hand alone.
+        table: uint8 [query heads, max_len], this layer's classes of the sequence.
+    """
+    own = weights.index_select(0, heads)[:, :end]
+    if sums is None:
+        classes = criterion.classes_of_row(own)
+    else:
+        so_far = sums.values[:, :end]
+        if sums.counts:
+            so_far += own
+        classes = criterion.classes(so_far, sums.least_rows)
+    table.narrow(1, 0, end).index_copy_(0, heads, classes)
 
 
 def mean_received(sums: torch.Tensor) -> torch.Tensor:

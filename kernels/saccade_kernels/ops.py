@@ -11,9 +11,18 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, layers, reference, sinks, stream_tables
+from saccade_kernels import (
+    columns_reference,
+    gradients,
+    head_sinks,
+    layers,
+    reference,
+    sinks,
+    stream_tables,
+)
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
+from saccade_kernels.head_sinks import HeadSinkCriterion, SumsSoFar
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
 from saccade_kernels.sinks import SinkTags
 from saccade_kernels.stream_tables import StreamTables
@@ -200,6 +209,18 @@ def settle_sink_tags(
     _backend(scores).settle_sink_tags(tags, scores, table, met)
 
 
+def settle_head_sinks(
+    weights: torch.Tensor,
+    heads: torch.Tensor,
+    end: int,
+    criterion: HeadSinkCriterion,
+    sums: SumsSoFar | None,
+    table: torch.Tensor,
+) -> None:
+    """See :func:`saccade_kernels.head_sinks.settle_classes`."""
+    _backend(weights).settle_head_sinks(weights, heads, end, criterion, sums, table)
+
+
 class _Reference:
     """Plain PyTorch, on any device."""
 
@@ -217,6 +238,7 @@ class _Reference:
     stream = staticmethod(stream_tables.stream)
     store_sink_scores = staticmethod(sinks.store_scores)
     settle_sink_tags = staticmethod(sinks.settle_tags)
+    settle_head_sinks = staticmethod(head_sinks.settle_classes)
 
 
 def _layers(hidden: torch.Tensor, update: torch.Tensor | None = None) -> Any:

@@ -1,10 +1,18 @@
 """Which keys are sinks of a head, against the definition one key at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from saccade_kernels.head_sinks import HeadSinkCriterion, mean_received
+from saccade_kernels.gpu.head_sinks import KEY_BLOCK, settle_head_sinks
+from saccade_kernels.head_sinks import (
+    HeadSinkCriterion,
+    SumsSoFar,
+    mean_received,
+    settle_classes,
+)
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -55,3 +63,44 @@ def test_one_row_alone():
 
 def test_one_key():
     assert HeadSinkCriterion(0.1).classes(torch.ones(2, 1)).tolist() == [[0], [0]]
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("end", [1, 7, 2 * KEY_BLOCK + 9])
+@pytest.mark.parametrize("how", ["alone", "counted", "known"])
+def test_triton_settles_as_the_reference(how, end):
+    """In the heads listed and the keys that exist alone; memory beside them is poison."""
+    heads = torch.tensor([5, 0, 3])
+    for relative, first, exempt in itertools.product((False, True), repeat=3):
+        threshold = 0.4 if not relative else 0.4 * end
+        criterion = HeadSinkCriterion(threshold, relative, first, exempt)
+        weights = torch.full((6, end + 3), torch.nan)
+        weights[heads, :end] = torch.rand(3, end) * (end if how != "alone" else 1) * 0.5
+        values = torch.full((3, end + 70), torch.nan)
+        values[:, :end] = torch.rand(3, end) * end * 0.2
+        found = []
+        for device, settle in (("cpu", settle_classes), (DEVICE, settle_head_sinks)):
+            sums = None
+            if how != "alone":
+                kept = values.to(device, copy=True)
+                sums = SumsSoFar(kept, how == "counted", min(4, end))
+            table = torch.full((6, 2, end + 5), 99, dtype=torch.uint8, device=device)[:, 1]
+            settle(weights.to(device), heads.to(device), end, criterion, sums, table)
+            found.append((table.cpu(), None if sums is None else sums.values.cpu()))
+        (wanted, wanted_sums), (table, sums_) = found
+        assert torch.equal(table, wanted)
+        assert (table != 99).sum() == 3 * end
+        if wanted_sums is not None:
+            assert torch.equal(sums_.nan_to_num(), wanted_sums.nan_to_num())
+            assert torch.equal(
+                wanted_sums.nan_to_num() == values.nan_to_num(), values.isnan() | (how == "known")
+            )
+        if end > 7:
+            assert {*table[heads, 1:end].unique().tolist()} == {0, 1}
+
+
+@pytest.mark.gpu
+def test_a_chip_settles_the_same():
+    test_triton_settles_as_the_reference("counted", 2 * KEY_BLOCK + 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from saccade_kernels.gpu.columns import attention_rows, column_sums
 from saccade_kernels.gpu.decode import decode
 from saccade_kernels.gpu.gates import gate
+from saccade_kernels.gpu.head_sinks import settle_head_sinks
 from saccade_kernels.gpu.norms import add_norm, rms_norm
 from saccade_kernels.gpu.prefill import prefill
 from saccade_kernels.gpu.rope import norm_rope_store
@@ -25,6 +26,7 @@ __all__ = [
     "rms_norm",
     "rotation",
     "saliency",
+    "settle_head_sinks",
     "settle_sink_tags",
     "store",
     "store_sink_scores",

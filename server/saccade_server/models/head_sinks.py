@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.controls import CLASSES
-from saccade_kernels.head_sinks import HeadSinkCriterion
+from saccade_kernels.head_sinks import HeadSinkCriterion, SumsSoFar
 from saccade_server.models.attention import AttentionCall
 
 
@@ -33,17 +34,14 @@ class AttentionSums:
     sums: dict[int, torch.Tensor] = field(default_factory=dict)  # [heads, room]
     rows: dict[int, int] = field(default_factory=dict)
 
-    def add(self, layer: int, weights: torch.Tensor, first: int, end: int) -> torch.Tensor:
-        """Count rows ``first`` to ``end``; ``weights`` is [heads, end]. Returns the sums so far.
+    def before(self, layer: int, first: int, heads: int, like: torch.Tensor) -> torch.Tensor:
+        """The sums that rows from ``first`` on find, [heads, room]; rows from 0 on start anew.
 
-        Rows from 0 on start anew.
+        ``like`` says their dtype and device.
         """
         if first == 0:
-            self.sums[layer] = weights.new_zeros(weights.shape[0], self.room)
-        if first == 0 or self.rows[layer] == first:
-            self.sums[layer][:, :end] += weights
-            self.rows[layer] = end
-        return self.sums[layer][:, :end]
+            self.sums[layer], self.rows[layer] = like.new_zeros(heads, self.room), 0
+        return self.sums[layer]
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,15 @@ class HeadSinkMeasure:
             heads = member.heads.get(call.layer)
             if heads is None:
                 continue
-            own = weights[index].index_select(0, heads)[:, : member.end]
-            if member.sums is None:
-                classes = member.criterion.classes_of_row(own)
-            else:
-                sums = member.sums.add(call.layer, own, member.start, member.end)
-                classes = member.criterion.classes(sums, member.least_rows)
-            keys = member.table[call.layer].narrow(1, 0, member.end)
-            keys.index_copy_(0, heads, classes)
+            own, kept, sums = weights[index], member.sums, None
+            if kept is not None:
+                values = kept.before(call.layer, member.start, len(heads), own)
+                counts = kept.rows[call.layer] == member.start
+                sums = SumsSoFar(values, counts, member.least_rows)
+            table = member.table[call.layer]
+            ops.settle_head_sinks(own, heads, member.end, member.criterion, sums, table)
+            if kept is not None:
+                kept.rows[call.layer] = max(kept.rows[call.layer], member.end)
 
     def after(self, call: AttentionCall, output: torch.Tensor) -> torch.Tensor:
         """Nothing: the classes have done their work."""
@@ -113,4 +112,9 @@ class HeadSinkMeasure:
         measured = (query, call.key_cache, self.batch, *options, emission.lse)
         if self.batch.prefills:
             return ops.column_sums(*measured, self.first)
-        return ops.attention_rows(*measured, torch.arange(len(query), device=query.device).int())
+        return ops.attention_rows(*measured, self._every_row)
+
+    @cached_property
+    def _every_row(self) -> torch.Tensor:
+        """The rows' places among themselves, int32, the same for all layers."""
+        return torch.arange(len(self.rows), dtype=torch.int32, device=self.rows.device)

@@ -64,6 +64,7 @@ SAMPLE = (
     "gate-silu-14336-bf16",
     "score-d4096-bf16",
     "settle",
+    "head_sink-summed-first",
     "decode-d128-g1-c0-bf16",
     "decode-d128-g1-c8-bf16",
     "decode-d128-g7-c4-bf16",

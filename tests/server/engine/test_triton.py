@@ -6,11 +6,19 @@ import pytest
 import torch
 
 from saccade_kernels import ops
+from saccade_kernels.gpu import backend as gpu_backend
 from saccade_kernels.gpu import decode
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan
 from saccade_server.models.family import serve
+
+SMALL = ("rms_norm", "add_norm", "rotation", "norm_rope_store", "gate", "store")
+SmallKernels = type(
+    "SmallKernels",
+    (ops._Reference,),
+    {name: staticmethod(getattr(gpu_backend, name)) for name in SMALL},
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
 
@@ -51,3 +59,31 @@ def test_padding_means_to_the_kernel_what_it_means_here(
         assert result.last.receipt == wanted[name].last.receipt
         for own, other in zip(result.logprobs, wanted[name].logprobs, strict=True):
             assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_vl", "gemma3_text"])
+def test_the_small_kernels_compute_what_the_plain_layers_do(
+    family: str,
+    tiny: Any,
+    tiny_model: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Head norms, three axes, norms of updates and scaled rotations among the families."""
+    wanted: dict[str, Any] = {}
+    for backend in (ops._Reference, SmallKernels):
+        monkeypatch.setattr(ops, "_backend", lambda tensor, backend=backend: backend)
+        config = EngineConfig(model=family, max_num_seqs=2, cache_tokens=1024)
+        core = EngineCore(serve(tiny_model(family, dtype=torch.float32)), config)
+        prompts = [
+            tiny.prompt(family, seed=index, text=5 + 4 * index, images=0) for index in (0, 1)
+        ]
+        sampling = {"ignore_eos": True, "logprobs": 2}
+        requests = [make_request(p, str(i), None, 3, **sampling) for i, p in enumerate(prompts)]
+        found = run(core, requests)
+        for name, result in found.items() if wanted else ():
+            assert result.tokens == wanted[name].tokens
+            for own, other in zip(result.logprobs, wanted[name].logprobs, strict=True):
+                assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
+        wanted = found
