@@ -1,12 +1,16 @@
 """How each kernel is launched, read from tuning.json: chosen offline, never while serving.
 
-The key is the shape a kernel is compiled for. benchmarks/tune.py writes the file; an entry says
-whether it was measured on a GPU or only chosen by its compiled code.
+The key is the shape a kernel is compiled for. The file has a table per chip; what the chip that
+runs has no entry for, or no table, is taken from the default. benchmarks/tune.py adopts entries; an
+entry says whether it was measured on a GPU or only chosen by its compiled code.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -52,12 +56,19 @@ class SmallConfig:
         return min(max(block // (32 * self.values), 1), self.most_warps)
 
 
+KERNELS = ("decode", "prefill", "small")
+"""What a chip's table has entries for."""
+
 SHARED = {
     "decode": ("num_warps", "split", "max_splits", "block_keys"),
     "prefill": ("block_m", "num_warps"),
 }
 """Fields that all entries of one head_dim and size of element agree on: they decide the order of
 sums, and a plain sequence is to get the same bits from the plain and from the edited form."""
+
+
+DEFAULT = "default"
+"""The table that has every entry; no chip is called so."""
 
 
 def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
@@ -72,10 +83,45 @@ def prefill_config(head_dim: int, edited: bool, dtype: torch.dtype) -> PrefillCo
     return PrefillConfig(**_find("prefill", key))
 
 
-@cache
 def small_config(kernel: str, dtype: torch.dtype) -> SmallConfig:
     """Configuration of the kernels of norms ("norm"), heads ("rope") or gates ("gate")."""
     return SmallConfig(**_find("small", {"kernel": kernel, "bytes": dtype.itemsize}))
+
+
+def chip() -> str:
+    """The family of the GPU that runs, as tuning.json calls it: h100, h200; without one, default.
+
+    Cards of one family differ in memory and clocks (an H100 of 80 or 96 GB), not in what fits them.
+    """
+    return _chosen[-1] if _chosen else _present()
+
+
+@contextmanager
+def on(name: str) -> Iterator[None]:
+    """Configurations of another chip, for what is compiled or told without it."""
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+_chosen: list[str] = []
+
+
+@cache
+def _present() -> str:
+    return family(torch.cuda.get_device_name()) if torch.cuda.is_available() else DEFAULT
+
+
+def family(card: str) -> str:
+    """Of a card's name, such as "NVIDIA H100 80GB HBM3": its model in small letters."""
+    return next((w for w in card.lower().replace("-", " ").split() if w != "nvidia"), DEFAULT)
+
+
+def chips() -> tuple[str, ...]:
+    """Every table there is, the default first."""
+    return (DEFAULT, *sorted(name for name in table() if name != DEFAULT))
 
 
 def _padded(head_dim: int) -> int:
@@ -84,20 +130,26 @@ def _padded(head_dim: int) -> int:
 
 
 def _find(kernel: str, key: dict[str, Any]) -> dict[str, Any]:
-    wanted = [key]
-    if "head_dim" in key:
-        wanted.append(key | {"head_dim": _padded(key["head_dim"])})
-    for one in wanted:
-        for entry in table()[kernel]:
+    return _entry(chip(), kernel, tuple(key.items()))
+
+
+@cache  # every launch outside a graph asks
+def _entry(name: str, kernel: str, key: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The chip's own entry for this size or its padded one, or else the default's."""
+    wanted = [dict(key)]
+    if "head_dim" in wanted[0]:
+        wanted.append(wanted[0] | {"head_dim": _padded(wanted[0]["head_dim"])})
+    for known, one in itertools.product((name, DEFAULT), wanted):
+        for entry in table().get(known, {}).get(kernel, ()):
             if entry["key"] == one:
                 found: dict[str, Any] = entry["config"]
                 return found
-    raise ValueError(f"tuning.json has no {kernel} configuration for {key}")
+    raise ValueError(f"tuning.json has no {kernel} configuration for {wanted[0]}")
 
 
 @cache
 def table() -> dict[str, Any]:
-    """The whole file."""
+    """The whole file: by chip where and with what it was measured, and entries by kernel."""
     text = resources.files(__package__).joinpath("tuning.json").read_text()
     found: dict[str, Any] = json.loads(text)
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from saccade_kernels.gpu import columns, saliency
+from saccade_kernels.gpu import columns, saliency, tuning
 from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import OWN_KEYS, shape_of, split_kernel, with_own_classes
 from saccade_kernels.gpu.layer_variants import layer_variants
@@ -28,11 +29,25 @@ def shipped() -> Iterator[Variant]:
     """All of them."""
     yield from _stores()
     yield from _streams()
-    yield from layer_variants()
-    yield from _decodes()
-    yield from prefills()
+    yield from _launched()
     for found in itertools.chain(saliency.variants(), columns.variants()):
         yield Variant(*found)
+
+
+def _launched() -> Iterator[Variant]:
+    """Those that tuning.json launches: as the default says, and as chips want them otherwise."""
+    default = {form.name: form for form in _of_chip()}
+    yield from default.values()
+    for chip in tuning.chips()[1:]:
+        with tuning.on(chip):
+            own = list(_of_chip())
+        for form in own:
+            if form != default[form.name]:
+                yield replace(form, name=f"{form.name}-{chip}")
+
+
+def _of_chip() -> Iterator[Variant]:
+    return itertools.chain(layer_variants(), _decodes(), prefills())
 
 
 def _stores() -> Iterator[Variant]:

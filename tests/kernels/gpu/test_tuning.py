@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from saccade_kernels.batch import PAGE
-from saccade_kernels.gpu.tuning import SHARED, decode_config, prefill_config, small_config, table
+from saccade_kernels.gpu import tuning, variants
+from saccade_kernels.gpu.tuning import (
+    KERNELS,
+    SHARED,
+    chips,
+    decode_config,
+    prefill_config,
+    small_config,
+    table,
+)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -41,15 +50,69 @@ def test_a_shape_without_an_entry_is_named():
         decode_config(128, 256, torch.bfloat16)
 
 
+@pytest.mark.parametrize("chip", chips())
 @pytest.mark.parametrize("kernel", SHARED)
-def test_plain_and_edited_forms_add_in_the_same_order(kernel):
-    for one, other in itertools.combinations(table()[kernel], 2):
-        same = all(one["key"][name] == other["key"][name] for name in ("head_dim", "bytes"))
+def test_plain_and_edited_forms_add_in_the_same_order(kernel, chip):
+    keys = [entry["key"] for name in ("default", chip) for entry in table()[name][kernel]]
+    with tuning.on(chip):
+        found = [(key, tuning._find(kernel, key)) for key in keys]
+    for (one, first), (other, second) in itertools.combinations(found, 2):
+        same = all(one[name] == other[name] for name in ("head_dim", "bytes"))
         for field in SHARED[kernel] if same else ():
-            assert one["config"][field] == other["config"][field], (one["key"], other["key"])
+            assert first[field] == second[field], (one, other)
 
 
-def test_an_entry_says_whether_it_was_measured():
-    entries = [entry for kernel in (*SHARED, "small") for entry in table()[kernel]]
-    assert {type(entry["measured"]) for entry in entries} == {bool}
-    assert any(e["measured"] for e in entries) == (table()["hardware"] is not None)
+@pytest.mark.parametrize("chip", chips())
+def test_an_entry_says_whether_it_was_measured(chip):
+    entries = [entry for kernel in KERNELS for entry in table()[chip][kernel]]
+    assert {type(entry["measured"]) for entry in entries} <= {bool}
+    assert any(e["measured"] for e in entries) == (table()[chip]["hardware"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("card", "chip"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("", "default"),
+    ],
+)
+def test_a_chip_is_known_by_its_cards_name(card, chip):
+    assert tuning.family(card) == chip
+
+
+@pytest.fixture
+def h200(monkeypatch):
+    """A table of an H200 with one entry, unlike the default's."""
+    key = {"head_dim": 128, "rows": 16, "bytes": 2}
+    config = {**tuning._find("decode", key), "num_warps": 8}
+    one = {"key": key, "config": config, "measured": True}
+    lists = {kernel: [] for kernel in KERNELS} | {"decode": [one]}
+    own = {"hardware": "nvidia-h200", "versions": {}, **lists}
+    with_own = {**table(), "h200": own}
+    monkeypatch.setattr(tuning, "table", lambda: with_own)
+    tuning._entry.cache_clear()
+    yield config
+    tuning._entry.cache_clear()
+
+
+def test_a_chip_has_its_own_entries_and_the_defaults_for_the_rest(h200):
+    assert tuning.chip() == "default"
+    assert decode_config(128, 16, torch.bfloat16).num_warps == 4
+    with tuning.on("h200"):
+        assert decode_config(128, 16, torch.bfloat16).num_warps == 8
+        assert decode_config(128, 32, torch.bfloat16).num_warps == 4
+        assert decode_config(256, 16, torch.bfloat16).num_warps == 4
+    with tuning.on("h100"):
+        assert decode_config(128, 16, torch.bfloat16).num_warps == 4
+    assert tuning.chip() == "default"
+
+
+def test_forms_of_every_chip_are_compiled_ahead(h200):
+    own = [form for form in variants.shipped() if form.name.endswith("-h200")]
+    assert own
+    assert {form.num_warps for form in own if form.name.startswith("decode")} == {8}
+    padded = {form.name.split("-")[1] for form in own}
+    assert padded == {"d80", "d96", "d128"}
