@@ -8,6 +8,8 @@ ARGS ?=
 
 # a script of benchmarks/
 BENCH ?= serve
+# seconds that gpu-bench may take
+BUDGET ?= 560
 
 IMAGE ?= saccade
 DEVICE ?= cpu
@@ -26,7 +28,7 @@ recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .PHONY: help serve demo check test test-long compiled real-model test-real-model lint format bench
-.PHONY: known-bench train-demo wheels docker clean
+.PHONY: known-bench gpu-bench gpu-wheels train-demo wheels docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +79,13 @@ bench: known-bench $(VENV)/.saccade-dev ## measure this machine (BENCH=serve); t
 known-bench:
 	@[ -f benchmarks/$(BENCH).py ] || { \
 		echo "No benchmark $(BENCH): BENCH is one of" $(sort $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py))) >&2; exit 1; }
+
+# With the machine's own Python and its torch, not the environment of the other targets.
+gpu-bench: ## measure everything on a GPU in BUDGET=560 seconds, most important first
+	@$(PYTHON) benchmarks/gpu_bench.py --budget $(BUDGET) $(ARGS)
+
+gpu-wheels: ## fetch what a machine with a GPU and no network lacks, for gpu-bench
+	@PYTHON=$(PYTHON) scripts/gpu_wheels.sh $(ARGS)
 
 train-demo: $(VENV)/.saccade-dev ## train the demo model again, into build/demo
 	@$(bin)/python -m saccade_server.demo.train --out build/demo $(ARGS)

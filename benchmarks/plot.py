@@ -1,4 +1,4 @@
-"""Draw what the GPU benchmarks measured, beside their results. Needs matplotlib.
+"""Draw what was measured on each card, in one file beside its results. Needs matplotlib.
 
     python benchmarks/plot.py [benchmarks/results/kernels-nvidia-h200.json ...]
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def plan_throughput(axes: Any, figures: Figures) -> bool:
     for part, found in figures.items():
         if not part.endswith("_programs") or not found:
             continue
-        points = sorted((int(n), cell["tokens_per_second"]) for n, cell in found.items())
+        cells = {n: cell for n, cell in found.items() if "tokens_per_second" in cell}
+        points = sorted((int(n), cell["tokens_per_second"]) for n, cell in cells.items())
         axes.plot(range(len(points)), [rate for _, rate in points], "-o", label=part[:-9])
         axes.set_xticks(range(len(points)), [str(count) for count, _ in points])
         drawn = True
@@ -120,48 +121,78 @@ def step_times(axes: Any, figures: Figures) -> bool:
             if ratios:
                 axes.plot(list(cells), ratios, style, label=f"{part[:-6]}, {label}")
                 drawn = True
-    axes.axhline(1.35, color="grey", ls=":", label="target")
+    axes.axhline(1.4, color="grey", ls=":", label="target")
     axes.set(xlabel="batch x context", ylabel="step time over its floor")
     axes.set(title="Whole decode step", ylim=(0.9, None))
     return drawn
 
 
-PLOTS: dict[str, tuple[Draw, ...]] = {
-    "kernels": (decode_bandwidth, prefill_rate, programs),
-    "engine": (step_times, plan_throughput),
-}
+def method_costs(axes: Any, figures: Figures) -> bool:
+    """A token's time with each method, over that without."""
+    found = figures.get("llava_methods", {})
+    for offset, (batch, colour) in enumerate((("1", "C0"), ("8", "C1"), ("32", "C2"))):
+        cells = {n: c.get(f"batch {batch}", {}) for n, c in found.items() if n != "methods"}
+        ratios = [(i, c["step_ratio"]) for i, c in enumerate(cells.values()) if "step_ratio" in c]
+        places = [index + 0.25 * (offset - 1) for index, _ in ratios]
+        axes.bar(places, [r for _, r in ratios], 0.25, color=colour, label=f"batch {batch}")
+        axes.set_xticks(range(len(cells)), list(cells), rotation=75, fontsize=7)
+    axes.axhline(1, color="grey", ls=":")
+    axes.set(title="Time of a token with each method, over none", yscale="log")
+    return any(f"batch {b}" in cells for cells in found.values() for b in (1, 8, 32))
 
 
-def draw(path: Path) -> Path | None:
-    """One SVG beside the result."""
-    result = json.loads(path.read_text())
-    plots = PLOTS.get(str(result.get("name", "")).split("-")[0], ())
-    figure, axes = plt.subplots(1, max(len(plots), 1), figsize=(6 * max(len(plots), 1), 4.2))
+PLOTS: tuple[Draw, ...] = (
+    step_times,
+    method_costs,
+    plan_throughput,
+    decode_bandwidth,
+    prefill_rate,
+    programs,
+)
+
+
+def draw(results: Sequence[Path]) -> Path | None:
+    """What documents of one card hold, as ``gpu-<card>.svg`` beside the first."""
+    documents = [json.loads(path.read_text()) for path in results]
+    figures = {name: part for one in documents for name, part in one["figures"].items()}
+    figure, axes = plt.subplots(2, 3, figsize=(18, 8.6))
     drawn = False
-    for axis, plot in zip([axes] if len(plots) < 2 else axes, plots, strict=False):
-        if plot(axis, result.get("figures", {})):
+    for axis, plot in zip(axes.flat, PLOTS, strict=True):
+        if plot(axis, figures):
             axis.legend(fontsize=8)
             axis.grid(alpha=0.3)
             drawn = True
         else:
             axis.set_visible(False)
     if not drawn:
+        plt.close(figure)
         return None
-    about = result["hardware"]
-    figure.suptitle(f"{about.get('gpu', about['kind'])}, commit {result['commit']}", fontsize=9)
+    about = documents[0]["hardware"]
+    commits = " ".join(sorted({one["commit"] for one in documents}))
+    figure.suptitle(f"{about.get('gpu', about['kind'])}, commit {commits}", fontsize=9)
     figure.tight_layout()
-    target = path.with_suffix(".svg")
+    target = results[0].parent / f"gpu-{about['kind']}.svg"
     figure.savefig(target, metadata={"Date": None})
     plt.close(figure)
     return target
+
+
+def by_card(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Documents with figures that may be drawn, by the kind of their hardware."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        document = json.loads(path.read_text())
+        if document.get("name", "").split("-")[0] in ("kernels", "engine"):
+            found.setdefault(document["hardware"]["kind"], []).append(path)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="*", type=Path)
     given = parser.parse_args().results or sorted(RESULTS.glob("*.json"))
-    for path in given:
-        target = draw(path)
+    for some in by_card(given).values():
+        target = draw(some)
         if target is not None:
             print(target)
 

@@ -21,10 +21,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PACKAGES = ("torch", "triton", "transformers", "fastapi", "uvicorn", "numpy")
 
-# A script's folder leads sys.path, and transformers imports `kernels` wherever it finds one: it
-# would find kernels.py. Whoever imports siblings does so before, or with, this module.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
-
 
 @dataclass(frozen=True)
 class Target:
@@ -35,6 +31,7 @@ class Target:
     unit: str
     target: float
     at_most: bool
+    stretch: float | None = None  # what would be better still
 
     @property
     def met(self) -> bool:
@@ -45,6 +42,8 @@ class Target:
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
         bound = "<=" if fields.pop("at_most") else ">="
+        if fields.pop("stretch") is not None:
+            fields["stretch"] = f"{bound} {self.stretch:g}"
         return {**fields, "target": f"{bound} {self.target:g}", "met": self.met}
 
 
@@ -68,23 +67,44 @@ def write(
     name: str, figures: Mapping[str, Any], targets: Sequence[Target], show: bool = True
 ) -> Path:
     """Write ``<name>-<hardware>.json`` and print it as the last line of stdout."""
-    kind = hardware()
+    machine = about()
     document = {
         "name": name,
-        "hardware": {"kind": kind, "processor": _processor(), "cores": os.cpu_count(), **_gpu()},
-        "versions": {"python": platform.python_version(), **versions()},
-        "commit": _commit(),
+        "hardware": machine,
+        "versions": versions(),
+        "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "targets": [target.as_json() for target in targets],
         **figures,
     }
-    folder().mkdir(parents=True, exist_ok=True)
-    path = folder() / f"{name}-{kind}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path = save(folder() / f"{name}-{machine['kind']}.json", document)
     if show:
         print(json.dumps(document), flush=True)
     return path
+
+
+def save(path: Path, document: Mapping[str, Any]) -> Path:
+    """Write a document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(fresh, path)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A document; empty if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def about() -> dict[str, Any]:
+    """This machine."""
+    return {"kind": hardware(), "processor": _processor(), "cores": os.cpu_count(), **_gpu()}
 
 
 def _gpu() -> dict[str, Any]:
@@ -104,7 +124,7 @@ def versions() -> dict[str, str]:
     """Of the code that runs, which may be no installed distribution, and of what is installed."""
     from saccade_server import __version__
 
-    found = {"saccade": __version__}
+    found = {"python": platform.python_version(), "saccade": __version__}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
@@ -120,7 +140,7 @@ def _processor() -> str:
     return found.group(1) if found else platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checked-out commit, with a plus if the tree differs from it.
 
     The environment variable COMMIT names it where the tree was copied without its history.
@@ -129,8 +149,11 @@ def _commit() -> str:
         return os.environ["COMMIT"]
 
     def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        try:
+            run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except OSError:
+            return ""
         return run.stdout.strip()
 
     dirty = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "--short", "HEAD") + ("+" if dirty else "")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if dirty else "")

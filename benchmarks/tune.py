@@ -43,7 +43,7 @@ def _merged(
     table: Table,
     own: Sequence[Table],
     kernel: str,
-    size: tuple[int, int] | None,
+    size: tuple[Any, ...] | None,
     new: Sequence[Table],
     shared: Sequence[str],
 ) -> Iterator[Table]:

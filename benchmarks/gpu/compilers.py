@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+
+from gpu.processes import own_command
 
 DONE = "compiled"
 LIMIT = 120
@@ -13,12 +14,12 @@ LIMIT = 120
 
 
 class Compilers:
-    """``count`` copies of this script; each answers every line it is sent, if it can."""
+    """``count`` processes of a role; each answers every line it is sent, if it can."""
 
-    def __init__(self, arguments: list[str], count: int) -> None:
+    def __init__(self, role: str, count: int) -> None:
         self._running = [
             subprocess.Popen(
-                [sys.executable, sys.argv[0], *arguments],
+                own_command(role),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from gpu.peers import BACKENDS, Dense, eager, sdpa
 from gpu.problems import Problem, Tables, bias_program, full_program, make_problem, var_program
 from gpu.session import Figures, Session
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
+from gpu.targets import BANDWIDTH, DECODE_EDITED, PROGRAMS
 from gpu.timing import L2_BYTES
 from saccade_kernels.controls import CLASSES
 
@@ -28,20 +30,7 @@ SWEEP = (
 PEERS_AT = ((32, 4096), (8, 4096), (1, 4096), (32, 1024), (1, 1024), (1, 32768))
 LARGE = 32 * 1024
 """batch x context from which the issue's bandwidth target holds."""
-PROGRAMS = (1, 2, 4, 8, 16, 32)
-
-BANDWIDTH = "paged decode at 32k tokens and more, share of the best bandwidth, heads {}"
-EDITED = "decode with a mass edit on every request, against none, heads {}"
-MANY = "attention with 32 programs in the batch, against one, heads {}"
-GOALS = [
-    row
-    for heads in (MHA, GQA)
-    for row in (
-        (BANDWIDTH.format(heads.name), "of best", ">=", 0.8),
-        (EDITED.format(heads.name), "x", "<=", 1.03),
-        (MANY.format(heads.name), "x", "<=", 1.03),
-    )
-]
+COUNTS = (1, 2, 4, 8, 16, 32)
 
 
 def goal(pattern: str, heads: Heads) -> str:
@@ -55,8 +44,8 @@ def run_decode(session: Session, found: Figures) -> None:
     for sequences, context in shapes:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{context}"
-            if session.has(6, f"decode {name}"):
-                _one_shape(session, found.setdefault(name, {}), heads, sequences, context)
+            one = partial(_one_shape, session, heads=heads, sequences=sequences, context=context)
+            session.measure(found, name, 6, one)
 
 
 def _one_shape(
@@ -110,7 +99,7 @@ def _edits(
             found[name]["against_plain"] = seconds / plain
     whole = taken["mass edit on all"]
     if whole is not None and plain is not None and is_large:
-        session.reach(goal(EDITED, heads), whole / plain)
+        session.reach(goal(DECODE_EDITED, heads), whole / plain)
     if sequences >= 32 or session.dry:
         _programs(session, found, problem, tables)
 
@@ -120,13 +109,13 @@ def _programs(session: Session, found: Figures, problem: Problem, tables: Tables
     sequences = len(problem.batch.context_lens)
     found["programs"] = {}
     taken = {}
-    for count in PROGRAMS:
+    for count in COUNTS:
         rows = [1 + i % count for i in range(sequences)]
         calls = problem.calls(problem.edited(tables, rows))
         taken[count] = session.time(found["programs"], str(count), calls)
-    one, many = taken[1], taken[PROGRAMS[-1]]
+    one, many = taken[1], taken[COUNTS[-1]]
     if one is not None and many is not None:
-        session.reach(goal(MANY, problem.heads), many / one)
+        session.reach(goal(PROGRAMS, problem.heads), many / one)
 
 
 def run_decode_peers(session: Session, found: Figures) -> None:
@@ -134,24 +123,24 @@ def run_decode_peers(session: Session, found: Figures) -> None:
     for sequences, context in ((2, 40),) if session.dry else PEERS_AT:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{context}"
-            if not session.has(4, f"decode peers {name}"):
-                continue
-            moved = heads.kv_bytes(sequences * context)
-            count = 1 if session.dry else max(1, min(64, -int(-L2_BYTES // moved)))
-            inputs = [
-                Dense.make(heads, sequences, 1, context, session.device) for _ in range(count)
-            ]
-            cell = found.setdefault(name, {})
-            for label, backend in BACKENDS.items():
-                session.time(cell, label, [sdpa(one, backend) for one in inputs])
-            session.time(cell, "eager", [eager(one, var=False) for one in inputs])
-            session.time(cell, "eager with VAR", [eager(one, var=True) for one in inputs])
-            _against(session, cell, name)
+            one = partial(_peers, session, heads=heads, sequences=sequences, context=context)
+            session.measure(found, name, 4, one)
 
 
-def _against(session: Session, cell: Figures, name: str) -> None:
+def _peers(session: Session, cell: Figures, heads: Heads, sequences: int, context: int) -> None:
+    moved = heads.kv_bytes(sequences * context)
+    count = 1 if session.dry else max(1, min(64, -int(-L2_BYTES // moved)))
+    inputs = [Dense.make(heads, sequences, 1, context, session.device) for _ in range(count)]
+    for label, backend in BACKENDS.items():
+        session.time(cell, label, [sdpa(one, backend) for one in inputs])
+    session.time(cell, "eager", [eager(one, var=False) for one in inputs])
+    session.time(cell, "eager with VAR", [eager(one, var=True) for one in inputs])
+    against(session, cell, f"{heads.name} {sequences}x{context}")
+
+
+def against(session: Session, cell: Figures, name: str) -> None:
     """How much longer each peer takes than ours, edited where it edits."""
-    ours = session.figures.get("decode", {}).get(name, {})
+    ours = session.known.get("decode", {}).get(name, {})
     for label, timing in cell.items():
         own = ours.get("mass edit on all" if "VAR" in label else "plain", {})
         if "us" in timing and "us" in own:

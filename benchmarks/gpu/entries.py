@@ -1,7 +1,4 @@
-"""The registered methods, compiled for a benchmark's prompt as the server compiles them.
-
-The only module here that needs pydantic (see README.md): a method's parameters are its fields.
-"""
+"""The registered methods, compiled for a benchmark's prompt as the server compiles them."""
 
 from __future__ import annotations
 

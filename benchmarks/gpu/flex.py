@@ -7,12 +7,13 @@ merge by the classes' normalisers. Compiled, which is the only fast way; eager o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
-from gpu.decode_sweep import _against
+from gpu.decode_sweep import against
 from gpu.peers import Dense
 from gpu.problems import VAR_CLASSES, VISUAL, VISUAL_SINK, image_tags, var_program
 from gpu.session import Figures, Session
@@ -20,6 +21,7 @@ from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA
 from saccade_kernels.controls import ControlShape
 
 Attend = Callable[..., Any]
+Form = Callable[[Attend, Dense], Callable[[], torch.Tensor]]
 
 
 def run_flex(session: Session, found: Figures) -> None:
@@ -31,32 +33,42 @@ def run_flex(session: Session, found: Figures) -> None:
         compiled = torch.compile(flex_attention, dynamic=False)
     for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
         length = 96 if session.dry else 4096
-        name = f"{heads.name} 1x{length}"
         inputs = Dense.make(heads, 1, length, length, session.device)
-        cell = found.setdefault(f"prefill {name}", {})
         forms = {
-            "flex": _plain(compiled, inputs),
-            "flex with a bias": _biased(compiled, inputs),
-            "flex by classes, merged, with VAR": _classes(session, compiled, inputs),
+            "flex": _plain,
+            "flex with a bias": _biased,
+            "flex by classes, merged, with VAR": _classes,
         }
-        for label, call in forms.items():
-            if session.has(40, f"{label}, prefill {name}"):
-                torch.compiler.reset()
-                session.time(cell, label, [call])
-        ours = session.figures.get("prefill", {}).get(name, {})
-        for label, timing in cell.items():
-            own = ours.get("mass edit on all rows" if "VAR" in label else "plain", {})
-            if "us" in timing and "us" in own:
-                timing["of_ours"] = timing["us"] / own["us"]
+        cell = found.setdefault(f"prefill {heads.name} 1x{length}", {})
+        for label, form in forms.items():
+            one = partial(_timed, session, label=label, form=form, attend=compiled, inputs=inputs)
+            session.measure(cell, label, 40, one)
+        _against_prefill(session, cell, f"{heads.name} 1x{length}")
     for heads in (TINY_MHA,) if session.dry else (MHA, GQA):
         sequences, context = (2, 96) if session.dry else (32, 4096)
         name = f"{heads.name} {sequences}x{context}"
-        if session.has(40, f"flex, decode {name}"):
-            inputs = Dense.make(heads, sequences, 1, context, session.device)
-            cell = found.setdefault(f"decode {name}", {})
-            torch.compiler.reset()
-            session.time(cell, "flex", [_plain(compiled, inputs)])
-            _against(session, cell, name)
+        inputs = Dense.make(heads, sequences, 1, context, session.device)
+        cell = found.setdefault(f"decode {name}", {})
+        one = partial(_timed, session, label="flex", form=_plain, attend=compiled, inputs=inputs)
+        session.measure(cell, "flex", 40, one)
+        against(session, cell, name)
+
+
+def _timed(
+    session: Session, cell: Figures, label: str, form: Form, attend: Attend, inputs: Dense
+) -> None:
+    torch.compiler.reset()
+    kept: Figures = {}
+    session.time(kept, label, [form(attend, inputs)])
+    cell |= kept[label]
+
+
+def _against_prefill(session: Session, cell: Figures, name: str) -> None:
+    ours = session.known.get("prefill", {}).get(name, {})
+    for label, timing in cell.items():
+        own = ours.get("mass edit on all rows" if "VAR" in label else "plain", {})
+        if "us" in timing and "us" in own:
+            timing["of_ours"] = timing["us"] / own["us"]
 
 
 def _causal(b: Any, h: Any, row: Any, key: Any) -> Any:
@@ -89,9 +101,9 @@ def _biased(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
     )
 
 
-def _classes(session: Session, attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
+def _classes(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
     """One call a class. The class is read from a tensor, so that one compilation serves all."""
-    device = session.device
+    device = inputs.query.device
     tags = torch.from_numpy(image_tags(inputs.key.shape[2])).to(device)
     wanted = torch.zeros((), dtype=torch.uint8, device=device)
 

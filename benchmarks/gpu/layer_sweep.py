@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from gpu.accuracy import error
 from gpu.ceilings import known_ceilings
 from gpu.session import Figures, Session
 from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN, ModelShape
+from gpu.targets import SMALL_BANDWIDTH, SMALL_FASTER
 from gpu.timing import L2_BYTES
 from saccade_kernels import layers
 from saccade_kernels.batch import PAGE
@@ -26,17 +28,6 @@ HALF = 2  # bytes of a value
 
 WRONG = 0.004
 """Relative distance from plain layers in float64; three roundings to bf16 make 0.003."""
-
-BANDWIDTH = "small kernels of a layer on 8k rows, share of copy bandwidth, width {}"
-FASTER = "small kernels of a layer on one row over plain PyTorch, time, width {}"
-GOALS = [
-    row
-    for shape in (LLAVA, QWEN)
-    for row in (
-        (BANDWIDTH.format(shape.hidden), "of copy", ">=", 0.8),
-        (FASTER.format(shape.hidden), "x", "<=", 0.5),
-    )
-]
 
 
 @dataclass(frozen=True)
@@ -54,13 +45,17 @@ def run_layers(session: Session, found: Figures) -> None:
         for tiny, real in ((TINY_LLAVA, LLAVA), (TINY_QWEN, QWEN)):
             shape = tiny if session.dry else real
             name = f"{rows}x{shape.hidden}"
-            if not session.has(4, f"small kernels {name}"):
-                continue
-            sizes = found.setdefault(name, {})
-            for step in steps(session, shape, rows):
-                _one(session, sizes.setdefault(step.name, {}), step)
-            _judge(session, sizes, real, rows)
-            session.say(f"small kernels {name}:", {k: v.get("kernel") for k, v in sizes.items()})
+            session.measure(found, name, 4, partial(_one_size, session, shape, real, rows))
+
+
+def _one_size(
+    session: Session, shape: ModelShape, real: ModelShape, rows: int, cell: Figures
+) -> None:
+    for step in steps(session, shape, rows):
+        _one(session, cell.setdefault(step.name, {}), step)
+    _judge(session, cell, real, rows)
+    told = {name: one["kernel"].get("us") for name, one in cell.items()}
+    session.say(f"small kernels {rows}x{shape.hidden}: {told} us")
 
 
 def steps(session: Session, shape: ModelShape, rows: int) -> list[Step]:
@@ -116,11 +111,11 @@ def _judge(session: Session, sizes: Figures, shape: ModelShape, rows: int) -> No
     if rows >= LARGE or session.dry:
         for one in of_layer:
             if "of_copy" in one["kernel"]:
-                session.reach(BANDWIDTH.format(shape.hidden), one["kernel"]["of_copy"])
+                session.reach(SMALL_BANDWIDTH.format(shape.hidden), one["kernel"]["of_copy"])
     if rows == 1 or session.dry:
         for one in of_layer:
             if "over_plain" in one:
-                session.reach(FASTER.format(shape.hidden), one["over_plain"])
+                session.reach(SMALL_FASTER.format(shape.hidden), one["over_plain"])
 
 
 def _call(function: Callable[..., object], arguments: tuple[Any, ...]) -> Callable[[], object]:

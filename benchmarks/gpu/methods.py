@@ -7,17 +7,14 @@ Compiling a plan is part of the server's work before a request starts, and of no
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-import torch
-
+from gpu.entries import Compiled, Methods
 from gpu.serving import Bench, Stand, random_prompts
-from gpu.session import Figures, Session
+from gpu.session import FAULT, Figures, Session
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
-
-if TYPE_CHECKING:
-    from gpu.entries import Compiled
 
 CONTEXT = 1024
 BATCHES = (1, 8, 32)
@@ -25,46 +22,31 @@ TOKENS, SAMPLES, PROMPTS = 16, 3, 5
 SLACK = 32
 """Tokens of the first request by the time the last prompt is done, and more."""
 
-NEEDED = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions")
-HELP = "bring its wheels, see benchmarks/README.md"
-DIED = "the process died in it"
-
 
 def run_methods(session: Session, found: Figures, bench: Bench) -> None:
-    """The smallest batch first, all methods at each; one that has failed is not tried again."""
-    try:
-        from gpu.entries import Methods
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] not in NEEDED:
-            raise
-        found["skipped"] = f"there is no {missing.name} here: {HELP}"
-        session.say(f"methods of {bench.name} skipped:", found["skipped"])
-        return
+    """The smallest batch first, all methods at each; one that has failed is not tried further."""
     stand, _, name = bench.open(session, **_room(session))
     methods = Methods(stand.core.info)
-    cells: Figures = found.setdefault("methods", {})
     for batch in (1, 3) if session.dry else BATCHES:
-        for method in methods.names if batch <= session.options.most else ():
-            cell = cells.setdefault(method, {})
-            label = f"batch {batch}"
-            if "error" in cell or label in cell:  # also by a process that died
+        for method in methods.names if batch <= session.most else ():
+            cells = found.setdefault(method, {})
+            if any(FAULT in cell for cell in cells.values()):
                 continue
-            if not session.has(6, f"{method} of {name}, {label}"):
-                continue
-            cell["error"] = DIED
-            session.say(f"{name}: {method}, {label}")
-            try:
-                one = methods.compile(method, _context(session))
-                cell |= {"entry": _brief(one.entry), "sequences": _sequences(one.plan)}
-                cell[label] = _Pair(session, stand, one).measure(batch)
-            except Exception as error:
-                _note(session, stand, cell, error)
-                continue
-            del cell["error"]
-            session.say(_line(cell[label]))
-    session.errors |= {
-        f"{name}, {method}": cell["error"] for method, cell in cells.items() if "error" in cell
-    }
+            one = partial(_one, session, bench, methods, method, batch)
+            cell = session.measure(cells, f"batch {batch}", 6, one)
+            if cell is not None:
+                session.say(f"{name}, {batch} x {method}: {_line(cell)}")
+            else:
+                stand.clear()
+
+
+def _one(
+    session: Session, bench: Bench, methods: Methods, method: str, batch: int, cell: Figures
+) -> None:
+    stand, _, _ = bench.open(session, **_room(session))
+    one = methods.compile(method, _context(session))
+    cell |= {"entry": _brief(one.entry), "sequences": _sequences(one.plan)}
+    cell |= _Pair(session, stand, one).measure(batch)
 
 
 class _Pair:
@@ -125,7 +107,7 @@ class _Pair:
 
 def _room(session: Session) -> dict[str, Any]:
     """Limits of an engine in which each request may have a sibling and rows of its own."""
-    most = 8 if session.dry else session.options.most
+    most = 8 if session.dry else session.most
     return {
         "max_num_seqs": 2 * most,
         "max_programs": 8 * most,
@@ -145,15 +127,6 @@ def _sequences(plan: Plan) -> dict[str, int]:
     return {"prompt": 1 + contrast + measured, "token": 1 + contrast}
 
 
-def _note(session: Session, stand: Stand, cell: Figures, error: Exception) -> None:
-    """A method that fails is a result too; then everything is made ready for the next one."""
-    cell["error"] = repr(error)[:600]
-    session.say("fails:", repr(error)[:300])
-    if not session.dry:
-        torch.cuda.synchronize()  # does the GPU still answer? if not, a new process goes on
-    stand.clear()
-
-
 def _brief(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry without long lists of layers."""
     return {
@@ -164,7 +137,7 @@ def _brief(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _line(cell: Figures) -> str:
     """A cell in a few words."""
-    step = f"step {cell['on']['ms']:.3f} ms, {cell['step_ratio']:.3f} of none"
+    step = f"step {cell['on']['ms']:.2f} ms, x{cell['step_ratio']:.2f}"
     if "prompt_ratio" not in cell:
         return step
-    return f"{step}; prompt {cell['prompt']['on_ms']:.1f} ms, {cell['prompt_ratio']:.3f} of none"
+    return f"{step}; prompt {cell['prompt']['on_ms']:.1f} ms, x{cell['prompt_ratio']:.2f}"

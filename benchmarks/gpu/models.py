@@ -35,7 +35,7 @@ def _is_llama(shape: ModelShape) -> bool:
     return shape.attention.heads == shape.attention.kv_heads
 
 
-def _text(shape: ModelShape) -> dict[str, Any]:
+def text_config(shape: ModelShape) -> dict[str, Any]:
     return {
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.hidden,
@@ -51,7 +51,7 @@ def _text(shape: ModelShape) -> dict[str, Any]:
 
 
 def _llama(shape: ModelShape) -> Any:
-    return LlamaForCausalLM(LlamaConfig(**_text(shape)))
+    return LlamaForCausalLM(LlamaConfig(**text_config(shape)))
 
 
 def _qwen(shape: ModelShape) -> Any:
@@ -72,7 +72,7 @@ def _qwen(shape: ModelShape) -> Any:
         "fullatt_block_indexes": [0],
     }
     config = Qwen2_5_VLConfig(
-        text_config={**_text(shape), "rope_parameters": rope},
+        text_config={**text_config(shape), "rope_parameters": rope},
         vision_config=vision,
         image_token_id=5,
         video_token_id=6,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -33,12 +34,18 @@ def run_own(session: Session, found: Figures) -> None:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             kind = "decode" if decodes else "prefill"
             name = f"{kind} {heads.name} {sequences}x{context}"
-            if session.has(5, f"own classes, {name}"):
-                queries = 1 if decodes else context
-                _one_shape(session, found.setdefault(name, {}), heads, sequences, queries, context)
-                session.say(
-                    f"own classes, {name}:", {k: v.get("us") for k, v in found[name].items()}
-                )
+            queries = 1 if decodes else context
+            one = partial(
+                _one_shape,
+                session,
+                heads=heads,
+                sequences=sequences,
+                queries=queries,
+                context=context,
+            )
+            cell = session.measure(found, name, 5, one)
+            if cell is not None:
+                session.say(f"own classes, {name}:", {k: v.get("us") for k, v in cell.items()})
 
 
 def _one_shape(

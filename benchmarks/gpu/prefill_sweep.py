@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from gpu.ceilings import known_ceilings
@@ -10,6 +12,7 @@ from gpu.peers import BACKENDS, Dense, eager, sdpa
 from gpu.problems import Problem, Tables, bias_program, make_problem, var_program
 from gpu.session import Figures, Session
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
+from gpu.targets import ALL, CUDNN, FEW
 
 SWEEP = ((1, 4096), (1, 8192), (4, 4096), (1, 16384), (1, 1024), (1, 2048))
 LONG = 4096
@@ -18,27 +21,14 @@ QUESTION = 64
 EAGER_LIMIT = 4096
 """Beyond it the eager matrix alone takes gigabytes a layer."""
 
-CUDNN = "plain causal prefill at 4k and more, speed against SDPA cuDNN, heads {}"
-FEW = "prefill with a mass edit on the question's rows, against plain, heads {}"
-ALL = "prefill with a mass edit on all rows, against plain, heads {}"
-GOALS = [
-    row
-    for heads in (MHA, GQA)
-    for row in (
-        (CUDNN.format(heads.name), "x", ">=", 0.85),
-        (FEW.format(heads.name), "x", "<=", 1.02),
-        (ALL.format(heads.name), "x", "<=", 1.5),
-    )
-]
-
 
 def run_prefill(session: Session, found: Figures) -> None:
     """Every shape of the sweep, most important first, with its peers."""
     for sequences, length in ((1, 100), (2, 70)) if session.dry else SWEEP:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{length}"
-            if session.has(8, f"prefill {name}"):
-                _one_shape(session, found.setdefault(name, {}), heads, sequences, length)
+            one = partial(_one_shape, session, heads=heads, sequences=sequences, length=length)
+            session.measure(found, name, 8, one)
 
 
 def _one_shape(session: Session, found: Figures, heads: Heads, sequences: int, length: int) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from gpu import backend
 from gpu.problems import LAYER, Problem, Tables, make_problem, var_program
 from gpu.session import Figures, Session
-from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA
+from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
+from gpu.targets import SALIENCY
 
 CANDIDATES = 5
-SALIENCY = "saliency of 5 candidates at 1k, one layer, speed against autograd through eager"
-GOALS = [(SALIENCY, "x", ">=", 20.0)]
 
 PEERS = {
     "autograd, prompt again for each candidate": (False, True),
@@ -30,22 +30,24 @@ def run_saliency(session: Session, found: Figures) -> None:
     for context in contexts:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} 1x{context}"
-            if not session.has(10, f"saliency {name}"):
-                continue
-            cell = found.setdefault(name, {})
-            problem = make_problem(heads, [1], [context], session.device, torch.bfloat16)
-            ours = session.time(cell, "ours", [saliency_call(session, problem, False)], False)
-            session.time(cell, "ours, in a graph", [saliency_call(session, problem, False)])
-            edited = [saliency_call(session, problem, True)]
-            session.time(cell, "ours, under a mass edit", edited, False)
-            for label, (row, again) in PEERS.items():
-                peer = session.time(cell, label, [_autograd(problem, row, again)], False)
-                if peer is None or ours is None:
-                    continue
-                cell[label]["of_ours"] = peer / ours
-                if again and context <= 1024:
-                    session.reach(SALIENCY, peer / ours)
-            session.say(f"saliency {name}:", {k: v.get("us") for k, v in cell.items()})
+            one = partial(_one_shape, session, heads=heads, context=context)
+            session.measure(found, name, 10, one)
+
+
+def _one_shape(session: Session, cell: Figures, heads: Heads, context: int) -> None:
+    problem = make_problem(heads, [1], [context], session.device, torch.bfloat16)
+    ours = session.time(cell, "ours", [saliency_call(session, problem, False)], False)
+    session.time(cell, "ours, in a graph", [saliency_call(session, problem, False)])
+    edited = [saliency_call(session, problem, True)]
+    session.time(cell, "ours, under a mass edit", edited, False)
+    for label, (row, again) in PEERS.items():
+        peer = session.time(cell, label, [_autograd(problem, row, again)], False)
+        if peer is None or ours is None:
+            continue
+        cell[label]["of_ours"] = peer / ours
+        if again and context <= 1024:
+            session.reach(SALIENCY, peer / ours)
+    session.say(f"saliency {heads.name} 1x{context}:", {k: v.get("us") for k, v in cell.items()})
 
 
 def saliency_call(session: Session, problem: Problem, edited: bool) -> Callable[[], object]:

@@ -113,7 +113,7 @@ def make_config(session: Session, tokens: int, **options: Any) -> EngineConfig:
         "device": "cpu" if dry else "cuda",
         "dtype": "bfloat16",
         "max_model_len": 256 if dry else 4096 + 512,
-        "max_num_seqs": 8 if dry else session.options.most,
+        "max_num_seqs": 8 if dry else session.most,
         "max_batched_tokens": 64 if dry else 8192,
         "cache_tokens": 4096 if dry else tokens,
         "max_programs": 64,

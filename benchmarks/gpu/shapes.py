@@ -102,3 +102,6 @@ TINY_MHA = Heads("4/4", 4, 4, 16)
 TINY_GQA = Heads("6/2", 6, 2, 16)
 TINY_LLAVA = ModelShape("tiny-llava", 4, Heads("4/4", 4, 4, 16), 64, 128, 320)
 TINY_QWEN = ModelShape("tiny-qwen", 4, Heads("6/2", 6, 2, 16), 96, 128, 320)
+
+MODELS = {"llava": (LLAVA, TINY_LLAVA), "qwen": (QWEN, TINY_QWEN)}
+"""By name: the real shape, and one for a run without a GPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,6 +11,7 @@ from gpu import backend
 from gpu.accuracy import NOT_FINITE
 from gpu.session import Figures, Session
 from gpu.shapes import LLAVA, QWEN
+from gpu.targets import SINKS
 from saccade_kernels import sinks
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags
@@ -20,20 +22,14 @@ DIMS = (1415, 2533)
 SLOTS = 65536
 WRONG = 1e-5
 
-FASTER = "sink detection of a layer on a prompt of 1k over plain PyTorch, time, width {}"
-GOALS = [(FASTER.format(shape.hidden), "x", "<=", 0.3) for shape in (LLAVA, QWEN)]
-
 
 def run_sinks(session: Session, found: Figures) -> None:
     """Prompts and decodes of both widths."""
     for sequences, rows in ((2, 40), (3, 1)) if session.dry else SWEEP:
         for shape in (LLAVA, QWEN):
-            name = f"{sequences}x{rows} width {shape.hidden}"
-            if session.has(3, f"sinks {name}"):
-                goal = FASTER.format(shape.hidden) if rows == 1024 or session.dry else None
-                _one_size(
-                    session, found.setdefault(name, {}), shape.hidden, (sequences, rows), goal
-                )
+            goal = SINKS.format(shape.hidden) if rows == 1024 or session.dry else None
+            one = partial(_one_size, session, width=shape.hidden, step=(sequences, rows), goal=goal)
+            session.measure(found, f"{sequences}x{rows} width {shape.hidden}", 3, one)
 
 
 def _one_size(

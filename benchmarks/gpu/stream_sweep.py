@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from gpu.accuracy import error
 from gpu.ceilings import known_ceilings
 from gpu.session import Figures, Session
 from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN, ModelShape
+from gpu.targets import STREAMS
 from gpu.timing import L2_BYTES
 from saccade_kernels import stream_tables
 from saccade_kernels.stream_tables import StreamTables
@@ -28,9 +30,6 @@ RESIDUAL = 1
 WRONG = 0.004
 """Relative distance from the float64 reference; rounding to bf16 alone makes 0.0017."""
 
-BANDWIDTH = "one stream edit on each of 8k rows, share of copy bandwidth, width {}"
-GOALS = [(BANDWIDTH.format(shape.hidden), "of copy", ">=", 0.8) for shape in (LLAVA, QWEN)]
-
 
 def run_streams(session: Session, found: Figures) -> None:
     """Every number of rows: none, some and all of them edited, and edits in a chain."""
@@ -39,9 +38,9 @@ def run_streams(session: Session, found: Figures) -> None:
         for tiny, real in shapes:
             shape = tiny if session.dry else real
             name = f"{rows}x{shape.hidden}"
-            if session.has(2, f"streams {name}"):
-                goal = BANDWIDTH.format(real.hidden) if rows >= LARGE or session.dry else None
-                _one_size(session, found.setdefault(name, {}), shape, rows, goal)
+            goal = STREAMS.format(real.hidden) if rows >= LARGE or session.dry else None
+            one = partial(_one_size, session, shape=shape, rows=rows, goal=goal)
+            session.measure(found, name, 2, one)
 
 
 def _one_size(

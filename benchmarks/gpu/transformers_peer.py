@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from gpu.peers import redistribute
@@ -98,3 +99,29 @@ def generate(model: Any, prompts: torch.Tensor, count: int) -> torch.Tensor:
         tokens = out.logits[:, -1].argmax(-1, keepdim=True)
         found.append(tokens)
     return torch.cat(found, 1)
+
+
+def generate_together(model: Any, prompts: list[list[int]], count: int) -> None:
+    """Greedy, by transformers' continuous batching, whose manager stays for the next call.
+
+    Raises:
+        RuntimeError: a request did not get exactly ``count`` tokens.
+    """
+    config = GenerationConfig(
+        max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    sizes = ContinuousBatchingConfig(allow_block_sharing=False)
+    if model.device.type == "cpu":  # where it finds no memory to take a share of
+        sizes.num_blocks, sizes.max_batch_tokens = 32, 256
+    found = model.generate_batch(
+        prompts, config, continuous_batching_config=sizes, persistent_manager=True
+    )
+    lengths = [len(one.generated_tokens) for one in found.values()]
+    if lengths != [count] * len(prompts):
+        errors = {one.error for one in found.values()}
+        raise RuntimeError(f"requests of {count} tokens got {lengths}: {errors}")
+
+
+def stop_together(model: Any) -> None:
+    """End the manager and free its cache."""
+    model.destroy_cached_continuous_batching_manager()

@@ -1,16 +1,13 @@
 """What is counted on text, and that nothing is reported on what was calibrated with."""
 
 import json
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from language import copying, facts, fluency, paired, tone
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))  # the package takes it off again
-
-from language import copying, facts, fluency, paired, tone  # noqa: E402
 
 
 def test_tone_counts_whole_words_of_both_lists() -> None:

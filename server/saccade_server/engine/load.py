@@ -26,6 +26,7 @@ def load_core(config: EngineConfig) -> EngineCore:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    logger.info("loading the weights of %s", config.model)
     dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
