@@ -17,16 +17,26 @@ from gpu.targets import STREAMS
 from gpu.timing import L2_BYTES
 from saccade_kernels import stream_tables
 from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import STREAM_EDITS, StreamFlag, StreamProgram
+from saccade_kernels.streams import (
+    STREAM_EDITS,
+    SiteKind,
+    StreamFlag,
+    StreamProgram,
+    site_of,
+)
 
 SWEEP = (8192, 1024, 128, 32, 8, 1)
 """Rows of a step: prompts, then decodes."""
 LARGE = 8192
 """Rows from which the bound is memory; a few rows take what a launch takes."""
 
-PROGRAMS = (1, STREAM_EDITS)
-"""Edits that table row 1, 2, .. chains at the residual."""
-RESIDUAL = 1
+CHAIN = 4
+"""Edits that one of the programs chains."""
+
+SITE = site_of(SiteKind.RESIDUAL, 1)
+PROGRAMS = ("all edited", f"{CHAIN} edits in a chain", f"rank {STREAM_EDITS}", "diagonal")
+"""What table rows 1, 2, .. do at that site."""
+
 WRONG = 0.004
 """Relative distance from the float64 reference; rounding to bf16 alone makes 0.0017."""
 
@@ -55,8 +65,7 @@ def _one_size(
     variants = {
         "no row edited": 0 * every,
         "a quarter edited": (every % 4 == 0).int(),
-        "all edited": 0 * every + 1,
-        f"{STREAM_EDITS} edits in a chain": 0 * every + 2,
+        **{label: 0 * every + row for row, label in enumerate(PROGRAMS, start=1)},
     }
     ceilings = known_ceilings(session)
     for label, index in variants.items():
@@ -75,20 +84,26 @@ def _one_size(
 
 
 def _tables(width: int, device: torch.device) -> StreamTables:
-    """Row 1 adds a vector; row 2 adds one, removes one, clips one and keeps the norm."""
+    """A row for each of :data:`PROGRAMS`.
+
+    The first adds a vector; the chain adds one, removes one, clips one and keeps the norm.
+    """
     tables = StreamTables.allocate(len(PROGRAMS) + 1, 1, width, STREAM_EDITS + 1, device)
     unit = torch.nn.functional.normalize(torch.randn(STREAM_EDITS, width), dim=1)
     tables.bank[1:].copy_(unit)
-    kinds = (
+    clipped = (1.0, 0.0, -0.5, 0.5)
+    chain = (
         ((1.0, 1.5, -np.inf, np.inf), StreamFlag.RELATIVE),
         ((0.0, 0.0, -np.inf, np.inf), StreamFlag.NONE),
-        ((1.0, 0.0, -0.5, 0.5), StreamFlag.NONE),
+        (clipped, StreamFlag.NONE),
         ((1.0, 2.0, -np.inf, np.inf), StreamFlag.SIGNED | StreamFlag.KEEP_NORM),
     )
-    for row, edits in enumerate(PROGRAMS, start=1):
-        program = StreamProgram.identity(2)
-        for slot, (numbers, flags) in enumerate(kinds[:edits], start=1):
-            program.append(RESIDUAL, slot, numbers, flags)
+    rank = [(clipped, StreamFlag.JOINED if at else StreamFlag.NONE) for at in range(STREAM_EDITS)]
+    diagonal = (((1.5, 0.0, -np.inf, np.inf), StreamFlag.DIAGONAL),)
+    for row, edits in enumerate((chain[:1], chain, rank, diagonal), start=1):
+        program = StreamProgram.identity(1)
+        for slot, (numbers, flags) in enumerate(edits, start=1):
+            program.append(SITE, slot, numbers, flags)
         tables.write(row, program)
     return tables
 
@@ -96,13 +111,13 @@ def _tables(width: int, device: torch.device) -> StreamTables:
 def _call(
     hidden: torch.Tensor, index: torch.Tensor, tables: StreamTables
 ) -> Callable[[], torch.Tensor]:
-    return lambda: backend.stream(hidden, index, tables, RESIDUAL)
+    return lambda: backend.stream(hidden, index, tables, SITE)
 
 
 def _check(hidden: torch.Tensor, index: torch.Tensor, tables: StreamTables) -> float:
     """Relative error; rows without edits must keep their bits."""
-    got = backend.stream(hidden, index, tables, RESIDUAL)
-    distance = error(got, stream_tables.stream(hidden.double(), index, tables, RESIDUAL))
+    got = backend.stream(hidden, index, tables, SITE)
+    distance = error(got, stream_tables.stream(hidden.double(), index, tables, SITE))
     assert distance <= WRONG, f"stream edits are wrong by {distance}"
     assert torch.equal(got[index == 0], hidden[index == 0]), "a plain row has changed"
     return distance
