@@ -6,13 +6,19 @@ it was made for) and, optionally, ``notes`` and ``defaults`` (:mod:`saccade_inte
 where and how strongly to use it). Kinds, with n >= 1; all heads are query heads:
 
     heads         heads int32 [n, 2]: (layer, head)
-    vectors       vectors float32 [n, hidden], layers int32 [n]: the residual that each belongs to
+    vectors       vectors float32 [n, hidden], layers int32 [n]: where each belongs
+    subspaces     likewise, up to 16 independent vectors a layer, which span its subspace
+    low_rank      read, write float32 [n, hidden], layers int32 [n], optional shift float32 [n]: up
+                  to 16 terms a layer of h' = h + sum of (read . h + shift) write
+    diagonal      scale float32 [n, hidden], layers int32 [n], optional shift float32 [n, hidden]:
+                  h' = scale h + shift, elementwise
     head_vectors  heads int32 [n, 2], vectors float32 [n, head_dim], optional sigma float32 [n]
     head_means    means float32 [layers, heads, head_dim]: mean head outputs, before the projection
     sinks         dims int32 [n]: dimensions of massive activations
 
-A residual is numbered by the layer it enters; the one that leaves the last layer has the number of
-layers. The output of layer l is therefore residual l + 1.
+Layers are numbers of residuals, unless the defaults name another site. A residual is numbered by
+the layer it enters; the one that leaves the last layer has the number of layers. The output of
+layer l is therefore residual l + 1.
 
 Bytes are hostile until :func:`read_artifact` has read them. It never runs or unpickles anything,
 and takes no tensor, type, shape or name but these.
@@ -25,7 +31,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import StringConstraints
 
+from saccade_interventions.artifact_values import check_values
 from saccade_interventions.defaults import NOTHING, read_defaults, write_defaults
 from saccade_interventions.errors import brief
+from saccade_interventions.vectors import RESIDUAL, layers_at
 
 if TYPE_CHECKING:
     from saccade_interventions.context import ModelFacts
@@ -45,10 +53,6 @@ MOST_HEADER = 64 * 2**10
 MOST_NOTES = 16 * 2**10
 MOST_ENTRIES = 2**16
 """Of heads, layers or dimensions; no model has as many."""
-LARGEST = 1e9
-"""Of a value; float32 arithmetic on vectors must not overflow."""
-SMALLEST_NORM = 1e-9
-"""Of a vector; a shorter one has no direction to speak of."""
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 ArtifactId = Annotated[str, StringConstraints(pattern=DIGEST)]
@@ -67,11 +71,22 @@ class TensorSpec:
 
 
 _HEADS = TensorSpec("I32", ("n", 2))
+_LAYERS = TensorSpec("I32", ("n",))
+_VECTORS = TensorSpec("F32", ("n", "hidden_size"))
 KINDS: Mapping[str, Mapping[str, TensorSpec]] = {
     "heads": {"heads": _HEADS},
-    "vectors": {
-        "vectors": TensorSpec("F32", ("n", "hidden_size")),
-        "layers": TensorSpec("I32", ("n",)),
+    "vectors": {"vectors": _VECTORS, "layers": _LAYERS},
+    "subspaces": {"vectors": _VECTORS, "layers": _LAYERS},
+    "low_rank": {
+        "read": _VECTORS,
+        "write": _VECTORS,
+        "shift": TensorSpec("F32", ("n",), required=False),
+        "layers": _LAYERS,
+    },
+    "diagonal": {
+        "scale": _VECTORS,
+        "shift": replace(_VECTORS, required=False),
+        "layers": _LAYERS,
     },
     "head_vectors": {
         "heads": _HEADS,
@@ -123,7 +138,10 @@ def read_artifact(data: bytes) -> Artifact:
     metadata = _metadata(header.pop("__metadata__", None))
     kind = metadata["kind"]
     tensors = _tensors(header, memoryview(data)[start:], KINDS[kind])
-    _check_values(tensors)
+    try:
+        check_values(kind, tensors)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
     defaults = _defaults(kind, metadata.get("defaults"), tensors)
     digest = artifact_id(data)
     model, notes = metadata["model"], metadata.get("notes", "")
@@ -189,8 +207,10 @@ def check_for(artifact: Artifact, model: ModelFacts) -> None:
     if "heads" in tensors:
         _check_below(tensors["heads"][:, 0], model.layers, "layer")
         _check_below(tensors["heads"][:, 1], model.heads, "query head")
-    if artifact.kind == "vectors":
-        _check_below(tensors["layers"], model.layers + 1, "residual")
+    if "layers" in tensors:
+        site = artifact.defaults.get("site", RESIDUAL)
+        what = "residual" if site == RESIDUAL else "layer"
+        _check_below(tensors["layers"], layers_at(site, model.layers), what)
     if artifact.kind == "sinks":
         _check_below(tensors["dims"], model.hidden_size, "residual dimension")
 
@@ -317,29 +337,6 @@ def _is_counts(value: object, length: int) -> bool:
     if not isinstance(value, list) or len(value) != length:
         return False
     return all(type(item) is int and 0 <= item <= MOST_BYTES for item in value)
-
-
-def _check_values(tensors: Mapping[str, NDArray[Any]]) -> None:
-    for name, values in tensors.items():
-        if values.dtype.kind == "f":
-            if not np.isfinite(values).all() or np.abs(values).max() > LARGEST:
-                raise ArtifactError(f"{name}: a value is not finite, or above {LARGEST:g}")
-        elif values.min() < 0:
-            raise ArtifactError(f"{name}: a number is negative")
-        elif len(np.unique(_keys(values))) != len(values):
-            raise ArtifactError(f"{name}: the same entry occurs twice")
-    if "vectors" in tensors:
-        norms = np.linalg.norm(tensors["vectors"].astype(np.float64), axis=1)
-        if norms.min() < SMALLEST_NORM:
-            raise ArtifactError(f"vectors: vector {int(norms.argmin())} is zero")
-    if "sigma" in tensors and tensors["sigma"].min() < 0:
-        raise ArtifactError("sigma: a number is negative")
-
-
-def _keys(values: NDArray[Any]) -> NDArray[Any]:
-    """One int64 for each entry, [n] or a pair [n, 2], none of them negative."""
-    wide = values.astype(np.int64)
-    return wide if wide.ndim == 1 else wide[:, 0] << 32 | wide[:, 1]
 
 
 def _check_below(values: NDArray[Any], limit: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,8 +118,12 @@ class Context:
         """A fresh plan for this prompt."""
         return PlanBuilder(self.model.shape, self.prompt.length, self.prompt.question_start)
 
-    def artifact(self, digest: str, kind: str, param: str = "artifact") -> Artifact:
-        """An artifact that fits the model. ``param`` is the field that names it.
+    def artifact(
+        self, digest: str, kind: str | Collection[str], param: str = "artifact"
+    ) -> Artifact:
+        """An artifact of a kind, or of one of some, that fits the model.
+
+        ``param`` is the field that names it.
 
         Raises:
             InterventionError: the server has none of this digest, or it is of another kind or
@@ -129,8 +133,10 @@ class Context:
         if found is None:
             message = f"the server has no artifact {digest}"
             raise InterventionError(Code.ARTIFACT_NOT_FOUND, message, param)
-        if found.kind != kind:
-            message = f"the artifact is of kind {brief(found.kind)}; the method needs {brief(kind)}"
+        kinds = (kind,) if isinstance(kind, str) else kind
+        if found.kind not in kinds:
+            needed = " or ".join(map(brief, kinds))
+            message = f"the artifact is of kind {brief(found.kind)}; the method needs {needed}"
             raise InterventionError(Code.ARTIFACT_MISMATCH, message, param)
         try:
             check_for(found, self.model)

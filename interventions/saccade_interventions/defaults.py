@@ -3,8 +3,10 @@
 They stand in the artifact's metadata, under ``defaults``, as the text of a JSON object. Whatever a
 request says itself wins, field by field. Kinds that may have them, all fields optional:
 
-    vectors       layers       residuals of the artifact: where its vectors act
+    vectors       site         where its vectors act; absent: residuals
+                  layers       of the artifact
                   coefficient  of the vectors as they are stored, added
+    subspaces, low_rank, diagonal: likewise, with the coefficient of their only operation
     head_vectors  alpha        in standard deviations: the artifact has sigma
 """
 
@@ -19,10 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.indices import Indices
+from saccade_interventions.vectors import Site
 from saccade_interventions.wording import about
 
 MOST_CHARACTERS = 16 * 2**10
 MOST_STRENGTH = 1000.0
+MOST_PROJECTED = 2.0
+"""At 1 a projection removes the part in a subspace, at 2 it turns it round."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -43,15 +48,26 @@ class _Defaults(BaseModel):
 
 
 class _OfVectors(_Defaults):
+    site: Site | None = None
     layers: Indices | None = None
     coefficient: Strength | None = None
+
+
+class _OfSubspaces(_OfVectors):
+    coefficient: Annotated[float, Field(ge=0, le=MOST_PROJECTED)] | None = None
 
 
 class _OfHeadVectors(_Defaults):
     alpha: Strength
 
 
-KINDS: Mapping[str, type[_Defaults]] = {"vectors": _OfVectors, "head_vectors": _OfHeadVectors}
+KINDS: Mapping[str, type[_Defaults]] = {
+    "vectors": _OfVectors,
+    "subspaces": _OfSubspaces,
+    "low_rank": _OfVectors,
+    "diagonal": _OfVectors,
+    "head_vectors": _OfHeadVectors,
+}
 """Kind of artifact -> its fields."""
 
 

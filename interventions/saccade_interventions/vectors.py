@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_kernels.streams import SiteKind
+
 EXAMPLE_ID = "sha256:" + "0" * 64
 """Stands for an artifact in examples."""
+
+Site = Literal["residual", "attention_output", "mlp_output"]
+"""Where vectors act: on the residual between layers, or on what a part of a layer adds to it."""
+
+RESIDUAL: Site = "residual"
+
+
+def kind_of(site: Site) -> SiteKind:
+    """The site that a request names."""
+    return SiteKind[site.upper()]
+
+
+def layers_at(site: Site, layers: int) -> int:
+    """How many numbers a site has in a model: residuals are one more than layers."""
+    return layers + (site == RESIDUAL)
+
+
+def place_of(site: Site, layer: int) -> str:
+    """The place of this number, in words."""
+    if site == RESIDUAL:
+        return f"residual {layer}"
+    return f"the {'MLP' if site == 'mlp_output' else 'attention'} output of layer {layer}"
 
 
 def unit_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,6 +24,18 @@ RNG = np.random.default_rng(0)
 GOOD = {
     "heads": {"heads": np.array([[1, 2], [0, 3]])},
     "vectors": {"vectors": RNG.normal(size=(3, 64)), "layers": np.array([2, 6, 0])},
+    "subspaces": {"vectors": RNG.normal(size=(3, 64)), "layers": np.array([6, 0, 6])},
+    "low_rank": {
+        "read": RNG.normal(size=(3, 64)),
+        "write": RNG.normal(size=(3, 64)),
+        "shift": RNG.normal(size=3),
+        "layers": np.array([6, 0, 6]),
+    },
+    "diagonal": {
+        "scale": RNG.normal(size=(2, 64)),
+        "shift": RNG.normal(size=(2, 64)),
+        "layers": np.array([6, 0]),
+    },
     "head_vectors": {
         "heads": np.array([[5, 3], [0, 0]]),
         "vectors": RNG.normal(size=(2, 8)),
@@ -169,6 +181,9 @@ def test_lying_headers(edit, message):
 
 DEFAULTS = {
     "vectors": {"layers": [6, 2], "coefficient": 0.5},
+    "subspaces": {"layers": [6], "coefficient": 0.5},
+    "low_rank": {"layers": [0, 6], "coefficient": -2.0},
+    "diagonal": {"layers": [0], "coefficient": 1.0, "site": "residual"},
     "head_vectors": {"alpha": 2.0},
 }
 
@@ -217,8 +232,11 @@ def test_defaults_round_trip(kind):
         ('{"coefficient":1001}', "at most 1000"),
         ('{"coefficient":-1001}', "at least -1000"),
         ('{"coefficient":0}', "changes nothing"),
+        ('{"site":"head_output"}', "defaults.site"),
+        ('{"site":1}', "defaults.site"),
+        ('{"site":null}', "set no field"),
     ],
-    ids=range(27),
+    ids=range(30),
 )
 def test_lying_defaults(text, message):
     with pytest.raises(ArtifactError, match=message) as caught:
@@ -232,6 +250,8 @@ def test_defaults_of_other_kinds():
     bare = {name: GOOD["head_vectors"][name] for name in ("heads", "vectors")}
     with pytest.raises(ArtifactError, match="counts sigma"):
         write_artifact("head_vectors", MODEL, bare, defaults={"alpha": 2.0})
+    with pytest.raises(ArtifactError, match="at most 2"):
+        write_artifact("subspaces", MODEL, GOOD["subspaces"], defaults={"coefficient": 3.0})
     with pytest.raises(ArtifactError, match="alpha is required"):
         read_artifact(changed(metadata(defaults="{}"), "head_vectors"))
 
@@ -301,6 +321,10 @@ def test_bad_contents(kind, tensors, message):
 @pytest.mark.parametrize(
     ("kind", "facts", "message"),
     [
+        ("subspaces", {"layers": 5}, "no residual 6; the model has 6"),
+        ("subspaces", {"hidden_size": 65}, "hidden_size 64; the model has 65"),
+        ("low_rank", {"hidden_size": 65}, "read has hidden_size 64"),
+        ("diagonal", {"layers": 5}, "no residual 6"),
         ("vectors", {"fingerprint": ""}, "another model .* float16 may have another fingerprint"),
         ("vectors", {"fingerprint": "sha256:" + "b" * 64}, "another model"),
         ("vectors", {"hidden_size": 65}, "hidden_size 64; the model has 65"),

@@ -14,8 +14,6 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase, parse_rows
-from saccade_kernels.stream_tables import StreamTables, stream
-from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -45,46 +43,13 @@ def context(make_context):
     return replace(made, artifacts=STORE.get)
 
 
-def edited(plan, hidden, layer, phase, site=SiteKind.RESIDUAL):
-    """``hidden`` [rows, 64] under a plan: plan -> stream program -> tables -> reference."""
-    tables = StreamTables.allocate(2, plan.layers, 64, slots=99)
-    program, slot = StreamProgram.identity(plan.layers), 0
-    for edit in plan.streams:
-        if phase in edit.phases:
-            slots = []
-            for row in edit.rows:
-                slot += 1
-                slots.append(slot)
-                tables.bank[slot] = torch.from_numpy(plan.vectors_of(edit.direction)[row].copy())
-            flags = StreamFlag.SIGNED * edit.signed | StreamFlag.RELATIVE * edit.relative
-            flags |= StreamFlag.KEEP_NORM * edit.keep_norm | StreamFlag.JOINED * edit.joined
-            flags |= StreamFlag.DIAGONAL * edit.diagonal
-            read, *write = slots
-            program.append(
-                site_of(edit.site, edit.layer),
-                read,
-                (edit.scale, edit.shift, edit.low, edit.high),
-                StreamFlag(flags),
-                *write,
-                where=(edit.above, edit.below),
-            )
-    tables.write(1, program)
-    rows = torch.ones(len(hidden), dtype=torch.int32)
-    return stream(hidden, rows, tables, site_of(site, layer))
-
-
-@pytest.fixture
-def hidden():
-    return torch.randn(7, 64, dtype=torch.float64)
-
-
 def refused(entry, context, registry):
     with pytest.raises(InterventionError) as caught:
         compile_plan(registry.parse([entry]), context)
     return caught.value
 
 
-def test_each_vector_goes_to_its_own_residual(context, hidden):
+def test_each_vector_goes_to_its_own_residual(edited, context, hidden):
     """CAA's worked example: 1.5 v moves the residual by 1.5 ||v|| along v, and nothing else."""
     plan = Steering(artifact=SEVERAL, coefficient=1.5).compile(context)
     assert [edit.layer for edit in plan.streams] == [0, 5, 6]
@@ -99,7 +64,7 @@ def test_each_vector_goes_to_its_own_residual(context, hidden):
         assert length == pytest.approx(1.5 * float(v.norm()), rel=1e-6)
 
 
-def test_the_numeric_example(context):
+def test_the_numeric_example(edited, context):
     """CAA moves by 1.5 ||v|| = 3.069 along v; RepE's operators end at 3.013, or keep the norm."""
     rng = np.random.default_rng(5)
     p = rng.normal(size=(20, 8)) + 2 * np.eye(8)[0]
@@ -127,7 +92,7 @@ def test_rows_follow_the_instruction_unless_said_otherwise(context):
     assert everywhere.streams[0].phases == tuple(Phase)
 
 
-def test_a_strength_relative_to_the_residual(context, hidden):
+def test_a_strength_relative_to_the_residual(edited, context, hidden):
     """alpha = 8 in units of the RMS is a change of 8 / sqrt(D) of the norm: 0.144 at D = 3072."""
     assert 8 / math.sqrt(3072) == pytest.approx(0.144, abs=5e-4)
     plan = Steering(artifact=ONE, coefficient=8, unit="rms").compile(context)
@@ -136,7 +101,7 @@ def test_a_strength_relative_to_the_residual(context, hidden):
     torch.testing.assert_close(ratio, torch.full_like(ratio, 8 / math.sqrt(64)), rtol=1e-6, atol=0)
 
 
-def test_piecewise_follows_the_sign_of_the_residuals_part(context, hidden):
+def test_piecewise_follows_the_sign_of_the_residuals_part(edited, context, hidden):
     linear = Steering(artifact=ONE, coefficient=0.5).compile(context)
     signed = Steering(artifact=ONE, coefficient=0.5, op="piecewise").compile(context)
     v = torch.from_numpy(VECTORS[0]).double()
@@ -148,14 +113,14 @@ def test_piecewise_follows_the_sign_of_the_residuals_part(context, hidden):
 
 
 @pytest.mark.parametrize("op", ["add", "piecewise", "project_out"])
-def test_the_norm_is_kept(context, hidden, op):
+def test_the_norm_is_kept(edited, context, hidden, op):
     plan = Steering(artifact=ONE, coefficient=0.5, op=op, keep_norm=True).compile(context)
     found = edited(plan, hidden, 2, Phase.LAST)
     torch.testing.assert_close(found.norm(dim=-1), hidden.norm(dim=-1))
     assert not torch.isclose(found, hidden).all(-1).any()
 
 
-def test_projecting_out_divides_by_the_square(context, hidden):
+def test_projecting_out_divides_by_the_square(edited, context, hidden):
     """Whatever the stored length; twice is once; a coefficient of 2 reflects."""
     v = torch.from_numpy(VECTORS[0]).double()
     plan = Steering(artifact=stored([2], 40 * VECTORS[:1]), op="project_out").compile(context)
@@ -168,7 +133,7 @@ def test_projecting_out_divides_by_the_square(context, hidden):
     torch.testing.assert_close(there @ v, -(hidden @ v), rtol=1e-5, atol=1e-5)
 
 
-def test_clamping(context, hidden):
+def test_clamping(edited, context, hidden):
     plan = Steering(artifact=ONE, op="clamp", low=-0.5, high=0.25).compile(context)
     v = torch.from_numpy(VECTORS[0]).double()
     part = edited(plan, hidden, 2, Phase.LAST) @ (v / v.norm())
@@ -216,7 +181,7 @@ def test_what_a_request_leaves_out_is_the_artifacts(fields, explicit, context, r
     """The layers for any op; the strength only for what it was found for."""
     entry = {"method": "steering", "artifact": ADVISED, **fields}
     (asked,) = registry.parse([entry])
-    (spelled_out,) = registry.parse([entry | explicit])
+    (spelled_out,) = registry.parse([entry | explicit | {"site": "residual"}])
     assert asked.compile(context) == spelled_out.compile(context)
     assert asked.resolved(context).normalised() == spelled_out.normalised()
     assert spelled_out.resolved(context) == spelled_out
@@ -295,7 +260,7 @@ def test_another_models_artifact(make_context, registry):
     [(ONE, None, 2, 0), (ONE, 0, 1, 0), (ONE, 5, 6, 0), (SEVERAL, 4, 5, 0), (SEVERAL, 5, 6, 2)],
 )
 def test_a_function_vector_is_added_at_a_layers_output(
-    context, hidden, artifact, layer, residual, row
+    edited, context, hidden, artifact, layer, residual, row
 ):
     plan = FunctionVector(artifact=artifact, layer=layer).compile(context)
     (edit,) = plan.streams
@@ -318,7 +283,7 @@ def test_where_a_function_vector_cannot_go(fields, code, context, registry):
     assert (error.code, error.param) == (code, "interventions[0].layer")
 
 
-def test_edits_of_one_residual_chain_in_the_order_of_the_request(context, registry, hidden):
+def test_edits_of_one_residual_chain_in_the_order_of_the_request(edited, context, registry, hidden):
     add = {"method": "function_vector", "artifact": ONE, "layer": 4}
     out = {"method": "steering", "artifact": SEVERAL, "op": "project_out", "layers": [5]}
     first = compile_plan(registry.parse([add, out]), context)

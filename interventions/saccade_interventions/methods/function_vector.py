@@ -9,6 +9,9 @@ added to the residual at the output of one layer, makes the model do the task wi
 
     h' = h + coefficient v    on the last prompt row and each generated row
 
+``site`` names another place of that layer for it: what its attention or its MLP adds to the
+residual. At the MLP's output it comes to the same sum; at attention's the layer's MLP reads it too.
+
 Nothing is rescaled; the paper's coefficient is 1. A layer about a third of the way up is a good
 choice; the paper sweeps all of them. v is given as an artifact of kind "vectors", without the bias
 that some models' output projections have (published code counts it once per head). Finding the
@@ -30,13 +33,21 @@ from pydantic import Field
 from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.defaults import NOTHING
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Index
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows
-from saccade_interventions.vectors import EXAMPLE_ID, norms, unit_vectors
+from saccade_interventions.vectors import (
+    EXAMPLE_ID,
+    RESIDUAL,
+    Site,
+    kind_of,
+    norms,
+    unit_vectors,
+)
 
 
 class FunctionVector(Intervention):
@@ -61,7 +72,12 @@ class FunctionVector(Intervention):
     """An artifact of kind "vectors" with the task's vector, or with one for each of some layers."""
 
     coefficient: float | None = Field(None, ge=-1000, le=1000)
-    """Factor on the vector. 0 changes nothing. None: the artifact's own, if it has one; else 1."""
+    """Factor on the vector. 0 changes nothing. None: the artifact's own, if it has one and nothing
+    else is asked for than its site; else 1."""
+
+    site: Site | None = None
+    """Which output of the layer: "residual", the whole layer's, or what attention or the MLP adds
+    to it. None: the artifact's own, if it names one; else "residual"."""
 
     layer: Index | None = None
     """The decoder layer whose output gets the vector. None: where the artifact says, if it has one
@@ -80,40 +96,50 @@ class FunctionVector(Intervention):
 
     def resolved(self, context: Context) -> Self:
         found = context.artifact(self.artifact, "vectors")
-        chosen: dict[str, Any] = {}
+        own: Site = found.defaults.get("site", RESIDUAL)
+        chosen: dict[str, Any] = {"site": self.site or own}
         if self.coefficient is None:
-            chosen["coefficient"] = float(found.defaults.get("coefficient", 1.0))
-        residual, _ = self._place(found, context.model)
-        if self.layer is None and residual > 0:  # residual 0 is no layer's output
-            chosen["layer"] = residual - 1
+            advice = found.defaults if chosen["site"] == own else NOTHING
+            chosen["coefficient"] = float(advice.get("coefficient", 1.0))
+        layer, _ = self._place(found, context.model)
+        if self.layer is None and layer >= 0:  # residual 0 is no layer's output
+            chosen["layer"] = layer
         return self.model_copy(update=chosen)
 
     def compile(self, context: Context) -> Plan:
         found = context.artifact(self.artifact, "vectors")
-        residual, row = self._place(found, context.model)
+        entry = self.resolved(context)
+        site = entry.site or RESIDUAL
+        layer, row = self._place(found, context.model)
         vector = found.tensors["vectors"][row : row + 1].astype(np.float64)
         plan = context.plan()
         direction = plan.vectors(unit_vectors(vector).astype(np.float32))
-        shift = (self.resolved(context).coefficient or 0.0) * float(norms(vector)[0])
-        plan.stream(StreamEdit(residual, parse_rows(self.rows), direction, 0, shift=shift))
+        shift = (entry.coefficient or 0.0) * float(norms(vector)[0])
+        number = layer + (site == RESIDUAL)
+        phases = parse_rows(self.rows)
+        plan.stream(StreamEdit(number, phases, direction, 0, shift=shift, site=kind_of(site)))
         return plan.build()
 
     def _place(self, found: Artifact, model: ModelFacts) -> tuple[int, int]:
-        """The residual that is edited, and the row of the artifact that is added."""
-        residuals = found.tensors["layers"].tolist()
+        """The layer whose output is changed, -1 for the embeddings, and the artifact's row."""
+        own: Site = found.defaults.get("site", RESIDUAL)
+        before = own == RESIDUAL  # the artifact numbers layers by what they put out
+        layers = [number - before for number in found.tensors["layers"].tolist()]
         if self.layer is None:
-            advised = found.defaults.get("layers", residuals)
+            advised = [number - before for number in found.defaults.get("layers", ())] or layers
             if len(advised) > 1:
                 message = f"the artifact has {len(advised)} vectors; say which layer"
                 raise InterventionError(Code.INVALID_PARAMS, message, "layer")
-            return advised[0], residuals.index(advised[0])
+            if advised[0] < 0 and (self.site or own) != RESIDUAL:
+                message = "the artifact's vector is of residual 0, which no layer puts out"
+                raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")
+            return advised[0], layers.index(advised[0])
         if self.layer >= model.layers:
             message = f"there is no layer {self.layer}; the model has {model.layers}, from 0"
             raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")
-        residual = self.layer + 1
-        if len(residuals) == 1:
-            return residual, 0
-        if residual not in residuals:
+        if len(layers) == 1:
+            return self.layer, 0
+        if self.layer not in layers:
             message = f"the artifact has no vector for the output of layer {self.layer}"
             raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "layer")
-        return residual, residuals.index(residual)
+        return self.layer, layers.index(self.layer)
