@@ -47,7 +47,18 @@ TASK = made("vectors", vectors=VECTORS[:1], layers=(3,))
 TRUTH = made("head_vectors", heads=PAIRS, vectors=HEAD_VECTORS, sigma=SIGMA)
 LISTED = made("heads", heads=PAIRS)
 AVERAGE = made("head_means", means=MEANS)
-STORE = {artifact.digest: artifact for artifact in (STEER, TASK, TRUTH, LISTED, AVERAGE)}
+MAPPED = (1, 3)
+"""Layers with a map: the second has rank 2."""
+SPAN, READ, WRITE = random_vectors(3, HIDDEN), random_vectors(3, HIDDEN) / 8, VECTORS
+SCALE, SHIFT = random_vectors(2, HIDDEN), random_vectors(2, HIDDEN)
+SUBSPACES = made("subspaces", vectors=SPAN, layers=(3, 1, 3))
+LOW_RANK = made("low_rank", read=READ, write=WRITE, shift=SIGMA, layers=(3, 1, 3))
+DIAGONAL = made("diagonal", scale=SCALE, shift=SHIFT, layers=MAPPED)
+MAP = {"method": "steering", "op": "affine", "artifact": LOW_RANK.digest}
+STORE = {
+    artifact.digest: artifact
+    for artifact in (STEER, TASK, TRUTH, LISTED, AVERAGE, SUBSPACES, LOW_RANK, DIAGONAL)
+}
 
 
 def plan_for(core: EngineCore, prompt: Any, entries: list[dict[str, Any]]) -> Any:
@@ -70,14 +81,30 @@ Hidden = Callable[[int, torch.Tensor, Rows], torch.Tensor]
 """(residual, h [T, D], rows) -> h'; or (layer, z [T, heads, dim], rows) -> z'."""
 
 
+Added = Callable[[str, int, torch.Tensor, Rows], torch.Tensor]
+"""(site, layer, what is added to the residual [T, D], rows) -> what is added instead."""
+
+
+def output_of(layer: Any, site: str) -> Any:
+    """The module whose output a residual gets: that of a norm behind it, in Gemma 3.
+
+    Elsewhere ``post_attention_layernorm`` is the norm before the MLP.
+    """
+    normed = hasattr(layer, "post_feedforward_layernorm")
+    if site == "attention_output":
+        return layer.post_attention_layernorm if normed else layer.self_attn
+    return layer.post_feedforward_layernorm if normed else layer.mlp
+
+
 @dataclass
 class Oracle:
-    """Greedy generation by full recomputation with residuals and head outputs changed."""
+    """Greedy generation by full recomputation with what sites hold changed."""
 
     model: Any
     rows: str
     residual: Hidden | None = None
     heads: Hidden | None = None
+    added: Added | None = None
     length: int = 0
     start: int = 0
 
@@ -87,6 +114,9 @@ class Oracle:
         for index, layer in enumerate(decoder.layers):
             layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
             layer.self_attn.o_proj.register_forward_pre_hook(self._heads(index))
+            for site in ("attention_output", "mlp_output"):
+                hook = self._output(site, index)
+                output_of(layer, site).register_forward_hook(hook)
         decoder.layers[-1].register_forward_hook(self._behind)
 
     def _edited(self, positions: int) -> Rows:
@@ -115,6 +145,16 @@ class Oracle:
         if self.residual is None:
             return None
         return self.residual(LAYERS, output[0], self._edited(output.shape[1]))[None]
+
+    def _output(self, site: str, index: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            if self.added is None:
+                return None
+            own = output[0] if isinstance(output, tuple) else output
+            changed = self.added(site, index, own[0], self._edited(own.shape[1]))[None]
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
 
     def _heads(self, index: int) -> Any:
         def hook(module: Any, args: Any) -> Any:
@@ -272,6 +312,8 @@ def crowd(core: EngineCore, tiny: Any, make_request: Any) -> list[Any]:
             "stronger": [{**steering("add", "prompt+generated"), "coefficient": 0.6}],
             # Recomputed behind a preemption, such rows come with others that are not edited.
             "clamp": [steering("clamp", "prompt")],
+            "mlp": [{**steering("add", "last+generated"), "site": "mlp_output", "layers": [2]}],
+            "map": [{**MAP, "site": "attention_output", "rows": "prompt+generated"}],
             "heads": [{**HEAD_CASES["sigma"][0]}],
             "with pai": [steering("add rms", "last+generated"), {"method": "pai", "alpha": 0.8}],
         }
