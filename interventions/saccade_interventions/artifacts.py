@@ -42,7 +42,7 @@ from pydantic import StringConstraints
 from saccade_interventions.artifact_values import check_values
 from saccade_interventions.defaults import NOTHING, read_defaults, write_defaults
 from saccade_interventions.errors import brief
-from saccade_interventions.vectors import RESIDUAL, layers_at
+from saccade_interventions.vectors import RESIDUAL, Site, layers_at
 
 if TYPE_CHECKING:
     from saccade_interventions.context import ModelFacts
@@ -183,6 +183,12 @@ def write_artifact(
     data = len(text).to_bytes(8, "little") + text + bytes(body)
     read_artifact(data)
     return data
+
+
+def advice_for(artifact: Artifact, site: Site | None) -> Mapping[str, Any]:
+    """What the defaults say to a request that names this site: nothing of another than theirs."""
+    own = artifact.defaults.get("site", RESIDUAL)
+    return artifact.defaults if site in (None, own) else NOTHING
 
 
 def check_for(artifact: Artifact, model: ModelFacts) -> None:

@@ -33,10 +33,14 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @dataclass(frozen=True)
 class Probe:
-    """An entry that must show on the served model, and the bytes of the artifact that it names."""
+    """An entry that must show on the served model, and the bytes of the artifact that it names.
+
+    ``also``: fields that make other entries of it, which must show too.
+    """
 
     entry: dict[str, Any]
     artifact: bytes | None = None
+    also: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ EXAMPLE_ID = "sha256:" + "0" * 64
 Site = Literal["residual", "attention_output", "mlp_output"]
 """Where vectors act: on the residual between layers, or on what a part of a layer adds to it."""
 
+SITES: tuple[Site, ...] = get_args(Site)
 RESIDUAL: Site = "residual"
 
 

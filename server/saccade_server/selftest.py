@@ -11,8 +11,9 @@ the same sizes, and no cached page is shared. A method passes if
   runs bit for bit as the plain prompt does.
 
 That says nothing about the path that edited rows take. So once, before any method, a plan runs that
-takes it and changes nothing: scores of a class without keys, and masses behind a gate that never
-opens. Where it differs from the plain run by more than rounding, no method is offered.
+takes it and changes nothing: scores of a class without keys, masses behind a gate that never opens,
+and at every site an edit whose bounds no row lies between. Where it differs from the plain run by
+more than rounding, no method is offered.
 
 A plain answer that is not made of finite numbers is no matter of methods: the model cannot be
 served, and the self-test raises what stops the server. An edited one is a fault of its method.
@@ -41,10 +42,12 @@ from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.edits import NO_LIMIT, StreamEdit
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
+from saccade_kernels.streams import SiteKind
 from saccade_server.api.branches import branches_of, image_input
 from saccade_server.api.services import facts_of
 from saccade_server.engine.client import CapacityError, EngineClient
@@ -209,17 +212,20 @@ class _Bench:
         try:
             probe = kind.probe(self._facts)
             artifact = None if probe.artifact is None else read_artifact(probe.artifact)
-            plan = self._compile(registry, probe.entry, artifact)
-            if plan is None:
-                return "its probe changes nothing"
-            reason = self._unseen(kind, await self._run(plan))
-            if reason is None and kind.neutral is not None:
+            for fields in ({}, *probe.also):
+                plan = self._compile(registry, {**probe.entry, **fields}, artifact)
+                if plan is None:
+                    return "its probe changes nothing"
+                reason = self._unseen(kind, await self._run(plan))
+                if reason is not None:
+                    return f"{reason}, with {fields}" if fields else reason
+            if kind.neutral is not None:
                 plan = self._compile(registry, {**probe.entry, **kind.neutral}, artifact)
                 if plan is not None and not self._is_plain(await self._run(plan)):
                     return "its neutral strength is not bit-identical to none"
         except (InterventionError, SelfTestError) as error:
             return str(error)
-        return reason
+        return None
 
     def _is_plain(self, trial: Trial) -> bool:
         plain = self._plain
@@ -317,6 +323,12 @@ def unchanging(model: ModelFacts, length: int) -> Plan:
     plan.score(sites, [nobody], tuple(Phase), scale=1.0, bias=1.0)
     never = plan.gate({0: 1.0, nobody: 1.0}, IMPOSSIBLE)
     plan.mass(sites, [(nobody, 0, 0.5), (0, 0, -0.5)], tuple(Phase), [never])
+    along = plan.vectors(np.eye(1, model.hidden_size, dtype=np.float32))
+    edit = StreamEdit(0, tuple(Phase), along, 0, shift=1.0, above=NO_LIMIT)
+    for layer in range(model.layers):
+        for kind in SiteKind:
+            plan.stream(replace(edit, layer=layer, site=kind))
+    plan.stream(replace(edit, layer=model.layers))
     return plan.build()
 
 

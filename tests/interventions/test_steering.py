@@ -181,7 +181,7 @@ def test_what_a_request_leaves_out_is_the_artifacts(fields, explicit, context, r
     """The layers for any op; the strength only for what it was found for."""
     entry = {"method": "steering", "artifact": ADVISED, **fields}
     (asked,) = registry.parse([entry])
-    (spelled_out,) = registry.parse([entry | explicit | {"site": "residual"}])
+    (spelled_out,) = registry.parse([entry | explicit])
     assert asked.compile(context) == spelled_out.compile(context)
     assert asked.resolved(context).normalised() == spelled_out.normalised()
     assert spelled_out.resolved(context) == spelled_out

@@ -202,7 +202,7 @@ def test_maps_have_defaults_too(context):
         "subspaces", {"layers": [3], "coefficient": 0.5}, vectors=SPAN, layers=[3, 6, 3, 3, 3]
     )
     found = Steering(artifact=name, op="project_out").resolved(context)
-    assert (found.site, found.layers, found.coefficient) == ("residual", [3], 0.5)
+    assert (found.site, found.layers, found.coefficient) == (None, [3], 0.5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_function_vector_at_a_site(context, artifact, fields, place, row, coef
     assert (edit.layer, edit.site) == place
     assert edit.shift == pytest.approx(coefficient * float(np.linalg.norm(VECTORS[row])))
     resolved = asked.resolved(context)
-    assert None not in (resolved.site, resolved.layer, resolved.coefficient)
+    assert None not in (resolved.layer, resolved.coefficient)
     assert resolved.compile(context) == asked.compile(context)
 
 

@@ -18,12 +18,14 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.controls import Edit
 from saccade_kernels.packed import PackedProgram
+from saccade_kernels.streams import SiteKind
 from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.models.sites import Sites
 from saccade_server.selftest import Findings, examine, unchanging
 from saccade_server.trial import Trial, largest_change
 
@@ -282,6 +284,24 @@ def test_the_plan_that_changes_nothing_takes_the_edited_path(core: Any) -> None:
     plan = unchanging(facts, 9)
     for phase in Phase:
         assert set(plan.program(phase).edits()) == {Edit.SCORE | Edit.MASS}
+    assert len({(edit.site, edit.layer) for edit in plan.streams}) == 7
+
+
+@pytest.mark.parametrize("kind", [SiteKind.ATTENTION_OUTPUT, SiteKind.MLP_OUTPUT])
+def test_a_site_where_nothing_happens_is_caught(
+    kind: SiteKind, core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = Sites.act
+
+    def pass_on(sites: Sites, where: SiteKind, *rest: Any) -> Any:
+        found = act(sites, where, *rest)
+        return rest[1:] if where is kind else found
+
+    monkeypatch.setattr(Sites, "act", pass_on)
+    steering = Registry([Registry.discover().methods["steering"]])
+    reason = tried(core, steering)["steering"]
+    assert reason.startswith("it did not change")
+    assert kind.name.lower() in reason
 
 
 def test_edited_rows_that_differ_from_plain_ones_are_caught(

@@ -30,10 +30,15 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
+from saccade_interventions.artifacts import (
+    Artifact,
+    ArtifactId,
+    advice_for,
+    artifact_id,
+    write_artifact,
+)
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
-from saccade_interventions.defaults import NOTHING
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Index
@@ -96,10 +101,11 @@ class FunctionVector(Intervention):
 
     def resolved(self, context: Context) -> Self:
         found = context.artifact(self.artifact, "vectors")
-        own: Site = found.defaults.get("site", RESIDUAL)
-        chosen: dict[str, Any] = {"site": self.site or own}
+        advice = advice_for(found, self.site)
+        chosen: dict[str, Any] = {}
+        if self.site is None and "site" in advice:
+            chosen["site"] = advice["site"]
         if self.coefficient is None:
-            advice = found.defaults if chosen["site"] == own else NOTHING
             chosen["coefficient"] = float(advice.get("coefficient", 1.0))
         layer, _ = self._place(found, context.model)
         if self.layer is None and layer >= 0:  # residual 0 is no layer's output

@@ -52,10 +52,16 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifact_values import rows_of
-from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
+from saccade_interventions.artifacts import (
+    Artifact,
+    ArtifactId,
+    advice_for,
+    artifact_id,
+    write_artifact,
+)
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context, ModelFacts
-from saccade_interventions.defaults import MOST_PROJECTED, NOTHING
+from saccade_interventions.defaults import MOST_PROJECTED
 from saccade_interventions.edits import NO_LIMIT, StreamEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
@@ -210,7 +216,8 @@ class Steering(Intervention):
         tensors = {"vectors": vectors, "layers": np.arange(model.layers)}
         data = write_artifact("vectors", model.fingerprint, tensors)
         entry = {"method": "steering", "artifact": artifact_id(data), "unit": "rms"}
-        return Probe(entry | {"coefficient": 8.0}, data)
+        others = ({"site": "attention_output"}, {"site": "mlp_output"})
+        return Probe(entry | {"coefficient": 8.0}, data, others)
 
     def normalised(self) -> dict[str, Any]:
         """The entry with every default filled in, and its layers in order."""
@@ -221,10 +228,10 @@ class Steering(Intervention):
 
     def resolved(self, context: Context) -> Self:
         found = self._artifact(context)
-        own: Site = found.defaults.get("site", RESIDUAL)
-        site = self.site or own
-        advice = found.defaults if site == own else NOTHING
-        chosen: dict[str, Any] = {"site": site}
+        advice = advice_for(found, self.site)
+        chosen: dict[str, Any] = {}
+        if self.site is None and "site" in advice:
+            chosen["site"] = advice["site"]
         if self.layers is None:
             chosen["layers"] = sorted(advice.get("layers", rows_of(found.tensors["layers"])))
         if self.coefficient is None and "coefficient" in FIELDS[self.op]:

@@ -60,6 +60,14 @@ Layers = Annotated[
 Positive = Annotated[
     str | None, typer.Option(help="Label of the positive class, if labels do not say so.")
 ]
+At = Annotated[
+    str,
+    typer.Option(
+        "--site",
+        callback=lambda text: _site(text),
+        help="residual, attention_output or mlp_output.",
+    ),
+]
 How = Annotated[
     str,
     typer.Option(
@@ -159,11 +167,12 @@ def heads_command(
     _run(work, model, prompts)
 
 
-@app.command("vectors", short_help="Directions in the residual stream.")
+@app.command("vectors", short_help="Directions in the residual stream, or at another site.")
 def vectors_command(
     prompts: Prompts,
     out: Out = Path("vectors.safetensors"),
     layers: Layers = None,
+    site: At = "residual",
     how: How = "mean",
     positive: Positive = None,
     tune: Tune = True,
@@ -176,7 +185,7 @@ def vectors_command(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Directions in the residual stream from negative to positive prompts; layers are residuals."""
+    """Directions from negative to positive prompts; --layers are residuals, or layers of a site."""
 
     def work() -> None:
         from saccade_server.calibration.steering import Sources, calibrate_vectors
@@ -192,6 +201,7 @@ def vectors_command(
             notes,
             artifacts,
             layers=_layers(layers),
+            site=_site(site),
         )
         calibrate_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
 
@@ -327,6 +337,14 @@ def _strengths(text: str) -> tuple[float, ...]:
     if not all(0 < abs(value) <= MOST_STRENGTH for value in found):
         raise typer.BadParameter(f"a strength lies within {MOST_STRENGTH:g} and is not 0")
     return found
+
+
+def _site(text: str) -> Any:
+    from saccade_interventions.vectors import SITES
+
+    if text not in SITES:
+        raise typer.BadParameter(f"there is no site {text!r}; choose one of {', '.join(SITES)}")
+    return text
 
 
 def _direction(text: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 
@@ -24,11 +23,12 @@ from saccade_server.models.scratch import ScratchCache
 class Activations:
     """Of one prompt, float32 on the CPU.
 
-    ``residuals``: by residual, [hidden_size], of the row that was read. ``heads``: [layers, heads,
-    head_dim], head outputs of that row; ``head_means``: likewise, the mean over all rows.
+    ``at_site``: by number of residual or layer, [hidden_size], of the row that was read.
+    ``heads``: [layers, heads, head_dim], head outputs of that row; ``head_means``: likewise, the
+    mean over all rows.
     """
 
-    residuals: dict[int, torch.Tensor]
+    at_site: dict[int, torch.Tensor]
     heads: torch.Tensor
     head_means: torch.Tensor
 
@@ -41,8 +41,10 @@ class Reader:
         self._prompts = prompts
 
     @torch.inference_mode()
-    def read(self, example: Labelled, residuals: Iterable[int]) -> Activations:
-        """Run one prompt; ``residuals`` are layers, each names the residual that enters it.
+    def read(
+        self, example: Labelled, layers: Iterable[int], site: SiteKind = SiteKind.RESIDUAL
+    ) -> Activations:
+        """Run one prompt and keep what the site of some layers holds.
 
         Raises:
             CalibrationError: the prompt cannot be built or is too long.
@@ -50,20 +52,20 @@ class Reader:
         prompt, row = self._render(example)
         model, length = self._model, len(prompt.tokens)
         cache = ScratchCache(model, 1, length)
-        stream = _Residuals(frozenset(residuals), row)
+        held = _Held(site, frozenset(layers), row)
         heads = _HeadOutputs(frozenset(range(model.layers)), row)
-        step = replace(cache.step([(0, length)], sinks=(stream,)), measures=(heads,))
+        step = replace(cache.step([(0, length)], sinks=(held,)), measures=(heads,))
         images: list[ImageSpan] = [
             (image.start, image.length, image.grid) for image in prompt.images
         ]
         positions = model.positions(prompt.tokens, images).table.to(model.device)
         embeddings, visual, deepstack = self._embed(prompt)
         model.forward(embeddings, positions, step, visual, deepstack)
-        layers = sorted(heads.last)
+        every = sorted(heads.last)
         return Activations(
-            stream.seen,
-            torch.stack([heads.last[layer] for layer in layers]),
-            torch.stack([heads.means[layer] for layer in layers]),
+            held.seen,
+            torch.stack([heads.last[layer] for layer in every]),
+            torch.stack([heads.means[layer] for layer in every]),
         )
 
     def _render(self, example: Labelled) -> tuple[RenderedPrompt, int]:
@@ -105,10 +107,10 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class _Residuals:
-    """A probe that keeps one row of the residual entering some layers."""
+class _Held:
+    """A probe that keeps one row of what a site of some layers holds."""
 
-    kind: ClassVar[SiteKind] = SiteKind.RESIDUAL
+    kind: SiteKind
     layers: frozenset[int]
     row: int
     seen: dict[int, torch.Tensor] = field(default_factory=dict)

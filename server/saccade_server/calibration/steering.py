@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from saccade_interventions.artifacts import artifact_id
 from saccade_interventions.defaults import NOTHING
+from saccade_interventions.vectors import RESIDUAL, Site
 from saccade_server.calibration.directions import Method
 from saccade_server.calibration.examples import Labelled, classes, read_examples
 from saccade_server.calibration.judging import Kind, Setting, choose
@@ -28,7 +29,7 @@ from saccade_server.calibration.vectors import (
     Calibrator,
     FoundVector,
     in_heads,
-    in_residuals,
+    in_layers,
 )
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
@@ -40,7 +41,7 @@ UNJUDGED = 1.0
 
 @dataclass(frozen=True)
 class Sources:
-    """What both commands take. ``layers`` are residuals; ``top`` heads are kept."""
+    """What both commands take. ``layers`` are numbers at the site; ``top`` heads are kept."""
 
     config: EngineConfig
     prompts: Path
@@ -51,35 +52,38 @@ class Sources:
     store: Path | None = None
     layers: Sequence[int] | None = None
     top: int = 10
+    site: Site = RESIDUAL
 
 
 def calibrate_vectors(sources: Sources, tuning: Tuning | None = None) -> None:
-    """One direction a residual; with ``tuning``, which of them to use and how strongly."""
+    """One direction a layer; with ``tuning``, which of them to use and how strongly."""
     console = Console(stderr=True)
     trying = None if tuning is None else _Trying.of(sources, tuning)
     calibrator = Calibrator(sources.config, sources.prompts, console)
-    collected = calibrator.residuals(sources.out, sources.layers, sources.positive)
-    found = in_residuals(collected, sources.method)
-    _show_residuals(console, found)
-    defaults: Mapping[str, Any] = NOTHING
+    site = sources.site
+    collected = calibrator.at_site(sources.out, site, sources.layers, sources.positive)
+    found = in_layers(collected, site, sources.method)
+    _show_vectors(console, site, found)
+    there: Mapping[str, Any] = NOTHING if site == RESIDUAL else {"site": site}
+    defaults = there
     if trying is not None:
         places = [place for (place,) in collected.places]
         tried = places if sources.layers is not None else spread(places)
-        tensors = _residual_tensors(in_residuals(collected.of(trying.mine), sources.method))
+        tensors = _layer_tensors(in_layers(collected.of(trying.mine), site, sources.method))
         data = as_artifact("vectors", calibrator.fingerprint, tensors)
-        entry = {"method": "steering", "artifact": artifact_id(data)}
+        entry = {"method": "steering", "artifact": artifact_id(data), **there}
         entries = {
             Setting(place, strength): {**entry, "layers": [place], "coefficient": strength}
             for place, strength in itertools.product(tried, trying.strengths)
         }
         surest = max(found, key=lambda item: item.separation).place[0]
         chosen = _tune(console, calibrator, trying, data, entries, surest)
-        defaults = {"layers": [chosen.place], "coefficient": chosen.strength}
+        defaults = {**there, "layers": [chosen.place], "coefficient": chosen.strength}
     written = write_file(
         sources.out,
         "vectors",
         calibrator.fingerprint,
-        _residual_tensors(found),
+        _layer_tensors(found),
         sources.notes,
         defaults,
     )
@@ -133,6 +137,7 @@ class _Trying:
     kind: Kind | None
     strengths: Sequence[float]
     out: Path
+    site: Site
 
     @classmethod
     def of(cls, sources: Sources, tuning: Tuning) -> _Trying:
@@ -153,6 +158,7 @@ class _Trying:
             kind,
             tuning.strengths,
             sources.out,
+            sources.site,
         )
 
 
@@ -172,7 +178,7 @@ def _tune(
     """
     if trying.kind is None:
         chosen = Setting(surest, UNJUDGED)
-        show_choice(console, chosen, None)
+        show_choice(console, chosen, None, trying.site)
         return chosen
     core = EngineCore(calibrator.model, calibrator.config, (), calibrator.fingerprint)
     with WorkLog(log_path(trying.out)) as log, Progress(console=console) as progress:
@@ -190,13 +196,13 @@ def _tune(
             lambda: progress.advance(bar),
         )
         tuned = asyncio.run(work)
-    show_trials(console, tuned)
+    show_trials(console, tuned, trying.site)
     chosen = choose(tuned.trials) or Setting(surest, min(trying.strengths, key=abs))
-    show_choice(console, chosen, tuned)
+    show_choice(console, chosen, tuned, trying.site)
     return chosen
 
 
-def _show_residuals(console: Console, found: Sequence[FoundVector]) -> None:
+def _show_vectors(console: Console, site: Site, found: Sequence[FoundVector]) -> None:
     rows = [
         (
             str(item.place[0]),
@@ -206,11 +212,13 @@ def _show_residuals(console: Console, found: Sequence[FoundVector]) -> None:
         )
         for item in found
     ]
-    header = ("residual", "length", "relative to residuals", "classes told apart (held out)")
+    what = "residual" if site == RESIDUAL else "layer"
+    held = "residuals" if site == RESIDUAL else "outputs"
+    header = (what, "length", f"relative to {held}", "classes told apart (held out)")
     show_table(console, header, rows)
 
 
-def _residual_tensors(found: Sequence[FoundVector]) -> dict[str, Any]:
+def _layer_tensors(found: Sequence[FoundVector]) -> dict[str, Any]:
     return {
         "vectors": torch.stack([item.vector for item in found]).numpy(),
         "layers": [item.place[0] for item in found],

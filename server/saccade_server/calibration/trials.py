@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from saccade_interventions.vectors import RESIDUAL, Site, place_of
 from saccade_server.calibration.judging import STANDARD_ERRORS, Setting, Trial
 from saccade_server.calibration.output import show_table
 from saccade_server.calibration.tuning import Tuned
@@ -15,7 +16,7 @@ GAINS = {
 RUINS = "x"
 
 
-def show_trials(console: Console, tuned: Tuned) -> None:
+def show_trials(console: Console, tuned: Tuned, site: Site = RESIDUAL) -> None:
     """A line for each place, a column for each strength; then what is wrong with some."""
     places = list(dict.fromkeys(setting.place for setting in tuned.trials))
     strengths = list(dict.fromkeys(setting.strength for setting in tuned.trials))
@@ -27,16 +28,18 @@ def show_trials(console: Console, tuned: Tuned) -> None:
         )
         for place in places
     ]
-    what = "" if places == [None] else "residual"
+    what = "" if places == [None] else "residual" if site == RESIDUAL else "layer"
     show_table(console, (what, *(f"{strength:g}" for strength in strengths)), rows)
     reasons = dict.fromkeys(trial.ruins for trial in tuned.trials.values() if trial.ruins)
     if reasons:
         console.print(f"{RUINS}: {'; or '.join(reasons)}")
 
 
-def show_choice(console: Console, chosen: Setting, tuned: Tuned | None) -> None:
+def show_choice(
+    console: Console, chosen: Setting, tuned: Tuned | None, site: Site = RESIDUAL
+) -> None:
     """Name what becomes the artifact's default, and why. ``tuned`` None: nothing was tried."""
-    where = "" if chosen.place is None else f"residual {chosen.place}, "
+    where = "" if chosen.place is None else f"{place_of(site, chosen.place)}, "
     name = f"{where}strength {chosen.strength:g}"
     if tuned is None:
         console.print(

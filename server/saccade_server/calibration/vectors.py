@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from saccade_interventions.vectors import RESIDUAL, Site, kind_of, place_of
 from saccade_server import __version__
 from saccade_server.calibration.collect import collect, partial_path
 from saccade_server.calibration.directions import Method, find_direction, projection_std
@@ -92,24 +93,29 @@ class Calibrator:
         self._reader = Reader(self.model, self.prompts)
         self._console = console
 
-    def residuals(self, out: Path, layers: Sequence[int] | None, positive: str | None) -> Collected:
-        """The residuals of ``layers``; None: all but the embeddings and the last.
+    def at_site(
+        self, out: Path, site: Site, layers: Sequence[int] | None, positive: str | None
+    ) -> Collected:
+        """What a site of ``layers`` holds; None: all, of residuals but the embeddings and the last.
 
         Raises:
-            CalibrationError: a residual that is not there, or labels of one class only.
+            CalibrationError: a layer that is not there, or labels of one class only.
         """
-        chosen = list(range(1, self.model.layers)) if layers is None else sorted(set(layers))
+        first = 1 if site == RESIDUAL else 0
+        chosen = list(range(first, self.model.layers)) if layers is None else sorted(set(layers))
         for layer in chosen:
             if not 0 <= layer < self.model.layers:
+                what = "residual" if site == RESIDUAL else "layer"
                 last = self.model.layers - 1
-                raise CalibrationError(f"there is no residual {layer}; choose from 0 to {last}")
+                raise CalibrationError(f"there is no {what} {layer}; choose from 0 to {last}")
 
         def read(example: Labelled) -> torch.Tensor:
-            found = self._reader.read(example, chosen).residuals
+            found = self._reader.read(example, chosen, kind_of(site)).at_site
             return torch.stack([found[layer] for layer in chosen])
 
         positives = torch.tensor(classes(self.examples, positive))
-        values = self._collect(out, read, ["vectors", chosen])
+        facts = ["vectors", chosen] if site == RESIDUAL else ["vectors", site, chosen]
+        values = self._collect(out, read, facts)
         return Collected([(layer,) for layer in chosen], values, positives)
 
     def heads(self, out: Path, positive: str | None) -> Collected:
@@ -140,8 +146,8 @@ class Calibrator:
             return collect(self.examples, read, path, facts, lambda: progress.advance(bar))
 
 
-def in_residuals(collected: Collected, method: Method) -> list[FoundVector]:
-    """A direction in each residual.
+def in_layers(collected: Collected, site: Site, method: Method) -> list[FoundVector]:
+    """A direction at a site of each layer.
 
     Raises:
         CalibrationError: one of them does not tell the classes apart.
@@ -149,7 +155,7 @@ def in_residuals(collected: Collected, method: Method) -> list[FoundVector]:
     found = []
     for (layer,), item in zip(collected.places, collected.directions(method), strict=True):
         if item is None:
-            message = f"both classes have the same mean in residual {layer}; leave it out"
+            message = f"both classes have the same mean in {place_of(site, layer)}; leave it out"
             raise CalibrationError(message)
         found.append(item)
     return found

@@ -271,7 +271,7 @@ def keep(server, kind, model):
     """Put an artifact where another server's operator might have put it: into the folder."""
     sizes = {"n": 1, "hidden_size": 32, "head_dim": 8, "layers": 4, "heads": 4}
     tensors = {
-        name: np.ones([sizes.get(dim, dim) for dim in spec.dims], int)
+        name: np.full([sizes.get(dim, dim) for dim in spec.dims], 2 if name == "scale" else 1)
         for name, spec in KINDS[kind].items()
         if spec.required
     }

@@ -87,6 +87,29 @@ def test_a_request_without_a_strength_gets_what_the_held_out_half_chose(
     assert explicit["filled_in"] == {}
 
 
+@pytest.mark.parametrize("site", ["attention_output", "mlp_output"])
+def test_vectors_of_a_site_are_tried_and_used_there(
+    site: str, prompts: Path, tmp_path: Path
+) -> None:
+    out, store = tmp_path / "v.safetensors", tmp_path / "store"
+    options = ["--out", out, "--site", site, "--layers", "1,4", "--artifacts", store]
+    text = calibrate("vectors", prompts, *options, "--strengths", "1")
+    made, (layer,) = read(out), read(out).defaults["layers"]
+    assert made.tensors["layers"].tolist() == [1, 4]
+    assert made.defaults == {"site": site, "layers": [layer], "coefficient": 1.0}
+    what = "MLP" if site == "mlp_output" else "attention"
+    assert chosen(text).startswith(f"the {what} output of layer {layer}, strength 1")
+    entry = {"method": "steering", "artifact": made.digest}
+    (implicit,) = asyncio.run(ask(store, entry))
+    assert implicit["filled_in"] == {"site": site, "layers": [layer], "coefficient": 1.0}
+    assert implicit["status"] == "applied"
+    calibrate("vectors", prompts, *options[:-2], "--no-tune")
+    assert read(out).defaults == {"site": site}
+    residuals = tmp_path / "r.safetensors"
+    calibrate("vectors", prompts, "--out", residuals, "--layers", "1,4", "--no-tune")
+    assert not np.allclose(read(residuals).tensors["vectors"], made.tensors["vectors"])
+
+
 def test_what_helps_nobody_is_not_written_as_if_it_did(prompts: Path, tmp_path: Path) -> None:
     """Steering the wrong way: the weakest, and the text says so."""
     out = tmp_path / "v.safetensors"
@@ -257,6 +280,8 @@ def test_sinks(tmp_path: Path) -> None:
     [
         (["vectors", "none.jsonl"], "there is no file none.jsonl"),
         (["vectors", "{prompts}", "--layers", "6"], "there is no residual 6"),
+        (["vectors", "{prompts}", "--layers", "6", "--site", "mlp_output"], "no layer 6"),
+        (["vectors", "{prompts}", "--site", "heads"], "choose one of residual, attention_output,"),
         (["vectors", "{prompts}", "--layers", "a-b"], "no range of layers"),
         (["vectors", "{prompts}", "--direction", "svm"], "mean or pca"),
         (["vectors", "{prompts}", "--positive", "maybe"], "labels are negative"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from saccade_kernels.streams import SiteKind
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.calibration.reading import Reader
 from saccade_server.models.family import serve
@@ -40,10 +41,27 @@ def test_activations_are_the_models_own(
 ) -> None:
     model, prompt = tiny_model(family), tiny_prompt(family)
     served = serve(copy.deepcopy(model))
-    found = Reader(served, Rendered(prompt)).read(ASKED, [0, 1, 3])  # type: ignore[arg-type]
+    reader = Reader(served, Rendered(prompt))  # type: ignore[arg-type]
+    found = reader.read(ASKED, [0, 1, 3])
+    outputs = {kind: reader.read(ASKED, [0, 2], kind).at_site for kind in list(SiteKind)[1:]}
     entering: dict[int, torch.Tensor] = {}
     heads: dict[int, torch.Tensor] = {}
+    added: dict[tuple[SiteKind, int], torch.Tensor] = {}
+
+    def keep(kind: SiteKind, index: int) -> Callable[..., None]:
+        def hook(_: Any, args: Any, output: Any) -> None:
+            added[kind, index] = (output[0] if isinstance(output, tuple) else output)[0]
+
+        return hook
+
     for index, layer in enumerate(model.get_decoder().layers):
+        normed = hasattr(layer, "post_feedforward_layernorm")
+        modules = {
+            SiteKind.ATTENTION_OUTPUT: "post_attention_layernorm" if normed else "self_attn",
+            SiteKind.MLP_OUTPUT: "post_feedforward_layernorm" if normed else "mlp",
+        }
+        for kind, name in modules.items():
+            getattr(layer, name).register_forward_hook(keep(kind, index))
         layer.register_forward_pre_hook(
             lambda _, args, kwargs, index=index: entering.update(
                 {index: args[0] if args else kwargs["hidden_states"]}
@@ -56,9 +74,14 @@ def test_activations_are_the_models_own(
     ids = torch.tensor([prompt.tokens])
     with torch.no_grad():
         model(input_ids=ids, use_cache=False, **prompt.arguments(ids))
-    assert sorted(found.residuals) == [0, 1, 3]
-    for layer, residual in found.residuals.items():
+    assert sorted(found.at_site) == [0, 1, 3]
+    for layer, residual in found.at_site.items():
         torch.testing.assert_close(residual, entering[layer][0, -1].float(), rtol=0, atol=2e-5)
+    for kind, read in outputs.items():
+        assert sorted(read) == [0, 2]
+        for layer, output in read.items():
+            wanted = added[kind, layer][-1].float()
+            torch.testing.assert_close(output, wanted, rtol=0, atol=2e-5)
     for layer in range(4):
         split = heads[layer][0].view(len(prompt.tokens), 4, 16).float()
         torch.testing.assert_close(found.heads[layer], split[-1], rtol=0, atol=2e-6)
