@@ -27,7 +27,6 @@ from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.sites import Sites
 from saccade_server.selftest import Findings, examine, unchanging
-from saccade_server.trial import Trial, largest_change
 
 EVERYWHERE = (Phase.LAST, Phase.GENERATED)
 
@@ -384,20 +383,3 @@ def test_each_method_says_how_it_is_tested(name: str) -> None:
 
 
 WITHOUT_NEUTRAL = {"head_ablation"}
-
-
-def trial(*places: tuple[int, dict[int, float]]) -> Trial:
-    logprobs = tuple(TokenLogprobs(t, top[t], tuple(top.items())) for t, top in places)
-    return Trial(tuple(entry.token for entry in logprobs), logprobs, None)
-
-
-def test_changes_count_up_to_the_first_other_token() -> None:
-    plain = trial((1, {1: -0.1, 2: -2.0}), (3, {3: -0.5, 4: -1.0}), (5, {5: -0.1}))
-    assert largest_change(plain, plain) == 0
-    later = trial((1, {1: -0.1, 2: -2.0}), (4, {4: -0.4, 3: -0.75}), (5, {5: -9.0}))
-    assert largest_change(plain, later) == pytest.approx(0.6)
-    other = trial((7, {7: -0.1}))
-    assert largest_change(plain, other) == float("inf")
-    excluded = trial((1, {1: -0.1, 2: -float("inf")}))
-    assert largest_change(plain, excluded) == float("inf")
-    assert largest_change(excluded, excluded) == 0
