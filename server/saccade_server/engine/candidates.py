@@ -11,6 +11,7 @@ once more, which costs less than taking the whole batch off the fast path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,8 @@ from saccade_server.models.attention import ForwardStep
 from saccade_server.models.base import ServedModel
 from saccade_server.models.exits import ExitProbe
 from saccade_server.models.gradient import Judged, Rows, carry_up, judge
+
+PositionsOf = Callable[[Sequence], PromptPositions]
 
 MOST_REPLICAS = 128
 """Rows times candidates of one pass, which bounds the memory of its logits."""
@@ -86,22 +89,19 @@ class CandidateJudge:
                 self._probes[part] = ExitProbe(frozenset({min(rule.layers)}), at)
         return list(self._probes.values())
 
-    def launch(
-        self, chunks: Batch[Chunk], positions: Batch[PromptPositions], rows: Combined
-    ) -> Pools | None:
+    def launch(self, chunks: Batch[Chunk], positions: PositionsOf, rows: Combined) -> Pools | None:
         """Queue the pools of ``chunks``; None if none of them rejects.
 
         Args:
-            positions: go with ``chunks``.
+            positions: of a sequence's prompt.
             rows: of logits, one for each chunk that draws, in order.
         """
         place = {chunk: row for row, chunk in enumerate(c for c in chunks if c.draws)}
-        by_chunk = dict(zip(chunks, positions, strict=True))
         parts = []
         for part in _parts(chunks):
             (at,) = self._upload(np.array([place[chunk] for chunk in part], dtype=np.int64))
             found = self._pool(part, rows.select(at))
-            judged = self._judge(part, [by_chunk[chunk] for chunk in part], found[0])
+            judged = self._judge(part, [positions(chunk.sequence) for chunk in part], found[0])
             parts.append((part, Download([*found, judged.saliency, judged.evidence])))
         return Pools(tuple(parts)) if parts else None
 
@@ -127,7 +127,7 @@ class CandidateJudge:
         if not _keys(part[0], rule):  # nothing to be salient to
             nothing = torch.zeros(tokens.shape, device=tokens.device)
             return Judged(nothing, nothing > 0)
-        single = [replace(c, start=c.end - 1, length=1) for c in part]
+        single = [structs.replace(c, start=c.end - 1, length=1) for c in part]
         step = pack(single, positions, self._tables, self._upload, {})
         spans = np.array([_span(chunk, rule) for chunk in part], dtype=np.int64)
         start, end = self._upload(spans.T.copy())[0]

@@ -163,24 +163,30 @@ class EngineCore:
 
     def _land(self, flight: InFlight | None) -> list[EngineOutput]:
         """Book what was computed, add drawn tokens, and end what is finished or unusable."""
-        outputs: list[EngineOutput] = []
-        landed = flight.wait() if flight is not None else []
-        for chunk, drawn in landed:
-            if chunk.draws and drawn is None and self._runs(chunk.sequence):
-                outputs.append(self._diverge(chunk.sequence))
+        if flight is None:
+            return []
+        found = flight.wait()
+        outputs = [
+            self._diverge(chunk.sequence)
+            for chunk, drawn in found
+            if drawn is None and chunk.draws and self._runs(chunk.sequence)
+        ]
+        # Nothing ends between here and the tokens, and those end nobody else's sequence.
+        landed = [(chunk, drawn) for chunk, drawn in found if self._runs(chunk.sequence)]
+        undecided: set[Chunk] = set()
+        if flight.confidences is not None:
+            undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
         # Only now can pages be found by others; siblings may come before their leader.
-        undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
         for chunk, _ in landed:
-            if not self._runs(chunk.sequence):
-                continue
             if undecided and chunk in undecided:
                 self._decide(chunk)
             else:
                 self._scheduler.complete(chunk)
-        for chunk, drawn in landed:
-            again = undecided and chunk in undecided
-            if drawn is not None and not again and self._runs(chunk.sequence):
-                outputs.append(self._accept(chunk.sequence, drawn))
+        outputs += [
+            self._accept(chunk.sequence, drawn)
+            for chunk, drawn in landed
+            if drawn is not None and not (undecided and chunk in undecided)
+        ]
         return outputs
 
     def _decide(self, chunk: Chunk) -> None:
@@ -200,27 +206,28 @@ class EngineCore:
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
+        request, token = sequence.request, drawn.token
+        sampling, plan = request.sampling, request.plan
         if sequence.generated == 0:
             self._prompt_tokens += sequence.prompt_length
-        for member in sequence.group:
-            member.append(drawn.token)
-        contrast = sequence.plan.contrast if sequence.plan is not None else None
-        if contrast is not None:
-            sequence.count(contrast.source, "contrasted")
+        sequence.append(token)
+        for sibling in sequence.siblings:
+            sibling.append(token)
+        if plan is not None and plan.contrast is not None:
+            sequence.count(plan.contrast.source, "contrasted")
         self._generated_tokens += 1
-        sampling = sequence.request.sampling
-        ended = drawn.token in sampling.stop_token_ids or (
-            not sampling.ignore_eos and drawn.token in self.info.eos_token_ids
+        ended = token in sampling.stop_token_ids or (
+            not sampling.ignore_eos and token in self.info.eos_token_ids
         )
         reason = FinishReason.STOP if ended else None
         if reason is None and sequence.generated >= sampling.max_tokens:
             reason = FinishReason.LENGTH
         logprobs = () if drawn.logprobs is None else (drawn.logprobs,)
         if reason is not None:
-            return self._finish(sequence, reason, tokens=(drawn.token,), logprobs=logprobs)
+            return self._finish(sequence, reason, tokens=(token,), logprobs=logprobs)
         return EngineOutput(
-            request_id=sequence.request.request_id,
-            tokens=(drawn.token,),
+            request_id=request.request_id,
+            tokens=(token,),
             logprobs=logprobs,
             cached_tokens=sequence.cached_tokens,
         )

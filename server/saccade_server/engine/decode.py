@@ -2,9 +2,9 @@
 
 Each size is computed by a function of device memory alone: token ids, positions, slots, lengths,
 pages and table rows are read from one block, the tables of plans from where they always are, and
-logits are written to one buffer. Nothing in it depends on a number that the host holds, so on a GPU
-it is captured once and replayed (graphs.py); elsewhere it is called, which is how tests compare it
-with ordinary steps.
+logits and tokens are written to fixed places. Nothing in it depends on a number that the host
+holds, so on a GPU it is captured once and replayed (graphs.py); elsewhere it is called, which is
+how tests compare it with ordinary steps. The draw is captured too (draws.py).
 
 Sizes share the block, each with a layout of its own, so what one size wrote means nothing to
 another. Nothing is therefore ever computed from what the block happens to hold: a size is written
@@ -12,14 +12,16 @@ before it runs, by a step (:meth:`PaddedDecoder.run`) or with padding alone
 (:meth:`PaddedDecoder.idle`), and capturing takes the latter.
 
 Padding has a context of 0, follows row 0 of both tables, and writes its keys to page 0.
+
+A step's arrays are put together from those of its sequences (seats.py). Single rows are looked at
+only where a row is the last of a prompt, or the host knows its token.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Batch
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,11 +31,14 @@ from numpy.typing import NDArray
 
 from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.controls import CLASSES, Edit
-from saccade_server.engine.batch import PromptPositions, control_rows, edits_of, fill_in
-from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.batch import Ints, PromptPositions
+from saccade_server.engine.drawn import DrawnRows
+from saccade_server.engine.draws import DrawVariant, News, PaddedDraws, parameters
+from saccade_server.engine.inputs import DecodeInputs, fill, pad
+from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
-from saccade_server.engine.transfer import Layout, host_block
+from saccade_server.engine.transfer import host_block
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 from saccade_server.models.streams import Reach, StreamStep
@@ -43,11 +48,13 @@ PLAIN = 1
 
 EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
 
-Variant = tuple[int, int, Reach]
+StepVariant = tuple[int, int, Reach]
 """Padded batch size; number of key classes, :data:`PLAIN` or one that edits; and which sites are
 edited, if any with the largest number of classes only."""
 
-Play = Callable[[int, int, Reach], None]
+Variant = StepVariant | DrawVariant
+
+Play = Callable[..., None]
 """Computes a variant from what the block holds, which must have been written for its size."""
 
 
@@ -66,27 +73,6 @@ def class_counts(group: int) -> tuple[int, ...]:
     return (CLASSES,) if group * CLASSES <= 16 else (2, 4, CLASSES)
 
 
-@dataclass(frozen=True)
-class DecodeInputs:
-    """The fields of the block, as arrays on the host or as tensors on the device; B is padded."""
-
-    tokens: Any  # int64 [B]
-    sources: Any  # int64 [B], see Step
-    positions: Any  # int64 [axes, B]
-    slots: Any  # int64 [B]
-    context_lens: Any  # int32 [B]
-    control_rows: Any  # int32 [B]
-    tag_rows: Any  # int32 [B]
-    page_table: Any  # int32 [B, pages of the longest sequence]
-
-    @staticmethod
-    def layout(size: int, axes: int, pages: int) -> Layout:
-        """Where they lie in the block for one padded size."""
-        wide = [((size,), np.int64), ((size,), np.int64), ((axes, size), np.int64)]
-        narrow = [((size,), np.int32)] * 3 + [((size, pages), np.int32)]
-        return Layout([*wide, ((size,), np.int64), *narrow])
-
-
 class PaddedDecoder:
     """Buffers, and the step function on them."""
 
@@ -95,15 +81,13 @@ class PaddedDecoder:
         model: ServedModel,
         caches: tuple[Batch[torch.Tensor], Batch[torch.Tensor]],
         tables: DeviceTables,
-        drawn: torch.Tensor,
+        positions: Callable[[Sequence], PromptPositions],
         max_num_seqs: int,
         max_model_len: int,
     ) -> None:
-        """``drawn``: the tokens of the step before, int64, by the rows that ``sources`` names."""
         self._model = model
         self._keys, self._values = caches
         self._tables = tables
-        self._drawn = drawn
         self._max_model_len = max_model_len
         self.sizes = padded_sizes(max_num_seqs)
         self._classes = class_counts(model.heads // model.kv_heads)
@@ -112,16 +96,27 @@ class PaddedDecoder:
             for reach in Reach
         }
         pages = -(-max_model_len // PAGE)
+        self.seats = Seats(max_num_seqs, pages, positions)
         self._layouts = {size: DecodeInputs.layout(size, model.axes, pages) for size in self.sizes}
-        device = model.device
-        room = self._layouts[max_num_seqs].size
-        self._block = torch.empty(room, dtype=torch.uint8, device=device)
         self._written = 0  # the size that the block is laid out for now
-        self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=model.device)
         wide = torch.promote_types(model.dtype, torch.float32)
-        shape = (max_num_seqs, model.vocab_size)
-        self._logits = torch.zeros(shape, dtype=wide, device=device)
+        shape = (max_num_seqs + 1, model.vocab_size)  # the last row is for padding's draws
+        self._logits = torch.zeros(shape, dtype=wide, device=model.device)
+        self._allocate(max_num_seqs)
         self.play: Play = self.compute
+
+    def _allocate(self, most: int) -> None:
+        """One piece of memory: what a step gives, parameters of draws, the block of a step."""
+        news, inputs = News.layout(most, self._logits.dtype).size, parameters(most).size
+        self._block_start = news + inputs
+        room = self._block_start + self._layouts[most].size
+        memory = torch.empty(room, dtype=torch.uint8, device=self._model.device)
+        given, taken = memory[:news].zero_(), memory[news : self._block_start]
+        self.draws = PaddedDraws(self._logits, given, taken, self.sizes)
+        self.drawn: torch.Tensor = self.draws.news.tokens
+        self._uploaded, self._block = memory[news:], memory[self._block_start :]
+        self._words = memory[: room // 8 * 8].view(torch.int64)
 
     @property
     def variants(self) -> list[Variant]:
@@ -129,37 +124,67 @@ class PaddedDecoder:
         counts = sorted((PLAIN, *self._classes), reverse=True)
         forms = [(counts[0], Reach.EVERYWHERE), (counts[0], Reach.RESIDUALS)]
         forms += [(count, Reach.NOWHERE) for count in counts]
-        return [(size, *form) for size in reversed(self.sizes) for form in forms]
+        steps = [(size, *form) for size in reversed(self.sizes) for form in forms]
+        return [*self.draws.variants, *steps]
 
-    def run(
-        self,
-        chunks: Batch[Chunk],
-        positions: Batch[PromptPositions],
-        drawn: Mapping[Sequence, int],
-    ) -> torch.Tensor:
-        """Compute single tokens that all sample; arguments as for :func:`batch.pack`.
+    @property
+    def largest(self) -> list[Variant]:
+        """The variants of which one needs as much memory as any does."""
+        variants = self.variants
+        return [variants[0], variants[len(self.draws.variants)]]
+
+    def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, draw: bool) -> torch.Tensor:
+        """Compute a row of each of the roster's sequences.
+
+        Args:
+            starts: position of each row, int64.
+            drawn: rows of the sequences whose last tokens the step before has drawn.
+            draw: draw their tokens too; otherwise only those of greedy rows are worth anything.
 
         Returns:
-            Logits [chunks, vocabulary], good until the next call.
+            Logits [rows, vocabulary], good until the next call.
         """
-        size = self.sizes[bisect_left(self.sizes, len(chunks))]
-        self._write(size, chunks, positions, drawn)
-        self.play(size, *self._form(chunks))
-        return self._logits[: len(chunks)]
+        size = self.sizes[bisect_left(self.sizes, len(starts))]
+        block = self._host(size)
+        inputs = self._pad(block, size, len(starts))
+        fill(inputs, self.seats, roster, starts, drawn)
+        draws: list[DrawVariant] = []
+        if draw and roster.draws:
+            at = starts + 1 - roster.prompt_lengths
+            draws = self.draws.write(block.numpy(), roster, self.seats, at)
+        self._send(block, size, everything=bool(draws))
+        self.play(size, *self._form(roster, inputs.control_rows[: len(starts)]))
+        for variant in draws:
+            self.play(*variant)
+        return self._logits[: len(starts)]
 
     def idle(self, variant: Variant) -> Callable[[], None]:
         """What computes a variant, with its inputs written: padding in every place.
 
         Whoever runs a variant outside of a step takes it from here.
         """
-        self._write(variant[0], (), (), {})
+        block = self._host(variant[0] if len(variant) == 3 else self.sizes[0])
+        if len(variant) == 2:
+            self.draws.pad(block.numpy(), variant)
+            end = self.draws.layout.size
+            self._uploaded[:end].copy_(block[:end], non_blocking=True)
+        else:
+            self._pad(block, variant[0], 0)
+            self._send(block, variant[0], everything=False)
         return partial(self.compute, *variant)
 
-    def compute(self, size: int, classes: int, reach: Reach) -> None:
-        """Logits of what was written for this size; all that a graph captures."""
+    def compute(self, *variant: Any) -> None:
+        """What a variant computes from what was written for it; all that a graph captures."""
+        if len(variant) == 2:
+            self.draws.compute(*variant)
+        else:
+            self._step(*variant)
+
+    def _step(self, size: int, classes: int, reach: Reach) -> None:
+        """Logits of what was written for this size, and the likeliest tokens."""
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
-        tokens = fill_in(inputs.tokens, inputs.sources, self._drawn)
+        tokens = self._words.index_select(0, inputs.sources)
         step = ForwardStep(
             self._batch(inputs, size, classes),
             self._keys,
@@ -168,6 +193,7 @@ class PaddedDecoder:
         )
         hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
         self._logits[:size].copy_(self._model.logits(hidden))
+        self.draws.greedy(size)
 
     def _batch(self, inputs: DecodeInputs, size: int, classes: int) -> AttentionBatch:
         edited = classes != PLAIN
@@ -186,65 +212,33 @@ class PaddedDecoder:
             tags=self._tables.tags if edited else None,
         )
 
-    def _form(self, chunks: Batch[Chunk]) -> tuple[int, Reach]:
+    def _form(self, roster: Roster, control_rows: NDArray[np.int32]) -> tuple[int, Reach]:
         """The fewest classes that are enough for the step, and the sites that it edits."""
-        rows = [control_rows(chunk) for chunk in chunks]
-        streams = self._tables.stream_step({row for some in rows for row in some})
+        rows, tags = set(control_rows.tolist()), set(roster.tag_rows.tolist())
+        if rows == tags == {0}:
+            return PLAIN, Reach.NOWHERE
+        streams = self._tables.stream_step(rows)
         if streams is not None:
             return self._classes[-1], Reach.of(streams)
-        if not edits_of(self._tables, chunks, rows):
+        if not self._tables.edits(rows, roster.hides):
             return PLAIN, Reach.NOWHERE
-        needed = self._tables.classes(chunk.sequence.tag_row for chunk in chunks)
+        needed = self._tables.classes(tags)
         return self._classes[bisect_left(self._classes, needed)], Reach.NOWHERE
 
-    def _write(
-        self,
-        size: int,
-        chunks: Batch[Chunk],
-        positions: Batch[PromptPositions],
-        drawn: Mapping[Sequence, int],
-    ) -> None:
-        """Fill the block, in one copy. The block's last reader runs before it, on one stream."""
-        layout, self._written = self._layouts[size], size
-        staging = host_block(layout.size, self._model.device)
-        bytes_ = staging.numpy()
-        bytes_.fill(0)
-        fill(DecodeInputs(*layout.arrays(bytes_)), chunks, positions, drawn)
-        self._block[: layout.size].copy_(staging, non_blocking=True)
+    def _host(self, size: int) -> torch.Tensor:
+        """Room for parameters of draws and a step of this padded size."""
+        return host_block(self.draws.layout.size + self._layouts[size].size, self._model.device)
 
+    def _pad(self, block: torch.Tensor, size: int, count: int) -> DecodeInputs:
+        """The arrays of a padded size on the host, with padding behind so many rows."""
+        layout, start = self._layouts[size], self.draws.layout.size
+        inputs = DecodeInputs(*layout.arrays(block.numpy()[start : start + layout.size]))
+        pad(inputs, count, self._block_start // 8)
+        return inputs
 
-def fill(
-    inputs: DecodeInputs,
-    chunks: Batch[Chunk],
-    positions: Batch[PromptPositions],
-    drawn: Mapping[Sequence, int],
-) -> None:
-    """Write a step into zeroed arrays; what lies behind its chunks, of which there may be none,
-    stays padding.
-    """
-    count = len(chunks)
-    sequences = [chunk.sequence for chunk in chunks]
-    starts = [chunk.start for chunk in chunks]
-    pairs = list(zip(sequences, starts, strict=True))
-    known = [at < len(sequence.tokens) for sequence, at in pairs]
-    inputs.tokens[:count] = [
-        sequence.tokens[at] if here else 0
-        for (sequence, at), here in zip(pairs, known, strict=True)
-    ]
-    inputs.sources.fill(-1)
-    inputs.sources[:count] = [
-        -1 if here else drawn[sequence] for sequence, here in zip(sequences, known, strict=True)
-    ]
-    places = [p.at(at) for p, at in zip(positions, starts, strict=True)]
-    inputs.positions[:, :count] = np.array(places, dtype=np.int64).T
-    inputs.slots[:count] = [s.pages[at // PAGE] * PAGE + at % PAGE for s, at in pairs]
-    inputs.context_lens[:count] = [at + 1 for at in starts]
-    inputs.control_rows[:count] = [s.control_row(at) for s, at in pairs]
-    inputs.tag_rows[:count] = [s.tag_row for s in sequences]
-    _fill_pages(inputs.page_table, pairs)
-
-
-def _fill_pages(table: NDArray[np.int32], pairs: Batch[tuple[Sequence, int]]) -> None:
-    for row, (sequence, at) in enumerate(pairs):
-        used = at // PAGE + 1
-        table[row, :used] = sequence.pages[:used]
+    def _send(self, block: torch.Tensor, size: int, everything: bool) -> None:
+        """Copy what was written. Its last readers run before, on one stream."""
+        end = self.draws.layout.size + self._layouts[size].size
+        start = 0 if everything else self.draws.layout.size
+        self._uploaded[start:end].copy_(block[start:end], non_blocking=True)
+        self._written = size

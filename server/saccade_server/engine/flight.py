@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from saccade_server.engine.candidates import Pools, decide
 from saccade_server.engine.confidence import Confidences
+from saccade_server.engine.draws import PaddedDrawing
 from saccade_server.engine.gains import GainReport
 from saccade_server.engine.sampler import Drawing, Sample
 from saccade_server.engine.scheduler import Chunk
@@ -19,12 +20,12 @@ class InFlight:
     """What a launched step will give."""
 
     chunks: tuple[Chunk, ...]
-    counted: tuple[Sequence, ...]  # whose counters come along, see Receipt
-    _drawing: Drawing | None  # None: no token is drawn
-    _moved: Download | None
-    _reports: tuple[GainReport, ...] = ()
-    _confidences: Confidences | None = None  # None: no sequence waits for it
-    _pools: Pools | None = None  # None: no sequence rejects candidates
+    drawing: Drawing | PaddedDrawing | None  # None: no token is drawn
+    counted: tuple[Sequence, ...] = ()  # whose counters come along, see Receipt
+    moved: Download | None = None
+    reports: tuple[GainReport, ...] = ()
+    confidences: Confidences | None = None  # None: no sequence waits for it
+    pools: Pools | None = None  # None: no sequence rejects candidates
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
         """Every chunk with the token drawn behind it; waits for the device.
@@ -32,17 +33,23 @@ class InFlight:
         A chunk that draws and has no token gave logits that are not finite. Counters are noted
         in their sequences. Where candidates may be rejected, the token is the accepted one.
         """
-        samples = iter(() if self._drawing is None else self._drawing.wait())
-        if self._moved is not None:
-            (counters,) = self._moved.wait()
+        samples = [] if self.drawing is None else self.drawing.wait()
+        if self.moved is not None:
+            (counters,) = self.moved.wait()
             for sequence, moved in zip(self.counted, counters.numpy(), strict=True):
                 sequence.moved = moved
-        for report in self._reports:
+        for report in self.reports:
             report.note()
-        if self._confidences is not None:
-            self._confidences.note()
-        landed = [(chunk, next(samples) if chunk.draws else None) for chunk in self.chunks]
-        pools = self._pools.wait() if self._pools is not None else {}
+        if self.confidences is not None:
+            self.confidences.note()
+        if len(samples) == len(self.chunks):
+            landed = list(zip(self.chunks, samples, strict=True))
+        else:
+            each = iter(samples)
+            landed = [(chunk, next(each) if chunk.draws else None) for chunk in self.chunks]
+        if self.pools is None:
+            return landed
+        pools = self.pools.wait()
         return [
             (chunk, decide(chunk, sample, pools[chunk.sequence]))
             if sample is not None and chunk.sequence in pools

@@ -3,9 +3,10 @@
 What is recorded runs once before, on inputs that were written for that variant (decode.py):
 whatever ran before it has left nothing that it reads.
 
-All captures share one memory pool, largest first, so that the smaller ones fit into what the
-largest took; that is safe because one graph runs at a time and what a replay leaves is read before
-the next. :class:`CudaRecorder` is the only part that needs a GPU.
+All captures share one memory pool, largest first (draws sort and sum whole vocabularies), so that
+the smaller ones fit into what the largest took; that is safe because one graph runs at a time and
+what a replay leaves is read before the next. :class:`CudaRecorder` is the only part that needs a
+GPU.
 """
 
 from __future__ import annotations
@@ -79,10 +80,12 @@ class Captured:
     bytes: int
 
     def __str__(self) -> str:
-        sizes = sorted({size for size, _, _ in self.variants})
-        edited = sorted({classes for _, classes, _ in self.variants} - {PLAIN})
+        steps = [variant for variant in self.variants if len(variant) == 3]
+        sizes = sorted({size for size, _, _ in steps})
+        edited = sorted({classes for _, classes, _ in steps} - {PLAIN})
+        draws = len(self.variants) - len(steps)
         return (
-            f"captured {len(self.variants)} decode graphs in {self.seconds:.1f} s, "
+            f"captured {len(steps)} decode graphs and {draws} of draws in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
             f"plain, and edited with {', '.join(map(str, edited))} classes, or stream edits too"
         )
@@ -116,9 +119,15 @@ def _record(recorder: Recorder, prepare: Prepare, variant: Variant) -> Callable[
         raise
     except RuntimeError as error:
         raise CaptureError(
-            f"a decode step of {variant[0]} sequences cannot be captured in a CUDA graph; "
+            f"{_named(variant)} cannot be captured in a CUDA graph; "
             f"--enforce-eager serves without graphs. {error}"
         ) from error
+
+
+def _named(variant: Variant) -> str:
+    if len(variant) == 2:
+        return f"a {variant[0].name.lower()} draw of {variant[1]} sequences"
+    return f"a decode step of {variant[0]} sequences"
 
 
 @contextmanager

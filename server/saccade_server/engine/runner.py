@@ -9,6 +9,7 @@ takes its input from.
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,21 +17,24 @@ import torch
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine import graphs
-from saccade_server.engine.batch import PromptPositions, Step, fill_in, has_own_classes, pack
+from saccade_server.engine.batch import Ints, PromptPositions, Step, fill_in, has_own_classes, pack
 from saccade_server.engine.candidates import CandidateJudge
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.contrast import Combined, combine
 from saccade_server.engine.decode import PaddedDecoder
-from saccade_server.engine.early import Exits, early_exit
+from saccade_server.engine.drawn import DrawnRows
+from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight, counted_sequences
 from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.head_sinks import HeadSinkFinder
+from saccade_server.engine.logprobs import Logprobs, queue_logprobs
 from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.sampler import Drawing, draw
 from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.seats import Roster, Wants
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.sinks import SinkFinder
 from saccade_server.engine.tables import DeviceTables
@@ -80,12 +84,14 @@ class Runner:
         self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
         self._positions: dict[Sequence, PromptPositions] = {}
         draws = max(config.max_num_seqs, MOST_DRAWN_WARM)
-        self._drawn = torch.zeros(draws, dtype=torch.int64, device=model.device)
-        self._drawn_rows: dict[Sequence, int] = {}
+        self._drawn_rows = DrawnRows()
         self._decoder: PaddedDecoder | None = None
         if config.pads_decodes(model.device):
             sizes = (config.max_num_seqs, max_model_len)
-            self._decoder = PaddedDecoder(model, caches, self.tables, self._drawn, *sizes)
+            self._decoder = PaddedDecoder(model, caches, self.tables, self._positions_of, *sizes)
+            self._drawn = self._decoder.drawn
+        else:
+            self._drawn = torch.zeros(draws, dtype=torch.int64, device=model.device)
 
     def capture(self, recorder: graphs.Recorder | None = None) -> graphs.Captured | None:
         """Capture the decode steps; None where there is nothing to capture.
@@ -102,14 +108,17 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Run the largest padded decode once, on padding: the memory it takes."""
-        if self._decoder is not None:
-            self._decoder.idle(self._decoder.variants[0])()
+        """Run the largest padded decode and draw once, on padding: the memory they take."""
+        for variant in () if self._decoder is None else self._decoder.largest:
+            assert self._decoder is not None
+            self._decoder.idle(variant)()
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
         self._positions.pop(sequence, None)
-        self._drawn_rows.pop(sequence, None)
+        self._drawn_rows.forget(sequence)
+        if self._decoder is not None:
+            self._decoder.seats.forget(sequence)
         self._recent.forget(sequence)
         self._gains.forget(sequence)
         self._head_sinks.forget(sequence)
@@ -131,32 +140,68 @@ class Runner:
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
         self.tables.flush()  # a captured step reads them where they are and asks nobody
-        moving = [chunk.sequence.tag_row for chunk in chunks if chunk.sequence.moves]
-        with self.tables.uncounted(moving, unless_done=True):
-            return self._queue(chunks)
-
-    def _queue(self, chunks: Batch[Chunk]) -> InFlight:
-        positions = [self._positions_of(chunk.sequence) for chunk in chunks]
-        self._recent.settle(chunks)
         self._candidates.reset()
-        exits: Exits | None = None
-        reports: tuple[GainReport, ...] = ()
+        roster = self._roster(chunks)
+        if roster is not None and not roster.wants & Wants.COUNT:
+            return self._decode(chunks, roster)
+        moving = [chunk.sequence.tag_row for chunk in chunks if chunk.sequence.moves]
         again = [chunk.sequence.tag_row for chunk in chunks if chunk.counts_elsewhere]
-        with self.tables.uncounted(again):
-            if self._decoder is not None and self._only_decodes(chunks):
-                logits = self._decoder.run(chunks, positions, self._drawn_rows)
-            else:
-                logits, exits, reports = self._compute(chunks, positions)
-        drawing, drawn_from = self._draw(chunks, logits, exits)
-        confidences = Confidences.of(chunks, drawn_from.logits, self._upload)
-        pools = self._candidates.launch(chunks, positions, drawn_from)
+        with self.tables.uncounted(moving, unless_done=True), self.tables.uncounted(again):
+            flight = self._ordinary(chunks) if roster is None else self._decode(chunks, roster)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
         counted = counted_sequences(chunks) if self._overlap else ()
-        moved = None
-        if counted:
-            rows = [sequence.tag_row for sequence in counted]
-            moved = Download([self.tables.count_moved(rows)])
-        return InFlight(tuple(chunks), counted, drawing, moved, reports, confidences, pools)
+        if not counted:
+            return flight
+        moved = self.tables.count_moved([sequence.tag_row for sequence in counted])
+        return replace(flight, counted=counted, moved=Download([moved]))
+
+    def _roster(self, chunks: Batch[Chunk]) -> Roster | None:
+        """The rows of a step whose inputs have fixed places; None: it is an ordinary one."""
+        if self._decoder is None or not all(c.length == 1 and c.samples for c in chunks):
+            return None
+        roster = self._decoder.seats.roster(chunks)
+        if roster.wants & Wants.ORDINARY_STEP:
+            return None
+        prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
+        if prompts and (
+            has_own_classes(prompts)
+            or self._sinks.looks(prompts)
+            or any(_shows_image(chunk) for chunk in prompts)
+        ):
+            return None
+        return roster
+
+    def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
+        """Queue a padded step."""
+        assert self._decoder is not None
+        if roster.wants & Wants.WINDOW:
+            self._recent.settle(chunks)
+        starts = _starts(chunks)
+        is_changed = roster.changes_logits(starts)
+        logits = self._decoder.run(roster, starts, self._drawn_rows, draw=not is_changed)
+        if is_changed:
+            return self._choose(chunks, logits, None)
+        logprobs = Logprobs((), [])
+        if roster.wants & Wants.LOGPROBS:
+            params = [request.sampling for request in roster.requests]
+            tokens = self._drawn[: len(chunks)]
+            logprobs = queue_logprobs(logits, params, tokens, self._upload)
+        self._drawn_rows.note(roster.sequences)
+        return InFlight(tuple(chunks), self._decoder.draws.take(len(chunks), logprobs))
+
+    def _ordinary(self, chunks: Batch[Chunk]) -> InFlight:
+        """Queue a step as it comes."""
+        self._recent.settle(chunks)
+        positions = [self._positions_of(chunk.sequence) for chunk in chunks]
+        logits, exits, reports = self._compute(chunks, positions)
+        return replace(self._choose(chunks, logits, exits), reports=reports)
+
+    def _choose(self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None) -> InFlight:
+        """Queue the draws of a step, and what the host chooses tokens or plans by."""
+        drawing, drawn_from = self._draw(chunks, logits, exits)
+        confidences = Confidences.of(chunks, drawn_from.logits, self._upload)
+        pools = self._candidates.launch(chunks, self._positions_of, drawn_from)
+        return InFlight(tuple(chunks), drawing, confidences=confidences, pools=pools)
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
@@ -167,7 +212,8 @@ class Runner:
         self, chunks: Batch[Chunk], positions: list[PromptPositions]
     ) -> tuple[torch.Tensor, Exits | None, tuple[GainReport, ...]]:
         """Logits of the chunks that sample, early layers' residuals if a rule reads them, gains."""
-        step = pack(chunks, positions, self.tables, self._upload, self._drawn_rows)
+        drawn = self._drawn_rows.mapping()
+        step = pack(chunks, positions, self.tables, self._upload, drawn)
         embeddings, visual, deepstack = self._embed(step)
         exits = Exits.of(self.model, step, self._upload)
         gains = self._gains.measures(step)
@@ -202,22 +248,8 @@ class Runner:
         drawing = draw(rows, sequences, positions, self._upload, combined.usable, edited)
         if self._overlap:
             self._drawn[: len(sequences)].copy_(drawing.tokens)
-            self._drawn_rows = {
-                member: row for row, leader in enumerate(sequences) for member in leader.group
-            }
+            self._drawn_rows.note(sequences)
         return drawing, combined
-
-    def _only_decodes(self, chunks: Batch[Chunk]) -> bool:
-        """True if the decoder's fixed inputs say all about the step."""
-        if has_own_classes(chunks):
-            return False
-        return all(
-            chunk.samples
-            and chunk.length == 1
-            and not _shows_image(chunk)
-            and early_exit(chunk) is None
-            for chunk in chunks
-        ) and not self._sinks.looks(chunks)
 
     def _set_threads(self, tokens: int) -> None:
         if self.model.device.type == "cpu" and self._threads > 1:
@@ -270,6 +302,10 @@ class Runner:
             for k in range(levels)
         )
         return embeddings, visual, deepstack
+
+
+def _starts(chunks: Batch[Chunk]) -> Ints:
+    return np.array([chunk.start for chunk in chunks], np.int64)
 
 
 def _shows_image(chunk: Chunk) -> bool:

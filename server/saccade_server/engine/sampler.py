@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import count
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from saccade_server.engine.logprobs import Logprobs, queue_logprobs
@@ -30,16 +32,33 @@ from saccade_server.engine.transfer import Download, Uploader
 GREEDY_BELOW = 1e-5
 """Temperatures under this mean greedy, as in vLLM."""
 
+OFF = float(2**31)
+"""Stands for no top_k: more tokens than there are."""
+
 UNUSABLE = -1
 """Stands for the token of a row whose logits are not finite."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """The token drawn for one sequence."""
 
     token: int
     logprobs: TokenLogprobs | None
+
+
+class DrawKind(IntEnum):
+    """How a token is drawn."""
+
+    GREEDY = 0
+    FREE = 1  # from all tokens
+    FILTERED = 2  # from those that min-p, top-k and top-p leave
+
+    @classmethod
+    def of(cls, p: SamplingParams) -> DrawKind:
+        """As these parameters say."""
+        if p.temperature < GREEDY_BELOW:
+            return cls.GREEDY
+        return cls.FILTERED if p.top_k > 0 or p.top_p < 1 or p.min_p > 0 else cls.FREE
 
 
 @dataclass(frozen=True)
@@ -83,10 +102,9 @@ def draw(
     if edited is None:
         edited = edit_logits(logits, sequences, upload)
     tokens = edited.argmax(-1)
-    random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
-    filtered = [i for i in random if _filters(params[i])]
-    free = [i for i in random if not _filters(params[i])]
-    for rows, pick in ((free, _draw), (filtered, _draw_filtered)):
+    kinds = [DrawKind.of(p) for p in params]
+    for kind, pick in PICKS.items():
+        rows = [i for i, own in enumerate(kinds) if own is kind]
         if rows:
             tokens = _replace(tokens, edited, rows, pick, params, positions, upload)
     if usable is None:
@@ -109,9 +127,8 @@ class Columns:
     @staticmethod
     def table(params: Batch[SamplingParams], uniform: Batch[float]) -> NDArray[np.float64]:
         """The columns of rows that sample, with the number that decides each row's draw."""
-        off = float(2**31)  # more tokens than there are
         rows = [
-            (number, p.temperature, p.min_p, float(p.top_k or off), p.top_p)
+            (number, p.temperature, p.min_p, float(p.top_k or OFF), p.top_p)
             for p, number in zip(params, uniform, strict=True)
         ]
         return np.array(rows).T.copy()
@@ -121,7 +138,7 @@ def _replace(
     tokens: torch.Tensor,
     logits: torch.Tensor,
     rows: list[int],
-    pick: Callable[[torch.Tensor, Columns], torch.Tensor],
+    pick: Pick,
     params: Batch[SamplingParams],
     positions: Batch[int],
     upload: Uploader,
@@ -134,10 +151,6 @@ def _replace(
     if len(rows) == len(tokens):
         return pick(logits, columns)
     return tokens.index_copy(0, index, pick(logits.index_select(0, index), columns))
-
-
-def _filters(p: SamplingParams) -> bool:
-    return p.top_k > 0 or p.top_p < 1 or p.min_p > 0
 
 
 def _draw(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
@@ -157,6 +170,12 @@ def _draw_filtered(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     # Rounding may put the target on the last kept value; the draw stays inside what is kept.
     last = ((probs > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+Pick = Callable[[torch.Tensor, Columns], torch.Tensor]
+
+PICKS: dict[DrawKind, Pick] = {DrawKind.FREE: _draw, DrawKind.FILTERED: _draw_filtered}
+"""What draws a token, int64 [rows], from logits [rows, vocabulary] by a row's own columns."""
 
 
 def keep_likely(logits: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +206,14 @@ def uniforms(seed: int, position: int) -> Iterator[float]:
     Each has a counter of its own, (position, draw), in the first two of Philox's four words: one
     counter gives four numbers, and those behind them are the next position's.
     """
-    key = seed & (2**64 - 1)
     for draw in count():
-        generator = np.random.Generator(np.random.Philox(key=key, counter=position + (draw << 64)))
-        yield float(generator.random())
+        yield float(_generator(seed, position + (draw << 64)).random())
+
+
+def numbers(seed: int, position: int, count: int) -> NDArray[np.float64]:
+    """The first of :func:`uniforms` at ``count`` positions from this one on, in order."""
+    return _generator(seed, position).random(4 * count)[::4]
+
+
+def _generator(seed: int, counter: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed & (2**64 - 1), counter=counter))

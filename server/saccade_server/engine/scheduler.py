@@ -17,8 +17,8 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from saccade_interventions.plan import Plan
@@ -30,8 +30,7 @@ from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
 
     ``samples``: it reaches the last token, whose logits are needed for the next one.
@@ -125,17 +124,28 @@ class Scheduler:
         self._went_ahead = bool(chunks)
         budget = self._max_batched_tokens - sum(chunk.length for chunk in chunks)
         ahead = {chunk.sequence for chunk in chunks}
-        for leader in sorted(self.running, key=_is_long):
+        longer: list[Sequence] = []
+        for leader in tuple(self.running):
             if leader in ahead or leader.waits:
                 continue
-            for chunk in self._go_on(leader, budget):
-                chunks.append(chunk)
-                budget -= chunk.length
+            pending = len(leader.tokens) + leader.drawing - leader.computed
+            if leader.siblings or pending > 1:
+                if _is_long(leader):
+                    longer.append(leader)
+                    continue
+            elif budget > 0 and leader.computed < len(leader.pages) * PAGE:
+                # In a page that it holds: nearly all that a busy server does.
+                chunks.append(Chunk(leader, leader.computed, 1, True, leader.preemptions))
+                budget -= 1
+                continue
+            budget -= self._extend(chunks, leader, budget)
+        for leader in longer:
+            budget -= self._extend(chunks, leader, budget)
         if self.preemptions > before:
             chunks = [chunk for chunk in chunks if chunk.sequence.group[0] in self.running]
         else:
             chunks += self._admit_waiting(budget)
-        return sorted(chunks, key=lambda chunk: chunk.length > 1)
+        return sorted(chunks, key=_is_longer)
 
     def start(self, chunks: Iterable[Chunk]) -> list[Sequence]:
         """Book chunks that are being computed; the next step goes on behind them.
@@ -184,18 +194,22 @@ class Scheduler:
         """Count the chunk's rows before ``end``; pages that they filled become findable."""
         sequence = chunk.sequence
         sequence.count_rows(end)
-        if self._prefix_caching and chunk.admission == sequence.preemptions:
+        filled = range(chunk.start // PAGE, end // PAGE)
+        if filled and self._prefix_caching and chunk.admission == sequence.preemptions:
             keyer = self._keyers[sequence]
             keyer.extend(sequence, end)
-            for page in range(chunk.start // PAGE, end // PAGE):
+            for page in filled:
                 key = sequence.page_keys[page]
                 self.pages.publish(sequence.pages[page], key, keyer.extra(page))
 
+    def _extend(self, chunks: list[Chunk], leader: Sequence, budget: int) -> int:
+        """Add what a running group computes next; returns how many tokens."""
+        found = self._go_on(leader, budget)
+        chunks += found
+        return sum(chunk.length for chunk in found)
+
     def _go_on(self, leader: Sequence, budget: int) -> list[Chunk]:
         """What a running group computes next; nothing if it has to give its pages back."""
-        has_room = leader.computed < len(leader.pages) * PAGE  # in a page that it holds
-        if has_room and leader.pending == 1 and not leader.siblings and budget > 0:
-            return [Chunk.of(leader, 1)]  # nearly all that a busy server does
         pairs = [
             (member, length)
             for member, length in zip(leader.group, next_lengths(leader.group, budget), strict=True)
@@ -340,6 +354,10 @@ def by_leader(chunks: Iterable[Chunk]) -> dict[Sequence, list[Chunk]]:
     for chunk in chunks:
         groups.setdefault(chunk.sequence.group[0], []).append(chunk)
     return groups
+
+
+def _is_longer(chunk: Chunk) -> bool:
+    return chunk.length > 1
 
 
 def _is_long(leader: Sequence) -> bool:

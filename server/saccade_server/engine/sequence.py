@@ -113,8 +113,13 @@ class Sequence:
     @property
     def waits(self) -> bool:
         """True while it must learn the token being drawn before it can compute anything."""
-        last = self.generated + self.drawing >= self.request.sampling.max_tokens
-        return self.drawing > 0 and (last or self.penalised or self.judged or self.undecided)
+        if not self.drawing:
+            return False
+        request = self.request
+        most = len(request.tokens) + request.sampling.max_tokens
+        if self.penalised or len(self.tokens) + self.drawing >= most:
+            return True
+        return request.plan is not None and (self.judged or self.undecided)
 
     @property
     def undecided(self) -> bool:

@@ -8,8 +8,10 @@ import torch
 
 from saccade_server.engine.decode import Variant
 from saccade_server.engine.graphs import CaptureError, capture
+from saccade_server.engine.sampler import DrawKind
 
-VARIANTS = [(size, *form) for size in (8, 2) for form in ((4, True), (4, False), (1, False))]
+STEPS = [(size, *form) for size in (8, 2) for form in ((4, True), (4, False), (1, False))]
+VARIANTS: list[Variant] = [(DrawKind.FREE, 8), (DrawKind.FREE, 2), *STEPS]
 
 
 class Tape:
@@ -42,25 +44,30 @@ def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
 
     play, summary = capture(prepare, VARIANTS, tape)
     assert seen == prepared == VARIANTS
-    assert tape.collecting == [False] * 6
+    assert tape.collecting == [False] * 8
     assert gc.isenabled()
     seen.clear()
     play(2, 4, True)
     play(2, 4, False)
     play(8, 1, False)
-    assert seen == [(2, 4, True), (2, 4, False), (8, 1, False)]
+    play(DrawKind.FREE, 2)
+    assert seen == [(2, 4, True), (2, 4, False), (8, 1, False), (DrawKind.FREE, 2)]
     assert summary.variants == tuple(VARIANTS)
 
 
 def test_the_operator_is_told_what_and_how_long() -> None:
     _, summary = capture(lambda _: lambda: None, VARIANTS, Tape())
     text = str(summary)
-    assert text.startswith("captured 6 decode graphs in ")
+    assert text.startswith("captured 6 decode graphs and 2 of draws in ")
     assert text.endswith(
-        "6 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or stream edits too"
+        "8 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or stream edits too"
     )
 
 
+@pytest.mark.parametrize(
+    ("variants", "named"),
+    [(STEPS, "a decode step of 8 sequences"), (VARIANTS, "a free draw of 8 sequences")],
+)
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
@@ -68,13 +75,16 @@ def test_the_operator_is_told_what_and_how_long() -> None:
         (torch.OutOfMemoryError("tried to allocate 2 GiB"), "^tried to allocate"),
     ],
 )
-def test_a_capture_that_fails_says_what_helps(error: RuntimeError, wanted: str) -> None:
+def test_a_capture_that_fails_says_what_helps(
+    error: RuntimeError, wanted: str, variants: list[Variant], named: str
+) -> None:
     """Running out of memory has an explanation of its own, see memory.py."""
 
     def fail() -> None:
         raise error
 
     with pytest.raises(RuntimeError, match=wanted) as raised:
-        capture(lambda _: fail, VARIANTS, Tape())
+        capture(lambda _: fail, variants, Tape())
     assert isinstance(raised.value, CaptureError) == (wanted == "--enforce-eager")
+    assert str(raised.value).startswith(named) or not isinstance(raised.value, CaptureError)
     assert gc.isenabled()

@@ -102,9 +102,9 @@ def test_groups_decode_in_the_padded_buffers(
     sizes: list[int] = []
     inner = core._runner._decoder.run
 
-    def count(chunks: Any, *rest: Any) -> Any:
-        sizes.append(len(chunks))
-        return inner(chunks, *rest)
+    def count(roster: Any, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(roster.sequences))
+        return inner(roster, *rest, **more)
 
     monkeypatch.setattr(core._runner._decoder, "run", count)
     prompt = tiny.prompt("llava")

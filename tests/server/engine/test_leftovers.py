@@ -18,9 +18,12 @@ from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.decode import PaddedDecoder
+from saccade_server.engine.sampler import DrawKind
 from saccade_server.engine.warmup import warm_up
 
 AS_ON_A_GPU = {"overlap": True, "padded_decode": True}
+SAMPLED = {"temperature": 1.1, "seed": 5}
+FILTERED = {"temperature": 0.9, "top_k": 40, "min_p": 0.001, "top_p": 0.95, "seed": 6}
 
 ENTRIES: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -57,16 +60,18 @@ def noise(tensor: torch.Tensor) -> None:
 
 
 class Recorder:
-    """Stands for CUDA graphs; leaves garbage in the block before and behind every variant."""
+    """Stands for CUDA graphs; leaves garbage in the block before and behind every variant.
+
+    Parameters of draws are written with the step's inputs and read behind it.
+    """
 
     def __init__(self, decoder: PaddedDecoder) -> None:
         self._decoder = decoder
-        self.inputs: list[list[torch.Tensor]] = []
-        noise(decoder._block)
+        noise(decoder._uploaded)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
-        noise(self._decoder._block)
+        noise(self._decoder._uploaded)
 
         def replay() -> None:
             run()
@@ -87,10 +92,14 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
     warm_up(core._runner, 512)
     summary = core._runner.capture(Recorder(decoder))
     assert summary.variants == tuple(decoder.variants)
-    assert {size for size, _, _ in summary.variants} == {1, 2, 4, 8, 10}
+    sizes = {1, 2, 4, 8, 10}
+    assert {variant[0] for variant in summary.variants if len(variant) == 3} == sizes
+    draws = {variant for variant in summary.variants if len(variant) == 2}
+    assert draws == {(kind, size) for kind in (DrawKind.FREE, DrawKind.FILTERED) for size in sizes}
     prompts = [tiny.prompt(family, seed=seed, text=9 + 7 * seed) for seed in range(5)]
+    kinds = [{}, SAMPLED, FILTERED, SAMPLED, {}]
     requests = [
-        make_request(prompt, str(count), None, 3 + count, ignore_eos=True)
+        make_request(prompt, str(count), None, 3 + count, ignore_eos=True, **kinds[count])
         for count, prompt in enumerate(prompts)
     ]
     wanted = run(core_with(family), requests)
@@ -104,10 +113,23 @@ def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any)
     noise(decoder._block)
     decoder.idle((size, 1, False))
     tokens, sources, *rest = decoder._layouts[size].tensors(decoder._block)
-    assert sources.tolist() == [-1] * size
+    assert torch.equal(decoder._words[sources], tokens)
     assert not tokens.any()
     for field in rest:
         assert not field.any()
+
+
+@pytest.mark.parametrize("kind", [DrawKind.FREE, DrawKind.FILTERED])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 10])
+def test_an_idle_draw_is_nobody_s(size: int, kind: DrawKind, core_with: Any) -> None:
+    """Behind garbage it draws from, and into, the one row that no sequence has."""
+    decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
+    noise(decoder._uploaded)
+    noise(decoder._logits)
+    decoder.drawn.fill_(7)
+    decoder.idle((kind, size))()
+    assert decoder.drawn[:10].tolist() == [7] * 10
+    assert 0 <= int(decoder.drawn[10]) < decoder._logits.shape[1]
 
 
 def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> None:
@@ -117,11 +139,15 @@ def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> 
     decoder.idle((8, 1, False))
     with pytest.raises(AssertionError, match="another size"):
         decoder.compute(4, 1, False)
+    decoder.idle((DrawKind.FREE, 8))
+    for draw in ((DrawKind.FREE, 4), (DrawKind.FILTERED, 8)):
+        with pytest.raises(AssertionError, match="another size"):
+            decoder.compute(*draw)
 
 
 def test_rehearsing_reads_nothing_that_lies_in_the_block(core_with: Any) -> None:
     runner = core_with("llama", **AS_ON_A_GPU)._runner
-    noise(runner._decoder._block)
+    noise(runner._decoder._uploaded)
     runner.rehearse()
 
 
@@ -145,7 +171,7 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     sinks = runner._sinks
     yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:
-        yield from (runner._decoder._block, runner._decoder._logits)
+        yield from (runner._decoder._uploaded, runner._decoder._logits)
 
 
 def some_of(table: Any, rows: Iterable[int], *without: str) -> Iterator[torch.Tensor]:

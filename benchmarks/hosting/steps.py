@@ -1,0 +1,141 @@
+"""What a decode step costs the host: scheduling, launching, landing, at several batch sizes.
+
+An engine of the sizes of a 7B over a model that computes nothing, one step ahead as on a GPU, with
+inputs in fixed places. Where a GPU replays a graph nothing runs here, so what is timed is what the
+host does while a GPU computes. Contexts grow as they do in serving: pages fill, draws go on.
+
+- plain: greedy; sampled: temperature 1; filtered: with top_p
+- edited: greedy, every request with the same VAR plan
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from report import Target
+
+from hosting.settings import artifacts, settings
+from hosting.stub import IMAGE_TOKENS, MAX_LEN, SINK_DIMS, StubModel
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.plan import Plan
+from saccade_interventions.registry import Registry
+from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import GenerateRequest, SamplingParams
+
+BATCHES = {1: 0.5, 32: 1.0, 128: 2.0}
+"""Requests -> CPU milliseconds that a plain step may take."""
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"temperature": 0.0},
+    "sampled": {"temperature": 1.0},
+    "filtered": {"temperature": 0.8, "top_p": 0.9},
+    "edited": {"temperature": 0.0},
+}
+PROMPT = 700
+STEPS, SAMPLES, SETTLE = 40, 9, 20
+LONGEST = 1216
+"""Tokens of a request and more: whole pages."""
+
+
+class Narrow(StubModel):
+    """With a cache that is small: nobody reads it, but memory is written once."""
+
+    head_dim = 8
+
+
+class Nothing:
+    """A recorder whose replays do nothing, as a GPU's do nothing on the host."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return lambda: None
+
+    def used(self) -> int:
+        return 0
+
+
+def measure() -> dict[str, Any]:
+    """Kind -> requests -> CPU milliseconds of a step, the median over samples."""
+    torch.set_num_threads(1)
+    return {kind: {str(batch): _milliseconds(kind, batch) for batch in BATCHES} for kind in KINDS}
+
+
+def targets(figures: dict[str, Any]) -> list[Target]:
+    """Of plain steps."""
+    return [
+        Target(
+            f"host's CPU time of a plain decode step of {batch} requests",
+            figures["plain"][str(batch)],
+            "ms",
+            most,
+            at_most=True,
+        )
+        for batch, most in BATCHES.items()
+    ]
+
+
+def _milliseconds(kind: str, batch: int) -> float:
+    most = max(BATCHES)
+    config = EngineConfig(
+        model="stub",
+        max_num_seqs=most,
+        max_batched_tokens=MAX_LEN,
+        max_model_len=MAX_LEN,
+        cache_tokens=most * LONGEST,
+        overlap=True,
+        padded_decode=True,
+    )
+    model: Any = Narrow()
+    core = EngineCore(model, config, SINK_DIMS)
+    core._runner.capture(Nothing())
+    plan = _plan(core) if kind == "edited" else None
+    for request in _requests(kind, batch, plan):
+        assert core.submit(request) is None
+    while core.stats().generated_tokens < batch * SETTLE:
+        core.step()
+    gc.collect()
+    found = []
+    for _ in range(SAMPLES):
+        began = time.process_time()
+        for _ in range(STEPS):
+            core.step()
+        found.append((time.process_time() - began) / STEPS * 1e3)
+    assert core.stats().running == batch
+    return statistics.median(found)
+
+
+def _requests(kind: str, batch: int, plan: Plan | None) -> list[GenerateRequest]:
+    rng = np.random.default_rng(0)
+    return [
+        GenerateRequest(
+            request_id=f"{kind}-{index}",
+            tokens=tuple(rng.integers(2, 900, PROMPT).tolist()),
+            sampling=SamplingParams(max_tokens=1000, ignore_eos=True, seed=index, **KINDS[kind]),
+            plan=plan,
+        )
+        for index in range(batch)
+    ]
+
+
+def _plan(core: EngineCore) -> Plan | None:
+    """VAR as it is by default; its image begins behind the first page."""
+    named, stored = artifacts()
+    info = core.info
+    facts = ModelFacts(
+        layers=info.layers,
+        heads=info.heads,
+        kv_heads=info.kv_heads,
+        head_dim=info.head_dim,
+        hidden_size=info.hidden_size,
+        sink_dims=info.sink_dims,
+    )
+    prompt = Prompt(PROMPT, ((70, 70 + IMAGE_TOKENS),))
+    methods = Registry.discover().parse(settings(named)["default"]["var"](1.0))
+    return compile_plan(methods, Context(facts, prompt, stored.get))

@@ -1,0 +1,244 @@
+"""What the host keeps of the sequences that decode, in arrays: a seat each, one row of every array.
+
+A decoding sequence differs from step to step by one token, and by a page now and then. What a
+padded step takes from a sequence is therefore written when the sequence first decodes; a step
+picks the rows of its sequences, adds what can be counted, and writes the pages that are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass, fields
+from enum import IntFlag, auto
+from operator import is_
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_interventions.phases import Phase
+from saccade_server.engine.batch import Ints, PromptPositions
+from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.sampler import Columns, DrawKind, numbers
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+
+AHEAD = 64
+"""Numbers for draws that are made at once for a sequence: one costs as much as all."""
+
+ALWAYS = int(np.iinfo(np.int64).max)
+
+
+class Wants(IntFlag):
+    """What a generated row of a sequence needs beside inputs in fixed places."""
+
+    NOTHING = 0
+    ORDINARY_STEP = auto()  # something looks at its layers, or its heads have classes of their own
+    WINDOW = auto()  # its sequence's tags move ahead of the step
+    COUNT = auto()  # of the rows whose masses move
+    CHOICE = auto()  # by the host, among candidates or plans
+    LOGPROBS = auto()
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> Wants:
+        """What the sequence's rows need as long as it has this request."""
+        plan = sequence.plan
+        wants = cls.NOTHING if sequence.request.sampling.logprobs is None else cls.LOGPROBS
+        if plan is None:
+            return wants
+        exits = plan.contrast is not None and plan.contrast.early is not None
+        sinks = plan.sinks is not None and plan.sinks.generated
+        apart = plan.head_sinks is not None and plan.head_sinks.decode != "off"
+        found = (
+            (cls.ORDINARY_STEP, exits or sinks or apart),
+            (cls.WINDOW, plan.recent is not None),
+            (cls.COUNT, bool(plan.masses)),
+            (cls.CHOICE, sequence.judged or sequence.undecided),
+        )
+        for wanted, is_wanted in found:
+            wants |= wanted if is_wanted else cls.NOTHING
+        return wants
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The sequences of a step's rows, in order, and what is true of their generated rows."""
+
+    sequences: list[Sequence]
+    requests: list[GenerateRequest]
+    admissions: list[int]
+    seats: Ints
+    wants: Wants
+    hides: bool  # some plan hides keys
+    prompt_lengths: Ints
+    changed_until: Ints  # draws before this output position are made from changed logits
+    delta: Ints  # position of a generated row, less its index
+    control_rows: NDArray[np.int32]
+    tag_rows: NDArray[np.int32]
+    draws: dict[DrawKind, Ints]  # rows by kind; greedy ones are none
+    columns: NDArray[np.float64]  # of the sampler, [5, rows], without the numbers of a step
+
+    def fits(self, chunks: Batch[Chunk], sequences: list[Sequence]) -> bool:
+        """True if a step of these chunks, and their sequences, has these rows."""
+        return (
+            sequences == self.sequences
+            and all(map(is_, self.requests, [sequence.request for sequence in sequences]))
+            and [chunk.admission for chunk in chunks] == self.admissions
+        )
+
+    def prompt_rows(self, starts: Ints) -> Ints:
+        """Which rows at these positions are no generated ones."""
+        return np.flatnonzero(starts < self.prompt_lengths)
+
+    def changes_logits(self, starts: Ints) -> bool:
+        """True if behind these positions some row draws from other logits than the model's own."""
+        return bool((starts + 1 - self.prompt_lengths < self.changed_until).any())
+
+
+class Seats:
+    """Arrays of one row a seat. There must be as many seats as a step may have sequences."""
+
+    def __init__(
+        self, count: int, pages: int, positions: Callable[[Sequence], PromptPositions]
+    ) -> None:
+        """
+        Args:
+            pages: of the longest sequence.
+            positions: of a sequence's prompt.
+        """
+        self.positions = positions
+        self._pages = np.zeros((count, pages), np.int32)
+        self._held = np.zeros(count, np.int64)  # pages that are written
+        self._prompt_lengths = np.zeros(count, np.int64)
+        self._changed_until = np.zeros(count, np.int64)
+        self._delta = np.zeros(count, np.int64)
+        self._control_rows = np.zeros(count, np.int32)
+        self._tag_rows = np.zeros(count, np.int32)
+        self._kinds = np.zeros(count, np.int8)
+        self._columns = np.zeros((len(fields(Columns)), count))
+        self._numbers = np.zeros((count, 2 * AHEAD))
+        self._first = np.zeros(count, np.int64)  # output position of the first number
+        self._behind = np.zeros(count, np.int64)  # and of the one behind the last
+        self._requests: list[GenerateRequest | None] = [None] * count
+        self._admissions = [0] * count
+        self._wants = [Wants.NOTHING] * count
+        self._seat_of: dict[Sequence, int] = {}
+        self._free = list(range(count))
+        self._roster: Roster | None = None
+
+    def roster(self, chunks: Batch[Chunk]) -> Roster:
+        """The rows of a step of single tokens. It is the one before as long as nothing changes."""
+        sequences = [chunk.sequence for chunk in chunks]
+        if self._roster is None or not self._roster.fits(chunks, sequences):
+            self._roster = self._make(chunks, sequences)
+        return self._roster
+
+    def forget(self, sequence: Sequence) -> None:
+        """Give the seat of a sequence to others."""
+        seat = self._seat_of.pop(sequence, None)
+        if seat is not None:
+            self._requests[seat] = None
+            self._free.append(seat)
+            self._roster = None
+
+    def pages(self, roster: Roster, used: Ints) -> NDArray[np.int32]:
+        """Page tables with the pages of these lengths; what lies behind them is 0 or unused.
+
+        Returns:
+            int32 [rows, pages of the longest sequence].
+        """
+        seats = roster.seats
+        for row in np.flatnonzero(self._held[seats] < used).tolist():
+            seat, end = seats[row], used[row]
+            start = self._held[seat]
+            self._pages[seat, start:end] = roster.sequences[row].pages[start:end]
+            self._held[seat] = end
+        found: NDArray[np.int32] = self._pages[seats]
+        return found
+
+    def uniforms(self, roster: Roster, rows: Ints, at: Ints) -> NDArray[np.float64]:
+        """The numbers that decide the draws of some rows at these output positions."""
+        seats = roster.seats[rows]
+        missing = (at < self._first[seats]) | (at >= self._behind[seats])
+        for index in np.flatnonzero(missing).tolist():
+            self._foresee(int(seats[index]), roster.requests[rows[index]], int(at[index]))
+        found: NDArray[np.float64] = self._numbers[seats, at - self._first[seats]]
+        return found
+
+    def _foresee(self, seat: int, request: GenerateRequest, at: int) -> None:
+        """Numbers from one position on: of different counts, lest all seats need more at once."""
+        count = AHEAD + seat % AHEAD
+        self._numbers[seat, :count] = numbers(request.sampling.seed, at, count)
+        self._first[seat], self._behind[seat] = at, at + count
+
+    def _make(self, chunks: Batch[Chunk], sequences: list[Sequence]) -> Roster:
+        places = [
+            self._seat(sequence, chunk.admission, sequences)
+            for sequence, chunk in zip(sequences, chunks, strict=True)
+        ]
+        wants = Wants.NOTHING
+        for wanted in {self._wants[seat] for seat in places}:
+            wants |= wanted
+        seats = np.array(places, np.int64)
+        kinds = self._kinds[seats]
+        draws = {kind: np.flatnonzero(kinds == kind) for kind in DrawKind if kind}
+        return Roster(
+            sequences=sequences,
+            requests=[sequence.request for sequence in sequences],
+            admissions=[chunk.admission for chunk in chunks],
+            seats=seats,
+            wants=wants,
+            hides=any(s.plan is not None and s.plan.hides for s in sequences),
+            prompt_lengths=self._prompt_lengths[seats],
+            changed_until=self._changed_until[seats],
+            delta=self._delta[seats],
+            control_rows=self._control_rows[seats],
+            tag_rows=self._tag_rows[seats],
+            draws={kind: rows for kind, rows in draws.items() if len(rows)},
+            columns=self._columns[:, seats],
+        )
+
+    def _seat(self, sequence: Sequence, admission: int, beside: list[Sequence]) -> int:
+        """The sequence's seat, with what is kept there up to date but for the last pages."""
+        seat = self._seat_of.get(sequence)
+        if seat is None:
+            if not self._free:
+                self._leave_to(beside)
+            seat = self._seat_of[sequence] = self._free.pop()
+        # A preempted sequence has other pages.
+        if self._requests[seat] is not sequence.request or self._admissions[seat] != admission:
+            self._fill(seat, sequence, admission)
+        return seat
+
+    def _leave_to(self, sequences: list[Sequence]) -> None:
+        """Free the seats of all others: preempted ones, which wait for pages."""
+        staying = set(sequences)
+        for sequence in [s for s in self._seat_of if s not in staying]:
+            self.forget(sequence)
+
+    def _fill(self, seat: int, sequence: Sequence, admission: int) -> None:
+        """Write what stays as it is as long as the sequence has this request and its pages."""
+        p = sequence.request.sampling
+        self._requests[seat], self._admissions[seat] = sequence.request, admission
+        self._held[seat] = 0
+        self._pages[seat] = 0
+        self._wants[seat] = Wants.of(sequence)
+        self._changed_until[seat] = _changed_until(sequence)
+        self._prompt_lengths[seat] = sequence.prompt_length
+        self._delta[seat] = self.positions(sequence).delta
+        self._control_rows[seat] = sequence.control_rows.get(Phase.GENERATED, 0)
+        self._tag_rows[seat] = sequence.tag_row
+        self._kinds[seat] = DrawKind.of(p)
+        self._columns[:, seat] = Columns.table([p], [0.0])[:, 0]
+        self._first[seat] = self._behind[seat] = 0
+
+
+def _changed_until(sequence: Sequence) -> int:
+    """Output position from which on the sequence draws from the model's own logits."""
+    p, plan = sequence.request.sampling, sequence.plan
+    grouped = sequence.leader is not None or bool(sequence.siblings)
+    chosen = sequence.judged or sequence.undecided
+    contrasted = plan is not None and plan.contrast is not None
+    if p.logit_bias or sequence.penalised or grouped or chosen or contrasted:
+        return ALWAYS
+    return max(p.min_tokens, len(p.forced))
