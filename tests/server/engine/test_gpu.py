@@ -19,6 +19,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import padded_sizes
 from saccade_server.engine.local import LocalEngine
+from saccade_server.engine.sampler import DrawKind
 from saccade_server.models.family import serve
 from saccade_server.models.streams import Reach
 
@@ -127,8 +128,11 @@ def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -
 
 def test_what_was_captured(core_on_gpu: Any) -> None:
     core = core_on_gpu("llama")
-    assert core.captured.variants[0] == (16, 8, Reach.EVERYWHERE)
-    assert {size for size, _, _ in core.captured.variants} == set(padded_sizes(16))
+    draws = [variant for variant in core.captured.variants if len(variant) == 2]
+    steps = core.captured.variants[len(draws) :]
+    assert draws[0] == (DrawKind.FILTERED, 16)
+    assert steps[0] == (16, 8, Reach.EVERYWHERE)
+    assert {size for size, _, _ in steps} == {size for _, size in draws} == set(padded_sizes(16))
     assert core.captured.seconds > 0
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 
@@ -138,7 +142,7 @@ def test_capturing_reads_nothing_that_lies_in_the_block(
 ) -> None:
     """An index out of bounds on a GPU ends its process; test_leftovers.py finds it elsewhere."""
     core = core_on_gpu("llava")
-    core._runner._decoder._block.random_(0, 256)
+    core._runner._decoder._uploaded.random_(0, 256)
     assert core._runner.capture().variants == core.captured.variants
     requests = workload(tiny, make_request, "llava")
     eager = core_on_gpu("llava", enforce_eager=True)
