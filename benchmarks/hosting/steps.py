@@ -121,7 +121,7 @@ def _requests(kind: str, batch: int, plan: Plan | None) -> list[GenerateRequest]
     return [
         GenerateRequest(
             request_id=f"{kind}-{index}",
-            tokens=tuple(rng.integers(2, 900, PROMPT).tolist()),
+            tokens=tuple(rng.integers(2, Narrow.vocab_size, PROMPT).tolist()),
             sampling=SamplingParams(max_tokens=1000, ignore_eos=True, seed=index, **KINDS[kind]),
             plan=plan,
         )
