@@ -19,7 +19,8 @@ class Composed(ServedModel):
     def describe(cls, config: Any) -> DecoderSpec:
         """The decoder of the text configuration's own family."""
         texts = {family.family: family for family in cls.texts}
-        text, tower = config.get_text_config().model_type, config.vision_config.model_type
+        # Old configurations name another tower than the class that transformers makes of it.
+        text, tower = config.get_text_config().model_type, type(config.vision_config).model_type
         if text not in texts or tower not in cls.towers:
             raise UnsupportedModelError(
                 f"{cls.family} with {text!r} and {tower!r} is not supported; supported: "

@@ -38,6 +38,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "use_qk_norm": (False,),
     "qk_layernorm": (False,),
+    "qk_layer_norms": (False,),
     "sliding_window": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),

@@ -31,6 +31,8 @@ from saccade_server.models.folder import (
     named,
     read_json,
 )
+from saccade_server.models.idefics3 import Idefics3, SmolVLM
+from saccade_server.models.internvl import InternVL
 from saccade_server.models.llava import Llava
 from saccade_server.models.llava_next import LlavaNext
 from saccade_server.models.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
@@ -53,7 +55,10 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED: dict[str, type[ServedModel]] = {
     cls.family: cls
-    for cls in (Llama, Mistral, Qwen2, Qwen3, Gemma3, Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL)
+    for cls in (
+        *(Llama, Mistral, Qwen2, Qwen3, Gemma3),
+        *(Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL, InternVL, Idefics3, SmolVLM),
+    )
 }
 """Model type, as in a model's config.json, to the class that serves it."""
 
@@ -151,7 +156,7 @@ def check_config(config: Any) -> None:
     if kind not in SUPPORTED:
         raise UnsupportedModelError(_unsupported(kind))
     text = config.get_text_config()
-    check_quantisation(config, text)
+    check_quantisation(config, text, getattr(config, "vision_config", None))
     check_sizes(text)
     SUPPORTED[kind].describe(config)
 

@@ -107,6 +107,12 @@ class ImageLayout:
         raise NotImplementedError
 
 
+def tile_box(at: int, down: int, across: int) -> Box:
+    """What tile number ``at`` of ``down`` rows of ``across`` shows of the image that they share."""
+    row, column = divmod(at, across)
+    return column / across, row / down, (column + 1) / across, (row + 1) / down
+
+
 def side(config: Any, field: str) -> int:
     """A size of a vision configuration that is one number, or twice the same.
 

@@ -20,7 +20,7 @@ from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.contrast import contrast
 from saccade_server.engine.early import divergence
 
-IMAGE_FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")
+IMAGE_FAMILIES = ("llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl")
 
 
 def outputs(model: Any, tokens: list[int], prompt: Any = None) -> Any:
@@ -175,7 +175,7 @@ def test_dola_beside_images(
 ) -> None:
     """Layer 1 of Qwen3-VL is where the first image features were added below."""
     model, prompt = tiny_model(family), tiny.prompt(family, seed=3)
-    norm = model.model.language_model.norm
+    norm = model.get_decoder().norm
 
     def scores(answer: list[int]) -> torch.Tensor:
         out = outputs(model, [*prompt.tokens, *answer], prompt)

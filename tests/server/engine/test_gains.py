@@ -23,7 +23,7 @@ def ask(ask: Any, vhr: Any) -> Any:
 @pytest.mark.parametrize(
     "options", [{}, {"rows": "last+generated", "gain": 3.0}], ids=["all", "last"]
 )
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
 def test_the_algorithm_written_out(
     family: str, options: Any, vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any
 ) -> None:

@@ -153,7 +153,7 @@ def check(result: Any, wanted: list[tuple[int, float]]) -> None:
 
 
 @pytest.mark.parametrize("budget", [512, 13])
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
 def test_pai(
     family: str, budget: int, tiny: Any, make_core: Any, make_request: Any, run: Any
 ) -> None:
@@ -176,7 +176,7 @@ def test_pasta(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
 
 
 @pytest.mark.parametrize("budget", [512, 16])
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
 def test_var(
     family: str, budget: int, tiny: Any, make_core: Any, make_request: Any, run: Any
 ) -> None:

@@ -21,7 +21,7 @@ from saccade_server.models.opening import first_token
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.selftest import examine
 
-FAMILIES = ["llava_next"]
+FAMILIES = ["llava_next", "internvl", "idefics3", "smolvlm"]
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,7 +1,9 @@
 """Model folders with a real tokenizer, image processor and template, and no weights."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,12 @@ from tokenizers import processors as post
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     CLIPImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    Idefics3Config,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    InternVLConfig,
+    InternVLProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
@@ -25,6 +33,9 @@ from transformers import (
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
+    SmolVLMConfig,
+    SmolVLMImageProcessorPil,
+    SmolVLMProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -53,6 +64,14 @@ QWEN_SPECIAL = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+SPLIT_SPECIAL = [
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)),
+]
 QWEN_WORDS = ["<think>", "</think>", "<tool_call>"]
 
 LLAMA_TEMPLATE = """\
@@ -79,6 +98,25 @@ QWEN_TEMPLATE = """\
 {%- endfor -%}{%- endif -%}{{ '<|im_end|>\n' }}
 {%- endfor -%}
 {{- '<|im_start|>assistant\n' if add_generation_prompt }}"""
+
+
+INTERN_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\n' }}
+{%- for item in message['content'] -%}
+{%- if item['type'] == 'image' -%}{{ '<IMG_CONTEXT>\n' }}{%- else -%}{{ item['text'] }}{%- endif -%}
+{%- endfor -%}{{ '<|im_end|>\n' }}
+{%- endfor -%}
+{{- '<|im_start|>assistant\n' if add_generation_prompt }}"""
+
+SPLIT_TEMPLATE = """\
+<|im_start|>{% for message in messages -%}
+{{ message['role'] | capitalize }}{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}
+{%- for item in message['content'] -%}
+{%- if item['type'] == 'image' -%}<image>{%- else -%}{{ item['text'] }}{%- endif -%}
+{%- endfor -%}{{ '<end_of_utterance>\n' }}
+{%- endfor -%}
+{{- 'Assistant:' if add_generation_prompt }}"""
 
 
 def byte_level(special: list[str], words: list[str] = (), **kwargs: Any) -> Any:
@@ -249,11 +287,70 @@ def _save_qwen_vl(folder: Path, processor_class: Any, config_class: Any) -> Any:
     return processor
 
 
-def _assemble(processor: Any, images: Any, tokenizer: Any) -> None:
+def _save_internvl(folder: Path) -> Any:
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = byte_level(QWEN_SPECIAL[:3], eos_token="<|im_end|>", extra_special_tokens=named)
+    images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
+    processor = InternVLProcessor.__new__(InternVLProcessor)
+    _assemble(processor, images, tokenizer, INTERN_TEMPLATE)
+    processor.image_seq_length = 9
+    for name, text in named.items():
+        setattr(processor, name, text)
+    processor.image_token, processor.image_token_id = (
+        "<IMG_CONTEXT>",
+        tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )
+    pattern = r"(?P<image><IMG_CONTEXT>)|(?P<video><video>)"
+    processor.multimodal_pattern = re.compile(pattern)
+    InternVLConfig(
+        vision_config={**TOWER, "patch_size": 4},
+        text_config={"model_type": "qwen2", **_text_config(tokenizer), "intermediate_size": 48},
+        image_token_id=processor.image_token_id,
+        image_seq_length=9,
+        tie_word_embeddings=False,
+    ).save_pretrained(folder)
+    return _saved(folder, images, tokenizer, processor)
+
+
+def _save_split(folder: Path, processor_class: Any, images_class: Any, config_class: Any) -> Any:
+    """Idefics3 and SmolVLM."""
+    tokenizer = byte_level(SPLIT_SPECIAL, eos_token="<end_of_utterance>")
+    images = images_class(size={"longest_edge": 72}, max_image_size={"longest_edge": 24})
+    processor = processor_class.__new__(processor_class)
+    _assemble(processor, images, tokenizer, SPLIT_TEMPLATE)
+    processor.image_seq_len = 9
+    processor.image_token = "<image>"
+    processor.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    processor.fake_image_token = "<fake_token_around_image>"
+    processor.global_image_token = processor.global_image_tag = "<global-img>"
+    processor.video_token = "<video>"
+    processor.video_processor = SimpleNamespace(num_frames=1, fps=1)  # read, whatever is asked
+    config_class(
+        vision_config={**TOWER, "patch_size": 4},
+        text_config={"model_type": "llama", **_text_config(tokenizer), "intermediate_size": 48},
+        image_token_id=processor.image_token_id,
+        scale_factor=2,
+    ).save_pretrained(folder)
+    return _saved(folder, images, tokenizer, processor)
+
+
+def _saved(folder: Path, images: Any, tokenizer: Any, processor: Any) -> Any:
+    tokenizer.chat_template = processor.chat_template
+    tokenizer.save_pretrained(folder)
+    images.save_pretrained(folder)
+    return processor
+
+
+def _assemble(processor: Any, images: Any, tokenizer: Any, template: str = QWEN_TEMPLATE) -> None:
     """What the constructor does, without the video processor, which needs torchvision."""
     processor.image_processor = images
     processor.tokenizer = tokenizer
-    processor.chat_template = QWEN_TEMPLATE
+    processor.chat_template = template
     for name, text in (
         ("image", "<|image_pad|>"),
         ("video", "<|video_pad|>"),
@@ -270,6 +367,11 @@ SAVERS = {
     "llava": _save_llava,
     "llava_qwen2": _save_llava_qwen2,
     "llava_next": _save_llava_next,
+    "internvl": _save_internvl,
+    "idefics3": lambda f: _save_split(
+        f, Idefics3Processor, Idefics3ImageProcessorPil, Idefics3Config
+    ),
+    "smolvlm": lambda f: _save_split(f, SmolVLMProcessor, SmolVLMImageProcessorPil, SmolVLMConfig),
     "qwen2_vl": lambda f: _save_qwen_vl(f, Qwen2VLProcessor, Qwen2VLConfig),
     "qwen2_5_vl": lambda f: _save_qwen_vl(f, Qwen2_5_VLProcessor, Qwen2_5_VLConfig),
     "qwen3_vl": lambda f: _save_qwen_vl(f, Qwen3VLProcessor, Qwen3VLConfig),

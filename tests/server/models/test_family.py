@@ -13,11 +13,14 @@ from transformers import (
     AutoModelForImageTextToText,
     Dinov2WithRegistersConfig,
     GemmaConfig,
+    Idefics3Config,
+    InternVLConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolVLMConfig,
 )
 
 from saccade_server.models.conversation import Message
@@ -90,16 +93,42 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path), dtype=torch.float32, device=CPU)
 
 
+MISSING = {
+    "llama": "model.layers.2.mlp.up_proj.weight",
+    "llava_next": "image_newline",
+    "internvl": "layer.0.lambda_1",
+    "smolvlm": "connector.modality_projection.proj.weight",
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
 def test_weights_that_are_missing_are_not_made_up(
-    tmp_path: Path, tiny_model: Callable[..., Any]
+    kind: str, tmp_path: Path, tiny_model: Callable[..., Any]
 ) -> None:
-    tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path)
+    tiny_model(kind, dtype=torch.float32).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
-    del weights["model.layers.2.mlp.up_proj.weight"]
+    del weights[next(name for name in weights if name.endswith(MISSING[kind]))]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=r"1 weights are missing: model\.layers\.2"):
+    with pytest.raises(UnsupportedModelError, match=f"1 weights are missing: .*{MISSING[kind]}"):
         load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "internvl", "smolvlm"])
+def test_weights_that_are_left_over_are_named(
+    kind: str, tmp_path: Path, tiny_model: Callable[..., Any]
+) -> None:
+    tiny_model(kind, dtype=torch.float32).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "model.gate.weight": torch.zeros(3)}, file, {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"gate\.weight"):
+        load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+
+
+def test_an_old_name_of_a_tower_is_its_class(tmp_path: Path) -> None:
+    """SmolVLM's first checkpoints are Idefics3 and call the tower that, too."""
+    vision = {"model_type": "idefics3", "image_size": 512, "patch_size": 16}
+    check_config(Idefics3Config(vision_config=vision, scale_factor=4))
 
 
 def test_code_in_a_model_folder_is_not_run(tmp_path: Path) -> None:
@@ -163,6 +192,47 @@ REFUSED = {
         lambda: LlavaNextConfig(image_grid_pinpoints=[[336, 600]]),
         r"image_grid_pinpoints is \[\[336, 600\]\] in its config.json; .* tiles of 336 pixels",
     ),
+    "another InternVL": (
+        lambda: InternVLConfig(text_config=LlamaConfig()),
+        "internvl with 'llama' and 'internvl_vision' is not supported; supported: qwen2, qwen3",
+    ),
+    "InternVL's class token": (
+        lambda: InternVLConfig(vision_feature_select_strategy="full"),
+        "vision_feature_select_strategy is 'full' in its config.json",
+    ),
+    "InternVL's layers": (
+        lambda: InternVLConfig(vision_feature_layer=[-2, -1]),
+        r"vision_feature_layer is \[-2, -1\] in its config.json",
+    ),
+    "InternVL's norm": (
+        lambda: InternVLConfig(vision_config={"norm_type": "none"}),
+        "norm_type is 'none' in its config.json; the norms that are served: layer_norm, rms_norm",
+    ),
+    "InternVL's features": (
+        lambda: InternVLConfig(image_seq_length=64),
+        "image_seq_length is 64 in its config.json; a tile of the vision_config has 256 features",
+    ),
+    "InternVL's squares": (
+        lambda: InternVLConfig(downsample_ratio=0.3),
+        "downsample_ratio is 0.3 in its config.json; .* share 32 along each side",
+    ),
+    "tiles that are not square": (
+        lambda: InternVLConfig(vision_config={"image_size": [448, 336]}),
+        r"image_size is \[448, 336\] in the vision_config of its config.json",
+    ),
+    "another SmolVLM": (
+        lambda: SmolVLMConfig(text_config=Qwen2Config()),
+        "smolvlm with 'qwen2' and 'smolvlm_vision' is not supported; supported: llama with",
+    ),
+    "SmolVLM's squares": (
+        lambda: SmolVLMConfig(vision_config={"image_size": 512, "patch_size": 16}, scale_factor=5),
+        "scale_factor is 5 in its config.json; it must divide 32 patches along a side",
+    ),
+    "a quantised tower": (
+        lambda: SmolVLMConfig(vision_config={"quantization_config": {"quant_method": "awq"}}),
+        "quantization_config names 'awq' in its config.json",
+    ),
+    "norms of heads": (lambda: llama(qk_layer_norms=True), "qk_layer_norms is True in its config"),
     "a decoder's field in a LLaVA": (
         lambda: LlavaConfig(text_config=Qwen2Config(hidden_act="relu2")),
         "hidden_act is 'relu2' in its config.json",
@@ -190,15 +260,18 @@ def test_rotary_embeddings_that_do_not_depend_on_neighbours_are_served(kind: str
     check_config(config)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("family", "patch"),
+    [("llava", 16), ("qwen2_5_vl", 16), ("internvl", 8), ("idefics3", 8), ("smolvlm", 8)],
+)
 def test_an_image_processor_that_does_not_fit_is_refused(
-    family: str, prompt_folder: Callable[..., Any], tmp_path: Path
+    family: str, patch: int, prompt_folder: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder = Path(prompt_folder(family)[0])
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"].update(image_size=48, patch_size=16)
+    config["vision_config"].update(image_size=48, patch_size=patch)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="do not fit"):
         PromptProcessor.load(str(tmp_path))

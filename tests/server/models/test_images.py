@@ -114,6 +114,25 @@ def test_what_a_tower_of_any_size_can_use(prompt_folder: Callable[..., Any]) -> 
     assert prompts.reduction(500_000, 200) == 1  # more than 200 times as long as wide
 
 
+@pytest.mark.parametrize(
+    ("family", "made"),
+    [("llava_next", 9000 / 48), ("internvl", 9000 / 48), ("idefics3", 125), ("smolvlm", 125)],
+)
+def test_what_a_tower_of_tiles_can_use(
+    family: str, made: float, prompt_folder: Callable[..., Any]
+) -> None:
+    """9000 x 5000 pixels become 48 x 27 in tiles, a canvas of 48 x 24, a longer side of 72."""
+    prompts = PromptProcessor.load(prompt_folder(family)[0])
+    factor = prompts.reduction(9000, 5000)
+    assert factor == int(made / REDUCING_GAP)
+    assert prompts.reduction(4000, 4000) == 1
+    small, whole = (
+        [view.cells for view in prompts.prepare_image(Image.new("RGB", size)).views]
+        for size in ((9000 // factor, 5000 // factor), (900, 500))
+    )
+    assert len(small) == len(whole) > 1
+
+
 def test_language_models_use_no_pixels(prompt_folder: Callable[..., Any]) -> None:
     assert PromptProcessor.load(prompt_folder("qwen3")[0]).reduction(9000, 9000) == 1
 

@@ -36,7 +36,7 @@ def test_a_prompt_may_begin_and_end_with_an_image(
     assert got.delta == 3 - 6
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "llava"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "llava", "llava_next", "smolvlm"])
 def test_other_families_count(
     family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
 ) -> None:

@@ -16,7 +16,10 @@ from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.opening import first_token
 from saccade_server.models.sinks import find_sink_dims, strongest_dims
 
-FAMILIES = ["llama", "qwen3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = [
+    *("llama", "qwen3", "llava", "llava_next", "internvl", "smolvlm"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+]
 
 
 def test_a_random_model_has_none(family: str, tiny_model: Callable[..., Any]) -> None:
@@ -36,6 +39,9 @@ def test_planted_ones_are_found_strongest_first(
 OPENINGS = {
     "llama": "<s>",
     "llava": "<s>",
+    "llava_next": "<s>",
+    "internvl": "<|im_start|>",
+    "smolvlm": "<|im_start|>",
     "qwen3": "<|im_start|>",
     "qwen2_vl": "<|im_start|>",
     "qwen2_5_vl": "<|im_start|>",

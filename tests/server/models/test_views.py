@@ -14,7 +14,8 @@ from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 from saccade_server.models.views import Cells
 
-FAMILIES = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+TILED = ["llava_next", "internvl", "idefics3", "smolvlm"]
+FAMILIES = ["llava", *TILED, "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SIZES = [(90, 40), (40, 70), (64, 64), (33, 30), (30, 110)]
 
 

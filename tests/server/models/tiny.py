@@ -10,36 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    Dinov2Config,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    SiglipVisionConfig,
-)
+import transformers as hf
 
 FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
 """One of each kind; tests of every family take the fixture ``family``, which has all BUILDERS."""
 VOCABULARY = 97
-IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 5, 6, 7, 8
+IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END, TILE = 5, 6, 7, 8, 9
 BOS, EOS = 1, 2
 WINDOW = 9
 
@@ -58,6 +34,7 @@ TEXT: dict[str, Any] = {
     "pad_token_id": 0,
 }
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72]]
+TILED = ("llava", "internvl")
 NEXT_IMAGES = (
     ((40, 90), (1, 3), 3, 7),  # height and width; tiles down and across; rows and columns left
     ((30, 25), (2, 2), 6, 6),
@@ -106,25 +83,27 @@ class TinyPrompt:
 
     tokens: tuple[int, ...]
     images: tuple[TinyImage, ...] = ()
+    form: str = "tiles"  # in which transformers wants pixels
 
     def arguments(self, ids: torch.Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         """What transformers wants for the images beside token ids [1, n]."""
         pixels = [torch.from_numpy(view.pixels).to(dtype) for view in self.images]
         if not pixels:
             return {}
-        if pixels[0].dim() == 2:
+        if self.form == "patches":
             return {
                 "pixel_values": torch.cat(pixels),
                 "image_grid_thw": torch.tensor([view.grid for view in self.images]),
                 "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
             }
-        sizes = [view.size for view in self.images[::2]]
-        if sizes[0] is None:
-            return {"pixel_values": torch.stack(pixels)}
-        # Views in turn: whole, tiles. Images have as many tiles as the longest, the rest empty.
-        shown = [torch.cat([whole[None], tiles.flatten(0, 1)]) for whole, tiles in _pairs(pixels)]
-        padded = torch.nn.utils.rnn.pad_sequence(shown, batch_first=True)
-        return {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+        if self.form == "details":
+            # Views in turn: whole, tiles. Images have as many tiles as the most, the rest empty.
+            shown = [torch.cat([one[None], many.flatten(0, 1)]) for one, many in _pairs(pixels)]
+            padded = torch.nn.utils.rnn.pad_sequence(shown, batch_first=True)
+            sizes = [view.size for view in self.images[::2]]
+            return {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+        tiles = torch.stack(pixels)
+        return {"pixel_values": tiles[None] if self.form == "prompts" else tiles}
 
     @property
     def bare(self) -> tuple[int, ...]:
@@ -161,10 +140,11 @@ def prompt(family: str, images: int = 2, seed: int = 0, text: int = 11) -> TinyP
     for index in range(images if family in IMAGE_FAMILIES else 0):
         tokens.append(VISION_START)
         for view in _image(family, rng, index):
+            tokens += [TILE] * view.before
             views.append(replace(view, start=len(tokens), image=index))
-            tokens += [IMAGE_TOKEN] * view.length
+            tokens += [IMAGE_TOKEN] * view.length + [TILE] * view.behind
         tokens += [VISION_END, *_words(rng, 3 + index)]
-    return TinyPrompt((*tokens, *_words(rng, 4)), tuple(views))
+    return TinyPrompt((*tokens, *_words(rng, 4)), tuple(views), FORMS.get(family, "tiles"))
 
 
 def _words(rng: np.random.Generator, count: int) -> list[int]:
@@ -185,6 +165,11 @@ def _image(family: str, rng: np.random.Generator, index: int) -> list[TinyImage]
         size, tiles, rows, columns = NEXT_IMAGES[index % len(NEXT_IMAGES)]
         detail = TinyImage(0, rows * (columns + 1), tile(*tiles), (1, rows, columns), size=size)
         return [TinyImage(0, 9, tile(), size=size), detail]
+    if family.startswith("internvl"):
+        return [TinyImage(0, 9, tile()) for _ in range((3, 1, 5)[index % 3])]
+    if FORMS.get(family) == "prompts":
+        count = (3, 1, 4)[index % 3]
+        return [TinyImage(0, 9, tile(), before=2, behind=i == count - 1) for i in range(count)]
     if family.startswith("llava"):
         return [TinyImage(0, 9, tile())]
     grid = ((1, 4, 6), (1, 8, 4), (1, 4, 4))[index % 3]
@@ -194,13 +179,13 @@ def _image(family: str, rng: np.random.Generator, index: int) -> list[TinyImage]
 
 
 def _llama() -> Any:
-    return LlamaForCausalLM(LlamaConfig(**TEXT))
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT))
 
 
 def _qwen3() -> Any:
     """Two of the four layers attend within a window, so that windows are tested too."""
-    return Qwen3ForCausalLM(
-        Qwen3Config(
+    return hf.Qwen3ForCausalLM(
+        hf.Qwen3Config(
             **TEXT,
             use_sliding_window=True,
             sliding_window=WINDOW,
@@ -210,53 +195,85 @@ def _qwen3() -> Any:
 
 
 def _llava(text: Any = None, vision: Any = None, strategy: str = "default") -> Any:
-    config = LlavaConfig(
-        vision_config=vision or CLIPVisionConfig(**TOWER, projection_dim=32),
-        text_config=text or LlamaConfig(**TEXT),
+    config = hf.LlavaConfig(
+        vision_config=vision or hf.CLIPVisionConfig(**TOWER, projection_dim=32),
+        text_config=text or hf.LlamaConfig(**TEXT),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=9,
         vision_feature_layer=-2,
         vision_feature_select_strategy=strategy,
     )
-    return LlavaForConditionalGeneration(config)
+    return hf.LlavaForConditionalGeneration(config)
 
 
 def _llava_next(text: Any = None, vision: Any = None, strategy: str = "default") -> Any:
-    config = LlavaNextConfig(
-        vision_config=vision or CLIPVisionConfig(**TOWER, projection_dim=32),
-        text_config=text or LlamaConfig(**TEXT),
+    config = hf.LlavaNextConfig(
+        vision_config=vision or hf.CLIPVisionConfig(**TOWER, projection_dim=32),
+        text_config=text or hf.LlamaConfig(**TEXT),
         image_token_index=IMAGE_TOKEN,
         image_grid_pinpoints=PINPOINTS,
         vision_feature_layer=[-2, -1],
         vision_feature_select_strategy=strategy,
     )
-    return LlavaNextForConditionalGeneration(config)
+    return hf.LlavaNextForConditionalGeneration(config)
 
 
 def _llava_next_qwen2() -> Any:
     """A tower without a class token."""
-    return _llava_next(_qwen2_config(), SiglipVisionConfig(**TOWER), "full")
+    return _llava_next(_qwen2_config(), hf.SiglipVisionConfig(**TOWER), "full")
+
+
+def _internvl(text: Any = None) -> Any:
+    config = hf.InternVLConfig(
+        vision_config={**TOWER, "patch_size": 4},
+        text_config=text or _qwen2_config(),
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=9,
+        tie_word_embeddings=False,
+    )
+    return hf.InternVLForConditionalGeneration(config)
+
+
+def _internvl_qwen3() -> Any:
+    return _internvl(hf.Qwen3Config(**TEXT))
+
+
+def _smolvlm() -> Any:
+    return hf.SmolVLMForConditionalGeneration(hf.SmolVLMConfig(**_split()))
+
+
+def _idefics3() -> Any:
+    return hf.Idefics3ForConditionalGeneration(hf.Idefics3Config(**_split()))
+
+
+def _split() -> dict[str, Any]:
+    return {
+        "vision_config": {**TOWER, "patch_size": 4},
+        "text_config": hf.LlamaConfig(**TEXT),
+        "image_token_id": IMAGE_TOKEN,
+        "scale_factor": 2,
+    }
 
 
 def _llava_siglip() -> Any:
     """A tower without a class token: all that it makes are patches."""
-    return _llava(vision=SiglipVisionConfig(**TOWER), strategy="full")
+    return _llava(vision=hf.SiglipVisionConfig(**TOWER), strategy="full")
 
 
 def _llava_dinov2() -> Any:
     """Layers' outputs are scaled by weights, and the MLP is gated."""
-    return _llava(vision=Dinov2Config(**TOWER, use_swiglu_ffn=True, layerscale_value=0.7))
+    return _llava(vision=hf.Dinov2Config(**TOWER, use_swiglu_ffn=True, layerscale_value=0.7))
 
 
 def _qwen2_vl() -> Any:
     text = _without_head_dim()
     vision = {"depth": 3, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 8}
-    config = Qwen2VLConfig(
+    config = hf.Qwen2VLConfig(
         text_config={**text, "rope_parameters": dict(MROPE)},
         vision_config={**vision, "initializer_range": 0.15},
         **QWEN_TOKENS,
     )
-    return Qwen2VLForConditionalGeneration(config)
+    return hf.Qwen2VLForConditionalGeneration(config)
 
 
 def _qwen2_5_vl() -> Any:
@@ -272,10 +289,10 @@ def _qwen2_5_vl() -> Any:
         "out_hidden_size": 64,
         "initializer_range": 0.15,
     }
-    config = Qwen2_5_VLConfig(
+    config = hf.Qwen2_5_VLConfig(
         text_config={**text, "rope_parameters": dict(MROPE)}, vision_config=vision, **QWEN_TOKENS
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _qwen3_vl() -> Any:
@@ -290,34 +307,34 @@ def _qwen3_vl() -> Any:
         "deepstack_visual_indexes": [0, 2],
         "initializer_range": 0.15,
     }
-    config = Qwen3VLConfig(
+    config = hf.Qwen3VLConfig(
         text_config={**TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}},
         vision_config=vision,
         **QWEN_TOKENS,
     )
-    return Qwen3VLForConditionalGeneration(config)
+    return hf.Qwen3VLForConditionalGeneration(config)
 
 
 def _mistral() -> Any:
-    return MistralForCausalLM(MistralConfig(**TEXT, sliding_window=WINDOW))
+    return hf.MistralForCausalLM(hf.MistralConfig(**TEXT, sliding_window=WINDOW))
 
 
 def _without_head_dim() -> dict[str, Any]:
     return {name: value for name, value in TEXT.items() if name != "head_dim"}
 
 
-def _qwen2_config() -> Qwen2Config:
-    return Qwen2Config(**_without_head_dim())
+def _qwen2_config() -> hf.Qwen2Config:
+    return hf.Qwen2Config(**_without_head_dim())
 
 
 def _qwen2() -> Any:
-    return Qwen2ForCausalLM(_qwen2_config())
+    return hf.Qwen2ForCausalLM(_qwen2_config())
 
 
 def _gemma3_text() -> Any:
     """Layers of two kinds, each with its own rotation; an unusual scale of scores."""
     local, far = ({"rope_type": "default", "rope_theta": theta} for theta in (1e4, 1e6))
-    config = Gemma3TextConfig(
+    config = hf.Gemma3TextConfig(
         **TEXT,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"] * 2,
@@ -327,12 +344,12 @@ def _gemma3_text() -> Any:
         },
         query_pre_attn_scalar=20,
     )
-    return Gemma3ForCausalLM(config)
+    return hf.Gemma3ForCausalLM(config)
 
 
 def _llava_mistral() -> Any:
     """A window that reaches over two images, and not over a long prompt."""
-    return _llava(MistralConfig(**TEXT, sliding_window=4 * WINDOW))
+    return _llava(hf.MistralConfig(**TEXT, sliding_window=4 * WINDOW))
 
 
 def _llava_qwen2() -> Any:
@@ -352,8 +369,21 @@ BUILDERS = {
     "llava_dinov2": _llava_dinov2,
     "llava_next": _llava_next,
     "llava_next_qwen2": _llava_next_qwen2,
+    "internvl": _internvl,
+    "internvl_qwen3": _internvl_qwen3,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
 }
-IMAGE_FAMILIES = tuple(name for name in BUILDERS if name.startswith("llava") or "_vl" in name)
+FORMS = {
+    "llava_next": "details",
+    "llava_next_qwen2": "details",
+    "idefics3": "prompts",
+    "smolvlm": "prompts",
+    "qwen2_vl": "patches",
+    "qwen2_5_vl": "patches",
+    "qwen3_vl": "patches",
+}
+IMAGE_FAMILIES = tuple(name for name in BUILDERS if name in FORMS or name.startswith(TILED))
