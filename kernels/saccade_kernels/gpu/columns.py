@@ -63,13 +63,22 @@ def attention_rows(
     heads, width = query.shape[1], longest_context(batch)
     weights = query.new_empty(len(rows), heads, width, dtype=torch.float32)
     if weights.numel():
-        sequences = sequence_of(batch, rows)
+        sequences = _sequences(batch, rows)
         tensors = {"lse": lse, "rows": rows, "sequences": sequences, "weights": weights}
         block = row_block(heads // key_cache.shape[2])
         grid = (len(rows), key_cache.shape[2], -(-width // CHUNK))
         numbers = (layer, scale, softcap, window)
         _launch(row_kernel, grid, query, key_cache, batch, numbers, tensors, block)
     return weights
+
+
+def _sequences(batch: AttentionBatch, rows: torch.Tensor) -> torch.Tensor:
+    """The sequence of each row; rows are the same in all layers of a step."""
+    known = batch.derived.get("sequences")
+    if known is None or known[0] is not rows:
+        known = batch.derived["sequences"] = (rows, sequence_of(batch, rows))
+    found: torch.Tensor = known[1]
+    return found
 
 
 def _launch(

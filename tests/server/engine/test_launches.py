@@ -12,15 +12,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_kernels import ops
-from saccade_kernels.controls import CLASSES
+from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.gpu import backend
 from saccade_kernels.gpu.rope import rope_store_kernel
+from saccade_kernels.head_sinks import HeadSinkCriterion
 from saccade_kernels.sinks import SinkTags
+from saccade_kernels.tables import ControlTables, TagTable
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN
 from saccade_server.engine.sampler import DrawKind
+from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
+from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.streams import Reach
 
@@ -145,3 +150,55 @@ def test_a_draw_launches(kind: DrawKind, tiny_model: Any) -> None:
     with torch.inference_mode(), counted:
         run()
     assert counted.found.total() == DRAWS[kind], dict(counted.found)
+
+
+def test_sinks_of_heads_are_found_in_one_launch_a_sequence(launches: Launches) -> None:
+    """Behind five: the rows, room for masses, their attention in two, its weights."""
+    shape, index = ControlShape(layers=2, heads=4, head_dim=16), torch.arange(3)
+    int32 = index.int()
+    batch = AttentionBatch(
+        slots=index,
+        query_starts=int32,
+        context_lens=int32[:2] + 7,
+        page_table=torch.zeros(2, 1, dtype=torch.int32),
+        num_decodes=2,
+        max_context=8,
+        control_rows=int32[:2],
+        tag_rows=int32[:2],
+        controls=ControlTables.allocate(2, shape),
+        tags=TagTable.allocate(2, shape, 64),
+    )
+    classes = torch.zeros(2, 4, 64, dtype=torch.uint8)
+    heads = {0: index[:2], 1: index[:2]}
+    criterion = HeadSinkCriterion(0.1)
+    members = (
+        Member(heads, classes, 6, 7, criterion, 1, None),
+        Member(
+            heads,
+            classes,
+            7,
+            8,
+            criterion,
+            1,
+            AttentionSums(64, {0: classes, 1: classes}, {0: 7, 1: 7}),
+        ),
+    )
+    measure = HeadSinkMeasure(members, index[:2], int32[:2], batch)
+    query = torch.zeros(2, 4, 16, dtype=torch.bfloat16)
+    keys = torch.zeros(1, 64, 2, 16, dtype=torch.bfloat16)
+    found = []
+    for layer in (0, 1):
+        launches.found.clear()
+        with torch.inference_mode(), launches:
+            measure.before(AttentionCall(query, keys, keys, batch, layer, 0.25, 0.0, 0))
+        found.append(launches.found.copy())
+    assert found[1] == {
+        "aten::index_select": 1,
+        "aten::zero_": 1,
+        "triton::split_kernel": 1,
+        "triton::merge_kernel": 1,
+        "triton::row_kernel": 1,
+        "triton::head_sink_kernel": len(members),
+    }
+    once = found[0] - found[1]
+    assert once.total() == 3, "rows and their sequences are numbered once a step"
