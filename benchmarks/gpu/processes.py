@@ -82,9 +82,17 @@ class Process:
                 self.kill()
                 return Outcome("died", found, found.pop("reason", "") or self._last_words())
             if time.time() > end:
-                self.kill()
-                return Outcome("cut off", found, "its time was over")
+                return Outcome("cut off", found, f"its time was over: {self._stacks()}")
             time.sleep(POLL)
+
+    def _stacks(self) -> str:
+        """Where the process was; then it is no more."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)  # faulthandler writes stacks on it
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        self.kill()
+        return self._log.read_text(errors="replace").strip()[-2 * TAIL :]
 
     def _last_words(self) -> str:
         code = self._process.wait()

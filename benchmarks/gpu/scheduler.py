@@ -11,7 +11,7 @@ from threading import Lock
 
 from gpu.plan import Part, rounds
 from gpu.processes import Process, State
-from gpu.store import Store
+from gpu.store import Store, short
 
 MARGIN = 6.0
 """Seconds between the end that a part plans for and the one at which it is ended."""
@@ -103,8 +103,8 @@ class Scheduler:
 
     def _tell(self, part: Part, seconds: float) -> None:
         record = self.store.records[part.name]
-        why = record.get("reason", "").strip().splitlines()
-        self.say(f"{part.name}: {record['outcome']} in {seconds:.0f} s {why[-1:] or ''}"[:400])
+        why = f": {short(record)}" if short(record) else ""
+        self.say(f"{part.name}: {record['outcome']} in {seconds:.0f} s{why}")
 
     def _process(self, part: Part, alone: bool) -> Process:
         """That of the part's lane, if it is open; a GPU is not shared by what is timed."""

@@ -37,6 +37,9 @@ Branches = tuple[BranchInput, ...]
 CACHE_TOKENS = 150_000
 """Enough for 32 requests of 4k and what they generate."""
 
+MEMORY_SHARE, WORKSPACE = 0.95, 8e9
+"""Of a card's memory, and bytes of that for all but weights and keys."""
+
 SINK_DIMS = (17, 33)
 """Of the residual stream; random weights have no sinks, but looking for them costs the same."""
 
@@ -252,7 +255,7 @@ class Bench:
             self.stand = None
             _free()
             began = time.perf_counter()
-            core = start_core(session, self.model, CACHE_TOKENS, **options)
+            core = start_core(session, self.model, cache_tokens(session, self.shape), **options)
             self.options, self.stand = options, Stand(core)
             session.say(f"{self.name}: engine started in {time.perf_counter() - began:.0f} s")
         return self.stand, self.model, self.name
@@ -261,6 +264,15 @@ class Bench:
         """Free the GPU's memory for something else."""
         self.stand = self.model = None
         _free()
+
+
+def cache_tokens(session: Session, shape: ModelShape) -> int:
+    """The tokens that the cache of an engine has room for on this card."""
+    if session.dry:
+        return CACHE_TOKENS
+    total = torch.cuda.get_device_properties(0).total_memory
+    room = MEMORY_SHARE * total - WORKSPACE - 2 * shape.weights
+    return min(CACHE_TOKENS, int(room / (shape.layers * shape.attention.kv_bytes(1))))
 
 
 def start_core(session: Session, model: ServedModel, tokens: int, **options: Any) -> EngineCore:

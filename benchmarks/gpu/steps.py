@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from gpu.ceilings import known_ceilings
-from gpu.serving import Bench, Stand, random_prompts, var_plan
+from gpu.serving import Bench, Stand, cache_tokens, random_prompts, var_plan
 from gpu.session import Figures, Session
 from gpu.targets import BY_NAME, EDITED, MANY, PROMPT, QUESTION, STEP
 from saccade_interventions.plan import Plan
+from saccade_kernels.batch import PAGE
 
 SWEEP = ((1, 1024), (8, 1024), (32, 1024), (32, 4096), (1, 4096), (8, 4096), (128, 1024))
 SHARES = (0.0, 1.0, 0.25)
@@ -29,8 +30,14 @@ def run_steps(session: Session, found: Figures, bench: Bench) -> None:
 
 
 def _step(session: Session, bench: Bench, batch: int, context: int, cell: Figures) -> None:
-    stand, model, name = bench.open(session)
     label = f"{batch}x{context}"
+    room = cache_tokens(session, bench.shape)
+    needed = batch * (context + STEPS * SAMPLES + SLACK + PAGE)
+    if needed > room:
+        cell["skipped"] = f"{needed} tokens are more than the {room} that fit on this card"
+        session.say(f"{label}: {cell['skipped']}")
+        return
+    stand, model, name = bench.open(session)
     prompts = random_prompts(model, batch, context)
     longer = context + STEPS * SAMPLES // 2  # on average, while it is timed
     floor = bench.shape.decode_floor(batch, longer, known_ceilings(session))

@@ -141,6 +141,14 @@ class Store:
         self.written.add(save(self.out / self._name(document), content))
 
 
+def short(record: Document) -> str:
+    """Why a part ended as it did, in a line: of a traceback its last."""
+    lines = record.get("reason", "").strip().splitlines()
+    if not lines:
+        return ""
+    return str(lines[-1 if lines[0].startswith("Traceback") else 0])[:200]
+
+
 def faulty(found: Any, name: str = "") -> list[tuple[str, str]]:
     """Entries that could not be measured, and why."""
     if not isinstance(found, dict):

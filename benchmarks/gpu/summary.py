@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from report import Target
 
 from gpu.plan import Part
-from gpu.store import Store
+from gpu.store import Store, short
 
 WIDTH = 78
 
@@ -27,8 +27,7 @@ def summary(store: Store, parts: Sequence[Part]) -> Iterator[str]:
     for part in parts:
         record = store.records.get(part.name, {})
         if record.get("outcome") in ("failed", "died"):
-            why = record.get("reason", "").strip().splitlines()
-            yield f"{record['outcome'].upper()} {part.name}: {' '.join(why[-1:])[:200]}"
+            yield f"{record['outcome'].upper()} {part.name}: {short(record)}"
 
 
 def _target(target: Target) -> str:

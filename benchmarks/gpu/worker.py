@@ -6,6 +6,7 @@ do not run where the time is kept.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -65,6 +66,7 @@ class Worker:
 
 def main() -> None:
     """Until the input closes."""
+    faulthandler.enable()
     worker = Worker()
     for line in sys.stdin:
         worker.run(json.loads(line))

@@ -36,6 +36,11 @@ def figures(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return SHAPES.Ceilings.of(document["figures"]["ceilings"]), document["figures"], document
 
 
+def measured(cells: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Those entries of a part that have this figure: others failed, or did not fit."""
+    return [(label, cell) for label, cell in cells.items() if name in cell]
+
+
 def sizes(label: str) -> tuple[int, int]:
     batch, context = map(int, label.split("x"))
     return batch, context
@@ -55,13 +60,13 @@ def test_no_measured_step_beats_its_floor(path: Path) -> None:
     model, name = MODELS[document["name"]], document["name"].removeprefix("engine-")
     steps, prompts = found[f"{name}_steps"], found[f"{name}_prompts"]
     assert steps
-    for label, cell in steps.items():
+    for label, cell in measured(steps, "floor_ms"):
         batch, context = sizes(label)
         floor = model.decode_floor(batch, context, ceilings) * 1e3
         taken = [cell[share]["ms"] for share in cell if share.endswith("edited")]
         assert min(taken) > cell["floor_ms"] >= floor, label
         assert cell["floor_ms"] < 1.05 * floor, "by today's rule"
-    for label, cell in prompts.items():
+    for label, cell in measured(prompts, "floor_ms"):
         floor = model.prefill_floor(sizes(label)[1], ceilings) * 1e3
         assert cell["floor_ms"] == pytest.approx(floor), label
         assert min(cell[rows]["ms"] for rows in ("plain", "question", "all rows")) > floor, label
@@ -71,14 +76,15 @@ def test_no_measured_step_beats_its_floor(path: Path) -> None:
 def test_no_kernel_beats_the_chip(path: Path) -> None:
     ceilings, found, _ = figures(path)
     assert found["decode"]
-    for label, cell in found["decode"].items():
+    for label, cell in measured(found["decode"], "plain"):
         heads, shape = label.split()
         batch, context = sizes(shape)
         rate = HEADS[heads].kv_bytes(batch * context) / cell["plain"]["us"] * 1e6
         assert cell["plain"]["of_best"] == pytest.approx(rate / ceilings.memory, rel=1e-4), label
         assert rate < ceilings.memory, label
     for label, cell in found["prefill"].items():
-        for variant, timing in cell.items():
+        timings = {n: t for n, t in cell.items() if isinstance(t, dict)}
+        for variant, timing in timings.items():
             assert timing.get("tflop_s", 0) * 1e12 < ceilings.flops, (label, variant)
 
 

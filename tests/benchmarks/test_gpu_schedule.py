@@ -275,6 +275,7 @@ def test_real_processes_that_die_hang_and_raise(parts, store, tmp_path, start):
         "second": {FAULT: UNFINISHED},
         "third": {"ms": 1.0},
     }
+    assert "in hangs" in kept.records["hangs"]["reason"], "where it was"
     assert kept.figures["hangs"]["first"] == {"ms": 1.0}
     child = int((tmp_path / "child").read_text())
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
