@@ -21,6 +21,12 @@ from saccade_server.models.prompt import PreparedImage, PromptProcessor, Rendere
 ASKED = Labelled("x:1", (("user", "?"),), (), "Yes.")
 
 
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
+
+
 class Rendered:
     """Stands for a prompt processor: every conversation is one given prompt."""
 

@@ -29,6 +29,12 @@ HEADS = {"1": [0, 3], "2": [1, 2, 3]}
 Sites = dict[int, list[int]]
 
 
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
+
+
 def plan_for(core: EngineCore, prompt: Any, entries: list[dict[str, Any]]) -> Any:
     info = core.info
     facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)

@@ -53,6 +53,12 @@ ENTRIES: dict[str, dict[str, Any] | None] = {
 }
 
 
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
+
+
 def noise(tensor: torch.Tensor) -> None:
     """Fill with random bytes: they are floats, page numbers or tags, as somebody reads them."""
     flat = tensor.view(-1).view(torch.uint8)

@@ -33,6 +33,12 @@ VAR = {
 Edit = Callable[[int, torch.Tensor, dict[int, torch.Tensor]], torch.Tensor]
 
 
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
+
+
 def plan_for(core: EngineCore, prompt: Any, *entries: dict[str, Any]) -> Any:
     info = core.info
     facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)

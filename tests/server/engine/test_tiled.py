@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_answers_are_those_of_generate(folder: Any, processors: Any, run: Any) -
 
 def item(part: Any) -> dict[str, Any]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+@pytest.mark.parametrize("family", ["llava_next", "smolvlm"])
+def test_only_equal_views_are_shared(
+    family: str, tiny: Any, core_with: Any, make_request: Any, run: Any, generate: Any
+) -> None:
+    """The last view alone differs: pages before it are found again, and none behind its start."""
+    core = core_with(family)
+    first = tiny.prompt(family, images=1, seed=3, text=80)
+    view = first.images[-1]
+    other = replace(view, pixels=view.pixels[..., ::-1].copy())
+    second = replace(first, images=(*first.images[:-1], other))
+    run(core, [make_request(first, "a")])
+    encoded = core.stats().image_encodes
+    result = run(core, [make_request(second, "b")])["b"]
+    assert core.stats().image_encodes == encoded + 1
+    assert result.last.cached_tokens == 64
+    assert result.tokens == generate(tiny.build(family), second)
 
 
 def test_methods_pass_the_self_test(folder: Any) -> None:

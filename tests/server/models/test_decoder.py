@@ -43,6 +43,12 @@ STEPS: list[list[tuple[int, int]]] = [
 ]
 
 
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
+
+
 class Theirs:
     """transformers' layers, with the paged attention that the decoder has."""
 
@@ -315,5 +321,5 @@ def test_weights_are_in_memory_once_while_they_are_merged() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     served = serve(model)
     assert served.parameters * 4 > 0.99 * size > 300e6
-    assert resident("VmHWM") - before < 0.35 * size
+    assert resident("VmHWM") - before < 0.45 * size  # a layer, and the one it is merged into
     assert resident("VmRSS") - before < 0.35 * size

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.functional import normalize
 from transformers import AttentionInterface
@@ -25,6 +26,12 @@ LAYERS = (1, 2)
 CANDIDATES = [[11, 40, 3], [11, 60, 95]]
 GENERATED = ((30, 31, 32, 33), (50, 51))
 GOLDEN = Path(__file__).parents[2] / "interventions" / "golden" / "sgrs_saliency_arrays.npz"
+
+
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
 
 
 def literal_share(saliency: torch.Tensor, start: int, end: int) -> torch.Tensor:

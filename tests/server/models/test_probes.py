@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from saccade_kernels.controls import CLASSES
@@ -15,6 +16,12 @@ from saccade_server.models.probes import SinkProbe
 from saccade_server.models.scratch import ScratchCache
 
 DIMS = torch.tensor([3, 40])
+
+
+@pytest.fixture
+def family(decoder_family: str) -> str:
+    """Every family that has a decoder of its own."""
+    return decoder_family
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,34 @@ def test_a_probe_sees_the_residual_entering_its_layers(
     assert set(recorder.seen) == {0, 1, 3}
     for layer, hidden in recorder.seen.items():
         torch.testing.assert_close(hidden, own[layer], rtol=0, atol=1e-9)
+
+
+def test_a_probe_sees_the_residual_of_image_features(
+    family: str, tiny: Any, tiny_model: Callable[..., Any]
+) -> None:
+    """Those of every view, and of the tokens between them, where transformers has them."""
+    prompt = tiny.prompt(family, images=2)
+    if not prompt.images:
+        return
+    model = tiny_model(family)
+    served = serve(copy.deepcopy(model))
+    ids, length = torch.tensor([prompt.tokens]), len(prompt.tokens)
+    recorder = Recorder(frozenset({0, 3}))
+    step = ScratchCache(served, 1, length).step([(0, length)], (recorder,))
+    embeddings = served.embed(ids[0]).clone()
+    with torch.no_grad():
+        shown = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
+        own = model(**shown, output_hidden_states=True).hidden_states
+        encoded = served.encode_images([(view.pixels, view.grid) for view in prompt.images])
+        rows = torch.zeros(length, dtype=torch.bool)
+        for view, found in zip(prompt.images, encoded, strict=True):
+            embeddings[view.start : view.start + view.length] = found.features
+            rows[view.start : view.start + view.length] = True
+        levels = [torch.cat(level) for level in zip(*(e.deepstack for e in encoded), strict=True)]
+        positions = served.positions(prompt.tokens, prompt.spans).table
+        served.forward(embeddings, positions, step, rows if levels else None, levels)
+    for layer, hidden in recorder.seen.items():
+        torch.testing.assert_close(hidden, own[layer][0], rtol=0, atol=1e-8)
 
 
 def sink_tags(slots: torch.Tensor, count: int, threshold: float) -> SinkTags:

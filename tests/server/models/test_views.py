@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaNextConfig, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
+from saccade_server.models.llava_next import AnyResolutionLayout
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 from saccade_server.models.views import Cells
 
@@ -145,3 +147,20 @@ def test_a_detailed_view_is_what_padding_leaves(
     assert detail.length == detail.cells.rows * (detail.cells.columns + 1)
     assert detail.start == whole.start + 9
     assert (whole.image, detail.image) == (0, 0)
+
+
+def test_the_features_of_published_sizes_are_transformers_own() -> None:
+    """LLaVA-1.6's tiles of 336 pixels, for images of any proportions."""
+    config = LlavaNextConfig()
+    images = LlavaNextImageProcessorPil(image_grid_pinpoints=config.image_grid_pinpoints)
+    own = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    own.image_processor, own.patch_size, own.num_additional_image_tokens = images, 14, 0
+    layout = AnyResolutionLayout(config, images)
+    tiles = {"pixel_values": [np.zeros((7, 3, 1, 1))]}
+    random = np.random.default_rng(0)
+    for width, height in random.integers(8, 3000, (300, 2)).tolist():
+        views = layout.views(tiles, width, height)
+        wanted = own._get_number_of_features(height, width, 336, 336)
+        assert sum(view.features for view in views) == wanted
+        down, across = views[1].pixels.shape[:2]
+        assert [336 * down, 336 * across] in config.image_grid_pinpoints

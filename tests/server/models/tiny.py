@@ -14,6 +14,8 @@ import transformers as hf
 
 FAMILIES = ("llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl")
 """One of each kind; tests of every family take the fixture ``family``, which has all BUILDERS."""
+TOWERS = ("llava_siglip", "llava_dinov2", "llava_next_qwen2", "internvl_qwen3", "idefics3")
+"""Of BUILDERS those with a tower of their own before what others have, too."""
 VOCABULARY = 97
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END, TILE = 5, 6, 7, 8, 9
 BOS, EOS = 1, 2
