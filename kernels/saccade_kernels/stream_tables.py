@@ -73,7 +73,8 @@ def stream(
     for at in range(_most(count)):
         happens = (at < count)[:, None]
         flags = tables.flags[index, site, at][:, None]
-        base = torch.where((flags & StreamFlag.JOINED) > 0, base, edited)
+        joined = (flags & StreamFlag.JOINED) > 0
+        base = torch.where(joined, base, edited) if _perhaps(joined) else edited
         slots = [
             found[index, site, at].long().where(happens[:, 0], 0)  # others may name no slot
             for found in (tables.reads, tables.writes)
@@ -96,7 +97,9 @@ def _edit(
 
     slots: those of r and w, [T] each; numbers [T, 6]; flags [T, 1].
     """
-    read, write = (bank[found].to(base.dtype) for found in slots)
+    read = write = bank[slots[0]].to(base.dtype)
+    if _perhaps(slots[0] != slots[1]):
+        write = bank[slots[1]].to(base.dtype)
     rms = base.square().mean(-1, keepdim=True).sqrt()
     p = (base * read).sum(-1, keepdim=True)
     changed = edited + _moved(p, numbers, flags, rms) * write
