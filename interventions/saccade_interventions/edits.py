@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
+from saccade_interventions.vectors import place_of
 from saccade_kernels.streams import SiteKind
 
 Sites = tuple[tuple[int, tuple[int, ...]], ...]
@@ -164,9 +165,7 @@ class StreamEdit:
     @property
     def place(self) -> str:
         """Where it acts, in words."""
-        if self.site is SiteKind.RESIDUAL:
-            return f"residual {self.layer}"
-        return f"{self.site.name.lower().replace('_', ' ')} of layer {self.layer}"
+        return place_of(self.site, self.layer)
 
 
 Edits = ScoreEdit | MassEdit | HeadEdit | StreamEdit

@@ -29,11 +29,12 @@ def layers_at(site: Site, layers: int) -> int:
     return layers + (site == RESIDUAL)
 
 
-def place_of(site: Site, layer: int) -> str:
+def place_of(site: Site | SiteKind, layer: int) -> str:
     """The place of this number, in words."""
-    if site == RESIDUAL:
+    kind = site if isinstance(site, SiteKind) else kind_of(site)
+    if kind is SiteKind.RESIDUAL:
         return f"residual {layer}"
-    return f"the {'MLP' if site == 'mlp_output' else 'attention'} output of layer {layer}"
+    return f"{'MLP' if kind is SiteKind.MLP_OUTPUT else 'attention'} output of layer {layer}"
 
 
 def unit_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

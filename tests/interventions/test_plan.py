@@ -110,7 +110,7 @@ def test_edits_are_where_the_model_is(plan, kind, sites):
         ({"low": 1.0, "high": 0.0}, "not above"),
         ({"low": float("nan")}, "not above"),
         ({"above": 1.0, "below": 0.0}, "not above"),
-        ({"layer": 3, "site": SiteKind.MLP_OUTPUT}, "no mlp output of layer 3"),
+        ({"layer": 3, "site": SiteKind.MLP_OUTPUT}, "no MLP output of layer 3"),
         ({"onto": 2}, "nobody brought"),
     ],
 )

@@ -277,7 +277,7 @@ class Steering(Intervention):
                 message = f"the artifact has no vector for {place_of(site, layer)}"
                 raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, f"layers[{index}]")
             if layer >= layers_at(site, model.layers):
-                message = f"there is no {place_of(site, layer).removeprefix('the ')}: name layers"
+                message = f"there is no {place_of(site, layer)}: name layers"
                 raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "site")
         return {layer: rows[layer] for layer in sorted(asked)}
 

@@ -98,7 +98,7 @@ def test_vectors_of_a_site_are_tried_and_used_there(
     assert made.tensors["layers"].tolist() == [1, 4]
     assert made.defaults == {"site": site, "layers": [layer], "coefficient": 1.0}
     what = "MLP" if site == "mlp_output" else "attention"
-    assert chosen(text).startswith(f"the {what} output of layer {layer}, strength 1")
+    assert chosen(text).startswith(f"{what} output of layer {layer}, strength 1")
     entry = {"method": "steering", "artifact": made.digest}
     (implicit,) = asyncio.run(ask(store, entry))
     assert implicit["filled_in"] == {"site": site, "layers": [layer], "coefficient": 1.0}

@@ -7,7 +7,7 @@ import torch
 
 from saccade_kernels import ops
 from saccade_kernels.gpu import backend as gpu_backend
-from saccade_kernels.gpu import decode
+from saccade_kernels.gpu import decode, streams
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan
@@ -87,3 +87,44 @@ def test_the_small_kernels_compute_what_the_plain_layers_do(
             for own, other in zip(result.logprobs, wanted[name].logprobs, strict=True):
                 assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
         wanted = found
+
+
+def test_a_captured_step_edits_its_sites_by_the_kernel(
+    tiny: Any,
+    steered: Any,
+    tiny_model: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of rank 1 at residuals, a map at outputs of attention, a diagonal at the MLP's, none."""
+    base = {"method": "steering", "rows": "last+generated"}
+    diagonal = {"op": "affine", "artifact": steered.DIAGONAL.digest, "site": "mlp_output"}
+    entries = [
+        [steered.steering("add, same norm", "last+generated")],
+        [{**steered.MAP, **base, "site": "attention_output"}, {**base, **diagonal}],
+        [],
+    ]
+
+    def answer(**mode: bool) -> dict[str, Any]:
+        config = EngineConfig(model="llama", max_num_seqs=8, cache_tokens=4096, **mode)
+        core = EngineCore(serve(tiny_model("llama", dtype=torch.float32)), config)
+        requests = []
+        for index, made in enumerate(entries):
+            prompt = tiny.prompt("llama", seed=index, text=20)
+            plan = steered.plan_for(core, prompt, made) if made else None
+            sampling = {"ignore_eos": True, "logprobs": 2}
+            requests.append(make_request(prompt, str(index), plan, 3, **sampling))
+        return run(core, requests)
+
+    wanted = answer()
+
+    class Backend(ops._Reference):
+        stream = staticmethod(streams.stream)
+
+    monkeypatch.setattr(ops, "_backend", lambda query: Backend)
+    found = answer(overlap=True, padded_decode=True)
+    for name, result in found.items():
+        assert result.tokens == wanted[name].tokens
+        for own, other in zip(result.logprobs, wanted[name].logprobs, strict=True):
+            assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
