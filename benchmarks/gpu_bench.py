@@ -125,8 +125,8 @@ def say(text: str) -> None:
 
 def draw(store: Store) -> None:
     """Plots beside the results, where there is matplotlib."""
-    documents = [str(path) for path in store.written]
-    command = [sys.executable, str(HERE / "plot.py"), *documents]
+    documents = sorted(store.out.glob(f"*-{store.hardware['kind']}.json"))
+    command = [sys.executable, str(HERE / "plot.py"), *map(str, documents)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DRAWING)
     except subprocess.TimeoutExpired:

@@ -83,8 +83,8 @@ def _prompt(session: Session, bench: Bench, context: int, kind: str, cell: Figur
 
 def _profiled(session: Session, call: partial[None]) -> list[Span]:
     """What ran on the device meanwhile; on a CPU the outermost operators stand for it."""
-    kind = ProfilerActivity.CPU if session.dry else ProfilerActivity.CUDA
-    with profile(activities=[kind]) as found:
+    kinds = [ProfilerActivity.CPU] if session.dry else [ProfilerActivity.CUDA]
+    with profile(activities=kinds) as found:
         call()
         if not session.dry:
             torch.cuda.synchronize()

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Lock
 
 from gpu.plan import Part, rounds
-from gpu.processes import Process, State
+from gpu.processes import Outcome, Process, State
 from gpu.store import Store, short
 
 MARGIN = 6.0
@@ -37,6 +37,7 @@ class Scheduler:
     say: Callable[[str], None] = print
     _open: tuple[str, Process] | None = None
     _running: set[Process] = field(default_factory=set)
+    _stopped: bool = False
     _lock: Lock = field(default_factory=Lock)
 
     def run(self, parts: Sequence[Part]) -> None:
@@ -53,7 +54,8 @@ class Scheduler:
             self.close()
 
     def close(self) -> None:
-        """End every process."""
+        """End every process, and with it the parts that run."""
+        self._stopped = True
         for process in [*self._running]:
             process.kill()
         self._running.clear()
@@ -64,7 +66,11 @@ class Scheduler:
         if len(parts) > 1:
             self._keep(None)
             with ThreadPoolExecutor(len(parts)) as pool:
-                list(pool.map(partial(self._part, again=again, alone=False), parts))
+                try:
+                    list(pool.map(partial(self._part, again=again, alone=False), parts))
+                except BaseException:
+                    self.close()  # or the threads would be waited for
+                    raise
         for part in parts if len(parts) == 1 else ():
             self._part(part, again, alone=True)
 
@@ -89,7 +95,10 @@ class Scheduler:
                 known = dict(self.store.figures)
             outcome = process.run(job, known, end)
             with self._lock:
-                self.store.end(part, outcome, time.time() - now, by_budget=end >= budget)
+                if self._stopped:  # which ended the process, and not the part
+                    outcome = Outcome("cut off", outcome.state, "the run was stopped")
+                over = self._stopped or end >= budget
+                self.store.end(part, outcome, time.time() - now, by_budget=over)
             if outcome.kind in ("died", "cut off") or not alone:
                 self._end(process)
             now = time.time()

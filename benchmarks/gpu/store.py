@@ -36,7 +36,6 @@ class Store:
     records: dict[str, Document] = field(default_factory=dict)
     figures: dict[str, Document] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
-    written: set[Path] = field(default_factory=set)
 
     def load(self, folders: Sequence[Path]) -> None:
         """Take over what is of this code and card; of two records the later."""
@@ -138,7 +137,7 @@ class Store:
             "parts": {name: self.records[name] for name in ran},
             "figures": beside | {name: self.figures.get(name, {}) for name in ran},
         }
-        self.written.add(save(self.out / self._name(document), content))
+        save(self.out / self._name(document), content)
 
 
 def short(record: Document) -> str:

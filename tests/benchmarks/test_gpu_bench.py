@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import resources
 
 import pytest
 from gpu import digests, machine, marked_tests, plan, profile
 from gpu.asking import png
 from gpu.store import Store
 from gpu.summary import summary
-from tune import adopted
+from tune import adopted, rendered
 
 from saccade_kernels.gpu import tuning
 
@@ -204,6 +205,20 @@ def test_candidates_become_the_table_of_their_chip_alone():
     assert after["h200"]["hardware"] == "nvidia-h200"
     again = adopted(after, "h200", result({"kernel": "decode", "key": key, "config": config}))
     assert again == after
+
+
+def test_small_kernels_are_adopted_one_by_one():
+    key = {"kernel": "norm", "bytes": 2}
+    config = {"values": 8, "most_warps": 16, "block": 0}
+    entry = {"kernel": "small", "key": key, "config": config}
+    after = adopted(tuning.table(), "h100", result(entry))["h100"]
+    assert after["small"] == [{"key": key, "config": config, "measured": True}]
+    assert after["decode"] == after["prefill"] == []
+
+
+def test_what_is_adopted_is_written_as_it_is_read():
+    path = resources.files("saccade_kernels.gpu") / "tuning.json"
+    assert rendered(tuning.table()) == path.read_text()
 
 
 def json_key(key):

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -277,5 +278,28 @@ def test_real_processes_that_die_hang_and_raise(parts, store, tmp_path, start):
     }
     assert "in hangs" in kept.records["hangs"]["reason"], "where it was"
     assert kept.figures["hangs"]["first"] == {"ms": 1.0}
-    child = int((tmp_path / "child").read_text())
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+    child = Path("/proc") / (tmp_path / "child").read_text()
+    until = time.time() + 10
+    while alive(child):
+        assert time.time() < until, "what a part starts ends with it"
+        time.sleep(0.05)
+
+
+def alive(process):
+    """Not of one that has ended and waits for its parent."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_run_that_is_stopped_goes_on_with_what_it_was_doing(parts, store, start):
+    made = parts(part("hangs", beside=True), part("good", beside=True))
+    kept = store()
+    scheduler = Scheduler(kept, start, time.time() + 1000, dry=True, say=lambda text: None)
+    timer = threading.Timer(8, scheduler.close)
+    timer.start()
+    scheduler.run(made)
+    timer.join()
+    assert kept.outcome("hangs") == "partial"
+    assert "second" not in kept.figures["hangs"]
