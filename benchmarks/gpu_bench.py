@@ -31,8 +31,8 @@ from gpu.store import Store  # noqa: E402
 from gpu.summary import summary  # noqa: E402
 from report import HERE, RESULTS, commit, folder  # noqa: E402
 
-DRAWING = 30
-"""Seconds."""
+DRAWING = 4
+"""Seconds that plots get where the budget has fewer left."""
 
 WHEELS = HERE.parent / "build" / "wheels"
 
@@ -90,7 +90,7 @@ def main() -> int:
         scheduler.run(parts)
     except KeyboardInterrupt:
         say("stopped; what was measured is kept")
-    draw(store)
+    draw(store, max(end - time.time(), DRAWING))
     print()
     for line in summary(store, parts):
         print(line)
@@ -123,12 +123,12 @@ def say(text: str) -> None:
     print(f"[{time.time() - STARTED:5.0f}] {text}", flush=True)
 
 
-def draw(store: Store) -> None:
+def draw(store: Store, seconds: float) -> None:
     """Plots beside the results, where there is matplotlib."""
     documents = sorted(store.out.glob(f"*-{store.hardware['kind']}.json"))
     command = [sys.executable, str(HERE / "plot.py"), *map(str, documents)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DRAWING)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         say("no plots: they took too long")
         return

@@ -16,7 +16,7 @@ from gpu.store import Store, short
 MARGIN = 6.0
 """Seconds between the end that a part plans for and the one at which it is ended."""
 
-RESERVE = 4.0
+RESERVE = 9.0
 """Seconds of the budget for what comes behind the last part."""
 
 RESTARTS = 6
