@@ -21,9 +21,9 @@ from saccade_server.models.spec import Biases, DecoderSpec, LayerSpec, Rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
-# dynamic and longrope choose their frequencies by the longest position of the *batch*: one long
-# neighbour would change everybody's tokens.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# longrope chooses its frequencies by the longest position of the *batch*: one long neighbour would
+# change everybody's tokens. So does dynamic, but behind max_position_embeddings, where none is.
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor"),

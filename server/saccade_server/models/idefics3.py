@@ -13,7 +13,16 @@ import torch
 from saccade_server.models.base import ImageFeatures, ImagePixels
 from saccade_server.models.composed import Composed, refuse
 from saccade_server.models.text import Llama
-from saccade_server.models.views import Cells, ImageLayout, View, float32, side, tile_box
+from saccade_server.models.views import (
+    WHOLE,
+    Cells,
+    ImageLayout,
+    View,
+    cut,
+    float32,
+    side,
+    tile_box,
+)
 
 
 class SplitLayout(ImageLayout):
@@ -55,16 +64,16 @@ class SplitLayout(ImageLayout):
 
     def _named(self, down: int, across: int) -> Iterator[tuple[str, Cells]]:
         """What the prompt says before each view, and its grid; a line feed ends a row of tiles."""
-        length, mark = cells_of(self.config), self._mark
+        length, mark, vision = cells_of(self.config), self._mark, self.config.vision_config
         for at in range(down * across):
             row, column = divmod(at, across)
             line = "\n" if row and not column else ""
-            box = tile_box(at, down, across)
+            box = cut(tile_box(at, down, across), vision)
             name = f"{line}{mark}<row_{row + 1}_col_{column + 1}>"
             yield name, Cells(length, length, box=box)
         line = "\n\n" if down else ""
         whole = getattr(self.tokenizer, "global_image_token", "<global-img>")
-        yield f"{line}{mark}{whole}", Cells(length, length)
+        yield f"{line}{mark}{whole}", Cells(length, length, box=cut(WHOLE, vision))
 
 
 class Idefics3(Composed):

@@ -11,7 +11,16 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from saccade_server.models.base import ImageFeatures, ImagePixels
 from saccade_server.models.composed import Composed, refuse
 from saccade_server.models.text import Qwen2, Qwen3
-from saccade_server.models.views import Cells, ImageLayout, View, float32, side, tile_box
+from saccade_server.models.views import (
+    WHOLE,
+    Cells,
+    ImageLayout,
+    View,
+    cut,
+    float32,
+    side,
+    tile_box,
+)
 
 
 class CanvasLayout(ImageLayout):
@@ -24,10 +33,10 @@ class CanvasLayout(ImageLayout):
         tiles = float32(made["pixel_values"])
         down, across = self._canvas(width, height)
         boxes = [tile_box(at, down, across) for at in range(down * across)]
-        length = cells_of(self.config)
-        grids = [Cells(length, length, box=box) for box in boxes]
-        if len(grids) > 1:
-            grids.append(Cells(length, length))
+        if len(boxes) > 1:
+            boxes.append(WHOLE)
+        length, vision = cells_of(self.config), self.config.vision_config
+        grids = [Cells(length, length, box=cut(box, vision)) for box in boxes]
         last = len(grids) - 1
         return tuple(
             View(

@@ -10,7 +10,7 @@ import torch
 from saccade_server.models.base import ImageFeatures, ImagePixels
 from saccade_server.models.composed import Composed
 from saccade_server.models.text import Llama, Mistral, Qwen2
-from saccade_server.models.views import WHOLE, Box, Cells, ImageLayout, View, float32, side
+from saccade_server.models.views import WHOLE, Box, Cells, ImageLayout, View, cut, float32, side
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
 """Model type of a tower, to the features that it makes before those of its patches."""
@@ -27,7 +27,8 @@ class FixedLayout(ImageLayout):
         )
         rows, columns = (length // patch for length in pixels.shape[-2:])
         lead = class_tokens(self.config) - dropped(self.config)
-        cells = Cells(rows, columns, lead, box=self._box(width, height))
+        box = cut(self._box(width, height), self.config.vision_config)
+        cells = Cells(rows, columns, lead, box=box)
         return (View(pixels, None, rows * columns + lead, cells=cells),)
 
     def shrink(self, width: int, height: int) -> float:

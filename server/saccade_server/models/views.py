@@ -113,6 +113,14 @@ def tile_box(at: int, down: int, across: int) -> Box:
     return column / across, row / down, (column + 1) / across, (row + 1) / down
 
 
+def cut(box: Box, vision: Any) -> Box:
+    """What whole patches show of ``box``, a tile: less than one at its right and bottom is unseen."""
+    left, top, right, bottom = box
+    size, patch = side(vision, "image_size"), side(vision, "patch_size")
+    kept = size // patch * patch / size
+    return left, top, left + (right - left) * kept, top + (bottom - top) * kept
+
+
 def side(config: Any, field: str) -> int:
     """A size of a vision configuration that is one number, or twice the same.
 

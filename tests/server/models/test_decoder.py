@@ -267,6 +267,7 @@ def test_descriptions_say_what_configurations_mean(tiny_model: Callable[..., Any
     block = described("qwen2_5_vl")
     assert block.rotaries[0].axis == (0, 0, 1, 1, 1, 2, 2, 2)
     assert described("qwen2_vl") == replace(block, epsilon=1e-5)
+    assert described("internvl") == described("qwen2")  # up to where frequencies would change
     assert block.biases == described("llava_qwen2").biases == Biases(qkv=True)
     assert [layer.window for layer in described("llava_mistral").layers] == [36] * 4
 

@@ -149,10 +149,6 @@ def rope(kind: str, **others: Any) -> dict[str, Any]:
 
 REFUSED = {
     "an unknown type": (lambda: GemmaConfig(), "model type 'gemma' is not supported"),
-    "dynamic rope": (
-        lambda: llama(rope_parameters=rope("dynamic")),
-        "rope_type is 'dynamic' in its config.json",
-    ),
     "longrope": (
         lambda: llama(
             rope_parameters=rope(
@@ -247,7 +243,7 @@ def test_refusals_name_the_reason(name: str) -> None:
         check_config(build())
 
 
-@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3", "yarn"])
 def test_rotary_embeddings_that_do_not_depend_on_neighbours_are_served(kind: str) -> None:
     parameters = rope(
         kind,

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaNextConfig, LlavaNextImageProcessorPil, LlavaNextProcessor
+from transformers import (
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    SiglipVisionConfig,
+)
 
 from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.llava_next import AnyResolutionLayout
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
-from saccade_server.models.views import Cells
+from saccade_server.models.views import Cells, cut
 
 TILED = ["llava_next", "internvl", "idefics3", "smolvlm"]
 FAMILIES = ["llava", *TILED, "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -164,3 +169,9 @@ def test_the_features_of_published_sizes_are_transformers_own() -> None:
         assert sum(view.features for view in views) == wanted
         down, across = views[1].pixels.shape[:2]
         assert [336 * down, 336 * across] in config.image_grid_pinpoints
+
+
+def test_what_no_whole_patch_covers_is_not_shown() -> None:
+    """Three patches of 8 pixels in a tile of 26, of an image that fills two tiles."""
+    vision = SiglipVisionConfig(image_size=26, patch_size=8)
+    assert cut((0.5, 0.0, 1.0, 1.0), vision) == pytest.approx((0.5, 0, 0.5 + 12 / 26, 24 / 26))

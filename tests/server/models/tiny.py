@@ -52,6 +52,7 @@ TOWER: dict[str, Any] = {
     "patch_size": 8,
     "initializer_range": 0.15,
 }
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 QWEN_TOKENS = {
     "image_token_id": IMAGE_TOKEN,
@@ -228,7 +229,7 @@ def _llava_next_qwen2() -> Any:
 def _internvl(text: Any = None) -> Any:
     config = hf.InternVLConfig(
         vision_config={**TOWER, "patch_size": 4},
-        text_config=text or _qwen2_config(),
+        text_config=text or _qwen2_config(rope_parameters=DYNAMIC),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=9,
         tie_word_embeddings=False,
@@ -325,8 +326,8 @@ def _without_head_dim() -> dict[str, Any]:
     return {name: value for name, value in TEXT.items() if name != "head_dim"}
 
 
-def _qwen2_config() -> hf.Qwen2Config:
-    return hf.Qwen2Config(**_without_head_dim())
+def _qwen2_config(**more: Any) -> hf.Qwen2Config:
+    return hf.Qwen2Config(**_without_head_dim(), **more)
 
 
 def _qwen2() -> Any:
