@@ -108,7 +108,12 @@ def compile_plan(interventions: Sequence[Intervention], context: Context) -> Pla
 
 
 def _sourced(plan: Plan, index: int) -> Plan:
-    """The plan with every edit and rule knowing which intervention it is of."""
+    """The plan with every edit and rule knowing which intervention it is of.
+
+    A method's own say 0.
+    """
+    if index == 0:
+        return plan
     changed: dict[str, Any] = {
         name: tuple(replace(edit, source=index) for edit in getattr(plan, name))
         for name in ("scores", "masses", "gains", "streams")

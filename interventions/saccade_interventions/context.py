@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,8 @@ class Prompt:
             inside[at + 1 : end + 1] = 1
             at = self.text.find(needle, end)
         before = np.cumsum(inside)  # before[i]: characters of occurrences among the first i
-        ranges = np.asarray(self.offsets, np.int64).reshape(-1, 2)
+        ends = np.fromiter(chain.from_iterable(self.offsets), np.int64, 2 * len(self.offsets))
+        ranges = ends.reshape(-1, 2)
         hit = before[ranges[:, 1]] > before[ranges[:, 0]]
         return runs(hit)
 

@@ -66,7 +66,8 @@ class Vectors:
     @cached_property
     def is_unit(self) -> NDArray[np.bool_]:
         """Which vectors have length 1, but for rounding: bool [rows]."""
-        lengths = np.linalg.norm(self.unpack().astype(np.float64), axis=1)
+        vectors = self.unpack()
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         return np.asarray(np.abs(lengths - 1) <= UNIT_TOLERANCE)
 
     def unpack(self) -> NDArray[np.float32]:

@@ -21,10 +21,11 @@ def by_site(heads: NDArray[Any]) -> tuple[Sites, NDArray[np.int64]]:
     Vectors of the heads, in that order, are what :meth:`PlanBuilder.head` takes.
     """
     order = np.lexsort((heads[:, 1], heads[:, 0]))
-    found: dict[int, list[int]] = {}
-    for layer, head in heads[order].tolist():
-        found.setdefault(layer, []).append(head)
-    return tuple((layer, tuple(chosen)) for layer, chosen in found.items()), order
+    layers, starts = np.unique(heads[order, 0], return_index=True)
+    ends = [*starts[1:].tolist(), len(order)]
+    chosen = heads[order, 1].tolist()
+    of_layers = zip(layers.tolist(), starts.tolist(), ends, strict=True)
+    return tuple((layer, tuple(chosen[start:end])) for layer, start, end in of_layers), order
 
 
 class ChosenHeads(Sited):

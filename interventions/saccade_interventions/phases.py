@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 from saccade_interventions.errors import brief
 
@@ -27,7 +28,11 @@ ROWS: dict[str, frozenset[Phase]] = {
 }
 """What a user may name as rows; several names join with ``+``."""
 
+KNOWN = 64
+"""Spellings that are remembered: methods ask for theirs several times."""
 
+
+@lru_cache(KNOWN)
 def parse_rows(rows: str) -> tuple[Phase, ...]:
     """Turn ``"question+generated"`` into phases.
 

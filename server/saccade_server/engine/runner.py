@@ -119,6 +119,7 @@ class Runner:
         self._drawn_rows.forget(sequence)
         if self._decoder is not None:
             self._decoder.seats.forget(sequence)
+        self._sinks.forget(sequence)
         self._recent.forget(sequence)
         self._gains.forget(sequence)
         self._head_sinks.forget(sequence)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence as Batch
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND
+from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags
 from saccade_kernels.tables import TagTable
 from saccade_server.engine.batch import Ints, Step, slots_of
+from saccade_server.engine.examined import Examined, examined
 from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
 from saccade_server.models.probes import SinkProbe
 
@@ -35,6 +38,7 @@ class SinkFinder:
         self._tags = tags
         self._device = device
         self._upload = Uploader(device)
+        self._examined: dict[Sequence, Examined] = {}
 
     @staticmethod
     def looks(chunks: Batch[Chunk]) -> bool:
@@ -57,26 +61,55 @@ class SinkFinder:
             self._scores = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
             met = (self._shape[0], len(self._tags.tags))
             self._met = torch.zeros(met, dtype=torch.uint8, device=self._device)
-        rows = [
-            np.arange(step.starts[i], step.starts[i] + _scored(step.chunks[i])) for i in members
-        ]
-        slots = [
-            slots_of(c.sequence.pages, c.start, c.start + _scored(c))
-            for c in (step.chunks[i] for i in members)
-        ]
-        at, where, which = self._upload(
-            np.concatenate(rows), np.concatenate(slots), np.array(dims, dtype=np.int64)
-        )
+        chunks = [step.chunks[i] for i in members]
+        pairs = [(step.starts[i], _scored(chunk)) for i, chunk in zip(members, chunks, strict=True)]
+        rows = [np.arange(start, start + scored) for start, scored in pairs]
+        slots = [slots_of(c.sequence.pages, c.start, c.start + _scored(c)) for c in chunks]
+        scored = np.concatenate(rows), np.concatenate(slots), np.array(dims, dtype=np.int64)
+        at, where, which, *tags = self._upload(*scored, *self._tag_arrays(chunks))
         return SinkProbe(
             layers=frozenset(layers),
             rows=at,
             dims=which,
             slots=where,
             scores=self._scores,
-            tags=_sink_tags([step.chunks[i] for i in members], self._upload),
+            tags=SinkTags(*tags),
             tag_table=self._tags.tags,
             met=self._met,
         )
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is kept for a sequence."""
+        self._examined.pop(sequence, None)
+
+    def _tag_arrays(self, chunks: Batch[Chunk]) -> list[NDArray[Any]]:
+        """Fields of SinkTags: all examined positions so far, those of a shared prefix included,
+        or new ones alone.
+        """
+        remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
+        require = np.full(len(chunks), -1, dtype=np.int64)
+        whole = np.zeros(len(chunks), dtype=np.uint8)
+        threshold = np.zeros(len(chunks), dtype=np.float32)
+        found: list[Ints] = []
+        for index, chunk in enumerate(chunks):
+            rule, sequence = _rule(chunk), chunk.sequence
+            assert rule is not None
+            whole[index] = _is_whole(chunk, rule)
+            end = _examined(chunk, rule)
+            if whole[index]:
+                known = self._examined.setdefault(sequence, Examined())
+                found.append(known.until(sequence, end))
+            else:
+                found.append(examined(sequence, chunk.start, end))
+            threshold[index] = rule.threshold
+            for tag, as_sink in rule.remap:
+                remaps[index, tag] = as_sink
+            if rule.require is not None:
+                require[index] = rule.require
+        starts = np.cumsum([0, *(some.shape[1] for some in found)])
+        rows = np.array([chunk.sequence.tag_row for chunk in chunks], dtype=np.int64)
+        slots, positions, bases = np.concatenate(found, axis=1)
+        return [slots, positions, starts, bases, threshold, rows, remaps, require, whole]
 
 
 def _rule(chunk: Chunk) -> SinkRule | None:
@@ -109,53 +142,3 @@ def _is_whole(chunk: Chunk, rule: SinkRule) -> bool:
         return True
     possible = {plan.generated_tag, dict(rule.remap).get(plan.generated_tag)}
     return rule.require in possible
-
-
-def _sink_tags(chunks: Batch[Chunk], upload: Uploader) -> SinkTags:
-    """Tags of all examined positions so far, those of a shared prefix included, or of new ones."""
-    slots, positions, bases = [], [], []
-    remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
-    require = np.full(len(chunks), -1, dtype=np.int64)
-    whole = np.zeros(len(chunks), dtype=np.uint8)
-    threshold = np.zeros(len(chunks), dtype=np.float32)
-    for index, chunk in enumerate(chunks):
-        sequence, plan = chunk.sequence, chunk.sequence.plan
-        assert plan is not None
-        assert plan.sinks is not None
-        whole[index] = _is_whole(chunk, plan.sinks)
-        start, end = 0 if whole[index] else chunk.start, _examined(chunk, plan.sinks)
-        base = _base_tags(plan, start, end)
-        at = np.flatnonzero(base != NEVER_ATTEND)
-        slots.append(slots_of(sequence.pages, start, end)[at])
-        positions.append(start + at)
-        bases.append(base[at])
-        threshold[index] = plan.sinks.threshold
-        for tag, as_sink in plan.sinks.remap:
-            remaps[index, tag] = as_sink
-        if plan.sinks.require is not None:
-            require[index] = plan.sinks.require
-
-    starts = np.cumsum([0, *map(len, bases)])
-    rows = np.array([chunk.sequence.tag_row for chunk in chunks], dtype=np.int64)
-    joined = (np.concatenate(part) for part in (slots, positions, bases))
-    moved = upload(*joined, starts, threshold, rows, remaps, require, whole)
-    return SinkTags(
-        slots=moved[0],
-        position=moved[1],
-        base=moved[2],
-        starts=moved[3],
-        threshold=moved[4],
-        tag_row=moved[5],
-        remap=moved[6],
-        require=moved[7],
-        whole=moved[8],
-    )
-
-
-def _base_tags(plan: Plan, start: int, end: int) -> Ints:
-    """Class of positions ``start`` to ``end`` if none is a sink: int64 [end - start]."""
-    base = np.full(end - start, plan.generated_tag, dtype=np.int64)
-    if start < plan.prompt_length:
-        known = plan.base_tags()[start:end]
-        base[: len(known)] = known
-    return base

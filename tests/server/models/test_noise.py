@@ -1,12 +1,13 @@
 """VCD's noise: its formula, its seed, and one noise for both copies of a still image."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from saccade_server.models.conversation import Message
-from saccade_server.models.noise import noised
+from saccade_server.models.noise import NoiseCache, noised
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 
 KEPT = 0.744798
@@ -36,6 +37,35 @@ def test_the_seed_decides_and_nothing_else() -> None:
         assert noised(image(pixels), KEPT, seed).digest != first.digest
     weaker = noised(image(pixels), 0.9, (5, 0))
     np.testing.assert_allclose(weaker.pixels / first.pixels, (0.1 / (1 - KEPT)) ** 0.5, rtol=1e-5)
+
+
+def test_the_digest_names_the_image_and_all_that_was_done_to_it() -> None:
+    clean = image(np.zeros((3, 8, 8)))
+    digests = {
+        noised(replace(clean, digest=digest), kept, seed).digest
+        for digest in ("clean", "another")
+        for kept in (KEPT, 0.9)
+        for seed in ((5, 0), (5, 1), (50,))
+    }
+    assert len(digests) == 12
+    assert not digests & {"clean", "another"}
+
+
+def test_noise_is_kept_within_its_budget_and_made_again_the_same() -> None:
+    cache = NoiseCache(3 * 4 * 100)
+    wanted = {
+        seed: np.random.default_rng((seed,)).standard_normal(100, np.float32) for seed in range(5)
+    }
+    held = cache.get((100,), (0,))
+    for seed in (1, 2, 0, 3, 4):
+        np.testing.assert_array_equal(cache.get((100,), (seed,)), wanted[seed])
+    assert cache.get((100,), (0,)) is held, "used since: longer kept than what was not"
+    assert cache.get((100,), (1,)) is not cache.get((10, 10), (1,))
+    np.testing.assert_array_equal(cache.get((100,), (1,)), wanted[1])
+    assert cache.get((301,), (0,)).size == 301, "what is too large is made and not kept"
+    assert cache._bytes == sum(array.nbytes for array in cache._held.values()) <= 3 * 4 * 100
+    with pytest.raises(ValueError, match="read-only"):
+        held[0] = 1
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
