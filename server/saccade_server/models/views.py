@@ -114,7 +114,7 @@ def tile_box(at: int, down: int, across: int) -> Box:
 
 
 def cut(box: Box, vision: Any) -> Box:
-    """What whole patches show of ``box``, a tile: less than one at its right and bottom is unseen."""
+    """What whole patches show of ``box``, a tile: its right and bottom edges may be unseen."""
     left, top, right, bottom = box
     size, patch = side(vision, "image_size"), side(vision, "patch_size")
     kept = size // patch * patch / size
