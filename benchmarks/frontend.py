@@ -1,0 +1,269 @@
+"""What a token and a request cost between the engine and a client's socket, without any model.
+
+A stub gives every sequence a token each step; what carries it to the client is the server's own
+code: messages between the processes, text, JSON, events, the event loop, HTTP. Measured is the CPU
+time of the server's process and of the engine's, a token and a request apart: the same requests
+with one token and with many. Steps are paced then, so that every token takes its own way; the rate
+is measured once more without a pace, everything on the cores of one machine, the clients too.
+
+    git worktree add build/before 83615c6
+    python benchmarks/frontend.py --against build/before [--rounds 3]
+
+The other code runs as a process of its own, in turns with this one; figures are medians over
+rounds, ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from chat import body as chat_body
+from front.clients import ask_all, request
+from PIL import Image
+from report import HERE, Target, write
+
+ROOTS = ("kernels", "interventions", "server")
+STREAMS = (1, 4, 16, 64, 256)
+REQUESTS = {1: 24, 4: 24, 16: 32, 64: 128, 256: 256}
+PACE_US = 600
+"""Of a step for each of its streams: longer than any code here needs for a token."""
+QUESTION = "Describe the image."
+TARGET = 0.5
+"""What the issue asks for, against the code before."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of request, so many at once."""
+
+    name: str
+    streams: int
+    path: str = "/v1/chat/completions"
+    stream: bool = True
+    image: bool = False
+
+    def asked(self, tokens: int, pace: int) -> list[bytes]:
+        """The requests of one measurement; each image occurs once."""
+        sent: dict[str, Any] = {"stream": self.stream, "max_tokens": tokens, "seed": pace}
+        made = []
+        for index in range(REQUESTS[self.streams]):
+            if self.path.endswith("chat/completions"):
+                message = {"role": "user", "content": QUESTION}
+                whole = chat_body(picture(index), QUESTION, []) if self.image else None
+                body = whole or {"messages": [message], "temperature": 0}
+            else:
+                body = {"prompt": QUESTION, "temperature": 0}
+            made.append(request(self.path, {**body, "model": "stub", **sent}))
+        return made
+
+
+def cases() -> list[Case]:
+    return [
+        *(Case(f"chat, {n} streams", n) for n in STREAMS),
+        *(Case(f"chat, not streamed, {n} requests", n, stream=False) for n in STREAMS),
+        Case("completions, 16 streams", 16, "/v1/completions"),
+        Case("completions, not streamed, 16 requests", 16, "/v1/completions", stream=False),
+        Case("chat with an image, 16 streams", 16, image=True),
+        Case("chat with an image, not streamed, 16 requests", 16, stream=False, image=True),
+    ]
+
+
+def picture(index: int) -> Image.Image:
+    """A small image that no other number gives."""
+    values = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+    return Image.fromarray(values).resize((64, 64))
+
+
+class Side:
+    """A running server of one tree."""
+
+    def __init__(self, tree: Path) -> None:
+        roots = [str(tree / root) for root in ROOTS] + [str(HERE)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "front.side"],
+            env=environment,
+            cwd=tree,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        about = json.loads(self._line())
+        self.port = about["port"]
+        self._pids = {"api": about["api"], "engine": about["engine"]}
+
+    def seconds(self) -> dict[str, float]:
+        """CPU time of its processes so far, all threads."""
+        return {name: time.clock_gettime(~pid << 3 | 2) for name, pid in self._pids.items()}
+
+    def take(self, streams: int, tokens: int, pace: int) -> None:
+        """Have it take answers from its engine without HTTP."""
+        assert self._process.stdin is not None
+        asked = {"streams": streams, "requests": REQUESTS[streams], "tokens": tokens, "pace": pace}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        self._line()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a side has ended")
+        return line
+
+
+Costs = dict[str, float]
+"""Microseconds of CPU: ``api`` and ``engine`` a token, ``request`` of both a request."""
+
+
+def costs(one: Costs, many: Costs, requests: int, tokens: int) -> Costs:
+    """From the seconds that answers of one token took, and of ``tokens``."""
+    each = {name: 1e6 * (many[name] - one[name]) / (requests * (tokens - 1)) for name in one}
+    whole = 1e6 * sum(one.values()) / requests
+    return {**each, "request": whole - sum(each.values())}
+
+
+class Bench:
+    """Both sides, and what each answered: the same."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._answers: dict[tuple[str, int], set[bytes]] = {}
+
+    def http(self, side: Side, case: Case, tokens: int, pace: int) -> tuple[Costs, float]:
+        """CPU seconds of the processes, and the seconds that passed."""
+        asked = case.asked(tokens, pace)
+        before, began = side.seconds(), time.perf_counter()
+        answers = asyncio.run(ask_all(side.port, asked, case.streams))
+        passed, after = time.perf_counter() - began, side.seconds()
+        if self._answers.setdefault((case.name, tokens), answers) != answers:
+            raise RuntimeError(f"the answers to {case.name} differ")
+        return {name: after[name] - before[name] for name in after}, passed
+
+    def case(self, side: Side, case: Case) -> Costs:
+        pace = PACE_US * case.streams
+        one, _ = self.http(side, case, 1, pace)
+        many, _ = self.http(side, case, self.tokens, pace)
+        return costs(one, many, REQUESTS[case.streams], self.tokens)
+
+    def messages(self, side: Side, streams: int) -> Costs:
+        pace = PACE_US * streams
+        found = []
+        for tokens in (1, self.tokens):
+            before = side.seconds()
+            side.take(streams, tokens, pace)
+            after = side.seconds()
+            found.append({name: after[name] - before[name] for name in after})
+        return costs(*found, REQUESTS[streams], self.tokens)
+
+    def rate(self, side: Side, case: Case) -> float:
+        """Tokens a second where the engine is never waited for."""
+        _, seconds = self.http(side, case, self.tokens, 0)
+        return REQUESTS[case.streams] * self.tokens / seconds
+
+
+Figures = dict[str, dict[str, list[float]]]
+"""Of one side: what was measured -> name of the figure -> one a round."""
+
+
+def measure(bench: Bench, side: Side, chosen: list[Case], into: Figures) -> None:
+    def note(what: str, found: dict[str, float]) -> None:
+        for name, value in found.items():
+            into.setdefault(what, {}).setdefault(name, []).append(value)
+
+    for streams in sorted({case.streams for case in chosen}):
+        note(f"messages alone, {streams} streams", bench.messages(side, streams))
+    for case in chosen:
+        note(case.name, bench.case(side, case))
+        note(case.name, {"tokens_per_second": bench.rate(side, case)})
+
+
+def ratios(now: Figures, before: Figures) -> dict[str, dict[str, float]]:
+    """Medians over rounds; the whole of a token is ``api`` and ``engine`` together."""
+
+    def of(what: str, name: str) -> float:
+        pairs = zip(now[what][name], before[what][name], strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+    return {what: {name: of(what, name) for name in now[what]} for what in now}
+
+
+def targets(found: dict[str, dict[str, float]]) -> list[Target]:
+    made = []
+    for what, each in found.items():
+        wanted = {"api": "CPU time of the server a token", "request": "CPU time a request"}
+        for name, meaning in wanted.items():
+            if not what.startswith("messages"):
+                title = f"{meaning}, {what}, over before"
+                made.append(Target(title, each[name], "x", TARGET, at_most=True))
+    return made
+
+
+def show(now: Figures, before: Figures) -> None:
+    columns = {"api": 16, "engine": 18, "request": 16, "tokens_per_second": 18}
+    print(f"{'':48}{'api us/token':>16}{'engine us/token':>18}{'us/request':>16}{'tokens/s':>18}")
+    for what, found in now.items():
+        line = f"{what:48}"
+        for name, width in columns.items():
+            values = [
+                f"{statistics.median(side[what][name]):.0f}" if name in side.get(what, {}) else ""
+                for side in (before, now)
+                if side
+            ]
+            line += f"{' > '.join(values) if found.get(name) else '':>{width}}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", type=Path, help="a checkout of the code before")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=33, help="of the longer answers")
+    parser.add_argument("--only", default="", help="cases whose names have this in them")
+    options = parser.parse_args()
+    trees = [HERE.parent, *([options.against.resolve()] if options.against else [])]
+    chosen = [case for case in cases() if options.only in case.name]
+    bench = Bench(options.tokens)
+    found: list[Figures] = [{} for _ in trees]
+    sides = [Side(tree) for tree in trees]
+    for index in range(options.rounds + 1):
+        into = found if index else [{} for _ in trees]  # the first round warms everything up
+        turns = list(zip(sides, into, strict=True))
+        for side, figures in turns if index % 2 else reversed(turns):
+            measure(bench, side, chosen, figures)
+        print(f"round {index} is done", flush=True)
+    for side in sides:
+        side.close()
+    now, before = found[0], (found[1:] or [{}])[0]
+    show(now, before)
+    if not before:
+        return
+    compared = ratios(now, before)
+    figures = {
+        "tokens_per_answer": options.tokens,
+        "microseconds": "of CPU; api and engine: a token, request: both processes, a request",
+        "over_before": compared,
+        "now": now,
+        "before": before,
+    }
+    write("frontend", figures, targets(compared))
+
+
+if __name__ == "__main__":
+    main()
