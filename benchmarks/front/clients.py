@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
 
     def _is_whole(self) -> bool:
         head, _, body = self._data.partition(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
+        length = re.search(rb"(?i)content-length: (\d+)", head)
         return length is not None and len(body) >= int(length[1])
 
 
@@ -67,7 +67,7 @@ def content(answer: bytes) -> bytes:
     head, _, body = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
         raise ValueError(answer[:1000].decode())
-    if b"transfer-encoding: chunked" in head:
+    if b"transfer-encoding: chunked" in head.lower():
         whole = b""
         while body:
             size, _, rest = body.partition(b"\r\n")

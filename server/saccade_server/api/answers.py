@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,10 +23,13 @@ from saccade_server.api.receipts import applied, fingerprint, rejected
 from saccade_server.api.rendering import Prepared
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
-from saccade_server.api.sse import EventStream, unless_disconnected
+from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_disconnected
 from saccade_server.engine.request import TokenLogprobs
 
 FINGERPRINT_HEADER = "x-intervention-fingerprint"
+
+Events = Callable[[Delta], bytes]
+"""The framed events that say what is new about a choice."""
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,24 @@ class Answer:
         """Send a body that is not streamed."""
         return Response(msgspec.json.encode(body), 200, self.headers, "application/json")
 
-    def stream(self, chunks: AsyncGenerator[dict[str, Any], None]) -> EventStream:
-        """Send chunks as they come."""
-        settings = self.services.settings
-        return EventStream(chunks, settings.sse_keep_alive, self.headers)
+    def stream(self, events: Events, body: Sampled) -> EventStream:
+        """Send what ``events`` makes of each delta as it comes."""
+        return EventStream(self._events(events, body.include_usage), self.headers)
 
-    def closing(self, include_usage: bool) -> dict[str, Any] | None:
-        """The chunk after the last choice has ended, if there is one."""
-        if not include_usage:
-            return None
-        return self.envelope(choices=[], usage=self.usage(), **self.receipt())
+    async def _events(self, events: Events, include_usage: bool) -> AsyncGenerator[bytes, None]:
+        """What is to be written at once: the events of a step, or that nothing was said."""
+        async with self.generation as work:
+            async for told in work.told(events, self.services.settings.sse_keep_alive):
+                yield b"".join(told) or KEEP_ALIVE
+        self.book()
+        if include_usage:  # a chunk after the last choice has ended
+            yield frame(self.envelope(choices=[], usage=self.usage(), **self.receipt()))
 
     async def _collect(self) -> list[Collected]:
         collected = [Collected() for _ in self.generation.choices]
         async with self.generation as generation:
-            async for delta in generation.deltas():
-                collected[delta.index].add(delta)
+            async for _ in generation.told(lambda delta: collected[delta.index].add(delta)):
+                pass
         self.book()
         return collected
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,8 +13,10 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
+from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.generation import Delta
 from saccade_server.api.logprobs import chat_logprobs
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
@@ -24,7 +25,7 @@ from saccade_server.api.rendering import prepare_chat
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
-from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.sse import frame, unless_disconnected
 from saccade_server.api.templating import templating
 
 
@@ -48,7 +49,7 @@ def chat_router(services: Services) -> APIRouter:
             request.receive, _prepare(services, body, request.headers)
         )
         if body.stream:
-            return answer.stream(_chunks(answer, body))
+            return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
         return answer.json(
             answer.envelope(
@@ -84,27 +85,43 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored)
 
 
-async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
-    started: set[int] = set()
-    async with answer.generation as work:
-        async for delta in work.deltas():
-            if delta.index not in started:
-                started.add(delta.index)
-                role = _choice(delta.index, {"role": "assistant", "content": ""})
-                yield answer.envelope(choices=[role], **answer.usage_so_far(body))
-            if delta.text or delta.logprobs:
-                logprobs = _logprobs(answer, body, list(delta.logprobs))
-                choice = _choice(delta.index, {"content": delta.text}, logprobs)
-                yield answer.envelope(choices=[choice], **answer.usage_so_far(body))
-            if delta.finish_reason:
-                choice = _choice(delta.index, {}, finish_reason=delta.finish_reason)
-                last = all(choice.done for choice in work.choices)
-                receipt = answer.receipt() if last else {}
-                yield answer.envelope(choices=[choice], **answer.usage_so_far(body), **receipt)
-    answer.book()
-    closing = answer.closing(body.include_usage)
-    if closing:
-        yield closing
+class _Events:
+    """The events of a streamed answer: for each choice its role, texts, and how it ended."""
+
+    def __init__(self, answer: Answer, body: ChatRequest) -> None:
+        self._answer = answer
+        self._body = body
+        self._started: set[int] = set()
+        self._texts = TextEvents(lambda index, text: self._chunk(index, {"content": text}))
+
+    def __call__(self, delta: Delta) -> bytes:
+        events = b""
+        if delta.index not in self._started:
+            self._started.add(delta.index)
+            events += frame(self._chunk(delta.index, {"role": "assistant", "content": ""}))
+        if delta.text or delta.logprobs:
+            events += self._said(delta)
+        if delta.finish_reason:
+            choice = _choice(delta.index, {}, finish_reason=delta.finish_reason)
+            last = all(choice.done for choice in self._answer.generation.choices)
+            receipt = self._answer.receipt() if last else {}
+            events += frame(self._envelope(choice, **receipt))
+        return events
+
+    def _said(self, delta: Delta) -> bytes:
+        if not self._body.logprobs and not self._body.continuous_usage:
+            return self._texts.event(delta.index, delta.text)
+        logprobs = _logprobs(self._answer, self._body, list(delta.logprobs))
+        return frame(self._chunk(delta.index, {"content": delta.text}, logprobs))
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return self._envelope(_choice(index, delta, logprobs))
+
+    def _envelope(self, choice: dict[str, Any], **more: Any) -> dict[str, Any]:
+        usage = self._answer.usage_so_far(self._body)
+        return self._answer.envelope(choices=[choice], **usage, **more)
 
 
 def _choice(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +13,7 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import CompletionRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
+from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Delta
@@ -25,7 +25,7 @@ from saccade_server.api.rendering import prepare_completion
 from saccade_server.api.sampling import check_request, generation, sampling_params
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
-from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.sse import frame, unless_disconnected
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's default on this endpoint."""
@@ -51,7 +51,7 @@ def completions_router(services: Services) -> APIRouter:
             request.receive, _prepare(services, body, request.headers)
         )
         if body.stream:
-            return answer.stream(_chunks(answer, body))
+            return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
         return answer.json(
             answer.envelope(
@@ -95,17 +95,26 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     return Answer(services, selection, prompts, work, "cmpl", "text_completion", ignored)
 
 
-async def _chunks(answer: Answer, body: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
-    async with answer.generation as work:
-        async for delta in work.deltas():
-            last = delta.finish_reason and all(choice.done for choice in work.choices)
-            receipt = answer.receipt() if last else {}
-            choices = [_choice(answer, body, delta.index, delta)]
-            yield answer.envelope(choices=choices, **answer.usage_so_far(body), **receipt)
-    answer.book()
-    closing = answer.closing(body.include_usage)
-    if closing:
-        yield closing
+class _Events:
+    """The events of a streamed answer: one for each delta."""
+
+    def __init__(self, answer: Answer, body: CompletionRequest) -> None:
+        self._answer = answer
+        self._body = body
+        self._texts = TextEvents(lambda index, text: self._chunk(Delta(index, text)))
+
+    def __call__(self, delta: Delta) -> bytes:
+        plain = self._body.logprobs is None and not self._body.continuous_usage
+        if plain and delta.finish_reason is None:
+            return self._texts.event(delta.index, delta.text)
+        return frame(self._chunk(delta))
+
+    def _chunk(self, delta: Delta) -> dict[str, Any]:
+        answer = self._answer
+        last = delta.finish_reason and all(choice.done for choice in answer.generation.choices)
+        receipt = answer.receipt() if last else {}
+        choices = [_choice(answer, self._body, delta.index, delta)]
+        return answer.envelope(choices=choices, **answer.usage_so_far(self._body), **receipt)
 
 
 def _choice(

@@ -8,10 +8,12 @@ aborted in the engine and then waited for, because its last output carries the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from saccade_interventions.errors import Code, InterventionError
 from saccade_server.api.deadline import Deadline, too_late
@@ -20,7 +22,8 @@ from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.receipts import Run
 from saccade_server.api.stops import StopStrings
-from saccade_server.engine.client import EngineClient
+from saccade_server.engine.client import EngineClient, News
+from saccade_server.engine.mailbox import Mailbox
 from saccade_server.engine.request import (
     EngineOutput,
     FinishReason,
@@ -40,8 +43,7 @@ class Decoder(Protocol):
     def flush(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin."""
 
     index: int
@@ -83,8 +85,19 @@ class Choice:
         """A stop string was found."""
         return self._stops.stopped
 
-    def accept(self, output: EngineOutput) -> Delta:
+    def accept(self, news: int | EngineOutput) -> Delta:
         """Take what the engine sent; the result may say nothing new."""
+        if isinstance(news, int):
+            return self._accept_token(news)
+        return self._accept_output(news)
+
+    def _accept_token(self, token: int) -> Delta:
+        if self.stopped:
+            return self._delta("")
+        self.completion_tokens += 1
+        return self._delta(self._decode(token, None))
+
+    def _accept_output(self, output: EngineOutput) -> Delta:
         text = ""
         logprobs = iter(output.logprobs)
         last = len(output.tokens) - 1
@@ -124,6 +137,8 @@ class Choice:
 
     def _delta(self, text: str, finish_reason: str | None = None) -> Delta:
         self._shown += len(text)
+        if not self._waiting:
+            return Delta(self.index, text, finish_reason=finish_reason)
         ready = [item for item in self._waiting if item[0] <= self._shown]
         self._waiting = self._waiting[len(ready) :]
         logprobs = tuple(entry for _, _, entry in ready)
@@ -153,7 +168,11 @@ def diverged(methods: Sequence[str]) -> InterventionError:
     return InterventionError(Code.DIVERGED, message, "interventions")
 
 
-_Event = tuple[Choice | None, EngineOutput | Exception | None]
+Told = TypeVar("Told")
+
+_Event = tuple[Choice | None, News | Exception | None]
+"""News of a choice, or that it is waited for no longer; an error of the whole request; or, with
+neither, that nothing was said for a while."""
 
 
 class Generation:
@@ -168,13 +187,16 @@ class Generation:
         lifecycle: Lifecycle,
         choices: Sequence[Choice],
         deadline: Deadline,
+        at_once: bool = True,
     ) -> None:
+        """``at_once``: tokens are wanted as they come, not only when there is more than tokens."""
         self.choices = choices
         self._engine = engine
         self._lifecycle = lifecycle
         self._deadline = deadline
-        self._events: asyncio.Queue[_Event] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._mailbox: Mailbox[_Event] = Mailbox()
+        self._at_once = at_once
+        self._closers: list[Callable[[], None]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._exit = ExitStack()
 
@@ -185,53 +207,111 @@ class Generation:
 
     async def __aenter__(self) -> Generation:
         self._exit.enter_context(self._lifecycle.on_stop(lambda: self._fail(draining())))
-        self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
+        try:
+            for choice in self.choices:
+                deliver = partial(self._deliver, choice)
+                self._closers.append(self._engine.open(choice.request, deliver))
+        except BaseException:
+            self._close()
+            raise
         self._later(self._deadline.left, None, too_late())
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._exit.close()
-        for timer in self._timers:
-            timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for choice in self.choices:
-            if not choice.done:
-                await self._engine.abort(choice.request.request_id)
+        self._close()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """Everything new about any choice, in the order it happens.
+    async def told(
+        self, tell: Callable[[Delta], Told], patience: float | None = None
+    ) -> AsyncIterator[list[Told]]:
+        """Have ``tell`` make something of each thing that is new about a choice, in order.
+
+        Gives what was made of news that came together; after ``patience`` seconds without any, an
+        empty list. When ``tell`` is called, later news have not been looked at.
 
         Raises:
             ApiError, CapacityError, EngineDeadError: the whole request has failed.
         """
-        while not all(choice.done for choice in self.choices):
-            choice, event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
-            if choice is None or choice.done:
-                continue
-            was_stopped = choice.stopped
-            delta = choice.give_up() if event is None else choice.accept(event)
-            if choice.stopped and not was_stopped and not choice.done:
-                await self._engine.abort(choice.request.request_id)
-                self._later(CONFIRM_SECONDS, choice, None)
-            if delta.text or delta.logprobs or delta.finish_reason:
-                yield delta
-
-    async def _pump(self, choice: Choice) -> None:
+        silence = _Silence(patience, lambda: self._mailbox.put((None, None)))
         try:
-            async for output in self._engine.submit(choice.request):
-                self._events.put_nowait((choice, output))
-            self._events.put_nowait((choice, None))
-        except Exception as error:
-            self._fail(error)
+            while not all(choice.done for choice in self.choices):
+                found: list[Told] = []
+                failure: Exception | None = None
+                silent = False
+                for choice, news in await self._mailbox.take():
+                    try:
+                        delta = self._take(choice, news)
+                        if delta is not None:
+                            found.append(tell(delta))
+                    except Exception as error:
+                        failure = error
+                        break
+                    silent = silent or (choice is None and news is None)
+                if found:
+                    silence.broken()
+                if found or silent:
+                    yield found
+                if failure is not None:
+                    raise failure
+        finally:
+            silence.end()
+
+    def _take(self, choice: Choice | None, news: News | Exception | None) -> Delta | None:
+        if isinstance(news, Exception):
+            raise news
+        if choice is None or choice.done:
+            return None
+        was_stopped = choice.stopped
+        delta = choice.give_up() if news is None else choice.accept(news)
+        if choice.stopped and not was_stopped and not choice.done:
+            self._engine.abort(choice.request.request_id)
+            self._later(CONFIRM_SECONDS, choice, None)
+        return delta if delta.text or delta.logprobs or delta.finish_reason else None
+
+    def _deliver(self, choice: Choice, news: News) -> None:
+        if self._at_once or not isinstance(news, int):
+            self._mailbox.put((choice, news))
+        else:
+            self._mailbox.leave((choice, news))
+
+    def _close(self) -> None:
+        self._exit.close()
+        for timer in self._timers:
+            timer.cancel()
+        for close in self._closers:
+            close()
 
     def _fail(self, error: Exception) -> None:
-        self._events.put_nowait((None, error))
+        self._mailbox.put((None, error))
 
     def _later(self, delay: float, choice: Choice | None, event: Exception | None) -> None:
-        put = self._events.put_nowait
         loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_later(delay, put, (choice, event)))
+        self._timers.append(loop.call_later(delay, self._mailbox.put, (choice, event)))
+
+
+class _Silence:
+    """Tells of every ``seconds`` in which nothing broke it."""
+
+    def __init__(self, seconds: float | None, tell: Callable[[], None]) -> None:
+        self._seconds = seconds or 0.0
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self._look)
+
+    def broken(self) -> None:
+        """Something was said."""
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        """Tell nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._since + self._seconds:
+            self._since = now
+            self._tell()
+        self._timer = self._loop.call_at(self._since + self._seconds, self._look)

@@ -77,7 +77,8 @@ def generation(
             named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)
             choices.append(Choice(len(choices), request, decoder, stops, ends, named))
-    return Generation(services.engine, services.lifecycle, choices, deadline)
+    at_once = bool(body.stream or body.stops)
+    return Generation(services.engine, services.lifecycle, choices, deadline, at_once)
 
 
 def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:

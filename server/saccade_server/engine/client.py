@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats, GenerateRequest
@@ -15,6 +15,10 @@ class EngineDeadError(RuntimeError):
 
 class CapacityError(RuntimeError):
     """The engine has no room for this request now; try again later."""
+
+
+News = int | EngineOutput | EngineDeadError
+"""Of one sequence: a token and nothing else, more than that, or that nothing will come any more."""
 
 
 class EngineClient(Protocol):
@@ -43,8 +47,20 @@ class EngineClient(Protocol):
         """
         ...
 
+    def open(self, request: GenerateRequest, deliver: Callable[[News], None]) -> Callable[[], None]:
+        """Generate one sequence; ``deliver`` is given its news, in order, on the event loop.
+
+        The last is an output with a ``finish_reason``, or an error. Returns what ends it early:
+        aborts the sequence and frees what it held; of one that has ended it does nothing.
+
+        Raises:
+            EngineDeadError: nothing is generated any more.
+            CapacityError: there is no room now.
+        """
+        ...
+
     def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
-        """Generate one sequence; the last output has a ``finish_reason``.
+        """As :meth:`open`, for whoever would rather iterate.
 
         Leaving the iterator early aborts the sequence and frees what it held.
 
@@ -54,7 +70,7 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str) -> None:
         """Stop a sequence; unknown or finished ids are ignored."""
         ...
 

@@ -19,7 +19,7 @@ from saccade_server.engine.messages import (
     Stats,
     Submit,
 )
-from saccade_server.engine.request import Array, GenerateRequest
+from saccade_server.engine.request import Array, EngineOutput, GenerateRequest
 
 
 def run_loop(
@@ -47,16 +47,17 @@ def run_loop(
                 send(reply)
         outputs = core.step() if core.busy else []
         if outputs:
-            send(Outputs(outputs))
+            send(commands.pack(outputs))
         progress.note(core.steps, core.busy)
 
 
 class _Commands:
-    """Carries commands out, and keeps the pixels that requests refer to."""
+    """Carries commands out; keeps the pixels that requests refer to, and the requests' numbers."""
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core
         self._pixels: dict[str, Array] = {}
+        self._numbers: dict[str, int] = {}
 
     def obey(self, command: Lend | Reclaim | Submit | Abort | AskStats) -> Reply | None:
         match command:
@@ -70,9 +71,28 @@ class _Commands:
                 return Stats(command.ticket, self._core.stats())
             case Submit():
                 output = self._core.submit(self._with_pixels(command.request))
+                if output is None:
+                    self._numbers[command.request.request_id] = command.number
             case Abort():
                 output = self._core.abort(command.request_id)
-        return None if output is None else Outputs([output])
+        return None if output is None else self.pack([output])
+
+    def pack(self, outputs: Iterable[EngineOutput]) -> Outputs:
+        """One message of all that is new: what is no more than a token as two numbers."""
+        numbers: list[int] = []
+        tokens: list[int] = []
+        others: list[EngineOutput] = []
+        for output in outputs:
+            last = output.finish_reason is not None
+            number = self._numbers.get(output.request_id)
+            if last or output.logprobs or len(output.tokens) != 1 or number is None:
+                others.append(output)
+            else:
+                numbers.append(number)
+                tokens.append(output.tokens[0])
+            if last:
+                self._numbers.pop(output.request_id, None)
+        return Outputs(numbers, tokens, others)
 
     def _with_pixels(self, request: GenerateRequest) -> GenerateRequest:
         return with_pixels(request, lambda image: self._pixels[image.digest])

@@ -27,9 +27,13 @@ class Reclaim(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Queue a request; its images' pixels were lent before."""
+    """Queue a request; its images' pixels were lent before.
+
+    ``number`` stands for it in :class:`Outputs`; no two requests of a client share one.
+    """
 
     request: GenerateRequest
+    number: int
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -61,9 +65,15 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
-    """News of one step."""
+    """News of one step, in one message.
 
-    outputs: list[EngineOutput]
+    The sequence with the number ``numbers[i]`` has the next token ``tokens[i]``, and nothing else
+    is new about it; whatever says more is in ``outputs``.
+    """
+
+    numbers: list[int] = []
+    tokens: list[int] = []
+    outputs: list[EngineOutput] = []
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):

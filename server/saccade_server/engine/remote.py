@@ -11,7 +11,6 @@ import sys
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.environment import engine_environment
@@ -19,6 +18,8 @@ from saccade_server.engine.folder import PrivateFolder
 from saccade_server.engine.heartbeat import Pulse
 from saccade_server.engine.messages import Command, Shutdown, decode_reply, encode
 from saccade_server.engine.streams import StreamingClient
+
+logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
 """Seconds an engine gets to end by itself."""
@@ -39,7 +40,7 @@ class RemoteEngine(StreamingClient):
         super().__init__()
         self._folder = PrivateFolder("engine")
         self._endpoint = f"ipc://{self._folder.path / 'sock'}"
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 1000)
@@ -51,6 +52,7 @@ class RemoteEngine(StreamingClient):
             self._folder.close()
             message = f"no socket in the temporary folder ({error.strerror}): set TMPDIR to another"
             raise OSError(message) from None
+        self._event_loop = asyncio.get_running_loop()
         self._pulse = Pulse()
         self._tasks: list[asyncio.Task[None]] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -67,10 +69,8 @@ class RemoteEngine(StreamingClient):
         engine = cls()
         try:
             engine._process = await engine._launch(config)
-            engine._tasks = [
-                asyncio.create_task(engine._read()),
-                asyncio.create_task(engine._watch(engine._process)),
-            ]
+            engine._event_loop.add_reader(engine._socket, engine._read)
+            engine._tasks = [asyncio.create_task(engine._watch(engine._process))]
             await asyncio.wait_for(engine._ready, timeout)
         except TimeoutError as error:
             await engine.close()
@@ -109,6 +109,8 @@ class RemoteEngine(StreamingClient):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._socket.closed:
+            self._event_loop.remove_reader(self._socket)
         self._socket.close(linger=0)
         self._context.term()
         self._pulse.close()
@@ -127,10 +129,21 @@ class RemoteEngine(StreamingClient):
     def _send(self, command: Command) -> None:
         # With no high-water mark a PAIR socket takes the message at once.
         self._socket.send(encode(command), flags=zmq.NOBLOCK)
+        # Sending may have taken notice of what has come, and the descriptor shows that only once.
+        self._event_loop.call_soon(self._read)
 
-    async def _read(self) -> None:
-        while True:
-            self._receive(decode_reply(await self._socket.recv()))
+    def _read(self) -> None:
+        """Take every reply that has come."""
+        while not self._socket.closed:
+            try:
+                message = self._socket.recv(flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._receive(decode_reply(message))
+            except Exception as error:  # or whoever waits for it would wait for ever
+                logger.exception("a message of the engine could not be handed on")
+                self._die(f"its message could not be handed on: {type(error).__name__}")
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()

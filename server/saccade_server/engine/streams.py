@@ -1,4 +1,4 @@
-"""The client's half of an engine, whatever carries the messages: one queue per open request."""
+"""The client's half of an engine, whatever carries the messages: who is told what of a step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
-from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.client import CapacityError, EngineDeadError, News
 from saccade_server.engine.heartbeat import BEAT_SECONDS, Beat
 from saccade_server.engine.lending import PixelLender
+from saccade_server.engine.mailbox import Mailbox
 from saccade_server.engine.messages import (
     Abort,
     AskStats,
@@ -26,8 +28,17 @@ from saccade_server.engine.request import EngineInfo, EngineOutput, EngineStats,
 from saccade_server.engine.watchdog import Lag, Watchdog
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A sequence that has not ended."""
+
+    request: GenerateRequest
+    number: int
+    deliver: Callable[[News], None]
+
+
 class StreamingClient(ABC):
-    """Implements submit, abort and stats over :meth:`_send` and :meth:`_receive`.
+    """Implements open, submit, abort and stats over :meth:`_send` and :meth:`_receive`.
 
     Lives on one event loop. Subclasses carry messages and call :meth:`_die` when the engine ends.
     """
@@ -35,7 +46,8 @@ class StreamingClient(ABC):
     def __init__(self) -> None:
         self._info: EngineInfo | None = None
         self._ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
-        self._streams: dict[str, asyncio.Queue[EngineOutput | EngineDeadError]] = {}
+        self._sequences: dict[str, _Open] = {}
+        self._numbered: dict[int, _Open] = {}
         self._tickets: dict[int, asyncio.Future[EngineStats]] = {}
         self._numbers = itertools.count()
         self._dead: EngineDeadError | None = None
@@ -57,40 +69,56 @@ class StreamingClient(ABC):
     @property
     def full(self) -> bool:
         """See :attr:`EngineClient.full`."""
-        return len(self._streams) >= self.info.max_num_seqs + self.info.max_waiting
+        return len(self._sequences) >= self.info.max_num_seqs + self.info.max_waiting
 
     @property
     def lag(self) -> Lag:
         """See :attr:`EngineClient.lag`."""
         return self._watchdog.lag
 
-    async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
-        """See :meth:`EngineClient.submit`."""
+    def open(self, request: GenerateRequest, deliver: Callable[[News], None]) -> Callable[[], None]:
+        """See :meth:`EngineClient.open`."""
         self._check_alive()
         if self.full:
             raise CapacityError("the queue is full")
-        if request.request_id in self._streams:
+        if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
         bare = self._lender.lend(request, self.info.max_pixel_bytes)
-        news: asyncio.Queue[EngineOutput | EngineDeadError] = asyncio.Queue()
-        self._streams[request.request_id] = news
-        finished = False
-        try:
-            self._send(Submit(bare))
-            while not finished:
-                output = await news.get()
-                if isinstance(output, EngineDeadError):
-                    finished = True
-                    raise output
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            self._streams.pop(request.request_id, None)
-            if not finished and self.alive:
-                self._send(Abort(request.request_id))
-            self._lender.reclaim(request.all_images, self.alive)
+        sequence = _Open(request, next(self._numbers), deliver)
+        self._sequences[request.request_id] = self._numbered[sequence.number] = sequence
 
-    async def abort(self, request_id: str) -> None:
+        def close() -> None:
+            if sequence.number in self._numbered:
+                if self.alive:
+                    self._send(Abort(request.request_id))
+                self._forget(sequence)
+
+        try:
+            self._send(Submit(bare, sequence.number))
+        except BaseException:
+            self._forget(sequence)
+            raise
+        return close
+
+    async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
+        """See :meth:`EngineClient.submit`."""
+        mailbox: Mailbox[News] = Mailbox()
+        close = self.open(request, mailbox.put)
+        try:
+            while True:
+                for news in await mailbox.take():
+                    if isinstance(news, EngineDeadError):
+                        raise news
+                    if isinstance(news, int):
+                        yield EngineOutput(request_id=request.request_id, tokens=(news,))
+                        continue
+                    yield news
+                    if news.finish_reason is not None:
+                        return
+        finally:
+            close()
+
+    def abort(self, request_id: str) -> None:
         """See :meth:`EngineClient.abort`."""
         if self.alive:
             self._send(Abort(request_id))
@@ -120,10 +148,7 @@ class StreamingClient(ABC):
     def _receive(self, reply: Reply) -> None:
         """Hand a reply to whoever waits for it."""
         if isinstance(reply, Outputs):
-            for output in reply.outputs:
-                stream = self._streams.get(output.request_id)
-                if stream is not None:
-                    stream.put_nowait(output)
+            self._deliver(reply)
         elif isinstance(reply, Stats):
             answer = self._tickets.get(reply.ticket)
             if answer is not None and not answer.done():
@@ -135,6 +160,23 @@ class StreamingClient(ABC):
         elif isinstance(reply, Failed):
             self._die(reply.reason)
 
+    def _deliver(self, news: Outputs) -> None:
+        for number, token in zip(news.numbers, news.tokens, strict=True):
+            sequence = self._numbered.get(number)
+            if sequence is not None:
+                sequence.deliver(token)
+        for output in news.outputs:
+            sequence = self._sequences.get(output.request_id)
+            if sequence is not None:
+                if output.finish_reason is not None:
+                    self._forget(sequence)
+                sequence.deliver(output)
+
+    def _forget(self, sequence: _Open) -> None:
+        """Forget a sequence, and take back what the engine was lent for it."""
+        del self._numbered[sequence.number], self._sequences[sequence.request.request_id]
+        self._lender.reclaim(sequence.request.all_images, self.alive)
+
     def _die(self, reason: str) -> None:
         """Tell everybody who waits that nothing more will come. Only the first reason counts."""
         if self._dead is not None:
@@ -142,8 +184,9 @@ class StreamingClient(ABC):
         self._dead = EngineDeadError(reason)
         if not self._ready.done():
             self._ready.set_exception(self._dead)
-        for stream in self._streams.values():
-            stream.put_nowait(self._dead)
+        for sequence in tuple(self._sequences.values()):
+            self._forget(sequence)
+            sequence.deliver(self._dead)
         for answer in self._tickets.values():
             if not answer.done():
                 answer.set_exception(self._dead)

@@ -4,6 +4,9 @@ Text is handed out when no later token can change it, so the pieces join to what
 makes of all tokens together. Two things wait: a character whose bytes are spread over several
 tokens, and, where bytes are tokens of their own (SentencePiece's byte fallback), a run of them
 until it ends: one broken byte in it turns the whole run into replacement characters.
+
+Where every token is some bytes, whatever stands beside it (byte-level BPE), the text is that of the
+bytes in a row, and the tokenizer is asked once for each token of its vocabulary that ever occurs.
 """
 
 from __future__ import annotations
@@ -22,6 +25,38 @@ LONGEST_CHARACTER = 4
 """Tokens that the bytes of one character may be spread over."""
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Byte of each character of byte-level BPE, GPT-2's table."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shown = {chr(byte): byte for byte in printable}
+    return shown | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+ALPHABET = byte_alphabet()
+
+
+class ByteDetokenizer:
+    """The text of one growing sequence, where tokens are bytes; ``data`` has those of each token.
+
+    What a prompt's last tokens leave unfinished counts as new.
+    """
+
+    def __init__(self, data: Mapping[int, bytes], prompt_tokens: Sequence[int] = ()) -> None:
+        self._data = data
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        for token in prompt_tokens[-LONGEST_CONTEXT:]:
+            self._decode(data[token])
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that is now certain, possibly none."""
+        return self._decode(self._data[token])
+
+    def flush(self) -> str:
+        """The text of bytes still waiting for the rest of a character; ends the sequence."""
+        return self._decode(b"", True)
 
 
 class Detokenizer:
@@ -136,14 +171,41 @@ class _Run:
                 self.broken, self.going_on, self.inside_character = True, False, False
 
 
+class TokenData(dict[int, bytes]):
+    """The bytes of each token of a byte-level tokenizer, found when they are first asked for.
+
+    Tokens in ``special``, and ids without a token, have none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: frozenset[int] = frozenset()) -> None:
+        super().__init__(dict.fromkeys(special, b""))
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> bytes:
+        data = self[token] = self._of(token)
+        return data
+
+    def _of(self, token: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        # The decoder's own rule: a token with a character that stands for no byte is plain text.
+        if all(character in ALPHABET for character in piece):
+            return bytes(ALPHABET[character] for character in piece)
+        return piece.encode()
+
+
 class TokenBytes:
     """The bytes that single tokens stand for, as the logprobs of a response list them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._added = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items()}
-        decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
-        self._byte_of = byte_alphabet() if '"ByteLevel"' in decoder else None
+        described = json.loads(tokenizer.to_str()).get("decoder")
+        decoder = json.dumps(described)
+        self._byte_of = ALPHABET if '"ByteLevel"' in decoder else None
+        self.byte_level = described is not None and described["type"] == "ByteLevel"
+        """Tokens are bytes, whatever stands beside them."""
         self.fallback = _byte_tokens(tokenizer) if '"ByteFallback"' in decoder else {}
         """Tokens that stand for one byte each and decode together with their neighbours."""
 
@@ -166,14 +228,6 @@ class TokenBytes:
             return bytes(self._byte_of[character] for character in piece)
         byte = BYTE_TOKEN.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Byte of each character of byte-level BPE, GPT-2's table."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shown = {chr(byte): byte for byte in printable}
-    return shown | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def _byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:

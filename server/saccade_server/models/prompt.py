@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 from saccade_server.models.base import eos_token_ids
 from saccade_server.models.chat import ChatWriter, idle_variables
 from saccade_server.models.conversation import Message, PromptError
-from saccade_server.models.detokenizer import Detokenizer, TokenBytes
+from saccade_server.models.detokenizer import ByteDetokenizer, Detokenizer, TokenBytes, TokenData
 from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import load_config
 from saccade_server.models.folder import UnsupportedModelError, in_short, named
@@ -114,6 +114,7 @@ class PromptProcessor:
             self._chat = ChatWriter(known, self._encoder)
         self.special_token_ids = self._encoder.special_ids
         self._bytes = TokenBytes(self._backend)
+        self._data = TokenData(self._backend, self.special_token_ids)
         self.max_token_chars = self._bytes.longest
         """Characters of the longest token; None if one token may stand for any length of text."""
 
@@ -240,8 +241,10 @@ class PromptProcessor:
         text, encoded = self._from_ids(prompt)
         return self._expand(text, encoded, pixels)
 
-    def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer | ByteDetokenizer:
         """Start turning the tokens generated behind a prompt into text."""
+        if self._bytes.byte_level:
+            return ByteDetokenizer(self._data, prompt_tokens)
         special, fallback = self._encoder.special_ids, self._bytes.fallback
         return Detokenizer(self._backend, special, prompt_tokens, fallback)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from saccade_interventions.edits import MassEdit
 from saccade_interventions.phases import Phase
-from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.engine.client import CapacityError, EngineDeadError, News
 from saccade_server.engine.request import (
     Counter,
     EngineInfo,
@@ -180,6 +180,28 @@ class FakeEngine:
     def full(self) -> bool:
         return not self.capacity
 
+    def open(self, request: GenerateRequest, deliver: Callable[[News], None]) -> Callable[[], None]:
+        if not self.alive:
+            raise EngineDeadError("gone")
+        if not self.capacity:
+            raise CapacityError("full")
+
+        async def pump() -> None:
+            try:
+                async for output in self.submit(request):
+                    more = output.logprobs or output.finish_reason
+                    deliver(output if more else output.tokens[0])
+            except EngineDeadError as error:
+                deliver(error)
+
+        task = asyncio.create_task(pump())
+
+        def close() -> None:
+            task.cancel()
+            self.running.discard(request.request_id)
+
+        return close
+
     async def submit(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         if not self.alive:
             raise EngineDeadError("gone")
@@ -272,7 +294,7 @@ class FakeEngine:
         )
         return Receipt(rows, tuple(moved) if self.moves else (), counters)
 
-    async def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str) -> None:
         self.aborted.add(request_id)
 
     async def stats(self) -> EngineStats:

@@ -82,7 +82,7 @@ def test_abort_ends_the_stream_with_a_receipt_of_what_ran(
         async for output in engine.submit(request):
             outputs.append(output)
             if len(outputs) == 3:
-                await engine.abort("r")
+                engine.abort("r")
         assert outputs[-1].finish_reason is FinishReason.ABORT
         await engine.close()
 
@@ -167,7 +167,7 @@ def test_an_image_is_sent_once_and_kept_until_its_last_request_ends(
 
 def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
     request = make_request(tiny.prompt("qwen2_5_vl"), "r", None, 4, logit_bias={3: 1.5})
-    found = decode_command(encode(Submit(request)))
+    found = decode_command(encode(Submit(request, 7)))
     assert isinstance(found, Submit)
     assert found.request == request
     with pytest.raises(msgspec.DecodeError):

@@ -1,14 +1,23 @@
 """Streamed text is the decoded text, cut only between characters."""
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
+from saccade_server.demo import model_path
 from saccade_server.models.conversation import Message
-from saccade_server.models.detokenizer import LONGEST_CONTEXT, Detokenizer
+from saccade_server.models.detokenizer import (
+    LONGEST_CONTEXT,
+    ByteDetokenizer,
+    Detokenizer,
+    TokenBytes,
+    TokenData,
+)
 from saccade_server.models.prompt import PromptProcessor
 
 FAMILIES = ["llama", "qwen3"]
@@ -26,7 +35,7 @@ def encode(prompts: PromptProcessor, text: str) -> list[int]:
     return prompts._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
+def stream(detokenizer: Detokenizer | ByteDetokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
 
 
@@ -136,7 +145,38 @@ def test_long_broken_output_stays_cheap(prompts: PromptProcessor) -> None:
     detokenizer, broken = prompts.detokenizer(), byte_ids(prompts)[0x80]
     for _ in range(1000):
         detokenizer.push(broken)
-        assert len(detokenizer._ids) <= 2 * LONGEST_CONTEXT
+        assert len(getattr(detokenizer, "_ids", ())) <= 2 * LONGEST_CONTEXT
+
+
+@pytest.mark.parametrize("model", ["demo", "qwen3"])
+def test_tokens_that_are_bytes_are_those_that_the_tokenizer_decodes(
+    model: str, prompt_folder: Folder
+) -> None:
+    """Every token of the vocabulary, alone and between others; the tokenizer is the oracle."""
+    folder = str(model_path()) if model == "demo" else prompt_folder(model)[0]
+    backend = PromptProcessor.load(folder)._backend
+    backend.add_tokens(["Größe é", "\ufffd", " ", "\n\n漢"])  # in the alphabet in part, or wholly
+    assert TokenBytes(backend).byte_level
+    data = TokenData(backend)
+    size = backend.get_vocab_size()
+    for token in range(size):
+        assert data[token].decode(errors="replace") == backend.decode([token], False)
+    random = Random(0)
+    for _ in range(500):
+        ids = [random.randrange(size + 1) for _ in range(random.randrange(1, 12))]
+        prompt = random.randrange(len(ids))
+        pieces = stream(ByteDetokenizer(data), ids)
+        assert "".join(pieces) == backend.decode(ids, False)
+        known = "".join(stream(ByteDetokenizer(data), ids[:prompt])[:-1])
+        later = stream(ByteDetokenizer(data, ids[:prompt]), ids[prompt:])
+        assert known + "".join(later) == backend.decode(ids, False)
+
+
+def test_only_decoders_of_bytes_alone_are_taken_for_such(prompt_folder: Folder) -> None:
+    assert not TokenBytes(PromptProcessor.load(prompt_folder("llama")[0])._backend).byte_level
+    backend = PromptProcessor.load(prompt_folder("qwen3")[0])._backend
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    assert not TokenBytes(backend).byte_level
 
 
 def test_flush_gives_what_is_left(prompts: PromptProcessor) -> None:

@@ -1,0 +1,38 @@
+"""What has come for one reader, who is woken once for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """Items in the order in which they were put; one reader, on the same event loop."""
+
+    def __init__(self) -> None:
+        self._items: list[Item] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Item) -> None:
+        """Add an item and wake the reader."""
+        self._items.append(item)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def leave(self, item: Item) -> None:
+        """Add an item that the reader finds when something else wakes it."""
+        self._items.append(item)
+
+    async def take(self) -> list[Item]:
+        """Everything that has come, at least one item."""
+        if not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        items, self._items = self._items, []
+        return items
