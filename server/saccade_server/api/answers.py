@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
@@ -120,7 +120,8 @@ class Answer:
 
     def stream(self, events: Events, body: Sampled) -> EventStream:
         """Send what ``events`` makes of each delta as it comes."""
-        return EventStream(self._events(events, body.include_usage), self.headers)
+        told = self._events(events, body.include_usage)
+        return EventStream(told, self.headers, partial(self.generation.shorten, events))
 
     async def _events(self, events: Events, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """What is to be written at once: the events of a step, or that nothing was said."""

@@ -19,6 +19,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_server.api.deadline import Deadline, too_late
 from saccade_server.api.errors import EngineFailure, draining
 from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.shortcut import Shortcut
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.receipts import Run
 from saccade_server.api.stops import StopStrings
@@ -196,6 +197,9 @@ class Generation:
         self._deadline = deadline
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
+        self._silence: _Silence | None = None
+        self._past: Shortcut | None = None
+        self._tell: Callable[[Delta], bytes]
         self._closers: list[Callable[[], None]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._exit = ExitStack()
@@ -231,7 +235,7 @@ class Generation:
         Raises:
             ApiError, CapacityError, EngineDeadError: the whole request has failed.
         """
-        silence = _Silence(patience, lambda: self._mailbox.put((None, None)))
+        silence = self._silence = _Silence(patience, lambda: self._mailbox.put((None, None)))
         try:
             while not all(choice.done for choice in self.choices):
                 found: list[Told] = []
@@ -255,6 +259,15 @@ class Generation:
         finally:
             silence.end()
 
+    def shorten(self, tell: Callable[[Delta], bytes], past: Shortcut) -> None:
+        """Have what ``tell`` makes of a token written as soon as the token comes.
+
+        Whoever iterates over :meth:`told` meanwhile gets everything else, in its place, and tokens
+        too where the connection, or the reader itself, is not ready.
+        """
+        self._past = past
+        self._tell = tell
+
     def _take(self, choice: Choice | None, news: News | Exception | None) -> Delta | None:
         if isinstance(news, Exception):
             raise news
@@ -268,12 +281,27 @@ class Generation:
         return delta if delta.text or delta.logprobs or delta.finish_reason else None
 
     def _deliver(self, choice: Choice, news: News) -> None:
-        if self._at_once or not isinstance(news, int):
+        if not isinstance(news, int):
             self._mailbox.put((choice, news))
-        else:
+        elif not self._at_once:
             self._mailbox.leave((choice, news))
+        elif self._past is not None and self._mailbox.waited_for and self._past.writable:
+            self._write_past(self._past, choice, news)
+        else:
+            self._mailbox.put((choice, news))
+
+    def _write_past(self, past: Shortcut, choice: Choice, token: int) -> None:
+        try:
+            delta = self._take(choice, token)
+            if delta is not None:
+                past.write_piece(self._tell(delta))
+                if self._silence is not None:
+                    self._silence.broken()
+        except Exception as error:
+            self._fail(error)
 
     def _close(self) -> None:
+        self._past = None
         self._exit.close()
         for timer in self._timers:
             timer.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.shortcut import Shortcut, shortcut
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -71,10 +72,17 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str],
+        shorten: Callable[[Shortcut], None] | None = None,
+    ) -> None:
+        """``shorten``: told, once the answer has begun, of a way that events may take instead."""
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]  # of the empty body that Response assumed
         self.events = events
+        self.shorten = shorten
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,13 +90,19 @@ class EventStream(Response):
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        headers = self.raw_headers
         last = DONE
         try:
             async for events in self.events:
-                if not started:
-                    started = True
-                    await self._start(send)
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                if started:
+                    await _send_body(send, events)
+                    continue
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await _send_body(send, events)
+                past = shortcut(scope)
+                if past is not None and self.shorten is not None:
+                    self.shorten(past)
         except ClientDisconnect:
             raise
         except Exception as error:
@@ -101,8 +115,9 @@ class EventStream(Response):
             await self.events.aclose()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _start(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def seen(error: Exception) -> ApiError:

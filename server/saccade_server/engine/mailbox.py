@@ -15,6 +15,11 @@ class Mailbox(Generic[Item]):
         self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def waited_for(self) -> bool:
+        """The reader has had everything, and waits for more."""
+        return self._waiter is not None and not self._items
+
     def put(self, item: Item) -> None:
         """Add an item and wake the reader."""
         self._items.append(item)

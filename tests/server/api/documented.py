@@ -26,6 +26,7 @@ class Documented:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope["state"].pop("shortcut", None)  # every event is to be seen here
         started: dict[str, Any] = {}
         body = bytearray()
 

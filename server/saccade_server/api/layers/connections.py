@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from saccade_server.api.errors import ApiError, BadRequest, HeadersTooLarge, Timeout, Unavailable
 from saccade_server.api.layers.admission import CROWDED
 from saccade_server.api.layers.listener import connections_within_limits
+from saccade_server.api.layers.shortcut import SHORTCUT
 from saccade_server.api.settings import ApiSettings
 
 SPARE_CONNECTIONS = 16
@@ -73,11 +74,13 @@ class Connection(H11Protocol):
         self.header_timeout = config.settings.header_timeout
         self.send_timeout = config.settings.send_timeout
         self.lingers = False
+        self.streamed = 0
         self._head_timer = _Timer(self.loop, self._late)
         self._send_timer = _Timer(self.loop, lambda: self.transport.abort())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, SHORTCUT: self}
         extra = len(self.connections) - self.most
         if extra > SPARE_CONNECTIONS and not self._make_room():
             self._refuse(_too_many(), linger=False)
@@ -87,6 +90,20 @@ class Connection(H11Protocol):
             self.header_timeout = min(self.header_timeout, CROWDED_SECONDS)
             self.crowd[self] = None
         self._watch()
+
+    @property
+    def writable(self) -> bool:
+        """See :class:`~saccade_server.api.layers.shortcut.Shortcut`."""
+        cycle = self.cycle
+        ended = cycle.disconnected or cycle.response_complete
+        # Before HTTP/1.1 there are no chunks.
+        return not (ended or self.flow.write_paused) and cycle.scope["http_version"] == "1.1"
+
+    def write_piece(self, piece: bytes) -> None:
+        """See :class:`~saccade_server.api.layers.shortcut.Shortcut`."""
+        # As h11 frames it, whose state a piece of a body leaves as it is.
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.streamed += len(piece)
 
     def data_received(self, data: bytes) -> None:
         if self.lingers or self.conn.their_state in (h11.MUST_CLOSE, h11.ERROR):

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.errors import bounded
 from saccade_server.api.layers.admission import CROWDED
+from saccade_server.api.layers.shortcut import shortcut
 from saccade_server.api.settings import ApiSettings
 
 CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered
@@ -46,7 +47,8 @@ class Observe:
         request_id.set(name)
         began = time.perf_counter()
         status = 0
-        size = 0
+        past = shortcut(scope)
+        size = -past.streamed if past else 0
 
         async def observed_send(message: Message) -> None:
             nonlocal status, size
@@ -66,6 +68,7 @@ class Observe:
             status = status or CLIENT_CLOSED
         finally:
             if self.log:
+                size += past.streamed if past else 0
                 self._write(scope, name, status or CLIENT_CLOSED, size, began)
 
     def _write(self, scope: Scope, name: str, status: int, size: int, began: float) -> None:
