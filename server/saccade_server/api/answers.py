@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,6 +16,7 @@ from starlette.responses import Response
 import saccade_server
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.generation import Delta, Generation
+from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.noops import noops
 from saccade_server.api.receipts import applied, fingerprint, rejected
@@ -43,7 +43,7 @@ class Answer:
     prefix: str
     object: str
     ignored: Mapping[str, str] = field(default_factory=dict)  # header of fields without effect
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    name: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

@@ -6,16 +6,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 import saccade_server
-from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
-from saccade_server.api.errors import ApiError, from_exception
+from saccade_server.api.errors import REFUSALS, from_exception
 from saccade_server.api.health import health_router
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.interventions import interventions_router
@@ -23,6 +21,7 @@ from saccade_server.api.layers.admission import Admission
 from saccade_server.api.layers.auth import Authenticate
 from saccade_server.api.layers.bodies import LimitBodies
 from saccade_server.api.layers.cors import Cors
+from saccade_server.api.layers.direct import Direct, handlers_of
 from saccade_server.api.layers.ending import EndUnanswered
 from saccade_server.api.layers.heads import LimitHead
 from saccade_server.api.layers.hosts import CheckHost
@@ -38,16 +37,8 @@ from saccade_server.api.rehearsal import check_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
-from saccade_server.engine.client import CapacityError, EngineClient, EngineDeadError
+from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
-
-REFUSALS = (
-    ApiError,
-    InterventionError,
-    CapacityError,
-    EngineDeadError,
-    HTTPException,
-)
 
 
 def create_app(
@@ -96,26 +87,29 @@ def create_app(
         yield
         services.close()
 
+    answering = [chat_router(services), completions_router(services)]
     app = FastAPI(
         title="Saccade",
         version=saccade_server.__version__,
         docs_url=None,  # a page that loads scripts from elsewhere; openapi/page.py has ours
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_around(services.lifecycle, settings),
+        middleware=[
+            *_around(services.lifecycle, settings),
+            Middleware(Direct, handlers=handlers_of(answering)),
+        ],
         lifespan=lifespan,
     )
-    for router in (
-        chat_router,
-        completions_router,
+    others = (
         tokenize_router,
         models_router,
         interventions_router,
         profiles_router,
         artifacts_router,
         health_router,
-    ):
-        app.include_router(router(services))
+    )
+    for router in (*answering, *(make(services) for make in others)):
+        app.include_router(router)
     app.include_router(docs_router())
     for refusal in REFUSALS:
         app.add_exception_handler(refusal, _refuse)

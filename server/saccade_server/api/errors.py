@@ -181,6 +181,10 @@ class EngineFailure(ApiError):
         super().__init__(message, headers=NO_RETRY)
 
 
+REFUSALS = (ApiError, InterventionError, CapacityError, EngineDeadError, HTTPException)
+"""What :func:`from_exception` knows; anything else is a surprise."""
+
+
 def bounded(text: str, limit: int = LONGEST_ECHO) -> str:
     """Cut ``text`` so that an error cannot be used to make the server send much."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import uuid
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -13,6 +11,7 @@ from saccade_server.api.branches import image_input, room_for_all
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
+from saccade_server.api.ids import new_id, new_seed
 from saccade_server.api.rendering import Prepared, check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
@@ -61,10 +60,10 @@ def generation(
     deadline: Deadline,
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
-    first = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+    first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
     eos = () if params.ignore_eos else services.engine.info.eos_token_ids
     ends = frozenset({*params.stop_token_ids, *eos})
-    name = uuid.uuid4().hex
+    name = new_id()
     choices: list[Choice] = []
     for prepared in prompts:
         length = _answer_length(services, prepared, max_tokens, body.length[1])

@@ -93,8 +93,11 @@ def _fields(body: BaseModel, path: str, reads: frozenset[str]) -> Iterator[tuple
     """Every field without effect in a model and the models in it: path, name, value."""
     for name in body.model_extra or {}:
         yield path, name, (body.model_extra or {})[name]
+    given, values = body.model_fields_set, body.__dict__
     for name in type(body).model_fields:
-        value = getattr(body, name)
+        if name not in given:
+            continue
+        value = values[name]
         if _without_effect(body, path, name, reads):
             yield path, name, value
             continue
@@ -110,7 +113,7 @@ def _without_effect(body: BaseModel, path: str, name: str, reads: frozenset[str]
     last = path.rpartition(".")[2]
     if (f"{last}.{name}" if last else name) in NO_EFFECT:
         return True
-    role = getattr(body, "role", None)
+    role = body.__dict__.get("role")
     if role is None or name not in OWN_FIELDS:
         return False
     owner = OWN_FIELDS[name]

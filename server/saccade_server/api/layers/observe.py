@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from contextvars import ContextVar
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.errors import bounded
+from saccade_server.api.ids import new_id
 from saccade_server.api.layers.admission import CROWDED
 from saccade_server.api.layers.shortcut import shortcut
 from saccade_server.api.settings import ApiSettings
@@ -43,7 +43,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         offered = Headers(scope=scope).get("x-request-id", "")
-        name = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        name = offered if _REQUEST_ID.fullmatch(offered) else new_id()
         request_id.set(name)
         began = time.perf_counter()
         status = 0
