@@ -70,9 +70,11 @@ class _Commands:
             case AskStats():
                 return Stats(command.ticket, self._core.stats())
             case Submit():
-                output = self._core.submit(self._with_pixels(command.request))
-                if output is None:
-                    self._numbers[command.request.request_id] = command.number
+                refusal = self._core.submit(self._with_pixels(command.request))
+                if refusal is not None:
+                    return Outputs(outputs=[refusal])
+                self._numbers[command.request.request_id] = command.number
+                return None
             case Abort():
                 output = self._core.abort(command.request_id)
         return None if output is None else self.pack([output])

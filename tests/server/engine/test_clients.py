@@ -10,14 +10,30 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from saccade_server.demo import model_path
 from saccade_server.engine.client import CapacityError, EngineDeadError
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.heartbeat import Progress
 from saccade_server.engine.local import LocalEngine
-from saccade_server.engine.messages import Submit, decode_command, encode
+from saccade_server.engine.loop import run_loop
+from saccade_server.engine.messages import (
+    Outputs,
+    Shutdown,
+    Submit,
+    decode_command,
+    decode_reply,
+    encode,
+)
 from saccade_server.engine.remote import RemoteEngine, ended
-from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
+from saccade_server.engine.request import (
+    EngineOutput,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 
 async def collect(engine: Any, request: Any) -> tuple[list[int], Any]:
@@ -172,6 +188,60 @@ def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
     assert found.request == request
     with pytest.raises(msgspec.DecodeError):
         decode_command(b"\x80\x04\x95not msgpack")
+
+
+class Talker:
+    """A core whose sequences all get a token each step: some with more news than that."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.names: list[str] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.names)
+
+    def submit(self, request: GenerateRequest) -> EngineOutput | None:
+        if request.request_id in self.names:
+            reason = FinishReason.ERROR
+            return EngineOutput(request_id=request.request_id, finish_reason=reason, error="twice")
+        self.names.append(request.request_id)
+        return None
+
+    def abort(self, name: str) -> None:
+        self.names.remove(name)
+
+    def step(self) -> list[EngineOutput]:
+        self.steps += 1
+        more = {"b": {"logprobs": (TokenLogprobs(7, -1.0),)}, "c": {"tokens": (1, 2)}}
+        made = [
+            EngineOutput(request_id=name, **{"tokens": (self.steps,), **more.get(name, {})})
+            for name in self.names
+        ]
+        if self.steps == 3:
+            self.names.clear()
+            made = [replace(output, finish_reason=FinishReason.LENGTH) for output in made]
+        return made
+
+
+def test_a_step_is_one_message_and_a_token_two_numbers_in_it() -> None:
+    commands = [Submit(demo_request(name, 9), number) for number, name in enumerate("abcd", 40)]
+    commands.append(Submit(demo_request("a", 9), 50))
+    sent: list[Any] = []
+    told = [commands[:1], commands[1:], [], [Shutdown()]]
+    core: Any = Talker()
+    run_loop(core, lambda wait: told.pop(0), sent.append, Progress())
+    first, refused, second, last = sent
+    assert first == Outputs([40], [1])
+    assert refused.outputs[0].error == "twice"  # the first one's number is still its own
+    assert (second.numbers, second.tokens) == ([40, 43], [2, 2])
+    assert [output.request_id for output in second.outputs] == ["b", "c"]
+    assert second.outputs[1].tokens == (1, 2)
+    assert (last.numbers, last.tokens) == ([], [])
+    assert [output.request_id for output in last.outputs] == ["a", "b", "c", "d"]
+    for reply in sent:
+        assert decode_reply(encode(reply)) == reply
+    assert len(encode(Outputs(list(range(256)), [999] * 256))) < 256 * 8
 
 
 def demo_request(name: str, max_tokens: int) -> GenerateRequest:
