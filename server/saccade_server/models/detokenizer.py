@@ -47,8 +47,7 @@ class ByteDetokenizer:
     def __init__(self, data: Mapping[int, bytes], prompt_tokens: Sequence[int] = ()) -> None:
         self._data = data
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        for token in prompt_tokens[-LONGEST_CONTEXT:]:
-            self._decode(data[token])
+        self._decode(b"".join(data[token] for token in prompt_tokens[-LONGEST_CONTEXT:]))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain, possibly none."""
