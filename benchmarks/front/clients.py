@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-SET = re.compile(rb'"(id|created)":("[^"]*"|\d+)')
+ITS_OWN = re.compile(rb'"(id|created)":("[^"]*"|\d+)')
 """What differs between two answers to the same request."""
 
 
@@ -73,7 +73,7 @@ def content(answer: bytes) -> bytes:
             size, _, rest = body.partition(b"\r\n")
             whole, body = whole + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
         body = whole
-    return SET.sub(rb'"\1":0', body)
+    return ITS_OWN.sub(rb'"\1":0', body)
 
 
 async def ask_all(port: int, asked: Sequence[bytes], streams: int) -> set[bytes]:
