@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ class NoGpuError(Exception):
 
 def unpack(wheels: Path) -> Path | None:
     """The wheels' packages in one folder, without pip; None if there are no wheels."""
-    found = sorted(wheels.glob("*.whl"))
+    found = sorted(wheel for wheel in wheels.glob("*.whl") if _fits(wheel.name))
     if not found:
         return None
     names = hashlib.sha256("\n".join(f"{w.name} {w.stat().st_size}" for w in found).encode())
@@ -43,6 +44,18 @@ def unpack(wheels: Path) -> Path | None:
                 archive.extractall(fresh)
         fresh.rename(site)
     return site
+
+
+def _fits(wheel: str) -> bool:
+    """Whether this Python can use it: others may lie beside it, fetched for another machine."""
+    python, abi, _ = wheel.removesuffix(".whl").split("-")[-3:]
+    own = sys.version_info[:2]
+    tags = {
+        tuple(map(int, re.findall(r"^cp(\d)(\d+)$", tag)[0]))
+        for tag in python.split(".")
+        if tag.startswith("cp")
+    }
+    return not tags or own in tags or (abi == "abi3" and min(tags) <= own)
 
 
 def environment(site: Path | None) -> dict[str, str]:

@@ -108,6 +108,25 @@ def test_wheels_are_unpacked_once_and_come_behind_the_sources(tmp_path, monkeypa
     assert path[4] == str(site)
 
 
+@pytest.mark.parametrize(
+    ("tags", "fits"),
+    [
+        ("py3-none-any", True),
+        ("py2.py3-none-any", True),
+        ("cp312-cp312-manylinux_2_17_x86_64.manylinux2014_x86_64", True),
+        ("cp311-cp311-manylinux_2_17_x86_64", False),
+        ("cp39-abi3-manylinux_2_26_x86_64", True),
+        ("cp313-abi3-manylinux_2_26_x86_64", False),
+    ],
+)
+def test_wheels_of_another_python_are_left_alone(tags, fits, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.version_info", (3, 12, 3))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / f"x-1-{tags}.whl", "w") as wheel:
+        wheel.writestr("x.py", "")
+    assert (machine.unpack(tmp_path) is not None) == fits
+
+
 def test_a_digest_is_of_the_code_that_is_measured_and_of_the_part():
     kernels, engine = (
         next(part for part in plan.PARTS if part.name == name) for name in ("decode", "llava_steps")

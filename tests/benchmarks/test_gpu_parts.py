@@ -15,6 +15,8 @@ from gpu.store import faulty
 
 from saccade_kernels.gpu import tiles
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 ELSEWHERE = ("tests", "start")
 """Parts that start processes of their own."""
 
@@ -76,11 +78,21 @@ def test_a_part_runs_on_the_kernels_themselves(part, ceilings, benches):
     check(part, ceilings, benches)
 
 
+def errors(found):
+    """What could not be timed."""
+    if isinstance(found, dict):
+        if isinstance(found.get("error"), str):
+            yield found["error"]
+        for value in found.values():
+            yield from errors(value)
+
+
 def check(part, ceilings, benches):
     current = session(known={"ceilings": ceilings})
     run(part, current, benches)
     assert current.figures
     assert faulty(current.figures) == []
+    assert list(errors(current.figures)) == []
     assert current.left_out == []
     json.dumps(current.figures)
     wanted = {goal.name for goal in targets.GOALS.get(part.name, ())}
