@@ -24,7 +24,7 @@ ALONE = "a plain request beside edited ones: equal tokens as alone, {}"
 SAME = "a plain request beside edited ones: equal tokens as in a plain batch, {}"
 COST = "a plain request beside edited ones: time of a token, over a plain batch, {}"
 LAUNCHES = "launches of a decode step beyond ten a layer, {}"
-GAP = "longest gap between two decode steps, {}"
+GAP = "gap between two decode steps, {}"
 AGAINST = "tokens per second with VAR, over patched transformers eager, batch {}, {}"
 SERIAL = "tokens per second with VAR at batch 8, over patched eager one by one, {}"
 
