@@ -62,7 +62,8 @@ class Detokenizer:
     """The text of one growing sequence; tokens in ``special`` have no text.
 
     ``fallback`` are the tokens that are single bytes. With ``eager`` a run of them does not wait
-    for its end, only for the ends of its characters.
+    for its end, only for the ends of its characters. ``alone`` keeps the texts of single tokens,
+    for all sequences of a tokenizer.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Detokenizer:
         prompt_tokens: Sequence[int] = (),
         fallback: Mapping[int, bytes] | None = None,
         eager: bool = False,
+        alone: dict[int, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._fallback = fallback or {}
         self._eager = eager
+        self._alone = {} if alone is None else alone
         self._run = _Run()
         # Decoding depends on what stands before (SentencePiece drops a leading space), so the
         # last piece handed out stays in front of the tokens that wait.
@@ -89,7 +92,7 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain, possibly none."""
-        if token in self._special or self._tokenizer.id_to_token(token) is None:
+        if token in self._special or not self._known(token):
             return ""
         was_broken = self._run.broken
         self._run.push(self._fallback.get(token))
@@ -144,8 +147,18 @@ class Detokenizer:
                 return tokens[-length:]
         return []
 
+    def _known(self, token: int) -> bool:
+        return token in self._alone or self._tokenizer.id_to_token(token) is not None
+
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        if len(ids) != 1:
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
+        text = self._alone.get(ids[0])
+        if text is None:
+            text = self._tokenizer.decode(ids, skip_special_tokens=False)
+            if self._known(ids[0]):
+                self._alone[ids[0]] = text
+        return text
 
 
 class _Run:

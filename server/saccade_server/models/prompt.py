@@ -115,6 +115,7 @@ class PromptProcessor:
         self.special_token_ids = self._encoder.special_ids
         self._bytes = TokenBytes(self._backend)
         self._data = TokenData(self._backend, self.special_token_ids)
+        self._alone: dict[int, str] = {}
         self.max_token_chars = self._bytes.longest
         """Characters of the longest token; None if one token may stand for any length of text."""
 
@@ -246,7 +247,7 @@ class PromptProcessor:
         if self._bytes.byte_level:
             return ByteDetokenizer(self._data, prompt_tokens)
         special, fallback = self._encoder.special_ids, self._bytes.fallback
-        return Detokenizer(self._backend, special, prompt_tokens, fallback)
+        return Detokenizer(self._backend, special, prompt_tokens, fallback, alone=self._alone)
 
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, whatever it is: an image's placeholder in it is one of them."""
@@ -316,7 +317,8 @@ class PromptProcessor:
         if wrong is not None:
             raise PromptError(f"token id {wrong} is not in the vocabulary of {self.vocab_size}")
         # Eager, or the text of a run of bytes would be at its end instead of at its characters.
-        stream = Detokenizer(self._backend, fallback=self._bytes.fallback, eager=True)
+        fallback, alone = self._bytes.fallback, self._alone
+        stream = Detokenizer(self._backend, fallback=fallback, eager=True, alone=alone)
         text, offsets = "", []
         for token in ids:
             piece = stream.push(token)
