@@ -9,8 +9,8 @@ is measured once more without a pace, everything on the cores of one machine, th
     git worktree add build/before 83615c6
     python benchmarks/frontend.py --against build/before [--rounds 3]
 
-The other code runs as a process of its own, in turns with this one; figures are medians over
-rounds, ratios are taken within a round.
+The other code runs as a process of its own, in turns with this one. What else a machine does only
+adds to the CPU time of a process, so of all rounds the least seconds count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +156,11 @@ class Bench:
             raise RuntimeError(f"the answers to {case.name} differ")
         return {name: after[name] - before[name] for name in after}, passed
 
-    def case(self, side: Side, case: Case) -> Costs:
-        pace = PACE_US * case.streams
-        one, _ = self.http(side, case, 1, pace)
-        many, _ = self.http(side, case, self.tokens, pace)
-        return costs(one, many, REQUESTS[case.streams], self.tokens)
-
-    def messages(self, side: Side, streams: int) -> Costs:
-        pace = PACE_US * streams
-        found = []
-        for tokens in (1, self.tokens):
-            before = side.seconds()
-            side.take(streams, tokens, pace)
-            after = side.seconds()
-            found.append({name: after[name] - before[name] for name in after})
-        return costs(*found, REQUESTS[streams], self.tokens)
+    def messages(self, side: Side, streams: int, tokens: int) -> Costs:
+        before = side.seconds()
+        side.take(streams, tokens, PACE_US * streams)
+        after = side.seconds()
+        return {name: after[name] - before[name] for name in after}
 
     def rate(self, side: Side, case: Case) -> float:
         """Tokens a second where the engine is never waited for."""
@@ -178,30 +168,51 @@ class Bench:
         return REQUESTS[case.streams] * self.tokens / seconds
 
 
-Figures = dict[str, dict[str, list[float]]]
-"""Of one side: what was measured -> name of the figure -> one a round."""
+REPEATS = 3
+"""Of answers of one token, which are short."""
 
 
-def measure(bench: Bench, side: Side, chosen: list[Case], into: Figures) -> None:
-    def note(what: str, found: dict[str, float]) -> None:
-        for name, value in found.items():
-            into.setdefault(what, {}).setdefault(name, []).append(value)
+@dataclass
+class Found:
+    """What was measured of one side: seconds of CPU by number of tokens, rates, one a round."""
 
+    requests: int
+    one: list[Costs] = field(default_factory=list)
+    many: list[Costs] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def figures(self, tokens: int) -> dict[str, float]:
+        """Microseconds of CPU, and tokens a second."""
+        made = costs(least(self.one), least(self.many), self.requests, tokens)
+        return made | ({"tokens_per_second": statistics.median(self.rates)} if self.rates else {})
+
+
+def least(found: list[Costs]) -> Costs:
+    return {name: min(each[name] for each in found) for name in found[0]}
+
+
+def measure(bench: Bench, side: Side, chosen: list[Case], into: dict[str, Found]) -> None:
     for streams in sorted({case.streams for case in chosen}):
-        note(f"messages alone, {streams} streams", bench.messages(side, streams))
+        name = f"messages alone, {streams} streams"
+        found = into.setdefault(name, Found(REQUESTS[streams]))
+        found.one += [bench.messages(side, streams, 1) for _ in range(REPEATS)]
+        found.many.append(bench.messages(side, streams, bench.tokens))
     for case in chosen:
-        note(case.name, bench.case(side, case))
-        note(case.name, {"tokens_per_second": bench.rate(side, case)})
+        pace = PACE_US * case.streams
+        found = into.setdefault(case.name, Found(REQUESTS[case.streams]))
+        found.one += [bench.http(side, case, 1, pace)[0] for _ in range(REPEATS)]
+        found.many.append(bench.http(side, case, bench.tokens, pace)[0])
+        found.rates.append(bench.rate(side, case))
 
 
-def ratios(now: Figures, before: Figures) -> dict[str, dict[str, float]]:
-    """Medians over rounds; the whole of a token is ``api`` and ``engine`` together."""
+Figures = dict[str, dict[str, float]]
 
-    def of(what: str, name: str) -> float:
-        pairs = zip(now[what][name], before[what][name], strict=True)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
 
-    return {what: {name: of(what, name) for name in now[what]} for what in now}
+def ratios(now: Figures, before: Figures) -> Figures:
+    return {
+        what: {name: value / before[what][name] for name, value in each.items()}
+        for what, each in now.items()
+    }
 
 
 def targets(found: dict[str, dict[str, float]]) -> list[Target]:
@@ -222,7 +233,7 @@ def show(now: Figures, before: Figures) -> None:
         line = f"{what:48}"
         for name, width in columns.items():
             values = [
-                f"{statistics.median(side[what][name]):.0f}" if name in side.get(what, {}) else ""
+                f"{side[what][name]:.0f}" if name in side.get(what, {}) else ""
                 for side in (before, now)
                 if side
             ]
@@ -240,7 +251,7 @@ def main() -> None:
     trees = [HERE.parent, *([options.against.resolve()] if options.against else [])]
     chosen = [case for case in cases() if options.only in case.name]
     bench = Bench(options.tokens)
-    found: list[Figures] = [{} for _ in trees]
+    found: list[dict[str, Found]] = [{} for _ in trees]
     sides = [Side(tree) for tree in trees]
     for index in range(options.rounds + 1):
         into = found if index else [{} for _ in trees]  # the first round warms everything up
@@ -250,13 +261,15 @@ def main() -> None:
         print(f"round {index} is done", flush=True)
     for side in sides:
         side.close()
-    now, before = found[0], (found[1:] or [{}])[0]
+    made = [{name: each.figures(options.tokens) for name, each in side.items()} for side in found]
+    now, before = made[0], (made[1:] or [{}])[0]
     show(now, before)
     if not before:
         return
     compared = ratios(now, before)
     figures = {
         "tokens_per_answer": options.tokens,
+        "rounds": options.rounds,
         "microseconds": "of CPU; api and engine: a token, request: both processes, a request",
         "over_before": compared,
         "now": now,
