@@ -29,14 +29,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.controls import CLASSES, Edit
-from saccade_server.engine.batch import Ints, PromptPositions
+from saccade_server.engine.batch import Ints
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.draws import DrawVariant, News, PaddedDraws, parameters
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
 from saccade_server.engine.seats import Roster, Seats
-from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import host_block
 from saccade_server.models.attention import ForwardStep
@@ -81,7 +80,7 @@ class PaddedDecoder:
         model: ServedModel,
         caches: tuple[Batch[torch.Tensor], Batch[torch.Tensor]],
         tables: DeviceTables,
-        positions: Callable[[Sequence], PromptPositions],
+        seats: Seats,
         max_num_seqs: int,
         max_model_len: int,
     ) -> None:
@@ -95,9 +94,10 @@ class PaddedDecoder:
             reach: StreamStep(tables.streams, reach.sites(model.layers)) if reach else None
             for reach in Reach
         }
-        pages = -(-max_model_len // PAGE)
-        self.seats = Seats(max_num_seqs, pages, positions)
-        self._layouts = {size: DecodeInputs.layout(size, model.axes, pages) for size in self.sizes}
+        self._seats = seats
+        self._layouts = {
+            size: DecodeInputs.layout(size, model.axes, seats.width) for size in self.sizes
+        }
         self._written = 0  # the size that the block is laid out for now
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=model.device)
         wide = torch.promote_types(model.dtype, torch.float32)
@@ -147,11 +147,11 @@ class PaddedDecoder:
         size = self.sizes[bisect_left(self.sizes, len(starts))]
         block = self._host(size)
         inputs = self._pad(block, size, len(starts))
-        fill(inputs, self.seats, roster, starts, drawn)
+        fill(inputs, self._seats, roster, starts, drawn)
         draws: list[DrawVariant] = []
         if draw and roster.draws:
             at = starts + 1 - roster.prompt_lengths
-            draws = self.draws.write(block.numpy(), roster, self.seats, at)
+            draws = self.draws.write(block.numpy(), self._seats.draws(roster, at))
         self._send(block, size, everything=bool(draws))
         self.play(size, *self._form(roster, inputs.control_rows[: len(starts)]))
         for variant in draws:

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from saccade_server.engine.batch import Ints
 from saccade_server.engine.logprobs import Logprobs
-from saccade_server.engine.sampler import OFF, PICKS, Columns, DrawKind, Sample
-from saccade_server.engine.seats import Roster, Seats
+from saccade_server.engine.sampler import OFF, PICKS, Columns, DrawKind, Draws, Sample
 from saccade_server.engine.transfer import Download, Layout
 
 DrawVariant = tuple[DrawKind, int]
@@ -87,22 +86,19 @@ class PaddedDraws:
         kinds = (DrawKind.FILTERED, DrawKind.FREE)
         return [(kind, size) for size in reversed(self._sizes) for kind in kinds]
 
-    def write(
-        self, block: NDArray[np.uint8], roster: Roster, seats: Seats, at: Ints
-    ) -> list[DrawVariant]:
-        """Write the parameters of a step that draws at these output positions.
+    def write(self, block: NDArray[np.uint8], draws: Draws) -> list[DrawVariant]:
+        """Write the parameters of a step's draws.
 
         Returns:
             What to compute behind the step.
         """
         arrays, played = self._arrays(block), []
-        for kind, rows in roster.draws.items():
+        for kind, (rows, values) in draws.items():
             size = self._sizes[bisect_left(self._sizes, len(rows))]
             self.pad(block, (kind, size))
             places, columns = arrays[kind]
             places[: len(rows)] = rows
-            columns[:, : len(rows)] = roster.columns[:, rows]
-            columns[0, : len(rows)] = seats.uniforms(roster, rows, at[rows])
+            columns[:, : len(rows)] = values
             played.append((kind, size))
         return played
 

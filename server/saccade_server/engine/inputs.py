@@ -31,6 +31,14 @@ class DecodeInputs:
     tag_rows: Any  # int32 [B]
     page_table: Any  # int32 [B, pages of the longest sequence]
 
+    @classmethod
+    def empty(cls, size: int, axes: int, pages: int) -> DecodeInputs:
+        """Arrays of their own on the host; not initialised."""
+        wide, narrow = [np.empty(size, np.int64) for _ in range(3)], np.empty((3, size), np.int32)
+        positions, table = np.empty((axes, size), np.int64), np.empty((size, pages), np.int32)
+        tokens, sources, slots = wide
+        return cls(tokens, sources, positions, slots, *narrow, table)
+
     @staticmethod
     def layout(size: int, axes: int, pages: int) -> Layout:
         """Where they lie in the block for one padded size; ``tokens`` lies first."""
@@ -78,9 +86,14 @@ def fill(
 
 
 def _fill_tokens(inputs: DecodeInputs, roster: Roster, starts: Ints, drawn: DrawnRows) -> None:
-    known = np.array([len(sequence.tokens) for sequence in roster.sequences], np.int64)
+    sequences = roster.sequences
+    known = np.array([len(sequence.tokens) for sequence in sequences], np.int64)
+    unknown = np.flatnonzero(starts >= known)
+    if not len(unknown):
+        pairs = zip(sequences, starts.tolist(), strict=True)
+        inputs.tokens[: len(starts)] = [sequence.tokens[at] for sequence, at in pairs]
+        return
     inputs.tokens[: len(starts)] = 0
     for row in np.flatnonzero(starts < known).tolist():
-        inputs.tokens[row] = roster.sequences[row].tokens[starts[row]]
-    unknown = np.flatnonzero(starts >= known)
-    inputs.sources[unknown] = drawn.of(roster.sequences, unknown)
+        inputs.tokens[row] = sequences[row].tokens[starts[row]]
+    inputs.sources[unknown] = drawn.of(sequences, unknown)

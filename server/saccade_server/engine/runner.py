@@ -24,18 +24,20 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.contrast import Combined, combine
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
+from saccade_server.engine.draws import PaddedDrawing
 from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight, counted_sequences
 from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.head_sinks import HeadSinkFinder
-from saccade_server.engine.logprobs import Logprobs, queue_logprobs
+from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
-from saccade_server.engine.sampler import Drawing, draw
+from saccade_server.engine.sampler import Drawing, draw, draw_rows
 from saccade_server.engine.scheduler import Chunk
-from saccade_server.engine.seats import Roster, Wants
+from saccade_server.engine.seats import Roster, Seats, Wants
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.sinks import SinkFinder
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Download, Uploader
@@ -83,15 +85,17 @@ class Runner:
         caches = (self._keys, self._values)
         self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
         self._positions: dict[Sequence, PromptPositions] = {}
-        draws = max(config.max_num_seqs, MOST_DRAWN_WARM)
+        seats = max(config.max_num_seqs, MOST_DRAWN_WARM)
+        self._seats = Seats(seats, -(-max_model_len // PAGE), self._positions_of)
+        self._singles = SinglesPacker(self._seats, self.tables, model.axes, self._upload)
         self._drawn_rows = DrawnRows()
         self._decoder: PaddedDecoder | None = None
         if config.pads_decodes(model.device):
             sizes = (config.max_num_seqs, max_model_len)
-            self._decoder = PaddedDecoder(model, caches, self.tables, self._positions_of, *sizes)
+            self._decoder = PaddedDecoder(model, caches, self.tables, self._seats, *sizes)
             self._drawn = self._decoder.drawn
         else:
-            self._drawn = torch.zeros(draws, dtype=torch.int64, device=model.device)
+            self._drawn = torch.zeros(seats, dtype=torch.int64, device=model.device)
 
     def capture(self, recorder: graphs.Recorder | None = None) -> graphs.Captured | None:
         """Capture the decode steps; None where there is nothing to capture.
@@ -117,8 +121,7 @@ class Runner:
         """Drop what is kept for a sequence."""
         self._positions.pop(sequence, None)
         self._drawn_rows.forget(sequence)
-        if self._decoder is not None:
-            self._decoder.seats.forget(sequence)
+        self._seats.forget(sequence)
         self._sinks.forget(sequence)
         self._recent.forget(sequence)
         self._gains.forget(sequence)
@@ -157,11 +160,13 @@ class Runner:
         return replace(flight, counted=counted, moved=Download([moved]))
 
     def _roster(self, chunks: Batch[Chunk]) -> Roster | None:
-        """The rows of a step whose inputs have fixed places; None: it is an ordinary one."""
-        if self._decoder is None or not all(c.length == 1 and c.samples for c in chunks):
+        """The rows of a step of which this says all; None: it is to be looked at chunk by chunk."""
+        if not all(c.length == 1 and c.samples for c in chunks) or len(chunks) > self._seats.count:
             return None
-        roster = self._decoder.seats.roster(chunks)
+        roster = self._seats.roster(chunks)
         if roster.wants & Wants.ORDINARY_STEP:
+            return None
+        if self._decoder is None and roster.wants & Wants.CHOICE:  # probes save it work
             return None
         prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
         if prompts and (
@@ -173,22 +178,38 @@ class Runner:
         return roster
 
     def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
-        """Queue a padded step."""
-        assert self._decoder is not None
+        """Queue a step of single tokens, in fixed places if there are such."""
         if roster.wants & Wants.WINDOW:
             self._recent.settle(chunks)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
-        logits = self._decoder.run(roster, starts, self._drawn_rows, draw=not is_changed)
+        params = [r.sampling for r in roster.requests] if roster.wants & Wants.LOGPROBS else []
+        if self._decoder is None:
+            logits = self._run_singles(roster, starts)
+        else:
+            logits = self._decoder.run(roster, starts, self._drawn_rows, draw=not is_changed)
         if is_changed:
             return self._choose(chunks, logits, None)
-        logprobs = Logprobs((), [])
-        if roster.wants & Wants.LOGPROBS:
-            params = [request.sampling for request in roster.requests]
+        drawing: Drawing | PaddedDrawing
+        if self._decoder is None:
+            draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
+            drawing = draw_rows(logits, logits, draws, params, self._upload)
+            if self._overlap:
+                self._drawn[: len(chunks)].copy_(drawing.tokens)
+        else:
             tokens = self._drawn[: len(chunks)]
             logprobs = queue_logprobs(logits, params, tokens, self._upload)
+            drawing = self._decoder.draws.take(len(chunks), logprobs)
         self._drawn_rows.note(roster.sequences)
-        return InFlight(tuple(chunks), self._decoder.draws.take(len(chunks), logprobs))
+        return InFlight(tuple(chunks), drawing)
+
+    def _run_singles(self, roster: Roster, starts: Ints) -> torch.Tensor:
+        """Logits of a row of each of the roster's sequences."""
+        step = self._singles.pack(roster, starts, self._drawn_rows, self._drawn)
+        caches = (self._keys, self._values)
+        forward = ForwardStep(step.attention, *caches, streams=step.streams)
+        embeddings = self.model.embed(step.tokens)
+        return self.model.logits(self.model.forward(embeddings, step.positions, forward))
 
     def _ordinary(self, chunks: Batch[Chunk]) -> InFlight:
         """Queue a step as it comes."""

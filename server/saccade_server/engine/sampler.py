@@ -12,10 +12,11 @@ and learns tokens when :meth:`Drawing.wait` is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -34,6 +35,9 @@ GREEDY_BELOW = 1e-5
 
 OFF = float(2**31)
 """Stands for no top_k: more tokens than there are."""
+
+AHEAD = 64
+"""Numbers for draws that are made at once: one costs nearly as much as all."""
 
 UNUSABLE = -1
 """Stands for the token of a row whose logits are not finite."""
@@ -59,6 +63,10 @@ class DrawKind(IntEnum):
         if p.temperature < GREEDY_BELOW:
             return cls.GREEDY
         return cls.FILTERED if p.top_k > 0 or p.top_p < 1 or p.min_p > 0 else cls.FREE
+
+
+Draws = Mapping[DrawKind, tuple[NDArray[np.int64], NDArray[np.float64]]]
+"""For each kind but the greedy one: rows, and their :class:`Columns`, [5, rows]."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,40 @@ def draw(
     params = [sequence.request.sampling for sequence in sequences]
     if edited is None:
         edited = edit_logits(logits, sequences, upload)
+    return draw_rows(logits, edited, draws_of(params, positions), params, upload, usable)
+
+
+def draw_rows(
+    logits: torch.Tensor,
+    edited: torch.Tensor,
+    draws: Draws,
+    params: Batch[SamplingParams],
+    upload: Uploader,
+    usable: torch.Tensor | None = None,
+) -> Drawing:
+    """As :func:`draw`, of rows whose kinds are known; ``params`` say who wants log-probabilities,
+    and may be empty.
+    """
     tokens = edited.argmax(-1)
-    kinds = [DrawKind.of(p) for p in params]
-    for kind, pick in PICKS.items():
-        rows = [i for i, own in enumerate(kinds) if own is kind]
-        if rows:
-            tokens = _replace(tokens, edited, rows, pick, params, positions, upload)
+    for kind, (rows, columns) in draws.items():
+        tokens = _replace(tokens, edited, rows, columns, PICKS[kind], upload)
     if usable is None:
         usable = torch.isfinite(logits).all(-1)
     news = [tokens.masked_fill(~usable, UNUSABLE)]
     logprobs = queue_logprobs(logits, params, tokens, upload)
     return Drawing(tokens, Download(news + logprobs.tensors), logprobs)
+
+
+def draws_of(params: Batch[SamplingParams], positions: Batch[int]) -> Draws:
+    """What rows with these parameters draw at these output positions."""
+    kinds, found = [DrawKind.of(p) for p in params], {}
+    for kind in PICKS:
+        rows = [i for i, own in enumerate(kinds) if own is kind]
+        if rows:
+            uniform = [_uniform(params[i].seed, positions[i]) for i in rows]
+            columns = Columns.table([params[i] for i in rows], uniform)
+            found[kind] = np.array(rows, np.int64), columns
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,16 +168,13 @@ class Columns:
 def _replace(
     tokens: torch.Tensor,
     logits: torch.Tensor,
-    rows: list[int],
+    rows: NDArray[np.int64],
+    table: NDArray[np.float64],
     pick: Pick,
-    params: Batch[SamplingParams],
-    positions: Batch[int],
     upload: Uploader,
 ) -> torch.Tensor:
     """``tokens`` with those of ``rows`` drawn by ``pick``."""
-    uniform = [next(uniforms(params[i].seed, positions[i])) for i in rows]
-    table = Columns.table([params[i] for i in rows], uniform)
-    values, index = upload(table, np.array(rows, dtype=np.int64))
+    values, index = upload(table, rows)
     columns = Columns(*values[:, :, None])
     if len(rows) == len(tokens):
         return pick(logits, columns)
@@ -213,6 +241,17 @@ def uniforms(seed: int, position: int) -> Iterator[float]:
 def numbers(seed: int, position: int, count: int) -> NDArray[np.float64]:
     """The first of :func:`uniforms` at ``count`` positions from this one on, in order."""
     return _generator(seed, position).random(4 * count)[::4]
+
+
+@lru_cache(maxsize=4096)
+def _block(seed: int, block: int) -> list[float]:
+    found: list[float] = numbers(seed, block * AHEAD, AHEAD).tolist()
+    return found
+
+
+def _uniform(seed: int, position: int) -> float:
+    """The first of :func:`uniforms`."""
+    return _block(seed, position // AHEAD)[position % AHEAD]
 
 
 def _generator(seed: int, counter: int) -> np.random.Generator:

@@ -19,12 +19,9 @@ from numpy.typing import NDArray
 from saccade_interventions.phases import Phase
 from saccade_server.engine.batch import Ints, PromptPositions
 from saccade_server.engine.request import GenerateRequest
-from saccade_server.engine.sampler import Columns, DrawKind, numbers
+from saccade_server.engine.sampler import AHEAD, Columns, DrawKind, Draws, numbers
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-
-AHEAD = 64
-"""Numbers for draws that are made at once for a sequence: one costs as much as all."""
 
 ALWAYS = int(np.iinfo(np.int64).max)
 
@@ -107,6 +104,7 @@ class Seats:
             positions: of a sequence's prompt.
         """
         self.positions = positions
+        self.count, self.width = count, pages
         self._pages = np.zeros((count, pages), np.int32)
         self._held = np.zeros(count, np.int64)  # pages that are written
         self._prompt_lengths = np.zeros(count, np.int64)
@@ -154,6 +152,15 @@ class Seats:
             self._pages[seat, start:end] = roster.sequences[row].pages[start:end]
             self._held[seat] = end
         found: NDArray[np.int32] = self._pages[seats]
+        return found
+
+    def draws(self, roster: Roster, at: Ints) -> Draws:
+        """What the rows that sample draw at these output positions, of all rows."""
+        found = {}
+        for kind, rows in roster.draws.items():
+            columns = roster.columns[:, rows]
+            columns[0] = self.uniforms(roster, rows, at[rows])
+            found[kind] = rows, columns
         return found
 
     def uniforms(self, roster: Roster, rows: Ints, at: Ints) -> NDArray[np.float64]:

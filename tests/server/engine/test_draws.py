@@ -61,7 +61,7 @@ class Stand:
         roster = self.seats.roster(chunks)
         self.logits[: len(logits)] = logits
         at = np.array([sequence.generated for sequence in sequences])
-        played = self.draws.write(self.inputs.numpy(), roster, self.seats, at)
+        played = self.draws.write(self.inputs.numpy(), self.seats.draws(roster, at))
         self.draws.greedy(min(size for size in (1, 2, 4, 8, MOST) if size >= len(logits)))
         for variant in played:
             self.draws.compute(*variant)
