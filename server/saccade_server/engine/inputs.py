@@ -34,10 +34,10 @@ class DecodeInputs:
     @classmethod
     def empty(cls, size: int, axes: int, pages: int) -> DecodeInputs:
         """Arrays of their own on the host; not initialised."""
-        wide, narrow = [np.empty(size, np.int64) for _ in range(3)], np.empty((3, size), np.int32)
+        tokens, sources, slots = np.empty((3, size), np.int64)
+        lengths, controls, tags = np.empty((3, size), np.int32)
         positions, table = np.empty((axes, size), np.int64), np.empty((size, pages), np.int32)
-        tokens, sources, slots = wide
-        return cls(tokens, sources, positions, slots, *narrow, table)
+        return cls(tokens, sources, positions, slots, lengths, controls, tags, table)
 
     @staticmethod
     def layout(size: int, axes: int, pages: int) -> Layout:
