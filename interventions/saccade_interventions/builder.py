@@ -178,6 +178,9 @@ class PlanBuilder:
         if len({(e.site, e.layer, e.phases, e.keep_norm) for e in edits}) > 1:
             raise ValueError("edits that are joined share a site, phases and keep_norm")
         acting = [edit for edit in edits if edit.phases and not _is_neutral(edit)]
+        if len(acting) == 1 and not acting[0].joined:
+            self._streams += acting
+            return
         last = len(acting) - 1
         for at, edit in enumerate(acting):
             keeps = edit.keep_norm and at == last

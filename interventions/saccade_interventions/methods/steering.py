@@ -44,7 +44,6 @@ norms and sweep the coefficient.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -77,7 +76,6 @@ from saccade_interventions.vectors import (
     layers_at,
     norms,
     place_of,
-    unit_vectors,
 )
 
 _BOUNDS = {"only_above", "only_below"}
@@ -247,18 +245,15 @@ class Steering(Intervention):
         plan = context.plan()
         vectors = plan.vectors(made.vectors)
         above, below = entry.bounds
+        common: dict[str, Any] = {
+            "site": kind_of(entry.site or RESIDUAL),
+            "keep_norm": entry.keep_norm,
+        }
+        common |= {"above": above, "below": below}
+        phases = parse_rows(entry.rows)
         for layer, terms in made.terms.items():
-            common = StreamEdit(
-                layer,
-                parse_rows(entry.rows),
-                vectors,
-                0,
-                site=kind_of(entry.site or RESIDUAL),
-                above=above,
-                below=below,
-                keep_norm=entry.keep_norm,
-            )
-            plan.stream(*(replace(common, **term) for term in terms))
+            edits = (StreamEdit(layer, phases, vectors, **common, **term) for term in terms)
+            plan.stream(*edits)
         return plan.build()
 
     def _artifact(self, context: Context) -> Artifact:
@@ -286,20 +281,22 @@ class Steering(Intervention):
         coefficient = self.coefficient or 0.0  # clamp has none
         if found.kind != "vectors":
             return maps_of(found, rows, coefficient)
-        stored = found.tensors["vectors"].astype(np.float64)[[row for (row,) in rows.values()]]
+        stored = found.tensors["vectors"][[row for (row,) in rows.values()]].astype(np.float64)
+        lengths = norms(stored)
         terms = {
-            layer: [{"row": row, **self._change(coefficient, norm)}]
-            for row, (layer, norm) in enumerate(zip(rows, norms(stored).tolist(), strict=True))
+            layer: [{"row": row, **self._change(coefficient, length)}]
+            for row, (layer, length) in enumerate(zip(rows, lengths.tolist(), strict=True))
         }
-        return StreamMaps(unit_vectors(stored).astype(np.float32), terms)
+        stored /= lengths[:, None]
+        return StreamMaps(stored.astype(np.float32), terms)
 
-    def _change(self, coefficient: float, norm: float) -> dict[str, Any]:
-        """What happens along one vector of this norm."""
+    def _change(self, coefficient: float, length: float) -> dict[str, Any]:
+        """What happens along one vector that is stored with this length."""
         adds = self.op in ("add", "piecewise")
         low, high = self.limits
         return {
             "scale": 1.0 - coefficient if self.op == "project_out" else 1.0,
-            "shift": coefficient * (norm if self.unit == "raw" else 1.0) if adds else 0.0,
+            "shift": coefficient * (length if self.unit == "raw" else 1.0) if adds else 0.0,
             "low": low,
             "high": high,
             "signed": self.op == "piecewise",
