@@ -17,6 +17,7 @@ from saccade_kernels.controls import CLASSES, ControlShape, FloatArray
 from saccade_kernels.packed import OF_KINDS, PackedProgram
 
 Vectors = NDArray[np.float32]
+Index = NDArray[np.int64]
 
 
 class ProgramMaker:
@@ -66,7 +67,7 @@ class ProgramMaker:
             kinds["gain"] *= gain
 
         self._split(sites, change)
-        found, which = np.unique(self._shifted[sites], return_inverse=True)
+        found, which = _present(self._shifted[sites])
         vectors = gain * self._shifts[found]
         if shift is not None:
             vectors, which = vectors[which] + shift, np.arange(len(which))
@@ -75,22 +76,27 @@ class ProgramMaker:
 
     def made(self) -> PackedProgram:
         """The program, without the kinds and shifts that no head has any more."""
-        used, kind = np.unique(self._kind, return_inverse=True)
+        used, kind = _present(self._kind)
         kinds = {name: values[used] for name, values in self._kinds.items()}
-        added, shifted = np.unique(self._shifted, return_inverse=True)
-        shape = self._kind.shape
+        added, shifted = _present(self._shifted)
         return PackedProgram(
-            kind=kind.reshape(shape),
-            shifted=shifted.reshape(shape),
+            kind=kind,
+            shifted=shifted,
             shift=self._shifts[added],
             **kinds,
         )
 
     def _split(self, sites: Pairs, change: Callable[[dict[str, FloatArray]], None]) -> None:
         """Give the heads of ``sites`` kinds of their own, made from those that they have."""
-        found, which = np.unique(self._kind[sites], return_inverse=True)
+        found, which = _present(self._kind[sites])
         split = {name: values[found] for name, values in self._kinds.items()}
         change(split)
         self._kind[sites] = len(self._kinds["gain"]) + which
         for name, values in split.items():
             self._kinds[name] = np.concatenate([self._kinds[name], values])
+
+
+def _present(numbers: Index) -> tuple[Index, Index]:
+    """Which numbers, none of them negative, occur, ascending; and which of these each one is."""
+    occurs = np.bincount(numbers.ravel()) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[numbers]

@@ -15,8 +15,8 @@ from saccade_server.models.prompt import PreparedImage
 CHANNELS = 3
 
 MOST_BYTES = 64 * 2**20
-"""Of noise that is kept: it depends on the seed and the shape alone, and most requests name no
-seed, so theirs is the same for all images of a size."""
+"""Of noise that is kept: it depends on the seed, the shape and its share alone, and most requests
+name none of these, so theirs is the same for all images of a size."""
 
 Seed = tuple[int, ...]
 
@@ -34,7 +34,7 @@ def noised(image: PreparedImage, kept: float, seed: Seed) -> PreparedImage:
     values = pixels.reshape(split) if pixels.ndim == 2 else pixels
     once = values[:, :, :1] if pixels.ndim == 2 else values
     mixed = np.float32(np.sqrt(kept)) * values
-    mixed += np.float32(np.sqrt(1 - kept)) * _NOISE.get(once.shape, seed)
+    mixed += _NOISE.get(once.shape, seed, 1 - kept)
     content = repr(("noised", image.digest, kept, seed))
     digest = hashlib.sha256(content.encode()).hexdigest()
     return replace(image, pixels=mixed.reshape(pixels.shape), digest=digest)
@@ -45,22 +45,24 @@ class NoiseCache:
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
-        self._held: OrderedDict[tuple[tuple[int, ...], Seed], NDArray[np.float32]] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], NDArray[np.float32]] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
-    def get(self, shape: tuple[int, ...], seed: Seed) -> NDArray[np.float32]:
-        """Standard normal numbers that the seed decides; not to be written."""
+    def get(self, shape: tuple[int, ...], seed: Seed, variance: float) -> NDArray[np.float32]:
+        """Normal numbers of mean 0 that the seed decides; not to be written."""
+        key = shape, seed, variance
         with self._lock:
-            found = self._held.get((shape, seed))
+            found = self._held.get(key)
             if found is not None:
-                self._held.move_to_end((shape, seed))
+                self._held.move_to_end(key)
                 return found
         made = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        made *= np.float32(np.sqrt(variance))
         made.setflags(write=False)
         with self._lock:
-            if (shape, seed) not in self._held and made.nbytes <= self._most:
-                self._held[shape, seed] = made
+            if key not in self._held and made.nbytes <= self._most:
+                self._held[key] = made
                 self._bytes += made.nbytes
             while self._bytes > self._most:
                 _, dropped = self._held.popitem(last=False)

@@ -54,15 +54,17 @@ def test_the_digest_names_the_image_and_all_that_was_done_to_it() -> None:
 def test_noise_is_kept_within_its_budget_and_made_again_the_same() -> None:
     cache = NoiseCache(3 * 4 * 100)
     wanted = {
-        seed: np.random.default_rng((seed,)).standard_normal(100, np.float32) for seed in range(5)
+        seed: 2 * np.random.default_rng((seed,)).standard_normal(100, np.float32)
+        for seed in range(5)
     }
-    held = cache.get((100,), (0,))
+    held = cache.get((100,), (0,), 4.0)
     for seed in (1, 2, 0, 3, 4):
-        np.testing.assert_array_equal(cache.get((100,), (seed,)), wanted[seed])
-    assert cache.get((100,), (0,)) is held, "used since: longer kept than what was not"
-    assert cache.get((100,), (1,)) is not cache.get((10, 10), (1,))
-    np.testing.assert_array_equal(cache.get((100,), (1,)), wanted[1])
-    assert cache.get((301,), (0,)).size == 301, "what is too large is made and not kept"
+        np.testing.assert_array_equal(cache.get((100,), (seed,), 4.0), wanted[seed])
+    assert cache.get((100,), (0,), 4.0) is held, "used since: longer kept than what was not"
+    assert cache.get((100,), (1,), 4.0) is not cache.get((10, 10), (1,), 4.0)
+    np.testing.assert_array_equal(cache.get((100,), (1,), 4.0), wanted[1])
+    np.testing.assert_array_equal(cache.get((100,), (1,), 1.0), wanted[1] / 2)
+    assert cache.get((301,), (0,), 4.0).size == 301, "what is too large is made and not kept"
     assert cache._bytes == sum(array.nbytes for array in cache._held.values()) <= 3 * 4 * 100
     with pytest.raises(ValueError, match="read-only"):
         held[0] = 1
