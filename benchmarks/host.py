@@ -25,6 +25,8 @@ from typing import Any
 import hosting  # noqa: F401  # before report, see there
 from report import HERE, Target, folder, hardware, write
 
+import saccade_server
+
 PARTS = tuple(name for name in ("requests", "steps") if (HERE / "hosting" / f"{name}.py").exists())
 SOURCES = ("kernels", "interventions", "server", "clients/python")
 NAME = "host"
@@ -37,7 +39,7 @@ def checkout(what: str) -> Iterator[Path]:
         yield Path(what).resolve()
         return
     with tempfile.TemporaryDirectory() as made:
-        archive = ["git", "-C", str(HERE), "archive", what, ":/"]
+        archive = ["git", "-C", str(HERE.parent), "archive", what]
         packed = subprocess.run(archive, check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x", "-C", made], input=packed, check=True)
         yield Path(made)
@@ -53,7 +55,10 @@ def measured(part: str, tree: Path) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    found: dict[str, Any]
+    source, found = json.loads(run.stdout.splitlines()[-1])
+    if tree.resolve() not in Path(source).resolve().parents:
+        raise RuntimeError(f"{source} was measured, which is not of {tree}")
     return found
 
 
@@ -115,7 +120,8 @@ def main() -> None:
     parser.add_argument("--measure", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(importlib.import_module(f"hosting.{options.measure}").measure()))
+        found = importlib.import_module(f"hosting.{options.measure}").measure()
+        print(json.dumps([saccade_server.__file__, found]))
         return
     figures = kept()
     for part in options.parts:
