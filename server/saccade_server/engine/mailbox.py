@@ -7,6 +7,9 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+MANY = 256
+"""Items that are left for later at most: a reader that takes too many at once holds others up."""
+
 
 class Mailbox(Generic[Item]):
     """Items in the order in which they were put; one reader, on the same event loop."""
@@ -28,8 +31,11 @@ class Mailbox(Generic[Item]):
             waiter.set_result(None)
 
     def leave(self, item: Item) -> None:
-        """Add an item that the reader finds when something else wakes it."""
-        self._items.append(item)
+        """Add an item that the reader finds when something else wakes it, or when it is many."""
+        if len(self._items) + 1 < MANY:
+            self._items.append(item)
+        else:
+            self.put(item)
 
     async def take(self) -> list[Item]:
         """Everything that has come, at least one item."""

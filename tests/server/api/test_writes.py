@@ -17,6 +17,7 @@ from saccade_server.api.layers.shortcut import SHORTCUT
 from saccade_server.api.openapi.replies import ChatChunk, TextChunk
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.sse import frame
+from saccade_server.engine.mailbox import MANY
 from saccade_server.engine.messages import Abort, Outputs, Submit
 from saccade_server.engine.request import EngineOutput, FinishReason, TokenLogprobs
 from saccade_server.engine.streams import StreamingClient
@@ -185,6 +186,28 @@ def test_steps_that_came_together_are_one_write_while_the_answer_begins(tools: A
         assert len(events(stream)) == 4  # a role, and one for each token all the same
         stand.engine.end()
         await settled()
+
+    run(tools, test)
+
+
+def test_an_answer_that_is_not_streamed_wakes_nobody_for_single_tokens(tools: Any) -> None:
+    async def test(stand: Stand) -> None:
+        whole = await stand.ask(stream=False)
+        entry = stand.engine._sequences[stand.engine.submitted[0].request.request_id]
+        choice = entry.deliver.args[0]  # type: ignore[attr-defined]
+        for _ in range(MANY - 1):
+            stand.engine.step("a")
+        await settled()
+        assert choice.completion_tokens == 0
+        stand.engine.step("a")
+        await settled()
+        assert choice.completion_tokens == MANY  # nor is so much left that it would hold others up
+        stand.engine.step("b")
+        stand.engine.end()
+        await settled()
+        answer = json.loads(b"".join(whole.transport.writes).partition(b"\r\n\r\n")[2])
+        assert answer["choices"][0]["message"]["content"] == "a" * MANY + "b!"
+        assert answer["usage"]["completion_tokens"] == MANY + 2
 
     run(tools, test)
 
