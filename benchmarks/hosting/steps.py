@@ -6,6 +6,8 @@ host does while a GPU computes. Contexts grow as they do in serving: pages fill,
 
 - plain: greedy; sampled: temperature 1; filtered: with top_p
 - edited: greedy, every request with the same VAR plan
+- as they come: greedy and sampled, neither one step ahead nor in fixed places, as on a CPU; the
+  draws are a part of it
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 1.0},
     "filtered": {"temperature": 0.8, "top_p": 0.9},
     "edited": {"temperature": 0.0},
+    "plain, as they come": {"temperature": 0.0},
+    "sampled, as they come": {"temperature": 1.0},
 }
 PROMPT = 700
 STEPS, SAMPLES, SETTLE = 40, 9, 20
@@ -87,15 +91,15 @@ def targets(figures: dict[str, Any]) -> list[Target]:
 
 
 def _milliseconds(kind: str, batch: int) -> float:
-    most = max(BATCHES)
+    most, comes = max(BATCHES), kind.endswith("as they come")
     config = EngineConfig(
         model="stub",
         max_num_seqs=most,
         max_batched_tokens=MAX_LEN,
         max_model_len=MAX_LEN,
         cache_tokens=most * LONGEST,
-        overlap=True,
-        padded_decode=True,
+        overlap=not comes,
+        padded_decode=not comes,
     )
     model: Any = Narrow()
     core = EngineCore(model, config, SINK_DIMS)
