@@ -61,7 +61,8 @@ class Vectors:
         """Wrap an array [rows, size]."""
         rows, size = values.shape
         data = np.ascontiguousarray(values, dtype="<f4").tobytes()
-        return cls(hashlib.sha256(data).hexdigest(), rows, size, data)
+        digest = hashlib.sha256(b"%d x %d:" % (rows, size) + data).hexdigest()
+        return cls(digest, rows, size, data)
 
     @cached_property
     def is_unit(self) -> NDArray[np.bool_]:

@@ -195,3 +195,10 @@ def test_every_process_finds_the_same() -> None:
     base = plan()
     wanted = [*base.program_keys.values(), base.tags_key(), base.fingerprint()]
     assert found == {" ".join(map(str, wanted)) + "\n"}
+
+
+def test_the_same_numbers_in_another_shape_are_other_vectors() -> None:
+    """What a head adds and a direction of the residual lie side by side in a plan."""
+    numbers = np.arange(1, 13, dtype=np.float32)
+    shapes = [(1, 12), (12, 1), (3, 4), (4, 3)]
+    assert len({Vectors.pack(numbers.reshape(shape)).digest for shape in shapes}) == 4

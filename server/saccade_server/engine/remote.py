@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
 """Seconds an engine gets to end by itself."""
+READ_AT_ONCE = 4
+"""Replies that are taken before anything else gets its turn."""
 START_TIMEOUT = 3600.0
 """Seconds for a model to be fetched, loaded, and its kernels compiled and captured."""
 
@@ -53,6 +55,7 @@ class RemoteEngine(StreamingClient):
             message = f"no socket in the temporary folder ({error.strerror}): set TMPDIR to another"
             raise OSError(message) from None
         self._event_loop = asyncio.get_running_loop()
+        self._due = False  # a reading that no descriptor asks for is scheduled
         self._pulse = Pulse()
         self._tasks: list[asyncio.Task[None]] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -130,11 +133,25 @@ class RemoteEngine(StreamingClient):
         # With no high-water mark a PAIR socket takes the message at once.
         self._socket.send(encode(command), flags=zmq.NOBLOCK)
         # Sending may have taken notice of what has come, and the descriptor shows that only once.
-        self._event_loop.call_soon(self._read)
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            self._event_loop.call_soon(self._read_due)
+
+    def _read_due(self) -> None:
+        self._due = False
+        self._read()
 
     def _read(self) -> None:
-        """Take every reply that has come."""
-        while not self._socket.closed:
+        """Take the replies that have come, a few at a time: clients' sockets have their turn too.
+
+        An engine whose steps are shorter than what they cost here never lets the queue run dry.
+        """
+        for _ in range(READ_AT_ONCE):
+            if self._socket.closed:
+                return
             try:
                 message = self._socket.recv(flags=zmq.NOBLOCK)
             except zmq.Again:
@@ -144,6 +161,7 @@ class RemoteEngine(StreamingClient):
             except Exception as error:  # or whoever waits for it would wait for ever
                 logger.exception("a message of the engine could not be handed on")
                 self._die(f"its message could not be handed on: {type(error).__name__}")
+        self._read_soon()  # the descriptor shows only once that there is something
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()

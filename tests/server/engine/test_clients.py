@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
 from msgspec.structs import replace
 
 from saccade_server.demo import model_path
@@ -19,16 +20,19 @@ from saccade_server.engine.heartbeat import Progress
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.loop import run_loop
 from saccade_server.engine.messages import (
+    Abort,
     Outputs,
     Shutdown,
+    Stats,
     Submit,
     decode_command,
     decode_reply,
     encode,
 )
-from saccade_server.engine.remote import RemoteEngine, ended
+from saccade_server.engine.remote import READ_AT_ONCE, RemoteEngine, ended
 from saccade_server.engine.request import (
     EngineOutput,
+    EngineStats,
     FinishReason,
     GenerateRequest,
     SamplingParams,
@@ -272,6 +276,35 @@ def test_engine_process_serves_dies_and_is_missed() -> None:
         folder = engine._folder.path
         await engine.close()
         assert not folder.exists()
+
+    asyncio.run(main())
+
+
+def test_a_talkative_engine_leaves_everything_else_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many replies wait, and however often something is sent meanwhile."""
+
+    async def main() -> None:
+        engine = RemoteEngine()
+        seen: list[Any] = []
+        monkeypatch.setattr(engine, "_receive", seen.append)
+        with zmq.Context() as context, context.socket(zmq.PAIR) as other:
+            other.connect(engine._endpoint)
+            for ticket in range(200):
+                other.send(encode(Stats(ticket, EngineStats())))
+            assert engine._socket.poll(10_000)
+            engine._event_loop.add_reader(engine._socket, engine._read)
+            try:
+                while len(seen) < 200:
+                    before = len(seen)
+                    for _ in range(3):
+                        engine._send(Abort("nobody"))
+                    await asyncio.sleep(0)
+                    assert len(seen) - before <= 2 * READ_AT_ONCE  # the descriptor's turn, our own
+            finally:
+                await engine.close()
+        assert [reply.ticket for reply in seen] == list(range(200))
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.llava_next import AnyResolutionLayout
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
-from saccade_server.models.views import Cells, cut
+from saccade_server.models.views import Cells, View, cut
 
 TILED = ["llava_next", "internvl", "idefics3", "smolvlm"]
 FAMILIES = ["llava", *TILED, "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -175,3 +175,12 @@ def test_what_no_whole_patch_covers_is_not_shown() -> None:
     """Three patches of 8 pixels in a tile of 26, of an image that fills two tiles."""
     vision = SiglipVisionConfig(image_size=26, patch_size=8)
     assert cut((0.5, 0.0, 1.0, 1.0), vision) == pytest.approx((0.5, 0, 0.5 + 12 / 26, 24 / 26))
+
+
+def test_a_digest_is_of_shapes_too() -> None:
+    """The same numbers as other tiles, or on another grid, are seen otherwise."""
+    numbers = np.arange(48, dtype=np.float32)
+    shapes = [(1, 2, 3, 2, 4), (2, 1, 3, 2, 4), (1, 2, 3, 4, 2)]
+    grids = [None, (1, 2, 4), (1, 4, 2)]
+    views = [View(numbers.reshape(shape), grid, 9) for shape in shapes for grid in grids]
+    assert len({view.digest() for view in views}) == len(views)
