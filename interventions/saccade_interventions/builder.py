@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,9 +145,9 @@ class PlanBuilder:
         self._check_classes(weights)
         return Gate(tuple(weights.get(c, 0.0) for c in range(self._classes)), at_least)
 
-    def vectors(self, values: NDArray[np.float32]) -> str:
+    def vectors(self, values: NDArray[np.float32] | Vectors) -> str:
         """Bring vectors [rows, size] for edits to name. Returns their digest."""
-        packed = Vectors.pack(values)
+        packed = values if isinstance(values, Vectors) else Vectors.pack(values)
         self._vectors[packed.digest] = packed
         return packed.digest
 
@@ -155,13 +156,14 @@ class PlanBuilder:
         sites: Sites,
         phases: tuple[Phase, ...],
         gain: float = 1.0,
-        shift: NDArray[np.float32] | None = None,
+        shift: NDArray[np.float32] | Vectors | None = None,
     ) -> None:
         """o' = gain o + shift for the given heads; ``shift`` is [heads of all sites, head_dim]."""
         count = sum(len(heads) for _, heads in sites)
-        if shift is not None and shift.shape != (count, self._shape.head_dim):
+        values = shift.unpack() if isinstance(shift, Vectors) else shift
+        if values is not None and values.shape != (count, self._shape.head_dim):
             raise ValueError(f"shift of {count} heads must be [{count}, {self._shape.head_dim}]")
-        if shift is not None and not shift.any():
+        if values is not None and not values.any():
             shift = None
         if sites and phases and (gain != 1.0 or shift is not None):
             digest = None if shift is None else self.vectors(shift)
@@ -256,7 +258,7 @@ class PlanBuilder:
             raise ValueError("a stream edit names a vector that nobody brought")
         if edit.onto is None and not edit.diagonal and not known.is_unit[edit.row]:
             raise ValueError("the direction of a stream edit is a unit vector")
-        finite = np.isfinite((edit.scale, edit.shift)).all()
+        finite = isfinite(edit.scale) and isfinite(edit.shift)
         bounds = ((edit.low, edit.high), (edit.above, edit.below))
         if not finite or not all(-NO_LIMIT <= low <= high <= NO_LIMIT for low, high in bounds):
             raise ValueError("a stream edit has finite numbers, and low is not above high")

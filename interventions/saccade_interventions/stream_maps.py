@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.artifacts import Artifact
+from saccade_interventions.edits import Vectors
 from saccade_interventions.vectors import norms
 
 Terms = list[dict[str, Any]]
@@ -25,9 +26,9 @@ Terms = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class StreamMaps:
-    """Vectors float32 [n, hidden], and what is done with their rows, by layer."""
+    """Vectors [n, hidden], and what is done with their rows, by layer."""
 
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     terms: Mapping[int, Terms]
 
 
@@ -47,7 +48,7 @@ def _subspaces(
         first = sum(len(basis) for basis in bases)
         bases.append(np.linalg.qr((vectors / norms(vectors)[:, None]).T)[0].T)
         terms[layer] = [{"row": first + i, "scale": 1.0 - coefficient} for i in range(len(at))]
-    return StreamMaps(np.concatenate(bases).astype(np.float32), terms)
+    return _packed(np.concatenate(bases), terms)
 
 
 def _low_rank(
@@ -69,7 +70,7 @@ def _low_rank(
         ]
         place += len(at)
     vectors = np.concatenate([tensors["read"][chosen], tensors["write"][chosen]])
-    return StreamMaps(vectors.astype(np.float32), terms)
+    return _packed(vectors, terms)
 
 
 def _diagonal(
@@ -89,7 +90,11 @@ def _diagonal(
         if length:
             terms[layer].append({"row": len(vectors), "shift": coefficient * length})
             vectors.append(shift / length)
-    return StreamMaps(np.stack(vectors).astype(np.float32), terms)
+    return _packed(np.stack(vectors), terms)
+
+
+def _packed(vectors: NDArray[Any], terms: Mapping[int, Terms]) -> StreamMaps:
+    return StreamMaps(Vectors.pack(vectors.astype(np.float32)), terms)
 
 
 _MAKERS = {"subspaces": _subspaces, "low_rank": _low_rank, "diagonal": _diagonal}

@@ -45,13 +45,12 @@ from saccade_interventions.indices import Index
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows
+from saccade_interventions.units import units_of
 from saccade_interventions.vectors import (
     EXAMPLE_ID,
     RESIDUAL,
     Site,
     kind_of,
-    norms,
-    unit_vectors,
 )
 
 
@@ -117,10 +116,10 @@ class FunctionVector(Intervention):
         entry = self.resolved(context)
         site = entry.site or RESIDUAL
         layer, row = self._place(found, context.model)
-        vector = found.tensors["vectors"][row : row + 1].astype(np.float64)
+        units = units_of(found, [row])
         plan = context.plan()
-        direction = plan.vectors(unit_vectors(vector).astype(np.float32))
-        shift = (entry.coefficient or 0.0) * float(norms(vector)[0])
+        direction = plan.vectors(units.vectors)
+        shift = (entry.coefficient or 0.0) * units.lengths[0]
         number = layer + (site == RESIDUAL)
         phases = parse_rows(self.rows)
         plan.stream(StreamEdit(number, phases, direction, 0, shift=shift, site=kind_of(site)))

@@ -38,6 +38,7 @@ from saccade_interventions.headlists import by_site
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows
+from saccade_interventions.units import shifts_of
 from saccade_interventions.vectors import EXAMPLE_ID, unit_vectors
 
 PUBLISHED = 15.0
@@ -100,8 +101,8 @@ class HeadSteering(Intervention):
         found = context.artifact(self.artifact, "head_vectors")
         sites, order = by_site(found.tensors["heads"])
         alpha = self.resolved(context).alpha or 0.0
-        shift = (alpha * self._directions(found))[order]
-        plan.head(sites, parse_rows(self.rows), shift=shift.astype(np.float32))
+        shift = shifts_of(found, self.unit, alpha, lambda: self._directions(found)[order])
+        plan.head(sites, parse_rows(self.rows), shift=shift)
         return plan.build()
 
     def _directions(self, found: Artifact) -> NDArray[np.float64]:

@@ -68,13 +68,13 @@ from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.stream_maps import StreamMaps, maps_of
 from saccade_interventions.targets import Rows
+from saccade_interventions.units import units_of
 from saccade_interventions.vectors import (
     EXAMPLE_ID,
     RESIDUAL,
     Site,
     kind_of,
     layers_at,
-    norms,
     place_of,
 )
 
@@ -281,14 +281,12 @@ class Steering(Intervention):
         coefficient = self.coefficient or 0.0  # clamp has none
         if found.kind != "vectors":
             return maps_of(found, rows, coefficient)
-        stored = found.tensors["vectors"][[row for (row,) in rows.values()]].astype(np.float64)
-        lengths = norms(stored)
+        units = units_of(found, [row for (row,) in rows.values()])
         terms = {
             layer: [{"row": row, **self._change(coefficient, length)}]
-            for row, (layer, length) in enumerate(zip(rows, lengths.tolist(), strict=True))
+            for row, (layer, length) in enumerate(zip(rows, units.lengths, strict=True))
         }
-        stored /= lengths[:, None]
-        return StreamMaps(stored.astype(np.float32), terms)
+        return StreamMaps(units.vectors, terms)
 
     def _change(self, coefficient: float, length: float) -> dict[str, Any]:
         """What happens along one vector that is stored with this length."""

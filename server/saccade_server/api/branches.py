@@ -12,13 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.kept import Kept
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Branch, MeasuredGains, Noise
 from saccade_interventions.siblings import deleted_plan, hidden_plan, same_plan
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
-from saccade_server.models.noise import noised
+from saccade_server.models.noise import Seed, digest_of, noised
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+
+MOST_BYTES = 64 * 2**20
+"""Of noised images that are kept: one image is often asked about several times."""
+
+_NOISED = Kept[Array](MOST_BYTES, lambda pixels: len(pixels.data))
 
 
 def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput, ...]:
@@ -67,13 +73,14 @@ def _pages(tokens: int) -> int:
 def _contrasted(plan: Plan, branch: Branch, prompt: RenderedPrompt, source: int) -> BranchInput:
     if branch.images == "deleted":
         return _without_images(plan if branch.edited else None, prompt, source)
-    images = prompt.images
     if branch.images == "noised":
         assert branch.noise is not None
-        images = _noised(images, branch.noise)
+        images = _noised(prompt.images, branch.noise)
+    else:
+        images = tuple(map(image_input, prompt.images))
     return BranchInput(
         tokens=tuple(prompt.tokens),
-        images=tuple(map(image_input, images)),
+        images=images,
         plan=same_plan(plan) if branch.edited else None,
     )
 
@@ -102,8 +109,14 @@ def _without_images(plan: Plan | None, prompt: RenderedPrompt, source: int) -> B
     return BranchInput(tokens=tuple(tokens), plan=own)
 
 
-def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[PreparedImage, ...]:
+def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[ImageInput, ...]:
     """Every view with noise of its own."""
     return tuple(
-        noised(image, noise.kept, (noise.seed, index)) for index, image in enumerate(images)
+        _noised_input(image, noise.kept, (noise.seed, index)) for index, image in enumerate(images)
     )
+
+
+def _noised_input(image: PreparedImage, share: float, seed: Seed) -> ImageInput:
+    digest = digest_of(image, share, seed)
+    pixels = _NOISED.get(digest, lambda: Array.pack(noised(image, share, seed).pixels))
+    return ImageInput(digest, image.start, image.length, pixels, image.grid)

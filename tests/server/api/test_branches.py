@@ -14,6 +14,7 @@ from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.vcd import VCD, kept
 from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import NEVER_ATTEND
+from saccade_server.api import branches
 from saccade_server.api.branches import branches_of, room_for_all
 from saccade_server.engine.limits import why_group_refused
 from saccade_server.engine.request import BranchInput
@@ -43,6 +44,19 @@ def test_vcd_sends_the_same_tokens_with_noised_images(server, tools):
         np.testing.assert_allclose(noised.pixels.unpack(), expected, rtol=1e-5, atol=1e-5)
         seen |= {clean.digest, noised.digest}
     assert len(seen) == 3  # one picture twice, noised in two ways
+
+
+def test_noised_images_are_kept_for_the_same_image_seed_and_share_alone(server, tools):
+    def pixels(entry):
+        (branch,) = asked(server, tools, entry)[-1].branches
+        return [image.pixels for image in branch.images]
+
+    first, again = pixels(VCD_ENTRY), pixels(VCD_ENTRY)
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    for entry in ({"noise_seed": 4}, {"noise_step": 400}):
+        others = pixels(VCD_ENTRY | entry)
+        assert all(one != other for one, other in zip(first, others, strict=True))
+    assert branches._NOISED._bytes <= branches.MOST_BYTES
 
 
 def test_pai_contrast_sends_the_text_alone(server, tools):

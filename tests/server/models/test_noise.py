@@ -57,14 +57,14 @@ def test_noise_is_kept_within_its_budget_and_made_again_the_same() -> None:
         seed: 2 * np.random.default_rng((seed,)).standard_normal(100, np.float32)
         for seed in range(5)
     }
-    held = cache.get((100,), (0,), 4.0)
+    held = cache.noise((100,), (0,), 4.0)
     for seed in (1, 2, 0, 3, 4):
-        np.testing.assert_array_equal(cache.get((100,), (seed,), 4.0), wanted[seed])
-    assert cache.get((100,), (0,), 4.0) is held, "used since: longer kept than what was not"
-    assert cache.get((100,), (1,), 4.0) is not cache.get((10, 10), (1,), 4.0)
-    np.testing.assert_array_equal(cache.get((100,), (1,), 4.0), wanted[1])
-    np.testing.assert_array_equal(cache.get((100,), (1,), 1.0), wanted[1] / 2)
-    assert cache.get((301,), (0,), 4.0).size == 301, "what is too large is made and not kept"
+        np.testing.assert_array_equal(cache.noise((100,), (seed,), 4.0), wanted[seed])
+    assert cache.noise((100,), (0,), 4.0) is held, "used since: longer kept than what was not"
+    assert cache.noise((100,), (1,), 4.0) is not cache.noise((10, 10), (1,), 4.0)
+    np.testing.assert_array_equal(cache.noise((100,), (1,), 4.0), wanted[1])
+    np.testing.assert_array_equal(cache.noise((100,), (1,), 1.0), wanted[1] / 2)
+    assert cache.noise((301,), (0,), 4.0).size == 301, "what is too large is made and not kept"
     assert cache._bytes == sum(array.nbytes for array in cache._held.values()) <= 3 * 4 * 100
     with pytest.raises(ValueError, match="read-only"):
         held[0] = 1
