@@ -116,16 +116,25 @@ class Plan:
 
         Phases without rows are left out; nothing else depends on how many rows there are.
         """
-        last = self.prompt_length - 1
-        question = min(self.question_start, last)
-        ends = (question, last, last + 1, max(end, last + 1))
         found, begun = [], start
-        for phase, phase_end in zip(PHASES, ends, strict=True):
-            stop = min(phase_end, end)
-            if stop > begun:
-                found.append((phase, stop - begun))
-                begun = stop
+        for phase, phase_end in self._phase_ends:
+            if phase_end >= end:
+                break
+            if phase_end > begun:
+                found.append((phase, phase_end - begun))
+                begun = phase_end
+        else:
+            phase = Phase.GENERATED
+        if end > begun:
+            found.append((phase, end - begun))
         return found
+
+    @cached_property
+    def _phase_ends(self) -> tuple[tuple[Phase, int], ...]:
+        """Of the phases of the prompt, in their order, where each ends."""
+        last = self.prompt_length - 1
+        ends = (min(self.question_start, last), last, last + 1)
+        return tuple(zip(PHASES[:3], ends, strict=True))
 
     def phase(self, position: int) -> Phase:
         """The phase of the query row at ``position`` of the sequence."""
@@ -247,7 +256,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def _edit_content(edit: Edits) -> bytes:
     """All that an edit says, but not whose it is."""
-    return _encode([type(edit).__name__, replace(edit, source=0)])
+    nobodys = edit if edit.source == 0 else replace(edit, source=0)
+    return _encode([type(edit).__name__, nobodys])
 
 
 def _rule_content(rule: Rules) -> bytes:

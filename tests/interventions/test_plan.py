@@ -36,6 +36,17 @@ def test_phases_partition_the_rows(plan):
     )
 
 
+@pytest.mark.parametrize(("length", "question"), [(9, 4), (9, 0), (9, 9), (1, 0), (2, 1)])
+def test_runs_of_phases_are_the_phases_of_their_rows(length, question):
+    plan = PlanBuilder(ControlShape(2, 2, 4), length, question).build()
+    for start in range(length + 3):
+        for end in range(start, length + 4):
+            runs = plan.phases_of(start, end)
+            rows = [phase for phase, count in runs for _ in range(count)]
+            assert rows == [plan.phase(at) for at in range(start, end)]
+            assert all(count > 0 for _, count in runs)
+
+
 def test_rows_are_joined():
     assert parse_rows("last+generated") == (Phase.LAST, Phase.GENERATED)
     assert parse_rows("prompt+generated") == ALL

@@ -96,7 +96,7 @@ def pack(
         _page_table(chunks),
         _spread(runs),
         np.array(tag_rows, dtype=np.int32),
-        _tokens(chunks),
+        _tokens(chunks, decodes),
         _positions(chunks, positions, decodes),
         np.array(last, dtype=np.int64),
     )
@@ -137,8 +137,8 @@ def slots_of(pages: Batch[int], start: int, end: int) -> Ints:
     """Cache slots of positions ``start`` to ``end`` of a sequence that holds ``pages``."""
     first = start // PAGE
     held = np.array(pages[first : -(-end // PAGE)], dtype=np.int64)
-    position = np.arange(start, end, dtype=np.int64)
-    return held[position // PAGE - first] * PAGE + position % PAGE
+    slots = held[:, None] * PAGE + np.arange(PAGE)
+    return slots.reshape(-1)[start - first * PAGE : end - first * PAGE]
 
 
 def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]]) -> LayerEdits:
@@ -175,13 +175,14 @@ def _prefill(tables: DeviceTables, chunk: Chunk, runs: list[tuple[int, int]]) ->
 # Single tokens, most of what a server packs, go through plain lists: an array each would cost more.
 
 
-def _tokens(chunks: Batch[Chunk]) -> Ints:
+def _tokens(chunks: Batch[Chunk], decodes: int) -> Ints:
     """Token of every row, 0 where the host does not know it: int64 [T]."""
-    found: list[int] = []
-    for chunk in chunks:
+    single: list[int] = []
+    for chunk in chunks[:decodes]:
         known = chunk.sequence.tokens[chunk.start : chunk.end]
-        found += known or (0,)  # only a single token can be unknown
-    return np.array(found, dtype=np.int64)
+        single += known or (0,)  # only a single token can be unknown
+    longer = (chunk.sequence.ids(chunk.start, chunk.end) for chunk in chunks[decodes:])
+    return np.concatenate([np.array(single, dtype=np.int64), *longer])
 
 
 def _sources(

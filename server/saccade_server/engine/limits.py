@@ -137,7 +137,7 @@ def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> st
         return "the prompt is empty"
     if _longest(member, max_tokens) > info.max_model_len:
         return f"prompt and max_tokens exceed the limit of {info.max_model_len} tokens"
-    if min(member.tokens) < 0 or max(member.tokens) >= info.vocab_size:
+    if not _are_known(member, info.vocab_size):
         return "a token is not in the vocabulary"
     if any(i.start < 0 or i.start + i.length > len(member.tokens) for i in member.images):
         return "an image reaches beyond the prompt"
@@ -152,6 +152,14 @@ def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> st
         if any(v.size != info.hidden_size for v in plan.vectors if v.digest in named):
             return "the plan's vectors were made for another model"
     return None
+
+
+def _are_known(member: Member, vocab_size: int) -> bool:
+    """True if all tokens are in the vocabulary."""
+    try:
+        return bool(member.ids.min() >= 0 and member.ids.max() < vocab_size)
+    except OverflowError:  # more than 64 bits
+        return False
 
 
 def _members(request: GenerateRequest) -> tuple[Member, ...]:

@@ -57,17 +57,17 @@ class PageKeyer:
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Append the keys of all full pages among the first ``tokens`` tokens."""
-        keys, known = sequence.page_keys, sequence.tokens
+        keys = sequence.page_keys
         parent = keys[-1] if keys else b""
-        for start in range(len(keys) * PAGE, tokens - PAGE + 1, PAGE):
-            content: list[object] = [
-                known[start : start + PAGE],
-                self._images(start),
-                self._edits(start),
-            ]
+        begun = len(keys) * PAGE
+        ids = sequence.ids(begun, tokens).data.cast("B")
+        width = ids.nbytes // max(tokens - begun, 1)
+        for start in range(begun, tokens - PAGE + 1, PAGE):
+            content: list[object] = [self._images(start), self._edits(start)]
             if self._salt is not None:
                 content.append(self._salt)
-            parent = hashlib.sha256(parent + _encode(content)).digest()
+            own = ids[(start - begun) * width : (start - begun + PAGE) * width]
+            parent = hashlib.sha256(b"".join((parent, own, _encode(content)))).digest()
             keys.append(parent)
 
     @property

@@ -7,6 +7,7 @@ the wire can name code.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -70,7 +71,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     forced: tuple[int, ...] = ()  # the first tokens of the answer, to learn their log-probabilities
 
 
-class BranchInput(msgspec.Struct, frozen=True, kw_only=True):
+class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A sibling of a sequence: another view of its prompt, followed by the same generated tokens.
 
     It exists because a rule of the sequence's plan asks for it. ``measures``: it is needed until
@@ -82,8 +83,13 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan | None = None
     measures: bool = False
 
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The tokens as an array, read-only."""
+        return _ids(self.tokens)
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One sequence to generate. ``private``: no cache page of it is shared with other requests.
 
     ``branches`` are what the plan's rules ask for: one that measures for ``measured``, one that
@@ -98,10 +104,21 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     branches: tuple[BranchInput, ...] = ()
     private: bool = False
 
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The tokens as an array, read-only."""
+        return _ids(self.tokens)
+
     @property
     def all_images(self) -> tuple[ImageInput, ...]:
         """The images of the sequence and of its branches."""
         return (*self.images, *(image for branch in self.branches for image in branch.images))
+
+
+def _ids(tokens: tuple[int, ...]) -> NDArray[np.int64]:
+    made = np.fromiter(tokens, np.int64, len(tokens))
+    made.setflags(write=False)
+    return made
 
 
 class FinishReason(StrEnum):

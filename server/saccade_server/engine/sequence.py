@@ -54,6 +54,12 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
 
+    def ids(self, start: int, end: int) -> NDArray[np.int64]:
+        """The tokens from ``start`` to ``end``, all of them known."""
+        if end <= self.prompt_length:
+            return self.request.ids[start:end]
+        return np.array(self.tokens[start:end], np.int64)
+
     def append(self, token: int) -> None:
         """Add a sampled token."""
         self.tokens.append(token)

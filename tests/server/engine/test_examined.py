@@ -46,6 +46,14 @@ def test_what_is_known_is_what_there_is(ends: list[int]) -> None:
     np.testing.assert_array_equal(examined(made, 62, 181), one_by_one(made, 62, 181))
 
 
+def test_slots_are_those_of_the_pages() -> None:
+    pages = [9, 2, 5, 4, 8]
+    for start in (0, 1, 63, 64, 65, 200):
+        for end in (start, start + 1, start + 63, 255, 256, 257, 320):
+            wanted = [pages[at // PAGE] * PAGE + at % PAGE for at in range(start, end)]
+            np.testing.assert_array_equal(slots_of(pages, start, end), wanted)
+
+
 def test_a_preempted_sequence_has_other_pages() -> None:
     made, known = sequence(), Examined()
     known.until(made, 100)

@@ -333,6 +333,8 @@ def test_branches_and_plan_must_fit() -> None:
     for wrong, reason in (
         (with_fields(branch, tokens=()), "empty"),
         (with_fields(branch, tokens=(100,)), "vocabulary"),
+        (with_fields(branch, tokens=(-1,)), "vocabulary"),
+        (with_fields(branch, tokens=(1, 2**63)), "vocabulary"),
         (with_fields(branch, plan=plan(19)), "another prompt"),
         (with_fields(branch, plan=replace(plan(20), layers=3)), "another model"),
         (with_fields(branch, tokens=(1,) * 505), "exceed the limit"),

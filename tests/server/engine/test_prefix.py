@@ -6,6 +6,7 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.request import Array, GenerateRequest, ImageInput, SamplingParams
@@ -153,3 +154,30 @@ def test_sink_scores_are_an_extra_of_the_page_not_part_of_its_key() -> None:
     assert keyer(replace(rule, dims=(2,))).needs != needs
     assert [keyer(rule).extra(page) for page in (0, 3, 4)] == [needs, needs, None]
     assert keyer(replace(rule, generated=True)).extra(4) == needs
+
+
+def test_tokens_are_the_same_whether_they_came_or_were_drawn() -> None:
+    tokens = [(7 * at) % 1000 for at in range(LENGTH)]
+    known = keys(tokens=tokens)
+    assert len(known) == len(set(known)) == LENGTH // PAGE
+    for came in (1, 63, 64, 65, 200):
+        assert keys(tokens=tokens[:came], more=tokens[came:]) == known
+    for at in (0, 63, 64, 255):
+        other = [*tokens]
+        other[at] += 1 << 32
+        assert shared(keys(tokens=other), known) == at // PAGE
+
+
+def test_keys_are_the_same_in_however_many_parts_they_are_made() -> None:
+    known = keys(plan(rows="prompt+generated"))
+    request = GenerateRequest(
+        request_id="r",
+        tokens=tuple(range(LENGTH)),
+        images=(ImageInput("x", *IMAGE, Array("<f4", (0,), b"")),),
+        plan=plan(rows="prompt+generated"),
+        sampling=SamplingParams(max_tokens=500),
+    )
+    sequence, keyer = Sequence(request), PageKeyer(request)
+    for length in (0, 10, 64, 64, 129, 255, LENGTH):
+        keyer.extend(sequence, length)
+        assert sequence.page_keys == known[: length // PAGE]
