@@ -229,6 +229,56 @@ def test_choices_of_one_request_come_in_order(tools: Any) -> None:
     run(tools, test)
 
 
+def test_a_token_does_not_overtake_what_came_before_it(tools: Any) -> None:
+    """News with more than a token wake the answer, which has not had them when the token comes."""
+
+    async def test(stand: Stand) -> None:
+        stream = await stand.ask()
+        stand.engine.step("a")
+        await settled()
+        name = stand.engine.submitted[0].request.request_id
+        more = EngineOutput(request_id=name, tokens=(ord("b"), ord("c")))
+        stand.engine._receive(Outputs(outputs=[more]))
+        stand.engine.step("d")
+        await settled()
+        stand.engine.end()
+        await settled()
+        assert texts(stream) == "abcd!"
+
+    run(tools, test)
+
+
+def test_usage_so_far_is_that_of_each_event(tools: Any) -> None:
+    async def test(stand: Stand) -> None:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        stream = await stand.ask(stream_options=options)
+        for token in "abc":
+            stand.engine.step(token)
+            await settled()
+        stand.engine.end()
+        await settled()
+        counts = [event["usage"]["completion_tokens"] for event in events(stream)[:-1]]
+        assert counts == [1, 1, 2, 3, 4, 4, 4]  # a role, four texts, an end, and the whole
+
+    run(tools, test)
+
+
+def test_a_stop_string_ends_an_answer_that_is_not_streamed_at_once(tools: Any) -> None:
+    async def test(stand: Stand) -> None:
+        whole = await stand.ask(stream=False, stop=["bc"])
+        for token in "abc":
+            assert not stand.engine.aborted
+            stand.engine.step(token)
+            await settled()
+        assert stand.engine.aborted == [stand.engine.submitted[0].request.request_id]
+        stand.engine.end()
+        await settled()
+        answer = json.loads(b"".join(whole.transport.writes).partition(b"\r\n\r\n")[2])
+        assert answer["choices"][0]["message"]["content"] == "a"
+
+    run(tools, test)
+
+
 def test_a_client_that_reads_slowly_loses_nothing(tools: Any) -> None:
     async def test(stand: Stand) -> None:
         stream = await stand.ask()

@@ -18,7 +18,7 @@ from saccade_server.engine.client import CapacityError, EngineDeadError
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.heartbeat import Progress
 from saccade_server.engine.local import LocalEngine
-from saccade_server.engine.loop import run_loop
+from saccade_server.engine.loop import _Commands, run_loop
 from saccade_server.engine.messages import (
     Abort,
     Outputs,
@@ -246,6 +246,16 @@ def test_a_step_is_one_message_and_a_token_two_numbers_in_it() -> None:
     for reply in sent:
         assert decode_reply(encode(reply)) == reply
     assert len(encode(Outputs(list(range(256)), [999] * 256))) < 256 * 8
+
+
+def test_nothing_is_kept_of_a_sequence_that_has_ended() -> None:
+    core: Any = Talker()
+    commands = _Commands(core)
+    for number, name in enumerate("abc"):
+        commands.obey(Submit(demo_request(name, 9), number))
+    while core.busy:
+        commands.pack(core.step())
+    assert commands._numbers == {}
 
 
 def demo_request(name: str, max_tokens: int) -> GenerateRequest:
