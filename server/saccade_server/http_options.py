@@ -91,7 +91,8 @@ PixelsInFlight = Annotated[
     typer.Option(
         min=1,
         help="Pixels that the images of all requests may have together while they wait and are "
-        "decoded; beyond it requests with images get a 503.",
+        "decoded, as they are or as the model is shown them, whichever is more; beyond it requests "
+        "with images get a 503.",
         envvar="SACCADE_MAX_PIXELS_IN_FLIGHT",
     ),
 ]

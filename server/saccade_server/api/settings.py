@@ -17,8 +17,9 @@ class ApiSettings:
     ``max_fetched_bytes`` is what the images of one request may have together that the server
     fetches itself; those of all requests may have ``max_bodies_bytes``, as bodies may.
     ``max_pixels_in_flight`` is what the images of all requests may have together from when they are
-    accepted until they are what the model takes. ``request_timeout`` counts from when the body has
-    been read: waiting, fetching, decoding, rendering and generating.
+    accepted until all of a request are what the model takes; one that becomes more pixels than it
+    has counts as these. ``request_timeout`` counts from when the body has been read: waiting,
+    fetching, decoding, rendering and generating.
     """
 
     served_model_name: str

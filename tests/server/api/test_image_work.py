@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import ApiError
 from saccade_server.api.images import image_work
 from saccade_server.models.prompt import PromptError
+from saccade_server.models.views import Pixels, View
 
 SIDE = 40
 PIXELS = SIDE * SIDE
@@ -118,6 +120,35 @@ def test_what_will_never_fit_is_not_told_to_try_again(make_server, tools, pictur
     error = refused.json()["error"]
     assert (error["code"], error["param"]) == ("image_too_large", "messages")
     assert f"{3 * PIXELS} pixels" in error["message"]
+
+
+def tiled(image):
+    """Four tiles, whatever the picture's size."""
+    return Pixels((View(np.zeros((2, 2, 3, SIDE, SIDE), np.float32), None, 4),))
+
+
+def test_what_pictures_become_counts_too(make_server, tools, monkeypatch, picture, background):
+    """A picture of one pixel may become many tiles, which wait for the request's other pictures."""
+    server = make_server(max_pixels_in_flight=9 * PIXELS, image_workers=2)
+    tiny = [picture(shade, (1, 1)) for shade in range(4)]
+    monkeypatch.setattr(server.prompts, "prepare_image", tiled, raising=False)
+    refused = ask(server, tools, *tiny[:3])
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("image_too_large", "messages")
+    assert f"{12 * PIXELS} pixels" in error["message"]
+    assert budget_of(server).taken == 0
+    gate = Gate(server, monkeypatch)
+    asked = background(ask, server, tools, *tiny[:2])
+    gate.wait_for(1)
+    budget_of(server).take(6 * PIXELS)
+    gate.open.set()
+    answer = asked.result()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    budget_of(server).give(6 * PIXELS)
+    assert budget_of(server).taken == 0
+    assert ask(server, tools, *tiny[:2]).status_code == 200
+    assert budget_of(server).taken == 0
 
 
 def fail(error):

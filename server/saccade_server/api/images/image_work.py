@@ -6,8 +6,10 @@ budget, or is refused at once. It has one image at a time in the threads that de
 take turns. Large images wait for a thread of their own: however many there are, photographs pass
 them, and only one picture of that size is unpacked in memory.
 
-The budget bounds how long the queue is; memory is bounded by the threads. While it is decoded, a
-large picture needs 4 bytes a pixel, a WebP 8 or more; what is kept is what the model takes.
+The budget bounds how long the queue is, and what of several images is kept until the last of them
+is ready: what the model takes, which for one that cuts images into tiles may be a million times
+the picture. Memory beside that is bounded by the threads: while it is decoded, a large picture
+needs 4 bytes a pixel, a WebP 8 or more.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from saccade_server.models.views import Pixels
 
 Result = TypeVar("Result")
 
+CHANNELS = 3
+
 RETRY_SECONDS = 2
 """After so long a client that found the budget taken may try again."""
 
@@ -42,17 +46,17 @@ class PixelBudget:
         self._most = most
         self._lock = Lock()
 
-    def take(self, pixels: int) -> None:
-        """Take ``pixels`` out of the budget.
+    def take(self, pixels: int, held: int = 0) -> None:
+        """Take ``pixels`` out of the budget, for a request that has ``held`` of them already.
 
         Raises:
-            BadRequest: they are more than there will ever be.
+            BadRequest: together they are more than there will ever be.
             Unavailable: they are more than there are now.
         """
-        if pixels > self._most:
+        if pixels + held > self._most:
             message = (
-                f"The images have {pixels} pixels together, more than the {self._most} that this "
-                "server decodes at once; send them smaller."
+                f"The images have, or become, {pixels + held} pixels together, more than the "
+                f"{self._most} that this server prepares at once; send fewer or smaller ones."
             )
             raise BadRequest(message, code="image_too_large", param="messages")
         with self._lock:
@@ -95,12 +99,14 @@ class ImageWorkers:
             for path, source in sources.items()
         ]
         made: dict[str, Pixels] = {}
-        with self._taken(limits.pixels) as run:
+        with self._taken(limits.pixels) as share:
             while opened:
                 image = opened.pop(0)
                 threads = self._large if image.pixels > LARGE_PIXELS else self._threads
                 work = partial(self._pixels, image)
-                made[image.param] = await _result(run(threads, work))
+                pixels = await _result(share.run(threads, work))
+                share.grow(_size(pixels) - image.pixels)
+                made[image.param] = pixels
         return made
 
     def close(self) -> None:
@@ -117,25 +123,46 @@ class ImageWorkers:
             raise BadRequest(message, code="invalid_image", param=image.param) from None
 
     @contextmanager
-    def _taken(
-        self, pixels: int
-    ) -> Iterator[Callable[[ThreadPoolExecutor, Callable[[], Pixels]], Future[Pixels]]]:
+    def _taken(self, pixels: int) -> Iterator[_Share]:
         """Hold ``pixels`` of the budget until the last piece of work that was begun has ended."""
-        self.budget.take(pixels)
-        last: Future[Pixels] | None = None
-
-        def run(threads: ThreadPoolExecutor, work: Callable[[], Pixels]) -> Future[Pixels]:
-            nonlocal last
-            last = threads.submit(work)
-            return last
-
+        share = _Share(self.budget, pixels)
         try:
-            yield run
+            yield share
         finally:
-            if last is None:
-                self.budget.give(pixels)
-            else:
-                last.add_done_callback(lambda _: self.budget.give(pixels))
+            share.end()
+
+
+class _Share:
+    """What one request has of the budget."""
+
+    def __init__(self, budget: PixelBudget, pixels: int) -> None:
+        budget.take(pixels)
+        self._budget = budget
+        self._held = pixels
+        self._last: Future[Pixels] | None = None
+
+    def run(self, threads: ThreadPoolExecutor, work: Callable[[], Pixels]) -> Future[Pixels]:
+        """Begin a piece of work."""
+        self._last = threads.submit(work)
+        return self._last
+
+    def grow(self, pixels: int) -> None:
+        """Take more of it, if that is anything."""
+        if pixels > 0:
+            self._budget.take(pixels, self._held)
+            self._held += pixels
+
+    def end(self) -> None:
+        """Give all of it back once no work is left."""
+        if self._last is None:
+            self._budget.give(self._held)
+        else:
+            self._last.add_done_callback(lambda _: self._budget.give(self._held))
+
+
+def _size(pixels: Pixels) -> int:
+    """How many pixels an image's views have."""
+    return sum(view.pixels.size for view in pixels.views) // CHANNELS
 
 
 async def _result(future: Future[Result]) -> Result:
