@@ -45,6 +45,7 @@ def _load(name: str) -> ModuleType:
 
 documented = _load("documented")
 fakes = _load("fakes")
+stepped = _load("steps")
 MODEL = "saccade-test"
 
 
@@ -186,6 +187,12 @@ def tools() -> SimpleNamespace:
         image_messages=image_messages,
         image_part=image_part,
     )
+
+
+@pytest.fixture(scope="session")
+def steps() -> ModuleType:
+    """An engine that a test steps, see steps.py."""
+    return stepped
 
 
 @pytest.fixture(autouse=True)
