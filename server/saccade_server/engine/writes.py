@@ -88,6 +88,18 @@ class TableWrites:
             waiting.clear()
 
 
+def _put(table: torch.Tensor, rows: Sequence[int], at: torch.Tensor, values: torch.Tensor) -> None:
+    """Fill rows of a table with values [rows, ...]; ``at`` are the rows on the device.
+
+    One launch where that is not one for each row: index_copy_ takes many times as long on a CPU.
+    """
+    if len(rows) > 1 and table.device.type != "cpu":
+        table.index_copy_(0, at, values)
+        return
+    for row, value in zip(rows, values, strict=True):
+        table[row].copy_(value)
+
+
 def _rows(rows: Any) -> NDArray[np.int64]:
     return np.fromiter(rows, np.int64, len(rows))
 
@@ -101,9 +113,11 @@ def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
         row[0, plan.prompt_length :] = plan.generated_tag
     hides = np.array([plan.hides for plan in plans.values()], np.uint8)
 
+    known = list(plans)
+
     def write(there: Sequence[torch.Tensor]) -> None:
         rows, tags, hidden = there
-        table.tags.index_copy_(0, rows, tags.expand(-1, layers, -1))
+        _put(table.tags, known, rows, tags.expand(-1, layers, -1))
         table.hides.index_copy_(0, rows, hidden)
         table.weights.index_fill_(0, rows, 0)
         table.moved.index_fill_(0, rows, 0)
@@ -139,6 +153,7 @@ def _add_programs(
     joined = join(list(programs.values()))
     sites = joined.kind.shape
     edits = np.stack([program.head_edits for program in programs.values()])
+    known = list(programs)
     names, values = [], []
     for name, different, _ in joined.fields():
         one = bool((different == different[:1]).all())
@@ -147,7 +162,7 @@ def _add_programs(
 
     def write(there: Sequence[torch.Tensor]) -> None:
         rows, kind, shifted, flags, *fields_there = there
-        controls.edits.index_copy_(0, rows, flags)
+        _put(controls.edits, known, rows, flags)
         for (name, one), found in zip(names, fields_there, strict=True):
             own = found.shape[1:]
             if one:
@@ -155,7 +170,7 @@ def _add_programs(
             else:
                 index = shifted if name == "shift" else kind
                 spread = found.index_select(0, index.view(-1)).view(*sites, *own)
-            getattr(controls, name).index_copy_(0, rows, spread)
+            _put(getattr(controls, name), known, rows, spread)
 
     block.add([_rows(programs), joined.kind, joined.shifted, edits, *values], write)
 
@@ -171,12 +186,13 @@ def _fill(table: torch.Tensor, rows: torch.Tensor) -> None:
 
 def _add_streams(block: Block, programs: dict[int, StreamProgram], streams: StreamTables) -> None:
     names = [own.name for own in fields(StreamProgram)]
+    known = list(programs)
     stacked = [np.stack([getattr(p, name) for p in programs.values()]) for name in names]
 
     def write(there: Sequence[torch.Tensor]) -> None:
         rows, *values = there
         for name, value in zip(names, values, strict=True):
-            getattr(streams, name).index_copy_(0, rows, value)
+            _put(getattr(streams, name), known, rows, value)
 
     block.add([_rows(programs), *stacked], write)
 
@@ -184,8 +200,10 @@ def _add_streams(block: Block, programs: dict[int, StreamProgram], streams: Stre
 def _add_vectors(
     block: Block, vectors: dict[int, NDArray[np.float32]], streams: StreamTables
 ) -> None:
+    known = list(vectors)
+
     def write(there: Sequence[torch.Tensor]) -> None:
         slots, values = there
-        streams.bank.index_copy_(0, slots, values)
+        _put(streams.bank, known, slots, values)
 
     block.add([_rows(vectors), np.stack(list(vectors.values()))], write)
