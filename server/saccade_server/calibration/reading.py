@@ -97,13 +97,13 @@ class Reader:
         if not prompt.images:
             return embeddings, None, ()
         encoded = model.encode_images([(image.pixels, image.grid) for image in prompt.images])
-        visual = torch.zeros(len(prompt.tokens), dtype=torch.bool, device=model.device)
+        rows: list[torch.Tensor] = []
         for image, found in zip(prompt.images, encoded, strict=True):
             place = slice(image.start, image.start + image.length)
             embeddings[place] = found.features.to(embeddings.dtype)
-            visual[place] = True
+            rows.append(torch.arange(place.start, place.stop, device=model.device))
         levels = zip(*(found.deepstack for found in encoded), strict=True)
-        return embeddings, visual, tuple(torch.cat(level) for level in levels)
+        return embeddings, torch.cat(rows), tuple(torch.cat(level) for level in levels)
 
 
 @dataclass(frozen=True)

@@ -295,8 +295,8 @@ class Runner:
         """Token embeddings with image features in their places.
 
         Returns:
-            [T, hidden]; which rows are visual, bool [T], or None; and, for models that have them,
-            one [visual rows, hidden] tensor a deepstack level.
+            [T, hidden]; which rows are visual, int64 [N], or None; and, for models that have them,
+            one [N, hidden] tensor a deepstack level.
         """
         tokens = step.tokens
         if step.sources is not None:
@@ -316,14 +316,12 @@ class Runner:
         (index,) = self._upload(rows)
         values = [features[image.digest].features[a:b] for _, image, a, b in pieces]
         embeddings = embeddings.index_copy(0, index, torch.cat(values).to(embeddings.dtype))
-        visual = torch.zeros(len(embeddings), dtype=torch.bool, device=self.model.device)
-        visual.index_fill_(0, index, True)
         levels = len(features[pieces[0][1].digest].deepstack)
         deepstack = tuple(
             torch.cat([features[image.digest].deepstack[k][a:b] for _, image, a, b in pieces])
             for k in range(levels)
         )
-        return embeddings, visual, deepstack
+        return embeddings, index, deepstack
 
 
 def _starts(chunks: Batch[Chunk]) -> Ints:

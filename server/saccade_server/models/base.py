@@ -137,8 +137,8 @@ class ServedModel:
         Args:
             embeddings: [T, hidden_size], image features already in place.
             positions: int64 [axes, T].
-            visual_rows: bool [T], the rows that ``deepstack`` belongs to, if there are any.
-            deepstack: per level [visual rows, hidden_size], for families that have it.
+            visual_rows: int64 [N], the rows that ``deepstack`` belongs to, if there are any.
+            deepstack: per level [N, hidden_size], for families that have it.
 
         Returns:
             Hidden states behind the final norm, [T, hidden_size].

@@ -28,8 +28,8 @@ from saccade_server.models.attention import ForwardStep
 class Visual:
     """Image features that are added to the residual behind the first layers, a level each."""
 
-    rows: torch.Tensor  # bool [tokens]: whose they are
-    levels: Sequence[torch.Tensor]  # [visual rows, hidden_size]
+    rows: torch.Tensor  # int64 [N], each once: whose they are
+    levels: Sequence[torch.Tensor]  # [N, hidden_size]
 
 
 Update = tuple[torch.Tensor, RMSNorm | None]
@@ -112,6 +112,5 @@ def _normed(hidden: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:
 
 def _show(residual: torch.Tensor, rows: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """``residual`` with the features added to its visual rows."""
-    shown = residual.clone()
-    shown[rows] = residual[rows] + features.to(residual.dtype)
-    return shown
+    shown = residual.index_select(0, rows) + features.to(residual.dtype)
+    return residual.index_copy(0, rows, shown)

@@ -34,7 +34,8 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.request import BranchInput, GenerateRequest
 from saccade_server.engine.sampler import Sample
-from saccade_server.models.family import serve
+from saccade_server.models import sites
+from saccade_server.models.family import ImageFeatures, serve
 
 
 class OnlyAsyncCopies(TorchDispatchMode):
@@ -176,6 +177,33 @@ def test_launching(
             tokens += sum(len(output.tokens) for output in core.step())
     assert tokens == 4 * len(SAMPLING)
     assert copies.uploads > 0
+
+
+def test_launching_a_prompt_with_images(
+    tiny: Any, tiny_model: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once their features are there: the tower, which is transformers', reads what it likes."""
+    monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
+    config = EngineConfig(model="qwen3_vl", max_batched_tokens=40, max_num_seqs=8, overlap=True)
+    core = EngineCore(serve(tiny_model("qwen3_vl").to("meta")), config)
+    prompt = tiny.prompt("qwen3_vl", images=2, text=20)
+    features = {image.digest: on_meta(image.length) for image in make_request(prompt).images}
+    monkeypatch.setattr(core._runner.features, "get", lambda images: features)
+    pretend_to_wait(monkeypatch)
+    refuse_lists(monkeypatch)
+    show, shown = sites._show, []
+    monkeypatch.setattr(sites, "_show", lambda *given: shown.append(1) or show(*given))
+    with OnlyAsyncCopies():
+        assert core.submit(make_request(prompt, "r", None, 3, ignore_eos=True)) is None
+        while core.busy:
+            core.step()
+    assert len(shown) >= 2
+
+
+def on_meta(count: int) -> ImageFeatures:
+    """Features of an image, and those that are added behind the first two layers."""
+    features = torch.empty(count, 64, device="meta")
+    return ImageFeatures(features, (features, features))
 
 
 def pretend_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ class Theirs:
         self._step = step
         shown = {}
         if visual is not None:
-            shown = {"visual_pos_masks": visual[None], "deepstack_visual_embeds": list(deepstack)}
+            mask = torch.zeros(1, len(embeddings), dtype=torch.bool).index_fill(1, visual, True)
+            shown = {"visual_pos_masks": mask, "deepstack_visual_embeds": list(deepstack)}
         places = positions if len(positions) == 1 else positions[:, None]
         output = self._decoder(
             inputs_embeds=embeddings[None], position_ids=places, use_cache=False, **shown
@@ -123,8 +124,8 @@ def test_it_computes_what_transformers_layers_do(
         rows = sum(count for _, count in new)
         shown: tuple[Any, ...] = ()
         if family == "qwen3_vl" and rows > 3:
-            visual = torch.arange(rows) % 3 == 1
-            levels = [torch.randn(int(visual.sum()), 64).to(dtype) for _ in range(2)]
+            visual = torch.arange(1, rows, 3)
+            levels = [torch.randn(len(visual), 64).to(dtype) for _ in range(2)]
             shown = (visual, levels)
         if new is STEPS[0]:
             runs = Run(theirs.forward, served), Run(served.forward, served)
@@ -148,7 +149,7 @@ def test_output_does_not_change_what_it_was_given(tiny_model: Callable[..., Any]
     embeddings = torch.randn(6, 64, dtype=torch.float64)
     before, positions = embeddings.clone(), torch.arange(6).repeat(3, 1)
     step = ScratchCache(served, 1, 8).step([(0, 6)])
-    visual = torch.arange(6) < 3
+    visual = torch.arange(3)
     levels = [torch.randn(3, 64, dtype=torch.float64) for _ in range(2)]
     served.forward(embeddings, positions, step, visual, levels)
     assert torch.equal(embeddings, before)

@@ -73,7 +73,7 @@ def packed_logits(
         torch.cat([prompt.embeddings[start:end] for _, prompt, start, end in parts]),
         torch.cat([prompt.positions[:, start:end] for _, prompt, start, end in parts], dim=1),
         step,
-        is_visual if levels else None,
+        is_visual.nonzero()[:, 0] if levels else None,
         [torch.cat(level) for level in zip(*levels, strict=True)],
     )
     return list(served.logits(hidden).split([end - start for _, _, start, end in parts]))

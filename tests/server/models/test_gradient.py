@@ -98,7 +98,7 @@ class Served:
                 embeddings[rows], visual[rows] = item.features, True
             levels = [torch.cat(level) for level in zip(*(f.deepstack for f in features))]  # noqa: B905
             step = self.cache.step([(index, len(tokens) - 1)])
-            arguments = (visual[:-1], levels) if levels else ()
+            arguments = (visual[:-1].nonzero()[:, 0], levels) if levels else ()
             self.model.forward(embeddings[:-1], positions[:, :-1], step, *arguments)
             self.places.append((embeddings[-1:], positions[:, -1:]))
 

@@ -85,7 +85,9 @@ def test_a_probe_sees_the_residual_of_image_features(
             rows[view.start : view.start + view.length] = True
         levels = [torch.cat(level) for level in zip(*(e.deepstack for e in encoded), strict=True)]
         positions = served.positions(prompt.tokens, prompt.spans).table
-        served.forward(embeddings, positions, step, rows if levels else None, levels)
+        served.forward(
+            embeddings, positions, step, rows.nonzero()[:, 0] if levels else None, levels
+        )
     for layer, hidden in recorder.seen.items():
         torch.testing.assert_close(hidden, own[layer][0], rtol=0, atol=1e-8)
 
