@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import TagRun
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import HeadSinkRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import PromptPositions
 from saccade_server.engine.decode import class_counts, padded_sizes
@@ -141,6 +143,37 @@ def test_images_and_probes_are_left_to_ordinary_steps(
     assert seen == [(1, 1)] * 3
     wanted = run(core_with("llava"), [make_request(prompt, "r", None, 3, ignore_eos=True)])["r"]
     assert result.tokens == wanted.tokens
+
+
+@pytest.mark.parametrize("asks", ["sinks", "heads", "image"])
+def test_a_last_row_that_is_looked_at_is_left_to_an_ordinary_step(
+    asks: str,
+    tiny: Any,
+    core_with: Any,
+    make_request: Any,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs alone here. What is found of the prompt needs no look at the rows behind."""
+    core = core_with("llava", max_batched_tokens=1, max_num_seqs=1, **PADDED)
+    seen = note_plays(core, monkeypatch)
+    prompt = tiny.prompt("llava", images=asks == "image")
+    request = make_request(prompt, "r", None, 3, ignore_eos=True)
+    if asks == "image":  # ends with its last feature
+        (image,) = prompt.images
+        request = structs.replace(request, tokens=request.tokens[: image.start + image.length])
+    else:
+        tokens = request.tokens[: 1 if asks == "heads" else None]
+        builder = PlanBuilder(ControlShape(4, 4, 16), len(tokens), 0)
+        sites, sink = ((1, (0,)),), builder.new_class()
+        builder.mass(sites, [(sink, 0, 0.5)], parse_rows("prompt"))
+        if asks == "heads":
+            builder.rule(HeadSinkRule(sites, 0.1, decode="off"))
+        else:
+            builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),)))
+        request = structs.replace(request, tokens=tokens, plan=builder.build())
+    run(core, [request])
+    assert seen == [(1, 1)] * 2
 
 
 def test_padding_and_what_an_earlier_step_left_reach_nobody(

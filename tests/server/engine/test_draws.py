@@ -66,6 +66,7 @@ class Stand:
         for variant in played:
             self.draws.compute(*variant)
         self.tokens = self.draws.news.tokens[: len(logits)].clone()
+        self.padding = int(self.draws.news.tokens[MOST])
         params = [sequence.request.sampling for sequence in sequences]
         logprobs = queue_logprobs(logits, params, self.tokens, Uploader(CPU))
         taken = self.draws.take(len(logits), logprobs)
@@ -88,6 +89,17 @@ def test_every_row_draws_what_it_draws_in_an_ordinary_step(rows: int, dtype: tor
         sequences = [decoding(output + i, **KINDS[kind]) for i, kind in enumerate(picked)]
         logits = torch.randn(rows, SIZE, generator=generator, dtype=dtype) * 3
         assert stand.sample(logits, sequences) == ordinary(logits, sequences)
+
+
+def test_padding_draws_the_first_token_whatever_the_memory_held() -> None:
+    """For one place of the buffer, whose logits are nobody's."""
+    for kind in (1, 2):
+        stand = Stand()
+        stand.logits[MOST] = 0.0
+        stand.inputs.fill_(0x55)  # places that are none, and numbers near 1e103
+        some = [decoding(1, **KINDS[kind])] * 3
+        stand.sample(torch.zeros(3, SIZE), some)
+        assert stand.padding == 0
 
 
 def test_one_sequence_draws_the_same_numbers_all_along() -> None:

@@ -51,9 +51,10 @@ def test_a_roster_is_made_again_only_if_something_changed() -> None:
     a.append(4)
     assert seats.roster(chunks(a, b)) is first
     assert seats.roster(chunks(b, a)).seats.tolist() == first.seats[::-1].tolist()
+    before = seats.roster(chunks(a, b))
     a.request = replace(a.request, sampling=replace(a.request.sampling, temperature=0.0))
     changed = seats.roster(chunks(a, b))
-    assert changed is not first
+    assert changed is not before
     assert changed.draws[DrawKind.FREE].tolist() == [1]
     b.preemptions += 1
     assert seats.roster(chunks(a, b)) is not changed
