@@ -242,10 +242,10 @@ class Seats:
 
 def _changed_until(sequence: Sequence) -> int:
     """Output position from which on the sequence draws from the model's own logits."""
-    p, plan = sequence.request.sampling, sequence.plan
+    p = sequence.request.sampling
+    # Contrast is with siblings, or with early layers, which draw in ordinary steps.
     grouped = sequence.leader is not None or bool(sequence.siblings)
     chosen = sequence.judged or sequence.undecided
-    contrasted = plan is not None and plan.contrast is not None
-    if p.logit_bias or sequence.penalised or grouped or chosen or contrasted:
+    if p.logit_bias or sequence.penalised or grouped or chosen:
         return ALWAYS
     return max(p.min_tokens, len(p.forced))
