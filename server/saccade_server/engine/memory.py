@@ -94,12 +94,15 @@ def _measure(model: ServedModel, config: EngineConfig, max_model_len: int) -> in
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     # As many tokens and draws as a step can have. The buffers of padded decodes are made too,
-    # because they are needed; graphs are not.
+    # because they are needed; graphs are not, but what they compute has memory of its own.
     runner = Runner(model, config, max_model_len, pages * PAGE)
     runner.launch(chunks).wait()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     runner.rehearse()
     torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
+    peak += torch.cuda.max_memory_allocated(device)
     peak -= 2 * model.layers * runner.num_pages * PAGE * _vector_bytes(model)
     free, total = torch.cuda.mem_get_info(device)
     foreign = total - free - torch.cuda.memory_reserved(device)
