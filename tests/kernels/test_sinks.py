@@ -199,6 +199,20 @@ def test_triton_settles_as_the_reference(lengths):
         assert (table != 99).sum() == sum(lengths)
 
 
+@pytest.mark.parametrize("place", [0, TAG_BLOCK, 2 * TAG_BLOCK + 4])
+def test_one_key_of_a_long_prompt_meets_the_requirement_of_all(place):
+    """In whichever block of the kernel it lies; the other sink has a class of its own."""
+    count = 2 * TAG_BLOCK + 5
+    base = [1] * count
+    base[place] = 2
+    tags = sink_tags([0] * count, base, [{1: 3, 2: 4}], [4])
+    scores = torch.zeros(3 * count)
+    scores[[3 * place, 3 * 77]] = TAU
+    table = torch.zeros(2, count, dtype=torch.uint8)
+    settle_both(tags, scores, table, torch.zeros(2, dtype=torch.uint8))
+    assert table[1, [place, 77]].tolist() == [4, 3]
+
+
 @pytest.mark.gpu
 def test_a_chip_finds_the_same_sinks():
     test_triton_scores_as_the_reference_in_float64(torch.bfloat16, 3584)
