@@ -75,17 +75,6 @@ def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
     return _tensor(_layers(merged).gate(merged, activation))
 
 
-def store(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slots: torch.Tensor,
-) -> None:
-    """See :func:`saccade_kernels.reference.store`."""
-    _backend(key).store(key, value, key_cache, value_cache, slots)
-
-
 def attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -229,7 +218,6 @@ class _Reference:
     rotation = staticmethod(layers.rotation)
     norm_rope_store = staticmethod(layers.norm_rope_store)
     gate = staticmethod(layers.gate)
-    store = staticmethod(reference.store)
     decode = staticmethod(reference.decode)
     prefill = staticmethod(reference.prefill)
     saliency = staticmethod(gradients.saliency)

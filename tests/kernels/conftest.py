@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from saccade_kernels import ops
+from saccade_kernels import ops, reference
 from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_kernels.controls import (
     CLASSES,
@@ -108,10 +108,10 @@ class Case:
     def run(
         self, layer: int = 1, batch: AttentionBatch | None = None, **options: float
     ) -> torch.Tensor:
-        """ops.store, then ops.attention, over fresh copies of the caches."""
+        """reference.store, then ops.attention, over fresh copies of the caches."""
         scale = options.pop("scale", self.query.shape[-1] ** -0.5)
         caches = (self.key_cache.clone(), self.value_cache.clone())
-        ops.store(self.new(self.keys), self.new(self.values), *caches, self.batch.slots)
+        reference.store(self.new(self.keys), self.new(self.values), *caches, self.batch.slots)
         return ops.attention(
             self.query,
             *caches,

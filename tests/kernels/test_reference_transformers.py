@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from saccade_kernels import ops
+from saccade_kernels import ops, reference
 from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
 from saccade_kernels.controls import ControlShape, Edit, Program
 from saccade_kernels.tables import ControlTables, TagTable
@@ -196,7 +196,7 @@ class Paged:
         batch, layer = self.batch(queries, context), module.layer_idx
         batch.validate()
         packed, *new = (t[0, :, -queries:].transpose(0, 1) for t in (query, key, value))
-        ops.store(*new, *self.caches[layer], batch.slots)
+        reference.store(*new, *self.caches[layer], batch.slots)
         output = ops.attention(packed, *self.caches[layer], batch, layer, scaling)
         return output[None], None
 

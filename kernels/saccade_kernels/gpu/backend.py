@@ -12,7 +12,6 @@ from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
 from saccade_kernels.gpu.sinks import settle_sink_tags, store_sink_scores
-from saccade_kernels.gpu.store import store
 from saccade_kernels.gpu.streams import stream
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "saliency",
     "settle_head_sinks",
     "settle_sink_tags",
-    "store",
     "store_sink_scores",
     "stream",
 ]

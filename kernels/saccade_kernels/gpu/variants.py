@@ -15,7 +15,6 @@ from saccade_kernels.gpu.layer_variants import layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
-from saccade_kernels.gpu.store import store_kernel
 from saccade_kernels.gpu.streams import stream_kernel, warps_of
 from saccade_kernels.gpu.tuning import decode_config
 
@@ -27,7 +26,6 @@ HIDDEN_SIZES = (64, 2048, 3584, 4096, 8192)
 
 def shipped() -> Iterator[Variant]:
     """All of them."""
-    yield from _stores()
     yield from _streams()
     yield from _launched()
     for found in itertools.chain(saliency.variants(), columns.variants()):
@@ -48,16 +46,6 @@ def _launched() -> Iterator[Variant]:
 
 def _of_chip() -> Iterator[Variant]:
     return itertools.chain(layer_variants(), _decodes(), prefills())
-
-
-def _stores() -> Iterator[Variant]:
-    for dtype, dim in itertools.product(POINTERS, HEAD_DIMS):
-        types = dict.fromkeys(("key", "value", "key_cache", "value_cache"), POINTERS[dtype])
-        types |= dict.fromkeys(("key_token", "key_head", "value_token", "value_head"), "i32")
-        block = KV_HEADS * max(16, 1 << (dim - 1).bit_length())
-        constants = {"KV_HEADS": KV_HEADS, "D": dim, "BLOCK": block}
-        name = f"store-d{dim}-{POINTERS[dtype][1:]}"
-        yield Variant(name, store_kernel, types | {"slots": "*i64"}, constants, 4, 3)
 
 
 def _streams() -> Iterator[Variant]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from saccade_kernels import columns_reference, ops
+from saccade_kernels import columns_reference, ops, reference
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, Edit
 from saccade_kernels.gpu import columns as kernel
@@ -79,7 +79,7 @@ def make_step(make_case):
             (case.new(case.keys), case.new(case.values)),
             (case.key_cache, case.value_cache),
         )
-        ops.store(*new, *caches, tables.slots)
+        reference.store(*new, *caches, tables.slots)
         ops.attention(case.query, *caches, tables, layer, *options, emission)
         return Step(case, batch, emission, options)
 

@@ -56,7 +56,6 @@ KNOWN_SPILLS = {
 precision serves no purpose but to be right; the older compiler's first two serve ACT."""
 
 SAMPLE = (
-    "store-d128-bf16",
     "stream-d4096-bf16",
     "norm-d4096-bf16-add",
     "rotation-d128-bf16-axes",

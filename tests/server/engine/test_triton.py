@@ -13,7 +13,7 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan
 from saccade_server.models.family import serve
 
-SMALL = ("rms_norm", "add_norm", "rotation", "norm_rope_store", "gate", "store")
+SMALL = ("rms_norm", "add_norm", "rotation", "norm_rope_store", "gate")
 SmallKernels = type(
     "SmallKernels",
     (ops._Reference,),

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from saccade_kernels import ops
+from saccade_kernels import ops, reference
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import (
     SUPPORTED,
@@ -87,7 +87,7 @@ class Theirs:
         step, layer = self._step, module.layer_idx
         query, key, value = (part[0].transpose(0, 1) for part in (q, k, v))
         caches = (step.key_caches[layer], step.value_caches[layer])
-        ops.store(key, value, *caches, step.batch.slots)
+        reference.store(key, value, *caches, step.batch.slots)
         scores = (kw["scaling"], kw.get("softcap") or 0.0, kw.get("sliding_window") or 0)
         return ops.attention(query, *caches, step.batch, layer, *scores)[None], None
 
