@@ -10,7 +10,7 @@ from msgspec import structs
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import TagRun
-from saccade_interventions.phases import parse_rows
+from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
@@ -79,6 +79,23 @@ def test_inputs_are_those_of_the_chunks_and_the_rest_is_padding() -> None:
     assert inputs.context_lens.tolist() == [72, 5, 0, 0]
     assert inputs.tag_rows.tolist() == [0, 5, 0, 0]
     assert inputs.page_table.tolist() == [[9, 4, 0, 0, 0], [7, 0, 0, 0, 0], [0] * 5, [0] * 5]
+
+
+def test_a_last_prompt_row_follows_its_own_program_at_its_own_position() -> None:
+    """What is kept of a sequence is about the rows behind it."""
+    made = decoding(3, 0, 0, [7]).sequence
+    made.request = structs.replace(made.request, plan=plan(made.request, 2))
+    made.control_rows = {Phase.LAST: 3, Phase.GENERATED: 5}
+    seats = Seats(1, 5, lambda _: PromptPositions(np.array([[0, 1, 9], [0, 1, 8]]), delta=20))
+    found = []
+    for _ in range(2):
+        inputs, chunks = DecodeInputs.empty(1, 2, 5), [Chunk.of(made, 1)]
+        starts = np.array([made.computed])
+        fill(inputs, seats, seats.roster(chunks), starts, DrawnRows())
+        found.append((inputs.control_rows.tolist(), inputs.positions.tolist()))
+        made.append(4)
+        made.computed += 1
+    assert found == [([3], [[9], [8]]), ([5], [[23], [23]])]
 
 
 def note_plays(core: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
