@@ -17,8 +17,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Branch, MeasuredGains, Noise
 from saccade_interventions.siblings import deleted_plan, hidden_plan, same_plan
 from saccade_kernels.batch import PAGE
+from saccade_server.api.noise import Seed, digest_of, noised
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
-from saccade_server.models.noise import Seed, digest_of, noised
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 
 MOST_BYTES = 64 * 2**20

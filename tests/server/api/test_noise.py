@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saccade_server.api.noise import NoiseCache, noised
 from saccade_server.models.conversation import Message
-from saccade_server.models.noise import NoiseCache, noised
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 
 KEPT = 0.744798
