@@ -194,7 +194,7 @@ def test_branches_reach_an_engine_behind_a_client(
     """Their pixels are lent like all others, once for any number of requests, and given back."""
     requests = [ask(tiny.prompt("llava"), [VCD()], str(number)) for number in range(2)]
     wanted = run(core_with("llava"), requests)["0"].tokens
-    assert decode_command(encode(Submit(requests[0]))) == Submit(requests[0])
+    assert decode_command(encode(Submit(requests[0], 3))) == Submit(requests[0], 3)
     sent: list[Any] = []
 
     async def main() -> None:
