@@ -11,7 +11,7 @@ import torch
 from saccade_kernels.gpu import columns, saliency, tuning
 from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import OWN_KEYS, shape_of, split_kernel, with_own_classes
-from saccade_kernels.gpu.layer_variants import layer_variants
+from saccade_kernels.gpu.layer_variants import HIDDEN_SIZES, layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
@@ -21,7 +21,6 @@ from saccade_kernels.gpu.tuning import decode_config
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUPS = (1, 2, 4, 7, 8)
 KV_HEADS = 4
-HIDDEN_SIZES = (64, 2048, 3584, 4096, 8192)
 
 
 def shipped() -> Iterator[Variant]:

@@ -53,6 +53,8 @@ def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
 def warm_up(runner: Runner, longest: int) -> None:
     """Run every kind of step once, so that no request waits for what is made at first use.
 
+    What finds sinks is left to the self-test, which runs a request of every method.
+
     The cache and the tables' rows must be unused: some that nobody holds are written.
 
     Args:
