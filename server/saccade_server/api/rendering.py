@@ -2,13 +2,13 @@
 
 Cheap checks come first, then images are fetched and decoded, then the prompt is rendered, then the
 interventions are compiled for it. The CPU work runs in worker threads, that of images in others
-than that of texts.
+than that of texts; where there is little of it, it is done at once, because a thread costs more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +28,13 @@ from saccade_server.api.tool_history import converted
 from saccade_server.engine.request import BranchInput
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import RenderedPrompt
+from saccade_server.models.template import BRIEF_CHARACTERS, BRIEF_MESSAGES
 from saccade_server.models.views import Pixels
+
+BRIEF_PROMPT = BRIEF_CHARACTERS // 2
+"""Characters; a template's form of them has roles, and the names of its fields, too."""
+BRIEF_TOKENS = 256
+SMALL_BYTES = 256 * 1024
 
 UNREAD_MESSAGE_FIELDS = {
     "function_call": "function_call is not supported; send the call as tool_calls.",
@@ -58,28 +64,46 @@ async def prepare_chat(
     how: Templating,
 ) -> Prepared:
     """Make the prompt of a conversation."""
-    render = await rendering(services, messages, how)
+    render, brief = await rendering(services, messages, how)
 
     def work() -> Prepared:
         return _compile(services, render(), interventions, "messages")
 
-    return await services.in_worker(work)
+    return work() if brief and not interventions else await services.in_worker(work)
 
 
 async def rendering(
     services: Services, messages: Sequence[ChatMessage], how: Templating
-) -> Callable[[], RenderedPrompt]:
-    """Check a conversation and get its images; what comes back renders it, in a worker."""
+) -> tuple[Callable[[], RenderedPrompt], bool]:
+    """Check a conversation and get its images; what comes back renders it, and is it brief?
+
+    What is not brief is rendered in a worker.
+    """
     _check_messages(services, messages)
-    with services.fetcher.budget() as budget:
-        pixels = await services.images.prepare(await _sources(services, messages, budget))
+    pixels: dict[str, Pixels] = {}
+    if any(_images(messages)):
+        with services.fetcher.budget() as budget:
+            pixels = await services.images.prepare(await _sources(services, messages, budget))
 
     def work() -> RenderedPrompt:
         converted = _convert(messages, pixels)
         with refusing("messages"):
             return services.prompts.chat(converted, **how.options)
 
-    return work
+    return work, _is_brief(services, messages, how) and _are_small(pixels.values())
+
+
+def _is_brief(services: Services, messages: Sequence[ChatMessage], how: Templating) -> bool:
+    plain = not any(message.tool_calls or message.role == "tool" for message in messages)
+    if how.variables or not plain or len(messages) > BRIEF_MESSAGES:
+        return False
+    said = sum(message.characters + len(message.name or "") for message in messages)
+    return said <= BRIEF_PROMPT and services.prompts.quick
+
+
+def _are_small(images: Iterable[Pixels]) -> bool:
+    """True if to name what is in them takes no time."""
+    return sum(view.pixels.nbytes for image in images for view in image.views) <= SMALL_BYTES
 
 
 async def prepare_completion(
@@ -98,7 +122,9 @@ async def prepare_completion(
             rendered = services.prompts.completion(prompt, add_special_tokens=add_special_tokens)
         return _compile(services, rendered, interventions, param)
 
-    return await services.in_worker(work)
+    most = BRIEF_PROMPT if isinstance(prompt, str) else BRIEF_TOKENS
+    brief = len(prompt) <= most and services.prompts.quick
+    return work() if brief and not interventions else await services.in_worker(work)
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -29,12 +29,19 @@ def frame(value: object) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
-async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, None, Result]) -> Result:
     """Do ``work``; cancel it when the client leaves.
+
+    Nobody watches the client of work that waits for nothing.
 
     Raises:
         ClientDisconnect: the client left first.
     """
+    try:
+        waits_for = work.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
     task = asyncio.current_task()
     assert task is not None
     left = False
@@ -48,7 +55,7 @@ async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Resu
     watcher = asyncio.create_task(_disconnected(receive))
     watcher.add_done_callback(leave)
     try:
-        return await work
+        return await _Begun(work, waits_for)
     except asyncio.CancelledError:
         if left and not task.uncancel():
             raise ClientDisconnect from None
@@ -56,6 +63,28 @@ async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Resu
     finally:
         watcher.remove_done_callback(leave)
         watcher.cancel()
+
+
+class _Begun(Awaitable[Result]):
+    """The rest of ``work``, which waits for what it gave last."""
+
+    def __init__(self, work: Coroutine[Any, None, Result], waits_for: Any) -> None:
+        self._work = work
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                try:
+                    yield waits_for
+                except BaseException as error:
+                    waits_for = self._work.throw(error)
+                else:
+                    waits_for = self._work.send(None)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -76,7 +76,8 @@ async def _tokens(services: Services, body: TokenizeRequest, response: Response)
             message = "The chat template has the special tokens of a conversation."
             raise BadRequest(message, param="add_special_tokens")
         how = templating(services.prompts, body)
-        prompt = await services.in_worker(await rendering(services, body.messages, how))
+        render, _ = await rendering(services, body.messages, how)
+        prompt = await services.in_worker(render)
         idle = how.without_effect(prompt)
         response.headers.update(note_ignored(services, body, TOKENIZE, idle))
         return prompt.tokens

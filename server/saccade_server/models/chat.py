@@ -91,7 +91,7 @@ class ChatWriter:
                 if not self.template.takes_any_id:
                     messages = with_short_ids(messages)
         given = variables or {}
-        taken = [*all_texts(messages), *strings(given), self.template.source]
+        taken = [*all_texts(messages), *strings(given), self.template.letters]
         return _Page(
             self.template, self.encoder, self.encoder.controls.marker(taken), messages, given
         )

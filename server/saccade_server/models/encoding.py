@@ -35,7 +35,9 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        # One call of it puts the settings in place that it would look at in every call.
+        tokenizer("x", add_special_tokens=False, verbose=False)
+        self._backend = tokenizer.backend_tokenizer
         self._plain = _without_added_tokens(tokenizer.backend_tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = frozenset(added)
@@ -83,13 +85,8 @@ class TextEncoder:
 
     def _normal(self, text: str, add_special_tokens: bool = False) -> Encoded:
         """What the tokenizer makes of ``text``."""
-        made = self._tokenizer(
-            text,
-            add_special_tokens=add_special_tokens,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return Encoded(list(made["input_ids"]), [(s, e) for s, e in made["offset_mapping"]])
+        made = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return Encoded(made.ids, made.offsets)
 
     def _typed(self, text: str, inside: bool) -> Encoded:
         """``text`` without any control token in it."""

@@ -162,6 +162,11 @@ class PromptProcessor:
         """Which of a message's ``name`` and ``reasoning_content`` the chat template writes."""
         return self._chat.template.reads if self._chat else frozenset()
 
+    @property
+    def quick(self) -> bool:
+        """True if a brief prompt is made sooner than a thread is woken for it."""
+        return self._chat is None or self._chat.template.quick
+
     @cached_property
     def knows_thinking(self) -> bool:
         """True if the model may think before it answers, by its template or its tokens."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -37,13 +38,13 @@ class ControlTokens:
     special: frozenset[str]
     others: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def all(self) -> frozenset[str]:
         """Both kinds."""
         return self.special | self.others
 
-    def marker(self, texts: Iterable[str]) -> Marker:
-        """Start on one request; ``texts`` is everything that will be rendered."""
+    def marker(self, texts: Iterable[Iterable[str]]) -> Marker:
+        """Start on one request; ``texts`` is everything that will be rendered, or its letters."""
         return Marker(self, set().union(*texts))
 
 
@@ -101,7 +102,8 @@ class Marker:
         return ""
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+@lru_cache(maxsize=16)
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
     """Match any of ``tokens``, longer ones first; match nothing if there are none."""
     longest_first: Sequence[str] = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

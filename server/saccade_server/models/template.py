@@ -5,6 +5,9 @@ not. They run in transformers' sandbox, on threads of their own, and stop themse
 of text they write, the time and the size of what is there are looked at. A loop that writes
 nothing cannot be stopped, but it runs over what the request brought, which is bounded; whoever
 waits for it gives up in time, and other threads go on.
+
+What is brief is rendered where it is asked for, because a thread costs more than most renderings,
+if the template was seen, as it was loaded, to take no time over as much.
 """
 
 from __future__ import annotations
@@ -13,17 +16,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from saccade_server.models.conversation import PromptError, arguments_text
+from saccade_server.models.conversation import PromptError, arguments_text, strings
 
 RENDER_SECONDS = 10.0
 LONGEST_RENDERING = 64 * 1024 * 1024
 """Characters; more than any body holds."""
 THREADS = 4
+
+BRIEF_CHARACTERS = 2048
+BRIEF_MESSAGES = 16
+QUICK_SECONDS = 0.005
+"""Of a rendering of so many messages and characters, by a template that needs no thread for it."""
 
 OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 """Variables of every template that a request sets by other fields, or not at all."""
@@ -46,15 +55,19 @@ class ChatTemplate:
 
     def __init__(self, source: str, special: Mapping[str, Any], items: bool) -> None:
         self.source = source
+        self.letters = frozenset(source)
         self.items = items
         self._special = {
             name: value if isinstance(value, list) else str(value)
             for name, value in special.items()
         }
         self._threads = ThreadPoolExecutor(THREADS, "saccade-template")
+        self.quick = False
+        """As much as is brief takes no time, so nobody is kept waiting by it."""
         # Now, while nobody waits: each is asked for on the event loop.
         self.variables  # noqa: B018
         self.reads  # noqa: B018
+        self.quick = self._is_quick()
 
     @property
     def fault(self) -> str | None:
@@ -96,12 +109,11 @@ class ChatTemplate:
             "messages": conversation,
             "add_generation_prompt": add_generation_prompt,
         }
-        work = self._threads.submit(self._write, context, time.monotonic() + RENDER_SECONDS)
+        # A number among the variables may be how often something is done.
+        here = self.quick and not variables and _is_brief(conversation)
         try:
-            return work.result(RENDER_SECONDS)
-        except TimeoutError:
-            work.cancel()
-            raise _too_slow() from None
+            write = self._write if here else self._write_apart
+            return write(context, time.monotonic() + RENDER_SECONDS)
         except PromptError:
             raise
         except Exception as error:  # whatever a template does
@@ -136,6 +148,18 @@ class ChatTemplate:
         """True if calls may have any id; otherwise they have nine letters and digits."""
         form = self.arguments_of_calls
         return form is None or self._shows_call("call_1", form)
+
+    def _is_quick(self) -> bool:
+        said = "kq " * (BRIEF_CHARACTERS // BRIEF_MESSAGES // 3)
+        content = self._content(said)
+        roles = ("user", "assistant") * (BRIEF_MESSAGES // 2)
+        conversation = [{"role": role, "content": content} for role in roles[:-1]]
+        began = [time.perf_counter()]
+        for _ in range(4):  # the first compiles
+            if not self._shows(conversation, said.strip()):
+                return False
+            began.append(time.perf_counter())
+        return min(after - before for before, after in pairwise(began)) < QUICK_SECONDS
 
     def _shows_call(self, name: str, form: Callable[[object], object]) -> bool:
         function = {"name": "kqname", "arguments": form({"kqkey": "kqvalue"})}
@@ -172,6 +196,15 @@ class ChatTemplate:
     def _compiled(self) -> Any:
         return _compile_jinja_template(self.source)  # transformers keeps it
 
+    def _write_apart(self, context: dict[str, Any], deadline: float) -> str:
+        """What :meth:`_write` makes in another thread, unless it takes too long."""
+        work = self._threads.submit(self._write, context, deadline)
+        try:
+            return work.result(RENDER_SECONDS)
+        except TimeoutError:
+            work.cancel()
+            raise _too_slow() from None
+
     def _write(self, context: dict[str, Any], deadline: float) -> str:
         pieces, length = [], 0
         for piece in self._compiled().generate(**context):
@@ -182,6 +215,11 @@ class ChatTemplate:
             if time.monotonic() > deadline:
                 raise _too_slow()
         return "".join(pieces)
+
+
+def _is_brief(conversation: Conversation) -> bool:
+    brief = len(conversation) <= BRIEF_MESSAGES
+    return brief and sum(map(len, strings(conversation))) <= BRIEF_CHARACTERS
 
 
 def _own_variables(tree: nodes.Template) -> set[str]:

@@ -74,6 +74,7 @@ class BytePrompts:
     template_variables = ("mood",)
     template_reads = frozenset[str]()
     knows_thinking = False
+    quick = False
 
     def chat(
         self,

@@ -125,7 +125,7 @@ def run(tools: Any, test: Callable[[Stand], Awaitable[None]]) -> None:
 
 def body(connection: Any) -> bytes:
     """What came so far, of chunks that are whole."""
-    data = b"".join(connection.transport.writes).partition(b"\r\n\r\n")[2]
+    data = b"".join(connection.transport.apart.writes).partition(b"\r\n\r\n")[2]
     text = b""
     while data:
         size, _, data = data.partition(b"\r\n")

@@ -51,7 +51,7 @@ def test_a_stop_string_ends_an_answer_that_is_not_streamed_at_once(steps: Any, t
         assert stand.engine.aborted == [stand.engine.submitted[0].request.request_id]
         stand.engine.end()
         await steps.settled()
-        answer = json.loads(b"".join(whole.transport.writes).partition(b"\r\n\r\n")[2])
+        answer = json.loads(b"".join(whole.transport.apart.writes).partition(b"\r\n\r\n")[2])
         assert answer["choices"][0]["message"]["content"] == "a"
 
     steps.run(tools, test)

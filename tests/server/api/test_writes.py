@@ -21,11 +21,11 @@ def test_a_step_is_one_write_of_each_stream_and_wakes_nobody(steps: Any, tools: 
         streams = [await stand.ask() for _ in range(5)]
         stand.engine.step("a")
         await steps.settled()
-        before = [len(each.transport.writes) for each in streams]
+        before = [len(each.transport.apart.writes) for each in streams]
         stand.engine.step("b")  # no task runs in here
-        assert [len(each.transport.writes) for each in streams] == [n + 1 for n in before]
+        assert [len(each.transport.apart.writes) for each in streams] == [n + 1 for n in before]
         await steps.settled()
-        assert [len(each.transport.writes) for each in streams] == [n + 1 for n in before]
+        assert [len(each.transport.apart.writes) for each in streams] == [n + 1 for n in before]
         stand.engine.end()
         await steps.settled()
         for each in streams:
@@ -43,9 +43,9 @@ def test_steps_that_came_together_are_one_write_while_the_answer_begins(
         stream = await stand.ask()
         for token in "abc":
             stand.engine.step(token)
-        assert stream.transport.writes == []
+        assert stream.transport.apart.writes == []
         await steps.settled()
-        assert len(stream.transport.writes) == 2  # the head, and all events
+        assert len(stream.transport.apart.writes) == 1  # the head, and all events
         assert steps.texts(stream) == "abc"
         assert len(steps.events(stream)) == 4  # a role, and one for each token all the same
         stand.engine.end()
@@ -71,7 +71,7 @@ def test_an_answer_that_is_not_streamed_wakes_nobody_for_single_tokens(
         stand.engine.step("b")
         stand.engine.end()
         await steps.settled()
-        answer = json.loads(b"".join(whole.transport.writes).partition(b"\r\n\r\n")[2])
+        answer = json.loads(b"".join(whole.transport.apart.writes).partition(b"\r\n\r\n")[2])
         assert answer["choices"][0]["message"]["content"] == "a" * MANY + "b!"
         assert answer["usage"]["completion_tokens"] == MANY + 2
 
@@ -101,11 +101,11 @@ def test_a_client_that_reads_slowly_loses_nothing(steps: Any, tools: Any) -> Non
         stand.engine.step("a")
         await steps.settled()
         stream.pause_writing()
-        count = len(stream.transport.writes)
+        count = len(stream.transport.apart.writes)
         for token in "bcd":
             stand.engine.step(token)
             await steps.settled()
-        assert len(stream.transport.writes) == count
+        assert len(stream.transport.apart.writes) == count
         stream.resume_writing()
         await steps.settled()
         stand.engine.step("e")
@@ -122,10 +122,10 @@ def test_a_client_that_leaves_ends_its_sequence(steps: Any, tools: Any) -> None:
         stand.engine.step("a")
         await steps.settled()
         stream.connection_lost(None)
-        count = len(stream.transport.writes)
+        count = len(stream.transport.apart.writes)
         stand.engine.step("b")
         await steps.settled()
-        assert len(stream.transport.writes) == count
+        assert len(stream.transport.apart.writes) == count
         assert stand.engine.aborted == [stand.engine.submitted[0].request.request_id]
         assert not stand.engine._sequences
 
@@ -140,7 +140,7 @@ def test_a_client_without_chunks_gets_plain_bytes(steps: Any, tools: Any) -> Non
             await steps.settled()
         stand.engine.end()
         await steps.settled()
-        body = b"".join(stream.transport.writes).partition(b"\r\n\r\n")[2]
+        body = b"".join(stream.transport.apart.writes).partition(b"\r\n\r\n")[2]
         assert body.startswith(b"data: {")
         assert body.endswith(b"data: [DONE]\n\n")
         assert body.count(b"\n\n") == 6
@@ -182,7 +182,7 @@ def test_the_length_of_an_answer_is_logged_whichever_way_it_went(
             await steps.settled()
             lengths.append(len(steps.body(stream)))
             stand.engine.submitted.clear()
-            stream.transport.writes.clear()
+            stream.transport.apart.writes.clear()
             await stand.ask(on=stream)
 
     with caplog.at_level("INFO", "saccade.access"):

@@ -306,6 +306,44 @@ def test_a_slow_template_is_given_up(
     assert prompts.chat([Message("user", ("a",))], variables={"n": 1, "written": True}).text == "x"
 
 
+def test_what_is_brief_is_rendered_in_the_thread_that_asks(
+    text_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_module, "QUICK_SECONDS", 10.0)
+    template = text_model(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ n }}"
+    )._chat.template
+    assert template.quick
+    asked: list[str] = []
+    write = template._write_apart
+
+    def apart(context: Any, deadline: float) -> str:
+        asked.append(str(write(context, deadline)))
+        return asked[-1]
+
+    monkeypatch.setattr(template, "_write_apart", apart)
+    one = {"role": "user", "content": "a"}
+    assert template.render([one]) == "a"
+    assert not asked
+    assert template.render([one], variables={"n": 3}) == "a3"
+    many = [one] * (template_module.BRIEF_MESSAGES + 1)
+    assert template.render(many) == "a" * len(many)
+    long = "a" * (template_module.BRIEF_CHARACTERS + 1)
+    assert template.render([{**one, "content": long}]) == long
+    assert len(asked) == 3
+
+
+def test_a_template_that_takes_its_time_has_threads_for_all(
+    text_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_module, "QUICK_SECONDS", 0.01)
+    texts = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    slow = "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}"
+    assert not text_model(texts + slow)._chat.template.quick
+    refusing = "{% if messages | length > 1 %}{{ 1 / 0 }}{% endif %}" + texts
+    assert not text_model(refusing)._chat.template.quick
+
+
 def test_a_template_may_not_write_without_end(
     text_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

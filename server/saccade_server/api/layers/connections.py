@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from saccade_server.api.errors import ApiError, BadRequest, HeadersTooLarge, Timeout, Unavailable
 from saccade_server.api.layers.admission import CROWDED
+from saccade_server.api.layers.joining import JoiningTransport
 from saccade_server.api.layers.listener import connections_within_limits
 from saccade_server.api.layers.shortcut import SHORTCUT
 from saccade_server.api.settings import ApiSettings
@@ -79,7 +80,8 @@ class Connection(H11Protocol):
         self._send_timer = _Timer(self.loop, lambda: self.transport.abort())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._joining = JoiningTransport(transport, self.loop)
+        super().connection_made(self._joining)
         self.app_state = {**self.app_state, SHORTCUT: self}
         extra = len(self.connections) - self.most
         if extra > SPARE_CONNECTIONS and not self._make_room():
@@ -102,7 +104,8 @@ class Connection(H11Protocol):
     def write_piece(self, piece: bytes) -> None:
         """See :class:`~saccade_server.api.layers.shortcut.Shortcut`."""
         # As h11 frames it, whose state a piece of a body leaves as it is.
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self._joining.flush()
+        self._joining.apart.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         self.streamed += len(piece)
 
     def data_received(self, data: bytes) -> None:
