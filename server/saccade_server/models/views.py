@@ -9,6 +9,7 @@ image a feature is follows from the grid alone.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -77,7 +78,7 @@ class Pixels(NamedTuple):
     views: tuple[View, ...]
 
 
-class ImageLayout:
+class ImageLayout(ABC):
     """From what a family's image processor makes to views. It reads configurations, never weights.
 
     ``options`` are given to the image processor, as the family's own processor does.
@@ -90,21 +91,21 @@ class ImageLayout:
         self.processor = processor
         self.tokenizer = tokenizer
 
+    @abstractmethod
     def views(self, made: Mapping[str, Any], width: int, height: int) -> tuple[View, ...]:
         """The views of an image of ``width`` x ``height`` pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shrink(self, width: int, height: int) -> float:
         """How many times as long an image's sides are as what the processor makes of them.
 
         Raises:
             ValueError: the processor refuses such an image.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sizes(self, trial: tuple[View, ...]) -> tuple[object, object]:
         """What the processor makes and what the tower takes: they are equal, or do not fit."""
-        raise NotImplementedError
 
 
 def tile_box(at: int, down: int, across: int) -> Box:
