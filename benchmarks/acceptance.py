@@ -24,7 +24,6 @@ from report import Target, write
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
-from saccade_server.api.branches import image_input
 from saccade_server.demo import model_path
 from saccade_server.demo.questions import Kind
 from saccade_server.demo.splits import Split, examples
@@ -33,6 +32,7 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.load import load_core
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.models.prompt import Message, PromptProcessor
+from saccade_server.requests.branches import image_input
 
 QUESTION = "Describe the image."
 SETTINGS = ("alone", "plain", "sgrs")

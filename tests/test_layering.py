@@ -12,6 +12,8 @@ OURS = ("saccade_client", "saccade_interventions", "saccade_kernels", "saccade_s
 LONGEST_FILE = 400
 PLANS = tuple(f"saccade_interventions.{name}" for name in ("plan", "edits", "rules", "phases"))
 
+ABOVE = ("saccade_server.api", "saccade_server.cli")
+
 # layer -> the packages of ours it may import, besides itself
 LAYERS = {
     "saccade_client": (),
@@ -19,12 +21,16 @@ LAYERS = {
     "saccade_interventions": ("saccade_kernels",),
     "saccade_server.models": ("saccade_kernels", "saccade_server"),
     "saccade_server.engine": ("saccade_kernels", *PLANS, "saccade_server"),
+    "saccade_server.requests": ("saccade_kernels", "saccade_interventions", "saccade_server"),
 }
 # layer -> what it must not import, although it lies inside something it may
 FORBIDDEN = {
-    "saccade_server.models": ("saccade_server.api", "saccade_server.engine", "saccade_server.cli"),
-    "saccade_server.engine": ("saccade_server.api", "saccade_server.cli"),
+    "saccade_server.models": (*ABOVE, "saccade_server.requests", "saccade_server.engine"),
+    "saccade_server.engine": (*ABOVE, "saccade_server.requests"),
+    "saccade_server.requests": ABOVE,
 }
+KNOW_NO_HTTP = ("saccade_server.requests", "saccade_server.engine", "saccade_server.models")
+HTTP = ("fastapi", "starlette", "uvicorn", "httpx2", "h11", "httptools")
 KNOWS_TRANSFORMERS = ("saccade_server.models", "saccade_server.demo")
 TENSOR_FREE = [
     f"saccade_server.engine.{name}" for name in ("scheduler", "pages", "rows", "request")
@@ -88,6 +94,17 @@ def test_only_models_and_the_demo_know_transformers() -> None:
         for module, targets in IMPORTS.items()
         if not within(module, KNOWS_TRANSFORMERS)
         and any(within(target, ["transformers"]) for target in targets)
+    ]
+    assert not wrong
+
+
+def test_http_ends_at_the_api() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, targets in IMPORTS.items()
+        if within(module, KNOW_NO_HTTP)
+        for target in targets
+        if within(target, HTTP)
     ]
     assert not wrong
 

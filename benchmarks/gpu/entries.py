@@ -18,9 +18,9 @@ from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
-from saccade_server.api.branches import branches_of
 from saccade_server.engine.request import EngineInfo
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.branches import branches_of
 
 FINGERPRINT = "sha256:" + "0" * 64
 QUESTION = ("Describe", " the", " image", ".")

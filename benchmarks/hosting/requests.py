@@ -35,13 +35,13 @@ from hosting.stub import FINGERPRINT, IMAGE_TOKENS, VOCABULARY, Reached, engine
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
-from saccade_server.api.branches import branches_of, image_input
 from saccade_server.engine import prefix, rows, tables
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.lending import with_pixels
 from saccade_server.engine.messages import Submit, decode_command, encode
 from saccade_server.engine.request import EMPTY, GenerateRequest, SamplingParams
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.branches import branches_of, image_input
 
 PROMPTS = {"1024": (1024, 1), "4096": (4096, 4)}
 """Name -> tokens, images."""

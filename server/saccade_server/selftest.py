@@ -48,8 +48,6 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_kernels.streams import SiteKind
-from saccade_server.api.branches import branches_of, image_input
-from saccade_server.api.services import facts_of
 from saccade_server.engine.client import CapacityError, EngineClient
 from saccade_server.engine.limits import why_group_refused, why_too_long
 from saccade_server.engine.request import (
@@ -62,6 +60,8 @@ from saccade_server.engine.request import (
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
+from saccade_server.requests.branches import branches_of, image_input
+from saccade_server.requests.facts import facts_of
 from saccade_server.status_line import StatusLine
 from saccade_server.trial import Trial, are_numbers, largest_change
 

@@ -21,7 +21,6 @@ from saccade_server.api.errors import EngineFailure, draining
 from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.layers.shortcut import Shortcut
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.receipts import Run
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.client import EngineClient, News
 from saccade_server.engine.mailbox import Mailbox
@@ -31,6 +30,7 @@ from saccade_server.engine.request import (
     GenerateRequest,
     TokenLogprobs,
 )
+from saccade_server.requests.receipts import Run
 
 CONFIRM_SECONDS = 5.0
 """How long an aborted sequence may take to report what it did."""

@@ -17,7 +17,6 @@ from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.catalog_replies import Method, MethodList, Validation
 from saccade_server.api.openapi.document import POSTED, operation
-from saccade_server.api.receipts import acts, fingerprint, layers, sites
 from saccade_server.api.rehearsal import check_for_some_prompt, depends_on_prompt
 from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
 from saccade_server.api.sampling import check_group
@@ -25,6 +24,7 @@ from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import refuse_without_messages, templating
+from saccade_server.requests.receipts import acts, fingerprint, layers, sites
 
 
 def interventions_router(services: Services) -> APIRouter:

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from saccade_server.api.openapi.catalog_replies import ProfileList
 from saccade_server.api.openapi.document import operation
-from saccade_server.api.receipts import fingerprint
 from saccade_server.api.services import Services
+from saccade_server.requests.receipts import fingerprint
 
 
 def profiles_router(services: Services) -> APIRouter:

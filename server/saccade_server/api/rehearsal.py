@@ -17,7 +17,6 @@ from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import InterventionError
-from saccade_server.api.branches import branches_of
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.profiles import ProfileError, worded
 from saccade_server.api.rendering import Prepared
@@ -25,6 +24,7 @@ from saccade_server.api.sampling import check_group
 from saccade_server.api.services import Services
 from saccade_server.engine.limits import why_too_many
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.branches import branches_of
 
 IMAGE_TOKENS = 2
 

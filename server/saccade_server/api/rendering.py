@@ -18,7 +18,6 @@ from saccade_interventions.context import Prompt
 from saccade_interventions.plan import Plan
 from saccade_server.api.body.limits import check_conversation, too_long
 from saccade_server.api.body.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
-from saccade_server.api.branches import branches_of
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.images.data_urls import is_data_url
 from saccade_server.api.images.fetch import FetchBudget
@@ -30,6 +29,7 @@ from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import RenderedPrompt
 from saccade_server.models.template import BRIEF_CHARACTERS, BRIEF_MESSAGES
 from saccade_server.models.views import Pixels
+from saccade_server.requests.branches import branches_of
 
 BRIEF_PROMPT = BRIEF_CHARACTERS // 2
 """Characters; a template's form of them has roles, and the names of its fields, too."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from saccade_server.api.body.schemas import Sampled
-from saccade_server.api.branches import image_input, room_for_all
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
@@ -17,6 +16,7 @@ from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.limits import why_group_refused, why_min_tokens_refused
 from saccade_server.engine.request import EngineInfo, GenerateRequest, SamplingParams
+from saccade_server.requests.branches import image_input, room_for_all
 
 SEEDS = 2**63
 ONE_TOKEN = SamplingParams(max_tokens=1)

@@ -17,15 +17,15 @@ from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.body.noeffect import IgnoredLog
-from saccade_server.api.conflicts import find_conflicts
 from saccade_server.api.errors import NotFound
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
-from saccade_server.engine.request import EngineInfo
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.requests.conflicts import find_conflicts
+from saccade_server.requests.facts import facts_of
 
 if TYPE_CHECKING:
     from saccade_server.api.profiles import Profile
@@ -152,19 +152,3 @@ class Services:
     def facts(self) -> ModelFacts:
         """What interventions may know of the model."""
         return facts_of(self.engine.info, self.prompts)
-
-
-def facts_of(info: EngineInfo, prompts: PromptProcessor) -> ModelFacts:
-    """What interventions may know of the model that an engine has loaded, and of its tokenizer."""
-    return ModelFacts(
-        layers=info.layers,
-        heads=info.heads,
-        kv_heads=info.kv_heads,
-        head_dim=info.head_dim,
-        hidden_size=info.hidden_size,
-        sink_dims=info.sink_dims,
-        accepts_images=info.accepts_images,
-        fingerprint=info.fingerprint,
-        step_tokens=info.max_batched_tokens,
-        special_tokens=tuple(sorted(prompts.special_token_ids)),
-    )

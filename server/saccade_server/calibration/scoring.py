@@ -19,8 +19,6 @@ from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
-from saccade_server.api.branches import branches_of, image_input
-from saccade_server.api.services import facts_of
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.engine.client import EngineClient
 from saccade_server.engine.core import EngineCore
@@ -29,6 +27,8 @@ from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
+from saccade_server.requests.branches import branches_of, image_input
+from saccade_server.requests.facts import facts_of
 
 CONCURRENCY = 64
 

@@ -9,7 +9,7 @@ import pytest
 
 from saccade_interventions.artifacts import KINDS, read_artifact, write_artifact
 from saccade_interventions.registry import Registry
-from saccade_server.api.services import facts_of
+from saccade_server.requests.facts import facts_of
 
 METHODS = Registry.discover().methods
 NAMES = sorted(METHODS)

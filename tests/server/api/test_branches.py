@@ -14,11 +14,11 @@ from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.vcd import VCD, kept
 from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import NEVER_ATTEND
-from saccade_server.api import branches
-from saccade_server.api.branches import branches_of, room_for_all
 from saccade_server.engine.limits import why_group_refused
 from saccade_server.engine.request import BranchInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests import branches
+from saccade_server.requests.branches import branches_of, room_for_all
 
 VCD_ENTRY = {"method": "vcd", "noise_seed": 3}
 PAI_ENTRY = {"method": "pai_contrast", "gamma": 1.5}

@@ -8,9 +8,9 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.phases import Phase
 from saccade_interventions.rules import ContrastRule, MeasuredGains, RecentRule
-from saccade_server.api.noops import noops
-from saccade_server.api.receipts import Run
 from saccade_server.engine.request import Counter, MeasuredHeads, Receipt
+from saccade_server.requests.noops import noops
+from saccade_server.requests.receipts import Run
 
 PASTA = {"method": "pasta", "spans": [[0, 2]], "layers": [1], "alpha": 0.5}
 FACTS = ModelFacts(layers=2, heads=2, kv_heads=2, head_dim=4, hidden_size=8)

@@ -5,8 +5,8 @@ import pytest
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_interventions.registry import Registry
-from saccade_server.api.receipts import Run, applied, rejected
 from saccade_server.engine.request import Counter, Receipt
+from saccade_server.requests.receipts import Run, applied, rejected
 
 REGISTRY = Registry.discover()
 MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))

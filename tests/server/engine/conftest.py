@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, ModelFacts, Prompt
-from saccade_server.api.branches import branches_of
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
@@ -28,6 +27,7 @@ from saccade_server.engine.request import (
 )
 from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.branches import branches_of
 
 
 @dataclass

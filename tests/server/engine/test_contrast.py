@@ -31,7 +31,7 @@ def outputs(model: Any, tokens: list[int], prompt: Any = None) -> Any:
 
 
 def noisy(prompt: Any, step: int, seed: int) -> Any:
-    """The prompt with VCD's images, by the paper's formula; see the seeds in api/branches.py."""
+    """The prompt with VCD's images, by the formula of the paper; seeds: requests/branches.py."""
     beta = torch.sigmoid(torch.linspace(-6, 6, 1000, dtype=torch.float64)) * (0.005 - 1e-5) + 1e-5
     abar = (1 - beta).cumprod(0)[step].item()
     images = []

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from saccade_interventions.registry import Registry
-from saccade_server.api.branches import image_input
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
@@ -20,6 +19,7 @@ from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.models.conversation import Message
 from saccade_server.models.opening import first_token
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.requests.branches import image_input
 from saccade_server.selftest import examine
 
 FAMILIES = ["llava_next", "internvl", "idefics3", "smolvlm"]

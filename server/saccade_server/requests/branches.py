@@ -17,9 +17,9 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Branch, MeasuredGains, Noise
 from saccade_interventions.siblings import deleted_plan, hidden_plan, same_plan
 from saccade_kernels.batch import PAGE
-from saccade_server.api.noise import Seed, digest_of, noised
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.noise import Seed, digest_of, noised
 
 MOST_BYTES = 64 * 2**20
 """Of noised images that are kept: one image is often asked about several times."""

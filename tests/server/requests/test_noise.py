@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saccade_server.api.noise import NoiseCache, noised
 from saccade_server.models.conversation import Message
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
+from saccade_server.requests.noise import NoiseCache, noised
 
 KEPT = 0.744798
 

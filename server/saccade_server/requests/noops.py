@@ -14,8 +14,8 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, RecentRule
-from saccade_server.api.receipts import Run
 from saccade_server.engine.request import Receipt
+from saccade_server.requests.receipts import Run
 
 SILENT = (RecentRule, HeadSinkRule)
 """Rules that only say which class keys belong to; that they worked shows in the edits' rows."""
