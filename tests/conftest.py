@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+pytest.register_assert_rewrite("saccade_testing")
+
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, that is when its module is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,6 +1,5 @@
 """make real-model without a network: what it says, and what it leaves alone."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from saccade_testing.modules import import_file
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "real_model.py"
 NOWHERE = {
@@ -30,13 +31,8 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def module(script: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("saccade_test_real_model", script)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+def module(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return import_file(script, monkeypatch)
 
 
 @pytest.mark.parametrize(("options", "status"), [([], 1), (["--if-available"], 0)])

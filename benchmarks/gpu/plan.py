@@ -15,7 +15,7 @@ ENGINE = (
     "server/saccade_server/requests/branches.py",
 )
 ALL = (*KERNELS, "interventions/saccade_interventions", "server/saccade_server")
-TESTED = (*ALL, "tests/kernels", "tests/server", "tests/conftest.py")
+TESTED = (*ALL, "tests/kernels", "tests/server", "tests/support", "tests/conftest.py")
 
 
 @dataclass(frozen=True)

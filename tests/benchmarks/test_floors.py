@@ -1,39 +1,24 @@
 """Floors of the GPU benchmarks: the least time by the best measured rate, which no figure beats."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from gpu import shapes
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ENGINE = sorted((BENCHMARKS / "results").glob("engine-*-nvidia-*.json"))
 KERNELS = sorted((BENCHMARKS / "results").glob("kernels-nvidia-*.json"))
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"benchmark_{name}", BENCHMARKS / f"gpu/{name}.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-SHAPES = load("shapes")
-MODELS = {"engine-llava": SHAPES.LLAVA, "engine-qwen": SHAPES.QWEN}
-HEADS = {"32/32": SHAPES.MHA, "28/4": SHAPES.GQA}
+MODELS = {"engine-llava": shapes.LLAVA, "engine-qwen": shapes.QWEN}
+HEADS = {"32/32": shapes.MHA, "28/4": shapes.GQA}
 
 
 def figures(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     document = json.loads(path.read_text())
-    return SHAPES.Ceilings.of(document["figures"]["ceilings"]), document["figures"], document
+    return shapes.Ceilings.of(document["figures"]["ceilings"]), document["figures"], document
 
 
 def measured(cells: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
@@ -49,9 +34,9 @@ def sizes(label: str) -> tuple[int, int]:
 @pytest.mark.parametrize("fastest", ["copy", "read", "weights"])
 def test_memory_is_as_fast_as_the_fastest_thing_that_moved_bytes(fastest: str) -> None:
     rates = {"copy": 2e12, "read": 2e12, "weights": 2e12, fastest: 3e12}
-    slow, fast = SHAPES.Ceilings(**rates, flops=7e14), SHAPES.Ceilings(3e12, 3e12, 3e12, 7e14)
+    slow, fast = shapes.Ceilings(**rates, flops=7e14), shapes.Ceilings(3e12, 3e12, 3e12, 7e14)
     assert slow.memory == 3e12
-    assert SHAPES.LLAVA.decode_floor(1, 1024, slow) == SHAPES.LLAVA.decode_floor(1, 1024, fast)
+    assert shapes.LLAVA.decode_floor(1, 1024, slow) == shapes.LLAVA.decode_floor(1, 1024, fast)
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda path: path.stem)

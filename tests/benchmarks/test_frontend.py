@@ -1,25 +1,7 @@
 """The front end's benchmark: what it makes of seconds and of bytes."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    path = BENCHMARKS / "front" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_front_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CLIENTS = load("clients")
+from front import clients
 
 
 def test_answers_are_compared_without_their_framing_and_what_is_their_own() -> None:
@@ -29,15 +11,15 @@ def test_answers_are_compared_without_their_framing_and_what_is_their_own() -> N
     chunks = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n"
     apart = head + chunks % (5, one[:5], len(one) - 5, one[5:])
     whole = b"HTTP/1.1 200 \r\ncontent-length: %d\r\n\r\n%b" % (len(other), other)
-    assert CLIENTS.content(apart) == CLIENTS.content(whole)
-    assert CLIENTS.content(apart) != CLIENTS.content(whole.replace(b'"a"', b'"b"'))
+    assert clients.content(apart) == clients.content(whole)
+    assert clients.content(apart) != clients.content(whole.replace(b'"a"', b'"b"'))
     with pytest.raises(ValueError, match="503"):
-        CLIENTS.content(b"HTTP/1.1 503 \r\ncontent-length: 0\r\n\r\n")
+        clients.content(b"HTTP/1.1 503 \r\ncontent-length: 0\r\n\r\n")
 
 
 def test_an_answer_is_whole_at_its_last_byte() -> None:
     head = b"HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\n"
     for data, is_whole in ((head[:-2], False), (head + b"ab", False), (head + b"abc", True)):
-        connection = CLIENTS.Connection()
+        connection = clients.Connection()
         connection._data += data
         assert connection._is_whole() is is_whole

@@ -1,32 +1,18 @@
-"""The pages and what follows them; test modules cannot import one another (importlib)."""
+"""The pages and what follows them."""
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from saccade_testing.docs import brought as _brought
+from saccade_testing.docs import commandline as _commandline
+from saccade_testing.docs import pages as _pages
+from saccade_testing.docs import session as _session
+
 REAL_MODEL = {"docs/text-models.md"}
 """Pages about the checkpoint of ``make real-model``."""
-
-
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"saccade_docs_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_pages = _load("pages")
-_session = _load("session")
-_commandline = _load("commandline")
-_brought = _load("brought")
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,16 @@
-"""Tiny models for every test of the server; test modules cannot import one another (importlib)."""
+"""Tiny models for every test of the server."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-
-def _load(name: str, folder: str = "models") -> ModuleType:
-    path = Path(__file__).parent / folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"saccade_test_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_tiny = _load("tiny")
-_processors = _load("processors")
-_templates = _load("templates")
-_launch = _load("launch", ".")
+from saccade_testing import launch as _launch
+from saccade_testing import processors as _processors
+from saccade_testing import templates as _templates
+from saccade_testing import tiny as _tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

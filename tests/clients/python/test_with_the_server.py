@@ -1,9 +1,7 @@
 """The client against the real HTTP layer, over a socket: both must mean the same by every field."""
 
 import asyncio
-import importlib.util
 import time
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,8 +9,8 @@ import pytest
 
 import saccade_client as sdk
 from saccade_interventions.artifacts import write_artifact
+from saccade_testing.api.server import check_servers, start_server
 
-HARNESS = Path(__file__).parents[2] / "server" / "api" / "conftest.py"
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 STEERED = sdk.Intervention("pai", alpha=0.3)
 
@@ -20,12 +18,8 @@ STEERED = sdk.Intervention("pai", alpha=0.3)
 @pytest.fixture(scope="module")
 def running():
     """Run the application of the server's own tests: real routes over a scripted engine."""
-    # A conftest has no import name, so it is loaded by its path.
-    spec = importlib.util.spec_from_file_location("saccade_server_harness", HARNESS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     entries = [{"method": "pasta", "spans": [[0, 2]], "layers": [1]}]
-    server = module.start_server(
+    server = start_server(
         profiles={"mine": {"description": "Ours.", "interventions": entries}},
         served_model_name="tiny",
         api_keys=("k",),
@@ -34,6 +28,7 @@ def running():
     )
     yield server
     server.stop()
+    check_servers()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The digest of a form follows all that its compiled code comes from, and nothing else."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ pytest.importorskip("triton")
 
 from saccade_kernels.gpu.digest import digest
 from saccade_kernels.gpu.offline import Variant
+from saccade_testing.modules import import_file
 
 SOURCE = '''
 import triton
@@ -35,20 +35,17 @@ def kernel(source, count, BLOCK: tl.constexpr):
 
 
 @pytest.fixture
-def form(tmp_path: Path) -> Any:
+def form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``form(old, new)``: the kernel above with a text replaced."""
     made: list[int] = []
 
     def build(old: str = "", new: str = "") -> Variant:
         assert old in SOURCE
-        path = tmp_path / f"module{len(made)}.py"
+        path = tmp_path / str(len(made)) / "form.py"
         made.append(0)
+        path.parent.mkdir()
         path.write_text(SOURCE.replace(old, new) if old else SOURCE)
-        spec = importlib.util.spec_from_file_location("module", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_file(path, monkeypatch)
         types = {"source": "*fp32", "count": "i32"}
         return Variant("form", module.kernel, types, {"BLOCK": 64}, 4, 3)
 

@@ -1,153 +1,39 @@
 """An engine over a tiny model, and transformers' own generation to compare with."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from dataclasses import replace as replaced
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from msgspec.structs import replace
 
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
-from saccade_server.engine.request import (
-    Array,
-    EngineOutput,
-    GenerateRequest,
-    ImageInput,
-    SamplingParams,
-)
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.models.family import serve
-from saccade_server.models.prompt import PreparedImage, RenderedPrompt
-from saccade_server.requests.branches import branches_of
-
-
-@dataclass
-class Result:
-    """All that an engine said about one request."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
-    last: EngineOutput | None = None
-
-
-def _request(
-    prompt: Any, name: str = "r", plan: Any = None, max_tokens: int = 12, **sampling: Any
-) -> GenerateRequest:
-    """A request for a tiny prompt; greedy unless told otherwise."""
-    images = tuple(
-        ImageInput(
-            digest=f"{hash(image.pixels.tobytes()):x}",
-            start=image.start,
-            length=image.length,
-            pixels=Array.pack(image.pixels),
-            grid=image.grid,
-        )
-        for image in prompt.images
-    )
-    return GenerateRequest(
-        request_id=name,
-        tokens=tuple(prompt.tokens),
-        images=images,
-        plan=plan,
-        sampling=SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}),
-    )
-
-
-def _run(core: EngineCore, requests: Sequence[GenerateRequest]) -> dict[str, Result]:
-    """Submit all requests at once and step until the engine is idle."""
-    results = {request.request_id: Result() for request in requests}
-
-    def note(output: EngineOutput | None) -> None:
-        if output is not None:
-            result = results[output.request_id]
-            result.tokens += output.tokens
-            result.logprobs += output.logprobs
-            result.last = output
-
-    for request in requests:
-        note(core.submit(request))
-    for _ in range(10_000):
-        if not core.busy:
-            return results
-        for output in core.step():
-            note(output)
-    raise AssertionError("the engine did not finish")
-
-
-def _generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
-    """Greedy tokens of transformers' generate for one prompt, alone."""
-    tokens = torch.tensor([prompt.tokens])
-    inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    inputs |= prompt.arguments(tokens, model.dtype)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens, use_cache=True)
-    return output[0, len(prompt.tokens) :].tolist()
-
-
-def _module(name: str) -> ModuleType:
-    """A module beside this one; tests cannot import one another."""
-    path = Path(__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"saccade_test_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from saccade_testing import engine
+from saccade_testing import oracle as _oracle
+from saccade_testing import steered as _steered
+from saccade_testing import vhr as _vhr
+from saccade_testing.engine import Result
 
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """The module with transformers' generation under an edit: ``Oracle(model, edit)``."""
-    return _module("oracle")
+    return _oracle
 
 
 @pytest.fixture(scope="session")
 def steered() -> ModuleType:
     """The module with steering written out: ``Oracle(model, rows, residual, heads)``."""
-    return _module("steered")
+    return _steered
 
 
 @pytest.fixture(scope="session")
 def vhr() -> ModuleType:
     """The module with VHR written out: ``Oracle(model, prompt, entry, edit)``."""
-    return _module("vhr_oracle")
-
-
-TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
-
-
-def _ask(
-    prompt: Any, methods: Sequence[Any], name: str = "r", max_tokens: int = 8, **sampling: Any
-) -> GenerateRequest:
-    """A request with interventions, and the branches the API makes for them; no end token ends."""
-    images = tuple(
-        PreparedImage(
-            *("", view.start, view.length, view.pixels, view.grid),
-            copies=2 if view.pixels.ndim == 2 else 1,
-            before=view.before,
-            behind=view.behind,
-            image=view.image,
-        )
-        for view in prompt.images
-    )
-    rendered = RenderedPrompt(tuple(prompt.tokens), "", (), images)
-    described = Prompt(len(prompt.tokens), rendered.spans, "", (), rendered.image_numbers)
-    plan = compile_plan(methods, Context(TINY, described))
-    request = _request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
-    digests = [image.digest for image in request.images]
-    named = tuple(replaced(view, digest=d) for view, d in zip(images, digests, strict=True))
-    rendered = replaced(rendered, images=named)
-    private = plan is not None and plan.private
-    return replace(request, branches=branches_of(plan, rendered), private=private)
+    return _vhr
 
 
 MODES = {"ordinary": {}, "as-on-a-gpu": {"overlap": True, "padded_decode": True}}
@@ -175,22 +61,22 @@ def make_core(
 @pytest.fixture
 def make_request() -> Callable[..., GenerateRequest]:
     """``make_request(prompt, name, plan, max_tokens, **sampling)``."""
-    return _request
+    return engine.make_request
 
 
 @pytest.fixture
 def ask() -> Callable[..., GenerateRequest]:
     """``ask(prompt, methods, name, max_tokens, **sampling)``."""
-    return _ask
+    return engine.ask
 
 
 @pytest.fixture
 def run() -> Callable[..., dict[str, Result]]:
     """``run(core, requests)``: results by request id."""
-    return _run
+    return engine.run
 
 
 @pytest.fixture
 def generate() -> Callable[..., list[int]]:
     """``generate(model, prompt, max_tokens)``: transformers' own greedy tokens."""
-    return _generate
+    return engine.generate

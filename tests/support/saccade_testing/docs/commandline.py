@@ -11,7 +11,7 @@ import typer
 
 from saccade_server.cli import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def mistakes(script: str) -> list[str]:

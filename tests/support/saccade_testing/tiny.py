@@ -1,4 +1,4 @@
-"""Tiny random models of every family, and a prompt for each; fixtures in tests/server/conftest.py.
+"""Tiny random models of every family, and a prompt for each.
 
 Weights are larger than a real initialisation so that attention is far from uniform and a mistake
 in it shows. Everything is float64: agreement then means equality up to rounding.

@@ -1,4 +1,4 @@
-"""Greedy generation by transformers with an edit of attention written out; fixture in conftest.py.
+"""Greedy generation by transformers with an edit of attention written out.
 
 The oracle recomputes the whole sequence for every token, in float64, with dense attention; nothing
 of it is shared with the engine, which chunks, caches, batches and reads float32 tables.

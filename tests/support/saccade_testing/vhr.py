@@ -1,4 +1,4 @@
-"""VHR's algorithm written out in transformers' own float64 forward; fixture in conftest.py.
+"""VHR's algorithm written out in transformers' own float64 forward.
 
 The oracle knows no caches, chunks, tables or steps. For every measured layer it runs both prompts
 anew, from token ids and pixels on (so transformers makes the positions of the shortened prompt),

@@ -10,7 +10,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 KINDS = ("sh", "console", "python", "json", "jsonl", "toml", "text")
 """What a block's info string may begin with; a file's name may follow."""

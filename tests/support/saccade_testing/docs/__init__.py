@@ -1,0 +1,1 @@
+"""Pages taken apart, and the sessions that follow them."""

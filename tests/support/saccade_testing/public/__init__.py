@@ -1,0 +1,1 @@
+"""A server process, questions to it, and the files that people send."""
