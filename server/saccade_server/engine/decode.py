@@ -22,8 +22,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Batch
+from enum import IntFlag, auto
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,13 +48,26 @@ PLAIN = 1
 
 EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
 
-StepVariant = tuple[int, int, Reach]
-"""Padded batch size; number of key classes, :data:`PLAIN` or one that edits; and which sites are
-edited, if any with the largest number of classes only."""
+
+class Search(IntFlag):
+    """What a step looks for inside its layers, for the rows that ask; others share the step."""
+
+    NOTHING = 0
+    HEAD_SINKS = auto()  # sinks of single heads; rows may have key classes of single heads
+
+
+class StepVariant(NamedTuple):
+    """One form of the step. Sites are edited, and things looked for, with most classes only."""
+
+    size: int  # padded batch size
+    classes: int  # number of key classes, :data:`PLAIN` or one that edits
+    reach: Reach = Reach.NOWHERE  # which sites are edited
+    search: Search = Search.NOTHING
+
 
 Variant = StepVariant | DrawVariant
 
-Play = Callable[..., None]
+Play = Callable[[Variant], None]
 """Computes a variant from what the block holds, which must have been written for its size."""
 
 
@@ -124,7 +138,7 @@ class PaddedDecoder:
         counts = sorted((PLAIN, *self._classes), reverse=True)
         forms = [(counts[0], Reach.EVERYWHERE), (counts[0], Reach.RESIDUALS)]
         forms += [(count, Reach.NOWHERE) for count in counts]
-        steps = [(size, *form) for size in reversed(self.sizes) for form in forms]
+        steps = [StepVariant(size, *form) for size in reversed(self.sizes) for form in forms]
         return [*self.draws.variants, *steps]
 
     @property
@@ -153,9 +167,9 @@ class PaddedDecoder:
             at = starts + 1 - roster.prompt_lengths
             draws = self.draws.write(block.numpy(), self._seats.draws(roster, at))
         self._send(block, size, everything=bool(draws))
-        self.play(size, *self._form(roster, inputs.control_rows[: len(starts)]))
+        self.play(StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)])))
         for variant in draws:
-            self.play(*variant)
+            self.play(variant)
         return self._logits[: len(starts)]
 
     def idle(self, variant: Variant) -> Callable[[], None]:
@@ -163,33 +177,35 @@ class PaddedDecoder:
 
         Whoever runs a variant outside of a step takes it from here.
         """
-        block = self._host(variant[0] if len(variant) == 3 else self.sizes[0])
-        if len(variant) == 2:
+        if isinstance(variant, StepVariant):
+            block = self._host(variant.size)
+            self._pad(block, variant.size, 0)
+            self._send(block, variant.size, everything=False)
+        else:
+            block = self._host(self.sizes[0])
             self.draws.pad(block.numpy(), variant)
             end = self.draws.layout.size
             self._uploaded[:end].copy_(block[:end], non_blocking=True)
-        else:
-            self._pad(block, variant[0], 0)
-            self._send(block, variant[0], everything=False)
-        return partial(self.compute, *variant)
+        return partial(self.compute, variant)
 
-    def compute(self, *variant: Any) -> None:
+    def compute(self, variant: Variant) -> None:
         """What a variant computes from what was written for it; all that a graph captures."""
-        if len(variant) == 2:
-            self.draws.compute(*variant)
+        if isinstance(variant, StepVariant):
+            self._step(variant)
         else:
-            self._step(*variant)
+            self.draws.compute(*variant)
 
-    def _step(self, size: int, classes: int, reach: Reach) -> None:
+    def _step(self, variant: StepVariant) -> None:
         """Logits of what was written for this size, and the likeliest tokens."""
+        size = variant.size
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = self._words.index_select(0, inputs.sources)
         step = ForwardStep(
-            self._batch(inputs, size, classes),
+            self._batch(inputs, size, variant.classes),
             self._keys,
             self._values,
-            streams=self._streams[reach],
+            streams=self._streams[variant.reach],
         )
         hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
         self._logits[:size].copy_(self._model.logits(hidden))

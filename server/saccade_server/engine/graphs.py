@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from saccade_server.engine.decode import PLAIN, Play, Variant
+from saccade_server.engine.decode import PLAIN, Play, StepVariant, Variant
 
 Prepare = Callable[[Variant], Callable[[], None]]
 """Writes the inputs of a variant and returns what computes it from them."""
@@ -80,9 +80,9 @@ class Captured:
     bytes: int
 
     def __str__(self) -> str:
-        steps = [variant for variant in self.variants if len(variant) == 3]
-        sizes = sorted({size for size, _, _ in steps})
-        edited = sorted({classes for _, classes, _ in steps} - {PLAIN})
+        steps = [variant for variant in self.variants if isinstance(variant, StepVariant)]
+        sizes = sorted({step.size for step in steps})
+        edited = sorted({step.classes for step in steps} - {PLAIN})
         draws = len(self.variants) - len(steps)
         return (
             f"captured {len(steps)} decode graphs and {draws} of draws in {self.seconds:.1f} s, "
@@ -109,7 +109,7 @@ def capture(
             replays[variant] = _record(recorder, prepare, variant)
     spent = recorder.used() - before
     summary = Captured(tuple(variants), time.perf_counter() - began, spent)
-    return lambda *variant: replays[variant](), summary
+    return lambda variant: replays[variant](), summary
 
 
 def _record(recorder: Recorder, prepare: Prepare, variant: Variant) -> Callable[[], None]:
@@ -125,9 +125,9 @@ def _record(recorder: Recorder, prepare: Prepare, variant: Variant) -> Callable[
 
 
 def _named(variant: Variant) -> str:
-    if len(variant) == 2:
-        return f"a {variant[0].name.lower()} draw of {variant[1]} sequences"
-    return f"a decode step of {variant[0]} sequences"
+    if isinstance(variant, StepVariant):
+        return f"a decode step of {variant.size} sequences"
+    return f"a {variant[0].name.lower()} draw of {variant[1]} sequences"
 
 
 @contextmanager

@@ -160,7 +160,7 @@ class Recorder:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
-        variant = run.args  # type: ignore[attr-defined]
+        (variant,) = run.args  # type: ignore[attr-defined]
 
         def replay() -> None:
             self.played.append(variant)

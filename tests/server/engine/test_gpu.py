@@ -17,7 +17,7 @@ from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
-from saccade_server.engine.decode import padded_sizes
+from saccade_server.engine.decode import StepVariant, padded_sizes
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.sampler import DrawKind
 from saccade_server.models.family import serve
@@ -131,8 +131,8 @@ def test_what_was_captured(core_on_gpu: Any) -> None:
     draws = [variant for variant in core.captured.variants if len(variant) == 2]
     steps = core.captured.variants[len(draws) :]
     assert draws[0] == (DrawKind.FILTERED, 16)
-    assert steps[0] == (16, 8, Reach.EVERYWHERE)
-    assert {size for size, _, _ in steps} == {size for _, size in draws} == set(padded_sizes(16))
+    assert steps[0] == StepVariant(16, 8, Reach.EVERYWHERE)
+    assert {step.size for step in steps} == {size for _, size in draws} == set(padded_sizes(16))
     assert core.captured.seconds > 0
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 

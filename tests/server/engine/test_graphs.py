@@ -6,11 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from saccade_server.engine.decode import Variant
+from saccade_server.engine.decode import StepVariant, Variant
 from saccade_server.engine.graphs import CaptureError, capture
 from saccade_server.engine.sampler import DrawKind
+from saccade_server.models.streams import Reach
 
-STEPS = [(size, *form) for size in (8, 2) for form in ((4, True), (4, False), (1, False))]
+FORMS = ((4, Reach.RESIDUALS), (4, Reach.NOWHERE), (1, Reach.NOWHERE))
+STEPS = [StepVariant(size, *form) for size in (8, 2) for form in FORMS]
 VARIANTS: list[Variant] = [(DrawKind.FREE, 8), (DrawKind.FREE, 2), *STEPS]
 
 
@@ -47,11 +49,10 @@ def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
     assert tape.collecting == [False] * 8
     assert gc.isenabled()
     seen.clear()
-    play(2, 4, True)
-    play(2, 4, False)
-    play(8, 1, False)
-    play(DrawKind.FREE, 2)
-    assert seen == [(2, 4, True), (2, 4, False), (8, 1, False), (DrawKind.FREE, 2)]
+    chosen: list[Variant] = [STEPS[3], STEPS[4], STEPS[2], (DrawKind.FREE, 2)]
+    for variant in chosen:
+        play(variant)
+    assert seen == chosen
     assert summary.variants == tuple(VARIANTS)
 
 

@@ -21,7 +21,7 @@ from saccade_kernels.sinks import SinkTags
 from saccade_kernels.tables import ControlTables, TagTable
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
-from saccade_server.engine.decode import PLAIN
+from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.sampler import DrawKind
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
@@ -66,7 +66,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return counted
 
 
-def count(core: EngineCore, launches: Launches, variant: tuple[int, int, Reach]) -> tuple[int, int]:
+def count(core: EngineCore, launches: Launches, variant: StepVariant) -> tuple[int, int]:
     """Launches a layer, and around all layers."""
     padded, model = core._runner._decoder, core._runner.model.decoder
     assert padded is not None
@@ -108,7 +108,7 @@ def test_a_step_launches(family: str, tiny_model: Any, launches: Launches) -> No
     model = serve(tiny_model(family, dtype=torch.bfloat16))
     settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
     core = EngineCore(model, EngineConfig(model=family, cache_tokens=2048, **settings))
-    found = {form: count(core, launches, (2, *form)) for form in TODAY[family]}
+    found = {form: count(core, launches, StepVariant(2, *form)) for form in TODAY[family]}
     assert found == TODAY[family], dict(launches.found)
     assert max(layer for layer, _ in (found[PLAINLY], found[EDITED])) <= MOST[0]
     assert max(around for _, around in (found[PLAINLY], found[EDITED])) <= MOST[1]

@@ -17,7 +17,7 @@ from saccade_interventions.edits import StreamEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
-from saccade_server.engine.decode import PaddedDecoder
+from saccade_server.engine.decode import PLAIN, PaddedDecoder, StepVariant
 from saccade_server.engine.sampler import DrawKind
 from saccade_server.engine.warmup import warm_up
 
@@ -99,7 +99,7 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
     summary = core._runner.capture(Recorder(decoder))
     assert summary.variants == tuple(decoder.variants)
     sizes = {1, 2, 4, 8, 10}
-    assert {variant[0] for variant in summary.variants if len(variant) == 3} == sizes
+    assert {v.size for v in summary.variants if isinstance(v, StepVariant)} == sizes
     draws = {variant for variant in summary.variants if len(variant) == 2}
     assert draws == {(kind, size) for kind in (DrawKind.FREE, DrawKind.FILTERED) for size in sizes}
     prompts = [tiny.prompt(family, seed=seed, text=9 + 7 * seed) for seed in range(5)]
@@ -117,7 +117,7 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
 def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any) -> None:
     decoder = core_with("qwen2_5_vl", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._block)
-    decoder.idle((size, 1, False))
+    decoder.idle(StepVariant(size, PLAIN))
     tokens, sources, *rest = decoder._layouts[size].tensors(decoder._block)
     assert torch.equal(decoder._words[sources], tokens)
     assert not tokens.any()
@@ -141,14 +141,14 @@ def test_an_idle_draw_is_nobody_s(size: int, kind: DrawKind, core_with: Any) -> 
 def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> None:
     decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     with pytest.raises(AssertionError, match="another size"):
-        decoder.compute(4, 1, False)
-    decoder.idle((8, 1, False))
+        decoder.compute(StepVariant(4, PLAIN))
+    decoder.idle(StepVariant(8, PLAIN))
     with pytest.raises(AssertionError, match="another size"):
-        decoder.compute(4, 1, False)
+        decoder.compute(StepVariant(4, PLAIN))
     decoder.idle((DrawKind.FREE, 8))
     for draw in ((DrawKind.FREE, 4), (DrawKind.FILTERED, 8)):
         with pytest.raises(AssertionError, match="another size"):
-            decoder.compute(*draw)
+            decoder.compute(draw)
 
 
 def test_rehearsing_reads_nothing_that_lies_in_the_block(core_with: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_server.engine.decode import StepVariant
+
 SITES = ("residual", "attention_output", "mlp_output")
 
 
@@ -206,9 +208,9 @@ def test_captured_steps_reach_no_further_than_they_must(
     seen: list[int] = []
     play = core._runner._decoder.play
 
-    def note(size: int, classes: int, reach: int) -> None:
-        seen.append(int(reach))
-        play(size, classes, reach)
+    def note(variant: StepVariant) -> None:
+        seen.append(int(variant.reach))
+        play(variant)
 
     monkeypatch.setattr(core._runner._decoder, "play", note)
     for reach, site in ((0, None), (1, "residual"), (2, "attention_output"), (2, "mlp_output")):
