@@ -22,7 +22,8 @@ import torch
 from report import Target, write
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.demo import model_path
 from saccade_server.demo.questions import Kind

@@ -14,8 +14,9 @@ from gpu.problems import image_span
 from gpu.serving import SINK_DIMS, Branches
 from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import EngineInfo

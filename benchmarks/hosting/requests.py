@@ -33,7 +33,8 @@ from report import Target
 from hosting.settings import TEXT, Setting, artifacts, settings
 from hosting.stub import FINGERPRINT, IMAGE_TOKENS, VOCABULARY, Reached, engine
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine import prefix, rows, tables
 from saccade_server.engine.core import EngineCore
@@ -161,7 +162,6 @@ class Requests:
             images=tuple(map(image_input, prompt.images)),
             plan=plan,
             branches=branches,
-            private=plan is not None and plan.private,
         )
         bare = with_pixels(request, lambda _: EMPTY)
         submitted: Any = Submit  # an earlier commit's has no number

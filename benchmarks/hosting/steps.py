@@ -25,7 +25,8 @@ from report import Target
 from hosting.settings import artifacts, settings
 from hosting.stub import IMAGE_TOKENS, MAX_LEN, SINK_DIMS, StubModel
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.engine.config import EngineConfig

@@ -33,7 +33,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,8 @@ from pydantic import StringConstraints
 from saccade_interventions.artifact_values import check_values
 from saccade_interventions.defaults import NOTHING, read_defaults, write_defaults
 from saccade_interventions.errors import brief
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.vectors import RESIDUAL, Site, layers_at
-
-if TYPE_CHECKING:
-    from saccade_interventions.context import ModelFacts
 
 FORMAT = "1"
 MOST_BYTES = 64 * 2**20

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 
 Level = Literal[

@@ -12,40 +12,13 @@ from numpy.typing import NDArray
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.errors import Code, InterventionError, brief
-from saccade_kernels.controls import ControlShape
+from saccade_interventions.model_facts import ModelFacts
 
 MOST_OCCURRENCES = 4096
 """Of one text in a prompt; a text that is everywhere marks nothing."""
 
 Span = tuple[int, int]
 """Token positions, end exclusive."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """The served model, as far as interventions are concerned.
-
-    ``sink_dims``: dimensions of massive activations in the residual stream; empty if none found.
-    ``fingerprint``: content hash of the model, "sha256:..."; artifacts say which one they are for.
-    ``step_tokens``: how many tokens the server computes at once; None: not known, or any number.
-    ``special_tokens``: ids that stand for no text.
-    """
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden_size: int
-    sink_dims: tuple[int, ...] = ()
-    accepts_images: bool = True
-    fingerprint: str = ""
-    step_tokens: int | None = None
-    special_tokens: tuple[int, ...] = ()
-
-    @property
-    def shape(self) -> ControlShape:
-        """Sizes of a program for this model."""
-        return ControlShape(self.layers, self.heads, self.head_dim)
 
 
 @dataclass(frozen=True)

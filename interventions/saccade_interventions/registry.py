@@ -16,8 +16,8 @@ from typing import Any
 
 from saccade_interventions import methods as built_in
 from saccade_interventions.base import Intervention
-from saccade_interventions.context import ModelFacts
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.parsing import parse_entries
 from saccade_interventions.suggest import unknown
 

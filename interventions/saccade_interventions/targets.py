@@ -14,10 +14,11 @@ from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Ta
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import Intervention, Needs
-from saccade_interventions.context import Context, ModelFacts, Span
+from saccade_interventions.context import Context, Span
 from saccade_interventions.edits import Sites
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Index, Indices
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import ROWS, Phase, parse_rows
 
 

@@ -41,9 +41,10 @@ from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.edits import NO_LIMIT, StreamEdit
 from saccade_interventions.errors import InterventionError
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
@@ -263,8 +264,9 @@ class _Bench:
             UnsupportedModelError: without a plan, it gave what is no finite number.
         """
         info, prompt = self._engine.info, self._prompt
+        name = f"self-test-{uuid.uuid4().hex}"
         request = GenerateRequest(
-            request_id=f"self-test-{uuid.uuid4().hex}",
+            request_id=name,
             tokens=tuple(prompt.tokens),
             images=tuple(map(image_input, prompt.images)),
             sampling=SamplingParams(
@@ -275,7 +277,7 @@ class _Bench:
             ),
             plan=plan,
             branches=branches_of(plan, prompt),
-            private=True,
+            cache_salt=name,
         )
         if len(prompt.tokens) + TOKENS > min(info.max_model_len, info.cache_tokens):
             raise SelfTestError("the prompt of the self-test is longer than the server allows")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry

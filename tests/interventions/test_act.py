@@ -9,9 +9,10 @@ import torch
 
 from saccade_interventions.artifacts import artifact_id, read_artifact, write_artifact
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.act import ACT
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, GATES

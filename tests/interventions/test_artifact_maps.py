@@ -11,7 +11,7 @@ from saccade_interventions.artifacts import (
     read_artifact,
     write_artifact,
 )
-from saccade_interventions.context import ModelFacts
+from saccade_interventions.model_facts import ModelFacts
 
 MODEL = "sha256:" + "a" * 64
 FACTS = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, fingerprint=MODEL)

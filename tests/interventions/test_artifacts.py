@@ -14,8 +14,9 @@ from saccade_interventions.artifacts import (
     read_artifact,
     write_artifact,
 )
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.model_facts import ModelFacts
 
 MODEL = "sha256:" + "a" * 64
 FACTS = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, fingerprint=MODEL)

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.var import VAR
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_kernels.thresholds import default_threshold
 

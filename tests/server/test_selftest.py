@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace as replaced
 
 from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry

@@ -45,10 +45,11 @@ from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifacts import ArtifactId, artifact_id, write_artifact
 from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.edits import Gate, Sites
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.headlists import by_site
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule

@@ -38,10 +38,11 @@ from saccade_interventions.artifacts import (
     write_artifact,
 )
 from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.edits import StreamEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Index
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows

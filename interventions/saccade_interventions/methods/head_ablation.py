@@ -26,9 +26,10 @@ from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifacts import ArtifactId
 from saccade_interventions.base import Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.edits import Sites
 from saccade_interventions.headlists import ChosenHeads
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 
 UNTAGGED = 0

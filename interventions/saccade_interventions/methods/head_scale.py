@@ -21,9 +21,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from saccade_interventions.base import Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN
 from saccade_interventions.headlists import ChosenHeads
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 
 

@@ -24,7 +24,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from saccade_interventions.base import Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import OnImages, Rows, Sited, inner_layers
 

@@ -31,9 +31,10 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import PROBE_TEXT, Level, Needs, Probe
-from saccade_interventions.context import Context, ModelFacts, Prompt, Span, runs
+from saccade_interventions.context import Context, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.indices import Index
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.targets import Rows, Sited
 

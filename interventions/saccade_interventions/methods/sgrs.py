@@ -92,8 +92,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.indices import Indices
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
 from saccade_interventions.targets import check_layers, layers_of_32

@@ -54,9 +54,10 @@ from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifacts import ArtifactId
 from saccade_interventions.base import Level, Probe
-from saccade_interventions.context import Context, ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_interventions.targets import OnImages, RowsAfterImage, Sited, inner_layers

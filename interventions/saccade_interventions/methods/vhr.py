@@ -34,9 +34,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, ModelFacts, Span
+from saccade_interventions.context import Context, Span
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains

@@ -145,7 +145,6 @@ def check_group(
         images=tuple(map(image_input, prepared.prompt.images)),
         plan=prepared.plan,
         branches=prepared.branches,
-        private=prepared.plan is not None and prepared.plan.private,
     )
     reason = why(request, services.engine.info)
     if reason is not None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError, brief
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.body.noeffect import IgnoredLog
@@ -21,14 +22,12 @@ from saccade_server.api.errors import NotFound
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.profiles import Profile
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.requests.conflicts import find_conflicts
 from saccade_server.requests.facts import facts_of
-
-if TYPE_CHECKING:
-    from saccade_server.api.profiles import Profile
 
 Result = TypeVar("Result")
 

@@ -26,7 +26,7 @@ def form(request: GenerateRequest) -> Sequence:
             sampling=request.sampling,
             images=branch.images,
             plan=branch.plan,
-            private=request.private,
+            cache_salt=request.cache_salt,
         )
         leader.siblings.append(Sequence(own, leader=leader, measures=branch.measures))
     return leader

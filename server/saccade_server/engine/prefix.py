@@ -8,9 +8,9 @@ prefix without edited rows has the key of a plain request, whatever the plan doe
 edits can only ever be found again by rows that went through the same edits at the same places.
 Pages filled while decoding follow the same rule.
 
-Rows of a *private* request follow what was measured while they ran, which no key could name: its
-keys are salted, so that only the sequence itself finds its pages again. So are the keys of single
-phases whose program is completed by measuring (MeasuredGains).
+Rows of a *private* plan follow what was measured while they ran, which no key could name: its keys
+are salted, so that only the sequence itself finds its pages again. So are the keys of single
+phases whose program is completed by measuring (MeasuredGains). A request may bring a salt too.
 
 A plan that looks for sinks also needs their scores, which are cached by slot. Pages whose tokens
 were all scored say so with an *extra* (see pages.py): such a plan finds only those, a plain request
@@ -46,7 +46,8 @@ class PageKeyer:
         self._programs: dict[Phase, str | None] = {}
         self._tags = ""
         self._scores: str | None = None
-        self._salt = next(_SALTS) if request.private else None
+        private = self._plan is not None and self._plan.private
+        self._salts = (request.cache_salt, next(_SALTS) if private else None)
         if self._plan is not None:
             self._programs = _programs(self._plan)
             self._tags = self._plan.tags_key()
@@ -63,9 +64,7 @@ class PageKeyer:
         ids = sequence.ids(begun, tokens).data.cast("B")
         width = ids.nbytes // max(tokens - begun, 1)
         for start in range(begun, tokens - PAGE + 1, PAGE):
-            content: list[object] = [self._images(start), self._edits(start)]
-            if self._salt is not None:
-                content.append(self._salt)
+            content = [self._images(start), self._edits(start), *self._salts]
             own = ids[(start - begun) * width : (start - begun + PAGE) * width]
             parent = hashlib.sha256(b"".join((parent, own, _encode(content)))).digest()
             keys.append(parent)

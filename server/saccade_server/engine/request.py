@@ -90,7 +90,7 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One sequence to generate. ``private``: no cache page of it is shared with other requests.
+    """One sequence to generate. ``cache_salt``: it shares cache pages with equal salts only.
 
     ``branches`` are what the plan's rules ask for: one that measures for ``measured``, one that
     does not for ``contrast.branch``.
@@ -102,7 +102,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     images: tuple[ImageInput, ...] = ()
     plan: Plan | None = None
     branches: tuple[BranchInput, ...] = ()
-    private: bool = False
+    cache_salt: str = ""
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:

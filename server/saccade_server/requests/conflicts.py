@@ -12,8 +12,9 @@ from itertools import combinations_with_replacement
 from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saccade_interventions.context import ModelFacts
+from saccade_interventions.model_facts import ModelFacts
 from saccade_server.engine.request import EngineInfo
 from saccade_server.models.prompt import PromptProcessor
 

@@ -8,10 +8,11 @@ import pytest
 from msgspec.structs import replace as with_fields
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.vcd import VCD, kept
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import NEVER_ATTEND
 from saccade_server.engine.limits import why_group_refused

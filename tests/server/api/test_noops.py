@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.rules import ContrastRule, MeasuredGains, RecentRule
 from saccade_server.engine.request import Counter, MeasuredHeads, Receipt

@@ -3,7 +3,8 @@
 import pytest
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import Counter, MeasuredHeads, Receipt, SiteCount
 from saccade_server.requests.receipts import Run, applied, fingerprint

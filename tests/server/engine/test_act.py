@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.tables import PartitionTable
@@ -153,9 +153,7 @@ def entry(**options: Any) -> dict[str, Any]:
 
 
 def own(make_request: Any, prompt: Any, name: str, plan: Any, steps: int = STEPS) -> Any:
-    """As the API makes it: no page of a plan that measures every row is shared."""
-    request = make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
-    return msgspec.structs.replace(request, private=plan is not None and plan.private)
+    return make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
 
 
 def check(result: Any, wanted: list[tuple[int, float]]) -> None:

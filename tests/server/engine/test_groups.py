@@ -212,17 +212,15 @@ def test_a_whole_prompt_is_whole_again_after_preemption_and_finds_no_prefix() ->
     assert first.cached_tokens == 0
 
 
-def test_private_pages_are_found_by_nobody_else() -> None:
-    made = scheduler(budget=500)
-    for private in (False, True):
-        made.add(form(request(150, start=0, private=private)))
+def test_pages_are_shared_by_groups_of_one_salt() -> None:
+    made = scheduler(pages=60, seqs=16, budget=900)
+    for salt, found in (("", 0), ("a", 0), ("b", 0), ("a", 128), ("", 128)):
+        group = form(request(150, 140, start=0, cache_salt=salt))
+        made.add(group)
         advance(made)
-    *_, own = made.running
-    assert own.cached_tokens == 0  # it shares nothing either
-    third = form(request(150, start=0, private=True))
-    made.add(third)
-    advance(made)
-    assert third.cached_tokens == 0
+        # A sibling of other tokens would find nothing; this one begins like its leader.
+        assert [member.cached_tokens for member in group.group] == [found, found], salt
+    own = made.running[2]
     made._preempt(own)
     made.schedule()
     assert own.computed == 128

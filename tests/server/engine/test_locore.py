@@ -10,7 +10,8 @@ import torch
 from msgspec import structs
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import Branch, ContrastRule
 from saccade_server.engine.core import EngineCore

@@ -5,7 +5,7 @@ from dataclasses import replace
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_interventions.rules import HeadSinkRule, RecentRule, SinkRule
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.prefix import PageKeyer
@@ -38,6 +38,7 @@ def keys(
     tokens: list[int] | None = None,
     digest: str = "x",
     more: list[int] | None = None,
+    salt: str = "",
 ) -> list[bytes]:
     tokens = tokens or list(range(LENGTH))
     image = ImageInput(digest, IMAGE[0], IMAGE[1], Array("<f4", (0,), b""))
@@ -47,6 +48,7 @@ def keys(
         images=(image,),
         plan=plan,
         sampling=SamplingParams(max_tokens=500),
+        cache_salt=salt,
     )
     sequence = Sequence(request)
     sequence.tokens += more or []
@@ -154,6 +156,18 @@ def test_sink_scores_are_an_extra_of_the_page_not_part_of_its_key() -> None:
     assert keyer(replace(rule, dims=(2,))).needs != needs
     assert [keyer(rule).extra(page) for page in (0, 3, 4)] == [needs, needs, None]
     assert keyer(replace(rule, generated=True)).extra(4) == needs
+
+
+def test_pages_of_rows_that_follow_what_was_measured_are_their_sequence_s_own() -> None:
+    """As the plan says, whoever made the request."""
+    rule = HeadSinkRule(((1, (0, 1)),), 0.1)
+    private = replace(plan(), head_sinks=rule)
+    assert shared(keys(private), keys(private)) == shared(keys(private), keys()) == 0
+
+
+def test_pages_are_shared_under_one_salt() -> None:
+    assert shared(keys(salt="a"), keys(salt="a")) == LENGTH // PAGE
+    assert shared(keys(salt="a"), keys(salt="b")) == shared(keys(salt="a"), keys()) == 0
 
 
 def test_tokens_are_the_same_whether_they_came_or_were_drawn() -> None:

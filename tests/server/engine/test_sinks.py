@@ -9,8 +9,9 @@ import torch
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.methods.var import VAR
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule

@@ -9,7 +9,8 @@ import torch
 from msgspec.structs import replace
 
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
     Array,
@@ -108,5 +109,4 @@ def ask(
     digests = [image.digest for image in request.images]
     named = tuple(replaced(view, digest=d) for view, d in zip(images, digests, strict=True))
     rendered = replaced(rendered, images=named)
-    private = plan is not None and plan.private
-    return replace(request, branches=branches_of(plan, rendered), private=private)
+    return replace(request, branches=branches_of(plan, rendered))

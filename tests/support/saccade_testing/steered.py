@@ -13,7 +13,8 @@ import torch
 
 from saccade_interventions.artifacts import Artifact, read_artifact, write_artifact
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, ModelFacts, Prompt
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.core import EngineCore
 
