@@ -129,7 +129,7 @@ class CandidateJudge:
             return Judged(nothing, nothing > 0)
         single = [structs.replace(c, start=c.end - 1, length=1) for c in part]
         step = pack(single, positions, self._tables, self._upload, {})
-        spans = np.array([_span(chunk, rule) for chunk in part], dtype=np.int64)
+        spans = np.array([_span(chunk, _rule(chunk)) for chunk in part], dtype=np.int64)
         start, end = self._upload(spans.T.copy())[0]
         attention, tags = step.attention, step.attention.tags
         if tags is not None:  # the step itself has counted these rows

@@ -37,12 +37,17 @@ def plan_of(prompt: Any, rule: SaliencyRule = RULE) -> Plan:
 
 def workload(tiny: Any, make_request: Any) -> list[Any]:
     """Requests that reject, greedy and sampled, with different rules, beside plain ones."""
+    rules = (
+        RULE,
+        replace(RULE, candidates=3, layers=(2, 3)),
+        None,
+        replace(RULE, region="after_image", with_self=False),  # in one pass with the first
+    )
     made = []
     for index, text in enumerate((60, 40)):
         prompt = tiny.prompt("llava", images=index % 2, seed=index, text=text)
-        for number in range(3):
+        for number, rule in enumerate(rules):
             sampling = {"temperature": 0.9, "seed": index} if number % 2 else {}
-            rule = (RULE, replace(RULE, candidates=3, layers=(2, 3)), None)[number]
             chosen = None if rule is None else plan_of(prompt, rule)
             name = f"{index}-{number}"
             made.append(make_request(prompt, name, chosen, 14, ignore_eos=True, **sampling))
