@@ -16,6 +16,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-goldens", action="store_true", help="write what test_goldens.py compares with"
+    )
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Make every test start from the same random state, whatever ran before it."""

@@ -1,6 +1,6 @@
 """Requests for tiny models, an engine run to its end, and transformers' own greedy answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
+from saccade_interventions.artifacts import Artifact
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
@@ -89,9 +90,19 @@ TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
 
 
 def ask(
-    prompt: Any, methods: Sequence[Any], name: str = "r", max_tokens: int = 8, **sampling: Any
+    prompt: Any,
+    methods: Sequence[Any],
+    name: str = "r",
+    max_tokens: int = 8,
+    *,
+    facts: ModelFacts = TINY,
+    artifacts: Callable[[str], Artifact | None] | None = None,
+    **sampling: Any,
 ) -> GenerateRequest:
-    """A request with interventions, and the branches the API makes for them; no end token ends."""
+    """A request with interventions, and the branches the API makes for them; no end token ends.
+
+    ``facts`` and ``artifacts`` are what the methods compile with.
+    """
     images = tuple(
         PreparedImage(
             *("", view.start, view.length, view.pixels, view.grid),
@@ -104,7 +115,7 @@ def ask(
     )
     rendered = RenderedPrompt(tuple(prompt.tokens), "", (), images)
     described = Prompt(len(prompt.tokens), rendered.spans, "", (), rendered.image_numbers)
-    plan = compile_plan(methods, Context(TINY, described))
+    plan = compile_plan(methods, Context(facts, described, artifacts))
     request = make_request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
     digests = [image.digest for image in request.images]
     named = tuple(replaced(view, digest=d) for view, d in zip(images, digests, strict=True))
