@@ -38,7 +38,7 @@ from gpu.shapes import Heads
 from gpu.targets import EXACT, RIGHT
 from saccade_kernels import gradients, reference
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES, Edit
+from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES, Edit
 from saccade_kernels.gpu import tiles
 
 RULE = 2.0
@@ -78,7 +78,7 @@ class Case:
         parts += [str(self.dtype).removeprefix("torch.")]
         parts += ["softcap"] * (self.softcap > 0) + ["window"] * (self.window > 0)
         parts += ["hide"] * self.hide + ["emit"] * self.emit
-        return " ".join(parts + ["own classes"] * self.own)
+        return " ".join(parts + ["per-head classes"] * self.own)
 
 
 CASES = (
@@ -285,13 +285,13 @@ def _edited(case: Case, problem: Problem, longest: int) -> AttentionBatch:
         tables = replace(tables, edits=tuple(edit | Edit.HIDE for edit in tables.edits))
     tables.tags.weights[1:] = torch.randn(tables.tags.weights[1:].shape, device=device)
     if case.own:
-        tables = tables.partitioned()
-        own = tables.tags.partition
+        tables = tables.with_per_head_classes()
+        own = tables.tags.per_head
         assert own is not None
         own.rows[::2] = 0
         own.heads[:] = torch.rand(own.heads.shape, device=device) < 0.5
         own.heads[0] = 0
-        own.classes.copy_(torch.randint(0, OWN_CLASSES, own.classes.shape, device=device))
+        own.classes.copy_(torch.randint(0, PER_HEAD_CLASSES, own.classes.shape, device=device))
     batch = problem.edited(tables, [(i + 1) % 3 for i in range(sequences)], late=True)
     return replace(batch, classes=case.classes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, layers, reference, sinks, stream_tables
+from saccade_kernels import columns_reference, gradients, layers, reference, residual_tables, sinks
 from saccade_kernels.gpu import tiles
 
 
@@ -34,11 +34,11 @@ def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: An
     return kernel(query, *arguments, config=config, **more)
 
 
-def stream(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """``saccade_kernels.gpu.stream_tables.stream``."""
+def edit_residual(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """``saccade_kernels.gpu.residual_tables.edit_residual``."""
     if not uses_triton(hidden.device):
-        return stream_tables.stream(hidden, *arguments)
-    from saccade_kernels.gpu.streams import stream as kernel
+        return residual_tables.edit_residual(hidden, *arguments)
+    from saccade_kernels.gpu.residual import edit_residual as kernel
 
     return kernel(hidden, *arguments)
 

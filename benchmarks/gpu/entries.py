@@ -36,9 +36,9 @@ class Compiled:
     plan: Plan
 
     def branches(self, tokens: Sequence[int]) -> Branches:
-        """The siblings of a request with these tokens.
+        """The branches of a request with these tokens.
 
-        An image is rows of its prompt like any other here, so what the siblings compute costs what
+        An image is rows of its prompt like any other here, so what the branches compute costs what
         it would, and nothing is encoded.
         """
         start, end = image_span(len(tokens))

@@ -106,12 +106,12 @@ class _Pair:
 
 
 def _room(session: Session) -> dict[str, Any]:
-    """Limits of an engine in which each request may have a sibling and rows of its own."""
+    """Limits of an engine in which each request may have a branch and rows of its own."""
     most = 8 if session.dry else session.most
     return {
         "max_num_seqs": 2 * most,
         "max_programs": 8 * most,
-        "max_partitions": most,
+        "max_per_head_classes": most,
         "cache_tokens": 2 * most * (_context(session) + 4 * PAGE),
     }
 

@@ -13,7 +13,7 @@ from gpu import backend
 from gpu.shapes import Heads
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission, LayerEdits, Prefill, Run
 from saccade_kernels.controls import CLASSES, SINK_CLASS, ControlShape, Edit, Program
-from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
+from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 
 LAYERS = 2
 LAYER = 1
@@ -54,7 +54,7 @@ def full_program(shape: ControlShape, strength: float) -> Program:
     return program
 
 
-def own_program(shape: ControlShape, fraction: float) -> Program:
+def per_head_program(shape: ControlShape, fraction: float) -> Program:
     """ACT: a head's own sinks give ``fraction`` of their mass to its other keys."""
     program = Program.identity(shape)
     program.transform[..., SINK_CLASS, SINK_CLASS] = 1 - fraction
@@ -67,7 +67,7 @@ EDITS: dict[MakeProgram, Edit] = {
     var_program: Edit.MASS,
     bias_program: Edit.SCORE,
     full_program: Edit.SCORE | Edit.MASS | Edit.HEAD,
-    own_program: Edit.MASS,
+    per_head_program: Edit.MASS,
 }
 
 
@@ -113,16 +113,16 @@ class Tables:
         tags.tags[1:] = torch.from_numpy(image_tags(length)).to(device)
         return cls(controls, tags, (EDITS[program],) * LAYERS)
 
-    def partitioned(self, density: float = 0.02) -> Tables:
+    def with_per_head_classes(self, density: float = 0.02) -> Tables:
         """Every head of every sequence with classes of its own, ``density`` of the keys sinks."""
         tags = self.tags.tags
         rows, _, length = tags.shape
         shape = ControlShape(LAYERS, *self.controls.shift.shape[2:])
-        own = PartitionTable.allocate(rows, rows, shape, length, tags.device)
+        own = PerHeadTable.allocate(rows, rows, shape, length, tags.device)
         own.rows.copy_(torch.arange(rows))
         own.heads[1:] = 1
         own.classes[1:] = torch.rand(own.classes[1:].shape, device=tags.device) < density
-        return replace(self, tags=replace(self.tags, partition=own))
+        return replace(self, tags=replace(self.tags, per_head=own))
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Problem:
                 replace(p, runs=some) for p, some in zip(batch.prefills, runs, strict=True)
             ),
             classes=VAR_CLASSES,
-            partitioned=tables.tags.partition is not None,
+            per_head_classes=tables.tags.per_head is not None,
             controls=tables.controls,
             tags=tables.tags,
             derived={},

@@ -8,7 +8,7 @@ Images are prepared already, as an artifact is read; noised ones were asked for 
 for the group "new images", which nobody has asked about.
 
 - parse, compile: the API's side, the entries checked and made a plan
-- siblings: the branches that the plan asks for, with noise where VCD wants it
+- branches: those that the plan asks for, with noise where VCD wants it
 - wire: the request encoded and decoded, without pixels
 - accept: the engine's checks, and the queue
 - rows: table rows found and written, key classes among them
@@ -46,7 +46,7 @@ from saccade_server.requests.branches import branches_of, image_input
 
 PROMPTS = {"1024": (1024, 1), "4096": (4096, 4)}
 """Name -> tokens, images."""
-PARTS = ("parse", "compile", "siblings", "wire", "accept", "rows", "keys", "launch")
+PARTS = ("parse", "compile", "branches", "wire", "accept", "rows", "keys", "launch")
 REQUESTS = 9
 MOST_MS = 2.0
 COUNTED = ((rows.PlanRows, "acquire", "rows"), (prefix.PageKeyer, "extend", "keys"))
@@ -154,7 +154,7 @@ class Requests:
             item.resolved(context)
         clock.stop("compile")
         branches = branches_of(plan, prompt)
-        clock.stop("siblings")
+        clock.stop("branches")
         request = GenerateRequest(
             request_id=f"r{self._number}",
             tokens=prompt.tokens,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_kernels.streams import STREAM_EDITS
+from saccade_kernels.residual import RESIDUAL_EDITS
 
 LARGEST = 1e9
 """Of a value; float32 arithmetic on vectors must not overflow."""
 SMALLEST_NORM = 1e-9
 """Of a vector; a shorter one has no direction to speak of."""
-MOST_RANK = STREAM_EDITS
+MOST_RANK = RESIDUAL_EDITS
 """Of a map in one layer."""
 RANKED = ("subspaces", "low_rank")
 """Kinds with several vectors a layer."""

@@ -18,9 +18,9 @@ from saccade_interventions.edits import (
     Gate,
     HeadEdit,
     MassEdit,
+    ResidualEdit,
     ScoreEdit,
     Sites,
-    StreamEdit,
     TagRun,
     Vectors,
 )
@@ -32,8 +32,8 @@ from saccade_interventions.plan import (
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule
 from saccade_interventions.sites import pairs
-from saccade_kernels.controls import CLASSES, GATES, OWN_CLASSES, ControlShape
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.controls import CLASSES, GATES, PER_HEAD_CLASSES, ControlShape
+from saccade_kernels.residual import SiteKind
 
 
 class PlanBuilder:
@@ -51,8 +51,8 @@ class PlanBuilder:
         self._generated_tag = 0
         self._scores: list[ScoreEdit] = []
         self._masses: list[MassEdit] = []
-        self._gains: list[HeadEdit] = []
-        self._streams: list[StreamEdit] = []
+        self._heads: list[HeadEdit] = []
+        self._residuals: list[ResidualEdit] = []
         self._vectors: dict[str, Vectors] = {}
         self._rules: dict[str, Rules] = {}
         self._sinks: SinkRule | None = None
@@ -121,7 +121,7 @@ class PlanBuilder:
         rows = tuple(tuple(float(value) for value in row) for row in transform)
         self._masses.append(MassEdit(sites, phases, rows, tuple(gates)))
 
-    def own_mass(
+    def per_head_mass(
         self,
         sites: Sites,
         moves: Sequence[tuple[int, int, float]],
@@ -129,16 +129,16 @@ class PlanBuilder:
         gates: Sequence[Gate] = (),
     ) -> None:
         """As :meth:`mass`, in heads with classes of their own (see :class:`HeadSinkRule`)."""
-        if len(gates) > GATES or any(len(gate.weights) != OWN_CLASSES for gate in gates):
+        if len(gates) > GATES or any(len(gate.weights) != PER_HEAD_CLASSES for gate in gates):
             raise ValueError(f"gates: at most {GATES}, with a weight for each of the own classes")
-        transform = np.eye(OWN_CLASSES)
+        transform = np.eye(PER_HEAD_CLASSES)
         for to, source, amount in moves:
             transform[to, source] += amount
         if (transform < 0).any():
             raise ValueError("a mass transform must not take more mass than there is")
-        if sites and phases and (transform != np.eye(OWN_CLASSES)).any():
+        if sites and phases and (transform != np.eye(PER_HEAD_CLASSES)).any():
             rows = tuple(tuple(float(value) for value in row) for row in transform)
-            self._masses.append(MassEdit(sites, phases, rows, tuple(gates), partitioned=True))
+            self._masses.append(MassEdit(sites, phases, rows, tuple(gates), per_head_classes=True))
 
     def gate(self, weights: Mapping[int, float], at_least: float) -> Gate:
         """The condition that the masses of the classes, each times its weight, sum so high."""
@@ -167,26 +167,26 @@ class PlanBuilder:
             shift = None
         if sites and phases and (gain != 1.0 or shift is not None):
             digest = None if shift is None else self.vectors(shift)
-            self._gains.append(HeadEdit(sites, phases, gain, digest))
+            self._heads.append(HeadEdit(sites, phases, gain, digest))
 
-    def stream(self, *edits: StreamEdit) -> None:
+    def residual(self, *edits: ResidualEdit) -> None:
         """Change what a site holds, along vectors that :meth:`vectors` brought.
 
         Several edits become one map: all of them read what the site held before the first, their
         changes add, and the norm is kept of the sum. They share a site, phases and ``keep_norm``.
         """
         for edit in edits:
-            self._check_stream(edit)
+            self._check_residual(edit)
         if len({(e.site, e.layer, e.phases, e.keep_norm) for e in edits}) > 1:
             raise ValueError("edits that are joined share a site, phases and keep_norm")
         acting = [edit for edit in edits if edit.phases and not _is_neutral(edit)]
         if len(acting) == 1 and not acting[0].joined:
-            self._streams += acting
+            self._residuals += acting
             return
         last = len(acting) - 1
         for at, edit in enumerate(acting):
             keeps = edit.keep_norm and at == last
-            self._streams.append(replace(edit, joined=at > 0, keep_norm=keeps))
+            self._residuals.append(replace(edit, joined=at > 0, keep_norm=keeps))
 
     def rule(self, rule: Rules) -> None:
         """Let the engine follow a rule; a plan has at most one of each kind."""
@@ -207,16 +207,14 @@ class PlanBuilder:
             raise ValueError("a gated mass edit cannot be chained with another one")
         if find_mixed_masses(self._masses):
             raise ValueError("the masses of a head move by its own classes or by those of the tags")
-        if find_long_chain(self._streams):
+        if find_long_chain(self._residuals):
             raise ValueError("a site has more edits than one row has room for")
         self._check_window()
         # Recent keys are no more than a class: without an edit that names it nothing happens.
         rules = {name: rule for name, rule in self._rules.items() if name != "recent"}
-        acts = bool(self._scores or self._masses or self._gains or self._streams or rules)
+        acts = bool(self._scores or self._masses or self._heads or self._residuals or rules)
         return Plan(
-            layers=self._shape.layers,
-            heads=self._shape.heads,
-            head_dim=self._shape.head_dim,
+            shape=self._shape,
             prompt_length=self._prompt_length,
             question_start=self._question_start,
             classes=self._classes if acts else 1,
@@ -224,8 +222,8 @@ class PlanBuilder:
             generated_tag=self._generated_tag if acts else 0,
             scores=tuple(self._scores),
             masses=tuple(_pad(edit, self._classes) for edit in self._masses),
-            gains=tuple(self._gains),
-            streams=tuple(self._streams),
+            heads=tuple(self._heads),
+            residuals=tuple(self._residuals),
             vectors=tuple(self._vectors.values()) if acts else (),
             sinks=self._sinks if acts else None,
             **(self._rules if acts else {}),  # type: ignore[arg-type]
@@ -235,7 +233,7 @@ class PlanBuilder:
         rule = self._rules.get("confidence")
         later = (*rule.unsure, *rule.sure) if isinstance(rule, ConfidenceRule) else ()
         edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
-        edits = (*self._scores, *self._masses, *self._gains, *later)
+        edits = (*self._scores, *self._masses, *self._heads, *later)
         for edit in edits:
             for layer, _ in edit.sites:
                 if not 0 <= layer < self._shape.layers:
@@ -249,19 +247,19 @@ class PlanBuilder:
         if any(edit.phases != (Phase.LAST,) for edit in later):
             raise ValueError("what depends on the first token's confidence edits the last row only")
 
-    def _check_stream(self, edit: StreamEdit) -> None:
+    def _check_residual(self, edit: ResidualEdit) -> None:
         residuals = edit.site is SiteKind.RESIDUAL
         if not 0 <= edit.layer < self._shape.layers + residuals:
             raise ValueError(f"there is no {edit.place}")
         known = self._vectors.get(edit.direction)
         if known is None or not all(0 <= row < known.rows for row in edit.rows):
-            raise ValueError("a stream edit names a vector that nobody brought")
+            raise ValueError("a residual edit names a vector that nobody brought")
         if edit.onto is None and not edit.diagonal and not known.is_unit[edit.row]:
-            raise ValueError("the direction of a stream edit is a unit vector")
+            raise ValueError("the direction of a residual edit is a unit vector")
         finite = isfinite(edit.scale) and isfinite(edit.shift)
         bounds = ((edit.low, edit.high), (edit.above, edit.below))
         if not finite or not all(-NO_LIMIT <= low <= high <= NO_LIMIT for low, high in bounds):
-            raise ValueError("a stream edit has finite numbers, and low is not above high")
+            raise ValueError("a residual edit has finite numbers, and low is not above high")
 
     def _check_window(self) -> None:
         """A key that leaves the window of recent keys must get its own class back."""
@@ -286,14 +284,14 @@ class PlanBuilder:
             raise ValueError(f"there is no key class {wrong}")
 
 
-def _is_neutral(edit: StreamEdit) -> bool:
+def _is_neutral(edit: ResidualEdit) -> bool:
     unlimited = edit.low == -NO_LIMIT and edit.high == NO_LIMIT
     return edit.scale == 1.0 and edit.shift == 0.0 and unlimited
 
 
 def _pad(edit: MassEdit, classes: int) -> MassEdit:
     """Extend a transform made before later classes existed; new classes keep their mass."""
-    if edit.partitioned:
+    if edit.per_head_classes:
         return edit
     transform = np.eye(classes)
     known = len(edit.transform)

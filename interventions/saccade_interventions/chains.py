@@ -48,14 +48,14 @@ def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, i
 
     A head has the classes of the tags or its own, in all rows.
     """
-    if len({edit.partitioned for edit in masses}) < 2:
+    if len({edit.per_head_classes for edit in masses}) < 2:
         return None
     first = np.full(_sizes(masses), -1)
-    partitioned = np.array([edit.partitioned for edit in masses])
+    per_head_classes = np.array([edit.per_head_classes for edit in masses])
     for number, edit in enumerate(masses):
         sites = pairs(edit.sites)
         before = first[sites]
-        clash = (before >= 0) & (partitioned[before] != edit.partitioned)
+        clash = (before >= 0) & (per_head_classes[before] != edit.per_head_classes)
         if clash.any():
             pair = int(np.argmax(clash))
             layer, head = (int(axis[pair]) for axis in sites)

@@ -16,7 +16,7 @@ Each method compiles alone, then:
   do edits of heads with key classes of their own, which no other method's classes divide.
 - **Head edits chain in order**: gains multiply, to 16 at most, and a later gain also scales an
   earlier shift. Measured gains come last, whatever their place.
-- **Stream edits chain in order**, each reading what the one before left, up to 16 of them at one
+- **Residual edits chain in order**, each reading what the one before left, up to 16 of them at one
   site of one row. A map of rank k counts as k.
 - **Rules** (measure, contrast, reject, depend on confidence) run beside all edits: what they read
   is the edited model. A request has one of each kind. Whether a contrasted branch is edited too is
@@ -54,7 +54,7 @@ from saccade_interventions.plan import (
     find_long_chain,
 )
 from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule, sourced
-from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS
+from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS
 
 RULE_LIMITS = {
     "recent": "only one of them can have keys that depend on the distance",
@@ -116,7 +116,7 @@ def _sourced(plan: Plan, index: int) -> Plan:
         return plan
     changed: dict[str, Any] = {
         name: tuple(replace(edit, source=index) for edit in getattr(plan, name))
-        for name in ("scores", "masses", "gains", "streams")
+        for name in ("scores", "masses", "heads", "residuals")
     }
     for rule in plan.rules:
         changed[RULE_FIELDS[type(rule)]] = sourced(rule, index)
@@ -143,8 +143,8 @@ class _Composition:
             generated_tag=self._partition.generated_tag,
             scores=tuple(self._score(i, e) for i, p in enumerate(self._plans) for e in p.scores),
             masses=tuple(self._mass(i, e) for i, p in enumerate(self._plans) for e in p.masses),
-            gains=tuple(edit for plan in self._plans for edit in plan.gains),
-            streams=tuple(edit for plan in self._plans for edit in plan.streams),
+            heads=tuple(edit for plan in self._plans for edit in plan.heads),
+            residuals=tuple(edit for plan in self._plans for edit in plan.residuals),
             vectors=tuple({v.digest: v for plan in self._plans for v in plan.vectors}.values()),
             sinks=sinks,
             **self._rules(),
@@ -155,7 +155,7 @@ class _Composition:
         return replace(edit, classes=tuple(sorted(classes)))
 
     def _mass(self, plan: int, edit: MassEdit) -> MassEdit:
-        if edit.partitioned:  # by classes that no other plan can divide
+        if edit.per_head_classes:  # by classes that no other plan can divide
             return edit
         for tag in receiving(edit):
             other = self._partition.divider(plan, tag)
@@ -186,21 +186,21 @@ class _Composition:
             )
             raise self._conflict(first, second, what)
         self._check_gains()
-        streams = [edit for plan in self._plans for edit in plan.streams]
-        long = find_long_chain(streams)
+        residuals = [edit for plan in self._plans for edit in plan.residuals]
+        long = find_long_chain(residuals)
         if long:
             last, phase = long
             where = f"{last.place}, {phase} rows"
-            what = f"{{0}}: {where} have more edits than one row has room for, {STREAM_EDITS}"
+            what = f"{{0}}: {where} have more edits than one row has room for, {RESIDUAL_EDITS}"
             index = self._indices.index(last.source)
             raise self._conflict(index, index, what)
-        if crowd := find_crowd(streams):
+        if crowd := find_crowd(residuals):
             index = self._indices.index(crowd.source)
-            what = f"{{0}}: more than {STREAM_VECTORS - 1} vectors cannot be in use at once"
+            what = f"{{0}}: more than {RESIDUAL_VECTORS - 1} vectors cannot be in use at once"
             raise self._conflict(index, index, what)
 
     def _check_gains(self) -> None:
-        gains = [edit for plan in self._plans for edit in plan.gains]
+        gains = [edit for plan in self._plans for edit in plan.heads]
         measured = next((plan.measured for plan in self._plans if plan.measured), None)
         loud = find_loud_chain(gains, measured)
         if loud:
@@ -269,7 +269,7 @@ class _Composition:
             edits: list[ScoreEdit | MassEdit | HeadEdit] = [
                 *plan.scores,
                 *plan.masses,
-                *plan.gains,
+                *plan.heads,
             ]
             if plan.confidence is not None:
                 edits += [*plan.confidence.unsure, *plan.confidence.sure]

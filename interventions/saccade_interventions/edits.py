@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.vectors import place_of
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 
 Sites = tuple[tuple[int, tuple[int, ...]], ...]
 """(layer, query heads) pairs, layers ascending."""
@@ -93,7 +93,7 @@ class ScoreEdit:
 class MassEdit:
     """m' = transform m where all gates hold, after softmax; proportions inside a class kept.
 
-    ``partitioned``: the classes are the heads' own, which a rule of the plan finds (see
+    ``per_head_classes``: the classes are the heads' own, which a rule of the plan finds (see
     :class:`~saccade_interventions.rules.HeadSinkRule`), and not those of the tags.
     """
 
@@ -101,7 +101,7 @@ class MassEdit:
     phases: tuple[Phase, ...]
     transform: tuple[tuple[float, ...], ...]
     gates: tuple[Gate, ...] = ()
-    partitioned: bool = False
+    per_head_classes: bool = False
     source: int = 0
 
 
@@ -120,7 +120,7 @@ class HeadEdit:
 
 
 @dataclass(frozen=True)
-class StreamEdit:
+class ResidualEdit:
     """Changes what a site holds, h of a row, in one coordinate p = h . r along one direction w.
 
     The coordinate becomes p', and nothing else of h changes:
@@ -132,8 +132,8 @@ class StreamEdit:
     rescales h' to the norm of h.
 
     ``joined``: it reads the h that the edit before it read, so that several are one map of higher
-    rank, which :meth:`PlanBuilder.stream` makes of them. ``diagonal``: the coordinates are h's own
-    dimensions, p = h_d, and h'_d = h_d + (p' - p) r_d in each.
+    rank, which :meth:`PlanBuilder.residual` makes of them. ``diagonal``: the coordinates are h's
+    own dimensions, p = h_d, and h'_d = h_d + (p' - p) r_d in each.
 
     ``layer`` and ``site`` say where: for residuals the one entering that layer, or, if it is the
     number of layers, the one leaving the last. r is row ``row`` of the vectors ``direction``; w is
@@ -170,4 +170,4 @@ class StreamEdit:
         return place_of(self.site, self.layer)
 
 
-Edits = ScoreEdit | MassEdit | HeadEdit | StreamEdit
+Edits = ScoreEdit | MassEdit | HeadEdit | ResidualEdit

@@ -158,7 +158,7 @@ def _needed(plan: Plan) -> set[int]:
 
 def receiving(edit: MassEdit) -> list[int]:
     """Classes that get mass from another class; those of single heads are not for plans to know."""
-    if edit.partitioned:
+    if edit.per_head_classes:
         return []
     moved = np.array(edit.transform)
     np.fill_diagonal(moved, 0.0)

@@ -1,7 +1,7 @@
 """A plan: what interventions do to one request, as data the engine can schedule.
 
 A plan says which class every key position has (tags), which edits which query rows get (score,
-mass, head, stream), and which rules the engine follows (measure, branch, choose). Query rows fall
+mass, head, residual), and which rules the engine follows (measure, branch, choose). Query rows fall
 into four phases by position; each phase of a plan compiles to one
 :class:`~saccade_kernels.controls.Program`, one row of the control tables. A plan carries no method
 name and no code, is immutable, and has a fingerprint of its content.
@@ -24,8 +24,8 @@ from saccade_interventions.edits import (
     Edits,
     HeadEdit,
     MassEdit,
+    ResidualEdit,
     ScoreEdit,
-    StreamEdit,
     TagRun,
     Vectors,
 )
@@ -44,7 +44,7 @@ from saccade_interventions.rules import (
 )
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Program
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, site_of
+from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, site_of
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Plan:
     ``question_start`` is the first position of the question, 0 without an image.
     """
 
-    layers: int
-    heads: int
-    head_dim: int
+    shape: ControlShape
     prompt_length: int
     question_start: int
     classes: int
@@ -64,8 +62,8 @@ class Plan:
     generated_tag: int = 0
     scores: tuple[ScoreEdit, ...] = ()
     masses: tuple[MassEdit, ...] = ()
-    gains: tuple[HeadEdit, ...] = ()
-    streams: tuple[StreamEdit, ...] = ()
+    heads: tuple[HeadEdit, ...] = ()
+    residuals: tuple[ResidualEdit, ...] = ()
     vectors: tuple[Vectors, ...] = ()
     sinks: SinkRule | None = None
     recent: RecentRule | None = None
@@ -76,14 +74,9 @@ class Plan:
     confidence: ConfidenceRule | None = None
 
     @property
-    def shape(self) -> ControlShape:
-        """Model sizes the programs are made for."""
-        return ControlShape(self.layers, self.heads, self.head_dim)
-
-    @property
     def edits(self) -> tuple[Edits, ...]:
         """All edits, score first."""
-        return (*self.scores, *self.masses, *self.gains, *self.streams)
+        return (*self.scores, *self.masses, *self.heads, *self.residuals)
 
     @property
     def rules(self) -> tuple[Rules, ...]:
@@ -169,7 +162,7 @@ class Plan:
         for mass in self.masses:
             if phase in mass.phases:
                 maker.mass(mass)
-        for head in self.gains:
+        for head in self.heads:
             if phase in head.phases:
                 maker.head(head, self.vectors_of(head.shift))
         return maker.made()
@@ -228,24 +221,24 @@ RULE_FIELDS: dict[type, str] = {
 """Kind of rule -> the field of a plan that holds it."""
 
 
-def find_long_chain(streams: Sequence[StreamEdit]) -> tuple[StreamEdit, Phase] | None:
+def find_long_chain(residuals: Sequence[ResidualEdit]) -> tuple[ResidualEdit, Phase] | None:
     """An edit of a site that already has as many as a row has room for, and of which rows."""
     counts: Counter[tuple[int, Phase]] = Counter()
-    for edit in streams:
+    for edit in residuals:
         site = site_of(edit.site, edit.layer)
         for phase in edit.phases:
             counts[site, phase] += 1
-            if counts[site, phase] > STREAM_EDITS:
+            if counts[site, phase] > RESIDUAL_EDITS:
                 return edit, phase
     return None
 
 
-def find_crowd(streams: Sequence[StreamEdit]) -> StreamEdit | None:
+def find_crowd(residuals: Sequence[ResidualEdit]) -> ResidualEdit | None:
     """The first edit that names one vector more than can be in use at a time."""
     seen: set[tuple[str, int]] = set()
-    for edit in streams:
+    for edit in residuals:
         seen.update((edit.direction, row) for row in edit.rows)
-        if len(seen) >= STREAM_VECTORS:  # slot 0 is nobody's
+        if len(seen) >= RESIDUAL_VECTORS:  # slot 0 is nobody's
             return edit
     return None
 

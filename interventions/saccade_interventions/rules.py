@@ -62,7 +62,8 @@ class HeadSinkRule:
     running mean over all rows so far, this one included, for keys with at least ``least_rows``
     rows; or the current row alone; or the prompt's set; or no keys.
 
-    Score edits go by the tags in these heads, too; what moves masses there are partitioned edits.
+    Score edits go by the tags in these heads, too; masses move there by edits of
+    ``per_head_classes``.
     """
 
     sites: Sites
@@ -114,7 +115,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Branch:
-    """A sibling of the sequence: the same tokens, seen otherwise.
+    """A branch of the sequence: the same tokens, seen otherwise.
 
     ``images``: the same, deleted (their tokens too), or with ``noise``. ``edited``: the request's
     edits act in the branch as well, as far as their keys are left; otherwise it runs plain.

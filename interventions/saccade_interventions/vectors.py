@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 
 EXAMPLE_ID = "sha256:" + "0" * 64
 """Stands for an artifact in examples."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from saccade_kernels.controls import CLASSES, Edit
-from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
+from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 
 PAGE = 64
 """Cache slots in a page; one kernel tile reads one page, so a page id is a scalar there."""
@@ -78,7 +78,7 @@ class AttentionBatch:
     edits: LayerEdits = ()  # union over the decodes
     prefills: tuple[Prefill, ...] = ()  # the sequences behind the decodes
     classes: int = CLASSES  # every class of an edited sequence is below this, or NEVER_ATTEND
-    partitioned: bool = False  # some sequence has heads with key classes of their own
+    per_head_classes: bool = False  # some sequence has heads with key classes of their own
     controls: ControlTables | None = None
     tags: TagTable | None = None
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
@@ -95,11 +95,11 @@ class AttentionBatch:
         assert self.tags is not None
         return self.controls, self.tags
 
-    def partition(self) -> PartitionTable:
+    def per_head_table(self) -> PerHeadTable:
         """The key classes of single heads, of a batch that has some."""
         tags = self.tables()[1]
-        assert tags.partition is not None
-        return tags.partition
+        assert tags.per_head is not None
+        return tags.per_head
 
     def validate(self) -> None:
         """Check shapes, dtypes and ranges; reads the device, so for tests and debugging.

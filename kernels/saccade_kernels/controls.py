@@ -33,7 +33,7 @@ CLASSES = 8
 NEVER_ATTEND = 255
 """Tag of a key that no query may see."""
 
-SINK_CLASS, EXEMPT_CLASS, OWN_CLASSES = 1, 2, 3
+SINK_CLASS, EXEMPT_CLASS, PER_HEAD_CLASSES = 1, 2, 3
 """Of the classes that single heads may have of their own: their sinks, keys apart from both sinks
 and all others, which are class 0; and how many there are."""
 

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from saccade_kernels.controls import CLASSES
-from saccade_kernels.tables import ControlTables, PartitionTable
+from saccade_kernels.tables import ControlTables, PerHeadTable
 
 LARGEST_RATIO = 1e30
 """A class that would have to grow more than this counts as empty: float32 ends soon after."""
@@ -171,7 +171,7 @@ def class_members(tags: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def head_members(
-    partition: PartitionTable,
+    per_head: PerHeadTable,
     tag_rows: torch.Tensor,
     tags: torch.Tensor,
     layer: int,
@@ -182,10 +182,10 @@ def head_members(
     Args:
         tag_rows: [seqs]; ``tags`` their keys' tags, [seqs, keys].
     """
-    rows = partition.rows[tag_rows].long()
-    own = partition.classes[rows, layer, :, : tags.shape[1]]  # [seqs, heads, keys]
-    is_partitioned = partition.heads[rows, layer].bool()[..., None]
-    classes = torch.where(is_partitioned, own, tags[:, None])
+    rows = per_head.rows[tag_rows].long()
+    own = per_head.classes[rows, layer, :, : tags.shape[1]]  # [seqs, heads, keys]
+    is_per_head = per_head.heads[rows, layer].bool()[..., None]
+    classes = torch.where(is_per_head, own, tags[:, None])
     members = torch.nn.functional.embedding(classes.long(), _one_hot(dtype, tags.device))
     return members.transpose(2, 3)
 

@@ -149,9 +149,9 @@ class _Row:
         )
         members = torch.nn.functional.one_hot(classes, CLASSES).to(work)
         by_head = members.expand(heads, -1, -1)
-        if edit and batch.partitioned:
+        if edit and batch.per_head_classes:
             own = batch.tag_rows[seq : seq + 1], tables.tags[tag_row, layer, None, :context]
-            found = head_members(batch.partition(), *own, layer, work)
+            found = head_members(batch.per_head_table(), *own, layer, work)
             by_head = found[0].transpose(1, 2)[:, seen]
         return cls(query[seq].to(work), key, value, seen, members, by_head, beta, program)
 

@@ -17,15 +17,15 @@ from saccade_kernels import (
     head_sinks,
     layers,
     reference,
+    residual_tables,
     sinks,
-    stream_tables,
 )
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
 from saccade_kernels.head_sinks import HeadSinkCriterion, SumsSoFar
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.sinks import SinkTags
-from saccade_kernels.stream_tables import StreamTables
 
 
 def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
@@ -173,11 +173,11 @@ def attention_rows(
     return _tensor(_backend(query).attention_rows(query, *arguments))
 
 
-def stream(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, layer: int
+def edit_residual(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, layer: int
 ) -> torch.Tensor:
-    """See :func:`saccade_kernels.stream_tables.stream`; autograd follows it."""
-    return _tensor(_layers(hidden).stream(hidden, rows, tables, layer))
+    """See :func:`saccade_kernels.residual_tables.edit_residual`; autograd follows it."""
+    return _tensor(_layers(hidden).edit_residual(hidden, rows, tables, layer))
 
 
 def store_sink_scores(
@@ -223,7 +223,7 @@ class _Reference:
     saliency = staticmethod(gradients.saliency)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
-    stream = staticmethod(stream_tables.stream)
+    edit_residual = staticmethod(residual_tables.edit_residual)
     store_sink_scores = staticmethod(sinks.store_scores)
     settle_sink_tags = staticmethod(sinks.settle_tags)
     settle_head_sinks = staticmethod(head_sinks.settle_classes)

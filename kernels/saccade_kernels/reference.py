@@ -212,8 +212,8 @@ def _attend(
     if blind is not None:
         attention = attention.masked_fill_(blind, 0.0)  # softmax over nothing is NaN
     own = None
-    if batch.partitioned and (emit is not None or edit & MASS):
-        own = _own_classes(batch, group, tags, layer, scores.dtype)
+    if batch.per_head_classes and (emit is not None or edit & MASS):
+        own = _per_head_classes(batch, group, tags, layer, scores.dtype)
     if emit is not None:
         _emit(emit, scores, attention, members, own)
     if edit & MASS:
@@ -246,7 +246,7 @@ OwnClasses = tuple[torch.Tensor, torch.Tensor]
 their keys in every head, one-hot [n, heads, CLASSES, keys]."""
 
 
-def _own_classes(
+def _per_head_classes(
     batch: AttentionBatch,
     group: _Group,
     tags: torch.Tensor,
@@ -254,12 +254,12 @@ def _own_classes(
     dtype: torch.dtype,
 ) -> OwnClasses | None:
     """None if there are none in this layer: the other sequences are left to what they get alone."""
-    partition = batch.partition()
-    rows = partition.rows[group.tag_rows].long()
-    which = partition.heads[rows, layer].any(-1).nonzero().flatten()
+    per_head = batch.per_head_table()
+    rows = per_head.rows[group.tag_rows].long()
+    which = per_head.heads[rows, layer].any(-1).nonzero().flatten()
     if not which.numel():
         return None
-    return which, head_members(partition, group.tag_rows[which], tags[which], layer, dtype)
+    return which, head_members(per_head, group.tag_rows[which], tags[which], layer, dtype)
 
 
 def _emit(

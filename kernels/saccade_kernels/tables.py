@@ -50,15 +50,15 @@ class ControlTables:
 
 
 @dataclass(frozen=True)
-class PartitionTable:
+class PerHeadTable:
     """Key classes of single heads, for a few sequences at a time; row 0 is for all the others.
 
-    A *partitioned* head has classes of its own in place of the tags. They are what masses are of;
-    score edits and :data:`NEVER_ATTEND` go by the tag in every head.
+    A listed head has classes of its own in place of the tags. They are what masses are of; score
+    edits and :data:`NEVER_ATTEND` go by the tag in every head.
     """
 
     rows: torch.Tensor  # int32 [tag rows]: the row that a sequence has in the two below, 0: none
-    heads: torch.Tensor  # uint8 [rows, layers, heads]: 1 for a partitioned head; row 0 has none
+    heads: torch.Tensor  # uint8 [rows, layers, heads]: 1 for a listed head; row 0 has none
     classes: torch.Tensor  # uint8 [rows, layers, heads, max_len], by position in the sequence
 
     @classmethod
@@ -69,7 +69,7 @@ class PartitionTable:
         shape: ControlShape,
         max_len: int,
         device: torch.device | str = "cpu",
-    ) -> PartitionTable:
+    ) -> PerHeadTable:
         """Make ``rows`` rows for a table of ``tag_rows`` sequences, none of which has one."""
         sites = (rows, shape.layers, shape.heads)
         return cls(
@@ -91,7 +91,7 @@ class TagTable:
     weights: torch.Tensor  # float32 [rows, max_len]: beta_j of the score edit
     hides: torch.Tensor  # uint8 [rows]: 1 if some key of the sequence is never attended
     moved: torch.Tensor  # int32 [rows, layers, heads]: query rows whose masses really changed
-    partition: PartitionTable | None = None  # made when first needed
+    per_head: PerHeadTable | None = None  # made when first needed
 
     @classmethod
     def allocate(

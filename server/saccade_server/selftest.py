@@ -42,13 +42,13 @@ from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
-from saccade_interventions.edits import NO_LIMIT, StreamEdit
+from saccade_interventions.edits import NO_LIMIT, ResidualEdit
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 from saccade_server.engine.client import CapacityError, EngineClient
 from saccade_server.engine.limits import why_group_refused, why_too_long
 from saccade_server.engine.request import (
@@ -326,11 +326,11 @@ def unchanging(model: ModelFacts, length: int) -> Plan:
     never = plan.gate({0: 1.0, nobody: 1.0}, IMPOSSIBLE)
     plan.mass(sites, [(nobody, 0, 0.5), (0, 0, -0.5)], tuple(Phase), [never])
     along = plan.vectors(np.eye(1, model.hidden_size, dtype=np.float32))
-    edit = StreamEdit(0, tuple(Phase), along, 0, shift=1.0, above=NO_LIMIT)
+    edit = ResidualEdit(0, tuple(Phase), along, 0, shift=1.0, above=NO_LIMIT)
     for layer in range(model.layers):
         for kind in SiteKind:
-            plan.stream(replace(edit, layer=layer, site=kind))
-    plan.stream(replace(edit, layer=model.layers))
+            plan.residual(replace(edit, layer=layer, site=kind))
+    plan.residual(replace(edit, layer=model.layers))
     return plan.build()
 
 

@@ -14,9 +14,9 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
+from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
+from saccade_kernels.residual_tables import ResidualTables, edit_residual
 from saccade_kernels.sinks import SinkTags, settle_tags, sink_scores
-from saccade_kernels.stream_tables import StreamTables, stream
-from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
 from saccade_kernels.tables import ControlTables
 
 MODEL = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, sink_dims=(7, 21))
@@ -165,27 +165,27 @@ def edited():
 
 
 def _edited(plan, hidden, layer, phase, site=SiteKind.RESIDUAL):
-    tables = StreamTables.allocate(2, plan.layers, 64, slots=99)
-    program, slot = StreamProgram.identity(plan.layers), 0
-    for edit in plan.streams:
+    tables = ResidualTables.allocate(2, plan.shape.layers, 64, slots=99)
+    program, slot = ResidualProgram.identity(plan.shape.layers), 0
+    for edit in plan.residuals:
         if phase in edit.phases:
             slots = []
             for row in edit.rows:
                 slot += 1
                 slots.append(slot)
                 tables.bank[slot] = torch.from_numpy(plan.vectors_of(edit.direction)[row].copy())
-            flags = StreamFlag.SIGNED * edit.signed | StreamFlag.RELATIVE * edit.relative
-            flags |= StreamFlag.KEEP_NORM * edit.keep_norm | StreamFlag.JOINED * edit.joined
-            flags |= StreamFlag.DIAGONAL * edit.diagonal
+            flags = ResidualFlag.SIGNED * edit.signed | ResidualFlag.RELATIVE * edit.relative
+            flags |= ResidualFlag.KEEP_NORM * edit.keep_norm | ResidualFlag.JOINED * edit.joined
+            flags |= ResidualFlag.DIAGONAL * edit.diagonal
             read, *write = slots
             program.append(
                 site_of(edit.site, edit.layer),
                 read,
                 (edit.scale, edit.shift, edit.low, edit.high),
-                StreamFlag(flags),
+                ResidualFlag(flags),
                 *write,
                 where=(edit.above, edit.below),
             )
     tables.write(1, program)
     rows = torch.ones(len(hidden), dtype=torch.int32)
-    return stream(hidden, rows, tables, site_of(site, layer))
+    return edit_residual(hidden, rows, tables, site_of(site, layer))

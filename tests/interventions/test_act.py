@@ -218,7 +218,7 @@ def test_composition(registry, make_context, case):
     context = make_context(Prompt(12, images=((1, 4), (5, 8))))
     act = {"method": "act", "heads": HEADS}
     plan = compile_plan(registry.parse([*COMPOSED[case], act]), context)
-    own = [edit for edit in plan.masses if edit.partitioned]
+    own = [edit for edit in plan.masses if edit.per_head_classes]
     assert [edit.source for edit in own] == [len(COMPOSED[case])]
     assert plan.head_sinks.source == len(COMPOSED[case])
     np.testing.assert_allclose(

@@ -169,7 +169,7 @@ def test_gains_multiply(context):
     moves = [Move(source=[0, 1], to=[1, 2], gain=gain) for gain in (0.5, 3.0)]
     plan = compile_plan(moves, context)
     assert (plan.program(plan.phase(0)).gain == 1.5).all()
-    assert [edit.source for edit in plan.gains] == [0, 1]
+    assert [edit.source for edit in plan.heads] == [0, 1]
 
 
 def test_a_gated_edit_beside_an_ungated_one_elsewhere(context, attend, scores):

@@ -19,7 +19,7 @@ from saccade_interventions.plan import RULE_FIELDS, Plan
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import ConfidenceRule
 from saccade_kernels import edits
-from saccade_kernels.controls import NEVER_ATTEND, OWN_CLASSES
+from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES
 from saccade_kernels.tables import ControlTables
 
 METHODS = tuple(Registry.discover().methods)
@@ -120,8 +120,10 @@ class Shown:
 
     def mass(self, attention: torch.Tensor, row: int) -> torch.Tensor:
         at, tags = self._row(row)
-        if any(edit.partitioned for edit in self.plan.masses):  # then all heads are; see ACT.probe
-            tags = torch.arange(row + 1)[None] % OWN_CLASSES
+        if any(
+            edit.per_head_classes for edit in self.plan.masses
+        ):  # then all heads are; see ACT.probe
+            tags = torch.arange(row + 1)[None] % PER_HEAD_CLASSES
         return edits.edit_masses(attention, self.tables, at, tags, LAYER)[0]
 
     def _row(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,8 +152,8 @@ def check_heads(parts: list[Shown], whole: Shown) -> None:
     shift = other.gain[..., None] * one.shift + other.shift
     torch.testing.assert_close(whole.tables.shift, shift)
     plans = [part.plan for part in parts]
-    streams = [replace(e, source=i) for i, plan in enumerate(plans) for e in plan.streams]
-    assert list(whole.plan.streams) == streams
+    residuals = [replace(e, source=i) for i, plan in enumerate(plans) for e in plan.residuals]
+    assert list(whole.plan.residuals) == residuals
     assert {v.digest for v in whole.plan.vectors} == {v.digest for p in plans for v in p.vectors}
 
 

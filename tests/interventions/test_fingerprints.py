@@ -16,16 +16,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from saccade_interventions.edits import Gate, HeadEdit, MassEdit, ScoreEdit, StreamEdit, Vectors
+from saccade_interventions.edits import Gate, HeadEdit, MassEdit, ResidualEdit, ScoreEdit, Vectors
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains, RecentRule, SinkRule
+from saccade_kernels.controls import ControlShape
 
 SITES = ((0, (0, 2)), (1, (1,)))
 ROWS = (Phase.QUESTION, Phase.LAST)
 SHIFT = Vectors.pack(np.arange(12, dtype=np.float32).reshape(3, 4))
 DIRECTION = Vectors.pack(np.eye(2, 8, dtype=np.float32))
-OF_A_PROGRAM = ("scores", "masses", "gains", "streams", "measured")
+OF_A_PROGRAM = ("scores", "masses", "heads", "residuals", "measured")
 OF_TAGS = ("tags", "generated_tag", "sinks", "recent")
 
 
@@ -34,17 +35,15 @@ def plan() -> Plan:
     gates = (Gate((0.5, -1.5, 2.5), 0.125), Gate((3.5, 4.5, 5.5), 0.375))
     transform = ((1.0, 0.0625, 0.0), (0.0, 0.75, 0.0), (0.0, 0.1875, 1.0))
     return Plan(
-        layers=2,
-        heads=3,
-        head_dim=4,
+        shape=ControlShape(2, 3, 4),
         prompt_length=9,
         question_start=4,
         classes=3,
         scores=(ScoreEdit(SITES, ROWS, (1, 2), scale=0.2, absolute=0.3, bias=0.4),),
         masses=(MassEdit(SITES, ROWS, transform, gates),),
-        gains=(HeadEdit(SITES, ROWS, 1.25, SHIFT.digest),),
-        streams=(
-            StreamEdit(
+        heads=(HeadEdit(SITES, ROWS, 1.25, SHIFT.digest),),
+        residuals=(
+            ResidualEdit(
                 1,
                 ROWS,
                 DIRECTION.digest,
@@ -133,7 +132,7 @@ def test_no_two_divisions_of_the_keys_share_a_fingerprint(name: str) -> None:
 
 def test_every_field_of_a_plan_is_one_of_those() -> None:
     """Or says where its rows are, or is brought by its digest, or is a rule beside programs."""
-    sizes = {"layers", "heads", "head_dim", "prompt_length", "question_start", "classes"}
+    sizes = {"shape", "prompt_length", "question_start", "classes"}
     beside = {"vectors", "head_sinks", "contrast", "saliency", "confidence"}
     named = {field.name for field in fields(Plan)}
     assert named == {*OF_A_PROGRAM, *OF_TAGS} | sizes | beside
@@ -142,19 +141,19 @@ def test_every_field_of_a_plan_is_one_of_those() -> None:
 def test_edits_of_different_kinds_never_look_alike() -> None:
     """With the same fields: only their names tell them apart."""
     kinds = [ScoreEdit(SITES, ROWS, (1,)), MassEdit(SITES, ROWS, ((1.0,),)), HeadEdit(SITES, ROWS)]
-    empty = Plan(2, 3, 4, 9, 4, 3)
+    empty = Plan(ControlShape(2, 3, 4), 9, 4, 3)
     made = [
         replace(empty, scores=kinds[:1]),
         replace(empty, masses=kinds[1:2]),
-        replace(empty, gains=kinds[2:]),
-        replace(empty, scores=kinds[:1], gains=kinds[2:]),
+        replace(empty, heads=kinds[2:]),
+        replace(empty, scores=kinds[:1], heads=kinds[2:]),
     ]
     assert len(set().union(*map(keys, made))) == len(made)
 
 
 def test_whose_an_edit_is_and_what_other_phases_do_make_no_difference() -> None:
     base = plan()
-    edits = {name: getattr(base, name) for name in ("scores", "masses", "gains", "streams")}
+    edits = {name: getattr(base, name) for name in ("scores", "masses", "heads", "residuals")}
     moved = {name: tuple(replace(e, source=3) for e in some) for name, some in edits.items()}
     assert replace(base, **moved).program_keys == base.program_keys
     elsewhere = ScoreEdit(SITES, (Phase.GENERATED,), (1,), scale=9.0)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.context import Prompt, runs
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.phases import ROWS, Phase, parse_rows
 from saccade_interventions.plan import find_crowd
 from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import CLASSES, ControlShape
-from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, SiteKind
+from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, SiteKind
 
 SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
 SITES = ((1, (0, 1)),)
@@ -125,45 +125,45 @@ def test_edits_are_where_the_model_is(plan, kind, sites):
         ({"onto": 2}, "nobody brought"),
     ],
 )
-def test_stream_edits_are_checked(plan, fields, message):
+def test_residual_edits_are_checked(plan, fields, message):
     digest = plan.vectors(np.array([[0.0, 1.0], [0.0, 3.0]], np.float32))
-    edit = StreamEdit(**{"layer": 3, "phases": ALL, "direction": digest, "row": 0, **fields})
+    edit = ResidualEdit(**{"layer": 3, "phases": ALL, "direction": digest, "row": 0, **fields})
     with pytest.raises(ValueError, match=message):
-        plan.stream(replace(edit, shift=edit.shift or 1.0))
+        plan.residual(replace(edit, shift=edit.shift or 1.0))
 
 
 def test_a_site_has_so_many_edits(plan):
     digest = plan.vectors(np.array([[0.0, 1.0]], np.float32))
-    for _ in range(STREAM_EDITS):
-        plan.stream(StreamEdit(3, ALL, digest, 0, shift=1.0))
-    plan.stream(StreamEdit(3, (), digest, 0, shift=1.0))
-    plan.stream(StreamEdit(3, ALL, digest, 0, keep_norm=True))
-    assert len(plan.build().streams) == STREAM_EDITS
-    plan.stream(StreamEdit(2, ALL, digest, 0, shift=1.0, site=SiteKind.MLP_OUTPUT))
-    assert len(plan.build().streams) == STREAM_EDITS + 1
-    plan.stream(StreamEdit(3, (Phase.LAST,), digest, 0, shift=1.0))
+    for _ in range(RESIDUAL_EDITS):
+        plan.residual(ResidualEdit(3, ALL, digest, 0, shift=1.0))
+    plan.residual(ResidualEdit(3, (), digest, 0, shift=1.0))
+    plan.residual(ResidualEdit(3, ALL, digest, 0, keep_norm=True))
+    assert len(plan.build().residuals) == RESIDUAL_EDITS
+    plan.residual(ResidualEdit(2, ALL, digest, 0, shift=1.0, site=SiteKind.MLP_OUTPUT))
+    assert len(plan.build().residuals) == RESIDUAL_EDITS + 1
+    plan.residual(ResidualEdit(3, (Phase.LAST,), digest, 0, shift=1.0))
     with pytest.raises(ValueError, match="more edits than one row has room for"):
         plan.build()
 
 
 def test_joined_edits_read_the_same_and_keep_the_norm_of_the_sum(plan):
     digest = plan.vectors(np.array([[0.0, 1.0], [0.0, 3.0]], np.float32))
-    neutral = StreamEdit(2, ALL, digest, 0, keep_norm=True)
-    one = StreamEdit(2, ALL, digest, 1, scale=2.0, onto=0, keep_norm=True)
-    two = StreamEdit(2, ALL, digest, 1, scale=2.0, diagonal=True, keep_norm=True)
-    plan.stream(neutral, one, two, neutral)
-    plan.stream(replace(one, phases=(), keep_norm=False))
-    found = plan.build().streams
+    neutral = ResidualEdit(2, ALL, digest, 0, keep_norm=True)
+    one = ResidualEdit(2, ALL, digest, 1, scale=2.0, onto=0, keep_norm=True)
+    two = ResidualEdit(2, ALL, digest, 1, scale=2.0, diagonal=True, keep_norm=True)
+    plan.residual(neutral, one, two, neutral)
+    plan.residual(replace(one, phases=(), keep_norm=False))
+    found = plan.build().residuals
     assert found == (replace(one, keep_norm=False), replace(two, joined=True))
     for other in ({"layer": 1}, {"site": SiteKind.MLP_OUTPUT}, {"keep_norm": False}):
         with pytest.raises(ValueError, match="share a site, phases and keep_norm"):
-            plan.stream(one, replace(two, **other))
+            plan.residual(one, replace(two, **other))
 
 
 def test_programs_know_what_their_edits_read_and_where(plan):
     """Rows with other sites, vectors or bounds never share a program or a page."""
     digest = plan.vectors(np.array([[0.0, 1.0], [1.0, 0.0]], np.float32))
-    edit = StreamEdit(2, ALL, digest, 0, scale=0.5)
+    edit = ResidualEdit(2, ALL, digest, 0, scale=0.5)
     others = [
         {"site": SiteKind.ATTENTION_OUTPUT},
         {"site": SiteKind.MLP_OUTPUT},
@@ -172,23 +172,23 @@ def test_programs_know_what_their_edits_read_and_where(plan):
         {"below": 0.0},
         {"diagonal": True},
     ]
-    plan.stream(edit)
+    plan.residual(edit)
     plain = plan.build()
     keys = {plain.program_key(Phase.LAST)}
     for other in others:
-        keys.add(replace(plain, streams=(replace(edit, **other),)).program_key(Phase.LAST))
-    pair = replace(plain, streams=(edit, edit))
-    joined = replace(plain, streams=(edit, replace(edit, joined=True)))
+        keys.add(replace(plain, residuals=(replace(edit, **other),)).program_key(Phase.LAST))
+    pair = replace(plain, residuals=(edit, edit))
+    joined = replace(plain, residuals=(edit, replace(edit, joined=True)))
     keys |= {pair.program_key(Phase.LAST), joined.program_key(Phase.LAST)}
     assert len(keys) == len(others) + 3
 
 
 def test_directions_run_out():
     def edits(count):
-        return [StreamEdit(i % 3, ALL, "digest", i, shift=1.0) for i in range(count)]
+        return [ResidualEdit(i % 3, ALL, "digest", i, shift=1.0) for i in range(count)]
 
-    assert find_crowd(edits(STREAM_VECTORS - 1) * 2) is None
-    assert find_crowd(edits(STREAM_VECTORS)) == edits(STREAM_VECTORS)[-1]
+    assert find_crowd(edits(RESIDUAL_VECTORS - 1) * 2) is None
+    assert find_crowd(edits(RESIDUAL_VECTORS)) == edits(RESIDUAL_VECTORS)[-1]
 
 
 @pytest.mark.parametrize("wrong", [-1, 2])

@@ -46,11 +46,11 @@ def score(rng: Rng) -> ScoreEdit:
     return ScoreEdit(some_sites(rng), some_phases(rng), classes, *rng.normal(size=3).tolist())
 
 
-def mass(rng: Rng, gated: bool = False, partitioned: bool = False) -> MassEdit:
+def mass(rng: Rng, gated: bool = False, per_head_classes: bool = False) -> MassEdit:
     size = int(rng.integers(2, CLASSES + 1))
     transform = tuple(map(tuple, rng.uniform(size=(size, size)).tolist()))
     gates = (Gate(tuple(rng.normal(size=size).tolist()), 0.25),) if gated else ()
-    return MassEdit(some_sites(rng), some_phases(rng), transform, gates, partitioned)
+    return MassEdit(some_sites(rng), some_phases(rng), transform, gates, per_head_classes)
 
 
 def head(rng: Rng) -> tuple[HeadEdit, Any]:
@@ -150,7 +150,7 @@ def mixed_masses(masses: Sequence[MassEdit]) -> Any:
     for edit in masses:
         for layer, number, _ in places(edit):
             other = seen.setdefault((layer, number), edit)
-            if other.partitioned != edit.partitioned:
+            if other.per_head_classes != edit.per_head_classes:
                 return other, edit, layer, number
     return None
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_chained_is_found_where_it_is(seed: int) -> None:
 @pytest.mark.parametrize("length", [1, 2, 9])
 @pytest.mark.parametrize("question", [0, 1, 4, 8, 9])
 def test_phases_of_many_rows_are_those_of_each(length: int, question: int) -> None:
-    plan = Plan(1, 1, 1, length, min(question, length), 1)
+    plan = Plan(ControlShape(1, 1, 1), length, min(question, length), 1)
     for start, end in product(range(12), range(12)):
         found = [phase for phase, rows in plan.phases_of(start, end) for _ in range(rows)]
         assert found == [plan.phase(position) for position in range(start, end)]

@@ -52,7 +52,7 @@ def refused(entry, context, registry):
 def test_each_vector_goes_to_its_own_residual(edited, context, hidden):
     """CAA's worked example: 1.5 v moves the residual by 1.5 ||v|| along v, and nothing else."""
     plan = Steering(artifact=SEVERAL, coefficient=1.5).compile(context)
-    assert [edit.layer for edit in plan.streams] == [0, 5, 6]
+    assert [edit.layer for edit in plan.residuals] == [0, 5, 6]
     for residual in range(7):
         found = edited(plan, hidden, residual, Phase.GENERATED) - hidden
         if residual not in RESIDUALS:
@@ -86,10 +86,10 @@ def test_the_numeric_example(edited, context):
 
 
 def test_rows_follow_the_instruction_unless_said_otherwise(context):
-    phases = Steering(artifact=SEVERAL).compile(context).streams[0].phases
+    phases = Steering(artifact=SEVERAL).compile(context).residuals[0].phases
     assert phases == (Phase.LAST, Phase.GENERATED)
     everywhere = Steering(artifact=SEVERAL, rows="prompt+generated").compile(context)
-    assert everywhere.streams[0].phases == tuple(Phase)
+    assert everywhere.residuals[0].phases == tuple(Phase)
 
 
 def test_a_strength_relative_to_the_residual(edited, context, hidden):
@@ -156,8 +156,8 @@ def test_neutral_strengths_are_no_plan(entry, context, registry):
 
 def test_layers_choose_vectors(context):
     plan = Steering(artifact=SEVERAL, layers=[6, 5]).compile(context)
-    assert [edit.layer for edit in plan.streams] == [5, 6]
-    found = plan.vectors_of(plan.streams[1].direction)[plan.streams[1].row]
+    assert [edit.layer for edit in plan.residuals] == [5, 6]
+    found = plan.vectors_of(plan.residuals[1].direction)[plan.residuals[1].row]
     np.testing.assert_allclose(found, VECTORS[2] / np.linalg.norm(VECTORS[2]), rtol=1e-6)
     one = Steering(artifact=SEVERAL, layers=[6, 5])
     assert one.fingerprint() == Steering(artifact=SEVERAL, layers=[5, 6]).fingerprint()
@@ -209,7 +209,7 @@ def test_a_function_vector_follows_its_artifact(context, artifact, fields, layer
     resolved = asked.resolved(context)
     assert (resolved.layer, resolved.coefficient) == (layer, coefficient)
     assert resolved.compile(context) == asked.compile(context)
-    (edit,) = asked.compile(context).streams
+    (edit,) = asked.compile(context).residuals
     assert edit.layer == (0 if layer is None else layer + 1)
     row = {0: 0, 2: 0, 5: 0, 6: 2}[edit.layer]
     assert edit.shift == pytest.approx(coefficient * float(np.linalg.norm(VECTORS[row])))
@@ -263,7 +263,7 @@ def test_a_function_vector_is_added_at_a_layers_output(
     edited, context, hidden, artifact, layer, residual, row
 ):
     plan = FunctionVector(artifact=artifact, layer=layer).compile(context)
-    (edit,) = plan.streams
+    (edit,) = plan.residuals
     assert (edit.layer, edit.phases) == (residual, parse_rows("last+generated"))
     found = edited(plan, hidden, residual, Phase.LAST) - hidden
     v = torch.from_numpy(VECTORS[row]).double()
@@ -288,7 +288,7 @@ def test_edits_of_one_residual_chain_in_the_order_of_the_request(edited, context
     out = {"method": "steering", "artifact": SEVERAL, "op": "project_out", "layers": [5]}
     first = compile_plan(registry.parse([add, out]), context)
     second = compile_plan(registry.parse([out, add]), context)
-    assert [edit.source for edit in first.streams] == [0, 1]
+    assert [edit.source for edit in first.residuals] == [0, 1]
     v = torch.from_numpy(VECTORS[0]).double()
     for plan, wanted in ((first, 0.0), (second, float(v.norm()))):
         part = edited(plan, hidden, 5, Phase.LAST) @ (v / v.norm())

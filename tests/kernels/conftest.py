@@ -21,7 +21,7 @@ from saccade_kernels.controls import (
     Edit,
     Program,
 )
-from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
+from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 
 LAYERS = 2
 SPARE = 3  # pages, control rows and tag rows nobody uses
@@ -143,7 +143,7 @@ def make_program() -> Callable[..., Program]:
     return random_program
 
 
-def with_partition(case: Case, sequences: tuple[int, ...], seed: int = 5) -> Case:
+def with_per_head_classes(case: Case, sequences: tuple[int, ...], seed: int = 5) -> Case:
     """The case, about half of the heads of these sequences with random classes of their own.
 
     Behind the keys that exist, in the rows of other sequences and in heads that are not listed,
@@ -154,29 +154,29 @@ def with_partition(case: Case, sequences: tuple[int, ...], seed: int = 5) -> Cas
     _, tags = case.tables
     tag_rows, _, max_len = tags.tags.shape
     shape, rows = ControlShape(LAYERS, heads, dim), len(sequences) + 2
-    partition = PartitionTable.allocate(tag_rows, rows, shape, max_len)
-    partition.rows[:] = rows - 1 if not sequences else 0
-    partition.rows[case.batch.tag_rows.long()] = 0
-    partition.heads[1:] = 1
-    partition.classes[:] = NEVER_ATTEND - 1
+    per_head = PerHeadTable.allocate(tag_rows, rows, shape, max_len)
+    per_head.rows[:] = rows - 1 if not sequences else 0
+    per_head.rows[case.batch.tag_rows.long()] = 0
+    per_head.heads[1:] = 1
+    per_head.classes[:] = NEVER_ATTEND - 1
     for row, seq in enumerate(sequences, start=1):
-        partition.rows[case.batch.tag_rows[seq]] = row
+        per_head.rows[case.batch.tag_rows[seq]] = row
         listed = rng.random((LAYERS, heads)) < 0.5
         listed[:, rng.integers(heads)] = True
-        partition.heads[row] = torch.from_numpy(listed.astype(np.uint8))
+        per_head.heads[row] = torch.from_numpy(listed.astype(np.uint8))
         context = len(case.keys[seq])
         drawn = rng.integers(0, min(3, case.batch.classes), (LAYERS, heads, context))
-        partition.classes[row, ..., :context] = torch.from_numpy(drawn)
-        partition.classes[row][~listed] = NEVER_ATTEND - 1
-    batch = replace(case.batch, tags=replace(tags, partition=partition), partitioned=True)
+        per_head.classes[row, ..., :context] = torch.from_numpy(drawn)
+        per_head.classes[row][~listed] = NEVER_ATTEND - 1
+    batch = replace(case.batch, tags=replace(tags, per_head=per_head), per_head_classes=True)
     case.batch = replace(batch, derived={})
     return case
 
 
 @pytest.fixture
-def partition() -> Callable[..., Case]:
-    """``partition(case, sequences)``: gives heads of some sequences classes of their own."""
-    return with_partition
+def per_head() -> Callable[..., Case]:
+    """``per_head(case, sequences)``: gives heads of some sequences classes of their own."""
+    return with_per_head_classes
 
 
 @pytest.fixture

@@ -198,12 +198,12 @@ def test_moved_counts_the_rows_whose_masses_changed(make_case):
 
 @pytest.mark.parametrize("queries", [(1,), (5,)], ids=["decode", "prefill"])
 @pytest.mark.parametrize("own", [False, True], ids=["tags", "own-classes"])
-def test_mass_given_to_empty_classes_moves_nothing(make_case, partition, queries, own):
+def test_mass_given_to_empty_classes_moves_nothing(make_case, per_head, queries, own):
     """All keys are of class 0, and what it gives away comes back; other classes have no share."""
     case = make_case(queries=queries, contexts=(9,), programs=1)
     case.tables[1].tags[1] = 0
     if own:
-        partition(case, (0,)).batch.partition().classes.zero_()
+        per_head(case, (0,)).batch.per_head_table().classes.zero_()
     program = Program.identity(ControlShape(2, 4, 16))
     program.transform[..., 0, 0], program.transform[..., 1, 0] = 0.5, 0.5
     case.write(1, program)

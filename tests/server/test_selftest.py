@@ -19,7 +19,7 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.controls import Edit
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 from saccade_server.config import engine_config
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
@@ -116,7 +116,7 @@ class Foreign(Made):
     method: Literal["foreign"] = "foreign"
 
     def finish(self, plan: Plan, context: Context) -> Plan:
-        return replace(plan, layers=plan.layers + 1)
+        return replace(plan, shape=replace(plan.shape, layers=plan.shape.layers + 1))
 
 
 class NotForThis(Made):
@@ -276,7 +276,7 @@ def test_act_is_offered_where_steps_are_short(core: Any) -> None:
 
 def test_without_table_rows_a_method_is_not_offered(core: Any) -> None:
     """A shorter prompt would not help it."""
-    assert tried(core, Registry([Good, TooWide]), max_partitions=0).keys() == {"too_wide"}
+    assert tried(core, Registry([Good, TooWide]), max_per_head_classes=0).keys() == {"too_wide"}
 
 
 def test_the_plan_that_changes_nothing_takes_the_edited_path(core: Any) -> None:
@@ -284,7 +284,7 @@ def test_the_plan_that_changes_nothing_takes_the_edited_path(core: Any) -> None:
     plan = unchanging(facts, 9)
     for phase in Phase:
         assert set(plan.program(phase).edits()) == {Edit.SCORE | Edit.MASS}
-    assert len({(edit.site, edit.layer) for edit in plan.streams}) == 7
+    assert len({(edit.site, edit.layer) for edit in plan.residuals}) == 7
 
 
 @pytest.mark.parametrize("kind", [SiteKind.ATTENTION_OUTPUT, SiteKind.MLP_OUTPUT])

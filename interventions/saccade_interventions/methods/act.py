@@ -147,7 +147,7 @@ class ACT(Intervention):
         apart = self.receivers == "not_initial"
         # Without a receiver a row stays as it is; the initial token must not be it after all.
         gates = [Gate((1.0, 0.0, 0.0), NEXT_TO_NOTHING)] if apart else []
-        plan.own_mass(sites, moves, phases, gates)
+        plan.per_head_mass(sites, moves, phases, gates)
         plan.rule(
             HeadSinkRule(
                 sites=sites,

@@ -39,7 +39,7 @@ from saccade_interventions.artifacts import (
 )
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Index
 from saccade_interventions.model_facts import ModelFacts
@@ -123,7 +123,7 @@ class FunctionVector(Intervention):
         shift = (entry.coefficient or 0.0) * units.lengths[0]
         number = layer + (site == RESIDUAL)
         phases = parse_rows(self.rows)
-        plan.stream(StreamEdit(number, phases, direction, 0, shift=shift, site=kind_of(site)))
+        plan.residual(ResidualEdit(number, phases, direction, 0, shift=shift, site=kind_of(site)))
         return plan.build()
 
     def _place(self, found: Artifact, model: ModelFacts) -> tuple[int, int]:

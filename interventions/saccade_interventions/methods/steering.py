@@ -61,13 +61,13 @@ from saccade_interventions.artifacts import (
 from saccade_interventions.base import Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.defaults import MOST_PROJECTED
-from saccade_interventions.edits import NO_LIMIT, StreamEdit
+from saccade_interventions.edits import NO_LIMIT, ResidualEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.stream_maps import StreamMaps, maps_of
+from saccade_interventions.residual_maps import ResidualMaps, maps_of
 from saccade_interventions.targets import Rows
 from saccade_interventions.units import units_of
 from saccade_interventions.vectors import (
@@ -253,8 +253,8 @@ class Steering(Intervention):
         common |= {"above": above, "below": below}
         phases = parse_rows(entry.rows)
         for layer, terms in made.terms.items():
-            edits = (StreamEdit(layer, phases, vectors, **common, **term) for term in terms)
-            plan.stream(*edits)
+            edits = (ResidualEdit(layer, phases, vectors, **common, **term) for term in terms)
+            plan.residual(*edits)
         return plan.build()
 
     def _artifact(self, context: Context) -> Artifact:
@@ -277,7 +277,7 @@ class Steering(Intervention):
                 raise InterventionError(Code.LAYER_OUT_OF_RANGE, message, "site")
         return {layer: rows[layer] for layer in sorted(asked)}
 
-    def _maps(self, found: Artifact, rows: dict[int, list[int]]) -> StreamMaps:
+    def _maps(self, found: Artifact, rows: dict[int, list[int]]) -> ResidualMaps:
         """What is done in each layer."""
         coefficient = self.coefficient or 0.0  # clamp has none
         if found.kind != "vectors":
@@ -287,7 +287,7 @@ class Steering(Intervention):
             layer: [{"row": row, **self._change(coefficient, length)}]
             for row, (layer, length) in enumerate(zip(rows, units.lengths, strict=True))
         }
-        return StreamMaps(units.vectors, terms)
+        return ResidualMaps(units.vectors, terms)
 
     def _change(self, coefficient: float, length: float) -> dict[str, Any]:
         """What happens along one vector that is stored with this length."""

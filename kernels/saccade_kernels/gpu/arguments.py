@@ -9,9 +9,9 @@ import torch
 from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.gpu.tiles import (
     CONTROL_ARGUMENTS,
-    PARTITION_ARGUMENTS,
+    PER_HEAD_ARGUMENTS,
     control_arguments,
-    partition_arguments,
+    per_head_arguments,
 )
 
 TABLES = tuple(
@@ -28,7 +28,7 @@ TABLE_TYPES = dict.fromkeys(TABLES, "*fp32") | {
 }
 """What triton calls them, and the table that only decodes read."""
 
-PARTITION_TYPES = dict(zip(PARTITION_ARGUMENTS, ("*i32", "*u8", "*u8"), strict=True))
+PER_HEAD_TYPES = dict(zip(PER_HEAD_ARGUMENTS, ("*i32", "*u8", "*u8"), strict=True))
 """Those of the tables that tell heads apart; None each in a form that does not."""
 
 Variant = tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]
@@ -41,10 +41,10 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp
 def batch_arguments(batch: AttentionBatch, layer: int, edited: bool) -> dict[str, Any]:
     """Everything that kernels read of a batch; tables only for a variant that edits."""
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
-    partition = partition_arguments(batch, edited and batch.partitioned)
+    per_head = per_head_arguments(batch, edited and batch.per_head_classes)
     return {
         **dict(zip(TABLES, control_arguments(batch, edited), strict=True)),
-        **dict(zip(PARTITION_ARGUMENTS, partition, strict=True)),
+        **dict(zip(PER_HEAD_ARGUMENTS, per_head, strict=True)),
         "context_lens": batch.context_lens,
         "query_starts": batch.query_starts,
         "page_table": batch.page_table,

@@ -8,17 +8,18 @@ from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import settle_head_sinks
 from saccade_kernels.gpu.norms import add_norm, rms_norm
 from saccade_kernels.gpu.prefill import prefill
+from saccade_kernels.gpu.residual import edit_residual
 from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
 from saccade_kernels.gpu.sinks import settle_sink_tags, store_sink_scores
-from saccade_kernels.gpu.streams import stream
 
 __all__ = [
     "add_norm",
     "attention_rows",
     "column_sums",
     "decode",
+    "edit_residual",
     "gate",
     "norm_rope_store",
     "prefill",
@@ -28,5 +29,4 @@ __all__ = [
     "settle_head_sinks",
     "settle_sink_tags",
     "store_sink_scores",
-    "stream",
 ]

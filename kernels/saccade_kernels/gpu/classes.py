@@ -66,6 +66,6 @@ def load_by_tag(table, site, tag, mask):
 
 
 @triton.jit
-def partition_site(partition_rows, tag_row, layer, layers, heads, head):
+def per_head_site(per_head_rows, tag_row, layer, layers, heads, head):
     """A head's place in the tables of single heads; times max_len in that of classes."""
-    return (tl.load(partition_rows + tag_row).to(tl.int64) * layers + layer) * heads + head
+    return (tl.load(per_head_rows + tag_row).to(tl.int64) * layers + layer) * heads + head

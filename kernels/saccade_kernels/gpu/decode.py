@@ -20,17 +20,17 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_kernels.gpu.classes import partition_site
+from saccade_kernels.gpu.classes import per_head_site
 from saccade_kernels.gpu.decode_tiles import attend, attend_plain
 from saccade_kernels.gpu.merge import UNALIGNED, UNSPECIALISED, group_is_edited, merge, split_of
-from saccade_kernels.gpu.tiles import needs_upcast, partition_arguments
+from saccade_kernels.gpu.tiles import needs_upcast, per_head_arguments
 from saccade_kernels.gpu.tuning import DecodeConfig, decode_config
 
 ENOUGH_PROGRAMS = 8 * 132
 """Eight for each multiprocessor of an H200, which should keep it busy. A captured step has room for
 the longest sequence: one program a split would start thousands that find nothing to do."""
 
-OWN_KEYS = 32
+PER_HEAD_KEYS = 32
 """Keys of a tile where heads have classes of their own; more would not fit the registers."""
 
 
@@ -51,9 +51,9 @@ def split_kernel(
     tags,
     key_weights,
     hides,
-    partition_rows,
-    partition_heads,
-    partition_classes,
+    per_head_rows,
+    per_head_heads,
+    per_head_classes,
     part_max,
     part_sum,
     part_out,
@@ -79,8 +79,8 @@ def split_kernel(
     MAX_SPLITS: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
-    PARTITIONED: tl.constexpr,
-    OWN_KEYS: tl.constexpr,
+    PER_HEAD: tl.constexpr,
+    PER_HEAD_KEYS: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -124,17 +124,17 @@ def split_kernel(
             own_tags = tags + (tag_row * layers + layer) * max_len
             own_weights = key_weights + tag_row * max_len
             part_row = ((part + head) * splits + split) * C + row % C
-            if PARTITIONED:
-                own_site = partition_site(partition_rows, tag_row, layer, layers, heads, head)
-                is_own = tl.load(partition_heads + own_site) != 0
+            if PER_HEAD:
+                own_site = per_head_site(per_head_rows, tag_row, layer, layers, heads, head)
+                is_own = tl.load(per_head_heads + own_site) != 0
                 if tl.max(is_own.to(tl.int32), 0) != 0:
                     attend(
                         own_query, key_cache, value_cache, own_pages, site, scale_table,
                         absolute_table, bias_table, weight_table, edits_table, own_tags,
-                        own_weights, is_own, partition_classes + own_site * max_len,
+                        own_weights, is_own, per_head_classes + own_site * max_len,
                         part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
                         row < GROUP * C, start, end, low, stride_head,
-                        KV_HEADS, D, DP, ROWS, OWN_KEYS, True, EMIT, True, CAPPED, UPCAST,
+                        KV_HEADS, D, DP, ROWS, PER_HEAD_KEYS, True, EMIT, True, CAPPED, UPCAST,
                     )  # fmt: skip
                 else:  # a sequence without classes of single heads gets the bits that it gets alone
                     attend(
@@ -190,11 +190,11 @@ def decode(
     """
     sequences, heads, dim = query.shape
     kv_heads, edited = key_cache.shape[2], emit is not None or bool(batch.edit(layer))
-    partitioned = edited and batch.partitioned
+    per_head_classes = edited and batch.per_head_classes
     shape = shape_of(heads, kv_heads, dim, batch.classes if edited else 1)
     config = config or decode_config(dim, shape["ROWS"], query.dtype)
-    if partitioned:
-        config = with_own_classes(config)
+    if per_head_classes:
+        config = with_per_head_classes(config)
     shape["ROWS"], rows = min(config.block_rows, shape["ROWS"]), shape["ROWS"]
     constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
     constants |= {"EDITED": edited, "EMIT": emit is not None}
@@ -214,7 +214,7 @@ def decode(
         batch.control_rows,
         batch.tag_rows,
         *_tables(batch, edited),
-        *partition_arguments(batch, partitioned),
+        *per_head_arguments(batch, per_head_classes),
         part_max,
         part_sum,
         part_out,
@@ -230,8 +230,8 @@ def decode(
         max_len,
         **constants,
         KEYS=config.block_keys,
-        PARTITIONED=partitioned,
-        OWN_KEYS=min(OWN_KEYS, config.block_keys),
+        PER_HEAD=per_head_classes,
+        PER_HEAD_KEYS=min(PER_HEAD_KEYS, config.block_keys),
         CAPPED=softcap > 0,
         UPCAST=needs_upcast(query.dtype),
         num_warps=config.num_warps,
@@ -242,7 +242,7 @@ def decode(
     return output
 
 
-def with_own_classes(config: DecodeConfig) -> DecodeConfig:
+def with_per_head_classes(config: DecodeConfig) -> DecodeConfig:
     """How to launch the form for classes of single heads, so that it fits the registers."""
     rows, stages = min(32, config.block_rows), min(2, config.num_stages)
     return replace(config, block_rows=rows, num_stages=stages)

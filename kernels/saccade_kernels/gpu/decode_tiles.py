@@ -34,7 +34,7 @@ def attend(
     tags_at,
     weights_at,
     is_own,
-    own_classes,
+    per_head_classes,
     part_max,
     part_sum,
     part_out,
@@ -55,13 +55,13 @@ def attend(
     KEYS: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Keys ``start`` to ``end``, those before ``low`` unseen, for a tile of virtual rows.
 
-    PARTITIONED: rows where ``is_own`` have classes of their head's own, so that their keys may have
+    PER_HEAD: rows where ``is_own`` have classes of their head's own, so that their keys may have
     any tag.
     """
     kv_head = tl.program_id(0) % KV_HEADS
@@ -75,7 +75,7 @@ def attend(
         is_apart = (flags & (SCORE | MASS)) != 0
         if EMIT:
             is_apart = is_row
-        if not PARTITIONED:
+        if not PER_HEAD:
             entry = site * WIDTH + row_class
             row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
             row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
@@ -114,7 +114,7 @@ def attend(
             tag = next_tag.to(tl.int32)
             next_tag = tl.load(tags_at + position + KEYS, mask=position + KEYS < end, other=0)
             beta = tl.load(weights_at + position, mask=position < weighted_end, other=0.0)
-            if PARTITIONED:
+            if PER_HEAD:
                 edited = edit_score(
                     score,
                     load_by_tag(scale_table, site, tag, is_scored),
@@ -132,8 +132,8 @@ def attend(
                 )
             score = tl.where(is_scored[:, None], edited, score * LOG2E)
             key_class = tl.where(is_apart[:, None], tag[None, :], 0)
-            if PARTITIONED:
-                own_at = own_classes[:, None] + position[None, :]
+            if PER_HEAD:
+                own_at = per_head_classes[:, None] + position[None, :]
                 is_key = is_own[:, None] & (position < end)[None, :]
                 own = tl.load(own_at, mask=is_key, other=0).to(tl.int32)
                 key_class = tl.where(is_own[:, None], own, key_class)

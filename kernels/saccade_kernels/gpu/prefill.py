@@ -25,7 +25,7 @@ from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gpu import tuning
 from saccade_kernels.gpu.blocks import FIELDS as BLOCK_FIELDS
 from saccade_kernels.gpu.blocks import layer_edits, work_list
-from saccade_kernels.gpu.classes import partition_site
+from saccade_kernels.gpu.classes import per_head_site
 from saccade_kernels.gpu.prefill_tiles import (
     Cache,
     Rows,
@@ -48,7 +48,7 @@ from saccade_kernels.gpu.tiles import (
     class_ratios,
     control_arguments,
     interpreted,
-    partition_arguments,
+    per_head_arguments,
 )
 from saccade_kernels.gpu.tuning import PrefillConfig
 
@@ -62,7 +62,7 @@ def two_passes(
     m, acc, first, middle, last, rows, cache, edit, site, valid,
     transform, gate_weight, gate_threshold, masses, lse, emitted, moved,
     EMIT: tl.constexpr, D: tl.constexpr, CAPPED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr, PARTITIONED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Attention under a mass edit: what to divide the accumulator by, and the accumulator.
 
@@ -71,11 +71,11 @@ def two_passes(
     nothing = tl.zeros([m.shape[0], 2 * WIDTH], tl.float32)
     m, sums = mass_pass(
         m, nothing, first, middle, rows, cache, edit, False,
-        D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+        D, CAPPED, DESCRIPTORS, UPCAST, PER_HEAD,
     )  # fmt: skip
     m, sums = mass_pass(
         m, sums, middle, last, rows, cache, edit, True,
-        D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+        D, CAPPED, DESCRIPTORS, UPCAST, PER_HEAD,
     )  # fmt: skip
     sums = tl.sum(tl.reshape(sums, [m.shape[0], 2, WIDTH]), 1)
     total = tl.sum(sums, 1)
@@ -96,11 +96,11 @@ def two_passes(
     ratios = ratio * shrink[:, None]
     acc = value_pass(
         acc, m, ratios, first, middle, rows, cache, edit,
-        False, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+        False, D, CAPPED, DESCRIPTORS, UPCAST, PER_HEAD,
     )  # fmt: skip
     acc = value_pass(
         acc, m, ratios, middle, last, rows, cache, edit,
-        True, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+        True, D, CAPPED, DESCRIPTORS, UPCAST, PER_HEAD,
     )  # fmt: skip
     return divisor * shrink, acc
 
@@ -143,9 +143,9 @@ def prefill_kernel(
     tags,
     key_weights,
     moved,
-    partition_rows,
-    partition_heads,
-    partition_classes,
+    per_head_rows,
+    per_head_heads,
+    per_head_classes,
     masses,
     lse,
     scale,
@@ -165,7 +165,7 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -223,10 +223,10 @@ def prefill_kernel(
             tagged = tag_row * layers + layer
             own_tags = tags + tagged * max_len
             classes = own_tags
-            if PARTITIONED:
-                own = partition_site(partition_rows, tag_row, layer, layers, heads, head)
-                if tl.load(partition_heads + own) != 0:
-                    classes = partition_classes + own * max_len
+            if PER_HEAD:
+                own = per_head_site(per_head_rows, tag_row, layer, layers, heads, head)
+                if tl.load(per_head_heads + own) != 0:
+                    classes = per_head_classes + own * max_len
             edit = load_edit(
                 scale_table,
                 absolute_table,
@@ -245,7 +245,7 @@ def prefill_kernel(
                     transform_table, gate_weight_table, gate_threshold_table,
                     masses, lse, token * heads + head,
                     moved + tagged * heads + head,
-                    EMIT, D, CAPPED, DESCRIPTORS, UPCAST, PARTITIONED,
+                    EMIT, D, CAPPED, DESCRIPTORS, UPCAST, PER_HEAD,
                 )  # fmt: skip
             else:
                 state = score_pass(
@@ -317,8 +317,8 @@ def prefill(
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
     masses, lse = (None, None) if emit is None else (emit.masses, emit.lse)
-    partitioned = edited and batch.partitioned
-    tables = control_arguments(batch, edited) + partition_arguments(batch, partitioned)
+    per_head_classes = edited and batch.per_head_classes
+    tables = control_arguments(batch, edited) + per_head_arguments(batch, per_head_classes)
     layers, max_len = batch.tables()[1].tags.shape[1:] if edited else (0, 0)
     if config.descriptors:
         triton.set_allocator(_scratch)
@@ -346,7 +346,7 @@ def prefill(
         **constants(dim, heads // kv_heads, kv_heads, config),
         EDITED=edited,
         EMIT=emit is not None,
-        PARTITIONED=partitioned,
+        PER_HEAD=per_head_classes,
         CAPPED=softcap > 0,
         UPCAST=interpreted(),
         num_warps=config.num_warps,

@@ -52,7 +52,7 @@ class Edit(NamedTuple):
     tags: Any  # pointers to the sequence's first key
     betas: Any
     hidden: Any  # int32: tag of the keys that are out of sight, or -1
-    classes: Any  # if PARTITIONED: pointer to what masses are of, the tags or the head's own
+    classes: Any  # if PER_HEAD: pointer to what masses are of, the tags or the head's own
 
 
 @triton.jit
@@ -185,9 +185,9 @@ def load_tags(edit, tile, limit):
 
 
 @triton.jit
-def load_classes(edit, tags, tile, limit, PARTITIONED: tl.constexpr):
+def load_classes(edit, tags, tile, limit, PER_HEAD: tl.constexpr):
     """Classes of a page's keys that masses are of, int32 [PAGE]: the tags, or the head's own."""
-    if PARTITIONED:
+    if PER_HEAD:
         n = tl.arange(0, PAGE) + tile * PAGE
         classes = tl.load(edit.classes + n, mask=n < limit, other=0).to(tl.int32)
     else:
@@ -322,7 +322,7 @@ def mass_pass(
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
 ):
     """Each row's maximum, and ``class_sums`` of all tiles."""
     if first < last:
@@ -338,7 +338,7 @@ def mass_pass(
             level = finite(top)
             p = tl.exp2(scores - level[:, None])
             rescale = tl.exp2(m - level)
-            classes = load_classes(edit, tags, tile, rows.limit, PARTITIONED)
+            classes = load_classes(edit, tags, tile, rows.limit, PER_HEAD)
             found = class_sums(p, classes, UPCAST, rows.q.dtype == tl.float32)
             sums = sums * rescale[:, None] + found
             m = top
@@ -360,7 +360,7 @@ def value_pass(
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
 ):
     """Values under weights that are multiplied with their class's entry of ``ratios``."""
     level = finite(m)
@@ -374,7 +374,7 @@ def value_pass(
                 page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
             )
             p = tl.exp2(scores - level[:, None])
-            classes = load_classes(edit, tags, tile, rows.limit, PARTITIONED)
+            classes = load_classes(edit, tags, tile, rows.limit, PER_HEAD)
             ratio = spread(ratios, classes, UPCAST, rows.q.dtype == tl.float32)
             v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, CUT)
             acc += dot((p * ratio).to(v.dtype), v, UPCAST)

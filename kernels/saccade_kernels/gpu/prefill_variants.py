@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
+from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, emitting, prefill_kernel
 from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
@@ -29,7 +29,7 @@ def prefills() -> Iterator[Variant]:
         yield variant(torch.bfloat16, dim, True, config, capped=True)
     for dim in (64, 128, 256):
         config = prefill_config(dim, True, torch.bfloat16)
-        yield variant(torch.bfloat16, dim, True, config, partitioned=True)
+        yield variant(torch.bfloat16, dim, True, config, per_head_classes=True)
 
 
 def variant(
@@ -39,7 +39,7 @@ def variant(
     config: PrefillConfig,
     capped: bool = False,
     emit: bool = False,
-    partitioned: bool = False,
+    per_head_classes: bool = False,
 ) -> Variant:
     """One form of the kernel. How many classes a batch has makes no difference to it."""
     config = emitting(config) if emit else config
@@ -48,16 +48,16 @@ def variant(
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
     types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
-    types |= PARTITION_TYPES if partitioned else dict.fromkeys(PARTITION_TYPES)
+    types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
     fixed = constants(dim, GROUP, KV_HEADS, config)
     fixed |= {"EDITED": edited, "EMIT": emit, "CAPPED": capped, "UPCAST": False}
-    fixed["PARTITIONED"] = partitioned
+    fixed["PER_HEAD"] = per_head_classes
     kind = (
         ("edited" if edited else "plain")
         + "-capped" * capped
         + "-emit" * emit
-        + "-partitioned" * partitioned
+        + "-per-head" * per_head_classes
     )
     name = f"prefill-d{dim}-{POINTERS[dtype][1:]}-{kind}"
     return Variant(name, prefill_kernel, types, fixed, config.num_warps, config.num_stages)

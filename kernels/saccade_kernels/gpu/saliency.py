@@ -24,7 +24,7 @@ import triton
 
 from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.gpu.arguments import (
-    PARTITION_TYPES,
+    PER_HEAD_TYPES,
     POINTERS,
     TABLES,
     Variant,
@@ -94,7 +94,7 @@ def saliency(
         "stride_head": query.stride(1),
     }
     flags = {"EDITED": edited, "CAPPED": softcap > 0, "SLOPED": sloped}
-    flags["PARTITIONED"] = edited and batch.partitioned
+    flags["PER_HEAD"] = edited and batch.per_head_classes
     constants = {**shape, **flags, "UPCAST": needs_upcast(query.dtype)}
     for kernel, grid in (
         (class_kernel, (splits, kv_heads * shape["CLASS_TILES"], seqs)),
@@ -173,7 +173,7 @@ def variants() -> Iterator[Variant]:
     for classes in (0, 4):
         yield from _variants(torch.bfloat16, 256, 2, classes, capped=True)
     for group, classes in ((1, 2), (7, 4)):
-        yield from _variants(torch.bfloat16, 128, group, classes, partitioned=True)
+        yield from _variants(torch.bfloat16, 128, group, classes, per_head_classes=True)
 
 
 def _variants(
@@ -182,17 +182,17 @@ def _variants(
     group: int,
     classes: int,
     capped: bool = False,
-    partitioned: bool = False,
+    per_head_classes: bool = False,
 ) -> Iterator[Variant]:
     """All kernels of one shape, for any number of losses; 0 classes mean the plain form."""
     edited, kv_heads, most = classes > 0, 4, max(classes, 1)
     flags = {"EDITED": edited, "CAPPED": capped, "SLOPED": edited or capped, "UPCAST": False}
-    flags["PARTITIONED"] = partitioned
+    flags["PER_HEAD"] = per_head_classes
     cache, integers = POINTERS[dtype], ("context_lens", "page_table", "control_rows", "tag_rows")
     name = (
         f"d{dim}-g{group}-c{classes}-{cache[1:]}"
         + "-capped" * capped
-        + "-partitioned" * partitioned
+        + "-per-head" * per_head_classes
     )
     seen = set()
     for kernel, losses in product(KERNELS, (1, 5, MOST_LOSSES)):
@@ -201,7 +201,7 @@ def _variants(
         if (kernel, rows) in seen:
             continue
         seen.add((kernel, rows))
-        if partitioned and kernel is offset_kernel:
+        if per_head_classes and kernel is offset_kernel:
             continue  # it does not look at keys
         types: dict[str, str | None] = dict.fromkeys(kernel.arg_names, "*fp32")
         types |= dict.fromkeys(UNSPECIALISED, "i32") | dict.fromkeys(integers, "*i32")
@@ -209,7 +209,7 @@ def _variants(
         types |= dict.fromkeys(("grad_query", "grad_key", "grad_value"), cache)
         types |= {"scale": "fp32", "cap": "fp32", "tags": "*u8"}
         types |= {} if edited else dict.fromkeys(TABLES)
-        types |= PARTITION_TYPES if partitioned else dict.fromkeys(PARTITION_TYPES)
+        types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
         types |= {} if flags["SLOPED"] else {"slopes": None}
         config = launch_of(kernel, rows, shape["DP"], dtype)
         short = kernel.__name__.removesuffix("_kernel")

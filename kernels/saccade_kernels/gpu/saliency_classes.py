@@ -10,7 +10,7 @@ import triton.language as tl
 
 from saccade_kernels.gpu.classes import (
     load_by_tag,
-    partition_site,
+    per_head_site,
 )
 from saccade_kernels.gpu.tiles import (
     GATES,
@@ -78,9 +78,9 @@ def class_kernel(
     weight_table,
     tags,
     key_weights,
-    partition_rows,
-    partition_heads,
-    partition_classes,
+    per_head_rows,
+    per_head_heads,
+    per_head_classes,
     scores,
     slopes,
     part_max,
@@ -105,7 +105,7 @@ def class_kernel(
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     EDITED: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -136,12 +136,10 @@ def class_kernel(
         tags_at = tags + (tag_row * layers + layer) * max_len
         weights_at = key_weights + tag_row * max_len
         site = (tl.load(control_rows + sequence) * layers + layer) * (KV_HEADS * GROUP) + head
-        if PARTITIONED:  # the keys of a row may have any tag
-            own_site = partition_site(
-                partition_rows, tag_row, layer, layers, KV_HEADS * GROUP, head
-            )
-            is_own = (tl.load(partition_heads + own_site) != 0)[:, None]
-            own_at = (partition_classes + own_site * max_len)[:, None]
+        if PER_HEAD:  # the keys of a row may have any tag
+            own_site = per_head_site(per_head_rows, tag_row, layer, layers, KV_HEADS * GROUP, head)
+            is_own = (tl.load(per_head_heads + own_site) != 0)[:, None]
+            own_at = (per_head_classes + own_site * max_len)[:, None]
         else:
             entry = site * WIDTH + row_class
             row_scale = tl.load(scale_table + entry, mask=is_row, other=0.0)[:, None]
@@ -171,7 +169,7 @@ def class_kernel(
         if EDITED:
             tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
             beta = tl.load(weights_at + position, mask=inside, other=0.0)
-            if PARTITIONED:
+            if PER_HEAD:
                 row_scale = load_by_tag(scale_table, site, tag, is_row)
                 row_absolute = load_by_tag(absolute_table, site, tag, is_row)
                 row_bias = load_by_tag(bias_table, site, tag, is_row)
@@ -183,7 +181,7 @@ def class_kernel(
             weighted = row_weight * beta[None, :]
             score = edit_score(score, row_scale, row_absolute, row_bias, weighted)
             seen_class = tl.where(tag == NEVER_ATTEND, -1, tag)
-            if PARTITIONED:
+            if PER_HEAD:
                 own_mask = is_own & (inside & (tag != NEVER_ATTEND))[None, :]
                 own = tl.load(own_at + position[None, :], mask=own_mask, other=255).to(tl.int32)
                 visible = visible & (tl.where(is_own, own, seen_class) == row_class[:, None])

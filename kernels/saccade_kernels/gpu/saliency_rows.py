@@ -6,7 +6,7 @@ import triton.language as tl
 from saccade_kernels.gpu.classes import (
     by_class,
     one_hot,
-    partition_site,
+    per_head_site,
 )
 from saccade_kernels.gpu.saliency_classes import UNALIGNED, UNSPECIALISED, seen_pages, seen_splits
 from saccade_kernels.gpu.tiles import NEVER_ATTEND, PAGE, dot
@@ -21,9 +21,9 @@ def saliency_kernel(
     page_table,
     tag_rows,
     tags,
-    partition_rows,
-    partition_heads,
-    partition_classes,
+    per_head_rows,
+    per_head_heads,
+    per_head_classes,
     scores,
     slopes,
     tops,
@@ -47,7 +47,7 @@ def saliency_kernel(
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     EDITED: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     SLOPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -88,10 +88,10 @@ def saliency_kernel(
     if EDITED:
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
-    if PARTITIONED:
-        own_site = partition_site(partition_rows, tag_row, layer, layers, HEADS, head)
-        is_own = (is_row & (tl.load(partition_heads + own_site) != 0))[:, None]
-        own_at = (partition_classes + own_site * max_len)[:, None]
+    if PER_HEAD:
+        own_site = per_head_site(per_head_rows, tag_row, layer, layers, HEADS, head)
+        is_own = (is_row & (tl.load(per_head_heads + own_site) != 0))[:, None]
+        own_at = (per_head_classes + own_site * max_len)[:, None]
         own_factors = (factors + (sequence * HEADS + head) * C)[:, None]
         own_offsets = (offsets + site * C)[:, None]
 
@@ -117,7 +117,7 @@ def saliency_kernel(
         score = tl.load(scores + from_, mask=seen, other=float("-inf"))
         weight = tl.where(seen, tl.exp2(score - top), 0.0)  # A times its sum
         members = one_hot(tag, CP)
-        if PARTITIONED:
+        if PER_HEAD:
             factor, offset = by_class(row_factor, members), by_class(row_offset, members)
             own_mask = is_own & inside[None, :]
             own = tl.load(own_at + position[None, :], mask=own_mask, other=0).to(tl.int32)
@@ -151,9 +151,9 @@ def gradient_kernel(
     page_table,
     tag_rows,
     tags,
-    partition_rows,
-    partition_heads,
-    partition_classes,
+    per_head_rows,
+    per_head_heads,
+    per_head_classes,
     scores,
     slopes,
     tops,
@@ -182,7 +182,7 @@ def gradient_kernel(
     C: tl.constexpr,
     SPLIT: tl.constexpr,
     EDITED: tl.constexpr,
-    PARTITIONED: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     SLOPED: tl.constexpr,
 ):
     """Gradients of one loss and key head, from the ROWS >= GROUP query heads of its group.
@@ -222,11 +222,11 @@ def gradient_kernel(
             v = tl.load(value_cache + at, mask=is_column, other=0.0).to(tl.float32)
             is_member = member < GROUP
             klass = tl.zeros([ROWS], tl.int32) + tag
-            if PARTITIONED:
+            if PER_HEAD:
                 heads: tl.constexpr = KV_HEADS * GROUP
-                own_site = partition_site(partition_rows, tag_row, layer, layers, heads, head)
-                is_own = tl.load(partition_heads + own_site, mask=is_member, other=0) != 0
-                own_at = partition_classes + own_site * max_len + own
+                own_site = per_head_site(per_head_rows, tag_row, layer, layers, heads, head)
+                is_own = tl.load(per_head_heads + own_site, mask=is_member, other=0) != 0
+                own_at = per_head_classes + own_site * max_len + own
                 found = tl.load(own_at, mask=is_own, other=0).to(tl.int32)
                 klass = tl.where(is_own, found, klass)
             grad = tl.load(grad_output + cell, mask=is_cell, other=0.0).to(tl.float32)

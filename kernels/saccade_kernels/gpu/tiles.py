@@ -107,15 +107,15 @@ CONTROL_ARGUMENTS = (
 """The table arguments of a kernel that edits, in their order."""
 
 
-PARTITION_ARGUMENTS = ("partition_rows", "partition_heads", "partition_classes")
+PER_HEAD_ARGUMENTS = ("per_head_rows", "per_head_heads", "per_head_classes")
 """Further arguments of a kernel that edits masses, for batches with classes of single heads."""
 
 
-def partition_arguments(batch: AttentionBatch, needed: bool) -> Tensors:
-    """Those of :data:`PARTITION_ARGUMENTS`; all None for a variant that does not read them."""
+def per_head_arguments(batch: AttentionBatch, needed: bool) -> Tensors:
+    """Those of :data:`PER_HEAD_ARGUMENTS`; all None for a variant that does not read them."""
     if not needed:
-        return (None,) * len(PARTITION_ARGUMENTS)
-    table = batch.partition()
+        return (None,) * len(PER_HEAD_ARGUMENTS)
+    table = batch.per_head_table()
     return table.rows, table.heads, table.classes
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from saccade_kernels.gpu import columns, saliency, tuning
-from saccade_kernels.gpu.arguments import PARTITION_TYPES, POINTERS, TABLE_TYPES
-from saccade_kernels.gpu.decode import OWN_KEYS, shape_of, split_kernel, with_own_classes
+from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
+from saccade_kernels.gpu.decode import PER_HEAD_KEYS, shape_of, split_kernel, with_per_head_classes
 from saccade_kernels.gpu.layer_variants import HIDDEN_SIZES, layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
-from saccade_kernels.gpu.streams import stream_kernel, warps_of
+from saccade_kernels.gpu.residual import residual_kernel, warps_of
 from saccade_kernels.gpu.tuning import decode_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -25,7 +25,7 @@ KV_HEADS = 4
 
 def shipped() -> Iterator[Variant]:
     """All of them."""
-    yield from _streams()
+    yield from _residuals()
     yield from _launched()
     for found in itertools.chain(saliency.variants(), columns.variants()):
         yield Variant(*found)
@@ -47,15 +47,15 @@ def _of_chip() -> Iterator[Variant]:
     return itertools.chain(layer_variants(), _decodes(), prefills())
 
 
-def _streams() -> Iterator[Variant]:
+def _residuals() -> Iterator[Variant]:
     for dtype, size in itertools.product(POINTERS, HIDDEN_SIZES):
         types = dict.fromkeys(("hidden", "output"), POINTERS[dtype])
         types |= dict.fromkeys(("bank", "numbers"), "*fp32")
         types |= dict.fromkeys(("rows", "count", "reads", "writes", "flags"), "*i32")
         types |= dict.fromkeys(("site", "sites"), "i32")
         constants = {"D": size, "BLOCK": 1 << (size - 1).bit_length()}
-        name = f"stream-d{size}-{POINTERS[dtype][1:]}"
-        yield Variant(name, stream_kernel, types, constants, warps_of(size), 3)
+        name = f"residual-d{size}-{POINTERS[dtype][1:]}"
+        yield Variant(name, residual_kernel, types, constants, warps_of(size), 3)
 
 
 def _decodes() -> Iterator[Variant]:
@@ -72,8 +72,8 @@ def _decodes() -> Iterator[Variant]:
     yield from _decode(torch.bfloat16, 128, 7, 8, emit=True)
     # With heads apart: one of each number of rows of a tile, and of each kind of element.
     for dim, group, classes in ((64, 4, 4), (128, 1, 2), (128, 7, 4), (128, 8, 8), (256, 2, 4)):
-        yield from _decode(torch.bfloat16, dim, group, classes, partitioned=True)
-    yield from _decode(torch.float32, 128, 1, 2, partitioned=True)
+        yield from _decode(torch.bfloat16, dim, group, classes, per_head_classes=True)
+    yield from _decode(torch.float32, 128, 1, 2, per_head_classes=True)
 
 
 def _decode(
@@ -83,27 +83,30 @@ def _decode(
     classes: int,
     capped: bool = False,
     emit: bool = False,
-    partitioned: bool = False,
+    per_head_classes: bool = False,
 ) -> Iterator[Variant]:
     """The kernels of one shape; 0 classes mean the plain form."""
     edited = classes > 0
     shape = shape_of(group * KV_HEADS, KV_HEADS, dim, max(classes, 1))
     config = decode_config(dim, shape["ROWS"], dtype)
-    config = with_own_classes(config) if partitioned else config
+    config = with_per_head_classes(config) if per_head_classes else config
     shape["ROWS"] = min(shape["ROWS"], config.block_rows)
     constants = {**shape, "SPLIT": config.split, "MAX_SPLITS": config.max_splits}
     constants |= {"KEYS": config.block_keys, "EDITED": edited, "EMIT": emit}
-    constants |= {"PARTITIONED": partitioned, "OWN_KEYS": min(OWN_KEYS, config.block_keys)}
+    constants |= {
+        "PER_HEAD": per_head_classes,
+        "PER_HEAD_KEYS": min(PER_HEAD_KEYS, config.block_keys),
+    }
     constants |= {"CAPPED": capped, "UPCAST": False}
     types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
     types |= dict.fromkeys(UNALIGNED, "*i32") | {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
     types |= dict.fromkeys(("part_max", "part_sum", "part_out"), "*fp32")
     types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
-    types |= PARTITION_TYPES if partitioned else dict.fromkeys(PARTITION_TYPES)
+    types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
     name = f"d{dim}-g{group}-c{classes}-{POINTERS[dtype][1:]}" + "-capped" * capped + "-emit" * emit
-    name += "-partitioned" * partitioned
+    name += "-per-head" * per_head_classes
     warps, stages = config.num_warps, config.num_stages
     yield Variant(f"decode-{name}", split_kernel, types, constants, warps, stages)
     if group == 7 or capped or emit:  # to the merge it is a factor in an address

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.base import ImageSpan, ServedModel
@@ -54,7 +54,7 @@ class Reader:
         cache = ScratchCache(model, 1, length)
         held = _Held(site, frozenset(layers), row)
         heads = _HeadOutputs(frozenset(range(model.layers)), row)
-        step = replace(cache.step([(0, length)], sinks=(held,)), measures=(heads,))
+        step = replace(cache.step([(0, length)], probes=(held,)), measures=(heads,))
         images: list[ImageSpan] = [
             (image.start, image.length, image.grid) for image in prompt.images
         ]

@@ -15,7 +15,7 @@ from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
-from saccade_server.models.streams import StreamStep
+from saccade_server.models.residual import ResidualStep
 
 Ints = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ class Step:
     positions: torch.Tensor  # int64 [axes, T]
     sampled: torch.Tensor  # int64: last row of each chunk that samples
     attention: AttentionBatch
-    streams: StreamStep | None
+    residuals: ResidualStep | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def pack(
         edits=edits,
         prefills=prefills,
         classes=tables.classes(tag_rows) if edited else 1,
-        partitioned=edited and has_own_classes(chunks),
+        per_head_classes=edited and has_per_head_classes(chunks),
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
     )
@@ -124,7 +124,7 @@ def pack(
         positions=arrays[7],
         sampled=arrays[8],
         attention=attention,
-        streams=tables.stream_step({row for rows in controls for row in set(rows)}),
+        residuals=tables.residual_step({row for rows in controls for row in set(rows)}),
     )
 
 
@@ -148,7 +148,7 @@ def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]])
     return tables.edits({row for some in rows for row in set(some)}, hides)
 
 
-def has_own_classes(chunks: Batch[Chunk]) -> bool:
+def has_per_head_classes(chunks: Batch[Chunk]) -> bool:
     """True if query rows of these chunks have key classes of single heads."""
     return any(
         rule.decode != "off" or chunk.start < chunk.sequence.prompt_length

@@ -135,7 +135,7 @@ class CandidateJudge:
         if tags is not None:  # the step itself has counted these rows
             tags = replace(tags, moved=self._unread)
             attention = replace(attention, tags=tags, derived={})
-        forward = ForwardStep(attention, *self._caches, streams=step.streams)
+        forward = ForwardStep(attention, *self._caches, residuals=step.residuals)
         rows = Rows(forward, step.positions, start, end)
         probe = self._probes.pop(part, None)
         lowest = min(rule.layers)

@@ -17,8 +17,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``cache_tokens`` is the size of the key-value cache; None: on a GPU what is left of
     ``gpu_memory_utilization`` of its memory, else :data:`CPU_CACHE_TOKENS`. ``max_programs`` is the
     number of different control programs that may be in flight (a plan needs at most four), and
-    ``max_partitions`` of sequences in flight that have key classes of single heads: each takes a
-    byte per layer, head and position, on a GPU from the start.
+    ``max_per_head_classes`` of sequences in flight that have key classes of single heads: each
+    takes a byte per layer, head and position, on a GPU from the start.
 
     ``overlap`` prepares a step while the one before it runs; ``padded_decode`` runs decodes at
     fixed sizes in fixed buffers, captured in CUDA graphs where there is CUDA. None: on a GPU only.
@@ -38,7 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool | None = None
     padded_decode: bool | None = None
     max_programs: int = 64
-    max_partitions: int = 8
+    max_per_head_classes: int = 8
     image_cache_bytes: int = 256 * 2**20
     prefix_caching: bool = True
     threads: int | None = None  # CPU threads; None: torch's default
@@ -53,7 +53,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_programs < 4:
             raise ValueError("max_programs must be at least 4, what one plan may need")
         names = ("max_num_seqs", "max_waiting", "max_pixel_bytes", "image_cache_bytes")
-        for name in (*names, "max_partitions"):
+        for name in (*names, "max_per_head_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive")
 

@@ -1,13 +1,13 @@
 """Combine the logits of a step's rows into one row for each token to draw, on the device.
 
-A group's rule says d = own log p - other log q, with p of the leader and q of its sibling, or of an
+A group's rule says d = own log p - other log q, with p of the leader and q of its branch, or of an
 early layer; see ContrastRule. Rows come out in the order of the chunks that draw, each twice: as
 the model and the rule have it, for log-probabilities, and with what the request changes in single
 logits (bias, penalties, ends held back), to draw from. Temperature and filters work with d as they
 would with logits, so excluded tokens stay excluded.
 
 Changes of single logits belong on raw logits, before the softmax: log p is near 0 for the likeliest
-token, where a factor has no hold. Every view of the prompt gets them, the leader and its sibling
+token, where a factor has no hold. Every view of the prompt gets them, the leader and its branch
 alike, as if each were an answer of its own; the same tokens count as seen in both. A factor thus
 acts as it does without contrast, and what is added counts own - other times, which is once in VCD
 and PAI. An early layer is no view but what the final one is measured against: its logits, and its
@@ -139,7 +139,7 @@ def _pairs(sampling: Batch[Chunk], exits: Exits | None) -> list[_Pair]:
             assert exits is not None
             other = exits.rows[leader]
         else:
-            other = place[next(s for s in leader.siblings if not s.measures)]
+            other = place[next(s for s in leader.branches if not s.measures)]
         found.append(_Pair(row, place[leader], other, rule))
     return found
 

@@ -69,7 +69,7 @@ class EngineCore:
             self._runner.tables,
             config.max_programs + 1,
             config.max_num_seqs + 1,
-            partition_rows=config.max_partitions + 1,
+            per_head_rows=config.max_per_head_classes + 1,
         )
         self._scheduler = Scheduler(
             PagePool(self._runner.num_pages),
@@ -176,7 +176,7 @@ class EngineCore:
         undecided: set[Chunk] = set()
         if flight.confidences is not None:
             undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
-        # Only now can pages be found by others; siblings may come before their leader.
+        # Only now can pages be found by others; branches may come before their leader.
         for chunk, _ in landed:
             if undecided and chunk in undecided:
                 self._decide(chunk)
@@ -202,7 +202,7 @@ class EngineCore:
         """False if the sequence, or its group, has ended while it was computed."""
         leader = sequence.leader or sequence
         known = self._sequences.get(leader.request.request_id) is leader
-        return known and (sequence is leader or sequence in leader.siblings)
+        return known and (sequence is leader or sequence in leader.branches)
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
@@ -211,8 +211,8 @@ class EngineCore:
         if sequence.generated == 0:
             self._prompt_tokens += sequence.prompt_length
         sequence.append(token)
-        for sibling in sequence.siblings:
-            sibling.append(token)
+        for branch in sequence.branches:
+            branch.append(token)
         if plan is not None and plan.contrast is not None:
             sequence.count(plan.contrast.source, "contrasted")
         self._generated_tokens += 1

@@ -41,7 +41,7 @@ from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import host_block
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
-from saccade_server.models.streams import Reach, StreamStep
+from saccade_server.models.residual import Reach, ResidualStep
 
 PLAIN = 1
 """The variant without edits: one class of keys."""
@@ -104,8 +104,8 @@ class PaddedDecoder:
         self._max_model_len = max_model_len
         self.sizes = padded_sizes(max_num_seqs)
         self._classes = class_counts(model.heads // model.kv_heads)
-        self._streams = {
-            reach: StreamStep(tables.streams, reach.sites(model.layers)) if reach else None
+        self._residuals = {
+            reach: ResidualStep(tables.residuals, reach.sites(model.layers)) if reach else None
             for reach in Reach
         }
         self._seats = seats
@@ -205,7 +205,7 @@ class PaddedDecoder:
             self._batch(inputs, size, variant.classes),
             self._keys,
             self._values,
-            streams=self._streams[variant.reach],
+            residuals=self._residuals[variant.reach],
         )
         hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
         self._logits[:size].copy_(self._model.logits(hidden))
@@ -233,9 +233,9 @@ class PaddedDecoder:
         rows, tags = set(control_rows.tolist()), set(roster.tag_rows.tolist())
         if rows == tags == {0}:
             return PLAIN, Reach.NOWHERE
-        streams = self._tables.stream_step(rows)
-        if streams is not None:
-            return self._classes[-1], Reach.of(streams)
+        residuals = self._tables.residual_step(rows)
+        if residuals is not None:
+            return self._classes[-1], Reach.of(residuals)
         if not self._tables.edits(rows, roster.hides):
             return PLAIN, Reach.NOWHERE
         needed = self._tables.classes(tags)

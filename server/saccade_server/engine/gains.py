@@ -1,16 +1,16 @@
 """Gains that are measured while a prompt runs: who is measured in a step, and what was found.
 
-A plan with MeasuredGains brings a sibling without the images. The step in which the last prompt
+A plan with MeasuredGains brings a branch without the images. The step in which the last prompt
 rows of both run measures them, layer by layer on the device (models/reinforce.py), and writes the
 gains into the control rows of the phases they act on. These rows are the sequence's own (rows.py)
 and stay with it, so from the next step on it is a sequence like any other: decodes, captured or
-not, and prompts recomputed after preemption follow the rows and measure nothing. The sibling has
+not, and prompts recomputed after preemption follow the rows and measure nothing. The branch has
 left by then.
 
 Chunked prefill and prefix caching stay exact:
 
 - Rows that a gain acts on come either behind the measurement or in its own step. If gains act on
-  rows before the last of the prompt, the whole prompt and the sibling's are one step
+  rows before the last of the prompt, the whole prompt and the branch's are one step
   (Plan.whole_prompt); otherwise no row before the last depends on them, and both prompts are
   chunked, and find cached prefixes, as they would without gains.
 - Keys of pages from the first such row on name the sequence (prefix.py): only it can find them.
@@ -45,12 +45,12 @@ from saccade_server.models.reinforce import Findings, HeadReinforcement
 
 @dataclass(frozen=True)
 class Pair:
-    """The chunks that hold the last prompt rows of a sequence and of its sibling."""
+    """The chunks that hold the last prompt rows of a sequence and of its branch."""
 
     chunk: Chunk
     start: int  # first row of the chunk in the step
-    sibling: Chunk
-    sibling_start: int
+    branch: Chunk
+    branch_start: int
 
     @property
     def plan(self) -> Plan:
@@ -67,22 +67,22 @@ class Pair:
     @property
     def last_rows(self) -> tuple[int, int]:
         """Rows in the step of the last prompt tokens."""
-        own, other = self.chunk, self.sibling
+        own, other = self.chunk, self.branch
         return (
             self.start + own.sequence.prompt_length - 1 - own.start,
-            self.sibling_start + other.sequence.prompt_length - 1 - other.start,
+            self.branch_start + other.sequence.prompt_length - 1 - other.start,
         )
 
     def rows(self) -> Ints:
-        """Rows in the step that get the gains, the sibling's too if they act there.
+        """Rows in the step that get the gains, the branch's too if they act there.
 
-        Behind the images both prompts are the same, so a sibling's row is in the phase of the row
+        Behind the images both prompts are the same, so a branch's row is in the phase of the row
         as far from the end.
         """
-        shift = self.chunk.sequence.prompt_length - self.sibling.sequence.prompt_length
+        shift = self.chunk.sequence.prompt_length - self.branch.sequence.prompt_length
         rows = [self._amplified(self.chunk, self.start, 0)]
         if self.rule.both:
-            rows.append(self._amplified(self.sibling, self.sibling_start, shift))
+            rows.append(self._amplified(self.branch, self.branch_start, shift))
         return np.concatenate(rows)
 
     def _amplified(self, chunk: Chunk, start: int, shift: int) -> Ints:
@@ -197,7 +197,7 @@ def describe_heads(
 
 
 def _completes(chunk: Chunk) -> bool:
-    """True if the chunk holds the last prompt row of a sibling that measures."""
+    """True if the chunk holds the last prompt row of a branch that measures."""
     sequence = chunk.sequence
     return sequence.measures and chunk.end == sequence.prompt_length
 
@@ -205,11 +205,11 @@ def _completes(chunk: Chunk) -> bool:
 def _pairs(step: Step) -> Iterator[Pair]:
     """The sequences that are measured in the step."""
     places = {chunk.sequence: i for i, chunk in enumerate(step.chunks)}
-    for i, sibling in enumerate(step.chunks):
-        if _completes(sibling):
-            assert sibling.sequence.leader is not None
-            own = places[sibling.sequence.leader]
-            yield Pair(step.chunks[own], step.starts[own], sibling, step.starts[i])
+    for i, branch in enumerate(step.chunks):
+        if _completes(branch):
+            assert branch.sequence.leader is not None
+            own = places[branch.sequence.leader]
+            yield Pair(step.chunks[own], step.starts[own], branch, step.starts[i])
 
 
 def _flat(rows: list[Ints]) -> tuple[Ints, Ints]:

@@ -87,7 +87,7 @@ class Captured:
         return (
             f"captured {len(steps)} decode graphs and {draws} of draws in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
-            f"plain, and edited with {', '.join(map(str, edited))} classes, or stream edits too"
+            f"plain, and edited with {', '.join(map(str, edited))} classes, or residual edits too"
         )
 
 

@@ -1,4 +1,4 @@
-"""Groups: a sequence and the siblings that its plan asks for, which go through the engine together.
+"""Groups: a sequence and the branches that its plan asks for, which go through the engine together.
 
 A group is admitted, preempted and ended as one. Its members may compute their prompts in chunks of
 their own, but the last prompt row of all of them, and each generated row, runs in one common step:
@@ -17,7 +17,7 @@ from saccade_server.engine.sequence import Sequence
 
 
 def form(request: GenerateRequest) -> Sequence:
-    """The leader of a new group, with its siblings in the order of the request's branches."""
+    """The leader of a new group, with its branches in the order of the request's."""
     leader = Sequence(request)
     for branch in request.branches:
         own = GenerateRequest(
@@ -28,7 +28,7 @@ def form(request: GenerateRequest) -> Sequence:
             plan=branch.plan,
             cache_salt=request.cache_salt,
         )
-        leader.siblings.append(Sequence(own, leader=leader, measures=branch.measures))
+        leader.branches.append(Sequence(own, leader=leader, measures=branch.measures))
     return leader
 
 

@@ -82,7 +82,7 @@ class HeadSinkFinder:
             prefills=()
             if is_single
             else tuple(whole.prefills[i - whole.num_decodes] for i in members),
-            partitioned=False,
+            per_head_classes=False,
             controls=controls,
             tags=replace(tags, moved=torch.zeros_like(tags.moved)),
             derived={},
@@ -92,14 +92,14 @@ class HeadSinkFinder:
     def _member(self, chunk: Chunk) -> Member:
         sequence, rule = chunk.sequence, _rule(chunk)
         assert rule is not None
-        assert self._tables.tags.partition is not None
+        assert self._tables.tags.per_head is not None
         if sequence not in self._heads:
             arrays = [np.array(heads, dtype=np.int64) for _, heads in rule.sites]
             layers = [layer for layer, _ in rule.sites]
             self._heads[sequence] = dict(zip(layers, self._upload(*arrays), strict=True))
         return Member(
             heads=self._heads[sequence],
-            table=self._tables.tags.partition.classes[sequence.partition_row],
+            table=self._tables.tags.per_head.classes[sequence.per_head_row],
             start=chunk.start,
             end=chunk.end,
             criterion=HeadSinkCriterion(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
-from saccade_kernels.streams import STREAM_VECTORS
+from saccade_kernels.controls import ControlShape
+from saccade_kernels.residual import RESIDUAL_VECTORS
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest, SamplingParams
 from saccade_server.engine.vectors import directions
@@ -41,7 +42,7 @@ def describe(
         max_pixel_bytes=config.max_pixel_bytes,
         cache_tokens=cache_tokens,
         max_programs=config.max_programs,
-        max_partitions=config.max_partitions,
+        max_per_head_classes=config.max_per_head_classes,
         max_batched_tokens=config.max_batched_tokens,
         sink_dims=sink_dims,
         accepts_images=model.image_token_id is not None,
@@ -101,14 +102,14 @@ def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
     if len(keys) > info.max_programs:
         return f"the plans need {len(keys)} programs, and the server holds {info.max_programs}"
     apart = sum(1 for plan in plans if plan.head_sinks is not None)
-    if apart > info.max_partitions:
+    if apart > info.max_per_head_classes:
         return (
             f"{apart} sequences of the request have heads with key classes of their own, and the "
-            f"server holds {info.max_partitions} such"
+            f"server holds {info.max_per_head_classes} such"
         )
     named = {found for plan in plans for found in directions(plan)}
-    if len(named) >= STREAM_VECTORS:
-        return f"the plans need {len(named)} vectors, and the server holds {STREAM_VECTORS - 1}"
+    if len(named) >= RESIDUAL_VECTORS:
+        return f"the plans need {len(named)} vectors, and the server holds {RESIDUAL_VECTORS - 1}"
     return None
 
 
@@ -143,12 +144,11 @@ def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> st
         return "an image reaches beyond the prompt"
     plan = member.plan
     if plan is not None:
-        shape = (plan.layers, plan.heads, plan.head_dim)
-        if shape != (info.layers, info.heads, info.head_dim):
+        if plan.shape != ControlShape(info.layers, info.heads, info.head_dim):
             return "the plan was made for another model"
         if plan.prompt_length != len(member.tokens):
             return "the plan was made for another prompt"
-        named = {edit.direction for edit in plan.streams}
+        named = {edit.direction for edit in plan.residuals}
         if any(v.size != info.hidden_size for v in plan.vectors if v.digest in named):
             return "the plan's vectors were made for another model"
     return None

@@ -72,7 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A sibling of a sequence: another view of its prompt, followed by the same generated tokens.
+    """A branch of a sequence: another view of its prompt, followed by the same generated tokens.
 
     It exists because a rule of the sequence's plan asks for it. ``measures``: it is needed until
     the last prompt row only; otherwise to the end.
@@ -225,7 +225,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_pixel_bytes: int = 2 * 2**30
     cache_tokens: int
     max_programs: int
-    max_partitions: int = 8
+    max_per_head_classes: int = 8
     max_batched_tokens: int = 1024
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = False

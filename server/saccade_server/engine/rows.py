@@ -16,7 +16,7 @@ from typing import Protocol
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.streams import STREAM_VECTORS, StreamProgram
+from saccade_kernels.residual import RESIDUAL_VECTORS, ResidualProgram
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.vectors import Direction, VectorBank, VectorSlots, directions
 
@@ -35,7 +35,7 @@ class PlanTables(VectorBank, Protocol):
         """Note that gains will be written into a control row on the device."""
         ...
 
-    def write_streams(self, row: int, program: StreamProgram) -> None:
+    def write_residuals(self, row: int, program: ResidualProgram) -> None:
         """Say what a control row, just filled, does to residuals."""
         ...
 
@@ -43,7 +43,7 @@ class PlanTables(VectorBank, Protocol):
         """Fill a tag row with a plan's base tags and clear its counters."""
         ...
 
-    def open_partition(self, row: int, tag_row: int, plan: Plan) -> None:
+    def open_per_head(self, row: int, tag_row: int, plan: Plan) -> None:
         """Give the sequence of a tag row, just filled, heads with key classes of their own."""
         ...
 
@@ -56,11 +56,11 @@ class PlanRows:
         tables: PlanTables,
         control_rows: int,
         tag_rows: int,
-        vectors: int = STREAM_VECTORS,
-        partition_rows: int = 2,
+        vectors: int = RESIDUAL_VECTORS,
+        per_head_rows: int = 2,
     ) -> None:
         self._tables = tables
-        self._free_partitions = deque(range(1, partition_rows))
+        self._free_per_head_rows = deque(range(1, per_head_rows))
         self._free_controls = deque(range(1, control_rows))
         self._free_tags = deque(range(1, tag_rows))
         self._row_of: dict[str, int] = {}
@@ -76,9 +76,9 @@ class PlanRows:
         return len(self._holders)
 
     @property
-    def free_partitions(self) -> int:
+    def free_per_head_classes(self) -> int:
         """Sequences that could now get key classes of single heads."""
-        return len(self._free_partitions)
+        return len(self._free_per_head_rows)
 
     def acquire(self, sequence: Sequence) -> bool:
         """Give ``sequence`` the rows its plan needs, once; they stay its own until released.
@@ -95,7 +95,7 @@ class PlanRows:
         wanted = _programs(sequence, plan)
         if not self._free_tags or not self._has_room(wanted, plan):
             return False
-        if self.wanted_partitions([sequence]) > self.free_partitions:
+        if self.wanted_per_head_classes([sequence]) > self.free_per_head_classes:
             return False
         try:
             self._fill(sequence, plan, wanted)
@@ -104,12 +104,12 @@ class PlanRows:
             raise
         return True
 
-    def wanted_partitions(self, sequences: Iterable[Sequence]) -> int:
+    def wanted_per_head_classes(self, sequences: Iterable[Sequence]) -> int:
         """How many of these sequences still need key classes of single heads."""
         return sum(
             sequence.plan is not None
             and sequence.plan.head_sinks is not None
-            and not sequence.partition_row
+            and not sequence.per_head_row
             for sequence in sequences
         )
 
@@ -137,9 +137,9 @@ class PlanRows:
             return
         self._free_tags.append(sequence.tag_row)
         sequence.tag_row = 0
-        if sequence.partition_row:
-            self._free_partitions.append(sequence.partition_row)
-            sequence.partition_row = 0
+        if sequence.per_head_row:
+            self._free_per_head_rows.append(sequence.per_head_row)
+            sequence.per_head_row = 0
         for row in sequence.control_rows.values():
             self._let_go(row)
         sequence.control_rows.clear()
@@ -149,8 +149,8 @@ class PlanRows:
         sequence.tag_row = self._free_tags.popleft()
         self._tables.open_tags(sequence.tag_row, plan)
         if plan.head_sinks is not None:
-            sequence.partition_row = self._free_partitions.popleft()
-            self._tables.open_partition(sequence.partition_row, sequence.tag_row, plan)
+            sequence.per_head_row = self._free_per_head_rows.popleft()
+            self._tables.open_per_head(sequence.per_head_row, sequence.tag_row, plan)
         for phase, key in wanted.items():
             sequence.control_rows[phase] = self._hold(key, plan, phase)
 
@@ -212,7 +212,7 @@ class PlanRows:
         if found:
             self._vectors.hold(found, plan)
             self._directions[row] = found
-            self._tables.write_streams(row, self._vectors.program(plan, phase))
+            self._tables.write_residuals(row, self._vectors.program(plan, phase))
 
 
 def _programs(sequence: Sequence, plan: Plan) -> dict[Phase, str]:

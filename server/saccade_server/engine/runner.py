@@ -17,7 +17,14 @@ import torch
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine import graphs
-from saccade_server.engine.batch import Ints, PromptPositions, Step, fill_in, has_own_classes, pack
+from saccade_server.engine.batch import (
+    Ints,
+    PromptPositions,
+    Step,
+    fill_in,
+    has_per_head_classes,
+    pack,
+)
 from saccade_server.engine.candidates import CandidateJudge
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
@@ -69,7 +76,7 @@ class Runner:
             max_len=max_model_len,
             device=model.device,
             hidden_size=model.hidden_size,
-            partition_rows=config.max_partitions + 1,
+            per_head_rows=config.max_per_head_classes + 1,
         )
         self.features = FeatureCache(model, config.image_cache_bytes)
         page = (self.num_pages, PAGE, model.kv_heads, model.head_dim)
@@ -170,7 +177,7 @@ class Runner:
             return None
         prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
         if prompts and (
-            has_own_classes(prompts)
+            has_per_head_classes(prompts)
             or self._sinks.looks(prompts)
             or any(_shows_image(chunk) for chunk in prompts)
         ):
@@ -207,7 +214,7 @@ class Runner:
         """Logits of a row of each of the roster's sequences."""
         step = self._singles.pack(roster, starts, self._drawn_rows, self._drawn)
         caches = (self._keys, self._values)
-        forward = ForwardStep(step.attention, *caches, streams=step.streams)
+        forward = ForwardStep(step.attention, *caches, residuals=step.residuals)
         embeddings = self.model.embed(step.tokens)
         return self.model.logits(self.model.forward(embeddings, step.positions, forward))
 
@@ -243,13 +250,13 @@ class Runner:
             batch=step.attention,
             key_caches=self._keys,
             value_caches=self._values,
-            sinks=(
+            probes=(
                 *self._sinks.probes(step),
                 *self._candidates.probes(step),
                 *([exits.probe] if exits else []),
             ),
             measures=(*self._head_sinks.measures(step), *(measure for measure, _ in gains)),
-            streams=step.streams,
+            residuals=step.residuals,
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         logits = self.model.logits(hidden.index_select(0, step.sampled))

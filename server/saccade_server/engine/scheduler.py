@@ -3,7 +3,7 @@
 Continuous batching: every step runs one token of each decoding sequence and fills what is left of
 the token budget with chunks of prompts, oldest first. When pages run out the youngest running
 sequence gives its pages back and is recomputed later (preemption); the oldest one is never
-preempted, so something always finishes. Siblings go with their leader in all of this: the queues
+preempted, so something always finishes. Branches go with their leader in all of this: the queues
 hold leaders, and groups.py says how the members of a group keep in step.
 
 A step may be scheduled while the one before it still runs. Then the last token of a decoding
@@ -57,7 +57,7 @@ class Chunk(Struct, frozen=True):
 
     @property
     def draws(self) -> bool:
-        """True if a token is drawn behind it: siblings take their leader's."""
+        """True if a token is drawn behind it: branches take their leader's."""
         return self.samples and self.sequence.leader is None
 
     @property
@@ -103,13 +103,13 @@ class Scheduler:
         self._went_ahead = False
 
     def add(self, leader: Sequence) -> None:
-        """Queue a new sequence, with its siblings."""
+        """Queue a new sequence, with its branches."""
         for sequence in leader.group:
             self._keyers[sequence] = PageKeyer(sequence.request)
         self.waiting.append(leader)
 
     def remove(self, leader: Sequence) -> None:
-        """Forget a sequence and its siblings, wherever they are, and free all they hold."""
+        """Forget a sequence and its branches, wherever they are, and free all they hold."""
         if leader in self.running:
             self.running.remove(leader)
         elif leader in self.waiting:
@@ -129,7 +129,7 @@ class Scheduler:
             if leader in ahead or leader.waits:
                 continue
             pending = len(leader.tokens) + leader.drawing - leader.computed
-            if leader.siblings or pending > 1:
+            if leader.branches or pending > 1:
                 if _is_long(leader):
                     longer.append(leader)
                     continue
@@ -151,7 +151,7 @@ class Scheduler:
         """Book chunks that are being computed; the next step goes on behind them.
 
         Returns:
-            Siblings that have measured all they were there for. They hold nothing any more.
+            Branches that have measured all they were there for. They hold nothing any more.
         """
         done = []
         for chunk in chunks:
@@ -160,7 +160,7 @@ class Scheduler:
             sequence.drawing += chunk.samples
             if sequence.measures and chunk.end == sequence.prompt_length:
                 done.append(sequence)
-                sequence.group[0].siblings.remove(sequence)
+                sequence.group[0].branches.remove(sequence)
                 self._drop(sequence)
         return done
 
@@ -238,16 +238,16 @@ class Scheduler:
         waits for, or need none; and if it is key classes of single heads that are short, by all
         that need none of these.
         """
-        rows_are_short = partitions_are_short = False
+        rows_are_short = per_head_classes_are_short = False
         for leader in list(self.waiting)[:most]:
             seats = self._max_num_seqs - sum(len(other.group) for other in self.running)
             if budget <= 0 or len(leader.group) > seats:
                 return
             if rows_are_short and any(m.plan is not None and not m.tag_row for m in leader.group):
                 continue
-            apart = self.rows.wanted_partitions(leader.group)
-            if apart and (partitions_are_short or apart > self.rows.free_partitions):
-                partitions_are_short = True
+            apart = self.rows.wanted_per_head_classes(leader.group)
+            if apart and (per_head_classes_are_short or apart > self.rows.free_per_head_classes):
+                per_head_classes_are_short = True
                 continue
             if not self._acquire_rows(leader):
                 rows_are_short = True

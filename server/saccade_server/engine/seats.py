@@ -243,8 +243,8 @@ class Seats:
 def _changed_until(sequence: Sequence) -> int:
     """Output position from which on the sequence draws from the model's own logits."""
     p = sequence.request.sampling
-    # Contrast is with siblings, or with early layers, which draw in ordinary steps.
-    grouped = sequence.leader is not None or bool(sequence.siblings)
+    # Contrast is with branches, or with early layers, which draw in ordinary steps.
+    grouped = sequence.leader is not None or bool(sequence.branches)
     chosen = sequence.judged or sequence.undecided
     if p.logit_bias or sequence.penalised or grouped or chosen:
         return ALWAYS

@@ -23,15 +23,15 @@ class Sequence:
     over finished steps, so that a row recomputed after preemption counts once. ``drawing`` is 1
     while a step is running that draws the next token, which the host does not know yet.
 
-    A sequence with ``siblings`` leads a group, see groups.py; ``leader`` is None in a leader. A
-    sibling that ``measures`` leaves the group once its last prompt row is being computed.
+    A sequence with ``branches`` leads a group, see groups.py; ``leader`` is None in a leader. A
+    branch that ``measures`` leaves the group once its last prompt row is being computed.
     """
 
     request: GenerateRequest
     leader: Sequence | None = None
     measures: bool = False
     ends: tuple[int, ...] = ()  # end-of-sequence and stop tokens, each once
-    siblings: list[Sequence] = field(default_factory=list)
+    branches: list[Sequence] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     computed: int = 0
     counted: int = 0
@@ -41,7 +41,7 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
     tag_row: int = 0
-    partition_row: int = 0  # of heads with key classes of their own
+    per_head_row: int = 0  # of heads with key classes of their own
     control_rows: dict[Phase, int] = field(default_factory=dict)
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
@@ -67,9 +67,9 @@ class Sequence:
 
     @property
     def group(self) -> tuple[Sequence, ...]:
-        """The leader of the sequence's group and its siblings, the leader first."""
+        """The leader of the sequence's group and its branches, the leader first."""
         leader = self.leader or self
-        return (leader, *leader.siblings)
+        return (leader, *leader.branches)
 
     @cached_property
     def whole_prompt(self) -> bool:

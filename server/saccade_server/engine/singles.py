@@ -18,7 +18,7 @@ from saccade_server.engine.inputs import DecodeInputs, fill
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
-from saccade_server.models.streams import StreamStep
+from saccade_server.models.residual import ResidualStep
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Singles:
     tokens: torch.Tensor  # int64 [rows]
     positions: torch.Tensor  # int64 [axes, rows]
     attention: AttentionBatch
-    streams: StreamStep | None
+    residuals: ResidualStep | None
 
 
 class SinglesPacker:
@@ -83,4 +83,4 @@ class SinglesPacker:
             controls=self._tables.controls if edits else None,
             tags=self._tables.tags if edits else None,
         )
-        return Singles(tokens, positions, attention, self._tables.stream_step(rows))
+        return Singles(tokens, positions, attention, self._tables.residual_step(rows))

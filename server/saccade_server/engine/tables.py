@@ -20,13 +20,13 @@ from saccade_kernels.controls import (
     Edit,
 )
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import StreamProgram
-from saccade_kernels.tables import ControlTables, PartitionTable, TagTable
+from saccade_kernels.residual import ResidualProgram
+from saccade_kernels.residual_tables import ResidualTables
+from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 from saccade_server.engine.request import SiteCount
 from saccade_server.engine.transfer import Uploader
 from saccade_server.engine.writes import TableWrites
-from saccade_server.models.streams import StreamStep
+from saccade_server.models.residual import ResidualStep
 
 MAX_UNIONS = 1024
 """Remembered sets of rows; a long-lived server sees more of them than are worth keeping."""
@@ -51,15 +51,15 @@ class DeviceTables:
         max_len: int,
         device: torch.device,
         hidden_size: int,
-        partition_rows: int = 1,
+        per_head_rows: int = 1,
     ) -> None:
         self._controls = ControlTables.allocate(control_rows, shape, device)
         self._tags = TagTable.allocate(tag_rows, shape, max_len, device)
-        self._partition_rows = partition_rows
+        self._per_head_rows = per_head_rows
         self.shape = shape
         if device.type != "cpu":  # memory that is asked for later may be the cache's by then
-            self._allocate_partition()
-        self._streams = StreamTables.allocate(
+            self._allocate_per_head()
+        self._residuals = ResidualTables.allocate(
             control_rows, shape.layers, hidden_size, device=device
         )
         self._upload = Uploader(device)
@@ -67,7 +67,7 @@ class DeviceTables:
         self._classes: dict[int, int] = {}
         self._edits: dict[int, NDArray[np.uint8]] = {}
         self._unions: dict[tuple[frozenset[int], bool], tuple[Edit, ...]] = {}
-        self._stream_sites: dict[int, frozenset[int]] = {}
+        self._residual_sites: dict[int, frozenset[int]] = {}
 
     @property
     def controls(self) -> ControlTables:
@@ -82,40 +82,40 @@ class DeviceTables:
         return self._tags
 
     @property
-    def streams(self) -> StreamTables:
-        """The tables of stream edits, with all that was said."""
+    def residuals(self) -> ResidualTables:
+        """The tables of residual edits, with all that was said."""
         self.flush()
-        return self._streams
+        return self._residuals
 
     def flush(self) -> None:
         """Queue the writes of all that was said since the last time."""
         if self._waiting:
-            self._waiting.flush(self._controls, self._tags, self._streams, self._upload)
+            self._waiting.flush(self._controls, self._tags, self._residuals, self._upload)
 
     def write_program(self, row: int, program: PackedProgram) -> None:
-        """Fill a control row. It edits no sites until :meth:`write_streams` says so."""
+        """Fill a control row. It edits no sites until :meth:`write_residuals` says so."""
         assert row != IDENTITY_ROW
         self._waiting.programs[row] = program
-        self._waiting.streams.pop(row, None)
+        self._waiting.residuals.pop(row, None)
         self._note_edits(row, np.bitwise_or.reduce(program.head_edits, axis=1))
-        self._stream_sites.pop(row, None)
+        self._residual_sites.pop(row, None)
 
-    def write_streams(self, row: int, program: StreamProgram) -> None:
+    def write_residuals(self, row: int, program: ResidualProgram) -> None:
         """Say what the rows that follow a control row do at sites."""
         assert row != IDENTITY_ROW
-        self._waiting.streams[row] = program
-        self._stream_sites[row] = program.sites
+        self._waiting.residuals[row] = program
+        self._residual_sites[row] = program.sites
 
     def write_vector(self, slot: int, values: NDArray[np.float32]) -> None:
         """Fill a slot of the bank of vectors."""
         self._waiting.vectors[slot] = values
 
-    def stream_step(self, rows: Iterable[int]) -> StreamStep | None:
+    def residual_step(self, rows: Iterable[int]) -> ResidualStep | None:
         """What a step that uses these control rows does at sites; None: nothing."""
-        if not self._stream_sites:
+        if not self._residual_sites:
             return None
-        found = frozenset[int]().union(*(self._stream_sites.get(row, ()) for row in rows))
-        return StreamStep(self.streams, found) if found else None
+        found = frozenset[int]().union(*(self._residual_sites.get(row, ()) for row in rows))
+        return ResidualStep(self.residuals, found) if found else None
 
     def write_heads(self, row: int, program: PackedProgram) -> None:
         """Put a program's head edits back into its row, without the gains measured since."""
@@ -141,17 +141,17 @@ class DeviceTables:
         self._waiting.open(row, plan)
         self._classes[row] = count_classes(plan)
 
-    def open_partition(self, row: int, tag_row: int, plan: Plan) -> None:
+    def open_per_head(self, row: int, tag_row: int, plan: Plan) -> None:
         """Give the sequence of a tag row heads with key classes of their own: no sinks yet."""
-        if self._tags.partition is None:  # on a CPU nothing is spent before somebody asks
-            self._allocate_partition()
-        self._waiting.partitions[row] = tag_row, plan
+        if self._tags.per_head is None:  # on a CPU nothing is spent before somebody asks
+            self._allocate_per_head()
+        self._waiting.per_head[row] = tag_row, plan
 
-    def _allocate_partition(self) -> None:
+    def _allocate_per_head(self) -> None:
         tags = self._tags.tags
-        sizes = (tags.shape[0], self._partition_rows, self.shape, tags.shape[2])
-        made = PartitionTable.allocate(*sizes, tags.device)
-        self._tags = replace(self._tags, partition=made)
+        sizes = (tags.shape[0], self._per_head_rows, self.shape, tags.shape[2])
+        made = PerHeadTable.allocate(*sizes, tags.device)
+        self._tags = replace(self._tags, per_head=made)
 
     def classes(self, tag_rows: Iterable[int]) -> int:
         """Key classes that the kernels must tell apart for the sequences of these rows."""

@@ -1,4 +1,4 @@
-"""Vectors of stream edits: who holds which slot of the bank, and programs that name slots.
+"""Vectors of residual edits: who holds which slot of the bank, and programs that name slots.
 
 No tensors. A vector is shared by all programs that name it, counted, and its slot is handed on
 when the last of them is gone. Slot 0 belongs to nobody.
@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_kernels.streams import StreamFlag, StreamProgram, site_of
+from saccade_kernels.residual import ResidualFlag, ResidualProgram, site_of
 
 Direction = tuple[str, int]
 """Digest of vectors, and the row among them."""
@@ -70,10 +70,10 @@ class VectorSlots:
                 del self._holders[found]
                 self._free.append(self._slot_of.pop(found))
 
-    def program(self, plan: Plan, phase: Phase) -> StreamProgram:
+    def program(self, plan: Plan, phase: Phase) -> ResidualProgram:
         """What the rows of a phase undergo; its directions must be held."""
-        program = StreamProgram.identity(plan.layers)
-        for edit in plan.streams:
+        program = ResidualProgram.identity(plan.shape.layers)
+        for edit in plan.residuals:
             if phase in edit.phases:
                 slots = [self._slot_of[edit.direction, row] for row in edit.rows]
                 program.append(
@@ -88,21 +88,21 @@ class VectorSlots:
 
 
 def directions(plan: Plan, phase: Phase | None = None) -> frozenset[Direction]:
-    """What the stream edits of a phase, or of all phases, name."""
+    """What the residual edits of a phase, or of all phases, name."""
     return frozenset(
         (edit.direction, row)
-        for edit in plan.streams
+        for edit in plan.residuals
         if phase is None or phase in edit.phases
         for row in edit.rows
     )
 
 
-def _flags(edit: StreamEdit) -> StreamFlag:
+def _flags(edit: ResidualEdit) -> ResidualFlag:
     flags = {
-        StreamFlag.SIGNED: edit.signed,
-        StreamFlag.RELATIVE: edit.relative,
-        StreamFlag.KEEP_NORM: edit.keep_norm,
-        StreamFlag.JOINED: edit.joined,
-        StreamFlag.DIAGONAL: edit.diagonal,
+        ResidualFlag.SIGNED: edit.signed,
+        ResidualFlag.RELATIVE: edit.relative,
+        ResidualFlag.KEEP_NORM: edit.keep_norm,
+        ResidualFlag.JOINED: edit.joined,
+        ResidualFlag.DIAGONAL: edit.diagonal,
     }
-    return StreamFlag(sum(flag for flag, is_set in flags.items() if is_set))
+    return ResidualFlag(sum(flag for flag, is_set in flags.items() if is_set))

@@ -11,7 +11,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
-from saccade_kernels.streams import StreamProgram
+from saccade_kernels.residual import ResidualProgram
 from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
@@ -67,13 +67,13 @@ def warm_up(runner: Runner, longest: int) -> None:
         plan = dummy_plan(runner.tables.shape, length, classes)
         plan = replace(plan, question_start=1, saliency=JUDGED)
         runner.tables.write_program(ROW, plan.packed(Phase.LAST))
-        runner.tables.write_streams(ROW, dummy_streams(plan.layers))
+        runner.tables.write_residuals(ROW, dummy_residuals(plan.shape.layers))
         runner.tables.open_tags(ROW, plan)
         chunks = dummy_step([length, length], plan)
         chunks[0] = _last_token(chunks[0])  # its context is what the cache holds, which is zeros
         _run(runner, chunks)
         if classes == 1:
-            _run(runner, dummy_step([length], replace(plan, gains=())))
+            _run(runner, dummy_step([length], replace(plan, heads=())))
 
 
 def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
@@ -84,22 +84,20 @@ def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
         tuple((i == j) * (0.5 if i else 1.0) for j in range(classes)) for i in range(classes)
     )
     return Plan(
-        layers=shape.layers,
-        heads=shape.heads,
-        head_dim=shape.head_dim,
+        shape=shape,
         prompt_length=length,
         question_start=0,
         classes=classes,
         tags=tuple(TagRun(tag - 1, tag, tag) for tag in tags),
         scores=(ScoreEdit(sites, every, tags, bias=1.0),) if tags else (),
         masses=(MassEdit(sites, every, halved),) if tags else (),
-        gains=(HeadEdit(sites, every, 1.5),),
+        heads=(HeadEdit(sites, every, 1.5),),
     )
 
 
-def dummy_streams(layers: int) -> StreamProgram:
+def dummy_residuals(layers: int) -> ResidualProgram:
     """Edits every site, along the direction of nobody."""
-    program = StreamProgram.identity(layers)
+    program = ResidualProgram.identity(layers)
     program.count[:] = 1
     return program
 

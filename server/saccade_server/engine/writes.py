@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import EXEMPT_CLASS
 from saccade_kernels.packed import PackedProgram, join
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import StreamProgram
+from saccade_kernels.residual import ResidualProgram
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.tables import ControlTables, TagTable
 from saccade_server.engine.transfer import Uploader
 
@@ -52,39 +52,39 @@ class TableWrites:
     """What waits to be written, by row."""
 
     tags: dict[int, Plan] = field(default_factory=dict)
-    partitions: dict[int, tuple[int, Plan]] = field(default_factory=dict)  # and the tag row of each
+    per_head: dict[int, tuple[int, Plan]] = field(default_factory=dict)  # and the tag row of each
     programs: dict[int, PackedProgram] = field(default_factory=dict)
-    streams: dict[int, StreamProgram] = field(default_factory=dict)
+    residuals: dict[int, ResidualProgram] = field(default_factory=dict)
     vectors: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        waiting = (self.tags, self.partitions, self.programs, self.streams, self.vectors)
+        waiting = (self.tags, self.per_head, self.programs, self.residuals, self.vectors)
         return any(waiting)
 
     def open(self, tag_row: int, plan: Plan) -> None:
-        """Take a tag row whose former owner's partition is nobody's any more."""
+        """Take a tag row whose former owner's per-head classes are nobody's any more."""
         self.tags[tag_row] = plan
-        for row in [row for row, (other, _) in self.partitions.items() if other == tag_row]:
-            del self.partitions[row]
+        for row in [row for row, (other, _) in self.per_head.items() if other == tag_row]:
+            del self.per_head[row]
 
     def flush(
-        self, controls: ControlTables, tags: TagTable, streams: StreamTables, upload: Uploader
+        self, controls: ControlTables, tags: TagTable, residuals: ResidualTables, upload: Uploader
     ) -> None:
         """Queue all of it on the device."""
         block = Block()
         if self.tags:
             _add_tags(block, self.tags, tags)
-        for row, (tag_row, plan) in self.partitions.items():
-            _add_partition(block, row, tag_row, plan, tags)
+        for row, (tag_row, plan) in self.per_head.items():
+            _add_per_head(block, row, tag_row, plan, tags)
         if self.programs:
             _add_programs(block, self.programs, controls)
-            _clear_streams(block, self.programs, streams)
-        if self.streams:
-            _add_streams(block, self.streams, streams)
+            _clear_residuals(block, self.programs, residuals)
+        if self.residuals:
+            _add_residuals(block, self.residuals, residuals)
         if self.vectors:
-            _add_vectors(block, self.vectors, streams)
+            _add_vectors(block, self.vectors, residuals)
         block.send(upload)
-        for waiting in (self.tags, self.partitions, self.programs, self.streams, self.vectors):
+        for waiting in (self.tags, self.per_head, self.programs, self.residuals, self.vectors):
             waiting.clear()
 
 
@@ -121,15 +121,15 @@ def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
         table.hides.index_copy_(0, rows, hidden)
         table.weights.index_fill_(0, rows, 0)
         table.moved.index_fill_(0, rows, 0)
-        if table.partition is not None:
-            table.partition.rows.index_fill_(0, rows, 0)
+        if table.per_head is not None:
+            table.per_head.rows.index_fill_(0, rows, 0)
 
     block.add([_rows(plans), base, hides], write)
 
 
-def _add_partition(block: Block, row: int, tag_row: int, plan: Plan, tags: TagTable) -> None:
+def _add_per_head(block: Block, row: int, tag_row: int, plan: Plan, tags: TagTable) -> None:
     """Heads with key classes of their own, which have no sinks yet."""
-    rule, table = plan.head_sinks, tags.partition
+    rule, table = plan.head_sinks, tags.per_head
     assert rule is not None
     assert table is not None
     listed = np.zeros(table.heads.shape[1:], np.uint8)
@@ -175,35 +175,39 @@ def _add_programs(
     block.add([_rows(programs), joined.kind, joined.shifted, edits, *values], write)
 
 
-def _clear_streams(block: Block, programs: dict[int, PackedProgram], streams: StreamTables) -> None:
+def _clear_residuals(
+    block: Block, programs: dict[int, PackedProgram], residuals: ResidualTables
+) -> None:
     """Rows that were filled anew edit no residuals until somebody says so."""
-    block.add([_rows(programs)], lambda there: _fill(streams.count, there[0]))
+    block.add([_rows(programs)], lambda there: _fill(residuals.count, there[0]))
 
 
 def _fill(table: torch.Tensor, rows: torch.Tensor) -> None:
     table.index_fill_(0, rows, 0)
 
 
-def _add_streams(block: Block, programs: dict[int, StreamProgram], streams: StreamTables) -> None:
-    names = [own.name for own in fields(StreamProgram)]
+def _add_residuals(
+    block: Block, programs: dict[int, ResidualProgram], residuals: ResidualTables
+) -> None:
+    names = [own.name for own in fields(ResidualProgram)]
     known = list(programs)
     stacked = [np.stack([getattr(p, name) for p in programs.values()]) for name in names]
 
     def write(there: Sequence[torch.Tensor]) -> None:
         rows, *values = there
         for name, value in zip(names, values, strict=True):
-            _put(getattr(streams, name), known, rows, value)
+            _put(getattr(residuals, name), known, rows, value)
 
     block.add([_rows(programs), *stacked], write)
 
 
 def _add_vectors(
-    block: Block, vectors: dict[int, NDArray[np.float32]], streams: StreamTables
+    block: Block, vectors: dict[int, NDArray[np.float32]], residuals: ResidualTables
 ) -> None:
     known = list(vectors)
 
     def write(there: Sequence[torch.Tensor]) -> None:
         slots, values = there
-        _put(streams.bank, known, slots, values)
+        _put(residuals.bank, known, slots, values)
 
     block.add([_rows(vectors), np.stack(list(vectors.values()))], write)

@@ -10,24 +10,24 @@ import torch
 
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch, Emission
-from saccade_server.models.probes import LayerProbe
-from saccade_server.models.streams import StreamStep
+from saccade_server.models.probes import ResidualProbe
+from saccade_server.models.residual import ResidualStep
 
 
 @dataclass(frozen=True)
 class ForwardStep:
     """Everything one forward pass needs besides embeddings and positions.
 
-    ``sinks`` are the probes of this step, ``measures`` what looks at its attention; a plain step
+    ``probes`` are the probes of this step, ``measures`` what looks at its attention; a plain step
     has none. ``again`` computes attention in another way, for rows that already have been computed.
     """
 
     batch: AttentionBatch
     key_caches: Sequence[torch.Tensor]  # per layer [pages, PAGE, kv_heads, head_dim]
     value_caches: Sequence[torch.Tensor]  # likewise
-    sinks: tuple[LayerProbe, ...] = ()
+    probes: tuple[ResidualProbe, ...] = ()
     measures: tuple[AttentionMeasure, ...] = ()
-    streams: StreamStep | None = None  # what it does to residuals; None: nothing
+    residuals: ResidualStep | None = None  # what it does to residuals; None: nothing
     again: AttentionAgain | None = None
 
 

@@ -16,7 +16,7 @@ from saccade_kernels import layers as plain
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 from saccade_server.models.attention import AttentionCall, ForwardStep, attend
 from saccade_server.models.merging import LayerWeights, Linear, take_layers
 from saccade_server.models.rotary import RotaryTable

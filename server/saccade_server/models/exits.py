@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.gradients import MOST_LOSSES
-from saccade_kernels.streams import SiteKind, site_of
+from saccade_kernels.residual import SiteKind, site_of
 from saccade_server.models.attention import AttentionCall, ForwardStep
 from saccade_server.models.base import ServedModel
 
@@ -163,12 +163,12 @@ def _again(step: ForwardStep, again: _Again, edited: int | None = None) -> Forwa
 
     ``edited`` is a residual that has been edited already.
     """
-    batch, streams = step.batch, step.streams
+    batch, residuals = step.batch, step.residuals
     batch = replace(batch, control_rows=batch.control_rows.repeat_interleave(again.losses))
-    if streams is not None and edited is not None:
+    if residuals is not None and edited is not None:
         done = site_of(SiteKind.RESIDUAL, edited)
-        streams = replace(streams, sites=streams.sites - {done})
-    return replace(step, batch=batch, sinks=(), measures=(), streams=streams, again=again)
+        residuals = replace(residuals, sites=residuals.sites - {done})
+    return replace(step, batch=batch, probes=(), measures=(), residuals=residuals, again=again)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import ClassVar, Protocol
 import torch
 
 from saccade_kernels import ops
+from saccade_kernels.residual import SiteKind
 from saccade_kernels.sinks import SinkTags
-from saccade_kernels.streams import SiteKind
 
 
-class LayerProbe(Protocol):
+class ResidualProbe(Protocol):
     """Something that looks at one kind of site in some layers; it never changes what it sees."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.base import ServedModel
-from saccade_server.models.probes import LayerProbe
+from saccade_server.models.probes import ResidualProbe
 
 
 class ScratchCache:
@@ -33,7 +33,7 @@ class ScratchCache:
         self.lengths = [0] * sequences
 
     def step(
-        self, new: Sequence[tuple[int, int]], sinks: tuple[LayerProbe, ...] = ()
+        self, new: Sequence[tuple[int, int]], probes: tuple[ResidualProbe, ...] = ()
     ) -> ForwardStep:
         """Admit ``new`` tokens, (sequence, count) in packing order, sequences with one first."""
         counts = [count for _, count in new]
@@ -53,7 +53,7 @@ class ScratchCache:
             control_rows=self._int32([0] * sum(counts)),
             tag_rows=self._int32([0] * len(new)),
         )
-        return ForwardStep(batch, self._keys, self._values, sinks)
+        return ForwardStep(batch, self._keys, self._values, probes)
 
     def slots(self, sequence: int, start: int, end: int) -> torch.Tensor:
         """Cache slots of positions ``start`` to ``end`` of a sequence, int64 on the CPU."""

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import torch
 
+from saccade_kernels.residual import SiteKind
 from saccade_kernels.sinks import RMS_EPSILON
-from saccade_kernels.streams import SiteKind
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.models.base import ServedModel
 from saccade_server.models.scratch import ScratchCache
@@ -144,7 +144,7 @@ def first_residuals(
         tokens[:, 0] = first
     cache = ScratchCache(model, prompts, length)
     probe = _FirstTokens(frozenset(layers), torch.arange(prompts) * length)
-    step = cache.step([(sequence, length) for sequence in range(prompts)], sinks=(probe,))
+    step = cache.step([(sequence, length) for sequence in range(prompts)], probes=(probe,))
     positions = model.positions(range(length)).table.repeat(1, prompts)
     with torch.no_grad():
         embeddings = model.embed(tokens.flatten().to(model.device))

@@ -6,8 +6,8 @@
     MLP output         what the MLP adds to it
 
 What is added is what a norm behind it leaves, in a family that has one (Gemma 3): a change of an
-output is a change of the sum. At each site stream edits come first, then probes, which see what the
-model goes on with; before a layer, image features that a family adds behind its first layers
+output is a change of the sum. At each site residual edits come first, then probes, which see what
+the model goes on with; before a layer, image features that a family adds behind its first layers
 (Qwen3-VL) come before both. Where nobody acts or looks, nothing is launched.
 """
 
@@ -20,7 +20,7 @@ import torch
 
 from saccade_kernels import ops
 from saccade_kernels.layers import RMSNorm
-from saccade_kernels.streams import SiteKind, site_of
+from saccade_kernels.residual import SiteKind, site_of
 from saccade_server.models.attention import ForwardStep
 
 
@@ -48,9 +48,9 @@ class Sites:
     def of(cls, step: ForwardStep, visual: Visual | None = None) -> Sites:
         """Find out once where something is to do."""
         busy: set[int] = set()
-        if step.streams is not None:
-            busy |= step.streams.sites
-        for probe in step.sinks:
+        if step.residuals is not None:
+            busy |= step.residuals.sites
+        for probe in step.probes:
             busy.update(site_of(probe.kind, layer) for layer in probe.layers)
         if visual is not None:
             levels = range(1, len(visual.levels) + 1)
@@ -87,10 +87,10 @@ class Sites:
         if site not in self.busy:
             return hidden, norm
         hidden = _normed(hidden, norm)
-        streams = self.step.streams
-        if streams is not None and site in streams.sites:
-            hidden = ops.stream(hidden, self.step.batch.control_rows, streams.tables, site)
-        for probe in self.step.sinks:
+        residuals = self.step.residuals
+        if residuals is not None and site in residuals.sites:
+            hidden = ops.edit_residual(hidden, self.step.batch.control_rows, residuals.tables, site)
+        for probe in self.step.probes:
             if probe.kind == kind and index in probe.layers:
                 probe.observe(index, hidden)
         return hidden, None

@@ -1,4 +1,4 @@
-"""The sibling sequences that a plan asks for, made from the prompt and its images.
+"""The branchs that a plan asks for, made from the prompt and its images.
 
 A branch has the prompt's tokens and images with something taken away or changed: the images are
 deleted together with all that stands for their placeholders (whatever the template puts around
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from saccade_interventions.branches import deleted_plan, hidden_plan, same_plan
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.kept import Kept
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Branch, MeasuredGains, Noise
-from saccade_interventions.siblings import deleted_plan, hidden_plan, same_plan
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.edits import Edits, HeadEdit, MassEdit, StreamEdit
+from saccade_interventions.edits import Edits, HeadEdit, MassEdit, ResidualEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_server.engine.request import Receipt
@@ -62,7 +62,7 @@ class Run:
         if not chosen:
             return self
         gains = HeadEdit(chosen, rule.phases, rule.gain, source=rule.source)
-        return replace(self, plan=replace(self.plan, gains=(*self.plan.gains, gains)))
+        return replace(self, plan=replace(self.plan, heads=(*self.plan.heads, gains)))
 
 
 def fingerprint(interventions: Sequence[Intervention]) -> str:
@@ -91,20 +91,23 @@ def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
         (layer, head)
         for plan in plans
         for edit in _edits(plan, index)
-        if not isinstance(edit, StreamEdit)
+        if not isinstance(edit, ResidualEdit)
         for layer, heads in edit.sites
         for head in heads
     }
 
 
 def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
-    """Every layer that the intervention at ``index`` edits; for the residual, see StreamEdit."""
-    streams = {
-        edit.layer for plan in plans for edit in _edits(plan, index) if isinstance(edit, StreamEdit)
+    """Every layer that the intervention at ``index`` edits; for the residual, see ResidualEdit."""
+    residuals = {
+        edit.layer
+        for plan in plans
+        for edit in _edits(plan, index)
+        if isinstance(edit, ResidualEdit)
     }
     rules = [plan.measured for plan in plans if plan is not None and plan.measured is not None]
     measured = {layer for rule in rules if rule.source == index for layer in rule.layers}
-    return sorted(streams | measured | {layer for layer, _ in sites(index, plans)})
+    return sorted(residuals | measured | {layer for layer, _ in sites(index, plans)})
 
 
 def acts(index: int, plans: Sequence[Plan | None]) -> bool:
@@ -279,7 +282,7 @@ def _rows(run: Run, index: int) -> dict[str, int]:
 
 def _evaluated(edit: Edits, rows: dict[str, int]) -> int:
     """Edits of single rows: one a head, or one a row for the residual."""
-    places = 1 if isinstance(edit, StreamEdit) else sum(len(heads) for _, heads in edit.sites)
+    places = 1 if isinstance(edit, ResidualEdit) else sum(len(heads) for _, heads in edit.sites)
     return places * sum(rows.get(phase, 0) for phase in edit.phases)
 
 

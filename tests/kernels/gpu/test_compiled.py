@@ -43,7 +43,7 @@ KNOWN_SPILLS = {
         "prefill-d128-bf16-edited-capped": 8,
     },
     OLDER: {
-        "decode-d128-g7-c4-bf16-partitioned": 40,
+        "decode-d128-g7-c4-bf16-per-head": 40,
         "prefill-d128-bf16-edited-emit": 16,
         "prefill-d128-bf16-edited-capped-emit": 8,
         "prefill-d80-fp32-edited": 16,
@@ -56,7 +56,7 @@ KNOWN_SPILLS = {
 precision serves no purpose but to be right; the older compiler's first two serve ACT."""
 
 SAMPLE = (
-    "stream-d4096-bf16",
+    "residual-d4096-bf16",
     "norm-d4096-bf16-add",
     "rotation-d128-bf16-axes",
     "rope-d128-bf16-normed",
@@ -67,14 +67,14 @@ SAMPLE = (
     "decode-d128-g1-c0-bf16",
     "decode-d128-g1-c8-bf16",
     "decode-d128-g7-c4-bf16",
-    "decode-d128-g7-c4-bf16-partitioned",
+    "decode-d128-g7-c4-bf16-per-head",
     "decode-d128-g7-c8-bf16-emit",
     "decode-d256-g7-c8-bf16",
     "merge-d128-g7-c4-bf16",
     "prefill-d128-bf16-plain",
     "prefill-d128-bf16-edited",
     "class32-d128-g7-c8-bf16",
-    "class32-d128-g7-c4-bf16-partitioned",
+    "class32-d128-g7-c4-bf16-per-head",
     "offset8-d128-g7-c8-bf16",
     "saliency16-d128-g7-c4-bf16",
     "gradient8-d128-g7-c4-bf16",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade_kernels.streams import SiteKind
+from saccade_kernels.residual import SiteKind
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.calibration.reading import Reader
 from saccade_server.models.family import serve

@@ -18,7 +18,7 @@ from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
-from saccade_kernels.tables import PartitionTable
+from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
@@ -291,7 +291,7 @@ def test_neighbours(tiny: Any, make_core: Any, make_request: Any, run: Any) -> N
 
 def test_rows_run_out(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
     """A request waits for a place among the few; it is never run without its edit."""
-    core = make_core("llama", max_partitions=1)
+    core = make_core("llama", max_per_head_classes=1)
     prompts = [tiny.prompt("llama", seed=seed, text=20) for seed in range(3)]
     requests = [
         own(make_request, prompt, f"r{i}", plan_for(core, prompt, [entry()]))
@@ -348,7 +348,7 @@ def test_no_memory_for_the_table_fails_its_request_alone(
         raise torch.OutOfMemoryError("for the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartitionTable, "allocate", fail)
+        patch.setattr(PerHeadTable, "allocate", fail)
         found = run(core, requests)
     assert found["plain"].tokens == wanted["plain"]
     assert found["act"].last.finish_reason is FinishReason.ERROR
@@ -371,20 +371,20 @@ def test_what_a_prompt_of_one_token_gets(
 def test_a_row_that_is_handed_on_forgets_its_heads() -> None:
     """Whoever gets the tag row next has the classes of its tags, whatever its neighbours have."""
     tables = DeviceTables(
-        ControlShape(4, 4, 8), 5, 5, 32, torch.device("cpu"), hidden_size=8, partition_rows=3
+        ControlShape(4, 4, 8), 5, 5, 32, torch.device("cpu"), hidden_size=8, per_head_rows=3
     )
     facts = ModelFacts(4, 4, 2, 8, 32)
     context = Context(facts, Prompt(length=9))
     entries = [entry(receivers="not_initial")]
     plan = compile_plan(Registry.discover().parse(entries), context)
     tables.open_tags(2, plan)
-    assert tables.tags.partition is None, "nothing is spent before somebody asks"
-    tables.open_partition(1, 2, plan)
-    found = tables.tags.partition
+    assert tables.tags.per_head is None, "nothing is spent before somebody asks"
+    tables.open_per_head(1, 2, plan)
+    found = tables.tags.per_head
     assert found.rows.tolist() == [0, 0, 1, 0, 0]
     assert found.heads[1].nonzero().tolist() == [[1, 0], [1, 3], [2, 1], [2, 2], [2, 3]]
     assert not found.heads[0].any()
     assert (found.classes[1, ..., 0] == 2).all()
     assert tables.classes([2]) == 3
     tables.open_tags(2, plan)
-    assert tables.tags.partition.rows.tolist() == [0, 0, 0, 0, 0]
+    assert tables.tags.per_head.rows.tolist() == [0, 0, 0, 0, 0]

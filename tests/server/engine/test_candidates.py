@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
@@ -219,7 +219,7 @@ def test_the_gradient_goes_through_edits_of_the_residual(
     def edits(builder: PlanBuilder) -> None:
         name = builder.vectors(direction)
         for layer in places:
-            builder.stream(StreamEdit(layer, (Phase.GENERATED,), name, 0, scale=0.5, shift=1.0))
+            builder.residual(ResidualEdit(layer, (Phase.GENERATED,), name, 0, scale=0.5, shift=1.0))
 
     def edit(hidden: torch.Tensor) -> torch.Tensor:
         v = torch.from_numpy(direction[0]).double()

@@ -9,7 +9,7 @@ import pytest
 from saccade_interventions.edits import TagRun
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
-from saccade_kernels.controls import NEVER_ATTEND
+from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import slots_of
 from saccade_server.engine.examined import Examined, examined
 from saccade_server.engine.request import GenerateRequest, SamplingParams
@@ -20,7 +20,7 @@ TAGS = (TagRun(3, 40, 2), TagRun(60, 70, NEVER_ATTEND), TagRun(150, LENGTH, 1))
 
 
 def sequence() -> Sequence:
-    plan = replace(Plan(2, 2, 4, LENGTH, 50, 4), tags=TAGS, generated_tag=3)
+    plan = replace(Plan(ControlShape(2, 2, 4), LENGTH, 50, 4), tags=TAGS, generated_tag=3)
     sampling = SamplingParams(max_tokens=90)
     request = GenerateRequest(
         request_id="r", tokens=tuple(range(LENGTH)), sampling=sampling, plan=plan

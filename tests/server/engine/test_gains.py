@@ -8,9 +8,9 @@ import pytest
 import torch
 from msgspec.structs import replace as with_fields
 
+from saccade_interventions.branches import deleted_plan
 from saccade_interventions.edits import HeadEdit
 from saccade_interventions.phases import Phase
-from saccade_interventions.siblings import deleted_plan
 
 VHR: dict[str, Any] = {"method": "vhr"}
 
@@ -161,7 +161,7 @@ def test_gains_multiply_other_gains(
     request = ask(prompt, [VHR])
     sites = tuple((layer, (0, 1, 2, 3)) for layer in range(4))
     halved = HeadEdit(sites, tuple(Phase), 0.5)
-    plan = replace(request.plan, gains=(halved,))
+    plan = replace(request.plan, heads=(halved,))
     (branch,) = request.branches
     branch = with_fields(
         branch, plan=deleted_plan(plan, [(i.start, i.start + i.length) for i in prompt.images])

@@ -98,7 +98,7 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(
     preempt, preempted = core._scheduler._preempt, []
 
     def note(leader: Any) -> None:
-        if leader.plan is not None and leader.plan.measured and not leader.siblings:
+        if leader.plan is not None and leader.plan.measured and not leader.branches:
             preempted.append(leader)
         preempt(leader)
 

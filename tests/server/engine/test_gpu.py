@@ -21,7 +21,7 @@ from saccade_server.engine.decode import StepVariant, padded_sizes
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.sampler import DrawKind
 from saccade_server.models.family import serve
-from saccade_server.models.streams import Reach
+from saccade_server.models.residual import Reach
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

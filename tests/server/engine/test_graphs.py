@@ -9,7 +9,7 @@ import torch
 from saccade_server.engine.decode import StepVariant, Variant
 from saccade_server.engine.graphs import CaptureError, capture
 from saccade_server.engine.sampler import DrawKind
-from saccade_server.models.streams import Reach
+from saccade_server.models.residual import Reach
 
 FORMS = ((4, Reach.RESIDUALS), (4, Reach.NOWHERE), (1, Reach.NOWHERE))
 STEPS = [StepVariant(size, *form) for size in (8, 2) for form in FORMS]
@@ -61,7 +61,7 @@ def test_the_operator_is_told_what_and_how_long() -> None:
     text = str(summary)
     assert text.startswith("captured 6 decode graphs and 2 of draws in ")
     assert text.endswith(
-        "8 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or stream edits too"
+        "8 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or residual edits too"
     )
 
 

@@ -1,4 +1,4 @@
-"""Leaders and siblings are admitted, computed, preempted and ended together. No model."""
+"""Leaders and branches are admitted, computed, preempted and ended together. No model."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from msgspec.structs import replace as with_fields
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
+from saccade_kernels.controls import ControlShape
 from saccade_server.engine.groups import form
 from saccade_server.engine.limits import why_refused
 from saccade_server.engine.pages import PagePool
@@ -39,8 +40,8 @@ def scheduler(pages: int = 20, seqs: int = 8, budget: int = 100, caching: bool =
 
 
 def plan(length: int, **rules: Any) -> Plan:
-    sizes = {"layers": 4, "heads": 4, "head_dim": 16}
-    return Plan(**sizes, prompt_length=length, question_start=0, classes=1, **rules)
+    shape = ControlShape(4, 4, 16)
+    return Plan(shape, prompt_length=length, question_start=0, classes=1, **rules)
 
 
 CONTRAST = ContrastRule(2.0, 1.0, 0.1, branch=Branch("deleted"))
@@ -52,15 +53,15 @@ def measured(*phases: Phase) -> MeasuredGains:
 
 def request(
     length: int,
-    *siblings: int,
+    *lengths: int,
     measuring: int | None = None,
     start: int = 0,
     phases: tuple[Phase, ...] = (Phase.GENERATED,),
     **fields: Any,
 ) -> GenerateRequest:
-    """A prompt with contrasting siblings of these lengths, and one that measures."""
-    branches = [BranchInput(tokens=tuple(range(start, start + size))) for size in siblings]
-    rules: dict[str, Any] = {"contrast": CONTRAST} if siblings else {}
+    """A prompt with contrasting branches of these lengths, and one that measures."""
+    branches = [BranchInput(tokens=tuple(range(start, start + size))) for size in lengths]
+    rules: dict[str, Any] = {"contrast": CONTRAST} if lengths else {}
     if measuring is not None:
         tokens = tuple(range(start, start + measuring))
         branches.append(BranchInput(tokens=tokens, measures=True))
@@ -107,22 +108,22 @@ def test_one_token_is_drawn_and_everybody_gets_it() -> None:
     chunks = made.schedule()
     assert [(chunk.samples, chunk.draws) for chunk in chunks] == [(True, True), (True, False)]
     made.start(chunks)
-    sibling = leader.siblings[0]
-    assert (leader.pending, sibling.pending) == (1, 1)  # the next step need not know the token
+    branch = leader.branches[0]
+    assert (leader.pending, branch.pending) == (1, 1)  # the next step need not know the token
     finish(made, chunks)
-    assert (leader.tokens[-1], sibling.tokens[-1], leader.drawing, sibling.drawing) == (0, 0, 0, 0)
+    assert (leader.tokens[-1], branch.tokens[-1], leader.drawing, branch.drawing) == (0, 0, 0, 0)
 
 
-def test_a_sibling_that_measures_leaves_after_the_last_prompt_row() -> None:
+def test_a_branches_that_measures_leaves_after_the_last_prompt_row() -> None:
     made, leader = scheduler(budget=39), form(request(50, measuring=30))
     made.add(leader)
     advance(made)
-    (sibling,) = leader.siblings
+    (branch,) = leader.branches
     assert advance(made) == [(39, 10), (0, 29)]
     chunks = made.schedule()
     assert [(c.samples, c.sequence.measures) for c in chunks] == [(True, False), (False, True)]
-    assert made.start(chunks) == [sibling]
-    assert (leader.siblings, sibling.pages) == ([], [])
+    assert made.start(chunks) == [branch]
+    assert (leader.branches, branch.pages) == ([], [])
     finish(made, chunks)
     assert advance(made) == [(50, 1)]
     made.remove(leader)
@@ -135,7 +136,7 @@ def test_a_group_is_admitted_whole_or_not_at_all() -> None:
     made.add(large)
     made.add(small)
     assert advance(made) == []  # first come, first served
-    assert (made.pages.usage, large.pages, large.siblings[0].pages) == (0, [], [])
+    assert (made.pages.usage, large.pages, large.branches[0].pages) == (0, [], [])
     made.remove(large)
     assert advance(made) == [(0, 10)]
     other = form(request(10, 10, start=200))
@@ -179,7 +180,7 @@ def test_a_group_is_preempted_together_and_goes_on_in_step() -> None:
     made.remove(old)
     while young.generated == drawn:
         advance(made)
-    assert young.siblings[0].generated == young.generated
+    assert young.branches[0].generated == young.generated
 
 
 EVERY = tuple(Phase)
@@ -218,7 +219,7 @@ def test_pages_are_shared_by_groups_of_one_salt() -> None:
         group = form(request(150, 140, start=0, cache_salt=salt))
         made.add(group)
         advance(made)
-        # A sibling of other tokens would find nothing; this one begins like its leader.
+        # A branch of other tokens would find nothing; this one begins like its leader.
         assert [member.cached_tokens for member in group.group] == [found, found], salt
     own = made.running[2]
     made._preempt(own)
@@ -226,7 +227,7 @@ def test_pages_are_shared_by_groups_of_one_salt() -> None:
     assert own.computed == 128
 
 
-def test_siblings_share_prefixes_like_anybody() -> None:
+def test_branches_share_prefixes_like_anybody() -> None:
     made = scheduler(budget=500)
     made.add(form(request(150)))
     advance(made)
@@ -245,9 +246,9 @@ def test_groups_keep_in_step_whatever_happens(seed: int) -> None:
     for number in range(14):
         sizes = rng.integers(1, 64, 3).tolist()
         kind = int(rng.integers(4))
-        siblings = sizes[1:2] if kind % 2 else []
+        lengths = sizes[1:2] if kind % 2 else []
         measuring = min(sizes[2], 30) if kind > 1 else None
-        waiting.append(form(request(sizes[0], *siblings, measuring=measuring, start=50 * number)))
+        waiting.append(form(request(sizes[0], *lengths, measuring=measuring, start=50 * number)))
     wanted = {leader: int(rng.integers(1, 60)) for leader in waiting}
     steps = 0
     while waiting or made.running or made.waiting:
@@ -334,7 +335,10 @@ def test_branches_and_plan_must_fit() -> None:
         (with_fields(branch, tokens=(-1,)), "vocabulary"),
         (with_fields(branch, tokens=(1, 2**63)), "vocabulary"),
         (with_fields(branch, plan=plan(19)), "another prompt"),
-        (with_fields(branch, plan=replace(plan(20), layers=3)), "another model"),
+        (
+            with_fields(branch, plan=replace(plan(20), shape=ControlShape(3, 4, 16))),
+            "another model",
+        ),
         (with_fields(branch, tokens=(1,) * 505), "exceed the limit"),
     ):
         assert reason in (why_refused(with_fields(made, branches=(wrong,)), INFO) or "")

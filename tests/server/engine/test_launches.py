@@ -27,7 +27,7 @@ from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
 from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
 from saccade_server.models.probes import SinkProbe
-from saccade_server.models.streams import Reach
+from saccade_server.models.residual import Reach
 
 
 class Launches(TorchDispatchMode):
@@ -83,13 +83,13 @@ def count(core: EngineCore, launches: Launches, variant: StepVariant) -> tuple[i
     return each, totals[0] - len(layers_) * each
 
 
-EDITED, STREAMS = (CLASSES, Reach.NOWHERE), (CLASSES, Reach.RESIDUALS)
+EDITED, RESIDUALS = (CLASSES, Reach.NOWHERE), (CLASSES, Reach.RESIDUALS)
 EVERYWHERE = (CLASSES, Reach.EVERYWHERE)
 PLAINLY = (PLAIN, Reach.NOWHERE)
 MOST = (10, 15)
 """Launches of a plain step that the design allows, a layer and around all layers."""
 
-USUAL = {PLAINLY: (10, 9), EDITED: (10, 9), STREAMS: (12, 10), EVERYWHERE: (14, 10)}
+USUAL = {PLAINLY: (10, 9), EDITED: (10, 9), RESIDUALS: (12, 10), EVERYWHERE: (14, 10)}
 """A layer is four products, two of attention, and a kernel for each of two norms with the sums
 before them, the heads and the gate. A site where something is edited is a kernel more, and at
 residuals sums and norms are apart."""
@@ -97,7 +97,7 @@ residuals sums and norms are apart."""
 TODAY = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen2_5_vl", "qwen3_vl"), USUAL),
     # Two kinds of rotation, and embeddings are scaled. Norms of what is edited are apart.
-    "gemma3_text": {PLAINLY: (10, 11), EDITED: (10, 11), STREAMS: (13, 12), EVERYWHERE: (16, 12)},
+    "gemma3_text": {PLAINLY: (10, 11), EDITED: (10, 11), RESIDUALS: (13, 12), EVERYWHERE: (16, 12)},
 }
 """Launches a layer and around, by number of classes and the sites that are edited, in bfloat16;
 transformers' layers took 46 a layer."""

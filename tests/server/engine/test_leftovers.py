@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
@@ -167,13 +167,13 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     tables = runner.tables
     rows = core._scheduler.rows
     controls = sorted(set(range(1, len(tables.controls.gain))) - set(rows._row_of.values()))
-    slots = sorted(set(range(len(tables.streams.bank))) - set(rows._vectors._slot_of.values()))
+    slots = sorted(set(range(len(tables.residuals.bank))) - set(rows._vectors._slot_of.values()))
     yield from some_of(tables.controls, controls)
-    yield from some_of(tables.streams, controls, "bank")
-    yield from (tables.streams.bank[slot] for slot in slots)
+    yield from some_of(tables.residuals, controls, "bank")
+    yield from (tables.residuals.bank[slot] for slot in slots)
     yield from some_of(tables.tags, range(1, len(tables.tags.tags)))
-    if tables.tags.partition is not None:
-        yield from (t[1:] for t in vars(tables.tags.partition).values())
+    if tables.tags.per_head is not None:
+        yield from (t[1:] for t in vars(tables.tags.per_head).values())
     sinks = runner._sinks
     yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:
@@ -235,7 +235,7 @@ def test_residuals_are_edited_for_those_who_asked(
             builder.head(((1, (0, 1)),), rows, 1.5)
         else:
             direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
-            builder.stream(StreamEdit(2, rows, direction, 0, shift=2.0, relative=True))
+            builder.residual(ResidualEdit(2, rows, direction, 0, shift=2.0, relative=True))
         requests.append(make_request(prompt, name, builder.build(), 5, logprobs=1, ignore_eos=True))
     config = {"prefix_caching": False}
     wanted, dirty = run(make_core("llama", **config), requests), make_core("llama", **config)

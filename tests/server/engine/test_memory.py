@@ -64,10 +64,10 @@ def test_impossible_shares_are_refused(share: float) -> None:
 
 def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
     """They are made at the start where memory is measured; this device only has shapes."""
-    shape, rows = ControlShape(4, 4, 8), {"hidden_size": 8, "partition_rows": 3}
+    shape, rows = ControlShape(4, 4, 8), {"hidden_size": 8, "per_head_rows": 3}
     tables = DeviceTables(shape, 5, 5, 32, torch.device("meta"), **rows)
-    assert tables.tags.partition is not None
-    assert tables.tags.partition.classes.shape == (3, 4, 4, 32)
+    assert tables.tags.per_head is not None
+    assert tables.tags.per_head.classes.shape == (3, 4, 4, 32)
 
 
 @pytest.mark.gpu

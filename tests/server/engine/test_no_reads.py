@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import Gate, StreamEdit
+from saccade_interventions.edits import Gate, ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import (
@@ -86,7 +86,7 @@ def plan(prompt: Any, window: bool = False) -> Plan:
     builder.head(sites, rows, 1.5, np.ones((8, 16), np.float32))
     direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
     for residual in (0, 3, 4):
-        builder.stream(StreamEdit(residual, rows, direction, 0, shift=2.0, relative=True))
+        builder.residual(ResidualEdit(residual, rows, direction, 0, shift=2.0, relative=True))
     builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=not window))
     if window:
         builder.rule(RecentRule(2, len(prompt.tokens) - 1, ((0, builder.new_class()),)))

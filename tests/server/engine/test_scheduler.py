@@ -23,7 +23,7 @@ class NoTables:
 
     def open_tags(self, row: int, plan: Any) -> None: ...
 
-    def open_partition(self, row: int, tag_row: int, plan: Any) -> None: ...
+    def open_per_head(self, row: int, tag_row: int, plan: Any) -> None: ...
 
 
 def scheduler(
@@ -48,7 +48,7 @@ def biased(length: int, bias: float) -> Plan:
 
 
 def apart(length: int) -> Plan:
-    """Key classes of single heads: a partition, and the whole prompt in one step."""
+    """Key classes of single heads: one of their tables, and the whole prompt in one step."""
     builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
     builder.rule(HeadSinkRule(((1, (0,)),), 0.5))
     return builder.build()
@@ -148,7 +148,7 @@ def test_who_waits_for_rows_is_passed_by_who_holds_them() -> None:
     assert list(made.waiting) == [late]
 
 
-def test_only_who_needs_a_partition_waits_for_one() -> None:
+def test_only_who_needs_per_head_classes_waits_for_them() -> None:
     made = scheduler(caching=False)
     first, second, third = (sequence(10, plan=apart(10)) for _ in range(3))
     edited = sequence(20, plan=biased(20, 1.0))
@@ -179,7 +179,7 @@ def test_prompts_that_must_be_whole_let_decodes_run_in_every_second_step() -> No
     assert plain.computed == 10 + 5
 
 
-@pytest.mark.parametrize("name", ["write_program", "open_tags", "open_partition"])
+@pytest.mark.parametrize("name", ["write_program", "open_tags", "open_per_head"])
 def test_rows_that_cannot_be_written_fail_their_sequence_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +201,12 @@ def test_rows_that_cannot_be_written_fail_their_sequence_alone(
     assert not made.waiting
     made.remove(bad)
     rows = made.rows
-    assert (rows.programs, rows.free_partitions, bad.tag_row, bad.control_rows) == (0, 1, 0, {})
+    assert (rows.programs, rows.free_per_head_classes, bad.tag_row, bad.control_rows) == (
+        0,
+        1,
+        0,
+        {},
+    )
     assert (len(rows._free_controls), len(rows._free_tags)) == (2, 4)
     made.add(next_one)
     assert advance(made) == [(0, 10)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import StreamEdit, TagRun
+from saccade_interventions.edits import ResidualEdit, TagRun
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
@@ -15,7 +15,7 @@ from saccade_server.engine.batch import Step, fill_in, pack
 from saccade_server.engine.singles import Singles
 
 ALIKE = ("slots", "query_starts", "context_lens", "page_table", "control_rows", "tag_rows")
-EQUAL = ("num_decodes", "max_context", "edits", "prefills", "classes", "partitioned")
+EQUAL = ("num_decodes", "max_context", "edits", "prefills", "classes", "per_head_classes")
 
 
 def plan(prompt: Any, kind: int) -> Plan:
@@ -28,7 +28,7 @@ def plan(prompt: Any, kind: int) -> Plan:
         builder.mass(sites, [(0, tag, 0.2)], rows)
     elif kind == 1:
         direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
-        builder.stream(StreamEdit(2, rows, direction, 0, shift=2.0))
+        builder.residual(ResidualEdit(2, rows, direction, 0, shift=2.0))
     built = builder.build()
     if kind == 2:
         object.__setattr__(built, "tags", (TagRun(1, 4, NEVER_ATTEND),))
@@ -49,7 +49,7 @@ def check(found: Singles, wanted: Step, drawn: torch.Tensor) -> None:
         assert getattr(found.attention, name) == getattr(wanted.attention, name), name
     for name in ("controls", "tags"):
         assert getattr(found.attention, name) is getattr(wanted.attention, name), name
-    assert found.streams == wanted.streams
+    assert found.residuals == wanted.residuals
     found.attention.validate()
 
 

@@ -14,8 +14,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, RecentRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Edit
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.residual import ResidualFlag, ResidualProgram
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.tables import ControlTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
 from saccade_server.engine.transfer import Uploader
@@ -38,7 +38,7 @@ def scored(tags: int) -> Plan:
 @pytest.fixture
 def tables() -> DeviceTables:
     cpu = torch.device("cpu")
-    return DeviceTables(SHAPE, 5, 5, 32, cpu, hidden_size=8, partition_rows=2)
+    return DeviceTables(SHAPE, 5, 5, 32, cpu, hidden_size=8, per_head_rows=2)
 
 
 @pytest.mark.parametrize("tags", [1, 3, 7])
@@ -97,28 +97,28 @@ def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> 
 
 
 def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceTables) -> None:
-    program = StreamProgram.identity(3)
-    program.append(9, 2, (0.5, 1.0, -1.0, 2.0), StreamFlag.SIGNED)
-    program.append(1, 5, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
-    wanted = StreamTables.allocate(5, 3, 8)
+    program = ResidualProgram.identity(3)
+    program.append(9, 2, (0.5, 1.0, -1.0, 2.0), ResidualFlag.SIGNED)
+    program.append(1, 5, (1.0, 1.0, -np.inf, np.inf), ResidualFlag.NONE)
+    wanted = ResidualTables.allocate(5, 3, 8)
     wanted.write(3, program)
     wanted.bank[2] = torch.arange(8)
     tables.write_program(3, scored(1).packed(Phase.QUESTION))
-    assert tables.stream_step([0, 1, 3]) is None
-    tables.write_streams(3, program)
+    assert tables.residual_step([0, 1, 3]) is None
+    tables.write_residuals(3, program)
     tables.write_vector(2, np.arange(8, dtype=np.float32))
-    for field in fields(StreamTables):
-        assert torch.equal(getattr(tables.streams, field.name), getattr(wanted, field.name))
-    step = tables.stream_step([0, 1, 3])
+    for field in fields(ResidualTables):
+        assert torch.equal(getattr(tables.residuals, field.name), getattr(wanted, field.name))
+    step = tables.residual_step([0, 1, 3])
     assert step is not None
     assert step.sites == {1, 9}
-    assert step.tables is tables.streams
-    assert tables.stream_step([0, 1]) is None
+    assert step.tables is tables.residuals
+    assert tables.residual_step([0, 1]) is None
     tables.write_program(3, scored(1).packed(Phase.QUESTION))
-    assert tables.stream_step([3]) is None
-    assert not tables.streams.count.any()
+    assert tables.residual_step([3]) is None
+    assert not tables.residuals.count.any()
     with pytest.raises(AssertionError):
-        tables.write_streams(0, program)
+        tables.write_residuals(0, program)
 
 
 def test_a_tag_row_is_written_whole(tables: DeviceTables) -> None:
@@ -193,8 +193,8 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
         return send(self, *arrays)
 
     monkeypatch.setattr(Uploader, "__call__", counted)
-    streams = StreamProgram.identity(3)
-    streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
+    residuals = ResidualProgram.identity(3)
+    residuals.append(1, 2, (1.0, 1.0, -np.inf, np.inf), ResidualFlag.NONE)
     wanted, written = ControlTables.allocate(5, SHAPE), {}
     for row, strength in ((1, 0.5), (4, 2.0), (2, -3.0)):
         made = builder()
@@ -205,7 +205,7 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
         tables.write_program(row, program)
         wanted.write(row, program.unpack())
         tables.open_tags(row, written[row])
-    tables.write_streams(4, streams)
+    tables.write_residuals(4, residuals)
     tables.write_vector(2, np.arange(8, dtype=np.float32))
     tables.write_vector(1, np.ones(8, np.float32))
     assert not uploads
@@ -214,8 +214,8 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
     for row, plan in written.items():
         base = plan.base_tags()
         assert (tables.tags.tags[row, :, : len(base)].numpy() == base).all()
-    assert tables.streams.count.nonzero().tolist() == [[4, 1]]
-    assert tables.streams.bank[1:3].tolist() == [[1.0] * 8, list(range(8))]
+    assert tables.residuals.count.nonzero().tolist() == [[4, 1]]
+    assert tables.residuals.bank[1:3].tolist() == [[1.0] * 8, list(range(8))]
     assert len(uploads) == 1
     tables.flush()
     assert len(uploads) == 1, "nothing is written twice"
@@ -224,22 +224,22 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
 def test_what_is_said_twice_before_a_step_is_what_was_said_last(tables: DeviceTables) -> None:
     """A request that left before its first step, and another that got its rows."""
     left, came = scored(3), replace(scored(1), generated_tag=1)
-    streams = StreamProgram.identity(3)
-    streams.append(1, 2, (1.0, 1.0, -np.inf, np.inf), StreamFlag.NONE)
+    residuals = ResidualProgram.identity(3)
+    residuals.append(1, 2, (1.0, 1.0, -np.inf, np.inf), ResidualFlag.NONE)
     tables.write_program(1, left.packed(Phase.QUESTION))
-    tables.write_streams(1, streams)
+    tables.write_residuals(1, residuals)
     tables.open_tags(1, left)
-    tables.open_partition(1, 1, replace(left, head_sinks=HeadSinkRule(((0, (1,)),), 0.1)))
+    tables.open_per_head(1, 1, replace(left, head_sinks=HeadSinkRule(((0, (1,)),), 0.1)))
     tables.write_program(1, came.packed(Phase.QUESTION))
     tables.open_tags(1, came)
     wanted = ControlTables.allocate(5, SHAPE)
     wanted.write(1, came.program(Phase.QUESTION))
     assert torch.equal(tables.controls.bias, wanted.bias)
-    assert not tables.streams.count.any()
+    assert not tables.residuals.count.any()
     assert tables.tags.tags[1, 0].tolist() == [*came.base_tags().tolist(), *[1] * 22]
-    assert tables.tags.partition is not None
-    assert not tables.tags.partition.rows.any()
-    assert tables.stream_step([1]) is None
+    assert tables.tags.per_head is not None
+    assert not tables.tags.per_head.rows.any()
+    assert tables.residual_step([1]) is None
 
 
 def test_what_could_not_be_written_is_written_next_time(

@@ -7,7 +7,7 @@ import torch
 
 from saccade_kernels import ops
 from saccade_kernels.gpu import backend as gpu_backend
-from saccade_kernels.gpu import decode, streams
+from saccade_kernels.gpu import decode, residual
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan
@@ -120,7 +120,7 @@ def test_a_captured_step_edits_its_sites_by_the_kernel(
     wanted = answer()
 
     class Backend(ops._Reference):
-        stream = staticmethod(streams.stream)
+        edit_residual = staticmethod(residual.edit_residual)
 
     monkeypatch.setattr(ops, "_backend", lambda query: Backend)
     found = answer(overlap=True, padded_decode=True)

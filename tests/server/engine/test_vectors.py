@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.edits import StreamEdit
+from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.packed import PackedProgram
-from saccade_kernels.streams import StreamFlag, StreamProgram
+from saccade_kernels.residual import ResidualFlag, ResidualProgram
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.sequence import Sequence
@@ -24,14 +24,14 @@ class Tables:
     """Remembers what was written."""
 
     def __init__(self) -> None:
-        self.streams: dict[int, StreamProgram] = {}
+        self.residuals: dict[int, ResidualProgram] = {}
         self.vectors: dict[int, list[float]] = {}
 
     def write_program(self, row: int, program: PackedProgram) -> None:
-        self.streams.pop(row, None)
+        self.residuals.pop(row, None)
 
-    def write_streams(self, row: int, program: StreamProgram) -> None:
-        self.streams[row] = program
+    def write_residuals(self, row: int, program: ResidualProgram) -> None:
+        self.residuals[row] = program
 
     def write_vector(self, slot: int, values: Any) -> None:
         assert values.flags.writeable  # torch warns of memory that it must not write
@@ -47,7 +47,7 @@ def plan(vectors: np.ndarray, rows: str = "last+generated", **fields: Any) -> Pl
     digest = builder.vectors(vectors)
     for row in range(len(vectors)):
         edit = {"shift": 1.5, **fields}
-        builder.stream(StreamEdit(row, parse_rows(rows), digest, row, **edit))
+        builder.residual(ResidualEdit(row, parse_rows(rows), digest, row, **edit))
     return builder.build()
 
 
@@ -68,7 +68,7 @@ def test_a_program_names_the_slots_of_its_vectors(tables: Tables) -> None:
     flags = {"signed": True, "relative": True, "keep_norm": True, "low": -2.0, "scale": 0.5}
     edited = sequence(plan(EYE[2:4], "generated", **flags))
     assert rows.acquire(edited)
-    program = tables.streams[edited.control_row(8)]
+    program = tables.residuals[edited.control_row(8)]
     assert program.count.tolist() == [1, 0, 0, 1, *[0] * 6]
     for residual in (0, 1):
         site = 3 * residual
@@ -76,7 +76,7 @@ def test_a_program_names_the_slots_of_its_vectors(tables: Tables) -> None:
         assert program.writes[site, 0] == slot
         assert tables.vectors[slot] == EYE[2 + residual].tolist()
         assert program.numbers[site, 0].tolist() == [0.5, 1.5, -2.0, np.inf, -np.inf, np.inf]
-        assert program.flags[site, 0] == StreamFlag(7)
+        assert program.flags[site, 0] == ResidualFlag(7)
     assert 0 not in tables.vectors
     assert edited.control_row(7) == 0
 
@@ -94,7 +94,9 @@ def test_vectors_are_shared_and_handed_on(tables: Tables) -> None:
     assert not rows.acquire(third), "the second sequence still follows them"
     rows.release(second)
     assert rows.acquire(third)
-    assert tables.vectors[int(tables.streams[third.control_row(8)].reads[0, 0])] == EYE[3].tolist()
+    assert (
+        tables.vectors[int(tables.residuals[third.control_row(8)].reads[0, 0])] == EYE[3].tolist()
+    )
     rows.release(third)
     assert rows.acquire(sequence(plan(EYE[:3]))), "every slot came back"
 
@@ -106,7 +108,7 @@ def test_phases_share_vectors_too(tables: Tables) -> None:
     for phase in Phase:
         for row in range(3):
             shift = 1.0 + list(Phase).index(phase)
-            builder.stream(StreamEdit(row, (phase,), digest, row, shift=shift))
+            builder.residual(ResidualEdit(row, (phase,), digest, row, shift=shift))
     chosen = builder.build()
     assert len(directions(chosen)) == 3
     made = sequence(chosen)
@@ -128,14 +130,14 @@ def test_a_row_that_is_handed_on_edits_no_residuals(tables: Tables) -> None:
     other = sequence(builder.build())
     assert rows.acquire(other)
     assert other.control_row(8) == row
-    assert row not in tables.streams
+    assert row not in tables.residuals
 
 
 def test_what_cannot_be_written_is_given_back(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of the writes fails, a second try finds every row and slot free."""
-    for name in ("write_vector", "write_streams"):
+    for name in ("write_vector", "write_residuals"):
         rows, edited = PlanRows(tables, 2, 2, vectors=4), sequence(plan(EYE[1:4]))
         write, calls = getattr(tables, name), []
 

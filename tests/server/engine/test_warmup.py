@@ -30,7 +30,7 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
         batch = step.batch
         batch.validate()
         seen.append((batch.num_decodes, len(batch.prefills), batch.edit(3), batch.classes))
-        edited.append(step.streams and step.streams.sites)
+        edited.append(step.residuals and step.residuals.sites)
         return forward(embeddings, positions, step, *rest)
 
     judged: list[Any] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saccade_server.models.family import ServedModel, UnsupportedModelError, serve
-from saccade_server.models.probes import LayerProbe
+from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.scratch import ScratchCache
 
 TOLERANCE = {"rtol": 0, "atol": 1e-8}  # norms round to float32
@@ -62,10 +62,10 @@ def packed_logits(
     served: ServedModel,
     cache: ScratchCache,
     parts: Sequence[tuple[int, Prepared, int, int]],
-    sinks: tuple[LayerProbe, ...] = (),
+    probes: tuple[ResidualProbe, ...] = (),
 ) -> list[torch.Tensor]:
     """One step over (sequence, prompt, start, end), logits of each part."""
-    step = cache.step([(sequence, end - start) for sequence, _, start, end in parts], sinks)
+    step = cache.step([(sequence, end - start) for sequence, _, start, end in parts], probes)
     step.batch.validate()
     levels = [prompt.visual(start, end) for _, prompt, start, end in parts if prompt.deepstack]
     is_visual = torch.cat([prompt.is_visual[start:end] for _, prompt, start, end in parts])

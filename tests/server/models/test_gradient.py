@@ -14,13 +14,13 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AttentionInterface
 
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
+from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_server.models.exits import ExitProbe
 from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
+from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
-from saccade_server.models.streams import StreamStep
 
 LAYERS = (1, 2)
 CANDIDATES = [[11, 40, 3], [11, 60, 95]]
@@ -151,13 +151,13 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
     model, prompt = tiny_model("llama"), tiny_prompt("llama", seed=1)
     places = (LAYERS[0], model.config.num_hidden_layers)
     v = normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
-    tables = StreamTables.allocate(2, places[1], 64)
+    tables = ResidualTables.allocate(2, places[1], 64)
     tables.bank[1] = v
-    program = StreamProgram.identity(places[1])
+    program = ResidualProgram.identity(places[1])
     sites = [site_of(SiteKind.RESIDUAL, place) for place in places]
     sites += [site_of(SiteKind.ATTENTION_OUTPUT, LAYERS[0]), site_of(SiteKind.MLP_OUTPUT, 2)]
     for site in sites:
-        program.append(site, 1, (0.25, 3.0, -math.inf, math.inf), StreamFlag.NONE)
+        program.append(site, 1, (0.25, 3.0, -math.inf, math.inf), ResidualFlag.NONE)
     tables.write(1, program)
 
     def edit(hidden: torch.Tensor) -> torch.Tensor:
@@ -177,8 +177,8 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
         served = Served(model, [prompt])
         embeddings, _, rows = served.last_step([prompt])
         batch = replace(rows.step.batch, control_rows=torch.ones(1, dtype=torch.int32))
-        step = replace(rows.step, batch=batch, streams=StreamStep(tables, frozenset(sites)))
-        served.model.forward(embeddings, rows.positions, replace(step, sinks=()))  # in the cache
+        step = replace(rows.step, batch=batch, residuals=ResidualStep(tables, frozenset(sites)))
+        served.model.forward(embeddings, rows.positions, replace(step, probes=()))  # in the cache
         rows = replace(rows, step=step)
         lifted = carry_up(served.model, embeddings, rows, LAYERS[0])
         found = judge(served.model, lifted, rows, LAYERS, torch.tensor(CANDIDATES[:1]))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saccade_kernels.controls import CLASSES
+from saccade_kernels.residual import SiteKind
 from saccade_kernels.sinks import SinkTags, sink_scores
-from saccade_kernels.streams import SiteKind
 from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.scratch import ScratchCache
@@ -41,8 +41,10 @@ def own_residuals(model: Any, tokens: list[int]) -> tuple[torch.Tensor, ...]:
     return tuple(hidden[0] for hidden in output.hidden_states)
 
 
-def run(served: ServedModel, cache: ScratchCache, chunk: list[int], start: int, sinks: Any) -> None:
-    step = cache.step([(0, len(chunk))], sinks)
+def run(
+    served: ServedModel, cache: ScratchCache, chunk: list[int], start: int, probes: Any
+) -> None:
+    step = cache.step([(0, len(chunk))], probes)
     positions = torch.arange(start, start + len(chunk)).expand(served.axes, -1)
     with torch.no_grad():
         served.forward(served.embed(torch.tensor(chunk)), positions, step)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from saccade_kernels import ops
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import SiteKind, StreamFlag, StreamProgram, site_of
+from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_server.models.family import serve
+from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
-from saccade_server.models.streams import StreamStep
 
 ROWS, PLACES = 5, frozenset({1, 3})
 BEFORE_1 = site_of(SiteKind.RESIDUAL, 1)
@@ -36,12 +36,12 @@ class Recorder:
         self.seen[layer] = hidden.clone()
 
 
-def tables(layers: int, size: int) -> StreamTables:
+def tables(layers: int, size: int) -> ResidualTables:
     """Row 1 adds twice a row's root mean square along a direction, before layer 1."""
-    made = StreamTables.allocate(2, layers, size)
+    made = ResidualTables.allocate(2, layers, size)
     made.bank[1] = torch.nn.functional.normalize(torch.randn(size), dim=0)
-    program = StreamProgram.identity(layers)
-    program.append(BEFORE_1, 1, (1.0, 2.0, -math.inf, math.inf), StreamFlag.RELATIVE)
+    program = ResidualProgram.identity(layers)
+    program.append(BEFORE_1, 1, (1.0, 2.0, -math.inf, math.inf), ResidualFlag.RELATIVE)
     made.write(1, program)
     return made
 
@@ -49,7 +49,7 @@ def tables(layers: int, size: int) -> StreamTables:
 def test_a_probe_sees_what_the_layer_reads(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("qwen3_vl")
     served = serve(copy.deepcopy(model))
-    streams = StreamStep(tables(served.layers, served.hidden_size), frozenset({BEFORE_1}))
+    residuals = ResidualStep(tables(served.layers, served.hidden_size), frozenset({BEFORE_1}))
     visual = torch.arange(1, ROWS, 2)
     level = 5 * torch.randn(len(visual), served.hidden_size, dtype=served.dtype)
     embeddings = served.embed(torch.arange(20, 20 + ROWS))
@@ -61,14 +61,14 @@ def test_a_probe_sees_what_the_layer_reads(tiny_model: Callable[..., Any]) -> No
         if not edited:
             return recorder, served.forward(embeddings, positions, step)
         batch = replace(step.batch, control_rows=torch.ones(ROWS, dtype=torch.int32))
-        step = replace(step, batch=batch, streams=streams)
+        step = replace(step, batch=batch, residuals=residuals)
         return recorder, served.forward(embeddings, positions, step, visual, [level])
 
     (plain, before), (edited, after) = run(edited=False), run(edited=True)
     shown = plain.seen[1].clone()
     shown[visual] += level
     rows = torch.ones(ROWS, dtype=torch.int32)
-    wanted = ops.stream(shown, rows, streams.tables, BEFORE_1)
+    wanted = ops.edit_residual(shown, rows, residuals.tables, BEFORE_1)
     assert not torch.equal(wanted, shown)
     torch.testing.assert_close(edited.seen[1], wanted, rtol=0, atol=1e-9)
     assert not torch.equal(edited.seen[3], plain.seen[3])  # it is what goes on
@@ -100,11 +100,11 @@ def test_outputs_are_edited_where_the_residual_gets_them(
     size = served.hidden_size
     read, write = torch.randn(2, RANK, size).double()
     site = site_of(kind, EDITED)
-    made = StreamTables.allocate(2, served.layers, size)
+    made = ResidualTables.allocate(2, served.layers, size)
     made.bank[1 : 1 + 2 * RANK] = torch.cat([read, write])
-    program = StreamProgram.identity(served.layers)
+    program = ResidualProgram.identity(served.layers)
     for at in range(RANK):
-        flags = StreamFlag.JOINED if at else StreamFlag.NONE
+        flags = ResidualFlag.JOINED if at else ResidualFlag.NONE
         numbers = (2.0, 0.5, -math.inf, math.inf)
         program.append(site, 1 + at, numbers, flags, 1 + RANK + at)
     made.write(1, program)
@@ -128,7 +128,7 @@ def test_outputs_are_edited_where_the_residual_gets_them(
     step = replace(
         step,
         batch=replace(step.batch, control_rows=rows.int()),
-        streams=StreamStep(made, frozenset({site})),
+        residuals=ResidualStep(made, frozenset({site})),
     )
     positions = torch.arange(ROWS).expand(served.axes, -1)
     found = served.logits(served.forward(served.embed(tokens), positions, step))

@@ -1,4 +1,4 @@
-"""Maps of what a site holds, as artifacts have them, and the stream edits that compute them.
+"""Maps of what a site holds, as artifacts have them, and the residual edits that compute them.
 
     subspaces   h' = h - c P h, P the projection on the span of a layer's vectors
     low_rank    h' = h + c sum of (read . h + shift) write
@@ -21,25 +21,25 @@ from saccade_interventions.edits import Vectors
 from saccade_interventions.vectors import norms
 
 Terms = list[dict[str, Any]]
-"""Fields of the stream edits of one layer that say what they do, rows included."""
+"""Fields of the residual edits of one layer that say what they do, rows included."""
 
 
 @dataclass(frozen=True)
-class StreamMaps:
+class ResidualMaps:
     """Vectors [n, hidden], and what is done with their rows, by layer."""
 
     vectors: Vectors
     terms: Mapping[int, Terms]
 
 
-def maps_of(found: Artifact, rows: Mapping[int, Sequence[int]], coefficient: float) -> StreamMaps:
+def maps_of(found: Artifact, rows: Mapping[int, Sequence[int]], coefficient: float) -> ResidualMaps:
     """The maps of an artifact of one of these kinds, for some of its layers and their rows."""
     return _MAKERS[found.kind](found.tensors, rows, coefficient)
 
 
 def _subspaces(
     tensors: Mapping[str, NDArray[Any]], rows: Mapping[int, Sequence[int]], coefficient: float
-) -> StreamMaps:
+) -> ResidualMaps:
     """Orthonormal vectors of a span: their projections are independent of each other."""
     bases: list[NDArray[np.float64]] = []
     terms: dict[int, Terms] = {}
@@ -53,7 +53,7 @@ def _subspaces(
 
 def _low_rank(
     tensors: Mapping[str, NDArray[Any]], rows: Mapping[int, Sequence[int]], coefficient: float
-) -> StreamMaps:
+) -> ResidualMaps:
     chosen = [row for at in rows.values() for row in at]
     shift = tensors.get("shift", np.zeros(len(tensors["layers"])))
     terms: dict[int, Terms] = {}
@@ -75,7 +75,7 @@ def _low_rank(
 
 def _diagonal(
     tensors: Mapping[str, NDArray[Any]], rows: Mapping[int, Sequence[int]], coefficient: float
-) -> StreamMaps:
+) -> ResidualMaps:
     """The shift is added along its direction; neither is an edit where it changes nothing."""
     vectors: list[NDArray[np.float64]] = []
     terms: dict[int, Terms] = {}
@@ -93,8 +93,8 @@ def _diagonal(
     return _packed(np.stack(vectors), terms)
 
 
-def _packed(vectors: NDArray[Any], terms: Mapping[int, Terms]) -> StreamMaps:
-    return StreamMaps(Vectors.pack(vectors.astype(np.float32)), terms)
+def _packed(vectors: NDArray[Any], terms: Mapping[int, Terms]) -> ResidualMaps:
+    return ResidualMaps(Vectors.pack(vectors.astype(np.float32)), terms)
 
 
 _MAKERS = {"subspaces": _subspaces, "low_rank": _low_rank, "diagonal": _diagonal}

@@ -1,14 +1,14 @@
-"""The Triton stream edits, run by the interpreter, against the reference in float64."""
+"""The Triton residual edits, run by the interpreter, against the reference in float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from saccade_kernels import ops, stream_tables
+from saccade_kernels import ops, residual_tables
 from saccade_kernels.gpu import backend
-from saccade_kernels.gpu import streams as kernel
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import EVERYWHERE, STREAM_EDITS, StreamFlag, StreamProgram
+from saccade_kernels.gpu import residual as kernel
+from saccade_kernels.residual import EVERYWHERE, RESIDUAL_EDITS, ResidualFlag, ResidualProgram
+from saccade_kernels.residual_tables import ResidualTables
 
 LAYERS, ROWS = 3, 13
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -26,22 +26,24 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
-def random_tables(size: int) -> StreamTables:
+def random_tables(size: int) -> ResidualTables:
     """Rows 1 to 11 have up to 16 random edits of every kind at site 2; 0 and 12 none."""
     rng = np.random.default_rng(size)
-    tables = StreamTables.allocate(ROWS, LAYERS, size, slots=20)
+    tables = ResidualTables.allocate(ROWS, LAYERS, size, slots=20)
     bank = rng.normal(size=(19, size))
     tables.bank[1:] = torch.from_numpy(bank / np.linalg.norm(bank, axis=1, keepdims=True))
     for row in range(1, ROWS - 1):
-        program = StreamProgram.identity(LAYERS)
-        for at in range((0, 1, 2, 3, 4, 1, 2, 3, 4, 8, 11, STREAM_EDITS)[row]):
+        program = ResidualProgram.identity(LAYERS)
+        for at in range((0, 1, 2, 3, 4, 1, 2, 3, 4, 8, 11, RESIDUAL_EDITS)[row]):
             low, high = sorted(rng.normal(size=2))
             limits = (low, high) if rng.random() < 0.5 else EVERYWHERE
             numbers = (rng.normal(), 2 * rng.normal(), *limits)
             read, write = rng.integers(1, 20, size=2).tolist()
-            flags, where = StreamFlag(row % 8), EVERYWHERE
+            flags, where = ResidualFlag(row % 8), EVERYWHERE
             if row >= 6:  # others are chains of rank 1
-                flags |= (0, StreamFlag.JOINED, StreamFlag.DIAGONAL)[rng.integers(3) if at else 0]
+                flags |= (0, ResidualFlag.JOINED, ResidualFlag.DIAGONAL)[
+                    rng.integers(3) if at else 0
+                ]
                 where = (-np.inf, high) if at and rng.random() < 0.5 else EVERYWHERE
             else:
                 write = read
@@ -57,35 +59,35 @@ def test_triton_equals_the_reference(dtype, size):
     hidden = torch.randn(2 * ROWS, size, dtype=torch.float64).to(dtype)
     hidden[1, 3] = -0.0
     rows = (torch.arange(2 * ROWS) % ROWS).int()
-    found = kernel.stream(hidden, rows, tables, 2)
-    wanted = stream_tables.stream(hidden.double(), rows, tables, 2)
+    found = kernel.edit_residual(hidden, rows, tables, 2)
+    wanted = residual_tables.edit_residual(hidden.double(), rows, tables, 2)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
     plain = rows % (ROWS - 1) == 0
     assert torch.equal(found[plain], hidden[plain])
     assert not torch.isclose(found[~plain], hidden[~plain]).all(-1).any()
-    assert torch.equal(kernel.stream(hidden, rows, tables, 1), hidden)
+    assert torch.equal(kernel.edit_residual(hidden, rows, tables, 1), hidden)
 
 
 def test_no_rows():
     tables = random_tables(8)
     hidden, rows = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int32)
-    assert kernel.stream(hidden, rows, tables, 2).shape == (0, 8)
+    assert kernel.edit_residual(hidden, rows, tables, 2).shape == (0, 8)
 
 
 def test_rows_that_are_not_contiguous():
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 16)[:, ::2]
-    wanted = stream_tables.stream(hidden, rows, tables, 2)
-    torch.testing.assert_close(kernel.stream(hidden, rows, tables, 2), wanted)
+    wanted = residual_tables.edit_residual(hidden, rows, tables, 2)
+    torch.testing.assert_close(kernel.edit_residual(hidden, rows, tables, 2), wanted)
 
 
 def test_ops_take_the_backend(monkeypatch):
     monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8)
-    wanted = stream_tables.stream(hidden, rows, tables, 2)
-    torch.testing.assert_close(ops.stream(hidden, rows, tables, 2), wanted)
+    wanted = residual_tables.edit_residual(hidden, rows, tables, 2)
+    torch.testing.assert_close(ops.edit_residual(hidden, rows, tables, 2), wanted)
 
 
 def test_gradients_flow_whatever_the_backend(monkeypatch):
@@ -93,4 +95,4 @@ def test_gradients_flow_whatever_the_backend(monkeypatch):
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
-        assert torch.autograd.gradcheck(lambda h: ops.stream(h, rows, tables, 2), hidden)
+        assert torch.autograd.gradcheck(lambda h: ops.edit_residual(h, rows, tables, 2), hidden)

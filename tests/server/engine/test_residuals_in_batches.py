@@ -24,14 +24,14 @@ def test_neighbours_caches_and_preemption_change_nothing(
         assert steered.told(run(core, requests)) == wanted
     if "cache_tokens" in config:
         assert core.stats().preemptions > 0
-    streams = core._runner.tables.streams
+    residuals = core._runner.tables.residuals
     assert core.stats().cache_usage == 0
     rows = core._scheduler.rows
     assert rows.programs == 0
     for row in list(rows._idle):
         rows._give_up(row)
     assert not rows._vectors._slot_of
-    assert not streams.count[0].any()
+    assert not residuals.count[0].any()
 
 
 def test_prompt_rows_are_edited_again_behind_a_preemption(
@@ -185,7 +185,7 @@ def test_only_steps_with_steered_rows_edit_residuals(
     forward = core._runner.model.forward
 
     def note(embeddings: Any, positions: Any, step: Any, *rest: Any) -> Any:
-        seen.append(step.streams and sorted(step.streams.sites))
+        seen.append(step.residuals and sorted(step.residuals.sites))
         return forward(embeddings, positions, step, *rest)
 
     monkeypatch.setattr(core._runner.model, "forward", note)

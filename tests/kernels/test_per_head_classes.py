@@ -20,10 +20,10 @@ def literal(case, layer, row, seq, head):
     tag_row = int(case.batch.tag_rows[seq])
     tags = tables.tags[tag_row, layer, : position + 1].long()
     seen = [j for j in range(position + 1) if tags[j] != NEVER_ATTEND]
-    own_row = int(tables.partition.rows[tag_row])
+    own_row = int(tables.per_head.rows[tag_row])
     classes = tags
-    if tables.partition.heads[own_row, layer, head]:
-        classes = tables.partition.classes[own_row, layer, head].long()
+    if tables.per_head.heads[own_row, layer, head]:
+        classes = tables.per_head.classes[own_row, layer, head].long()
     program = case.programs[int(case.batch.control_rows[row])]
     z = keys[:, head // (case.query.shape[1] // keys.shape[1])] @ case.query[row, head].double()
     z = z * case.query.shape[2] ** -0.5
@@ -72,8 +72,8 @@ def wanted(case, layer=1):
 
 
 @pytest.mark.parametrize("hide", [False, True])
-def test_the_formula(make_case, partition, hide):
-    case = partition(make_case(hide=hide), sequences=(0, 2))
+def test_the_formula(make_case, per_head, hide):
+    case = per_head(make_case(hide=hide), sequences=(0, 2))
     output, masses = wanted(case)
     emit = Emission(torch.empty_like(masses, dtype=torch.float32), torch.empty(masses.shape[:2]))
     torch.testing.assert_close(case.run(), output, rtol=1e-6, atol=1e-6)
@@ -81,37 +81,37 @@ def test_the_formula(make_case, partition, hide):
     torch.testing.assert_close(emit.masses.double(), masses, rtol=1e-5, atol=1e-6)
 
 
-def test_it_matters_and_neighbours_keep_their_bits(make_case, partition):
+def test_it_matters_and_neighbours_keep_their_bits(make_case, per_head):
     before = make_case().run()
-    case = partition(make_case(), sequences=(1,))
+    case = per_head(make_case(), sequences=(1,))
     after = case.run()
     assert torch.equal(after[[0, 2, 3, 4, 5, 6]], before[[0, 2, 3, 4, 5, 6]])
-    heads = case.batch.partition().heads[1, 1].bool()
+    heads = case.batch.per_head_table().heads[1, 1].bool()
     assert not torch.equal(after[1, heads], before[1, heads])
     torch.testing.assert_close(after[1, ~heads], before[1, ~heads], rtol=1e-12, atol=1e-12)
 
 
-def test_moved_rows_are_counted_by_the_own_classes(make_case, partition):
+def test_moved_rows_are_counted_by_the_own_classes(make_case, per_head):
     """What moves is class 1: all keys by their tags, and in heads of their own the first one."""
-    case = partition(make_case(queries=(1, 3), contexts=(9, 9)), sequences=(0, 1))
+    case = per_head(make_case(queries=(1, 3), contexts=(9, 9)), sequences=(0, 1))
     program = Program.identity(ControlShape(2, 4, 16))
     program.transform[..., 1, 1], program.transform[..., 0, 1] = 0.5, 0.5
     case.write(1, program)
     case.batch.control_rows[:] = 1
     case.tables[1].tags[:] = 0
-    classes = case.batch.partition().classes
+    classes = case.batch.per_head_table().classes
     classes.zero_()
     classes[1:3, ..., 0] = 1
     case.run()
-    heads = case.batch.partition().heads[1:3, 1].bool()
+    heads = case.batch.per_head_table().heads[1:3, 1].bool()
     rows = torch.tensor([[1], [3]], dtype=torch.int32)
     assert torch.equal(case.tables[1].moved[1:3, 1], torch.where(heads, rows, 0))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gradients_are_the_slopes(make_case, partition, seed):
+def test_gradients_are_the_slopes(make_case, per_head, seed):
     case = make_case(queries=(1, 1), contexts=(9, 66), seed=seed)
-    case = partition(case, sequences=(1,))
+    case = per_head(case, sequences=(1,))
     reference.store(
         case.new(case.keys), case.new(case.values), case.key_cache, case.value_cache,
         case.batch.slots,
@@ -133,15 +133,15 @@ def test_gradients_are_the_slopes(make_case, partition, seed):
             torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
-def test_without_a_row_nothing_changes(make_case, partition):
+def test_without_a_row_nothing_changes(make_case, per_head):
     before = make_case().run()
-    case = partition(make_case(), sequences=())
-    assert case.batch.partitioned
+    case = per_head(make_case(), sequences=())
+    assert case.batch.per_head_classes
     assert torch.equal(case.run(), before)
 
 
-def test_score_edits_alone_do_not_see_them(make_case, partition, with_edits):
-    plain, own = (make_case(), partition(make_case(), sequences=(0, 1, 2)))
+def test_score_edits_alone_do_not_see_them(make_case, per_head, with_edits):
+    plain, own = (make_case(), per_head(make_case(), sequences=(0, 1, 2)))
     edits = (Edit.SCORE | Edit.HEAD,) * 2
     assert torch.equal(
         plain.run(batch=with_edits(plain.batch, edits)), own.run(batch=with_edits(own.batch, edits))

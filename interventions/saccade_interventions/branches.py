@@ -1,9 +1,9 @@
-"""The plan of a sibling sequence that lacks the images: the same edits, on the keys that are left.
+"""The plan of a branch that lacks the images: the same edits, on the keys that are left.
 
-A sibling is another view of a request's prompt (see Branch and MeasuredGains in rules.py). Where
+A branch is another view of a request's prompt (see Branch and MeasuredGains in rules.py). Where
 the request's edits act in it too, they act on the same rows and the same keys; what named an image
 key has none to act on. Rules that choose tokens, branch or measure are the request's own and no
-sibling has them.
+branch has them.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def deleted_plan(plan: Plan, spans: Iterable[Span]) -> Plan | None:
     recent = plan.recent
     if recent is not None:
         recent = replace(recent, start=_moved(recent.start, kept))
-    sibling = replace(
+    branch = replace(
         _without_choices(plan),
         prompt_length=left,
         question_start=_moved(plan.question_start, kept),
         tags=_tag_runs(plan.base_tags()[kept]),
         recent=recent,
     )
-    return sibling if sibling.acts or sibling.hides else None
+    return branch if branch.acts or branch.hides else None
 
 
 def same_plan(plan: Plan) -> Plan | None:
     """The plan for the same prompt and images; None if nothing is left to do."""
-    sibling = _without_choices(plan)
-    return sibling if sibling.acts else None
+    branch = _without_choices(plan)
+    return branch if branch.acts else None
 
 
 def hidden_plan(plan: Plan, spans: Iterable[Span]) -> Plan:

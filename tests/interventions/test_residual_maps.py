@@ -14,7 +14,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase
-from saccade_kernels.streams import STREAM_EDITS, SiteKind
+from saccade_kernels.residual import RESIDUAL_EDITS, SiteKind
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -71,7 +71,7 @@ def close(found, wanted, atol=1e-5):
 @pytest.mark.parametrize("site", SiteKind, ids=lambda kind: kind.name)
 def test_vectors_act_at_their_site_alone(context, edited, hidden, site):
     plan = Steering(artifact=PLAIN, site=site.name.lower(), layers=[2, 5]).compile(context)
-    assert [(edit.layer, edit.site) for edit in plan.streams] == [(2, site), (5, site)]
+    assert [(edit.layer, edit.site) for edit in plan.residuals] == [(2, site), (5, site)]
     for kind in SiteKind:
         for layer in range(6):
             found = edited(plan, hidden, layer, ROW, kind)
@@ -153,7 +153,7 @@ def test_half_of_a_diagonal_map_is_one_edit(context, edited, hidden, parts):
     scale = SCALE if parts == "scale" else np.ones_like(SCALE)
     tensors = {"scale": scale, "layers": [2, 5]} | ({} if parts == "scale" else {"shift": OFFSET})
     plan = Steering(artifact=stored("diagonal", **tensors), op="affine").compile(context)
-    assert len(plan.streams) == 2
+    assert len(plan.residuals) == 2
     added = torch.from_numpy(OFFSET[1]) if parts == "shift" else 0.0
     close(edited(plan, hidden, 5, ROW), hidden * torch.from_numpy(scale[1]) + added)
 
@@ -245,7 +245,7 @@ def test_what_steering_refuses(fields, param, code, context, registry):
 )
 def test_a_function_vector_at_a_site(context, artifact, fields, place, row, coefficient):
     asked = FunctionVector(artifact=artifact, **fields)
-    (edit,) = asked.compile(context).streams
+    (edit,) = asked.compile(context).residuals
     assert (edit.layer, edit.site) == place
     assert edit.shift == pytest.approx(coefficient * float(np.linalg.norm(VECTORS[row])))
     resolved = asked.resolved(context)
@@ -265,8 +265,8 @@ def test_maps_of_one_site_chain_in_order_and_have_so_much_room(context, registry
     out = {"method": "steering", "artifact": SUBSPACES, "op": "project_out", "layers": [3]}
     large = {"method": "steering", "artifact": wide, "op": "project_out"}
     plan = compile_plan(registry.parse([out, large]), context)
-    assert len(plan.streams) == STREAM_EDITS
-    assert [edit.joined for edit in plan.streams] == [False] + [True] * 3 + [False] + [True] * 11
+    assert len(plan.residuals) == RESIDUAL_EDITS
+    assert [edit.joined for edit in plan.residuals] == [False] + [True] * 3 + [False] + [True] * 11
     one, two = (compile_plan(registry.parse([entry]), context) for entry in (out, large))
     chained = edited(two, edited(one, hidden, 3, ROW), 3, ROW)
     close(edited(plan, hidden, 3, ROW), chained)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from gpu import backend
-from gpu.problems import LAYER, LAYERS, Problem, Tables, make_problem, own_program
+from gpu.problems import LAYER, LAYERS, Problem, Tables, make_problem, per_head_program
 from gpu.session import Figures, Session
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
 from gpu.timing import L2_BYTES
@@ -25,8 +25,8 @@ DECODES = ((8, 4096), (32, 1024), (1, 4096))
 PREFILLS = ((1, 1024), (1, 4096))
 
 
-def run_own(session: Session, found: Figures) -> None:
-    """Decodes and prompts, with half of the heads partitioned, and with all."""
+def run_per_head(session: Session, found: Figures) -> None:
+    """Decodes and prompts, with half of the heads with classes of their own, and with all."""
     sizes = [(size, True) for size in DECODES] + [(size, False) for size in PREFILLS]
     if session.dry:
         sizes = [((3, 80), True), ((1, 70), False)]
@@ -45,7 +45,7 @@ def run_own(session: Session, found: Figures) -> None:
             )
             cell = session.measure(found, name, 5, one)
             if cell is not None:
-                session.say(f"own classes, {name}:", {k: v.get("us") for k, v in cell.items()})
+                session.say(f"per-head classes, {name}:", {k: v.get("us") for k, v in cell.items()})
 
 
 def _one_shape(
@@ -57,10 +57,10 @@ def _one_shape(
         heads, [queries] * sequences, [context] * sequences, device, torch.bfloat16, least
     )
     length = problem.batch.page_table.shape[1] * 64
-    tags = Tables.make(heads, own_program, 1, sequences, length, device)
-    all_heads, half = tags.partitioned(), tags.partitioned()
-    assert half.tags.partition is not None
-    half.tags.partition.heads[..., ::2] = 0
+    tags = Tables.make(heads, per_head_program, 1, sequences, length, device)
+    all_heads, half = tags.with_per_head_classes(), tags.with_per_head_classes()
+    assert half.tags.per_head is not None
+    half.tags.per_head.heads[..., ::2] = 0
     plain = session.time(found, "plain", problem.calls())
     by_tags = session.time(found, "by tags", problem.calls(problem.edited(tags, rows)))
     for label, tables in (("half of the heads", half), ("all heads", all_heads)):

@@ -1,4 +1,4 @@
-"""Triton stream edits: one program a row of a site, which leaves memory once and returns once."""
+"""Triton residual edits: one program a row of a site, which leaves memory once and returns once."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 import triton
 import triton.language as tl
 
-from saccade_kernels import streams
-from saccade_kernels.stream_tables import StreamTables
+from saccade_kernels import residual
+from saccade_kernels.residual_tables import ResidualTables
 
-EDITS = tl.constexpr(streams.STREAM_EDITS)
-SIGNED = tl.constexpr(streams.StreamFlag.SIGNED.value)
-RELATIVE = tl.constexpr(streams.StreamFlag.RELATIVE.value)
-KEEP_NORM = tl.constexpr(streams.StreamFlag.KEEP_NORM.value)
-JOINED = tl.constexpr(streams.StreamFlag.JOINED.value)
-DIAGONAL = tl.constexpr(streams.StreamFlag.DIAGONAL.value)
+EDITS = tl.constexpr(residual.RESIDUAL_EDITS)
+SIGNED = tl.constexpr(residual.ResidualFlag.SIGNED.value)
+RELATIVE = tl.constexpr(residual.ResidualFlag.RELATIVE.value)
+KEEP_NORM = tl.constexpr(residual.ResidualFlag.KEEP_NORM.value)
+JOINED = tl.constexpr(residual.ResidualFlag.JOINED.value)
+DIAGONAL = tl.constexpr(residual.ResidualFlag.DIAGONAL.value)
 NUMBERS = tl.constexpr(6)
 
 UNSPECIALISED = ("site", "sites")
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def stream_kernel(
+def residual_kernel(
     hidden,
     output,
     rows,
@@ -92,15 +92,15 @@ def warps_of(hidden_size: int) -> int:
     return min(max(block // 256, 1), 16)
 
 
-def stream(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, site: int
+def edit_residual(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, site: int
 ) -> torch.Tensor:
-    """:func:`saccade_kernels.stream_tables.stream` in Triton."""
+    """:func:`saccade_kernels.residual_tables.edit_residual` in Triton."""
     hidden = hidden.contiguous()
     output = hidden.new_empty(hidden.shape)
     tokens, dim = hidden.shape
     if tokens:
-        stream_kernel[(tokens,)](
+        residual_kernel[(tokens,)](
             hidden,
             output,
             rows,

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STREAM_EDITS = 16
+RESIDUAL_EDITS = 16
 """Edits of one site that a program has room for, joined ones counted singly."""
 
-STREAM_VECTORS = 1024
+RESIDUAL_VECTORS = 1024
 """Vectors in use at a time; slot 0 of the bank is never handed out."""
 
 EVERYWHERE = (-np.inf, np.inf)
@@ -66,7 +66,7 @@ def sites_of(layers: int) -> int:
     return site_of(SiteKind.RESIDUAL, layers) + 1
 
 
-class StreamFlag(enum.IntFlag):
+class ResidualFlag(enum.IntFlag):
     """Variations of one edit, see the formula."""
 
     NONE = 0
@@ -78,8 +78,8 @@ class StreamFlag(enum.IntFlag):
 
 
 @dataclass(frozen=True)
-class StreamProgram:
-    """The values of one table row, on the host. S sites, E = :data:`STREAM_EDITS`.
+class ResidualProgram:
+    """The values of one table row, on the host. S sites, E = :data:`RESIDUAL_EDITS`.
 
     The first ``count`` edits of a site happen, in order.
     """
@@ -88,20 +88,20 @@ class StreamProgram:
     reads: NDArray[np.int32]  # [S, E]: slot in the bank of r
     writes: NDArray[np.int32]  # [S, E]: slot of w; a DIAGONAL edit has none
     numbers: NDArray[np.float32]  # [S, E, 6]: scale, shift, low, high, above, below
-    flags: NDArray[np.int32]  # [S, E]: StreamFlag
+    flags: NDArray[np.int32]  # [S, E]: ResidualFlag
 
     @classmethod
-    def identity(cls, layers: int) -> StreamProgram:
+    def identity(cls, layers: int) -> ResidualProgram:
         """A program that changes nothing."""
         sites = sites_of(layers)
-        numbers = np.empty((sites, STREAM_EDITS, 6), np.float32)
+        numbers = np.empty((sites, RESIDUAL_EDITS, 6), np.float32)
         numbers[:] = 1, 0, *EVERYWHERE, *EVERYWHERE
         return cls(
             count=np.zeros(sites, np.int32),
-            reads=np.zeros((sites, STREAM_EDITS), np.int32),
-            writes=np.zeros((sites, STREAM_EDITS), np.int32),
+            reads=np.zeros((sites, RESIDUAL_EDITS), np.int32),
+            writes=np.zeros((sites, RESIDUAL_EDITS), np.int32),
             numbers=numbers,
-            flags=np.zeros((sites, STREAM_EDITS), np.int32),
+            flags=np.zeros((sites, RESIDUAL_EDITS), np.int32),
         )
 
     def append(
@@ -109,7 +109,7 @@ class StreamProgram:
         site: int,
         read: int,
         numbers: tuple[float, float, float, float],
-        flags: StreamFlag,
+        flags: ResidualFlag,
         write: int | None = None,
         where: tuple[float, float] = EVERYWHERE,
     ) -> None:
@@ -125,9 +125,9 @@ class StreamProgram:
             ValueError: the site has as many edits as fit, or none that this one could join.
         """
         at = int(self.count[site])
-        if at == STREAM_EDITS:
-            raise ValueError(f"one site has at most {STREAM_EDITS} edits")
-        if flags & StreamFlag.JOINED and not at:
+        if at == RESIDUAL_EDITS:
+            raise ValueError(f"one site has at most {RESIDUAL_EDITS} edits")
+        if flags & ResidualFlag.JOINED and not at:
             raise ValueError("there is no edit to join")
         self.reads[site, at] = read
         self.writes[site, at] = read if write is None else write

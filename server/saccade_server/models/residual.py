@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from saccade_kernels.stream_tables import StreamTables
-from saccade_kernels.streams import SiteKind, kind_of, site_of, sites_of
+from saccade_kernels.residual import SiteKind, kind_of, site_of, sites_of
+from saccade_kernels.residual_tables import ResidualTables
 
 
 class Reach(enum.IntEnum):
@@ -25,7 +25,7 @@ class Reach(enum.IntEnum):
         return frozenset()
 
     @classmethod
-    def of(cls, step: StreamStep | None) -> Reach:
+    def of(cls, step: ResidualStep | None) -> Reach:
         """The least that a step needs."""
         if step is None:
             return cls.NOWHERE
@@ -34,11 +34,11 @@ class Reach(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class StreamStep:
+class ResidualStep:
     """What a step does; its rows follow the tables' rows as attention's do.
 
     ``sites``: no row of the step has an edit at another one.
     """
 
-    tables: StreamTables
+    tables: ResidualTables
     sites: frozenset[int]

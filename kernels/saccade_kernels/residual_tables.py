@@ -1,6 +1,6 @@
-"""Stream edits: their tables on the device, and the reference of the op.
+"""Residual edits: their tables on the device, and the reference of the op.
 
-:mod:`~saccade_kernels.streams` has the formula.
+:mod:`~saccade_kernels.residual` has the formula.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 import torch
 
 from saccade_kernels.controls import IDENTITY_ROW
-from saccade_kernels.streams import STREAM_EDITS, STREAM_VECTORS, StreamFlag, StreamProgram
+from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, ResidualFlag, ResidualProgram
 
 
 @dataclass(frozen=True)
-class StreamTables:
-    """All programs in flight, on the device; field shapes are StreamProgram's behind [rows]."""
+class ResidualTables:
+    """All programs in flight, on the device; field shapes are ResidualProgram's behind [rows]."""
 
     bank: torch.Tensor  # float32 [slots, hidden_size]
     count: torch.Tensor
@@ -30,11 +30,11 @@ class StreamTables:
         rows: int,
         layers: int,
         hidden_size: int,
-        slots: int = STREAM_VECTORS,
+        slots: int = RESIDUAL_VECTORS,
         device: torch.device | str = "cpu",
-    ) -> StreamTables:
+    ) -> ResidualTables:
         """Make tables of ``rows`` rows that change nothing, and an empty bank."""
-        program = StreamProgram.identity(layers)
+        program = ResidualProgram.identity(layers)
         tensors = {
             f.name: torch.from_numpy(getattr(program, f.name))
             .to(device)
@@ -45,23 +45,23 @@ class StreamTables:
         bank = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
         return cls(bank=bank, **tensors)
 
-    def write(self, row: int, program: StreamProgram) -> None:
+    def write(self, row: int, program: ResidualProgram) -> None:
         """Put ``program`` into table row ``row`` (never row 0, the identity)."""
         if row == IDENTITY_ROW:
-            raise ValueError("row 0 of the stream tables is the identity and cannot be written")
+            raise ValueError("row 0 of the residual tables is the identity and cannot be written")
         for f in fields(program):
             getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
 
 
-def stream(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: StreamTables, site: int
+def edit_residual(
+    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, site: int
 ) -> torch.Tensor:
     """Edit the rows of a packed step at one site. A row without edits keeps its bits.
 
     Args:
         hidden: [tokens, hidden_size], what the site sees.
         rows: int32 [tokens], the table row that each follows.
-        site: number of the site, see :func:`~saccade_kernels.streams.site_of`.
+        site: number of the site, see :func:`~saccade_kernels.residual.site_of`.
 
     Returns:
         [tokens, hidden_size] of the same dtype. Arithmetic is float32, float64 for float64.
@@ -73,7 +73,7 @@ def stream(
     for at in range(_most(count)):
         happens = (at < count)[:, None]
         flags = tables.flags[index, site, at][:, None]
-        joined = (flags & StreamFlag.JOINED) > 0
+        joined = (flags & ResidualFlag.JOINED) > 0
         base = torch.where(joined, base, edited) if _perhaps(joined) else edited
         slots = [
             found[index, site, at].long().where(happens[:, 0], 0)  # others may name no slot
@@ -103,11 +103,11 @@ def _edit(
     rms = base.square().mean(-1, keepdim=True).sqrt()
     p = (base * read).sum(-1, keepdim=True)
     changed = edited + _moved(p, numbers, flags, rms) * write
-    diagonal = (flags & StreamFlag.DIAGONAL) > 0
+    diagonal = (flags & ResidualFlag.DIAGONAL) > 0
     if _perhaps(diagonal):
         each = edited + _moved(base, numbers, flags, rms) * read
         changed = torch.where(diagonal, each, changed)
-    keeps = (flags & StreamFlag.KEEP_NORM) > 0
+    keeps = (flags & ResidualFlag.KEEP_NORM) > 0
     if not _perhaps(keeps):
         return changed
     before, after = (x.square().sum(-1, keepdim=True).sqrt() for x in (base, changed))
@@ -120,8 +120,8 @@ def _moved(
 ) -> torch.Tensor:
     """p' - p of coordinates [T, 1 or D]."""
     scale, shift, low, high, above, below = numbers[:, None].unbind(-1)
-    size = torch.where((flags & StreamFlag.SIGNED) > 0, p.sign(), torch.ones_like(p))
-    size = torch.where((flags & StreamFlag.RELATIVE) > 0, size * rms, size)
+    size = torch.where((flags & ResidualFlag.SIGNED) > 0, p.sign(), torch.ones_like(p))
+    size = torch.where((flags & ResidualFlag.RELATIVE) > 0, size * rms, size)
     delta = ((scale - 1) * p + shift * size).maximum(low - p).minimum(high - p)
     return torch.where((p >= above) & (p <= below), delta, torch.zeros_like(p))
 
@@ -129,7 +129,7 @@ def _moved(
 def _most(count: torch.Tensor) -> int:
     """Edits of the row that has most of them, or may have: a device is not waited for."""
     if count.device.type != "cpu":
-        return STREAM_EDITS
+        return RESIDUAL_EDITS
     return int(count.max()) if count.numel() else 0
 
 

@@ -36,7 +36,7 @@ def poison(monkeypatch):
 
 
 @pytest.fixture
-def make(make_case, partition):
+def make(make_case, per_head):
     """A case whose keys are stored, the first and the last sequence with heads apart."""
 
     def made(sizes, classes=4, sequences=(0, 2), **options):
@@ -45,7 +45,7 @@ def make(make_case, partition):
         case.batch = replace(case.batch, classes=classes)
         caches = (case.key_cache, case.value_cache, case.batch.slots)
         reference.store(case.new(case.keys), case.new(case.values), *caches)
-        return partition(case, sequences=sequences)
+        return per_head(case, sequences=sequences)
 
     return made
 
@@ -121,7 +121,7 @@ def test_neighbours_keep_their_bits(make, make_case, kind):
         "prefill": (PREFILLS, prefill.prefill, PREFILL),
     }[kind]
     with_one, with_none = make(sizes), make(sizes, sequences=())
-    with_none.batch = replace(with_none.batch, partitioned=False)
+    with_none.batch = replace(with_none.batch, per_head_classes=False)
     found, alone = (call(kernel, case, config=config) for case in (with_one, with_none))
     own = [0, -1] if kind == "decode" else [-3, -2, -1]
     others = [i for i in range(len(found)) if i - len(found) not in own and i not in own]

@@ -1,10 +1,11 @@
-"""Plans of siblings: edits follow the rows and keys that are left, choices stay behind."""
+"""Plans of branches: edits follow the rows and keys that are left, choices stay behind."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from saccade_interventions.branches import deleted_plan, hidden_plan
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
@@ -17,7 +18,6 @@ from saccade_interventions.rules import (
     SaliencyRule,
     SinkRule,
 )
-from saccade_interventions.siblings import deleted_plan, hidden_plan
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 
 IMAGES = ((2, 5), (6, 8))
@@ -38,23 +38,23 @@ def made(length: int = 12) -> Plan:
 def test_tags_and_phases_move_with_their_tokens() -> None:
     plan = made()
     kept = [0, 1, 5, 8, 9, 10, 11]
-    sibling = deleted_plan(plan, IMAGES)
-    assert sibling is not None
-    assert sibling.prompt_length == 7
-    assert sibling.base_tags().tolist() == plan.base_tags()[kept].tolist()
-    phases = [sibling.phase(position) for position in range(9)]
+    branch = deleted_plan(plan, IMAGES)
+    assert branch is not None
+    assert branch.prompt_length == 7
+    assert branch.base_tags().tolist() == plan.base_tags()[kept].tolist()
+    phases = [branch.phase(position) for position in range(9)]
     assert phases == [plan.phase(position) for position in [*kept, 12, 13]]
-    assert sibling.edits == plan.edits
-    assert sibling.generated_tag == plan.generated_tag
-    assert [sibling.program_key(p) for p in Phase] == [plan.program_key(p) for p in Phase]
+    assert branch.edits == plan.edits
+    assert branch.generated_tag == plan.generated_tag
+    assert [branch.program_key(p) for p in Phase] == [plan.program_key(p) for p in Phase]
 
 
 def test_an_image_first_and_last() -> None:
     builder = PlanBuilder(ControlShape(2, 2, 4), 6, 6)
     builder.head(((1, (1,)),), parse_rows("last"), 2.0)
-    sibling = deleted_plan(builder.build(), [(0, 2), (4, 6)])
-    assert sibling is not None
-    assert [sibling.phase(p) for p in range(3)] == [Phase.PREFIX, Phase.LAST, Phase.GENERATED]
+    branch = deleted_plan(builder.build(), [(0, 2), (4, 6)])
+    assert branch is not None
+    assert [branch.phase(p) for p in range(3)] == [Phase.PREFIX, Phase.LAST, Phase.GENERATED]
 
 
 def test_nothing_left_to_do_is_no_plan() -> None:
@@ -70,13 +70,13 @@ def test_nothing_left_of_the_prompt_is_refused() -> None:
 
 def test_hidden_keys_are_hidden_and_the_rest_is_as_it_was() -> None:
     plan = made()
-    sibling = hidden_plan(plan, IMAGES)
+    branch = hidden_plan(plan, IMAGES)
     hidden = np.isin(np.arange(12), [2, 3, 4, 6, 7])
-    assert sibling.hides
-    assert (sibling.base_tags()[hidden] == NEVER_ATTEND).all()
-    assert (sibling.base_tags()[~hidden] == plan.base_tags()[~hidden]).all()
-    assert sibling.edits == plan.edits
-    assert sibling.question_start == plan.question_start
+    assert branch.hides
+    assert (branch.base_tags()[hidden] == NEVER_ATTEND).all()
+    assert (branch.base_tags()[~hidden] == plan.base_tags()[~hidden]).all()
+    assert branch.edits == plan.edits
+    assert branch.question_start == plan.question_start
 
 
 def test_what_chooses_or_measures_is_the_request_s_own() -> None:
@@ -90,16 +90,16 @@ def test_what_chooses_or_measures_is_the_request_s_own() -> None:
         saliency=SaliencyRule((0,), 2, 2, 0.5, 4),
         confidence=ConfidenceRule(0.5, (), ()),
     )
-    for sibling in (deleted_plan(plan, IMAGES), hidden_plan(plan, IMAGES)):
-        assert sibling is not None
-        assert [type(rule) for rule in sibling.rules] == [RecentRule]
-        assert sibling.sinks == sinks
+    for branch in (deleted_plan(plan, IMAGES), hidden_plan(plan, IMAGES)):
+        assert branch is not None
+        assert [type(rule) for rule in branch.rules] == [RecentRule]
+        assert branch.sinks == sinks
 
 
 @pytest.mark.parametrize(("start", "moved"), [(0, 0), (3, 2), (9, 4), (12, 7), (15, 10)])
 def test_recent_keys_start_where_they_did(start: int, moved: int) -> None:
     plan = replace(made(), recent=RecentRule(4, start, ((1, 2),)))
-    sibling = deleted_plan(plan, IMAGES)
-    assert sibling is not None
-    assert sibling.recent is not None
-    assert sibling.recent.start == moved
+    branch = deleted_plan(plan, IMAGES)
+    assert branch is not None
+    assert branch.recent is not None
+    assert branch.recent.start == moved
