@@ -122,9 +122,9 @@ def _context(session: Session) -> int:
 
 def _sequences(plan: Plan) -> dict[str, int]:
     """What runs beside a request's own sequence: for its prompt, and for every token."""
-    contrast = plan.contrast is not None and plan.contrast.branch is not None
-    measured = plan.measured is not None
-    return {"prompt": 1 + contrast + measured, "token": 1 + contrast}
+    branches = plan.needs.branches
+    staying = sum(1 for branch in branches if not branch.measures)
+    return {"prompt": 1 + len(branches), "token": 1 + staying}
 
 
 def _brief(entry: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def var_plan(
     )
     remap = ((visual, visual_sink), (0, text_sink))
     rule = SinkRule(threshold=20.0, dims=SINK_DIMS, layers=tuple(inner), remap=remap)
-    builder.sinks(rule)
+    builder.rule(rule)
     return builder.build()
 
 

@@ -12,11 +12,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace as moved_rule
 from numpy.typing import NDArray
 
 from saccade_interventions.context import Span, runs
 from saccade_interventions.edits import TagRun
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import (
+    ConfidenceRule,
+    ContrastRule,
+    MeasuredGains,
+    RecentRule,
+    SaliencyRule,
+)
 from saccade_kernels.controls import NEVER_ATTEND
 
 
@@ -32,16 +40,15 @@ def deleted_plan(plan: Plan, spans: Iterable[Span]) -> Plan | None:
     left = int(kept.sum())
     if left == 0:
         raise ValueError("without the images nothing of the prompt is left")
-    recent = plan.recent
-    if recent is not None:
-        recent = replace(recent, start=_moved(recent.start, kept))
     branch = replace(
         _without_choices(plan),
         prompt_length=left,
         question_start=_moved(plan.question_start, kept),
         tags=_tag_runs(plan.base_tags()[kept]),
-        recent=recent,
     )
+    recent = plan.rule(RecentRule)
+    if recent is not None:
+        branch = branch.with_rules(moved_rule(recent, start=_moved(recent.start, kept)))
     return branch if branch.acts or branch.hides else None
 
 
@@ -57,8 +64,13 @@ def hidden_plan(plan: Plan, spans: Iterable[Span]) -> Plan:
     return replace(_without_choices(plan), tags=plan.tags + hidden)
 
 
+def bare_plan(plan: Plan) -> Plan:
+    """A plan for the same prompt that changes nothing."""
+    return Plan(plan.shape, plan.prompt_length, plan.question_start, classes=1)
+
+
 def _without_choices(plan: Plan) -> Plan:
-    return replace(plan, measured=None, contrast=None, saliency=None, confidence=None)
+    return plan.without_rules(MeasuredGains, ContrastRule, SaliencyRule, ConfidenceRule)
 
 
 def _moved(position: int, kept: NDArray[np.bool_]) -> int:

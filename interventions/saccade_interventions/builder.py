@@ -25,12 +25,8 @@ from saccade_interventions.edits import (
     Vectors,
 )
 from saccade_interventions.phases import Phase
-from saccade_interventions.plan import (
-    RULE_FIELDS,
-    Plan,
-    find_long_chain,
-)
-from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule
+from saccade_interventions.plan import Plan, find_long_chain
+from saccade_interventions.rules import AnyRule, ConfidenceRule, RecentRule, Rule, SinkRule
 from saccade_interventions.sites import pairs
 from saccade_kernels.controls import CLASSES, GATES, PER_HEAD_CLASSES, ControlShape
 from saccade_kernels.residual import SiteKind
@@ -54,8 +50,7 @@ class PlanBuilder:
         self._heads: list[HeadEdit] = []
         self._residuals: list[ResidualEdit] = []
         self._vectors: dict[str, Vectors] = {}
-        self._rules: dict[str, Rules] = {}
-        self._sinks: SinkRule | None = None
+        self._rules: dict[type[Rule], AnyRule] = {}
 
     def new_class(self) -> int:
         """A fresh key class.
@@ -80,10 +75,6 @@ class PlanBuilder:
     def tag_generated(self, tag: int) -> None:
         """Give every generated position class ``tag``."""
         self._generated_tag = tag
-
-    def sinks(self, rule: SinkRule) -> None:
-        """Let sinks found while prefilling change the class of their position."""
-        self._sinks = rule
 
     def score(
         self,
@@ -188,12 +179,12 @@ class PlanBuilder:
             keeps = edit.keep_norm and at == last
             self._residuals.append(replace(edit, joined=at > 0, keep_norm=keeps))
 
-    def rule(self, rule: Rules) -> None:
+    def rule(self, rule: AnyRule) -> None:
         """Let the engine follow a rule; a plan has at most one of each kind."""
-        name = RULE_FIELDS[type(rule)]
-        if name in self._rules:
-            raise ValueError(f"a plan has one rule of the kind {name}")
-        self._rules[name] = rule
+        kind = type(rule)
+        if kind in self._rules:
+            raise ValueError(f"a plan has one rule of a kind, and {kind.__name__} is there")
+        self._rules[kind] = rule
 
     def build(self) -> Plan:
         """Freeze. A plan without edits keeps no tags: there is nothing for them to act on.
@@ -210,8 +201,7 @@ class PlanBuilder:
         if find_long_chain(self._residuals):
             raise ValueError("a site has more edits than one row has room for")
         self._check_window()
-        # Recent keys are no more than a class: without an edit that names it nothing happens.
-        rules = {name: rule for name, rule in self._rules.items() if name != "recent"}
+        rules = any(not rule.silent for rule in self._rules.values())
         acts = bool(self._scores or self._masses or self._heads or self._residuals or rules)
         return Plan(
             shape=self._shape,
@@ -225,12 +215,11 @@ class PlanBuilder:
             heads=tuple(self._heads),
             residuals=tuple(self._residuals),
             vectors=tuple(self._vectors.values()) if acts else (),
-            sinks=self._sinks if acts else None,
-            **(self._rules if acts else {}),  # type: ignore[arg-type]
+            rules=tuple(self._rules.values()) if acts else (),
         )
 
     def _check_edits(self) -> None:
-        rule = self._rules.get("confidence")
+        rule = self._rules.get(ConfidenceRule)
         later = (*rule.unsure, *rule.sure) if isinstance(rule, ConfidenceRule) else ()
         edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
         edits = (*self._scores, *self._masses, *self._heads, *later)
@@ -263,19 +252,19 @@ class PlanBuilder:
 
     def _check_window(self) -> None:
         """A key that leaves the window of recent keys must get its own class back."""
-        rule = self._rules.get("recent")
+        rule, sinks = self._rules.get(RecentRule), self._rules.get(SinkRule)
         if not isinstance(rule, RecentRule):
             return
         inside = [tag for _, tag in rule.remap]
         self._check_classes(tag for pair in rule.remap for tag in pair)
         others = {self._generated_tag, *(run.tag for run in self._tags)}
         others |= {tag for tag, _ in rule.remap}
-        others |= {tag for _, tag in self._sinks.remap} if self._sinks else set()
+        others |= {tag for _, tag in sinks.remap} if isinstance(sinks, SinkRule) else set()
         if len(set(inside)) < len(inside) or others & set(inside):
             raise ValueError("a class of recent keys stands for one class and holds no other keys")
         if rule.width < 1 or not 0 <= rule.start <= self._prompt_length:
             raise ValueError("recent keys are at least one, and start in the prompt or behind it")
-        if self._sinks is not None and self._sinks.generated:
+        if isinstance(sinks, SinkRule) and sinks.generated:
             raise ValueError("generated keys are recent keys or examined as sinks, not both")
 
     def _check_classes(self, classes: Iterable[int]) -> None:

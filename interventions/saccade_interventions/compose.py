@@ -37,6 +37,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace as replace_rule
+
 from saccade_interventions.base import Intervention
 from saccade_interventions.chains import (
     find_gated_chain,
@@ -47,40 +49,45 @@ from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.partition import Partition, receiving
-from saccade_interventions.plan import (
-    RULE_FIELDS,
-    Plan,
-    find_crowd,
-    find_long_chain,
+from saccade_interventions.plan import Plan, R, find_crowd, find_long_chain
+from saccade_interventions.rules import (
+    AnyRule,
+    ConfidenceRule,
+    ContrastRule,
+    HeadSinkRule,
+    MeasuredGains,
+    RecentRule,
+    Rule,
+    SaliencyRule,
+    SinkRule,
 )
-from saccade_interventions.rules import ConfidenceRule, RecentRule, Rules, SinkRule, sourced
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS
 
-RULE_LIMITS = {
-    "recent": "only one of them can have keys that depend on the distance",
-    "head_sinks": "only one of them can find sinks of single heads",
-    "measured": "only one of them can choose heads by measuring",
-    "contrast": "only one of them can contrast the next token's distribution",
-    "saliency": "only one of them can reject candidates",
-    "confidence": "only one of them can depend on the first token's confidence",
+RULE_LIMITS: dict[type[Rule], str] = {
+    RecentRule: "only one of them can have keys that depend on the distance",
+    HeadSinkRule: "only one of them can find sinks of single heads",
+    MeasuredGains: "only one of them can choose heads by measuring",
+    ContrastRule: "only one of them can contrast the next token's distribution",
+    SaliencyRule: "only one of them can reject candidates",
+    ConfidenceRule: "only one of them can depend on the first token's confidence",
 }
-"""Field of a plan -> why a request has one rule of that kind."""
+"""Kind of rule -> why a request has one rule of that kind."""
 
-RULE_PAIRS = {
-    ("saliency", "contrast"): (
+RULE_PAIRS: dict[tuple[type[Rule], type[Rule]], str] = {
+    (SaliencyRule, ContrastRule): (
         "{0} judges candidates by the model's own distribution; {1} draws from another one"
     ),
-    ("confidence", "contrast"): (
+    (ConfidenceRule, ContrastRule): (
         "{0} depends on the model's own distribution; {1} draws from another one"
     ),
-    ("confidence", "measured"): (
+    (ConfidenceRule, MeasuredGains): (
         "{0} runs the last prompt row twice, and {1} measures the heads in it"
     ),
-    ("confidence", "head_sinks"): (
+    (ConfidenceRule, HeadSinkRule): (
         "{0} runs the last prompt row twice, and {1} sums the attention of every row"
     ),
 }
-"""Two fields of a plan -> why their rules exclude each other."""
+"""Two kinds of rules -> why they exclude each other."""
 
 
 def compile_plan(interventions: Sequence[Intervention], context: Context) -> Plan | None:
@@ -118,9 +125,7 @@ def _sourced(plan: Plan, index: int) -> Plan:
         name: tuple(replace(edit, source=index) for edit in getattr(plan, name))
         for name in ("scores", "masses", "heads", "residuals")
     }
-    for rule in plan.rules:
-        changed[RULE_FIELDS[type(rule)]] = sourced(rule, index)
-    return replace(plan, **changed)
+    return replace(plan, **changed, rules=tuple(rule.sourced(index) for rule in plan.rules))
 
 
 class _Composition:
@@ -146,8 +151,7 @@ class _Composition:
             heads=tuple(edit for plan in self._plans for edit in plan.heads),
             residuals=tuple(edit for plan in self._plans for edit in plan.residuals),
             vectors=tuple({v.digest: v for plan in self._plans for v in plan.vectors}.values()),
-            sinks=sinks,
-            **self._rules(),
+            rules=self._rules(sinks),
         )
 
     def _score(self, plan: int, edit: ScoreEdit) -> ScoreEdit:
@@ -201,7 +205,7 @@ class _Composition:
 
     def _check_gains(self) -> None:
         gains = [edit for plan in self._plans for edit in plan.heads]
-        measured = next((plan.measured for plan in self._plans if plan.measured), None)
+        measured = self._first(MeasuredGains)
         loud = find_loud_chain(gains, measured)
         if loud:
             last, (layer, head, phase) = loud
@@ -214,48 +218,54 @@ class _Composition:
 
     def _check_rules(self) -> None:
         """Two rules of one kind exclude each other, and some pairs of different kinds."""
-        owners: dict[str, int] = {}
+        owners: dict[type[Rule], int] = {}
         for i, plan in enumerate(self._plans):
             for rule in plan.rules:
-                name = RULE_FIELDS[type(rule)]
-                if name in owners:
-                    raise self._conflict(owners[name], i, f"{{0}} and {{1}}: {RULE_LIMITS[name]}")
-                owners[name] = i
+                kind = type(rule)
+                if kind in owners and kind in RULE_LIMITS:
+                    raise self._conflict(owners[kind], i, f"{{0}} and {{1}}: {RULE_LIMITS[kind]}")
+                owners[kind] = i
         for (one, other), what in RULE_PAIRS.items():
             if one in owners and other in owners:
                 raise self._conflict(owners[one], owners[other], what)
-        contrast = next((plan.contrast for plan in self._plans if plan.contrast), None)
-        if contrast and contrast.branch and contrast.branch.edited and "measured" in owners:
+        contrast = self._first(ContrastRule)
+        if contrast and contrast.branch and contrast.branch.edited and MeasuredGains in owners:
             what = "{0} edits its branch too, which the gains that {1} measures never reach"
-            raise self._conflict(owners["contrast"], owners["measured"], what)
-        found = (i for i, plan in enumerate(self._plans) if plan.sinks and plan.sinks.generated)
-        looks = next(found, None)
-        if looks is not None and "recent" in owners:
+            raise self._conflict(owners[ContrastRule], owners[MeasuredGains], what)
+        rules = ((i, plan.rule(SinkRule)) for i, plan in enumerate(self._plans))
+        looks = next((i for i, rule in rules if rule and rule.generated), None)
+        if looks is not None and RecentRule in owners:
             what = "{0} looks for sinks among generated keys, whose class {1} changes row by row"
-            raise self._conflict(looks, owners["recent"], what)
+            raise self._conflict(looks, owners[RecentRule], what)
 
-    def _rules(self) -> dict[str, Any]:
+    def _first(self, kind: type[R]) -> R | None:
+        return next((rule for plan in self._plans if (rule := plan.rule(kind))), None)
+
+    def _rules(self, sinks: SinkRule | None) -> tuple[AnyRule, ...]:
         """Every rule of any plan, in the plan's own classes."""
-        return {
-            RULE_FIELDS[type(rule)]: self._rule(i, rule)
+        found = [
+            self._rule(i, rule)
             for i, plan in enumerate(self._plans)
             for rule in plan.rules
-        }
+            if not isinstance(rule, SinkRule)
+        ]
+        return (*found, sinks) if sinks else tuple(found)
 
-    def _rule(self, plan: int, rule: Rules) -> Rules:
+    def _rule(self, plan: int, rule: AnyRule) -> AnyRule:
         if isinstance(rule, RecentRule):
-            return replace(rule, remap=self._partition.recent)
+            return replace_rule(rule, remap=self._partition.recent)
         if isinstance(rule, ConfidenceRule):
             unsure, sure = (
                 tuple(self._score(plan, edit) for edit in edits)
                 for edits in (rule.unsure, rule.sure)
             )
-            return replace(rule, unsure=unsure, sure=sure)
+            return replace_rule(rule, unsure=unsure, sure=sure)
         return rule
 
     def _sinks(self) -> SinkRule | None:
         """One rule that does for every plan what its own rule did."""
-        rules = {i: plan.sinks for i, plan in enumerate(self._plans) if plan.sinks}
+        found = {i: plan.rule(SinkRule) for i, plan in enumerate(self._plans)}
+        rules = {i: rule for i, rule in found.items() if rule}
         if not rules:
             return None
         first, rule = next(iter(rules.items()))
@@ -271,12 +281,12 @@ class _Composition:
                 *plan.masses,
                 *plan.heads,
             ]
-            if plan.confidence is not None:
-                edits += [*plan.confidence.unsure, *plan.confidence.sure]
+            if confidence := plan.rule(ConfidenceRule):
+                edits += [*confidence.unsure, *confidence.sure]
             edited = {layer for edit in edits for layer, _ in edit.sites}
             if edited - set(other.layers) & layers:
                 raise self._conflict(first, i, "{0} and {1} look for sinks in different layers")
-        return replace(
+        return replace_rule(
             rule,
             layers=tuple(sorted(layers)),
             remap=self._partition.remap,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from saccade_interventions.edits import Gate, MassEdit, TagRun
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 
 Combination = tuple[int, ...]
@@ -34,7 +35,7 @@ class Partition:
         prompt = {found for _, _, found in self._visible(0)}
         self._generated = tuple(plan.generated_tag for plan in plans)
         examined = prompt
-        if any(plan.sinks and plan.sinks.generated for plan in plans):
+        if any(rule and rule.generated for rule in self._sinks()):
             examined = prompt | {self._generated}
         self._as_sink = {found: self._sink(found) for found in examined}
         self._as_recent = {found: self._recent(found) for found in self._reached()}
@@ -110,17 +111,23 @@ class Partition:
             if stretch[1] > start and NEVER_ATTEND not in stretch[2]
         ]
 
+    def _sinks(self) -> list[SinkRule | None]:
+        return [plan.rule(SinkRule) for plan in self._plans]
+
+    def _windows(self) -> list[RecentRule | None]:
+        return [plan.rule(RecentRule) for plan in self._plans]
+
     def _sink(self, found: Combination) -> Combination:
-        remaps = [dict(plan.sinks.remap) if plan.sinks else {} for plan in self._plans]
+        remaps = [dict(rule.remap) if rule else {} for rule in self._sinks()]
         return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
 
     def _recent(self, found: Combination) -> Combination:
-        remaps = [dict(plan.recent.remap) if plan.recent else {} for plan in self._plans]
+        remaps = [dict(rule.remap) if rule else {} for rule in self._windows()]
         return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
 
     def _reached(self) -> set[Combination]:
         """What the keys are that some row may find among its recent ones, sinks included."""
-        starts = [plan.recent.start for plan in self._plans if plan.recent]
+        starts = [rule.start for rule in self._windows() if rule]
         if not starts:
             return set()
         prompt = {found for _, _, found in self._visible(min(starts))}
@@ -152,7 +159,8 @@ def _stretches(tags: Sequence[NDArray[np.uint8]]) -> list[Stretch]:
 
 
 def _needed(plan: Plan) -> set[int]:
-    required = {plan.sinks.require} if plan.sinks and plan.sinks.require is not None else set()
+    rule = plan.rule(SinkRule)
+    required = {rule.require} if rule and rule.require is not None else set()
     return required.union(*(receiving(edit) for edit in plan.masses))
 
 

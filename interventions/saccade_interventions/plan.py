@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -29,22 +30,17 @@ from saccade_interventions.edits import (
     TagRun,
     Vectors,
 )
+from saccade_interventions.needs import Needs, merged
 from saccade_interventions.phases import PHASES, Phase
 from saccade_interventions.programs import ProgramMaker
-from saccade_interventions.rules import (
-    ConfidenceRule,
-    ContrastRule,
-    HeadSinkRule,
-    MeasuredGains,
-    RecentRule,
-    Rules,
-    SaliencyRule,
-    SinkRule,
-    sourced,
-)
+from saccade_interventions.rules import KINDS, AnyRule, RecentRule, Rule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Program
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, site_of
+
+R = TypeVar("R", bound=Rule)
+
+_PLACES = {kind: place for place, kind in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
@@ -65,44 +61,48 @@ class Plan:
     heads: tuple[HeadEdit, ...] = ()
     residuals: tuple[ResidualEdit, ...] = ()
     vectors: tuple[Vectors, ...] = ()
-    sinks: SinkRule | None = None
-    recent: RecentRule | None = None
-    head_sinks: HeadSinkRule | None = None
-    measured: MeasuredGains | None = None
-    contrast: ContrastRule | None = None
-    saliency: SaliencyRule | None = None
-    confidence: ConfidenceRule | None = None
+    rules: tuple[AnyRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        order = [_PLACES[type(rule)] for rule in self.rules]
+        if len(set(order)) < len(order):
+            raise ValueError("a plan has one rule of a kind")
+        if order != sorted(order):
+            rules = sorted(self.rules, key=lambda rule: _PLACES[type(rule)])
+            object.__setattr__(self, "rules", tuple(rules))
 
     @property
     def edits(self) -> tuple[Edits, ...]:
         """All edits, score first."""
         return (*self.scores, *self.masses, *self.heads, *self.residuals)
 
-    @property
-    def rules(self) -> tuple[Rules, ...]:
-        """All rules that do something of their own."""
-        found = (getattr(self, name) for name in RULE_FIELDS.values())
-        return tuple(rule for rule in found if rule is not None)
+    def rule(self, kind: type[R]) -> R | None:
+        """The plan's rule of a kind, None without one."""
+        found = self._by_kind.get(kind)
+        return found if isinstance(found, kind) else None
+
+    @cached_property
+    def _by_kind(self) -> Mapping[type[Rule], Rule]:
+        return {type(rule): rule for rule in self.rules}
+
+    def with_rules(self, *rules: AnyRule) -> Plan:
+        """The same plan with these rules, in place of its own of their kinds."""
+        kept = self.without_rules(*map(type, rules)).rules
+        return replace(self, rules=(*kept, *rules))
+
+    def without_rules(self, *kinds: type[Rule]) -> Plan:
+        """The same plan without its rules of these kinds."""
+        return replace(self, rules=tuple(rule for rule in self.rules if type(rule) not in kinds))
 
     @property
     def acts(self) -> bool:
         """False if the plan changes nothing, as with neutral strengths."""
-        return bool(self.edits or self.rules)
+        return bool(self.edits) or any(not rule.silent for rule in self.rules)
 
-    @property
-    def whole_prompt(self) -> bool:
-        """True if a rule needs all prompt rows, of branches too, in one step from the first on."""
-        gained = () if self.measured is None else self.measured.phases
-        early = Phase.PREFIX in gained or Phase.QUESTION in gained
-        return self.head_sinks is not None or early
-
-    @property
-    def private(self) -> bool:
-        """True if all rows follow what is measured while they run, so that no page can be shared.
-
-        Of ``measured`` only the rows of its phases do; keys of pages from there on say so.
-        """
-        return self.head_sinks is not None
+    @cached_property
+    def needs(self) -> Needs:
+        """What its rules need, all together."""
+        return merged(rule.needs() for rule in self.rules)
 
     def phases_of(self, start: int, end: int) -> list[tuple[Phase, int]]:
         """The phases of the query rows from ``start`` to ``end``, with the number of rows of each.
@@ -181,13 +181,15 @@ class Plan:
         """
         made: list[tuple[tuple[Phase, ...], bytes]]
         made = [(edit.phases, _edit_content(edit)) for edit in self.edits]
-        if self.measured is not None:
-            made.append((self.measured.phases, _rule_content(self.measured)))
+        for rule in self.rules:
+            own = rule.needs().own_programs
+            if own:
+                made.append((tuple(phase for phase in PHASES if phase in own), _rule_content(rule)))
         classes = _encode(self.classes)
         keys: dict[Phase, str | None] = {}
         for phase in PHASES:
-            own = [content for phases, content in made if phase in phases]
-            keys[phase] = _digest(classes, *own) if own else None
+            content = [content for phases, content in made if phase in phases]
+            keys[phase] = _digest(classes, *content) if content else None
         return MappingProxyType(keys)
 
     def program_key(self, phase: Phase) -> str | None:
@@ -196,8 +198,8 @@ class Plan:
 
     @cached_property
     def _tags_key(self) -> str:
-        recent = None if self.recent is None else sourced(self.recent, 0)
-        return _digest(_encode([self.tags, self.generated_tag, self.sinks, recent]))
+        rules = [_rule_content(r) for r in self.rules if isinstance(r, SinkRule | RecentRule)]
+        return _digest(_encode([self.tags, self.generated_tag, rules]))
 
     def tags_key(self) -> str:
         """Content hash of the key classes, found sinks and recent keys included."""
@@ -208,17 +210,6 @@ class Plan:
         programs = [self.program_key(phase) for phase in Phase]
         rules = [_rule_content(rule) for rule in self.rules]
         return _digest(_encode([programs, self.tags_key()]), *rules)
-
-
-RULE_FIELDS: dict[type, str] = {
-    RecentRule: "recent",
-    HeadSinkRule: "head_sinks",
-    MeasuredGains: "measured",
-    ContrastRule: "contrast",
-    SaliencyRule: "saliency",
-    ConfidenceRule: "confidence",
-}
-"""Kind of rule -> the field of a plan that holds it."""
 
 
 def find_long_chain(residuals: Sequence[ResidualEdit]) -> tuple[ResidualEdit, Phase] | None:
@@ -253,8 +244,8 @@ def _edit_content(edit: Edits) -> bytes:
     return _encode([type(edit).__name__, nobodys])
 
 
-def _rule_content(rule: Rules) -> bytes:
-    return _encode([type(rule).__name__, sourced(rule, 0)])
+def _rule_content(rule: Rule) -> bytes:
+    return _encode(rule.sourced(0))
 
 
 def _digest(*content: bytes) -> str:

@@ -1,20 +1,27 @@
 """What a plan may ask of the engine beyond edits: to find, to measure, to branch, to choose.
 
-Rules are plain frozen data. A plan has at most one of each kind; ``source`` is the place of its
-intervention in the request.
+Every kind of rule is here, and says all that is to be known of it outside its handler in the
+engine (see :class:`~saccade_interventions.facts.Rule`). A plan has at most one of each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace as edited
+from typing import ClassVar, Literal, Self, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from saccade_interventions.edits import ScoreEdit, Sites
-from saccade_interventions.phases import Phase
+from saccade_interventions.facts import Rule as Rule
+from saccade_interventions.needs import Branch as Branch
+from saccade_interventions.needs import Needs as Needs
+from saccade_interventions.needs import Noise as Noise
+from saccade_interventions.needs import PageExtra
+from saccade_interventions.phases import PHASES, Phase
 
 
-@dataclass(frozen=True)
-class SinkRule:
+class SinkRule(Rule, frozen=True):
     """Sinks found while prefilling change the class of their position, layer by layer.
 
     Position j is a sink of a layer iff max over ``dims`` of abs(x_j) / RMS(x_j) >= ``threshold``
@@ -23,6 +30,8 @@ class SinkRule:
     positions after the prompt are examined too.
     """
 
+    silent: ClassVar[bool] = True
+
     threshold: float
     dims: tuple[int, ...]
     layers: tuple[int, ...]
@@ -30,9 +39,12 @@ class SinkRule:
     require: int | None = None
     generated: bool = False
 
+    def needs(self) -> Needs:
+        # Scores are kept by cache slot; thresholds are applied later.
+        return Needs(page_extra=PageExtra(f"{self.dims} {self.layers}", self.generated))
 
-@dataclass(frozen=True)
-class RecentRule:
+
+class RecentRule(Rule, frozen=True):
     """The keys just before a generated row change their class, for that row only.
 
     For the query row at position q the keys j with ``start`` <= j and q - j <= ``width``, and j < q
@@ -41,15 +53,18 @@ class RecentRule:
     that a key that leaves gets its own back.
     """
 
+    silent: ClassVar[bool] = True
+
     width: int
     start: int
     remap: tuple[tuple[int, int], ...]
     with_self: bool = False
-    source: int = 0
+
+    def needs(self) -> Needs:
+        return Needs(single_rows=True)
 
 
-@dataclass(frozen=True)
-class HeadSinkRule:
+class HeadSinkRule(Rule, frozen=True):
     """Key classes of single heads, by the attention that their keys received (ACT).
 
     In each site, a key k whose mean attention a_k = mean over rows i >= k of A[i, k] (A before mass
@@ -66,6 +81,8 @@ class HeadSinkRule:
     ``per_head_classes``.
     """
 
+    silent: ClassVar[bool] = True
+
     sites: Sites
     threshold: float
     relative: bool = False
@@ -73,11 +90,17 @@ class HeadSinkRule:
     decode: Literal["running", "row", "frozen", "off"] = "running"
     least_rows: int = 4
     exempt_initial: bool = False
-    source: int = 0
+
+    def needs(self) -> Needs:
+        return Needs(
+            whole_prompt=True,
+            single_rows=True,
+            own_pages=frozenset(PHASES),
+            per_head_classes=True,
+        )
 
 
-@dataclass(frozen=True)
-class MeasuredGains:
+class MeasuredGains(Rule, frozen=True):
     """Heads whose output depends on the image are amplified; which ones is measured (VHR).
 
     At the last prompt row, layer by layer with the gains of the layers below in force, head output
@@ -102,32 +125,18 @@ class MeasuredGains:
     population: bool = False
     relative: bool = False
     report: int = 0
-    source: int = 0
+
+    def needs(self) -> Needs:
+        own = frozenset(self.phases)
+        return Needs(
+            whole_prompt=not own.isdisjoint({Phase.PREFIX, Phase.QUESTION}),
+            own_pages=own,
+            own_programs=own,
+            branches=(Branch(self.images, edited=True, measures=True, source=self.source),),
+        )
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Diffusion noise on normalised pixels x: sqrt(kept) x + sqrt(1 - kept) n, n ~ N(0, 1)."""
-
-    kept: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A branch of the sequence: the same tokens, seen otherwise.
-
-    ``images``: the same, deleted (their tokens too), or with ``noise``. ``edited``: the request's
-    edits act in the branch as well, as far as their keys are left; otherwise it runs plain.
-    """
-
-    images: Literal["same", "deleted", "noised"]
-    noise: Noise | None = None
-    edited: bool = False
-
-
-@dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(Struct, frozen=True):
     """Logits read from the residual entering ``layers`` (0: the embeddings), at the sampled row.
 
     Of several layers the one counts whose distribution differs most from the final one, by
@@ -139,8 +148,7 @@ class EarlyExit:
     divergence: Literal["dola", "jsd"] = "dola"
 
 
-@dataclass(frozen=True)
-class ContrastRule:
+class ContrastRule(Rule, frozen=True):
     """Tokens are drawn from d = own log p - other log q instead of log p.
 
     p is the distribution of the sequence, q that of ``branch`` or ``early``, one of which is set.
@@ -155,11 +163,14 @@ class ContrastRule:
     cutoff: float
     branch: Branch | None = None
     early: EarlyExit | None = None
-    source: int = 0
+
+    def needs(self) -> Needs:
+        if self.branch is None:
+            return Needs()
+        return Needs(branches=(replace(self.branch, source=self.source),))
 
 
-@dataclass(frozen=True)
-class SaliencyRule:
+class SaliencyRule(Rule, frozen=True):
     """Candidates whose saliency for the recent output is low are rejected (SGRS).
 
     For each of the ``candidates`` likeliest tokens c, in each of ``layers``: G = |A dL/dA| of the
@@ -184,11 +195,12 @@ class SaliencyRule:
     warmup: int = 5
     fallback: Literal["likeliest", "most_salient"] = "likeliest"
     exempt: tuple[int, ...] = ()
-    source: int = 0
+
+    def needs(self) -> Needs:
+        return Needs(token_first=True)
 
 
-@dataclass(frozen=True)
-class ConfidenceRule:
+class ConfidenceRule(Rule, frozen=True):
     """Edits of the last prompt row that depend on how sure the model is without them (AdaptVis).
 
     The row runs without these edits first; if the largest probability of the first token, rounded
@@ -199,18 +211,27 @@ class ConfidenceRule:
     unsure: tuple[ScoreEdit, ...]
     sure: tuple[ScoreEdit, ...]
     decimals: int = 2
-    source: int = 0
 
+    def needs(self) -> Needs:
+        return Needs(token_first=True, last_row_twice=True)
 
-Rules = RecentRule | HeadSinkRule | MeasuredGains | ContrastRule | SaliencyRule | ConfidenceRule
-
-
-def sourced(rule: Rules, source: int) -> Rules:
-    """The rule, and the edits in it, as those of the intervention at this place."""
-    if isinstance(rule, ConfidenceRule):
+    def sourced(self, source: int) -> Self:
         unsure, sure = (
-            tuple(replace(edit, source=source) for edit in edits)
-            for edits in (rule.unsure, rule.sure)
+            tuple(edited(edit, source=source) for edit in edits)
+            for edits in (self.unsure, self.sure)
         )
-        return replace(rule, unsure=unsure, sure=sure, source=source)
-    return replace(rule, source=source)
+        return replace(self, unsure=unsure, sure=sure, source=source)
+
+
+AnyRule = (
+    SinkRule
+    | RecentRule
+    | HeadSinkRule
+    | ContrastRule
+    | MeasuredGains
+    | SaliencyRule
+    | ConfidenceRule
+)
+"""The kinds of rules, in the order in which a plan lists its own."""
+
+KINDS: tuple[type[Rule], ...] = get_args(AnyRule)

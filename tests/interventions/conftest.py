@@ -12,6 +12,7 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import SinkRule
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
@@ -69,7 +70,7 @@ def tags_of(plan: Plan, layer: int, keys: int, hidden: torch.Tensor | None) -> t
     """Classes of all keys in one layer, sinks found in ``hidden`` [keys, hidden_size]."""
     base = torch.full((keys,), plan.generated_tag, dtype=torch.int64)
     base[: plan.prompt_length] = torch.from_numpy(plan.base_tags()).long()
-    rule = plan.sinks
+    rule = plan.rule(SinkRule)
     tags = base[None].to(torch.uint8)
     if rule is None or layer not in rule.layers or hidden is None:
         return tags.long()

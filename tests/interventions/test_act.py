@@ -14,6 +14,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.act import ACT
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
+from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, GATES
 from saccade_kernels.head_sinks import HeadSinkCriterion
@@ -35,7 +36,7 @@ EXAMPLE = torch.tensor(
 
 def classes_of(plan, attention):
     """The classes that the plan's rule finds in the prompt's attention [heads, keys, keys]."""
-    rule = plan.head_sinks
+    rule = plan.rule(HeadSinkRule)
     spare_first = rule.spare == "first_found"
     criterion = HeadSinkCriterion(rule.threshold, rule.relative, spare_first, rule.exempt_initial)
     return criterion.classes(attention.sum(1))
@@ -43,7 +44,7 @@ def classes_of(plan, attention):
 
 def calibrate(plan, attention, layer):
     """The plan's edit of the prompt's attention [heads, keys, keys], in float64."""
-    heads = list(dict(plan.head_sinks.sites)[layer])
+    heads = list(dict(plan.rule(HeadSinkRule).sites)[layer])
     own = attention[heads]
     (mass,) = plan.masses
     matrix = torch.zeros(CLASSES + GATES, CLASSES, dtype=torch.float64)
@@ -127,9 +128,10 @@ def test_a_threshold_relative_to_the_length(make_context):
 
 def test_the_plan(make_context):
     plan = ACT(heads=HEADS, decode="off").compile(make_context(Prompt(9)))
-    assert plan.head_sinks.sites == ((2, (0, 3)), (3, (1,)))
-    assert plan.whole_prompt
-    assert plan.private
+    assert plan.rule(HeadSinkRule).sites == ((2, (0, 3)), (3, (1,)))
+    assert plan.needs.whole_prompt
+    assert plan.needs.own_pages == set(Phase)
+    assert plan.needs.per_head_classes
     assert plan.program(Phase.GENERATED).is_identity()
     program = plan.program(Phase.QUESTION)
     assert [layer for layer, edit in enumerate(program.edits()) if edit] == [2, 3]
@@ -220,7 +222,7 @@ def test_composition(registry, make_context, case):
     plan = compile_plan(registry.parse([*COMPOSED[case], act]), context)
     own = [edit for edit in plan.masses if edit.per_head_classes]
     assert [edit.source for edit in own] == [len(COMPOSED[case])]
-    assert plan.head_sinks.source == len(COMPOSED[case])
+    assert plan.rule(HeadSinkRule).source == len(COMPOSED[case])
     np.testing.assert_allclose(
         plan.program(Phase.LAST).transform[2, 3, :2, :2], [[1, 0.6], [0, 0.4]], rtol=1e-6
     )

@@ -22,8 +22,8 @@ PROMPT = Prompt(9, images=((1, 3), (5, 7)))
 
 def decided(plan, name):
     """The plan of the run that counts."""
-    edits = getattr(plan.confidence, name)
-    return replace(plan, scores=plan.scores + edits, confidence=None)
+    edits = getattr(plan.rule(ConfidenceRule), name)
+    return replace(plan.without_rules(ConfidenceRule), scores=plan.scores + edits)
 
 
 @pytest.mark.parametrize(("name", "weight"), [("unsure", 0.75), ("sure", 1.5)])
@@ -38,7 +38,7 @@ def test_the_formula_written_out(make_context, attend, name, weight):
 
 
 def test_the_rule(make_context):
-    rule = AdaptVis(threshold=0.3).compile(make_context(PROMPT)).confidence
+    rule = AdaptVis(threshold=0.3).compile(make_context(PROMPT)).rule(ConfidenceRule)
     assert (rule.threshold, rule.decimals) == (0.3, 2)
     assert [edit.scale for edit in (*rule.unsure, *rule.sure)] == [-0.5, 0.5]
     assert {edit.phases for edit in (*rule.unsure, *rule.sure)} == {(Phase.LAST,)}
@@ -47,7 +47,7 @@ def test_the_rule(make_context):
 def test_weights_of_one_are_no_edits(make_context):
     context = make_context(PROMPT)
     assert compile_plan([AdaptVis(w1=1, w2=1)], context) is None
-    rule = AdaptVis(w1=1).compile(context).confidence
+    rule = AdaptVis(w1=1).compile(context).rule(ConfidenceRule)
     assert (rule.unsure, len(rule.sure)) == ((), 1)
 
 
@@ -60,8 +60,8 @@ def test_with_methods_that_divide_the_image(make_context, attend, order):
         PASTA(spans=[[2, 6]], alpha=0.5, heads="all"),
     ][::order]
     plan = compile_plan(methods, make_context(PROMPT))
-    assert {e.source for e in plan.confidence.sure} == {plan.confidence.source}
-    assert methods[plan.confidence.source].method == "adaptvis"
+    assert {e.source for e in plan.rule(ConfidenceRule).sure} == {plan.rule(ConfidenceRule).source}
+    assert methods[plan.rule(ConfidenceRule).source].method == "adaptvis"
     scores = torch.randn(4, 12, 12, dtype=torch.float64)
     image = [1, 2, 5, 6]
     z = scores.clone()

@@ -1,7 +1,5 @@
 """Plans of branches: edits follow the rows and keys that are left, choices stay behind."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -81,25 +79,24 @@ def test_hidden_keys_are_hidden_and_the_rest_is_as_it_was() -> None:
 
 def test_what_chooses_or_measures_is_the_request_s_own() -> None:
     sinks = SinkRule(1.0, (0,), (0, 1), ((1, 2),))
-    plan = replace(
-        made(),
-        sinks=sinks,
-        recent=RecentRule(4, 9, ((1, 2),)),
-        measured=MeasuredGains((0,), 2.0, EVERY),
-        contrast=ContrastRule(2.0, 1.0, 0.1, branch=Branch("deleted")),
-        saliency=SaliencyRule((0,), 2, 2, 0.5, 4),
-        confidence=ConfidenceRule(0.5, (), ()),
+    plan = made().with_rules(
+        sinks,
+        RecentRule(4, 9, ((1, 2),)),
+        MeasuredGains((0,), 2.0, EVERY),
+        ContrastRule(2.0, 1.0, 0.1, branch=Branch("deleted")),
+        SaliencyRule((0,), 2, 2, 0.5, 4),
+        ConfidenceRule(0.5, (), ()),
     )
     for branch in (deleted_plan(plan, IMAGES), hidden_plan(plan, IMAGES)):
         assert branch is not None
-        assert [type(rule) for rule in branch.rules] == [RecentRule]
-        assert branch.sinks == sinks
+        assert [type(rule) for rule in branch.rules] == [SinkRule, RecentRule]
+        assert branch.rule(SinkRule) == sinks
 
 
 @pytest.mark.parametrize(("start", "moved"), [(0, 0), (3, 2), (9, 4), (12, 7), (15, 10)])
 def test_recent_keys_start_where_they_did(start: int, moved: int) -> None:
-    plan = replace(made(), recent=RecentRule(4, start, ((1, 2),)))
+    plan = made().with_rules(RecentRule(4, start, ((1, 2),)))
     branch = deleted_plan(plan, IMAGES)
     assert branch is not None
-    assert branch.recent is not None
-    assert branch.recent.start == moved
+    assert branch.rule(RecentRule) is not None
+    assert branch.rule(RecentRule).start == moved

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from saccade_interventions.chains import find_loud_chain
 from saccade_interventions.compose import compile_plan
@@ -19,6 +20,7 @@ from saccade_interventions.methods.var import VAR
 from saccade_interventions.methods.vhr import VHR
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import SinkRule
 from saccade_interventions.targets import Rows, Sited
 from saccade_kernels.controls import NEVER_ATTEND
 
@@ -192,7 +194,7 @@ def test_two_rules_of_one_kind_share_the_sinks(context, attend, scores, hidden):
     """VAR with one strength in one layer, with another in the next."""
     parts = [VAR(**STRONG, layers=[2]), VAR(move_fraction=0.5, layers=[3], heads=[0, 3])]
     plan = compile_plan(parts, context)
-    assert plan.sinks.layers == (2, 3)
+    assert plan.rule(SinkRule).layers == (2, 3)
     for part, layer in zip(parts, (2, 3), strict=True):
         alone = attend(part.compile(context), scores, layer=layer, hidden=hidden)
         edited = attend(plan, scores, layer=layer, hidden=hidden)
@@ -264,7 +266,7 @@ class Narrow(VAR):
 
     def compile(self, context: Context) -> Plan:
         plan = super().compile(context)
-        return replace(plan, sinks=replace(plan.sinks, layers=(2,)))
+        return plan.with_rules(structs.replace(plan.rule(SinkRule), layers=(2,)))
 
 
 def test_sinks_are_not_found_where_a_method_does_not_look(context):
@@ -305,7 +307,7 @@ def test_hidden_keys_stay_hidden(context):
     assert plan.hides
     assert plan.base_tags().tolist()[:2] == [NEVER_ATTEND] * 2
     assert NEVER_ATTEND not in plan.base_tags()[2:]
-    assert NEVER_ATTEND not in sum(plan.sinks.remap, ())
+    assert NEVER_ATTEND not in sum(plan.rule(SinkRule).remap, ())
 
 
 def test_a_class_without_keys_still_receives(context):

@@ -23,9 +23,9 @@ OTHER = torch.tensor([1, 1.8, 0.2, -3], dtype=torch.float64)
 
 def rule_of(method, context) -> ContrastRule:
     plan = method.compile(context)
-    assert plan.rules == (plan.contrast,)
+    assert plan.rules == (plan.rule(ContrastRule),)
     assert not plan.edits
-    return plan.contrast
+    return plan.rule(ContrastRule)
 
 
 def scores(rule: ContrastRule) -> torch.Tensor:
@@ -160,9 +160,9 @@ def test_one_contrast_a_request_and_any_edits_beside_it(make_context):
     context = make_context(PICTURE)
     plan = compile_plan([PAI(), PAIContrast()], context)
     assert isinstance(plan, Plan)
-    assert (plan.scores[0].source, plan.contrast.source) == (0, 1)
+    assert (plan.scores[0].source, plan.rule(ContrastRule).source) == (0, 1)
     with pytest.raises(InterventionError) as refused:
         compile_plan([VCD(), PAI(), DoLa()], context)
     assert refused.value.code == Code.CONFLICT
     assert refused.value.param == "interventions[2]"
-    assert compile_plan([VCD(alpha=0), DoLa()], context).contrast.early is not None
+    assert compile_plan([VCD(alpha=0), DoLa()], context).rule(ContrastRule).early is not None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -19,15 +20,15 @@ import pytest
 from saccade_interventions.edits import Gate, HeadEdit, MassEdit, ResidualEdit, ScoreEdit, Vectors
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import MeasuredGains, RecentRule, SinkRule
+from saccade_interventions.rules import MeasuredGains, RecentRule, Rule, SinkRule
 from saccade_kernels.controls import ControlShape
 
 SITES = ((0, (0, 2)), (1, (1,)))
 ROWS = (Phase.QUESTION, Phase.LAST)
 SHIFT = Vectors.pack(np.arange(12, dtype=np.float32).reshape(3, 4))
 DIRECTION = Vectors.pack(np.eye(2, 8, dtype=np.float32))
-OF_A_PROGRAM = ("scores", "masses", "heads", "residuals", "measured")
-OF_TAGS = ("tags", "generated_tag", "sinks", "recent")
+OF_A_PROGRAM = ("scores", "masses", "heads", "residuals", MeasuredGains)
+OF_TAGS = ("tags", "generated_tag", SinkRule, RecentRule)
 
 
 def plan() -> Plan:
@@ -60,10 +61,23 @@ def plan() -> Plan:
             ),
         ),
         vectors=(SHIFT, DIRECTION),
-        sinks=SinkRule(3.25, (5, 6), (0, 1), ((1, 2),), 2, False),
-        recent=RecentRule(5, 9, ((0, 2),), False),
-        measured=MeasuredGains((0, 1), 2.25, ROWS, report=3),
+        rules=(
+            SinkRule(3.25, (5, 6), (0, 1), ((1, 2),), 2, False),
+            RecentRule(5, 9, ((0, 2),), False),
+            MeasuredGains((0, 1), 2.25, ROWS, report=3),
+        ),
     )
+
+
+def versions(base: Plan, part: str | type[Rule]) -> Iterator[tuple[str, Plan]]:
+    """Plans that differ in one place of a field, or of the rule of a kind."""
+    if isinstance(part, str):
+        for where, changed in mutations(getattr(base, part), part):
+            yield where, replace(base, **{part: changed})
+        return
+    for where, changed in mutations(base.rule(part), part.__name__):
+        yield where, base.with_rules(changed)
+    yield f"no {part.__name__}", base.without_rules(part)
 
 
 def mutations(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,6 +87,11 @@ def mutations(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             if field.name != "source":
                 for where, changed in mutations(getattr(value, field.name), f".{field.name}"):
                     yield path + where, replace(value, **{field.name: changed})
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            if name != "source":
+                for where, changed in mutations(getattr(value, name), f".{name}"):
+                    yield path + where, msgspec.structs.replace(value, **{name: changed})
     elif isinstance(value, tuple):
         for at, item in enumerate(value):
             for where, changed in mutations(item, f"[{at}]"):
@@ -103,12 +122,11 @@ def keys(made: Plan) -> set[str]:
     return {key for key in made.program_keys.values() if key is not None}
 
 
-@pytest.mark.parametrize("name", OF_A_PROGRAM)
-def test_no_two_programs_share_a_fingerprint(name: str) -> None:
+@pytest.mark.parametrize("part", OF_A_PROGRAM)
+def test_no_two_programs_share_a_fingerprint(part: str | type[Rule]) -> None:
     base = plan()
     seen = keys(base)
-    for where, changed in mutations(getattr(base, name), name):
-        other = replace(base, **{name: changed})
+    for where, other in versions(base, part):
         assert other.program_keys != base.program_keys, where
         if ".phases" not in where:  # a phase that an edit leaves may be left by others the same way
             fresh = keys(other)
@@ -120,22 +138,39 @@ def test_a_program_says_how_many_classes_it_knows() -> None:
     assert not keys(plan()) & keys(replace(plan(), classes=4))
 
 
-@pytest.mark.parametrize("name", OF_TAGS)
-def test_no_two_divisions_of_the_keys_share_a_fingerprint(name: str) -> None:
+@pytest.mark.parametrize("part", OF_TAGS)
+def test_no_two_divisions_of_the_keys_share_a_fingerprint(part: str | type[Rule]) -> None:
     base = replace(plan(), tags=())
     seen = {base.tags_key()}
-    for where, changed in mutations(getattr(base, name), name):
-        other = replace(base, **{name: changed}).tags_key()
+    for where, changed in versions(base, part):
+        other = changed.tags_key()
         assert other not in seen, where
         seen.add(other)
 
 
+def test_the_order_in_which_rules_are_given_makes_no_difference() -> None:
+    base = plan()
+    for rules in permutations(base.rules):
+        other = replace(base, rules=rules)
+        assert other == base
+        assert other.fingerprint() == base.fingerprint()
+
+
+def test_a_plan_has_one_rule_of_a_kind_on_the_wire_too() -> None:
+    base = plan()
+    twice = msgspec.to_builtins(base)
+    twice["rules"] *= 2
+    with pytest.raises(msgspec.ValidationError, match="one rule of a kind"):
+        msgspec.convert(twice, type=Plan)
+    with pytest.raises(ValueError, match="one rule of a kind"):
+        replace(base, rules=base.rules * 2)
+
+
 def test_every_field_of_a_plan_is_one_of_those() -> None:
-    """Or says where its rows are, or is brought by its digest, or is a rule beside programs."""
+    """Or says where its rows are, or is brought by its digest, or is tested by kind of rule."""
     sizes = {"shape", "prompt_length", "question_start", "classes"}
-    beside = {"vectors", "head_sinks", "contrast", "saliency", "confidence"}
-    named = {field.name for field in fields(Plan)}
-    assert named == {*OF_A_PROGRAM, *OF_TAGS} | sizes | beside
+    tested = {part for part in (*OF_A_PROGRAM, *OF_TAGS) if isinstance(part, str)}
+    assert {field.name for field in fields(Plan)} == tested | sizes | {"vectors", "rules"}
 
 
 def test_edits_of_different_kinds_never_look_alike() -> None:

@@ -18,7 +18,7 @@ from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.var import VAR
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import RecentRule
+from saccade_interventions.rules import RecentRule, SinkRule
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -34,8 +34,8 @@ def last_row(attend):
 
     def run(method, context, scores):
         plan, keys = method.compile(context), scores.shape[-1]
-        ((_, recent),) = plan.recent.remap
-        start = max(plan.recent.start, keys - 1 - plan.recent.width)
+        ((_, recent),) = plan.rule(RecentRule).remap
+        start = max(plan.rule(RecentRule).start, keys - 1 - plan.rule(RecentRule).width)
         seen = replace(plan, tags=(TagRun(start, keys - 1, recent),), prompt_length=keys - 1)
         square = scores[:, None].expand(-1, keys, -1)
         return attend(seen, square, layer=2, exact=True)[:, -1]
@@ -106,7 +106,7 @@ def test_the_reference_arrays(make_context, last_row, variant):
     wanted = torch.from_numpy(arrays[VARIANTS[variant]])
     atol = 1e-7 if variant == "score" else 1e-14
     torch.testing.assert_close(edited, wanted, rtol=0, atol=atol)
-    rule = method.compile(context).recent
+    rule = method.compile(context).rule(RecentRule)
     keys = np.arange(scores.shape[1])
     inside = (keys >= rule.start) & (14 - keys <= rule.width) & (keys < 14)
     assert (inside == arrays["window"]).all()
@@ -127,11 +127,11 @@ def test_every_depth_has_default_layers(make_context, layers):
 
 def test_the_rule(make_context):
     context = make_context(Prompt(12, images=((3, 9),)))
-    assert LocoRE().compile(context).recent == RecentRule(5, 12, ((0, 1),))
+    assert LocoRE().compile(context).rule(RecentRule) == RecentRule(5, 12, ((0, 1),))
     options = {"window": 7, "region": "after_image", "include_self": True}
-    assert LocoRE(**options).compile(context).recent == RecentRule(7, 9, ((0, 1),), True)
+    assert LocoRE(**options).compile(context).rule(RecentRule) == RecentRule(7, 9, ((0, 1),), True)
     text = make_context(Prompt(12))
-    assert LocoRE(region="after_image").compile(text).recent.start == 0
+    assert LocoRE(region="after_image").compile(text).rule(RecentRule).start == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -197,7 +197,7 @@ def test_the_page_key_names_the_rule(with_image):
     }
     assert len(keys) == 4
     plan = compile_plan([VAR(move_fraction=0), base], with_image)
-    assert plan.recent.source == 1
+    assert plan.rule(RecentRule).source == 1
     assert plan.tags_key() == base.compile(with_image).tags_key()
 
 
@@ -206,11 +206,11 @@ def test_composed_with_var(with_image):
     for order in ([VAR(), LocoRE()], [LocoRE(), VAR()]):
         plan = compile_plan(order, with_image)
         assert plan.classes == 5
-        assert len(plan.recent.remap) == 1
-        ((text, recent),) = plan.recent.remap
+        assert len(plan.rule(RecentRule).remap) == 1
+        ((text, recent),) = plan.rule(RecentRule).remap
         assert text == plan.generated_tag
         assert plan.scores[0].classes == (recent,)
-        assert recent not in {tag for pair in plan.sinks.remap for tag in pair}
+        assert recent not in {tag for pair in plan.rule(SinkRule).remap for tag in pair}
         check_same_flow(plan, text, recent)
 
 

@@ -1,5 +1,6 @@
 """Plans and their builder: what is kept, what is dropped, what is refused; finding text."""
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from saccade_interventions.context import Prompt, runs
 from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.phases import ROWS, Phase, parse_rows
-from saccade_interventions.plan import find_crowd
+from saccade_interventions.plan import Plan, find_crowd
 from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, SiteKind
@@ -238,14 +239,17 @@ def test_windows_that_could_not_be_undone(plan, wrong, message):
 def test_windows_and_sinks(plan):
     """A recent class is none that a sink can have, and generated sinks would be overwritten."""
     tag = windowed(plan)
-    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 2),)))
+
+    def built(sink: int, generated: bool = False) -> Plan:
+        builder = deepcopy(plan)
+        builder.rule(SinkRule(0.5, (1,), (1,), ((tag, sink),), generated=generated))
+        return builder.build()
+
     with pytest.raises(ValueError, match="holds no other keys"):
-        plan.build()
-    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 0),), generated=True))
+        built(2)
     with pytest.raises(ValueError, match="not both"):
-        plan.build()
-    plan.sinks(SinkRule(0.5, (1,), (1,), ((tag, 0),)))
-    assert plan.build().recent == RecentRule(3, 8, ((0, 2),))
+        built(0, generated=True)
+    assert built(0).rule(RecentRule) == RecentRule(3, 8, ((0, 2),))
 
 
 @pytest.mark.parametrize("span", [(3, 3), (4, 2), (-1, 2), (0, 9)])

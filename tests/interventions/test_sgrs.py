@@ -15,7 +15,7 @@ PROMPT = Prompt(9, images=((1, 3),))
 def test_the_defaults(make_context):
     """sgrs.md, the fixed reading."""
     plan = SGRS().compile(make_context(Prompt(9), layers=32, special_tokens=(1, 2)))
-    assert plan.saliency == SaliencyRule(
+    assert plan.rule(SaliencyRule) == SaliencyRule(
         layers=(6, 7, 8), candidates=5, draws=3, alpha=0.6, window=5, exempt=(1, 2)
     )
     assert not plan.edits
@@ -25,7 +25,7 @@ def test_the_defaults(make_context):
     ("layers", "wanted"), [(40, (8, 9, 10)), (28, (5, 6, 7)), (6, (1, 2)), (4, (1,)), (1, (0,))]
 )
 def test_layers_in_proportion(make_context, layers, wanted):
-    assert SGRS().compile(make_context(PROMPT, layers=layers)).saliency.layers == wanted
+    assert SGRS().compile(make_context(PROMPT, layers=layers)).rule(SaliencyRule).layers == wanted
 
 
 def test_every_parameter_arrives(make_context):
@@ -42,7 +42,7 @@ def test_every_parameter_arrives(make_context):
         warmup=2,
         fallback="most_salient",
     )
-    rule = method.compile(make_context(PROMPT)).saliency
+    rule = method.compile(make_context(PROMPT)).rule(SaliencyRule)
     assert rule == SaliencyRule(
         (1, 3), 4, 2, 0.9, 7, "after_image", False, "mean", "accepted", 2, "most_salient"
     )
@@ -87,7 +87,7 @@ def test_bad_parameters(registry, wrong):
 
 def test_beside_edits_it_is_kept_as_it_is(make_context):
     plan = compile_plan([PAI(), SGRS()], make_context(PROMPT))
-    assert plan.saliency.source == 1
+    assert plan.rule(SaliencyRule).source == 1
     assert {edit.source for edit in plan.scores} == {0}
 
 

@@ -18,6 +18,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.var import VAR
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.thresholds import default_threshold
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,7 +159,7 @@ def test_only_named_layers_and_heads(make_context, attend, residual):
     edited = attend(plan, scores, layer=3, hidden=hidden)
     assert torch.equal(edited[[0, 3]], before[[0, 3]])
     assert (edited[[1, 2]] != before[[1, 2]]).any()
-    assert plan.sinks.layers == (3,)
+    assert plan.rule(SinkRule).layers == (3,)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +175,14 @@ def test_default_layers(make_context, layers, include_last, chosen):
 def test_threshold_scales_with_the_model(make_context):
     assert default_threshold(4096) == 20
     context = make_context(Prompt(6, images=((1, 4),)), hidden_size=1024)
-    assert VAR().compile(context).sinks.threshold == 10
-    assert VAR(tau=5).compile(context).sinks.threshold == 5
+    assert VAR().compile(context).rule(SinkRule).threshold == 10
+    assert VAR(tau=5).compile(context).rule(SinkRule).threshold == 5
 
 
 def test_no_strength_is_no_plan(make_context):
     context = make_context(Prompt(6, images=((1, 4),)))
     assert compile_plan([VAR(move_fraction=0)], context) is None
-    assert VAR(move_fraction=0).compile(context).sinks is None
+    assert VAR(move_fraction=0).compile(context).rule(SinkRule) is None
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_unknown_dimensions_name_the_way_out(make_context):
     context = make_context(Prompt(6, images=((1, 4),)), sink_dims=())
     with pytest.raises(InterventionError, match="pass them as sink_dims"):
         VAR().compile(context)
-    assert VAR(sink_dims=[3]).compile(context).sinks.dims == (3,)
+    assert VAR(sink_dims=[3]).compile(context).rule(SinkRule).dims == (3,)
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
@@ -298,8 +299,8 @@ def test_dimensions_from_an_artifact(make_context):
     for dims in ((7, 21), ()):
         context = make_context(Prompt(6, images=((1, 4),)), sink_dims=dims)
         context, (digest,) = with_artifacts(context, sinks_artifact([40, 3]))
-        assert VAR(artifact=digest).compile(context).sinks.dims == (40, 3)
-    assert VAR(sink_dims=[5]).compile(context).sinks.dims == (5,)
+        assert VAR(artifact=digest).compile(context).rule(SinkRule).dims == (40, 3)
+    assert VAR(sink_dims=[5]).compile(context).rule(SinkRule).dims == (5,)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ PROMPT = Prompt(12, images=((2, 5), (6, 9)))
 
 def test_the_paper_s_defaults(make_context):
     plan = VHR().compile(make_context(PROMPT, layers=32))
-    assert plan.measured == MeasuredGains((1, *range(18, 32)), 2.0, tuple(Phase))
-    assert plan.whole_prompt
-    assert not plan.private
+    assert plan.rule(MeasuredGains) == MeasuredGains((1, *range(18, 32)), 2.0, tuple(Phase))
+    assert plan.needs.whole_prompt
+    assert plan.needs.own_pages == plan.needs.own_programs == set(Phase)
+    assert not plan.needs.per_head_classes
     assert plan.edits == plan.tags == ()
 
 
@@ -32,7 +33,7 @@ def test_the_paper_s_defaults(make_context):
     ],
 )
 def test_default_layers_scale(make_context, layers, chosen):
-    assert VHR().compile(make_context(PROMPT, layers=layers)).measured.layers == chosen
+    assert VHR().compile(make_context(PROMPT, layers=layers)).rule(MeasuredGains).layers == chosen
 
 
 def test_options_arrive(make_context):
@@ -48,7 +49,7 @@ def test_options_arrive(make_context):
         diagnose=4,
     )
     plan = method.compile(make_context(PROMPT))
-    assert plan.measured == MeasuredGains(
+    assert plan.rule(MeasuredGains) == MeasuredGains(
         layers=(0, 3),
         gain=1.5,
         phases=(Phase.LAST, Phase.GENERATED),
@@ -59,13 +60,13 @@ def test_options_arrive(make_context):
         relative=True,
         report=4,
     )
-    assert not plan.whole_prompt
+    assert not plan.needs.whole_prompt
 
 
 def test_gain_one_is_no_plan_unless_it_diagnoses(make_context):
     context = make_context(PROMPT)
     assert compile_plan([VHR(gain=1)], context) is None
-    rule = compile_plan([VHR(gain=1, diagnose=2)], context).measured
+    rule = compile_plan([VHR(gain=1, diagnose=2)], context).rule(MeasuredGains)
     assert (rule.layers, rule.phases, rule.report) == ((), (), 2)
 
 
@@ -156,4 +157,4 @@ def test_one_request_measures_once(make_context):
 
 def test_sources_name_the_entry(make_context):
     plan = compile_plan([VHR(gain=1), VHR()], make_context(PROMPT))
-    assert plan.measured.source == 1
+    assert plan.rule(MeasuredGains).source == 1

@@ -207,7 +207,7 @@ class TooWide(Made):
 
     def finish(self, plan: Plan, context: Context) -> Plan:
         sites = ((0, (0, 1)),)
-        return replace(plan, head_sinks=HeadSinkRule(sites, 0.1))
+        return plan.with_rules(HeadSinkRule(sites, 0.1))
 
 
 def test_a_prompt_too_long_for_a_method_is_no_fault_of_the_method(

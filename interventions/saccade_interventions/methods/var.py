@@ -180,7 +180,7 @@ class VAR(Sited, OnImages):
                 plan.gate({visual: 1 - rho, visual_sink: -rho}, at_least=0),
             ],
         )
-        plan.sinks(
+        plan.rule(
             SinkRule(
                 threshold=self.tau or default_threshold(context.model.hidden_size),
                 dims=self._dims(context),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -150,10 +151,12 @@ def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]])
 
 def has_per_head_classes(chunks: Batch[Chunk]) -> bool:
     """True if query rows of these chunks have key classes of single heads."""
+    found = ((chunk, chunk.sequence.plan) for chunk in chunks)
+    rules = ((chunk, plan.rule(HeadSinkRule)) for chunk, plan in found if plan is not None)
     return any(
         rule.decode != "off" or chunk.start < chunk.sequence.prompt_length
-        for chunk in chunks
-        if chunk.sequence.plan is not None and (rule := chunk.sequence.plan.head_sinks) is not None
+        for chunk, rule in rules
+        if rule is not None
     )
 
 

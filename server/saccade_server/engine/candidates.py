@@ -184,8 +184,9 @@ def _parts(chunks: Batch[Chunk]) -> list[tuple[Chunk, ...]]:
 def _rule(chunk: Chunk) -> SaliencyRule:
     plan = chunk.sequence.plan
     assert plan is not None
-    assert plan.saliency is not None
-    return plan.saliency
+    rule = plan.rule(SaliencyRule)
+    assert rule is not None
+    return rule
 
 
 def _span(chunk: Chunk, rule: SaliencyRule) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import ConfidenceRule
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download, Uploader
@@ -50,9 +51,9 @@ class Confidences:
 
 def decided(plan: Plan, confidence: float) -> tuple[str, Plan]:
     """What was found, "unsure" or "sure", and the plan of the run that counts."""
-    rule = plan.confidence
+    rule = plan.rule(ConfidenceRule)
     assert rule is not None
     unsure = round(confidence, rule.decimals) < rule.threshold
     edits = rule.unsure if unsure else rule.sure
-    chosen = replace(plan, scores=plan.scores + edits, confidence=None)
+    chosen = replace(plan.without_rules(ConfidenceRule), scores=plan.scores + edits)
     return "unsure" if unsure else "sure", chosen

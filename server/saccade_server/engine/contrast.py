@@ -132,7 +132,7 @@ def _pairs(sampling: Batch[Chunk], exits: Exits | None) -> list[_Pair]:
     drawn = [chunk.sequence for chunk in sampling if chunk.draws]
     found = []
     for row, leader in enumerate(drawn):
-        rule = leader.plan.contrast if leader.plan is not None else None
+        rule = leader.plan.rule(ContrastRule) if leader.plan is not None else None
         if rule is None:
             continue
         if rule.early is not None:

@@ -14,6 +14,7 @@ import traceback
 
 import torch
 
+from saccade_interventions.rules import ConfidenceRule, ContrastRule, SaliencyRule
 from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
@@ -105,8 +106,9 @@ class EngineCore:
             return _failed(request.request_id, reason)
         sequence = form(request)
         sequence.ends = ends_of(request.sampling, self.info)
-        if request.plan is not None and request.plan.saliency is not None:
-            sequence.acceptance = Acceptance(request.plan.saliency, sequence.ends)
+        saliency = request.plan.rule(SaliencyRule) if request.plan is not None else None
+        if saliency is not None:
+            sequence.acceptance = Acceptance(saliency, sequence.ends)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -193,9 +195,10 @@ class EngineCore:
         """Choose the plan by what the chunk's last row gave, and let that row run again."""
         sequence = chunk.sequence
         assert sequence.plan is not None
-        assert sequence.plan.confidence is not None
+        rule = sequence.plan.rule(ConfidenceRule)
+        assert rule is not None
         found, plan = decided(sequence.plan, sequence.confidence)
-        sequence.count(sequence.plan.confidence.source, found)
+        sequence.count(rule.source, found)
         self._scheduler.run_again(chunk, plan)
 
     def _runs(self, sequence: Sequence) -> bool:
@@ -213,8 +216,9 @@ class EngineCore:
         sequence.append(token)
         for branch in sequence.branches:
             branch.append(token)
-        if plan is not None and plan.contrast is not None:
-            sequence.count(plan.contrast.source, "contrasted")
+        contrast = plan.rule(ContrastRule) if plan is not None else None
+        if contrast is not None:
+            sequence.count(contrast.source, "contrasted")
         self._generated_tokens += 1
         ended = token in sampling.stop_token_ids or (
             not sampling.ignore_eos and token in self.info.eos_token_ids

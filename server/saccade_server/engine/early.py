@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from saccade_interventions.rules import EarlyExit
+from saccade_interventions.rules import ContrastRule, EarlyExit
 from saccade_server.engine.batch import Step
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -68,7 +68,8 @@ class Exits:
 def early_exit(chunk: Chunk) -> EarlyExit | None:
     """The rule by which the chunk's token is drawn from early layers, if there is one."""
     plan = chunk.sequence.plan if chunk.draws else None
-    return plan.contrast.early if plan is not None and plan.contrast is not None else None
+    rule = plan.rule(ContrastRule) if plan is not None else None
+    return rule.early if rule is not None else None
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ Chunked prefill and prefix caching stay exact:
 
 - Rows that a gain acts on come either behind the measurement or in its own step. If gains act on
   rows before the last of the prompt, the whole prompt and the branch's are one step
-  (Plan.whole_prompt); otherwise no row before the last depends on them, and both prompts are
+  (Needs.whole_prompt); otherwise no row before the last depends on them, and both prompts are
   chunked, and find cached prefixes, as they would without gains.
 - Keys of pages from the first such row on name the sequence (prefix.py): only it can find them.
 
@@ -25,10 +25,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
@@ -61,8 +62,9 @@ class Pair:
     @property
     def rule(self) -> MeasuredGains:
         """What is measured and what follows."""
-        assert self.plan.measured is not None
-        return self.plan.measured
+        rule = self.plan.rule(MeasuredGains)
+        assert rule is not None
+        return rule
 
     @property
     def last_rows(self) -> tuple[int, int]:
@@ -111,8 +113,9 @@ class GainReport:
         for index, sequence in enumerate(self.sequences):
             plan = sequence.plan
             assert plan is not None
-            assert plan.measured is not None
-            sequence.heads = describe_heads(plan.measured, divergence[index], selected[index])
+            rule = plan.rule(MeasuredGains)
+            assert rule is not None
+            sequence.heads = describe_heads(rule, divergence[index], selected[index])
 
 
 class GainMeasurer:
@@ -130,7 +133,7 @@ class GainMeasurer:
         for pair in _pairs(step):
             self._clear(pair)
             # Who asked and for which rows is in the index tensors.
-            groups[replace(pair.rule, phases=(), source=0)].append(pair)
+            groups[structs.replace(pair.rule, phases=(), source=0)].append(pair)
         return [
             (self._measure(rule, pairs), tuple(pair.chunk.sequence for pair in pairs))
             for rule, pairs in groups.items()

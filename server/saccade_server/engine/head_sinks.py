@@ -1,7 +1,7 @@
 """Which rows of a step are measured for the sinks of single heads, and what is kept for them.
 
 A plan with a HeadSinkRule computes its prompt in one step and its generated rows one at a time
-(Plan.whole_prompt, Sequence.single_steps), again after preemption too, so that every row sees the
+(Needs.whole_prompt, Sequence.single_steps), again after preemption too, so that every row sees the
 classes that it is to see: they are written layer by layer while the row is computed
 (models/head_sinks.py), into table rows that are the sequence's own. A prompt starts its sums anew.
 
@@ -127,7 +127,7 @@ class HeadSinkFinder:
 
 def _rule(chunk: Chunk) -> HeadSinkRule | None:
     plan = chunk.sequence.plan
-    return None if plan is None else plan.head_sinks
+    return None if plan is None else plan.rule(HeadSinkRule)
 
 
 def _asks(chunk: Chunk) -> bool:

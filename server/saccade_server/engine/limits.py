@@ -101,7 +101,7 @@ def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
     keys = {key for plan in plans for key in plan.program_keys.values()} - {None}
     if len(keys) > info.max_programs:
         return f"the plans need {len(keys)} programs, and the server holds {info.max_programs}"
-    apart = sum(1 for plan in plans if plan.head_sinks is not None)
+    apart = sum(1 for plan in plans if plan.needs.per_head_classes)
     if apart > info.max_per_head_classes:
         return (
             f"{apart} sequences of the request have heads with key classes of their own, and the "
@@ -123,7 +123,7 @@ def why_too_long(request: GenerateRequest, info: EngineInfo) -> str | None:
             f"has {info.cache_tokens}"
         )
     prompts = sum(len(member.tokens) for member in members)
-    whole = any(member.plan is not None and member.plan.whole_prompt for member in members)
+    whole = any(member.plan is not None and member.plan.needs.whole_prompt for member in members)
     if whole and prompts > info.max_batched_tokens:
         return (
             f"the prompt must be computed in one step, and has {prompts} tokens with its branches; "
@@ -181,5 +181,5 @@ def _kinds(request: GenerateRequest) -> tuple[int, int]:
 def _wanted(plan: Plan | None) -> tuple[int, int]:
     if plan is None:
         return 0, 0
-    contrasts = plan.contrast is not None and plan.contrast.branch is not None
-    return int(contrasts), int(plan.measured is not None)
+    measuring = sum(1 for branch in plan.needs.branches if branch.measures)
+    return len(plan.needs.branches) - measuring, measuring

@@ -8,13 +8,13 @@ prefix without edited rows has the key of a plain request, whatever the plan doe
 edits can only ever be found again by rows that went through the same edits at the same places.
 Pages filled while decoding follow the same rule.
 
-Rows of a *private* plan follow what was measured while they ran, which no key could name: its keys
-are salted, so that only the sequence itself finds its pages again. So are the keys of single
-phases whose program is completed by measuring (MeasuredGains). A request may bring a salt too.
+Rows may follow what is measured while they run, which no key could name (Needs.own_pages): the
+keys of their phases are salted, so that only the sequence itself finds its pages again. A request
+may bring a salt for all its pages, too.
 
-A plan that looks for sinks also needs their scores, which are cached by slot. Pages whose tokens
-were all scored say so with an *extra* (see pages.py): such a plan finds only those, a plain request
-finds any.
+A plan may need more of a page than keys and values (Needs.page_extra), such as the sink scores of
+its tokens. Pages that have it say so with an *extra* (see pages.py): such a plan finds only those,
+a plain request finds any.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from itertools import count, groupby
 
 import msgspec
 
+from saccade_interventions.needs import PageExtra
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import SinkRule
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence
@@ -45,13 +45,12 @@ class PageKeyer:
         self._plan = request.plan
         self._programs: dict[Phase, str | None] = {}
         self._tags = ""
-        self._scores: str | None = None
-        private = self._plan is not None and self._plan.private
-        self._salts = (request.cache_salt, next(_SALTS) if private else None)
+        self._extra: PageExtra | None = None
+        self._salt = request.cache_salt
         if self._plan is not None:
             self._programs = _programs(self._plan)
             self._tags = self._plan.tags_key()
-            self._scores = _scores_key(self._plan.sinks)
+            self._extra = self._plan.needs.page_extra
         self._edited = self._plan is not None and self._plan.hides
         self._spans = [(i.digest, i.start, i.start + i.length) for i in request.images]
         self._encoded: dict[tuple[int, tuple[tuple[Phase, int], ...]], msgspec.Raw] = {}
@@ -64,7 +63,7 @@ class PageKeyer:
         ids = sequence.ids(begun, tokens).data.cast("B")
         width = ids.nbytes // max(tokens - begun, 1)
         for start in range(begun, tokens - PAGE + 1, PAGE):
-            content = [self._images(start), self._edits(start), *self._salts]
+            content = [self._images(start), self._edits(start), self._salt]
             own = ids[(start - begun) * width : (start - begun + PAGE) * width]
             parent = hashlib.sha256(b"".join((parent, own, _encode(content)))).digest()
             keys.append(parent)
@@ -72,14 +71,14 @@ class PageKeyer:
     @property
     def needs(self) -> str | None:
         """The extra that a page must carry to be of use to this request."""
-        return self._scores
+        return self._extra.key if self._extra is not None else None
 
     def extra(self, page: int) -> str | None:
         """The extra that this request's page number ``page`` carries once it is full."""
-        if self._plan is None or self._plan.sinks is None:
+        if self._plan is None or self._extra is None:
             return None
-        scored = self._plan.sinks.generated or (page + 1) * PAGE <= self._plan.prompt_length
-        return self._scores if scored else None
+        there = self._extra.generated or (page + 1) * PAGE <= self._plan.prompt_length
+        return self._extra.key if there else None
 
     def _images(self, start: int) -> list[tuple[str, int]]:
         """Images that reach into the page, with the page's place relative to their start."""
@@ -112,12 +111,7 @@ class PageKeyer:
 
 
 def _programs(plan: Plan) -> dict[Phase, str | None]:
-    salt, own = next(_SALTS), () if plan.measured is None else plan.measured.phases
+    salt, own = next(_SALTS), plan.needs.own_pages
     return {
         phase: f"{key} {salt}" if phase in own else key for phase, key in plan.program_keys.items()
     }
-
-
-def _scores_key(rule: SinkRule | None) -> str | None:
-    """What sink scores depend on; thresholds are applied later."""
-    return None if rule is None else f"{rule.dims} {rule.layers}"

@@ -96,7 +96,7 @@ def window(chunk: Chunk, rule: RecentRule) -> Window:
 
 def _rule(chunk: Chunk) -> RecentRule | None:
     plan = chunk.sequence.plan
-    return None if plan is None else plan.recent
+    return None if plan is None else plan.rule(RecentRule)
 
 
 def _without(window: Window, other: Window) -> list[int]:

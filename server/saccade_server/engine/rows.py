@@ -15,6 +15,7 @@ from typing import Protocol
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import RESIDUAL_VECTORS, ResidualProgram
 from saccade_server.engine.sequence import Sequence
@@ -108,7 +109,7 @@ class PlanRows:
         """How many of these sequences still need key classes of single heads."""
         return sum(
             sequence.plan is not None
-            and sequence.plan.head_sinks is not None
+            and sequence.plan.needs.per_head_classes
             and not sequence.per_head_row
             for sequence in sequences
         )
@@ -148,7 +149,7 @@ class PlanRows:
         """Take and write what is there; after an exception the sequence still holds a part."""
         sequence.tag_row = self._free_tags.popleft()
         self._tables.open_tags(sequence.tag_row, plan)
-        if plan.head_sinks is not None:
+        if plan.needs.per_head_classes:
             sequence.per_head_row = self._free_per_head_rows.popleft()
             self._tables.open_per_head(sequence.per_head_row, sequence.tag_row, plan)
         for phase, key in wanted.items():
@@ -206,8 +207,9 @@ class PlanRows:
 
     def _write(self, row: int, plan: Plan, phase: Phase) -> None:
         self._tables.write_program(row, plan.packed(phase))
-        if plan.measured is not None and phase in plan.measured.phases:
-            self._tables.expect_gains(row, plan.measured.layers)
+        measured = plan.rule(MeasuredGains)
+        if measured is not None and phase in measured.phases:
+            self._tables.expect_gains(row, measured.layers)
         found = directions(plan, phase)
         if found:
             self._vectors.hold(found, plan)
@@ -217,7 +219,7 @@ class PlanRows:
 
 def _programs(sequence: Sequence, plan: Plan) -> dict[Phase, str]:
     """Key of each edited phase's program; one that is completed by measuring is nobody else's."""
-    own = () if plan.measured is None else plan.measured.phases
+    own = plan.needs.own_programs
     return {
         phase: f"{key}{OWN}{id(sequence)}" if phase in own else key
         for phase, key in plan.program_keys.items()

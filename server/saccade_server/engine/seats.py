@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
+from saccade_interventions.rules import ContrastRule, HeadSinkRule, RecentRule, SinkRule
 from saccade_server.engine.batch import Ints, PromptPositions
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import AHEAD, Columns, DrawKind, Draws, numbers
@@ -43,12 +44,14 @@ class Wants(IntFlag):
         wants = cls.NOTHING if sequence.request.sampling.logprobs is None else cls.LOGPROBS
         if plan is None:
             return wants
-        exits = plan.contrast is not None and plan.contrast.early is not None
-        sinks = plan.sinks is not None and plan.sinks.generated
-        apart = plan.head_sinks is not None and plan.head_sinks.decode != "off"
+        contrast, looks = plan.rule(ContrastRule), plan.rule(SinkRule)
+        own = plan.rule(HeadSinkRule)
+        exits = contrast is not None and contrast.early is not None
+        sinks = looks is not None and looks.generated
+        apart = own is not None and own.decode != "off"
         found = (
             (cls.ORDINARY_STEP, exits or sinks or apart),
-            (cls.WINDOW, plan.recent is not None),
+            (cls.WINDOW, plan.rule(RecentRule) is not None),
             (cls.COUNT, bool(plan.masses)),
             (cls.CHOICE, sequence.judged or sequence.undecided),
         )

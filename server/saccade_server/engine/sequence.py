@@ -74,7 +74,7 @@ class Sequence:
     @cached_property
     def whole_prompt(self) -> bool:
         """True if all prompt rows, of the whole group, must be computed in one step."""
-        return self.plan is not None and self.plan.whole_prompt
+        return self.plan is not None and self.plan.needs.whole_prompt
 
     @cached_property
     def prompt_tokens(self) -> frozenset[int]:
@@ -130,12 +130,12 @@ class Sequence:
     @property
     def undecided(self) -> bool:
         """True until the first token's confidence has decided about the plan's edits."""
-        return self.plan is not None and self.plan.confidence is not None
+        return self.plan is not None and self.plan.needs.last_row_twice
 
     @property
     def judged(self) -> bool:
         """True if candidates for the next token may be rejected."""
-        return self.plan is not None and self.plan.saliency is not None and not self.undecided
+        return self.plan is not None and self.plan.needs.token_first and not self.undecided
 
     @property
     def single_steps(self) -> bool:
@@ -145,7 +145,7 @@ class Sequence:
         row to row.
         """
         plan = self.plan
-        return plan is not None and (plan.recent is not None or plan.head_sinks is not None)
+        return plan is not None and plan.needs.single_rows
 
     def most(self, wanted: int) -> int:
         """How many of the next ``wanted`` tokens one chunk may hold.

@@ -114,7 +114,7 @@ class SinkFinder:
 
 def _rule(chunk: Chunk) -> SinkRule | None:
     plan = chunk.sequence.plan
-    return plan.sinks if plan is not None else None
+    return plan.rule(SinkRule) if plan is not None else None
 
 
 def _asks(chunk: Chunk) -> bool:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import HeadSinkRule, RecentRule, SinkRule
 from saccade_kernels.controls import (
     EXEMPT_CLASS,
     IDENTITY_ROW,
@@ -215,11 +216,10 @@ def count_classes(plan: Plan) -> int:
     must go back to the others, which the kernels can only do for classes they look at.
     """
     tags = [run.tag for run in plan.tags] + [plan.generated_tag]
-    if plan.sinks is not None:
-        tags += [as_sink for _, as_sink in plan.sinks.remap]
-    if plan.recent is not None:
-        tags += [inside for _, inside in plan.recent.remap]
+    for rule in (plan.rule(SinkRule), plan.rule(RecentRule)):
+        tags += [changed for _, changed in rule.remap] if rule is not None else []
     used = 1 + max((tag for tag in tags if tag != NEVER_ATTEND), default=0)
-    if plan.head_sinks is not None:
-        used = max(used, 1 + (EXEMPT_CLASS if plan.head_sinks.exempt_initial else SINK_CLASS))
+    own = plan.rule(HeadSinkRule)
+    if own is not None:
+        used = max(used, 1 + (EXEMPT_CLASS if own.exempt_initial else SINK_CLASS))
     return max(used, plan.classes) if plan.masses else used

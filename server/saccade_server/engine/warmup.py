@@ -43,7 +43,8 @@ def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
         if plan is not None:
             sequence.tag_row = ROW
             sequence.control_rows = dict.fromkeys(Phase, ROW) if plan.edits else {}
-            sequence.acceptance = Acceptance(plan.saliency) if plan.saliency else None
+            saliency = plan.rule(SaliencyRule)
+            sequence.acceptance = Acceptance(saliency) if saliency else None
         sequence.pages = list(range(free, free - (-length // PAGE)))
         free += len(sequence.pages)
         chunks.append(Chunk.of(sequence, length))
@@ -65,7 +66,7 @@ def warm_up(runner: Runner, longest: int) -> None:
     _run(runner, dummy_step([1, length] if length > 1 else [1]))
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
-        plan = replace(plan, question_start=1, saliency=JUDGED)
+        plan = replace(plan, question_start=1).with_rules(JUDGED)
         runner.tables.write_program(ROW, plan.packed(Phase.LAST))
         runner.tables.write_residuals(ROW, dummy_residuals(plan.shape.layers))
         runner.tables.open_tags(ROW, plan)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.controls import EXEMPT_CLASS
 from saccade_kernels.packed import PackedProgram, join
 from saccade_kernels.residual import ResidualProgram
@@ -129,7 +130,7 @@ def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
 
 def _add_per_head(block: Block, row: int, tag_row: int, plan: Plan, tags: TagTable) -> None:
     """Heads with key classes of their own, which have no sinks yet."""
-    rule, table = plan.head_sinks, tags.per_head
+    rule, table = plan.rule(HeadSinkRule), tags.per_head
     assert rule is not None
     assert table is not None
     listed = np.zeros(table.heads.shape[1:], np.uint8)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saccade_interventions.branches import deleted_plan, hidden_plan, same_plan
+from saccade_interventions.branches import bare_plan, deleted_plan, hidden_plan, same_plan
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.kept import Kept
+from saccade_interventions.needs import Branch, Noise
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import Branch, MeasuredGains, Noise
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
@@ -35,12 +35,7 @@ def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput,
     """
     if plan is None:
         return ()
-    found = []
-    if plan.contrast is not None and plan.contrast.branch is not None:
-        found.append(_contrasted(plan, plan.contrast.branch, prompt, plan.contrast.source))
-    if plan.measured is not None:
-        found.append(_measured(plan, plan.measured, prompt))
-    return tuple(found)
+    return tuple(_branch(plan, branch, prompt) for branch in plan.needs.branches)
 
 
 def image_input(image: PreparedImage) -> ImageInput:
@@ -70,43 +65,33 @@ def _pages(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-def _contrasted(plan: Plan, branch: Branch, prompt: RenderedPrompt, source: int) -> BranchInput:
+def _branch(plan: Plan, branch: Branch, prompt: RenderedPrompt) -> BranchInput:
+    own = plan if branch.edited else None
+    tokens, images = tuple(prompt.tokens), prompt.images
     if branch.images == "deleted":
-        return _without_images(plan if branch.edited else None, prompt, source)
-    if branch.images == "noised":
-        assert branch.noise is not None
-        images = _noised(prompt.images, branch.noise)
-    else:
-        images = tuple(map(image_input, prompt.images))
-    return BranchInput(
-        tokens=tuple(prompt.tokens),
-        images=images,
-        plan=same_plan(plan) if branch.edited else None,
+        return _without_images(own, prompt, branch)
+    if branch.images == "hidden":
+        own = hidden_plan(own or bare_plan(plan), prompt.spans)
+    elif own is not None:
+        own = same_plan(own)
+    seen = (
+        _noised(images, branch.noise)
+        if branch.noise is not None
+        else tuple(map(image_input, images))
     )
+    return BranchInput(tokens=tokens, images=seen, plan=own, measures=branch.measures)
 
 
-def _measured(plan: Plan, rule: MeasuredGains, prompt: RenderedPrompt) -> BranchInput:
-    if rule.images == "deleted":
-        branch = _without_images(plan, prompt, rule.source)
-        return BranchInput(tokens=branch.tokens, plan=branch.plan, measures=True)
-    return BranchInput(
-        tokens=tuple(prompt.tokens),
-        images=tuple(map(image_input, prompt.images)),
-        plan=hidden_plan(plan, prompt.spans),
-        measures=True,
-    )
-
-
-def _without_images(plan: Plan | None, prompt: RenderedPrompt, source: int) -> BranchInput:
+def _without_images(plan: Plan | None, prompt: RenderedPrompt, branch: Branch) -> BranchInput:
     tokens = list(prompt.tokens)
     extents = [view.extent for view in prompt.images]
     for start, end in reversed(extents):
         del tokens[start:end]
     if not tokens:
         message = "without its images the prompt is empty, and the method compares with that"
-        raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{source}]")
+        raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{branch.source}]")
     own = None if plan is None else deleted_plan(plan, extents)
-    return BranchInput(tokens=tuple(tokens), plan=own)
+    return BranchInput(tokens=tuple(tokens), plan=own, measures=branch.measures)
 
 
 def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[ImageInput, ...]:

@@ -13,12 +13,8 @@ from typing import Protocol
 from saccade_interventions.base import Intervention
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import HeadSinkRule, RecentRule
 from saccade_server.engine.request import Receipt
 from saccade_server.requests.receipts import Run
-
-SILENT = (RecentRule, HeadSinkRule)
-"""Rules that only say which class keys belong to; that they worked shows in the edits' rows."""
 
 
 class Finished(Protocol):
@@ -46,7 +42,7 @@ def _lost(index: int, sequence: Finished) -> bool:
     if plan is None or receipt is None:
         return False
     edits = [edit for edit in plan.edits if edit.source == index]
-    rules = any(rule.source == index and not isinstance(rule, SILENT) for rule in plan.rules)
+    rules = any(rule.source == index and not rule.silent for rule in plan.rules)
     there = _phases(plan, sequence.completion_tokens)
     phases = {phase for edit in edits for phase in edit.phases}
     if not (phases & there or (rules and there)):

@@ -31,6 +31,7 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.edits import Edits, HeadEdit, MassEdit, ResidualEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import ConfidenceRule, MeasuredGains, RecentRule, SaliencyRule
 from saccade_server.engine.request import Receipt
 
 Site = tuple[int, int]
@@ -55,7 +56,7 @@ class Run:
     def settled(self) -> Run:
         """The same with what was measured in its plan: gains of heads like any other edit."""
         found = self.receipt.heads if self.receipt else None
-        rule = self.plan.measured if self.plan else None
+        rule = self.plan.rule(MeasuredGains) if self.plan else None
         if self.plan is None or found is None or rule is None:
             return self
         chosen = tuple((layer, heads) for layer, heads in found.selected if heads)
@@ -105,7 +106,8 @@ def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
         for edit in _edits(plan, index)
         if isinstance(edit, ResidualEdit)
     }
-    rules = [plan.measured for plan in plans if plan is not None and plan.measured is not None]
+    found = (plan.rule(MeasuredGains) for plan in plans if plan is not None)
+    rules = [rule for rule in found if rule is not None]
     measured = {layer for rule in rules if rule.source == index for layer in rule.layers}
     return sorted(residuals | measured | {layer for layer, _ in sites(index, plans)})
 
@@ -113,7 +115,7 @@ def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
 def acts(index: int, plans: Sequence[Plan | None]) -> bool:
     """True if the intervention at ``index`` does anything: an edit or a rule is its own."""
     return any(
-        _edits(plan, index) or any(rule.source == index for rule in plan.rules)
+        _edits(plan, index) or any(rule.source == index and not rule.silent for rule in plan.rules)
         for plan in plans
         if plan is not None
     )
@@ -124,7 +126,8 @@ def rejected(runs: Sequence[Run]) -> dict[str, int] | None:
 
     None where no run rejects any. A drawn candidate that was not rejected is a token of the answer.
     """
-    sources = {run.plan.saliency.source for run in runs if run.plan and run.plan.saliency}
+    found = (run.plan.rule(SaliencyRule) for run in runs if run.plan)
+    sources = {rule.source for rule in found if rule}
     if not sources:
         return None
     totals = [_counters(source, runs) for source in sources]
@@ -248,7 +251,7 @@ def _edits(plan: Plan | None, index: int) -> list[Edits]:
     """Those that may run: all, where it depends on the first token's confidence."""
     if plan is None:
         return []
-    rule = plan.confidence
+    rule = plan.rule(ConfidenceRule)
     depending = () if rule is None else (*rule.unsure, *rule.sure)
     return [edit for edit in (*plan.edits, *depending) if edit.source == index]
 
@@ -256,7 +259,7 @@ def _edits(plan: Plan | None, index: int) -> list[Edits]:
 def _chosen(run: Run, index: int) -> list[Edits]:
     """Those that ran, by what the engine says it found."""
     found = _edits(run.plan, index)
-    rule = run.plan.confidence if run.plan is not None else None
+    rule = run.plan.rule(ConfidenceRule) if run.plan is not None else None
     if rule is None or rule.source != index:
         return found
     counters = _counters(index, [run])
@@ -272,7 +275,7 @@ def _chosen(run: Run, index: int) -> list[Edits]:
 def _rows(run: Run, index: int) -> dict[str, int]:
     """Rows of each phase that the intervention at ``index`` had keys to edit in."""
     rows = run.receipt.rows if run.receipt else {}
-    rule = run.plan.recent if run.plan else None
+    rule = run.plan.rule(RecentRule) if run.plan else None
     if run.plan is None or rule is None or rule.source != index or rule.with_self:
         return rows
     # The first generated row has no recent keys, unless the prompt's count.

@@ -1,7 +1,6 @@
 """Methods with branches over HTTP: what the engine is asked for, and what is refused."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,7 +174,7 @@ def test_an_edited_branch_runs_the_requests_edits():
     spans = ((2, 5), (7, 9))
     plan = plan_of([PAI(rows="prompt+generated"), VCD(edit_branch=True)], *spans)
     (branch,) = branches_of(plan, prompt(*spans))
-    assert branch.plan == replace(plan, contrast=None)
+    assert branch.plan == plan.without_rules(ContrastRule)
     plan = plan_of([VCD(edit_branch=True)], *spans)
     (branch,) = branches_of(plan, prompt(*spans))
     assert branch.plan is None
@@ -195,7 +194,7 @@ def test_what_names_a_view_goes_with_it_and_is_no_feature():
     (branch,) = branches_of(plan, shown)
     assert branch.tokens == (0, 1, 8, 9, 10, 11)
     rule = MeasuredGains((1,), 1.5, (), images="hidden")
-    _, measured = branches_of(replace(plan, measured=rule), shown)
+    _, measured = branches_of(plan.with_rules(rule), shown)
     assert measured.tokens == tuple(range(12))
     assert [at for at, tag in enumerate(measured.plan.base_tags()) if tag == NEVER_ATTEND] == [
         3,
@@ -206,7 +205,7 @@ def test_what_names_a_view_goes_with_it_and_is_no_feature():
 
 def test_same_images():
     rule = ContrastRule(2, 1, 0, branch=Branch("same"))
-    plan = replace(plan_of([PAI()], (2, 5)), contrast=rule)
+    plan = plan_of([PAI()], (2, 5)).with_rules(rule)
     (branch,) = branches_of(plan, prompt((2, 5)))
     assert (branch.tokens, branch.plan) == (tuple(range(12)), None)
     assert [image.digest for image in branch.images] == ["2"]
@@ -215,7 +214,7 @@ def test_same_images():
 @pytest.mark.parametrize("images", ["deleted", "hidden"])
 def test_a_branch_that_measures(images):
     rule = MeasuredGains((1,), 1.5, (), images=images)
-    plan = replace(plan_of([PAI(), PAIContrast()], (2, 5)), measured=rule)
+    plan = plan_of([PAI(), PAIContrast()], (2, 5)).with_rules(rule)
     contrasted, measured = branches_of(plan, prompt((2, 5)))
     assert (contrasted.measures, measured.measures) == (False, True)
     assert measured.plan is not None

@@ -69,7 +69,7 @@ def test_what_does_not_act_or_was_not_confirmed_is_not_counted(tools):
 
 def test_a_rule_is_known_by_its_counters(tools):
     interventions, plan = compiled(tools)
-    plan = replace(plan, scores=(), contrast=ContrastRule(2.0, 1.0, 0.1))
+    plan = replace(plan, scores=()).with_rules(ContrastRule(2.0, 1.0, 0.1))
     assert lost(interventions, plan, 2, {Phase.LAST: 1}) == ["pasta"]
     assert lost(interventions, plan, 2, {}, (Counter(0, "contrasted", 0),)) == ["pasta"]
     assert lost(interventions, plan, 2, {}, (Counter(1, "contrasted", 2),)) == ["pasta"]
@@ -80,7 +80,7 @@ def test_a_rule_is_known_by_its_counters(tools):
 def test_a_rule_that_measures_is_known_by_what_it_found(tools):
     interventions, plan = compiled(tools)
     rule = MeasuredGains((1,), 2.0, (Phase.GENERATED,))
-    plan = replace(plan, scores=(), measured=rule)
+    plan = replace(plan, scores=()).with_rules(rule)
     assert lost(interventions, plan, 1, {}) == ["pasta"]
     found = Receipt({}, heads=MeasuredHeads(0, ((1, ()),)))
     assert noops(interventions, [Ended(Run(plan, found), 1)]) == []
@@ -88,7 +88,7 @@ def test_a_rule_that_measures_is_known_by_what_it_found(tools):
 
 def test_a_rule_about_keys_is_known_by_the_rows_of_its_edits(tools):
     interventions, plan = compiled(tools, rows="generated")
-    plan = replace(plan, recent=RecentRule(4, 2, ((0, 1),)))
+    plan = plan.with_rules(RecentRule(4, 2, ((0, 1),)))
     assert lost(interventions, plan, 1, {Phase.LAST: 1}) == []
     assert lost(interventions, plan, 3, {Phase.LAST: 1}) == ["pasta"]
     assert lost(interventions, plan, 3, {Phase.GENERATED: 2}) == []

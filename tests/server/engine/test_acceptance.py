@@ -1,10 +1,10 @@
 """The policy of rejecting candidates, without a model."""
 
-from dataclasses import replace
 from itertools import repeat
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.acceptance import Acceptance, Candidate, descending, drawn

@@ -1,12 +1,12 @@
 """Saliency through the engine equals the policy written out over whole-sequence gradients."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AttentionInterface
 
 from saccade_interventions.builder import PlanBuilder

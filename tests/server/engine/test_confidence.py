@@ -1,6 +1,5 @@
 """Edits that depend on the first token's confidence: the last prompt row runs twice."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ def plan_of(prompt: Any, threshold: float, *, kind: str = "") -> Plan:
     elif kind == "sinks":
         sink = builder.new_class()
         builder.mass(SITES[1:3], [(sink, sink, -0.5), (image, sink, 0.5)], parse_rows("question"))
-        builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
+        builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
     elif kind == "saliency":
         builder.rule(SaliencyRule((1,), 5, 3, 0.9, 3, region="after_image", warmup=1))
     return builder.build()
@@ -64,7 +63,7 @@ def test_it_is_the_run_with_the_edits_that_were_chosen(
     expected = {c.name: c.value for c in wanted.last.receipt.counters}
     assert counters == {found: 1, **expected}
     other = decided(plan, -1.0 if found == "sure" else 2.0)[1]
-    assert other.scores != chosen[1].scores or plan.confidence.threshold in (0.0, 1.0)
+    assert other.scores != chosen[1].scores or plan.rule(ConfidenceRule).threshold in (0.0, 1.0)
 
 
 def test_the_probability_is_the_models_own_rounded_to_hundredths(
@@ -73,7 +72,7 @@ def test_the_probability_is_the_models_own_rounded_to_hundredths(
     """With other edits in force, whatever the sampling; at the threshold it is sure."""
     prompt = tiny.prompt("llava", images=1, seed=1)
     plan = plan_of(prompt, 0.5, kind="edited")
-    without = replace(plan, confidence=None)
+    without = plan.without_rules(ConfidenceRule)
     core = make_core("llava")
     first = run(core, [make_request(prompt, "r", without, 1, logprobs=1)])["r"].logprobs[0]
     rounded = round(2.718281828459045 ** first.top[0][1], 2)

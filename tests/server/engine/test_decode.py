@@ -187,7 +187,7 @@ def test_a_last_row_that_is_looked_at_is_left_to_an_ordinary_step(
         if asks == "heads":
             builder.rule(HeadSinkRule(sites, 0.1, decode="off"))
         else:
-            builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),)))
+            builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),)))
         request = structs.replace(request, tokens=tokens, plan=builder.build())
     run(core, [request])
     assert seen == [(1, 1)] * 2

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_interventions.rules import MeasuredGains
 from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.sequence import Sequence
@@ -98,7 +99,7 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(
     preempt, preempted = core._scheduler._preempt, []
 
     def note(leader: Any) -> None:
-        if leader.plan is not None and leader.plan.measured and not leader.branches:
+        if leader.plan is not None and leader.plan.rule(MeasuredGains) and not leader.branches:
             preempted.append(leader)
         preempt(leader)
 

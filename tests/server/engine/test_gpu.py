@@ -48,7 +48,7 @@ def plan(prompt: Any, strength: float = 1.0) -> Plan:
     builder.score(sites, [tag], rows, bias=strength)
     builder.mass(sites, [(tag, sink, 0.5)], rows, [Gate((0.0, 1.0, 1.0), 0.01)])
     builder.head(sites, rows, 1 + strength / 4)
-    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((tag, sink), (0, sink))))
+    builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((tag, sink), (0, sink))))
     return builder.build()
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace as with_fields
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
+from saccade_interventions.rules import AnyRule, Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.groups import form
 from saccade_server.engine.limits import why_refused
@@ -39,9 +39,9 @@ def scheduler(pages: int = 20, seqs: int = 8, budget: int = 100, caching: bool =
     return Scheduler(PagePool(pages), PlanRows(NoTables(), 33, 9), seqs, budget, caching)
 
 
-def plan(length: int, **rules: Any) -> Plan:
+def plan(length: int, *rules: AnyRule) -> Plan:
     shape = ControlShape(4, 4, 16)
-    return Plan(shape, prompt_length=length, question_start=0, classes=1, **rules)
+    return Plan(shape, prompt_length=length, question_start=0, classes=1, rules=rules)
 
 
 CONTRAST = ContrastRule(2.0, 1.0, 0.1, branch=Branch("deleted"))
@@ -61,17 +61,17 @@ def request(
 ) -> GenerateRequest:
     """A prompt with contrasting branches of these lengths, and one that measures."""
     branches = [BranchInput(tokens=tuple(range(start, start + size))) for size in lengths]
-    rules: dict[str, Any] = {"contrast": CONTRAST} if lengths else {}
+    rules: list[AnyRule] = [CONTRAST] if lengths else []
     if measuring is not None:
         tokens = tuple(range(start, start + measuring))
         branches.append(BranchInput(tokens=tokens, measures=True))
-        rules["measured"] = measured(*phases)
+        rules.append(measured(*phases))
     return GenerateRequest(
         request_id=f"{start}",
         tokens=tuple(range(start, start + length)),
         sampling=SamplingParams(max_tokens=1000),
         branches=tuple(branches),
-        plan=plan(length, **rules) if rules else None,
+        plan=plan(length, *rules) if rules else None,
         **fields,
     )
 

@@ -32,7 +32,7 @@ def plan(prompt: Any, kind: str, strength: float = 1.5) -> Plan:
         sink = builder.new_class()
         moves = [(sink, sink, -0.5), (image, sink, 0.5)]
         builder.mass(sites, moves, parse_rows("question+generated"), [Gate((0.0, 1.0, 1.0), 0.01)])
-        builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
+        builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
     return builder.build()
 
 

@@ -1,7 +1,6 @@
 """LocoRE through the engine equals its formula written out, whatever the engine does meanwhile."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -281,7 +280,7 @@ def test_a_branch_has_its_own_windows(
         wanted[str(seed)] = run(make_core("llava"), [alone])[str(seed)].tokens
         rule = ContrastRule(2.0, 1.0, 0.0, branch=Branch("same", edited=True))
         branches = (BranchInput(tokens=alone.tokens, images=alone.images, plan=plan),)
-        request = structs.replace(alone, plan=replace(plan, contrast=rule), branches=branches)
+        request = structs.replace(alone, plan=plan.with_rules(rule), branches=branches)
         requests.append(request)
     results = run(core, requests)
     assert {name: result.tokens for name, result in results.items()} == wanted

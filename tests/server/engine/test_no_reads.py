@@ -4,7 +4,6 @@ The device is "meta" here, which computes shapes only: whatever reads from it ra
 a dispatch mode looks at every copy. The last word has a real GPU, see test_gpu.py.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ def plan(prompt: Any, window: bool = False) -> Plan:
     direction = builder.vectors(np.eye(1, 64, dtype=np.float32))
     for residual in (0, 3, 4):
         builder.residual(ResidualEdit(residual, rows, direction, 0, shift=2.0, relative=True))
-    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=not window))
+    builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((0, sink),), generated=not window))
     if window:
         builder.rule(RecentRule(2, len(prompt.tokens) - 1, ((0, builder.new_class()),)))
     return builder.build()
@@ -170,7 +169,7 @@ def test_launching(
             if kind == "measured" and number:
                 request = measured(request, "prompt" if number % 2 else "last+generated")
             if kind == "judged" and number:
-                chosen = dataclasses.replace(plan(prompt), saliency=JUDGED)
+                chosen = plan(prompt).with_rules(JUDGED)
                 request = replace(request, plan=chosen)
             assert core.submit(request) is None
         while core.busy:

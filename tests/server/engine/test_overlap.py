@@ -37,7 +37,7 @@ def mass_plan(prompt: Any) -> Plan:
     sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
     moves = [(sink, sink, -0.5), (image, sink, 0.5)]
     builder.mass(sites, moves, parse_rows("question+generated"), [Gate((0.0, 1.0, 1.0), 0.01)])
-    builder.sinks(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
+    builder.rule(SinkRule(0.8, (3, 11), (1, 2), ((image, sink), (0, sink))))
     return builder.build()
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
@@ -27,7 +29,7 @@ def plan(
     tag = builder.tag([(IMAGE[0], sum(IMAGE))])
     builder.score(((1, (0, 1)),), [tag], parse_rows(rows), bias=strength)
     if sinks is not None:
-        builder.sinks(sinks)
+        builder.rule(sinks)
     if generated_tag:
         builder.tag_generated(tag)
     return builder.build()
@@ -129,10 +131,10 @@ def test_the_end_of_the_prompt_counts_where_rows_are_edited() -> None:
 def test_recent_keys_divide_pages_of_generated_rows() -> None:
     """Pages without an edited row are shared as ever; whose rule it is makes no difference."""
     more, base = list(range(200)), plan("generated")
-    rules = [None, *(RecentRule(width, LENGTH, ((0, 2),)) for width in (5, 9))]
-    plain, near, far = (keys(replace(base, classes=3, recent=rule), more=more) for rule in rules)
+    rules = [(), *((RecentRule(width, LENGTH, ((0, 2),)),) for width in (5, 9))]
+    plain, near, far = (keys(replace(base, classes=3, rules=some), more=more) for some in rules)
     assert shared(plain, near) == shared(near, far) == shared(keys(), near) == 4
-    again = replace(base, classes=3, recent=replace(rules[1], source=1))
+    again = replace(base, classes=3, rules=(rules[1][0].sourced(1),))
     assert shared(near, keys(again, more=more)) == 7
 
 
@@ -152,16 +154,16 @@ def test_sink_scores_are_an_extra_of_the_page_not_part_of_its_key() -> None:
     assert keyer(None).needs is None
     needs = keyer(rule).needs
     assert needs is not None
-    assert keyer(replace(rule, threshold=9.0)).needs == needs
-    assert keyer(replace(rule, dims=(2,))).needs != needs
+    assert keyer(structs.replace(rule, threshold=9.0)).needs == needs
+    assert keyer(structs.replace(rule, dims=(2,))).needs != needs
     assert [keyer(rule).extra(page) for page in (0, 3, 4)] == [needs, needs, None]
-    assert keyer(replace(rule, generated=True)).extra(4) == needs
+    assert keyer(structs.replace(rule, generated=True)).extra(4) == needs
 
 
 def test_pages_of_rows_that_follow_what_was_measured_are_their_sequence_s_own() -> None:
     """As the plan says, whoever made the request."""
     rule = HeadSinkRule(((1, (0, 1)),), 0.1)
-    private = replace(plan(), head_sinks=rule)
+    private = plan().with_rules(rule)
     assert shared(keys(private), keys(private)) == shared(keys(private), keys()) == 0
 
 

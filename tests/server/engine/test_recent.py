@@ -26,7 +26,7 @@ def plan(width: int = 3, start: int = PROMPT, with_self: bool = False) -> Plan:
     builder = PlanBuilder(SHAPE, PROMPT, 4)
     classes = [builder.new_class() for _ in range(3)]
     builder.score(((1, (0,)),), classes, parse_rows("generated"), bias=1.0)
-    builder.sinks(SinkRule(0.5, (1,), (1,), ((0, SINK),)))
+    builder.rule(SinkRule(0.5, (1,), (1,), ((0, SINK),)))
     builder.rule(RecentRule(width, start, ((0, NEAR), (SINK, NEAR_SINK)), with_self))
     return builder.build()
 
@@ -66,7 +66,7 @@ def table() -> TagTable:
 def test_windows(
     start: int, width: int, with_self: bool, row: int, wanted: tuple[int, int]
 ) -> None:
-    rule = plan(width, start, with_self).recent
+    rule = plan(width, start, with_self).rule(RecentRule)
     assert rule is not None
     found = window(at(sequence(1, plan()), row), rule)
     assert range(*found) == range(*wanted)

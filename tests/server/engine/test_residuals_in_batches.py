@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saccade_interventions.phases import parse_rows
+from saccade_interventions.rules import SinkRule
 from saccade_server.engine.request import FinishReason
 
 
@@ -159,7 +160,7 @@ def test_steering_beside_attention_edits(
     sinks = found_in(seen[2])  # PAI and VAR begin at layer 2 and have changed nothing yet
     assert 0 < int(sinks.sum()) < len(sinks)
     assert not torch.equal(sinks, found_in(unedited[2])), "the order must matter"
-    remap = dict(plan.sinks.remap)
+    remap = dict(plan.rule(SinkRule).remap)
     base = torch.from_numpy(plan.base_tags().copy())
     expected = torch.tensor(
         [

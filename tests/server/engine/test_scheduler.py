@@ -50,7 +50,9 @@ def biased(length: int, bias: float) -> Plan:
 def apart(length: int) -> Plan:
     """Key classes of single heads: one of their tables, and the whole prompt in one step."""
     builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
-    builder.rule(HeadSinkRule(((1, (0,)),), 0.5))
+    sites = ((1, (0,)),)
+    builder.per_head_mass(sites, [(0, 1, 0.5), (1, 1, -0.5)], parse_rows("prompt"))
+    builder.rule(HeadSinkRule(sites, 0.5))
     return builder.build()
 
 

@@ -183,7 +183,7 @@ def requiring(prompt: Any, what: str, threshold: float) -> Plan:
     builder.score(sites, [sink], parse_rows("generated"), bias=2.0)
     builder.score(sites, [text], parse_rows("generated"), bias=-1.5)
     remap = ((0, text), (told, sink))
-    builder.sinks(SinkRule(threshold, DIMS, (1, 2), remap, require=required, generated=True))
+    builder.rule(SinkRule(threshold, DIMS, (1, 2), remap, require=required, generated=True))
     return builder.build()
 
 

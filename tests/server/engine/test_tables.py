@@ -56,7 +56,7 @@ def test_what_sinks_become_counts() -> None:
     made = builder()
     tag, sink = made.tag([(0, 3)]), made.new_class()
     made.score(((1, (0,)),), [tag], ROWS, bias=1.0)
-    made.sinks(SinkRule(0.5, (1,), (1,), ((tag, sink),)))
+    made.rule(SinkRule(0.5, (1,), (1,), ((tag, sink),)))
     assert count_classes(made.build()) == 3
 
 
@@ -229,7 +229,7 @@ def test_what_is_said_twice_before_a_step_is_what_was_said_last(tables: DeviceTa
     tables.write_program(1, left.packed(Phase.QUESTION))
     tables.write_residuals(1, residuals)
     tables.open_tags(1, left)
-    tables.open_per_head(1, 1, replace(left, head_sinks=HeadSinkRule(((0, (1,)),), 0.1)))
+    tables.open_per_head(1, 1, left.with_rules(HeadSinkRule(((0, (1,)),), 0.1)))
     tables.write_program(1, came.packed(Phase.QUESTION))
     tables.open_tags(1, came)
     wanted = ControlTables.allocate(5, SHAPE)
