@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-goldens", action="store_true", help="write what test_goldens.py compares with"
     )
+    parser.addoption("--seeds", help="which random workloads test_workloads.py runs: FIRST:LAST")
 
 
 @pytest.fixture(autouse=True)

@@ -6,32 +6,25 @@ insides changes no answer. Where an answer should change, record them anew with
 
     pytest tests/server/engine/test_goldens.py --record-goldens
 
-and read what git shows. Weights are drawn by numpy, whose numbers no version changes.
+and read what git shows.
 """
 
 import json
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
 import pytest
-import torch
 
 from saccade_interventions.registry import Registry
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
-from saccade_server.models.family import serve
 from saccade_testing import catalogue, tiny
-from saccade_testing.engine import Result, ask, run
+from saccade_testing.answers import differences, told
+from saccade_testing.crowds import served
+from saccade_testing.engine import ask, run
 
 FOLDER = Path(__file__).parent / "goldens"
-SHOWN = 6
-"""Decimals of a recorded number."""
-NEAR = 5e-6
-"""Of log-probabilities: what the order of sums in float32 may change, and far below a rule."""
 WAYS: dict[str, dict[str, Any]] = {
     "ordinary": {"overlap": False, "padded_decode": False},
     "as-on-a-gpu": {"overlap": True, "padded_decode": True},
@@ -108,15 +101,6 @@ FAMILIES: dict[str, tuple[str, ...] | None] = {
 """Family -> names of the catalogue; None: all of it."""
 
 
-def drawn_weights(model: Any) -> Any:
-    """Matrices drawn by numpy from their names; tiny models' own come from torch."""
-    for name, values in model.state_dict().items():
-        if values.dim() >= 2 and values.is_floating_point():
-            rng = np.random.default_rng(zlib.crc32(name.encode()))
-            values.copy_(torch.from_numpy(0.15 * rng.standard_normal(tuple(values.shape))))
-    return model
-
-
 def scenarios(family: str, seeing: bool) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name -> the entries of a request, and its sampling."""
     known = catalogue.WITH_IMAGE if seeing else catalogue.WITHOUT_IMAGE
@@ -130,87 +114,10 @@ def scenarios(family: str, seeing: bool) -> dict[str, tuple[Any, dict[str, Any]]
     }
 
 
-def told(result: Result) -> dict[str, Any]:
-    """All that a client could see, in a form that JSON keeps; the log-probabilities of
-    candidates one a token, the token's own first.
-    """
-    last = result.last
-    assert last is not None
-    found: dict[str, Any] = {
-        "tokens": result.tokens,
-        "logprobs": [
-            round(value, SHOWN)
-            for entry in result.logprobs
-            for value in (entry.logprob, *(value for _, value in entry.top))
-        ],
-        "ended": f"{last.finish_reason}",
-        "error": last.error,
-        "receipt": None,
-    }
-    receipt = last.receipt
-    if receipt is not None:
-        heads = msgspec.to_builtins(receipt.heads)
-        if heads is not None:
-            heads["divergence"] = [[round(v, SHOWN) for v in row] for row in heads["divergence"]]
-            heads["total"] = None if heads["total"] is None else round(heads["total"], SHOWN)
-        found["receipt"] = {
-            "rows": {str(phase): count for phase, count in sorted(receipt.rows.items())},
-            "moved": sorted([c.layer, c.head, c.rows] for c in receipt.moved),
-            "counters": sorted([c.source, c.name, c.value] for c in receipt.counters),
-            "heads": heads,
-        }
-    plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists, as in a file
-    return plain
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, in words."""
-    said = []
-    for field in ("tokens", "ended", "error"):
-        if found[field] != wanted[field]:
-            said.append(f"{field} {found[field]}, not {wanted[field]}")
-    if found["tokens"] == wanted["tokens"] and not near(found["logprobs"], wanted["logprobs"]):
-        off = np.abs(np.subtract(found["logprobs"], wanted["logprobs"])).max()
-        said.append(f"log-probabilities are off by {off:.2g}")
-    one, other = found["receipt"] or {}, wanted["receipt"] or {}
-    for field in sorted({*one, *other}):
-        if not alike(one.get(field), other.get(field)):
-            said.append(f"receipt's {field} {one.get(field)}, not {other.get(field)}")
-    return said
-
-
-def near(found: Any, wanted: Any) -> bool:
-    return len(found) == len(wanted) and np.allclose(found, wanted, rtol=0, atol=NEAR)
-
-
-def alike(found: Any, wanted: Any) -> bool:
-    """Equal, but for the last digits of numbers that are no integers."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(alike(found[k], wanted[k]) for k in found)
-    if isinstance(found, list) and isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(alike, found, wanted))
-    if isinstance(found, float) and isinstance(wanted, float):
-        return found == pytest.approx(wanted, abs=NEAR)
-    return bool(found == wanted)
-
-
 def written(goldens: Mapping[str, Any]) -> str:
     """A line for each scenario, so that a difference shows whose it is."""
     lines = (f"{json.dumps(name)}: {json.dumps(goldens[name])}" for name in sorted(goldens))
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-@pytest.fixture(scope="module")
-def models() -> Callable[[str], Any]:
-    """``models(family)``: a served model, built once."""
-    made: dict[str, Any] = {}
-
-    def get(family: str) -> Any:
-        if family not in made:
-            made[family] = serve(drawn_weights(tiny.build(family)))
-        return made[family]
-
-    return get
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -218,7 +125,6 @@ def models() -> Callable[[str], Any]:
 def test_answers_are_what_they_were(
     family: str,
     way: str,
-    models: Callable[[str], Any],
     request: pytest.FixtureRequest,
 ) -> None:
     """One at a time in ordinary steps; all together one step ahead, in padded decodes."""
@@ -228,7 +134,7 @@ def test_answers_are_what_they_were(
     config = EngineConfig(
         model=family, max_num_seqs=24, cache_tokens=8192, prefix_caching=False, **WAYS[way]
     )
-    core = EngineCore(models(family), config)
+    core = EngineCore(served(family), config)
     requests = {
         name: ask(
             prompt,

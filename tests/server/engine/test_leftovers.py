@@ -5,7 +5,7 @@ that has ended leave their bytes, and under another layout those are page number
 do not exist.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
-from saccade_server.engine.decode import PLAIN, PaddedDecoder, StepVariant
+from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.sampler import DrawKind
 from saccade_server.engine.warmup import warm_up
+from saccade_testing.garbage import Recorder, noise
 
 AS_ON_A_GPU = {"overlap": True, "padded_decode": True}
 SAMPLED = {"temperature": 1.1, "seed": 5}
@@ -57,36 +58,6 @@ ENTRIES: dict[str, dict[str, Any] | None] = {
 def family(decoder_family: str) -> str:
     """Every family that has a decoder of its own."""
     return decoder_family
-
-
-def noise(tensor: torch.Tensor) -> None:
-    """Fill with random bytes: they are floats, page numbers or tags, as somebody reads them."""
-    flat = tensor.view(-1).view(torch.uint8)
-    flat.copy_(torch.randint(0, 256, flat.shape, dtype=torch.uint8))
-
-
-class Recorder:
-    """Stands for CUDA graphs; leaves garbage in the block before and behind every variant.
-
-    Parameters of draws are written with the step's inputs and read behind it.
-    """
-
-    def __init__(self, decoder: PaddedDecoder) -> None:
-        self._decoder = decoder
-        noise(decoder._uploaded)
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        run()
-        noise(self._decoder._uploaded)
-
-        def replay() -> None:
-            run()
-            noise(self._decoder._block)
-
-        return replay
-
-    def used(self) -> int:
-        return 0
 
 
 def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
