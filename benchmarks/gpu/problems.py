@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import numpy as np
@@ -13,6 +13,8 @@ from gpu import backend
 from gpu.shapes import Heads
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission, LayerEdits, Prefill, Run
 from saccade_kernels.controls import CLASSES, SINK_CLASS, ControlShape, Edit, Program
+from saccade_kernels.residual import ResidualProgram
+from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 
 LAYERS = 2
@@ -62,6 +64,17 @@ def per_head_program(shape: ControlShape, fraction: float) -> Program:
     return program
 
 
+def write_row(
+    tables: ControlTables | ResidualTables, row: int, program: Program | ResidualProgram
+) -> None:
+    """Put a program into a row of its tables."""
+    for field in fields(program):
+        value = torch.from_numpy(getattr(program, field.name))
+        getattr(tables, field.name)[row].copy_(value)
+    if isinstance(program, Program) and isinstance(tables, ControlTables):
+        tables.edits[row].copy_(torch.from_numpy(program.head_edits()))
+
+
 MakeProgram = Callable[[ControlShape, float], Program]
 EDITS: dict[MakeProgram, Edit] = {
     var_program: Edit.MASS,
@@ -108,7 +121,7 @@ class Tables:
         shape = ControlShape(LAYERS, heads.heads, heads.dim)
         controls = ControlTables.allocate(programs + 1, shape, device)
         for row in range(programs):
-            controls.write(row + 1, program(shape, 0.3 + 0.3 * row / programs))
+            write_row(controls, row + 1, program(shape, 0.3 + 0.3 * row / programs))
         tags = TagTable.allocate(sequences + 1, shape, length, device)
         tags.tags[1:] = torch.from_numpy(image_tags(length)).to(device)
         return cls(controls, tags, (EDITS[program],) * LAYERS)

@@ -11,6 +11,7 @@ import torch
 from gpu import backend
 from gpu.accuracy import error
 from gpu.ceilings import known_ceilings
+from gpu.problems import write_row
 from gpu.session import Figures, Session
 from gpu.shapes import LLAVA, QWEN, TINY_LLAVA, TINY_QWEN, ModelShape
 from gpu.targets import RESIDUALS
@@ -106,7 +107,7 @@ def _tables(width: int, device: torch.device) -> ResidualTables:
         program = ResidualProgram.identity(1)
         for slot, (numbers, flags) in enumerate(edits, start=1):
             program.append(SITE, slot, numbers, flags)
-        tables.write(row, program)
+        write_row(tables, row, program)
     return tables
 
 

@@ -104,14 +104,6 @@ class Program:
         shifts = np.uint8(Edit.HEAD) * (self.shift != 0).any(-1)
         return np.asarray(kind_edits(self) | shifts, dtype=np.uint8)
 
-    def edits(self) -> tuple[Edit, ...]:
-        """Which edits each layer makes, one :class:`Edit` per layer."""
-        return tuple(Edit(int(f)) for f in np.bitwise_or.reduce(self.head_edits(), axis=1))
-
-    def is_identity(self) -> bool:
-        """True when no layer edits anything."""
-        return not any(self.edits())
-
 
 class Kinds(Protocol):
     """What :func:`kind_edits` looks at; every field has the same leading dimensions."""

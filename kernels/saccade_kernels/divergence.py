@@ -6,7 +6,6 @@ and those of its counterpart without it, z0:
     VHD_i = ||z_i - z0_i||                                                       (Eq. 4)
     VHD_i counts as 0 if VHD_i > mean + std and ||z0_i||^2 > mean + std          (Eq. 6)
     head i is reactive iff VHD_i > median                                        (Eq. 7)
-    T-VHD = sum over layers of the k largest VHD                                 (Eq. 5)
 
 mean, std and median go over the query heads of the layer, all of them in Eq. 6 of the unfiltered
 values. The median of an even number is the lower of the two in the middle, so that ties select
@@ -74,8 +73,3 @@ class Reactivity:
         freedom = heads if self.population else max(heads - 1, 1)
         std = ((values - mean).square().sum(-1, keepdim=True) / freedom).sqrt()
         return mean + std
-
-
-def total_divergence(divergence: torch.Tensor, largest: int) -> torch.Tensor:
-    """T-VHD: the sum over layers of the ``largest`` largest values of VHD [..., layers, heads]."""
-    return divergence.topk(largest, dim=-1).values.sum((-2, -1))

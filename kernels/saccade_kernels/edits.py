@@ -1,8 +1,7 @@
 """Score and mass edits in plain PyTorch: what a program does to one softmax row.
 
-``edit_scores``, ``edit_masses`` and ``transform_masses`` state each edit on its own. Attention in
-reference.py uses their two halves: ``..._tables`` reads what a group of query rows needs from the
-control tables, for all layers of a step at once, and ``apply_...`` does the arithmetic.
+``..._tables`` reads what a group of query rows needs from the control tables, for all layers of a
+step at once, and ``apply_...`` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -42,35 +41,6 @@ def edit_scores(
     """
     tables = score_tables(controls, rows, slice(layer, layer + 1))[0]
     return apply_scores(scores, *tables, class_members(tags, scores.dtype), weights)
-
-
-def edit_masses(
-    attention: torch.Tensor,
-    controls: ControlTables,
-    rows: torch.Tensor,
-    tags: torch.Tensor,
-    layer: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply the gated mass transform of each query row's program.
-
-    Args:
-        attention: softmax weights [seqs, heads, queries, keys]; rows and tags as above.
-
-    Returns:
-        The edited weights, and bool [seqs, heads, queries]: the masses of this row changed.
-    """
-    tables = mass_tables(controls, rows, slice(layer, layer + 1))[0]
-    return apply_masses(attention, *tables, class_members(tags, attention.dtype))
-
-
-def transform_masses(
-    mass: torch.Tensor, controls: ControlTables, rows: torch.Tensor, layer: int
-) -> torch.Tensor:
-    """Gates, transform and the empty-class rule on class masses [seqs, heads, queries, C]."""
-    before = mass.transpose(1, 2)  # [seqs, Q, H, C], as the tables have it
-    tables = mass_tables(controls, rows, slice(layer, layer + 1))[0]
-    ratio = _ratios(before.reshape(-1, CLASSES), *tables)
-    return (before * ratio.view(before.shape)).transpose(1, 2)
 
 
 def score_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from saccade_kernels.controls import IDENTITY_ROW
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, ResidualFlag, ResidualProgram
 
 
@@ -44,13 +43,6 @@ class ResidualTables:
         }
         bank = torch.zeros(slots, hidden_size, dtype=torch.float32, device=device)
         return cls(bank=bank, **tensors)
-
-    def write(self, row: int, program: ResidualProgram) -> None:
-        """Put ``program`` into table row ``row`` (never row 0, the identity)."""
-        if row == IDENTITY_ROW:
-            raise ValueError("row 0 of the residual tables is the identity and cannot be written")
-        for f in fields(program):
-            getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
 
 
 def edit_residual(

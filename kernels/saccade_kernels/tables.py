@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from saccade_kernels.controls import IDENTITY_ROW, ControlShape, Program
+from saccade_kernels.controls import ControlShape, Program
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,6 @@ class ControlTables:
         }
         edits = torch.zeros(rows, shape.layers, shape.heads, dtype=torch.uint8, device=device)
         return cls(**tensors, edits=edits)
-
-    def write(self, row: int, program: Program) -> None:
-        """Put ``program`` into table row ``row`` (never row 0, the identity)."""
-        if row == IDENTITY_ROW:
-            raise ValueError("row 0 of the control tables is the identity and cannot be written")
-        for f in fields(program):
-            getattr(self, f.name)[row].copy_(torch.from_numpy(getattr(program, f.name)))
-        self.edits[row].copy_(torch.from_numpy(program.head_edits()))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, si
 from saccade_kernels.residual_tables import ResidualTables, edit_residual
 from saccade_kernels.sinks import SinkTags, settle_tags, sink_scores
 from saccade_kernels.tables import ControlTables
+from saccade_testing.tables import edit_masses, write_row
 
 MODEL = ModelFacts(layers=6, heads=4, kv_heads=2, head_dim=8, hidden_size=64, sink_dims=(7, 21))
 PHASES = list(Phase)
@@ -32,7 +33,7 @@ def tables_of(plan: Plan, exact: bool) -> ControlTables:
     """One row a phase, from 1. ``exact`` puts the plan's float64 numbers into them."""
     tables = ControlTables.allocate(1 + len(PHASES), plan.shape)
     for row, phase in enumerate(PHASES, start=1):
-        tables.write(row, plan.program(phase))
+        write_row(tables, row, plan.program(phase))
     return _unrounded(tables, plan) if exact else tables
 
 
@@ -132,7 +133,7 @@ def attend() -> Callable[..., torch.Tensor]:
         if softmax:
             scores = edits.edit_scores(scores, tables, rows, tags, torch.zeros(1, keys), layer)
             scores = torch.softmax(scores.masked_fill(future, -torch.inf), -1)
-        return edits.edit_masses(scores, tables, rows, tags, layer)[0][0]
+        return edit_masses(scores, tables, rows, tags, layer)[0][0]
 
     return run
 
@@ -187,6 +188,6 @@ def _edited(plan, hidden, layer, phase, site=SiteKind.RESIDUAL):
                 *write,
                 where=(edit.above, edit.below),
             )
-    tables.write(1, program)
+    write_row(tables, 1, program)
     rows = torch.ones(len(hidden), dtype=torch.int32)
     return edit_residual(hidden, rows, tables, site_of(site, layer))

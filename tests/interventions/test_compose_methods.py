@@ -28,6 +28,7 @@ from saccade_interventions.rules import (
 from saccade_kernels import edits
 from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES
 from saccade_kernels.tables import ControlTables
+from saccade_testing.tables import edit_masses, write_row
 
 METHODS = tuple(Registry.discover().methods)
 TEXT = "<s>USER: .......... Describe the image. ASSISTANT:"
@@ -83,7 +84,7 @@ def compiled(entries, registry):
 def tables(plan: Plan) -> ControlTables:
     found = ControlTables.allocate(1 + len(Phase), plan.shape)
     for row, phase in enumerate(Phase, start=1):
-        found.write(row, plan.program(phase))
+        write_row(found, row, plan.program(phase))
     return found
 
 
@@ -132,7 +133,7 @@ class Shown:
             edit.per_head_classes for edit in self.plan.masses
         ):  # then all heads are; see ACT.probe
             tags = torch.arange(row + 1)[None] % PER_HEAD_CLASSES
-        return edits.edit_masses(attention, self.tables, at, tags, LAYER)[0]
+        return edit_masses(attention, self.tables, at, tags, LAYER)[0]
 
     def _row(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         at = torch.tensor([[1 + list(Phase).index(self.plan.phase(row))]])

@@ -36,7 +36,7 @@ def test_the_formula_written_out(make_context, attend, images, options, image, s
 def test_the_middle_layers(make_context, layers, wanted):
     context = make_context(Prompt(5, images=((1, 4),)), layers=layers)
     program = VAF().compile(context).program(Phase.LAST)
-    assert [i for i, edit in enumerate(program.edits()) if edit] == [*wanted]
+    assert program.head_edits().any(1).nonzero()[0].tolist() == [*wanted]
 
 
 def test_defaults_are_the_published_ones(make_context):

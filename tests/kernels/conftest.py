@@ -22,6 +22,7 @@ from saccade_kernels.controls import (
     Program,
 )
 from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
+from saccade_testing.tables import write_row
 
 LAYERS = 2
 SPARE = 3  # pages, control rows and tag rows nobody uses
@@ -126,7 +127,7 @@ class Case:
         return without_edits(self.batch)
 
     def write(self, row: int, program: Program) -> None:
-        self.tables[0].write(row, program)
+        write_row(self.tables[0], row, program)
         self.programs[row] = program
 
 

@@ -1,6 +1,5 @@
 """VHD, its outliers and the choice of heads: the worked example, the golden array, the edges."""
 
-import json
 import statistics
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade_kernels.divergence import Reactivity, total_divergence
+from saccade_kernels.divergence import Reactivity
 
 GOLDEN = Path(__file__).parents[1] / "interventions" / "golden"
 EXAMPLE = torch.tensor([[1.0, 0], [0, 2], [3, 4], [1, 1]], dtype=torch.float64)[None]
@@ -34,7 +33,6 @@ def test_the_worked_example() -> None:
         assert float(Reactivity().limit(values)) == pytest.approx(limit, abs=5e-10)
     amplified = torch.where(reactive[..., None], 2.0, 1.0) * EXAMPLE
     assert amplified.flatten().tolist() == [1, 0, 0, 4, 6, 8, 1, 1]
-    assert float(total_divergence(vhd, 2)) == pytest.approx(14.313708498984761, abs=1e-14)
 
 
 def test_without_the_filter_the_largest_wins() -> None:
@@ -45,7 +43,6 @@ def test_without_the_filter_the_largest_wins() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_golden_array(dtype: torch.dtype) -> None:
     arrays = np.load(GOLDEN / "vhr_ref_arrays.npz")
-    k = json.loads((GOLDEN / "vhr_ref_arrays.json").read_text())["hyper"]["k"]
     z, z0 = (
         torch.from_numpy(arrays[f"head_out_{name}"]).to(dtype)[None]
         for name in ("image", "noimage")
@@ -55,7 +52,6 @@ def test_the_golden_array(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(vhd[0], arrays["vhd"], atol=tolerance)
     assert reactive[0].tolist() == arrays["selected"].tolist()
     assert arrays["outlier"].any(), "the case must exercise the filter"
-    assert float(total_divergence(vhd, k)) == pytest.approx(float(arrays["t_vhd_top3"]), 1e-6)
 
 
 def test_equal_values_select_nothing() -> None:

@@ -18,6 +18,7 @@ from saccade_kernels import ops, reference
 from saccade_kernels.batch import PAGE, AttentionBatch, Prefill, Run
 from saccade_kernels.controls import ControlShape, Edit, Program
 from saccade_kernels.tables import ControlTables, TagTable
+from saccade_testing.tables import write_row
 
 LAYERS, HEADS, KV_HEADS, DIM, LENGTH = 2, 4, 2, 8, 70
 SHAPE = ControlShape(LAYERS, HEADS, DIM)
@@ -149,7 +150,7 @@ class Paged:
 
     def __init__(self, program: Program, edit: Edit) -> None:
         controls, table = ControlTables.allocate(2, SHAPE), TagTable.allocate(2, SHAPE, LENGTH)
-        controls.write(1, program)
+        write_row(controls, 1, program)
         table.tags[1] = tags()
         self.caches = torch.full((LAYERS, 2, 4, PAGE, KV_HEADS, DIM), torch.nan).double()
         self.template = AttentionBatch(

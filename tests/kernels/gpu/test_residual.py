@@ -9,6 +9,7 @@ from saccade_kernels.gpu import backend
 from saccade_kernels.gpu import residual as kernel
 from saccade_kernels.residual import EVERYWHERE, RESIDUAL_EDITS, ResidualFlag, ResidualProgram
 from saccade_kernels.residual_tables import ResidualTables
+from saccade_testing.tables import write_row
 
 LAYERS, ROWS = 3, 13
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -48,7 +49,7 @@ def random_tables(size: int) -> ResidualTables:
             else:
                 write = read
             program.append(2, read, numbers, flags, write, where)
-        tables.write(row, program)
+        write_row(tables, row, program)
     return tables
 
 

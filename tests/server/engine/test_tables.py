@@ -19,6 +19,7 @@ from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.tables import ControlTables
 from saccade_server.engine.tables import DeviceTables, count_classes, sites
 from saccade_server.engine.transfer import Uploader
+from saccade_testing.tables import write_row
 
 SHAPE = ControlShape(3, 2, 4)
 ROWS = parse_rows("question+generated")
@@ -88,7 +89,7 @@ def test_a_step_has_the_classes_of_its_widest_plan(tables: DeviceTables) -> None
 def test_programs_are_written_as_the_tables_write_them(tables: DeviceTables) -> None:
     program = scored(3).packed(Phase.QUESTION)
     wanted = ControlTables.allocate(5, SHAPE)
-    wanted.write(3, program.unpack())
+    write_row(wanted, 3, program.unpack())
     tables.write_program(3, program)
     for field in fields(ControlTables):
         assert torch.equal(getattr(tables.controls, field.name), getattr(wanted, field.name))
@@ -101,7 +102,7 @@ def test_a_control_row_edits_residuals_until_it_is_written_again(tables: DeviceT
     program.append(9, 2, (0.5, 1.0, -1.0, 2.0), ResidualFlag.SIGNED)
     program.append(1, 5, (1.0, 1.0, -np.inf, np.inf), ResidualFlag.NONE)
     wanted = ResidualTables.allocate(5, 3, 8)
-    wanted.write(3, program)
+    write_row(wanted, 3, program)
     wanted.bank[2] = torch.arange(8)
     tables.write_program(3, scored(1).packed(Phase.QUESTION))
     assert tables.residual_step([0, 1, 3]) is None
@@ -203,7 +204,7 @@ def test_all_that_was_said_reaches_the_device_as_one_block(
         written[row] = made.build()
         program = written[row].packed(Phase.GENERATED)
         tables.write_program(row, program)
-        wanted.write(row, program.unpack())
+        write_row(wanted, row, program.unpack())
         tables.open_tags(row, written[row])
     tables.write_residuals(4, residuals)
     tables.write_vector(2, np.arange(8, dtype=np.float32))
@@ -233,7 +234,7 @@ def test_what_is_said_twice_before_a_step_is_what_was_said_last(tables: DeviceTa
     tables.write_program(1, came.packed(Phase.QUESTION))
     tables.open_tags(1, came)
     wanted = ControlTables.allocate(5, SHAPE)
-    wanted.write(1, came.program(Phase.QUESTION))
+    write_row(wanted, 1, came.program(Phase.QUESTION))
     assert torch.equal(tables.controls.bias, wanted.bias)
     assert not tables.residuals.count.any()
     assert tables.tags.tags[1, 0].tolist() == [*came.base_tags().tolist(), *[1] * 22]

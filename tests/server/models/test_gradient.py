@@ -21,6 +21,7 @@ from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing.tables import write_row
 
 LAYERS = (1, 2)
 CANDIDATES = [[11, 40, 3], [11, 60, 95]]
@@ -158,7 +159,7 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
     sites += [site_of(SiteKind.ATTENTION_OUTPUT, LAYERS[0]), site_of(SiteKind.MLP_OUTPUT, 2)]
     for site in sites:
         program.append(site, 1, (0.25, 3.0, -math.inf, math.inf), ResidualFlag.NONE)
-    tables.write(1, program)
+    write_row(tables, 1, program)
 
     def edit(hidden: torch.Tensor) -> torch.Tensor:
         last = hidden[:, -1:]

@@ -10,6 +10,7 @@ from saccade_kernels.divergence import Reactivity
 from saccade_kernels.tables import ControlTables
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.reinforce import Findings, HeadReinforcement
+from saccade_testing.tables import write_row
 
 SHAPE = ControlShape(3, 4, 2)
 LAYER = 1
@@ -23,10 +24,10 @@ def tables() -> ControlTables:
     program = Program.identity(SHAPE)
     program.gain[LAYER] = 0.5
     program.shift[LAYER, 2] = 3.0
-    made.write(3, program)
+    write_row(made, 3, program)
     program = Program.identity(SHAPE)
     program.bias[LAYER, :, 0] = 1.0
-    made.write(4, program)
+    write_row(made, 4, program)
     return made
 
 

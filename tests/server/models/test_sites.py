@@ -15,6 +15,7 @@ from saccade_kernels.residual_tables import ResidualTables
 from saccade_server.models.family import serve
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing.tables import write_row
 
 ROWS, PLACES = 5, frozenset({1, 3})
 BEFORE_1 = site_of(SiteKind.RESIDUAL, 1)
@@ -42,7 +43,7 @@ def tables(layers: int, size: int) -> ResidualTables:
     made.bank[1] = torch.nn.functional.normalize(torch.randn(size), dim=0)
     program = ResidualProgram.identity(layers)
     program.append(BEFORE_1, 1, (1.0, 2.0, -math.inf, math.inf), ResidualFlag.RELATIVE)
-    made.write(1, program)
+    write_row(made, 1, program)
     return made
 
 
@@ -107,7 +108,7 @@ def test_outputs_are_edited_where_the_residual_gets_them(
         flags = ResidualFlag.JOINED if at else ResidualFlag.NONE
         numbers = (2.0, 0.5, -math.inf, math.inf)
         program.append(site, 1 + at, numbers, flags, 1 + RANK + at)
-    made.write(1, program)
+    write_row(made, 1, program)
     rows = torch.arange(ROWS) % 2
     seen: list[torch.Tensor] = []
 
