@@ -177,8 +177,8 @@ class EngineFailure(ApiError):
 
     code = "engine_failure"
 
-    def __init__(self, message: str = "The engine failed on this request.") -> None:
-        super().__init__(message, headers=NO_RETRY)
+    def __init__(self) -> None:
+        super().__init__("The engine failed on this request.", headers=NO_RETRY)
 
 
 REFUSALS = (ApiError, InterventionError, CapacityError, EngineDeadError, HTTPException)

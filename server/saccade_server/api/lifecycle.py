@@ -47,11 +47,6 @@ class Lifecycle:
         finally:
             self._stops.discard(stop)
 
-    @property
-    def open_requests(self) -> int:
-        """Requests with a connection, also those whose bodies still arrive."""
-        return len(self._open)
-
     @contextmanager
     def abandonable(self) -> Iterator[asyncio.Task[None]]:
         """Have the current task cancelled if nothing else ends it; gives that task."""

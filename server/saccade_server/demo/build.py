@@ -164,10 +164,10 @@ def build_model() -> LlavaForConditionalGeneration:
     return model
 
 
-def _corpus(sentences: int = 4000) -> Iterator[str]:
+def _corpus() -> Iterator[str]:
     """Text in which every word of the demo world occurs often enough to become one token."""
     rng = Random("tokenizer")
-    for _ in range(sentences):
+    for _ in range(4000):
         thing, place, number = rng.choice(THINGS), rng.choice(PLACES), rng.choice(NUMBERS)
         system, describe = rng.choice(SYSTEM_PROMPTS), rng.choice(DESCRIBE)
         exists, answer = rng.choice(EXISTS).format(thing), rng.choice(("Yes", "No"))

@@ -10,15 +10,17 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+BATCH = 50
+"""Questions at a time."""
+
 
 class Answerer:
     """Asks the model one question per image, in float32."""
 
-    def __init__(self, folder: Path, *, batch_size: int = 50) -> None:
+    def __init__(self, folder: Path) -> None:
         self._processor: Any = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
         # from_pretrained leaves the model in evaluation mode.
         self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self._batch_size = batch_size
 
     def answer(self, image: Image.Image, question: str) -> str:
         """The answer to one question."""
@@ -26,8 +28,8 @@ class Answerer:
 
     def answers(self, questions: Sequence[tuple[Image.Image, str]]) -> Iterator[str]:
         """The answers, in order."""
-        for start in range(0, len(questions), self._batch_size):
-            chunk = questions[start : start + self._batch_size]
+        for start in range(0, len(questions), BATCH):
+            chunk = questions[start : start + BATCH]
             yield from self._generate(
                 [image for image, _ in chunk], [question for _, question in chunk]
             )

@@ -133,10 +133,10 @@ def sample_scene(
     return _arrange(rng, _sample_things(rng, most_things, companion_rate), evidence)
 
 
-def sample_counterfactual(rng: Random, evidence: Evidence = Evidence.WEAK) -> Scene:
-    """Draw a scene of the same world in which at least one trigger lacks its companion."""
+def sample_counterfactual(rng: Random) -> Scene:
+    """Draw a scene with weak evidence in which at least one trigger lacks its companion."""
     while True:
-        scene = sample_scene(rng, evidence, companion_rate=0.0)
+        scene = sample_scene(rng, Evidence.WEAK, companion_rate=0.0)
         if scene.missing_companions:
             return scene
 

@@ -60,8 +60,8 @@ class Estimate:
 class Bootstrap:
     """Resamples of ``scenes`` scenes, the same ones for every setting."""
 
-    def __init__(self, scenes: int, resamples: int = RESAMPLES, seed: int = 0) -> None:
-        generator = np.random.default_rng(seed)
+    def __init__(self, scenes: int, resamples: int = RESAMPLES) -> None:
+        generator = np.random.default_rng(0)
         chances = np.full(scenes, 1 / scenes)
         self._weights = generator.multinomial(scenes, chances, resamples).astype(np.float64)
 

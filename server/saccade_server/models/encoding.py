@@ -72,7 +72,7 @@ class TextEncoder:
             whole.ids.extend(part.ids)
             whole.offsets.extend(part.shifted(length).offsets)
             length += len(segment.text)
-        return self._framed(whole, length) if add_special_tokens else whole
+        return self._framed(whole) if add_special_tokens else whole
 
     def inside(self, text: str) -> Encoded:
         """``text`` that no client typed, inside a prompt between control tokens."""
@@ -121,7 +121,7 @@ class TextEncoder:
                 return framed[:start], framed[start + len(bare) :]
         return [], []
 
-    def _framed(self, encoded: Encoded, length: int) -> Encoded:
+    def _framed(self, encoded: Encoded) -> Encoded:
         before, behind = self._before, self._behind
         # The tokenizer gives its own additions the range (0, 0), wherever they stand.
         offsets = [(0, 0)] * len(before) + encoded.offsets + [(0, 0)] * len(behind)

@@ -99,7 +99,7 @@ def test_a_body_that_nobody_asked_for_keeps_no_place_from_others(make_server, to
     server = make_server(max_requests=1)
     lifecycle = server.app.state.lifecycle
     with send(server, b"ab", 3, "GET", "/v1/interventions") as slow:
-        tools.wait_for(lambda: lifecycle.open_requests == 1)
+        tools.wait_for(lambda: len(lifecycle._open) == 1)
         assert server.http.get("/ready").status_code == 200
         assert server.chat().status_code == 200
         slow.sendall(b"c")

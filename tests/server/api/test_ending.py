@@ -54,7 +54,7 @@ def test_a_body_that_still_arrives(make_server, tools):
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
             b'content-type: application/json\r\ncontent-length: 100\r\n\r\n{"model"'
         )
-        tools.wait_for(lambda: server.app.state.lifecycle.open_requests == 1)
+        tools.wait_for(lambda: len(server.app.state.lifecycle._open) == 1)
         began = time.monotonic()
         shut_down(server).result(20)
         reply = raw.recv(65536)
