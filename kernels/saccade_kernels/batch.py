@@ -65,7 +65,11 @@ class Emission:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """One step's queries, where their keys are, and which program each query row follows."""
+    """One step's queries, where their keys are, and which program each query row follows.
+
+    In other engines ``query_starts`` is ``cu_seqlens``, ``slots`` is ``slot_mapping``, and
+    ``page_table`` is ``block_table``.
+    """
 
     slots: torch.Tensor  # int64 [tokens]: cache slot (page * PAGE + offset) of each new key
     query_starts: torch.Tensor  # int32 [seqs + 1]: first query row of each sequence
