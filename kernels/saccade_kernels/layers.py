@@ -73,12 +73,14 @@ def add_norm(
     update: torch.Tensor | None,
     norm: RMSNorm,
     update_norm: RMSNorm | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add what a layer's half computed to the residual, and norm the sum.
 
     Args:
         residual: [tokens, hidden_size]; ``update`` likewise, or None before the first layer.
         update_norm: norms the update before it is added, in Gemma's layers.
+        out: [tokens, hidden_size], where the new residual is written if there is an update.
 
     Returns:
         The new residual, and its norm for the next half.
@@ -86,7 +88,7 @@ def add_norm(
     if update is not None:
         if update_norm is not None:
             update = rms_norm(update, update_norm)
-        residual = residual + update
+        residual = torch.add(residual, update, out=out)
     return residual, rms_norm(residual, norm)
 
 

@@ -38,9 +38,11 @@ def add_norm(
     update: torch.Tensor | None,
     norm: RMSNorm,
     update_norm: RMSNorm | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See :func:`saccade_kernels.layers.add_norm`; autograd follows it."""
-    total, normed = _layers(residual, update).add_norm(residual, update, norm, update_norm)
+    """See :func:`saccade_kernels.layers.add_norm`; no gradient goes to ``out``."""
+    norms = (norm, update_norm)
+    total, normed = _layers(residual, update).add_norm(residual, update, *norms, out=out)
     return _tensor(total), _tensor(normed)
 
 
@@ -174,10 +176,14 @@ def attention_rows(
 
 
 def edit_residual(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, layer: int
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    tables: ResidualTables,
+    site: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See :func:`saccade_kernels.residual_tables.edit_residual`; autograd follows it."""
-    return _tensor(_layers(hidden).edit_residual(hidden, rows, tables, layer))
+    """See :func:`saccade_kernels.residual_tables.edit_residual`; no gradient goes to ``out``."""
+    return _tensor(_layers(hidden).edit_residual(hidden, rows, tables, site, out))
 
 
 def store_sink_scores(

@@ -46,7 +46,11 @@ class ResidualTables:
 
 
 def edit_residual(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, site: int
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    tables: ResidualTables,
+    site: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Edit the rows of a packed step at one site. A row without edits keeps its bits.
 
@@ -54,6 +58,7 @@ def edit_residual(
         hidden: [tokens, hidden_size], what the site sees.
         rows: int32 [tokens], the table row that each follows.
         site: number of the site, see :func:`~saccade_kernels.residual.site_of`.
+        out: [tokens, hidden_size], where the result is written; may be ``hidden``.
 
     Returns:
         [tokens, hidden_size] of the same dtype. Arithmetic is float32, float64 for float64.
@@ -74,7 +79,10 @@ def edit_residual(
         numbers = tables.numbers[index, site, at].to(work)
         changed = _edit(base, edited, tables.bank, slots, numbers, flags)
         edited = torch.where(happens, changed, edited)
-    return torch.where((count > 0)[:, None], edited.to(hidden.dtype), hidden)
+    is_edited = (count > 0)[:, None]
+    if out is None:
+        return torch.where(is_edited, edited.to(hidden.dtype), hidden)
+    return torch.where(is_edited, edited.to(hidden.dtype), hidden, out=out)
 
 
 def _edit(

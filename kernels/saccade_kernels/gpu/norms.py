@@ -83,11 +83,12 @@ def add_norm(
     norm: RMSNorm,
     update_norm: RMSNorm | None = None,
     config: SmallConfig | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`saccade_kernels.layers.add_norm` in Triton; float64 in PyTorch."""
     if residual.dtype == torch.float64:
-        return layers.add_norm(residual, update, norm, update_norm)
-    return _launch(residual, update, norm, update_norm, config)
+        return layers.add_norm(residual, update, norm, update_norm, out)
+    return _launch(residual, update, norm, update_norm, config, out)
 
 
 def _launch(
@@ -96,6 +97,7 @@ def _launch(
     norm: RMSNorm,
     before: RMSNorm | None,
     config: SmallConfig | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     adds = update is not None
     before = before if adds else None
@@ -104,7 +106,10 @@ def _launch(
         assert used.plus_one == norm.plus_one, "both norms of a launch have one form"
     x = residual.contiguous()
     output = x.new_empty(x.shape)
-    total = x.new_empty(x.shape) if adds else None
+    total = None
+    if adds:
+        total = x.new_empty(x.shape) if out is None else out
+        assert total.is_contiguous(), "rows lie one behind another"
     size = x.shape[-1]
     block = int(triton.next_power_of_2(size))
     if rows := x.numel() // max(size, 1):

@@ -93,11 +93,16 @@ def warps_of(hidden_size: int) -> int:
 
 
 def edit_residual(
-    hidden: torch.Tensor, rows: torch.Tensor, tables: ResidualTables, site: int
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    tables: ResidualTables,
+    site: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`saccade_kernels.residual_tables.edit_residual` in Triton."""
     hidden = hidden.contiguous()
-    output = hidden.new_empty(hidden.shape)
+    output = hidden.new_empty(hidden.shape) if out is None else out
+    assert output.is_contiguous(), "rows lie one behind another"
     tokens, dim = hidden.shape
     if tokens:
         residual_kernel[(tokens,)](

@@ -4,7 +4,8 @@ Each size is computed by a function of device memory alone: token ids, positions
 pages and table rows are read from one block, the tables of plans from where they always are, and
 logits and tokens are written to fixed places. Nothing in it depends on a number that the host
 holds, so on a GPU it is captured once and replayed (graphs.py); elsewhere it is called, which is
-how tests compare it with ordinary steps. The draw is captured too (draws.py).
+how tests compare it with ordinary steps. What only some rows ask for, draws among it, is captured
+too, in graphs of its own (stages.py).
 
 Sizes share the block, each with a layout of its own, so what one size wrote means nothing to
 another. Nothing is therefore ever computed from what the block happens to hold: a size is written
@@ -20,7 +21,7 @@ only where a row is the last of a prompt, or the host knows its token.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Batch
 from enum import IntFlag, auto
 from functools import partial
@@ -34,9 +35,11 @@ from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.controls import CLASSES, Edit
 from saccade_server.engine.batch import Ints
 from saccade_server.engine.drawn import DrawnRows
-from saccade_server.engine.draws import DrawVariant, News, PaddedDraws, parameters
+from saccade_server.engine.draws import draw_stages
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.seats import Roster, Seats
+from saccade_server.engine.stages import Stage, Stages, StageVariant, StepRows
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import host_block
 from saccade_server.models.attention import ForwardStep
@@ -65,10 +68,13 @@ class StepVariant(NamedTuple):
     search: Search = Search.NOTHING
 
 
-Variant = StepVariant | DrawVariant
+Variant = StepVariant | StageVariant
 
 Play = Callable[[Variant], None]
-"""Computes a variant from what the block holds, which must have been written for its size."""
+"""Computes a variant from what the block holds, which must have been written for it."""
+
+MakeStages = Callable[[StepOutputs], Iterable[Stage]]
+"""Stages around the steps that leave these outputs; see :class:`PaddedDecoder`."""
 
 
 def padded_sizes(most: int) -> tuple[int, ...]:
@@ -97,7 +103,12 @@ class PaddedDecoder:
         seats: Seats,
         max_num_seqs: int,
         max_model_len: int,
+        make_stages: MakeStages = lambda _: (),
     ) -> None:
+        """
+        Args:
+            make_stages: those that come before the draws, in their order.
+        """
         self._model = model
         self._keys, self._values = caches
         self._tables = tables
@@ -114,21 +125,30 @@ class PaddedDecoder:
         }
         self._written = 0  # the size that the block is laid out for now
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=model.device)
-        wide = torch.promote_types(model.dtype, torch.float32)
-        shape = (max_num_seqs + 1, model.vocab_size)  # the last row is for padding's draws
-        self._logits = torch.zeros(shape, dtype=wide, device=model.device)
-        self._allocate(max_num_seqs)
+        self.outputs = self._make_outputs(max_num_seqs)
+        draws = draw_stages(self.outputs, seats, self.sizes)
+        self.stages = Stages([*make_stages(self.outputs), *draws])
+        self._allocate(self._layouts[max_num_seqs].size)
         self.play: Play = self.compute
 
-    def _allocate(self, most: int) -> None:
-        """One piece of memory: what a step gives, parameters of draws, the block of a step."""
-        news, inputs = News.layout(most, self._logits.dtype).size, parameters(most).size
-        self._block_start = news + inputs
-        room = self._block_start + self._layouts[most].size
+    def _make_outputs(self, most: int) -> StepOutputs:
+        model = self._model
+        wide = torch.promote_types(model.dtype, torch.float32)
+        shape = (model.layers, most + 1, model.hidden_size)  # the last row is padding's
+        return StepOutputs(
+            torch.zeros((most + 1, model.vocab_size), dtype=wide, device=model.device),
+            torch.zeros(shape, dtype=model.dtype, device=model.device),
+        )
+
+    def _allocate(self, block: int) -> None:
+        """One piece of memory: news of a step, parameters of stages, the block of a step."""
+        news = self.outputs.size
+        self._block_start = news + self.stages.size
+        room = self._block_start + block
         memory = torch.empty(room, dtype=torch.uint8, device=self._model.device)
-        given, taken = memory[:news].zero_(), memory[news : self._block_start]
-        self.draws = PaddedDraws(self._logits, given, taken, self.sizes)
-        self.drawn: torch.Tensor = self.draws.news.tokens
+        self.outputs.bind(memory[:news].zero_())
+        self.stages.bind(memory[news : self._block_start])
+        self.drawn: torch.Tensor = self.outputs.news.tokens
         self._uploaded, self._block = memory[news:], memory[self._block_start :]
         self._words = memory[: room // 8 * 8].view(torch.int64)
 
@@ -139,21 +159,21 @@ class PaddedDecoder:
         forms = [(counts[0], Reach.EVERYWHERE), (counts[0], Reach.RESIDUALS)]
         forms += [(count, Reach.NOWHERE) for count in counts]
         steps = [StepVariant(size, *form) for size in reversed(self.sizes) for form in forms]
-        return [*self.draws.variants, *steps]
+        return [*self.stages.variants, *steps]
 
     @property
     def largest(self) -> list[Variant]:
         """The variants of which one needs as much memory as any does."""
-        variants = self.variants
-        return [variants[0], variants[len(self.draws.variants)]]
+        return [*self.stages.largest, self.variants[len(self.stages.variants)]]
 
-    def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, draw: bool) -> torch.Tensor:
+    def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, behind: bool) -> torch.Tensor:
         """Compute a row of each of the roster's sequences.
 
         Args:
             starts: position of each row, int64.
             drawn: rows of the sequences whose last tokens the step before has drawn.
-            draw: draw their tokens too; otherwise only those of greedy rows are worth anything.
+            behind: do what stages do behind the step, and draw the tokens of rows that sample;
+                otherwise only those of greedy rows are worth anything.
 
         Returns:
             Logits [rows, vocabulary], good until the next call.
@@ -162,38 +182,36 @@ class PaddedDecoder:
         block = self._host(size)
         inputs = self._pad(block, size, len(starts))
         fill(inputs, self._seats, roster, starts, drawn)
-        draws: list[DrawVariant] = []
-        if draw and roster.draws:
-            at = starts + 1 - roster.prompt_lengths
-            draws = self.draws.write(block.numpy(), self._seats.draws(roster, at))
-        self._send(block, size, everything=bool(draws))
-        self.play(StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)])))
-        for variant in draws:
+        rows = StepRows(roster, starts, inputs)
+        stages, start = self.stages.write(block.numpy(), rows, behind)
+        self._send(block, size, start)
+        step = StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)]))
+        for variant in self.stages.around(step, stages):
             self.play(variant)
-        return self._logits[: len(starts)]
+        return self.outputs.logits[: len(starts)]
 
     def idle(self, variant: Variant) -> Callable[[], None]:
         """What computes a variant, with its inputs written: padding in every place.
 
         Whoever runs a variant outside of a step takes it from here.
         """
-        if isinstance(variant, StepVariant):
+        if isinstance(variant, StageVariant):
+            block = self._host(self.sizes[0])
+            self.stages.pad(block.numpy(), variant)
+            end = self.stages.size
+            self._uploaded[:end].copy_(block[:end], non_blocking=True)
+        else:
             block = self._host(variant.size)
             self._pad(block, variant.size, 0)
-            self._send(block, variant.size, everything=False)
-        else:
-            block = self._host(self.sizes[0])
-            self.draws.pad(block.numpy(), variant)
-            end = self.draws.layout.size
-            self._uploaded[:end].copy_(block[:end], non_blocking=True)
+            self._send(block, variant.size, self.stages.size)
         return partial(self.compute, variant)
 
     def compute(self, variant: Variant) -> None:
         """What a variant computes from what was written for it; all that a graph captures."""
-        if isinstance(variant, StepVariant):
-            self._step(variant)
+        if isinstance(variant, StageVariant):
+            self.stages.compute(variant)
         else:
-            self.draws.compute(*variant)
+            self._step(variant)
 
     def _step(self, variant: StepVariant) -> None:
         """Logits of what was written for this size, and the likeliest tokens."""
@@ -201,15 +219,18 @@ class PaddedDecoder:
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = self._words.index_select(0, inputs.sources)
+        kept = self.outputs.residuals[:, :size]
         step = ForwardStep(
             self._batch(inputs, size, variant.classes),
             self._keys,
             self._values,
             residuals=self._residuals[variant.reach],
+            kept=kept,
         )
-        hidden = self._model.forward(self._model.embed(tokens), inputs.positions, step)
-        self._logits[:size].copy_(self._model.logits(hidden))
-        self.draws.greedy(size)
+        embeddings = self._model.embed(tokens, kept[0])
+        hidden = self._model.forward(embeddings, inputs.positions, step)
+        self.outputs.logits[:size].copy_(self._model.logits(hidden))
+        self.outputs.greedy(size)
 
     def _batch(self, inputs: DecodeInputs, size: int, classes: int) -> AttentionBatch:
         edited = classes != PLAIN
@@ -242,19 +263,21 @@ class PaddedDecoder:
         return self._classes[bisect_left(self._classes, needed)], Reach.NOWHERE
 
     def _host(self, size: int) -> torch.Tensor:
-        """Room for parameters of draws and a step of this padded size."""
-        return host_block(self.draws.layout.size + self._layouts[size].size, self._model.device)
+        """Room for parameters of stages and a step of this padded size."""
+        return host_block(self.stages.size + self._layouts[size].size, self._model.device)
 
     def _pad(self, block: torch.Tensor, size: int, count: int) -> DecodeInputs:
         """The arrays of a padded size on the host, with padding behind so many rows."""
-        layout, start = self._layouts[size], self.draws.layout.size
+        layout, start = self._layouts[size], self.stages.size
         inputs = DecodeInputs(*layout.arrays(block.numpy()[start : start + layout.size]))
         pad(inputs, count, self._block_start // 8)
         return inputs
 
-    def _send(self, block: torch.Tensor, size: int, everything: bool) -> None:
-        """Copy what was written. Its last readers run before, on one stream."""
-        end = self.draws.layout.size + self._layouts[size].size
-        start = 0 if everything else self.draws.layout.size
+    def _send(self, block: torch.Tensor, size: int, start: int) -> None:
+        """Copy what was written, from a first byte on; its last readers run before, on one stream.
+
+        What lies behind the first parameters that were written goes along.
+        """
+        end = self.stages.size + self._layouts[size].size
         self._uploaded[start:end].copy_(block[start:end], non_blocking=True)
         self._written = size

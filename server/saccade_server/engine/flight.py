@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from saccade_server.engine.candidates import Pools, decide
 from saccade_server.engine.confidence import Confidences
-from saccade_server.engine.draws import PaddedDrawing
 from saccade_server.engine.gains import GainReport
+from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.sampler import Drawing, Sample
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence

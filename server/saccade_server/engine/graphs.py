@@ -3,7 +3,7 @@
 What is recorded runs once before, on inputs that were written for that variant (decode.py):
 whatever ran before it has left nothing that it reads.
 
-All captures share one memory pool, largest first (draws sort and sum whole vocabularies), so that
+All captures share one memory pool, largest first (stages sort and sum whole vocabularies), so that
 the smaller ones fit into what the largest took; that is safe because one graph runs at a time and
 what a replay leaves is read before the next. :class:`CudaRecorder` is the only part that needs a
 GPU.
@@ -81,11 +81,11 @@ class Captured:
 
     def __str__(self) -> str:
         steps = [variant for variant in self.variants if isinstance(variant, StepVariant)]
-        sizes = sorted({step.size for step in steps})
-        edited = sorted({step.classes for step in steps} - {PLAIN})
-        draws = len(self.variants) - len(steps)
+        sizes = sorted({variant.size for variant in steps})
+        edited = sorted({variant.classes for variant in steps} - {PLAIN})
+        stages = len(self.variants) - len(steps)
         return (
-            f"captured {len(steps)} decode graphs and {draws} of draws in {self.seconds:.1f} s, "
+            f"captured {len(steps)} decode graphs and {stages} of stages in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
             f"plain, and edited with {', '.join(map(str, edited))} classes, or residual edits too"
         )
@@ -125,9 +125,8 @@ def _record(recorder: Recorder, prepare: Prepare, variant: Variant) -> Callable[
 
 
 def _named(variant: Variant) -> str:
-    if isinstance(variant, StepVariant):
-        return f"a decode step of {variant.size} sequences"
-    return f"a {variant[0].name.lower()} draw of {variant[1]} sequences"
+    what = "decode step" if isinstance(variant, StepVariant) else variant.stage
+    return f"a {what} of {variant.size} sequences"
 
 
 @contextmanager

@@ -31,13 +31,13 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.contrast import Combined, combine
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
-from saccade_server.engine.draws import PaddedDrawing
 from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight, counted_sequences
 from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.head_sinks import HeadSinkFinder
 from saccade_server.engine.logprobs import queue_logprobs
+from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.sampler import Drawing, draw, draw_rows
@@ -119,7 +119,7 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Run the largest padded decode and draw once, on padding: the memory they take."""
+        """Run the largest padded decode and stages once, on padding: the memory they take."""
         for variant in () if self._decoder is None else self._decoder.largest:
             assert self._decoder is not None
             self._decoder.idle(variant)()
@@ -194,7 +194,7 @@ class Runner:
         if self._decoder is None:
             logits = self._run_singles(roster, starts)
         else:
-            logits = self._decoder.run(roster, starts, self._drawn_rows, draw=not is_changed)
+            logits = self._decoder.run(roster, starts, self._drawn_rows, behind=not is_changed)
         if is_changed:
             return self._choose(chunks, logits, None)
         drawing: Drawing | PaddedDrawing
@@ -206,7 +206,7 @@ class Runner:
         else:
             tokens = self._drawn[: len(chunks)]
             logprobs = queue_logprobs(logits, params, tokens, self._upload)
-            drawing = self._decoder.draws.take(len(chunks), logprobs)
+            drawing = self._decoder.outputs.take(len(chunks), logprobs)
         self._drawn_rows.note(roster.sequences)
         return InFlight(tuple(chunks), drawing)
 

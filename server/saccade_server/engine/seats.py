@@ -159,11 +159,15 @@ class Seats:
 
     def draws(self, roster: Roster, at: Ints) -> Draws:
         """What the rows that sample draw at these output positions, of all rows."""
-        found = {}
-        for kind, rows in roster.draws.items():
-            columns = roster.columns[:, rows]
-            columns[0] = self.uniforms(roster, rows, at[rows])
-            found[kind] = rows, columns
+        return {
+            kind: (rows, self.columns(roster, rows, at[rows]))
+            for kind, rows in roster.draws.items()
+        }
+
+    def columns(self, roster: Roster, rows: Ints, at: Ints) -> NDArray[np.float64]:
+        """:class:`Columns` of some rows that draw at these output positions, [5, rows]."""
+        found: NDArray[np.float64] = roster.columns[:, rows]
+        found[0] = self.uniforms(roster, rows, at)
         return found
 
     def uniforms(self, roster: Roster, rows: Ints, at: Ints) -> NDArray[np.float64]:

@@ -29,6 +29,8 @@ class ForwardStep:
     measures: tuple[AttentionMeasure, ...] = ()
     residuals: ResidualStep | None = None  # what it does to residuals; None: nothing
     again: AttentionAgain | None = None
+    kept: torch.Tensor | None = None
+    """Where residuals entering layers are written, with edits: [layers, tokens, hidden_size]."""
 
 
 @dataclass(frozen=True)

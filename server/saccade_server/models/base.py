@@ -107,10 +107,13 @@ class ServedModel:
         yield from self.model.named_parameters()
         yield from self.decoder.named_weights()
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings [T, hidden_size] of token ids int64 [T]."""
-        embeddings = embedding(tokens, self._embeddings)
-        return embeddings if self._scale == 1 else embeddings * self._scale
+    def embed(self, tokens: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings [T, hidden_size] of token ids int64 [T], in ``out`` if it is given."""
+        if out is None:
+            embeddings = embedding(tokens, self._embeddings)
+        else:
+            embeddings = torch.index_select(self._embeddings, 0, tokens, out=out)
+        return embeddings if self._scale == 1 else torch.mul(embeddings, self._scale, out=out)
 
     def encode_images(self, images: Sequence[ImagePixels]) -> list[ImageFeatures]:
         """Run the vision tower, once for all ``images``, a view each.

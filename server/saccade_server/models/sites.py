@@ -47,6 +47,7 @@ class Sites:
     @classmethod
     def of(cls, step: ForwardStep, visual: Visual | None = None) -> Sites:
         """Find out once where something is to do."""
+        assert visual is None or step.kept is None, "no residual is kept beside images"
         busy: set[int] = set()
         if step.residuals is not None:
             busy |= step.residuals.sites
@@ -62,26 +63,38 @@ class Sites:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Complete residual ``index``; returns it, and its norm for who reads it."""
         if site_of(SiteKind.RESIDUAL, index) not in self.busy:
-            return add(residual, update, norm)
+            return add(residual, update, norm, self._place(index))
         residual = self.complete(index, residual, update)
         return residual, ops.rms_norm(residual, norm)
 
     def complete(self, index: int, residual: torch.Tensor, update: Update | None) -> torch.Tensor:
         """Residual ``index`` as the layer of that number reads it, [tokens, hidden_size]."""
+        residuals, place = self.step.residuals, self._place(index)
+        is_edited = residuals is not None and site_of(SiteKind.RESIDUAL, index) in residuals.sites
         if update is not None:
-            residual = residual + _normed(*update)
+            residual = torch.add(residual, _normed(*update), out=None if is_edited else place)
         visual = self.visual
         if visual is not None and 1 <= index <= len(visual.levels):
             residual = _show(residual, visual.rows, visual.levels[index - 1])
-        return self.act(SiteKind.RESIDUAL, index, residual)[0]
+        return self.act(SiteKind.RESIDUAL, index, residual, out=place)[0]
+
+    def _place(self, index: int) -> torch.Tensor | None:
+        """Where residual ``index`` is kept; None: nowhere."""
+        kept = self.step.kept
+        return None if kept is None or index >= len(kept) else kept[index]
 
     def act(
-        self, kind: SiteKind, index: int, hidden: torch.Tensor, norm: RMSNorm | None = None
+        self,
+        kind: SiteKind,
+        index: int,
+        hidden: torch.Tensor,
+        norm: RMSNorm | None = None,
+        out: torch.Tensor | None = None,
     ) -> Update:
         """What the model goes on with at a site of layer ``index``, [tokens, hidden_size].
 
         ``norm``: of what the site sees. Where nothing is to do it is left to the sum behind, with
-        which it is one launch.
+        which it is one launch. ``out``: where what is edited is written.
         """
         site = site_of(kind, index)
         if site not in self.busy:
@@ -89,7 +102,9 @@ class Sites:
         hidden = _normed(hidden, norm)
         residuals = self.step.residuals
         if residuals is not None and site in residuals.sites:
-            hidden = ops.edit_residual(hidden, self.step.batch.control_rows, residuals.tables, site)
+            hidden = ops.edit_residual(
+                hidden, self.step.batch.control_rows, residuals.tables, site, out
+            )
         for probe in self.step.probes:
             if probe.kind == kind and index in probe.layers:
                 probe.observe(index, hidden)
@@ -97,13 +112,16 @@ class Sites:
 
 
 def add(
-    residual: torch.Tensor, update: Update | None, norm: RMSNorm
+    residual: torch.Tensor,
+    update: Update | None,
+    norm: RMSNorm,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual with the update, and its norm."""
+    """The residual with the update, written to ``out`` if there is both, and its norm."""
     if update is None:
         return ops.add_norm(residual, None, norm)
     added, update_norm = update
-    return ops.add_norm(residual, added, norm, update_norm)
+    return ops.add_norm(residual, added, norm, update_norm, out)
 
 
 def _normed(hidden: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:

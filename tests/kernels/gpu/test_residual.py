@@ -81,6 +81,12 @@ def test_rows_that_are_not_contiguous():
     hidden = torch.randn(ROWS, 16)[:, ::2]
     wanted = residual_tables.edit_residual(hidden, rows, tables, 2)
     torch.testing.assert_close(kernel.edit_residual(hidden, rows, tables, 2), wanted)
+    for module in (kernel, residual_tables):  # in place, too
+        place = torch.cat((hidden, hidden)).view(2, *hidden.shape)
+        found = module.edit_residual(place[1], rows, tables, 2, place[1])
+        assert found.data_ptr() == place[1].data_ptr()
+        torch.testing.assert_close(place[1], wanted)
+        assert torch.equal(place[0], hidden)
 
 
 def test_ops_take_the_backend(monkeypatch):

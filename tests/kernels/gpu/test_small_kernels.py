@@ -85,6 +85,16 @@ def test_norms(size, plus_one, dtype):
     total, found = backend.add_norm(residual, update, own, before)
     assert torch.equal(total, residual + backend.rms_norm(update, before))
     assert torch.equal(found, backend.rms_norm(total, own))
+    for module in (backend, layers):
+        place = torch.full((3, *residual.shape), -1.0, dtype=dtype, device=DEVICE)
+        given, again = module.add_norm(residual, update, own, before, out=place[1])
+        assert given.data_ptr() == place[1].data_ptr()
+        wanted = (
+            (total, found) if module is backend else layers.add_norm(residual, update, own, before)
+        )
+        assert torch.equal(place[1], wanted[0])
+        assert torch.equal(again, wanted[1])
+        assert (place[::2] == -1).all()
 
 
 @DTYPES

@@ -15,7 +15,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import PromptPositions
-from saccade_server.engine.decode import StepVariant, class_counts, padded_sizes
+from saccade_server.engine.decode import StepVariant, Variant, class_counts, padded_sizes
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
 from saccade_server.engine.request import GenerateRequest, SamplingParams
@@ -103,9 +103,10 @@ def note_plays(core: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, in
     decoder, seen = core._runner._decoder, []
     compute = decoder.compute
 
-    def play(variant: StepVariant) -> None:
-        assert not variant.reach
-        seen.append((variant.size, variant.classes))
+    def play(variant: Variant) -> None:
+        if isinstance(variant, StepVariant):
+            assert not variant.reach
+            seen.append((variant.size, variant.classes))
         compute(variant)
 
     monkeypatch.setattr(decoder, "play", play)

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from saccade_server.engine.decode import PaddedDecoder, Variant
-from saccade_server.engine.draws import News, PaddedDraws, parameters
+from saccade_server.engine.draws import draw_stages
+from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.logprobs import Logprobs, queue_logprobs
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest, SamplingParams
-from saccade_server.engine.sampler import DrawKind, Sample, draw
+from saccade_server.engine.sampler import Sample, draw
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.stages import Stages, StageVariant, StepRows
 from saccade_server.engine.transfer import Uploader
 
 SIZE, MOST = 70, 12
@@ -48,11 +51,12 @@ class Stand:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.logits = torch.full((MOST + 1, SIZE), float("nan"), dtype=dtype)
-        layout = parameters(MOST)
-        self.inputs = torch.randint(0, 256, (layout.size,), dtype=torch.uint8)
-        news = torch.randint(0, 256, (News.layout(MOST, dtype).size,), dtype=torch.uint8)
-        self.draws = PaddedDraws(self.logits, news, self.inputs, (1, 2, 4, 8, MOST))
         self.seats = Seats(MOST, 20, lambda sequence: pytest.fail("no position is asked for"))
+        self.outputs = StepOutputs(self.logits, torch.empty(0))
+        self.outputs.bind(torch.randint(0, 256, (self.outputs.size,), dtype=torch.uint8))
+        self.stages = Stages(draw_stages(self.outputs, self.seats, (1, 2, 4, 8, MOST)))
+        self.inputs = torch.randint(0, 256, (self.stages.size,), dtype=torch.uint8)
+        self.stages.bind(self.inputs)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sample | None]:
         """As a step draws: what is greedy with the step, the others behind it."""
@@ -61,16 +65,17 @@ class Stand:
         roster = self.seats.roster(chunks)
         self.logits[: len(logits)] = logits
         at = np.array([sequence.generated for sequence in sequences])
-        played = self.draws.write(self.inputs.numpy(), self.seats.draws(roster, at))
-        self.draws.greedy(min(size for size in (1, 2, 4, 8, MOST) if size >= len(logits)))
+        rows = StepRows(roster, at - 1 + roster.prompt_lengths, DecodeInputs.empty(MOST, 1, 1))
+        played, _ = self.stages.write(self.inputs.numpy(), rows, behind=True)
+        self.outputs.greedy(min(size for size in (1, 2, 4, 8, MOST) if size >= len(logits)))
         for variant in played:
-            self.draws.compute(*variant)
-        self.tokens = self.draws.news.tokens[: len(logits)].clone()
-        self.padding = int(self.draws.news.tokens[MOST])
+            self.stages.compute(variant)
+        self.tokens = self.outputs.news.tokens[: len(logits)].clone()
+        self.padding = int(self.outputs.news.tokens[MOST])
         params = [sequence.request.sampling for sequence in sequences]
         logprobs = queue_logprobs(logits, params, self.tokens, Uploader(CPU))
-        taken = self.draws.take(len(logits), logprobs)
-        self.draws.news.tokens.fill_(1 << 40)  # the next step's, before anybody waits
+        taken = self.outputs.take(len(logits), logprobs)
+        self.outputs.news.tokens.fill_(1 << 40)  # the next step's, before anybody waits
         return taken.wait()
 
 
@@ -147,8 +152,8 @@ def test_numbers_out_of_reach_of_float32_s_sum_are_finite() -> None:
 def test_a_drawing_without_logprobs_reads_none() -> None:
     stand = Stand()
     stand.logits[:1] = 0.0
-    stand.draws.greedy(1)
-    assert stand.draws.take(1, Logprobs((), [])).wait() == [Sample(0, None)]
+    stand.outputs.greedy(1)
+    assert stand.outputs.take(1, Logprobs((), [])).wait() == [Sample(0, None)]
 
 
 class Recorder:
@@ -182,9 +187,9 @@ def captured(core: Any) -> Recorder:
     ("kinds", "draws"),
     [
         ([0, 0, 0], set()),
-        ([0, 1, 5], {(DrawKind.FREE, 2)}),
-        ([2, 3, 6], {(DrawKind.FILTERED, 4)}),
-        ([0, 1, 2, 4], {(DrawKind.FREE, 1), (DrawKind.FILTERED, 1)}),
+        ([0, 1, 5], {("free draw", 2)}),
+        ([2, 3, 6], {("filtered draw", 4)}),
+        ([0, 1, 2, 4], {("free draw", 1), ("filtered draw", 1)}),
     ],
 )
 def test_only_rows_that_sample_are_drawn_behind_the_step(
@@ -203,7 +208,7 @@ def test_only_rows_that_sample_are_drawn_behind_the_step(
         for i, kind in enumerate(kinds)
     ]
     found = run(core, requests)
-    assert {variant for variant in recorder.played if len(variant) == 2} == draws
+    assert {variant for variant in recorder.played if isinstance(variant, StageVariant)} == draws
     wanted = run(core_with("llama"), requests)
     assert {n: r.tokens for n, r in found.items()} == {n: r.tokens for n, r in wanted.items()}
 
@@ -236,5 +241,5 @@ def test_a_step_beside_changed_logits_draws_the_same_tokens(
         tops = [[token for token, _ in some.top] for some in result.logprobs]
         assert tops == [[token for token, _ in some.top] for some in wanted[name].logprobs]
     # Penalties skip every second step; min_tokens and forced tokens are for the first tokens only.
-    some = [variant for variant in recorder.played if len(variant) == 2]
+    some = [variant for variant in recorder.played if isinstance(variant, StageVariant)]
     assert bool(some) == ("logit_bias" not in CHANGED[kind])

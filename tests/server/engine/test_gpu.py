@@ -19,7 +19,6 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import StepVariant, padded_sizes
 from saccade_server.engine.local import LocalEngine
-from saccade_server.engine.sampler import DrawKind
 from saccade_server.models.family import serve
 from saccade_server.models.residual import Reach
 
@@ -128,11 +127,13 @@ def test_the_cache_takes_its_share_and_no_more(core_on_gpu: Any, share: float) -
 
 def test_what_was_captured(core_on_gpu: Any) -> None:
     core = core_on_gpu("llama")
-    draws = [variant for variant in core.captured.variants if len(variant) == 2]
-    steps = core.captured.variants[len(draws) :]
-    assert draws[0] == (DrawKind.FILTERED, 16)
-    assert steps[0] == StepVariant(16, 8, Reach.EVERYWHERE)
-    assert {step.size for step in steps} == {size for _, size in draws} == set(padded_sizes(16))
+    steps = [found for found in core.captured.variants if isinstance(found, StepVariant)]
+    stages = core.captured.variants[: -len(steps)]
+    draws = [found for found in stages if found.stage.endswith("draw")]
+    assert draws[0] == ("filtered draw", 16)
+    assert steps[0] == (16, 8, Reach.EVERYWHERE)
+    sizes = {found.size for found in steps}
+    assert sizes == {found.size for found in draws} == set(padded_sizes(16))
     assert core.captured.seconds > 0
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 

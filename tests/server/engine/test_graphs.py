@@ -8,12 +8,12 @@ import torch
 
 from saccade_server.engine.decode import StepVariant, Variant
 from saccade_server.engine.graphs import CaptureError, capture
-from saccade_server.engine.sampler import DrawKind
+from saccade_server.engine.stages import StageVariant
 from saccade_server.models.residual import Reach
 
 FORMS = ((4, Reach.RESIDUALS), (4, Reach.NOWHERE), (1, Reach.NOWHERE))
 STEPS = [StepVariant(size, *form) for size in (8, 2) for form in FORMS]
-VARIANTS: list[Variant] = [(DrawKind.FREE, 8), (DrawKind.FREE, 2), *STEPS]
+VARIANTS: list[Variant] = [StageVariant("free draw", 8), StageVariant("free draw", 2), *STEPS]
 
 
 class Tape:
@@ -49,17 +49,17 @@ def test_every_variant_is_recorded_in_order_and_replayed_by_name() -> None:
     assert tape.collecting == [False] * 8
     assert gc.isenabled()
     seen.clear()
-    chosen: list[Variant] = [STEPS[3], STEPS[4], STEPS[2], (DrawKind.FREE, 2)]
-    for variant in chosen:
+    some = [VARIANTS[at] for at in (5, 6, 4, 1)]
+    for variant in some:
         play(variant)
-    assert seen == chosen
+    assert seen == some
     assert summary.variants == tuple(VARIANTS)
 
 
 def test_the_operator_is_told_what_and_how_long() -> None:
     _, summary = capture(lambda _: lambda: None, VARIANTS, Tape())
     text = str(summary)
-    assert text.startswith("captured 6 decode graphs and 2 of draws in ")
+    assert text.startswith("captured 6 decode graphs and 2 of stages in ")
     assert text.endswith(
         "8 MiB: batch sizes 2, 8; plain, and edited with 4 classes, or residual edits too"
     )

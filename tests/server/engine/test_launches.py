@@ -22,7 +22,7 @@ from saccade_kernels.tables import ControlTables, TagTable
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN, StepVariant
-from saccade_server.engine.sampler import DrawKind
+from saccade_server.engine.stages import StageVariant
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
 from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
@@ -136,17 +136,17 @@ def test_sinks_are_found_in_two_launches_a_layer(launches: Launches) -> None:
     assert launches.found == {"triton::score_kernel": 1, "triton::settle_kernel": 1}
 
 
-DRAWS = {DrawKind.FREE: 9, DrawKind.FILTERED: 33}
+DRAWS = {"free draw": 9, "filtered draw": 33}
 """Launches of a draw for rows that sample, as many as PyTorch has operations; greedy rows are drawn
 in the two last launches of a step."""
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-def test_a_draw_launches(kind: DrawKind, tiny_model: Any) -> None:
+def test_a_draw_launches(kind: str, tiny_model: Any) -> None:
     model = serve(tiny_model("llama", dtype=torch.bfloat16))
     settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
     core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
-    run, counted = core._runner._decoder.idle((kind, 4)), Launches()
+    run, counted = core._runner._decoder.idle(StageVariant(kind, 4)), Launches()
     with torch.inference_mode(), counted:
         run()
     assert counted.found.total() == DRAWS[kind], dict(counted.found)

@@ -18,8 +18,9 @@ from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.decode import PLAIN, StepVariant
-from saccade_server.engine.sampler import DrawKind
+from saccade_server.engine.stages import StageVariant
 from saccade_server.engine.warmup import warm_up
+from saccade_server.models.residual import Reach
 from saccade_testing.garbage import Recorder, noise
 
 AS_ON_A_GPU = {"overlap": True, "padded_decode": True}
@@ -71,8 +72,8 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
     assert summary.variants == tuple(decoder.variants)
     sizes = {1, 2, 4, 8, 10}
     assert {v.size for v in summary.variants if isinstance(v, StepVariant)} == sizes
-    draws = {variant for variant in summary.variants if len(variant) == 2}
-    assert draws == {(kind, size) for kind in (DrawKind.FREE, DrawKind.FILTERED) for size in sizes}
+    draws = {v for v in summary.variants if v in decoder.stages.variants and "draw" in v.stage}
+    assert draws == {(kind, size) for kind in ("free draw", "filtered draw") for size in sizes}
     prompts = [tiny.prompt(family, seed=seed, text=9 + 7 * seed) for seed in range(5)]
     kinds = [{}, SAMPLED, FILTERED, SAMPLED, {}]
     requests = [
@@ -88,7 +89,7 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
 def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any) -> None:
     decoder = core_with("qwen2_5_vl", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._block)
-    decoder.idle(StepVariant(size, PLAIN))
+    decoder.idle(StepVariant(size, PLAIN, Reach.NOWHERE))
     tokens, sources, *rest = decoder._layouts[size].tensors(decoder._block)
     assert torch.equal(decoder._words[sources], tokens)
     assert not tokens.any()
@@ -96,28 +97,29 @@ def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any)
         assert not field.any()
 
 
-@pytest.mark.parametrize("kind", [DrawKind.FREE, DrawKind.FILTERED])
+@pytest.mark.parametrize("kind", ["free draw", "filtered draw"])
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 10])
-def test_an_idle_draw_is_nobody_s(size: int, kind: DrawKind, core_with: Any) -> None:
+def test_an_idle_draw_is_nobody_s(size: int, kind: str, core_with: Any) -> None:
     """Behind garbage it draws from, and into, the one row that no sequence has."""
     decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._uploaded)
-    noise(decoder._logits)
+    noise(decoder.outputs.logits)
     decoder.drawn.fill_(7)
-    decoder.idle((kind, size))()
+    decoder.idle(StageVariant(kind, size))()
     assert decoder.drawn[:10].tolist() == [7] * 10
-    assert 0 <= int(decoder.drawn[10]) < decoder._logits.shape[1]
+    assert 0 <= int(decoder.drawn[10]) < decoder.outputs.logits.shape[1]
 
 
 def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> None:
     decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
+    plain = (PLAIN, Reach.NOWHERE)
     with pytest.raises(AssertionError, match="another size"):
-        decoder.compute(StepVariant(4, PLAIN))
-    decoder.idle(StepVariant(8, PLAIN))
+        decoder.compute(StepVariant(4, *plain))
+    decoder.idle(StepVariant(8, *plain))
     with pytest.raises(AssertionError, match="another size"):
-        decoder.compute(StepVariant(4, PLAIN))
-    decoder.idle((DrawKind.FREE, 8))
-    for draw in ((DrawKind.FREE, 4), (DrawKind.FILTERED, 8)):
+        decoder.compute(StepVariant(4, *plain))
+    decoder.idle(StageVariant("free draw", 8))
+    for draw in (StageVariant("free draw", 4), StageVariant("filtered draw", 8)):
         with pytest.raises(AssertionError, match="another size"):
             decoder.compute(draw)
 
@@ -148,7 +150,8 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     sinks = runner._sinks
     yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:
-        yield from (runner._decoder._uploaded, runner._decoder._logits)
+        outputs = runner._decoder.outputs
+        yield from (runner._decoder._uploaded, outputs.logits, outputs.residuals)
 
 
 def some_of(table: Any, rows: Iterable[int], *without: str) -> Iterator[torch.Tensor]:

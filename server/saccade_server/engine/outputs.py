@@ -1,0 +1,114 @@
+"""What a padded step leaves in fixed places: for stages behind it, and for the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade_server.engine.batch import Ints
+from saccade_server.engine.logprobs import Logprobs
+from saccade_server.engine.sampler import Sample
+from saccade_server.engine.transfer import Download, Layout
+
+
+@dataclass(frozen=True)
+class News:
+    """What the host reads of a step: fields of one block, on the host or on the device.
+
+    A row's logits are all finite if the highest and the lowest are: neither passes NaN over.
+    """
+
+    tokens: Any  # int64 [rows + 1]; the last place is padding's
+    highest: Any  # float32 or wider [rows + 1]
+    lowest: Any  # likewise
+
+    @staticmethod
+    def layout(rows: int, dtype: torch.dtype) -> Layout:
+        """Where they lie, for logits of this dtype."""
+        wide = np.float64 if dtype == torch.float64 else np.float32
+        return Layout([((rows + 1,), np.int64), ((rows + 1,), wide), ((rows + 1,), wide)])
+
+
+class StepOutputs:
+    """Buffers of one row for each row of the largest step, and behind them padding's."""
+
+    news: News
+
+    def __init__(self, logits: torch.Tensor, residuals: torch.Tensor) -> None:
+        """
+        Args:
+            logits: float32 or wider [most rows + 1, vocabulary].
+            residuals: [layers, most rows + 1, hidden_size], what enters each layer with its edits.
+        """
+        self.logits = logits
+        self.residuals = residuals
+        self.most = len(logits) - 1
+        """The largest number of rows, and the row of padding."""
+        self._fields = News.layout(self.most, logits.dtype)
+        self.size = self._fields.size
+        """Bytes of :attr:`news`."""
+
+    def bind(self, memory: torch.Tensor) -> None:
+        """Say where the news lie: uint8 of :attr:`size`."""
+        self._bytes = memory
+        self.news = News(*self._fields.tensors(memory))
+
+    def greedy(self, size: int) -> None:
+        """The likeliest token of each of the first rows, and whether the row is finite."""
+        logits, news = self.logits[:size], self.news
+        torch.max(logits, -1, out=(news.highest[:size], news.tokens[:size]))
+        torch.amin(logits, -1, out=news.lowest[:size])
+
+    def replace(self, rows: torch.Tensor, logits: torch.Tensor, usable: torch.Tensor) -> None:
+        """Put other logits in the place of some rows, and draw greedily from them.
+
+        Args:
+            rows: int64 [n].
+            logits: [n, vocabulary], -inf for tokens that cannot be drawn.
+            usable: bool [n]: all that they were made from was finite.
+        """
+        self.logits.index_copy_(0, rows, logits)
+        highest, tokens = logits.max(-1)
+        self.news.tokens.index_copy_(0, rows, tokens)
+        finite = highest.masked_fill(~usable, float("nan"))
+        self.news.highest.index_copy_(0, rows, finite)
+        self.news.lowest.index_copy_(0, rows, finite)
+
+    def take(self, rows: int, logprobs: Logprobs, drawing: Ints | None = None) -> PaddedDrawing:
+        """What the first rows have drawn, on its way to the host.
+
+        ``drawing``: those among them that draw a token; None: all.
+        """
+        kept = self._bytes if self._bytes.is_cuda else self._bytes.clone()
+        download = Download([kept, *logprobs.tensors])
+        return PaddedDrawing(rows, self._fields, download, logprobs, drawing)
+
+
+@dataclass(frozen=True)
+class PaddedDrawing:
+    """Tokens that a padded step draws; see :class:`sampler.Drawing`."""
+
+    _rows: int
+    _fields: Layout
+    _news: Download
+    _logprobs: Logprobs
+    _drawing: Ints | None
+
+    def wait(self) -> list[Sample | None]:
+        """What was drawn, by row that draws; None where the logits were not finite."""
+        block, *rest = self._news.wait()
+        news = News(*(field[: self._rows] for field in self._fields.arrays(block.numpy())))
+        usable = np.isfinite(news.highest) & np.isfinite(news.lowest)
+        picked: list[int] = news.tokens.tolist()
+        if usable.all() and not self._logprobs.groups:
+            drawn: list[Sample | None] = [Sample(token, None) for token in picked]
+        else:
+            found = self._logprobs.read(picked, rest)
+            drawn = [
+                Sample(token, own) if finite else None
+                for token, own, finite in zip(picked, found, usable.tolist(), strict=True)
+            ]
+        return drawn if self._drawing is None else [drawn[row] for row in self._drawing.tolist()]
