@@ -21,9 +21,6 @@ from typing import Any
 import torch
 from report import Target, write
 
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
-from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.demo import model_path
 from saccade_server.demo.questions import Kind
@@ -33,7 +30,8 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.load import load_core
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.models.prompt import Message, PromptProcessor
-from saccade_server.requests.branches import image_input
+from saccade_server.requests.facts import facts_of
+from saccade_server.requests.prepared import prepare
 
 QUESTION = "Describe the image."
 SETTINGS = ("alone", "plain", "sgrs")
@@ -47,33 +45,17 @@ class Bench:
         self.core: EngineCore = load_core(EngineConfig(model=path, max_num_seqs=32))
         self.prompts = PromptProcessor.load(path)
         self.tokens = tokens
-        info = self.core.info
-        self.facts = ModelFacts(
-            layers=info.layers,
-            heads=info.heads,
-            kv_heads=info.kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-        )
+        self.facts = facts_of(self.core.info)
+        self.methods = Registry.discover().parse([{"method": "sgrs"}])
         self.passes: list[float] = []
         self.core._runner._candidates.launch = self._timed(self.core._runner._candidates.launch)
 
     def request(self, name: str, picture: Any, rejects: bool) -> GenerateRequest:
         """One that generates exactly so many tokens."""
         prompt = self.prompts.chat([Message("user", (picture, QUESTION))])
-        plan = None
-        if rejects:
-            spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-            described = Prompt(len(prompt.tokens), spans, prompt.text, prompt.offsets)
-            methods = Registry.discover().parse([{"method": "sgrs"}])
-            plan = compile_plan(methods, Context(self.facts, described))
-        return GenerateRequest(
-            request_id=name,
-            tokens=tuple(prompt.tokens),
-            images=tuple(image_input(image) for image in prompt.images),
-            plan=plan,
-            sampling=SamplingParams(max_tokens=self.tokens, temperature=1.0, ignore_eos=True),
-        )
+        prepared = prepare(prompt, self.methods if rejects else (), self.facts)
+        sampling = SamplingParams(max_tokens=self.tokens, temperature=1.0, ignore_eos=True)
+        return prepared.request(name, sampling)
 
     def run(self, setting: str, pictures: list[Any]) -> tuple[float, float, dict[str, int]]:
         """Milliseconds a decode step, those of the passes in it, and the neighbour's counters."""

@@ -22,8 +22,8 @@ import typer
 import yaml
 
 from saccade_interventions.registry import Registry
-from saccade_server.api.profiles import load_profiles
 from saccade_server.cli import app
+from saccade_server.requests.profiles import load_profiles
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

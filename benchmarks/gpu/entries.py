@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,12 +16,12 @@ from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
-from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import EngineInfo
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests.branches import branches_of
+from saccade_server.requests.facts import facts_of
 
 FINGERPRINT = "sha256:" + "0" * 64
 QUESTION = ("Describe", " the", " image", ".")
@@ -57,15 +57,8 @@ class Methods:
 
     def __init__(self, info: EngineInfo) -> None:
         self._registry = Registry.discover()
-        self._facts = ModelFacts(
-            layers=info.layers,
-            heads=info.heads,
-            kv_heads=info.kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-            sink_dims=SINK_DIMS,
-            fingerprint=FINGERPRINT,
-            step_tokens=info.max_batched_tokens,
+        self._facts = replace(
+            facts_of(info), sink_dims=SINK_DIMS, accepts_images=True, fingerprint=FINGERPRINT
         )
 
     @property

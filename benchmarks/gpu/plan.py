@@ -12,7 +12,7 @@ ENGINE = (
     "interventions/saccade_interventions",
     "server/saccade_server/models",
     "server/saccade_server/engine",
-    "server/saccade_server/requests/branches.py",
+    "server/saccade_server/requests",
 )
 ALL = (*KERNELS, "interventions/saccade_interventions", "server/saccade_server")
 TESTED = (*ALL, "tests/kernels", "tests/server", "tests/support", "tests/conftest.py")

@@ -33,16 +33,16 @@ from report import Target
 from hosting.settings import TEXT, Setting, artifacts, settings
 from hosting.stub import FINGERPRINT, IMAGE_TOKENS, VOCABULARY, Reached, engine
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
-from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.context import Context
 from saccade_interventions.registry import Registry
 from saccade_server.engine import prefix, rows, tables
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.lending import with_pixels
 from saccade_server.engine.messages import Submit, decode_command, encode
-from saccade_server.engine.request import EMPTY, GenerateRequest, SamplingParams
+from saccade_server.engine.request import EMPTY, SamplingParams
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
-from saccade_server.requests.branches import branches_of, image_input
+from saccade_server.requests.facts import facts_of
+from saccade_server.requests.prepared import described, under
 
 PROMPTS = {"1024": (1024, 1), "4096": (4096, 4)}
 """Name -> tokens, images."""
@@ -113,17 +113,10 @@ class Requests:
         self._core = core
         self._registry = Registry.discover()
         self.named, self._artifacts = artifacts()
-        info = core.info
-        self._facts = ModelFacts(
-            layers=info.layers,
-            heads=info.heads,
-            kv_heads=info.kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-            sink_dims=info.sink_dims,
+        self._facts = replace(
+            facts_of(core.info, special_tokens=(0, 1, 2)),
+            accepts_images=True,
             fingerprint=FINGERPRINT,
-            step_tokens=info.max_batched_tokens,
-            special_tokens=(0, 1, 2),
         )
         rng = np.random.default_rng(length)
         self._tokens = [0, *rng.integers(3, VOCABULARY, length - 1).tolist()]
@@ -142,9 +135,7 @@ class Requests:
         self._number += 1
         entries = setting(number)
         prompt = self._prompt(f" {self._number}" if new_images else "")
-        spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-        described = Prompt(len(prompt.tokens), spans, prompt.text, prompt.offsets)
-        context = Context(self._facts, described, self._artifacts.get)
+        context = Context(self._facts, described(prompt), self._artifacts.get)
         clock = Clock()
         clock.start()
         interventions = self._registry.parse(entries)
@@ -153,16 +144,10 @@ class Requests:
         for item in interventions:
             item.resolved(context)
         clock.stop("compile")
-        branches = branches_of(plan, prompt)
+        prepared = under(plan, prompt)
         clock.stop("branches")
-        request = GenerateRequest(
-            request_id=f"r{self._number}",
-            tokens=prompt.tokens,
-            sampling=SamplingParams(max_tokens=64, temperature=0.0),
-            images=tuple(map(image_input, prompt.images)),
-            plan=plan,
-            branches=branches,
-        )
+        sampling = SamplingParams(max_tokens=64, temperature=0.0)
+        request = prepared.request(f"r{self._number}", sampling)
         bare = with_pixels(request, lambda _: EMPTY)
         submitted: Any = Submit  # an earlier commit's has no number
         said = {"request": bare, "number": self._number}

@@ -40,8 +40,6 @@ from PIL import Image
 from saccade_interventions.artifacts import Artifact, read_artifact
 from saccade_interventions.base import PROBE_TEXT, Intervention
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
 from saccade_interventions.edits import NO_LIMIT, ResidualEdit
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.model_facts import ModelFacts
@@ -54,15 +52,15 @@ from saccade_server.engine.limits import why_group_refused, why_too_long
 from saccade_server.engine.request import (
     NOT_FINITE,
     FinishReason,
-    GenerateRequest,
     SamplingParams,
     TokenLogprobs,
 )
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
-from saccade_server.requests.branches import branches_of, image_input
 from saccade_server.requests.facts import facts_of
+from saccade_server.requests.limits import room
+from saccade_server.requests.prepared import prepare, under
 from saccade_server.status_line import StatusLine
 from saccade_server.trial import Trial, are_numbers, largest_change
 
@@ -120,7 +118,7 @@ async def examine(
         UnsupportedModelError: the model's own answer is not made of finite numbers.
     """
     began = time.perf_counter()
-    facts = facts_of(engine.info, prompts)
+    facts = facts_of(engine.info, prompts.special_token_ids)
     kinds = {
         name: kind for name, kind in registry.methods.items() if kind.unsupported(facts) is None
     }
@@ -176,8 +174,7 @@ class _Bench:
     def __init__(self, engine: EngineClient, prompt: RenderedPrompt, facts: ModelFacts) -> None:
         self._engine = engine
         self._prompt = prompt
-        # Whether this prompt fits into one step says nothing of the method; see TooLong.
-        self._facts = replace(facts, step_tokens=None)
+        self._facts = facts
         self._plain = Trial((), (), None)
         self._rounding = ROUNDING.get(engine.info.dtype, HALF_ROUNDING)
 
@@ -250,10 +247,7 @@ class _Bench:
         def find(digest: str) -> Artifact | None:
             return artifact if artifact is not None and artifact.digest == digest else None
 
-        prompt = self._prompt
-        shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
-        described = Prompt(len(prompt.tokens), *shown)
-        return compile_plan(registry.parse([entry]), Context(self._facts, described, find))
+        return prepare(self._prompt, registry.parse([entry]), self._facts, find).plan
 
     async def _run(self, plan: Plan | None) -> Trial:
         """Generate greedily, alone, with pages of its own.
@@ -264,22 +258,15 @@ class _Bench:
             UnsupportedModelError: without a plan, it gave what is no finite number.
         """
         info, prompt = self._engine.info, self._prompt
-        name = f"self-test-{uuid.uuid4().hex}"
-        request = GenerateRequest(
-            request_id=name,
-            tokens=tuple(prompt.tokens),
-            images=tuple(map(image_input, prompt.images)),
-            sampling=SamplingParams(
-                max_tokens=TOKENS,
-                temperature=0.0,
-                ignore_eos=True,
-                logprobs=min(ALTERNATIVES, info.vocab_size),
-            ),
-            plan=plan,
-            branches=branches_of(plan, prompt),
-            cache_salt=name,
+        sampling = SamplingParams(
+            max_tokens=TOKENS,
+            temperature=0.0,
+            ignore_eos=True,
+            logprobs=min(ALTERNATIVES, info.vocab_size),
         )
-        if len(prompt.tokens) + TOKENS > min(info.max_model_len, info.cache_tokens):
+        name = f"self-test-{uuid.uuid4().hex}"
+        request = under(plan, prompt).request(name, sampling, cache_salt=name)
+        if len(prompt.tokens) + TOKENS > room(info):
             raise SelfTestError("the prompt of the self-test is longer than the server allows")
         too_long = why_too_long(request, info)
         if too_long is not None and plan is not None:

@@ -327,8 +327,8 @@ def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) 
     """
     from saccade_interventions.registry import Registry
     from saccade_server.api.artifact_store import ArtifactStore
-    from saccade_server.api.profiles import load_profiles
     from saccade_server.listening import release, take
+    from saccade_server.requests.profiles import load_profiles
 
     if profiles is not None:
         load_profiles(profiles, Registry.discover())

@@ -24,7 +24,6 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.profiles import load_profiles
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import SHOWN_SAMPLE, sample_path
 from saccade_server.demo.story import Story
@@ -41,6 +40,7 @@ from saccade_server.listening import (
     take,
 )
 from saccade_server.loading import load
+from saccade_server.requests.profiles import load_profiles
 from saccade_server.selftest import Findings, examine
 from saccade_server.signals import Signals
 

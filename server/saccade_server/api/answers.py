@@ -18,12 +18,12 @@ from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.generation import Delta, Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
-from saccade_server.api.rendering import Prepared
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_disconnected
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.requests.noops import noops
+from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.receipts import applied, fingerprint, rejected
 
 FINGERPRINT_HEADER = "x-intervention-fingerprint"

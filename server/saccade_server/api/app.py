@@ -31,14 +31,13 @@ from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import docs_router
-from saccade_server.api.profiles import Profile
 from saccade_server.api.profiles_list import profiles_router
-from saccade_server.api.rehearsal import check_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
+from saccade_server.requests.profiles import Profile
 
 
 def create_app(
@@ -77,7 +76,7 @@ def create_app(
         tested,
     )
     try:
-        check_profiles(services)
+        services.check_profiles()
     except ValueError:
         services.close()
         raise

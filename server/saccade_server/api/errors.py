@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from saccade_interventions.errors import InterventionError
 from saccade_server.engine.client import CapacityError, EngineDeadError
+from saccade_server.requests.errors import RequestError
 
 LONGEST_MESSAGE = 1000
 LONGEST_ECHO = 200
@@ -181,7 +182,14 @@ class EngineFailure(ApiError):
         super().__init__("The engine failed on this request.", headers=NO_RETRY)
 
 
-REFUSALS = (ApiError, InterventionError, CapacityError, EngineDeadError, HTTPException)
+REFUSALS = (
+    ApiError,
+    InterventionError,
+    RequestError,
+    CapacityError,
+    EngineDeadError,
+    HTTPException,
+)
 """What :func:`from_exception` knows; anything else is a surprise."""
 
 
@@ -210,6 +218,8 @@ def from_exception(error: BaseException) -> ApiError:
             refusal = BadRequest(str(error.message), code=error.code, param=error.param)
             refusal.status = error.status
             return refusal
+        case RequestError():
+            return BadRequest(error.message, code=error.code, param=error.param)
         case CapacityError():
             return Unavailable("The server has no room for this request now; try again soon.")
         case EngineDeadError():

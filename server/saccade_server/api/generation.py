@@ -15,7 +15,6 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from saccade_interventions.errors import Code, InterventionError
 from saccade_server.api.deadline import Deadline, too_late
 from saccade_server.api.errors import EngineFailure, draining
 from saccade_server.api.layers.observe import error_log, request_id
@@ -30,6 +29,7 @@ from saccade_server.engine.request import (
     GenerateRequest,
     TokenLogprobs,
 )
+from saccade_server.requests.errors import diverged
 from saccade_server.requests.receipts import Run
 
 CONFIRM_SECONDS = 5.0
@@ -158,15 +158,6 @@ class Choice:
         if output.diverged:
             raise diverged(self._methods)
         raise EngineFailure()
-
-
-def diverged(methods: Sequence[str]) -> InterventionError:
-    """The error of a sequence whose numbers overflowed under these methods."""
-    message = (
-        f"The model's numbers overflowed under the request's interventions ({', '.join(methods)}): "
-        "they are too strong for this model and its precision. Lower their strengths."
-    )
-    return InterventionError(Code.DIVERGED, message, "interventions")
 
 
 Told = TypeVar("Told")

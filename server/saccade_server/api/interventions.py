@@ -17,14 +17,15 @@ from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.catalog_replies import Method, MethodList, Validation
 from saccade_server.api.openapi.document import POSTED, operation
-from saccade_server.api.rehearsal import check_for_some_prompt, depends_on_prompt
-from saccade_server.api.rendering import Prepared, prepare_chat, prepare_completion
-from saccade_server.api.sampling import check_group
+from saccade_server.api.rendering import prepare_chat, prepare_completion
 from saccade_server.api.selection import PROFILE_HEADER, select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import unless_disconnected
 from saccade_server.api.templating import refuse_without_messages, templating
+from saccade_server.requests.limits import check_group
+from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.receipts import acts, fingerprint, layers, sites
+from saccade_server.requests.rehearsal import ONE_TOKEN, depends_on_prompt
 
 
 def interventions_router(services: Services) -> APIRouter:
@@ -83,11 +84,11 @@ def interventions_router(services: Services) -> APIRouter:
                 work = prepare_completion(services, tokens, interventions, "prompt_tokens")
                 prepared = await unless_disconnected(request.receive, work)
             else:
-                check = partial(check_for_some_prompt, services, interventions)
+                check = partial(services.rehearse, interventions)
                 resolved = await services.in_worker(check)
         if prepared is not None:
             resolved = prepared.interventions
-            check_group(services, prepared)
+            check_group(prepared.request("", ONE_TOKEN), services.engine.info)
         if body.messages is None:
             refuse_without_messages(body)
         return {

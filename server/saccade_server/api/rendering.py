@@ -10,13 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Prompt
-from saccade_interventions.plan import Plan
-from saccade_server.api.body.limits import check_conversation, too_long
+from saccade_server.api.body.limits import check_conversation
 from saccade_server.api.body.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.images.data_urls import is_data_url
@@ -24,12 +20,12 @@ from saccade_server.api.images.fetch import FetchBudget
 from saccade_server.api.services import Services
 from saccade_server.api.templating import Templating
 from saccade_server.api.tool_history import converted
-from saccade_server.engine.request import BranchInput
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import RenderedPrompt
 from saccade_server.models.template import BRIEF_CHARACTERS, BRIEF_MESSAGES
 from saccade_server.models.views import Pixels
-from saccade_server.requests.branches import branches_of
+from saccade_server.requests.limits import check_length, check_one_step
+from saccade_server.requests.prepared import Prepared, prepare
 
 BRIEF_PROMPT = BRIEF_CHARACTERS // 2
 """Characters; a template's form of them has roles, and the names of its fields, too."""
@@ -40,21 +36,6 @@ UNREAD_MESSAGE_FIELDS = {
     "function_call": "function_call is not supported; send the call as tool_calls.",
     "audio": "audio is not supported.",
 }
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prompt that may be generated from."""
-
-    prompt: RenderedPrompt
-    plan: Plan | None
-    branches: tuple[BranchInput, ...] = ()
-    interventions: tuple[Intervention, ...] = ()  # of the request, resolved
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt, images expanded."""
-        return len(self.prompt.tokens)
 
 
 async def prepare_chat(
@@ -208,16 +189,11 @@ def _convert(messages: Sequence[ChatMessage], pixels: Mapping[str, Pixels]) -> l
 def _compile(
     services: Services, prompt: RenderedPrompt, interventions: Sequence[Intervention], param: str
 ) -> Prepared:
-    length = len(prompt.tokens)
+    info, length = services.engine.info, len(prompt.tokens)
     if not length:
         raise BadRequest("The prompt is empty.", code="invalid_prompt", param=param)
-    if length >= services.room:
-        raise too_long(services, length, param)
-    if not interventions:
-        return Prepared(prompt, None)
-    shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
-    described = Prompt(length, *shown)
-    context = services.context(described)
-    plan = compile_plan(interventions, context)
-    resolved = tuple(item.resolved(context) for item in interventions)
-    return Prepared(prompt, plan, branches_of(plan, prompt), resolved)
+    check_length(length, info, param)
+    facts, artifacts = services.facts, services.artifacts.get
+    prepared = prepare(prompt, interventions, facts, artifacts)
+    check_one_step(prepared, info)
+    return prepared

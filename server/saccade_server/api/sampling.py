@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -11,15 +11,14 @@ from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.ids import new_id, new_seed
-from saccade_server.api.rendering import Prepared, check_tokens
+from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
-from saccade_server.engine.limits import why_group_refused, why_min_tokens_refused
-from saccade_server.engine.request import EngineInfo, GenerateRequest, SamplingParams
-from saccade_server.requests.branches import image_input, room_for_all
+from saccade_server.engine.request import SamplingParams
+from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
+from saccade_server.requests.prepared import Prepared
 
 SEEDS = 2**63
-ONE_TOKEN = SamplingParams(max_tokens=1)
 
 
 def sampling_params(services: Services, body: Sampled, logprobs: int | None) -> SamplingParams:
@@ -61,14 +60,17 @@ def generation(
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
     first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
-    eos = () if params.ignore_eos else services.engine.info.eos_token_ids
+    info = services.engine.info
+    eos = () if params.ignore_eos else info.eos_token_ids
     ends = frozenset({*params.stop_token_ids, *eos})
     name = new_id()
     choices: list[Choice] = []
     for prepared in prompts:
-        length = _answer_length(services, prepared, max_tokens, body.length[1])
-        _check_least(services, replace(params, max_tokens=length))
-        asked = check_group(services, prepared, replace(params, max_tokens=length))
+        length = answer_length(prepared, max_tokens, info, body.length[1])
+        sized = replace(params, max_tokens=length)
+        check_min_tokens(sized, info)
+        asked = prepared.request("", sized)
+        check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
             request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
@@ -100,26 +102,6 @@ def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:
         raise BadRequest("stream_options needs stream: true.", param="stream_options")
 
 
-def _answer_length(services: Services, prepared: Prepared, asked: int | None, param: str) -> int:
-    room = services.room - prepared.length
-    if asked is None:
-        # Too little for the branches is refused with its reason.
-        return max(room_for_all(prepared.length, prepared.branches, services.engine.info), 1)
-    if asked > room:
-        message = (
-            f"The prompt has {prepared.length} tokens and {asked} more were asked for; "
-            f"together they may be {services.room}."
-        )
-        raise BadRequest(message, code="context_length_exceeded", param=param)
-    return asked
-
-
-def _check_least(services: Services, params: SamplingParams) -> None:
-    reason = why_min_tokens_refused(params, services.engine.info)
-    if reason is not None:
-        raise BadRequest(f"{reason}.", param="min_tokens")
-
-
 def _stop_tokens(services: Services, body: Sampled) -> tuple[int, ...]:
     """The tokens that end an answer; among them stop texts that are a special token's name.
 
@@ -129,25 +111,3 @@ def _stop_tokens(services: Services, body: Sampled) -> tuple[int, ...]:
     named = map(services.prompts.special_token, body.stops)
     found = [token for token in named if token is not None and token < size]
     return tuple(dict.fromkeys([*(body.stop_token_ids or ()), *found]))
-
-
-def check_group(
-    services: Services,
-    prepared: Prepared,
-    params: SamplingParams = ONE_TOKEN,
-    why: Callable[[GenerateRequest, EngineInfo], str | None] = why_group_refused,
-) -> GenerateRequest:
-    """The request of one answer, unless its interventions make it too large for this server."""
-    request = GenerateRequest(
-        request_id="",
-        tokens=tuple(prepared.prompt.tokens),
-        sampling=params,
-        images=tuple(map(image_input, prepared.prompt.images)),
-        plan=prepared.plan,
-        branches=prepared.branches,
-    )
-    reason = why(request, services.engine.info)
-    if reason is not None:
-        message = f"{reason[0].upper()}{reason[1:]}."
-        raise BadRequest(message, code="request_too_large", param="interventions")
-    return request

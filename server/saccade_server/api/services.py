@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
-from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
@@ -22,12 +21,15 @@ from saccade_server.api.errors import NotFound
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.profiles import Profile
 from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.requests.conflicts import find_conflicts
+from saccade_server.requests.errors import RequestError
 from saccade_server.requests.facts import facts_of
+from saccade_server.requests.limits import room
+from saccade_server.requests.profiles import Profile, ProfileError, worded
+from saccade_server.requests.rehearsal import check_for_some_prompt
 
 Result = TypeVar("Result")
 
@@ -138,16 +140,35 @@ class Services:
         """The methods that each method excludes."""
         return find_conflicts(self.registry, self.facts)
 
-    def context(self, prompt: Prompt) -> Context:
-        """What a method compiles for; reads artifacts from disk, so use it in a worker."""
-        return Context(self.facts, prompt, self.artifacts.get)
+    def rehearse(self, interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
+        """Refuse what no prompt could run, resolve the rest; reads artifacts: use it in a worker.
+
+        Raises:
+            InterventionError, RequestError: as a request would get it.
+        """
+        info, artifacts = self.engine.info, self.artifacts.get
+        return check_for_some_prompt(interventions, self.facts, info, artifacts)
+
+    def check_profiles(self) -> None:
+        """Refuse profiles that the served model cannot run on any prompt.
+
+        Raises:
+            ProfileError: names the profile and what is wrong with it.
+        """
+        for profile in self.profiles.values():
+            try:
+                self.check_tested(profile.interventions)
+                self.rehearse(profile.interventions)
+            except (InterventionError, RequestError) as error:
+                message = worded(profile.name, profile.entries, error)
+                raise ProfileError(f"{profile.place}: {message}") from None
 
     @property
     def room(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return min(self.engine.info.max_model_len, self.engine.info.cache_tokens)
+        return room(self.engine.info)
 
     @property
     def facts(self) -> ModelFacts:
         """What interventions may know of the model."""
-        return facts_of(self.engine.info, self.prompts)
+        return facts_of(self.engine.info, self.prompts.special_token_ids)

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saccade_interventions.artifacts import Artifact
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import InterventionError
-from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.engine.client import EngineClient
@@ -27,8 +24,9 @@ from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.request import FinishReason, GenerateRequest, SamplingParams
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
-from saccade_server.requests.branches import branches_of, image_input
 from saccade_server.requests.facts import facts_of
+from saccade_server.requests.limits import check_one_step
+from saccade_server.requests.prepared import prepare
 
 CONCURRENCY = 64
 
@@ -95,7 +93,7 @@ class Scorer:
     ) -> None:
         self._engine = engine
         self._registry = Registry.discover()
-        self._facts = facts_of(engine.info, prompts)
+        self._facts = facts_of(engine.info, prompts.special_token_ids)
         self._artifacts = artifacts
         self._gate = asyncio.Semaphore(CONCURRENCY)
         self._asked = 0
@@ -128,38 +126,26 @@ class Scorer:
         return Score(total, right)
 
     def _request(self, case: Case, entry: Mapping[str, Any] | None) -> GenerateRequest:
-        prompt = case.prompt
+        info, entries = self._engine.info, [] if entry is None else [dict(entry)]
         try:
-            plan = self._plan(prompt, entry)
+            interventions = self._registry.parse(entries)
+            prepared = prepare(case.prompt, interventions, self._facts, self._artifacts.get)
+            check_one_step(prepared, info)
         except InterventionError as error:
             raise CalibrationError(f"{case.place}: {error}") from None
         self._asked += 1
-        request = GenerateRequest(
-            request_id=f"scored-{self._asked}",
-            tokens=tuple(prompt.tokens),
-            images=tuple(map(image_input, prompt.images)),
-            sampling=SamplingParams(
-                max_tokens=len(case.continuation),
-                temperature=0.0,
-                ignore_eos=True,
-                logprobs=1,
-                forced=case.continuation,
-            ),
-            plan=plan,
-            branches=branches_of(plan, prompt),
+        sampling = SamplingParams(
+            max_tokens=len(case.continuation),
+            temperature=0.0,
+            ignore_eos=True,
+            logprobs=1,
+            forced=case.continuation,
         )
-        refused = why_refused(request, self._engine.info)
+        request = prepared.request(f"scored-{self._asked}", sampling)
+        refused = why_refused(request, info)
         if refused is not None:
             raise CalibrationError(f"{case.place}: {refused}")
         return request
-
-    def _plan(self, prompt: RenderedPrompt, entry: Mapping[str, Any] | None) -> Plan | None:
-        if entry is None:
-            return None
-        shown = (prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers)
-        described = Prompt(len(prompt.tokens), *shown)
-        context = Context(self._facts, described, self._artifacts.get)
-        return compile_plan(self._registry.parse([dict(entry)]), context)
 
 
 @asynccontextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
@@ -13,6 +16,16 @@ from saccade_server.models.family import ServedModel
 
 Member = GenerateRequest | BranchInput
 """A sequence of a group: the request's own, or a branch."""
+
+
+class Planned(Protocol):
+    """A prompt, and what it runs under."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+
+    @property
+    def plan(self) -> Plan | None: ...
 
 
 def describe(
@@ -122,14 +135,20 @@ def why_too_long(request: GenerateRequest, info: EngineInfo) -> str | None:
             f"the request and its branches need {pages * PAGE} tokens of cache, and the server "
             f"has {info.cache_tokens}"
         )
-    prompts = sum(len(member.tokens) for member in members)
-    whole = any(member.plan is not None and member.plan.needs.whole_prompt for member in members)
-    if whole and prompts > info.max_batched_tokens:
+    prompts = one_step_tokens(members)
+    if prompts > info.max_batched_tokens:
         return (
             f"the prompt must be computed in one step, and has {prompts} tokens with its branches; "
             f"a step has {info.max_batched_tokens}"
         )
     return None
+
+
+def one_step_tokens(members: Iterable[Planned]) -> int:
+    """How many tokens a sequence and its branches must compute in one step; 0: prompts in chunks"""
+    known = tuple(members)
+    whole = any(member.plan is not None and member.plan.needs.whole_prompt for member in known)
+    return sum(len(member.tokens) for member in known) if whole else 0
 
 
 def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> str | None:

@@ -16,8 +16,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.kept import Kept
 from saccade_interventions.needs import Branch, Noise
 from saccade_interventions.plan import Plan
-from saccade_kernels.batch import PAGE
-from saccade_server.engine.request import Array, BranchInput, EngineInfo, ImageInput
+from saccade_server.engine.request import Array, BranchInput, ImageInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests.noise import Seed, digest_of, noised
 
@@ -41,28 +40,6 @@ def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput,
 def image_input(image: PreparedImage) -> ImageInput:
     """A view of an image in the words of the engine."""
     return ImageInput(image.digest, image.start, image.length, Array.pack(image.pixels), image.grid)
-
-
-def room_for_all(length: int, branches: Sequence[BranchInput], info: EngineInfo) -> int:
-    """Tokens that may be generated after a prompt of ``length`` tokens, given its branches.
-
-    Without branches the limit is the longest sequence. With them, all have to fit into the cache at
-    once, whole pages each.
-    """
-    most = min(info.max_model_len, info.cache_tokens) - length
-    if not branches:
-        return most
-    growing = [length, *(len(branch.tokens) for branch in branches if not branch.measures)]
-    fixed = [len(branch.tokens) for branch in branches if branch.measures]
-    pages = _pages(info.cache_tokens) - sum(map(_pages, fixed))
-    most = min(most, (pages * PAGE - sum(growing)) // len(growing))
-    while most > 0 and sum(_pages(length + most) for length in growing) > pages:
-        most -= 1  # at most a page of steps: each sequence begins its last page anew
-    return most
-
-
-def _pages(tokens: int) -> int:
-    return -(-tokens // PAGE)
 
 
 def _branch(plan: Plan, branch: Branch, prompt: RenderedPrompt) -> BranchInput:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from saccade_interventions.model_facts import ModelFacts
 from saccade_server.engine.request import EngineInfo
-from saccade_server.models.prompt import PromptProcessor
 
 
-def facts_of(info: EngineInfo, prompts: PromptProcessor) -> ModelFacts:
+def facts_of(info: EngineInfo, special_tokens: Iterable[int] = ()) -> ModelFacts:
     """What interventions may know of the model that an engine has loaded, and of its tokenizer."""
     return ModelFacts(
         layers=info.layers,
@@ -18,6 +19,5 @@ def facts_of(info: EngineInfo, prompts: PromptProcessor) -> ModelFacts:
         sink_dims=info.sink_dims,
         accepts_images=info.accepts_images,
         fingerprint=info.fingerprint,
-        step_tokens=info.max_batched_tokens,
-        special_tokens=tuple(sorted(prompts.special_token_ids)),
+        special_tokens=tuple(sorted(special_tokens)),
     )

@@ -41,7 +41,7 @@ def bench(started, tools):
 
 
 def probe(tools, name):
-    return METHODS[name].probe(facts_of(tools.info, tools.prompts()))
+    return METHODS[name].probe(facts_of(tools.info, tools.prompts().special_token_ids))
 
 
 class Bench:

@@ -15,10 +15,9 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.rules import Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import NEVER_ATTEND
 from saccade_server.engine.limits import why_group_refused
-from saccade_server.engine.request import BranchInput
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests import branches
-from saccade_server.requests.branches import branches_of, room_for_all
+from saccade_server.requests.branches import branches_of
 
 VCD_ENTRY = {"method": "vcd", "noise_seed": 3}
 PAI_ENTRY = {"method": "pai_contrast", "gamma": 1.5}
@@ -225,15 +224,3 @@ def test_a_branch_that_measures(images):
     else:
         assert measured.tokens == tuple(range(12))
         assert (measured.plan.base_tags() == NEVER_ATTEND).nonzero()[0].tolist() == [2, 3, 4]
-
-
-def test_room_for_all(tools):
-    info = with_fields(tools.info, max_model_len=500, cache_tokens=640)
-    assert room_for_all(100, (), info) == 400
-    growing, passing = BranchInput(tokens=(1,) * 90), BranchInput(tokens=(1,) * 90, measures=True)
-    # Two of eight pages are the measuring branch's, the others for the prompt and its answer.
-    tight = with_fields(info, cache_tokens=512)
-    assert room_for_all(100, (passing,), tight) == 6 * 64 - 100
-    assert room_for_all(100, (growing,), info) == 5 * 64 - 100
-    assert room_for_all(400, (growing, growing), info) == 0
-    assert room_for_all(480, (growing, growing), info) < 0

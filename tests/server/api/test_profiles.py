@@ -8,8 +8,8 @@ import openai
 import pytest
 
 from saccade_server.api.app import create_app
-from saccade_server.api.profiles import ProfileError, load_profiles, read_profiles
 from saccade_server.api.settings import ApiSettings
+from saccade_server.requests.profiles import ProfileError, load_profiles, read_profiles
 
 PASTA = {"method": "pasta", "spans": [[0, 2]], "layers": [1], "alpha": 0.5}
 OTHER = {"method": "pasta", "spans": [[0, 2]], "layers": [2], "alpha": 0.25}

@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from saccade_interventions.artifacts import Artifact
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
@@ -21,7 +17,7 @@ from saccade_server.engine.request import (
     SamplingParams,
 )
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
-from saccade_server.requests.branches import branches_of
+from saccade_server.requests.prepared import prepare
 
 
 @dataclass
@@ -39,7 +35,7 @@ def make_request(
     """A request for a tiny prompt; greedy unless told otherwise."""
     images = tuple(
         ImageInput(
-            digest=f"{hash(image.pixels.tobytes()):x}",
+            digest=_digest(image),
             start=image.start,
             length=image.length,
             pixels=Array.pack(image.pixels),
@@ -105,7 +101,7 @@ def ask(
     """
     images = tuple(
         PreparedImage(
-            *("", view.start, view.length, view.pixels, view.grid),
+            *(_digest(view), view.start, view.length, view.pixels, view.grid),
             copies=2 if view.pixels.ndim == 2 else 1,
             before=view.before,
             behind=view.behind,
@@ -114,10 +110,10 @@ def ask(
         for view in prompt.images
     )
     rendered = RenderedPrompt(tuple(prompt.tokens), "", (), images)
-    described = Prompt(len(prompt.tokens), rendered.spans, "", (), rendered.image_numbers)
-    plan = compile_plan(methods, Context(facts, described, artifacts))
-    request = make_request(prompt, name, plan, max_tokens, **{"ignore_eos": True, **sampling})
-    digests = [image.digest for image in request.images]
-    named = tuple(replaced(view, digest=d) for view, d in zip(images, digests, strict=True))
-    rendered = replaced(rendered, images=named)
-    return replace(request, branches=branches_of(plan, rendered))
+    settings = {"temperature": 0.0, "ignore_eos": True, **sampling}
+    prepared = prepare(rendered, methods, facts, artifacts)
+    return prepared.request(name, SamplingParams(max_tokens=max_tokens, **settings))
+
+
+def _digest(view: Any) -> str:
+    return f"{hash(view.pixels.tobytes()):x}"

@@ -12,6 +12,7 @@ from saccade_server.api.body.messages import ChatMessage
 from saccade_server.api.body.values import MOST_BIASES
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.services import Services
+from saccade_server.requests.limits import check_length
 
 MOST_PARTS = 4096
 """Texts and images that the messages of a conversation may have together."""
@@ -39,12 +40,6 @@ def check_conversation(services: Services, messages: Sequence[ChatMessage]) -> N
     _check_characters(services, sum(message.characters for message in messages), "messages")
 
 
-def too_long(services: Services, length: int, param: str) -> BadRequest:
-    """Refuse a prompt of ``length`` tokens."""
-    message = f"The prompt has {length} tokens; with its answer it may have {services.room}."
-    return BadRequest(message, code="context_length_exceeded", param=param)
-
-
 def _at_most(most: int, value: dict[str, Any], name: str) -> None:
     given = value.get(name)
     if isinstance(given, list | dict) and len(given) > most:
@@ -67,8 +62,8 @@ def _check_parts(messages: object) -> None:
 def _check_room(services: Services, prompt: object, param: str) -> None:
     if isinstance(prompt, str):
         _check_characters(services, len(prompt), param)
-    elif isinstance(prompt, list) and len(prompt) >= services.room:
-        raise too_long(services, len(prompt), param)
+    elif isinstance(prompt, list):
+        check_length(len(prompt), services.engine.info, param)
 
 
 def _check_characters(services: Services, characters: int, param: str) -> None:

@@ -20,9 +20,9 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.layers.connections import HttpConfig
 from saccade_server.api.layers.listener import Listener
-from saccade_server.api.profiles import read_profiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
+from saccade_server.requests.profiles import read_profiles
 from saccade_testing.api.documented import Documented
 from saccade_testing.api.fakes import BytePrompts, FakeEngine
 

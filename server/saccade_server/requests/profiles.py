@@ -21,7 +21,7 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
 from saccade_interventions.suggest import hint
-from saccade_server.api.errors import BadRequest
+from saccade_server.requests.errors import RequestError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FIELDS = frozenset({"description", "interventions"})
@@ -81,7 +81,7 @@ def read_profiles(
     }
 
 
-def worded(profile: str, entries: Sequence[Any], error: InterventionError | BadRequest) -> str:
+def worded(profile: str, entries: Sequence[Any], error: InterventionError | RequestError) -> str:
     """What is wrong with an entry, in terms of the file: its number from 1, and its method."""
     found = ENTRY.match(error.param or "")
     if found is None:

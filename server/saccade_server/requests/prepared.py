@@ -1,0 +1,98 @@
+"""From a rendered prompt and its interventions to what the engine is asked for.
+
+    prepared = prepare(prompt, interventions, model, artifacts)   # plan and branches
+    request = prepared.request(name, sampling)                    # for the engine
+
+Whether this server can run it, say the checks of limits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from saccade_interventions.artifacts import Artifact
+from saccade_interventions.base import Intervention
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, Prompt
+from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.plan import Plan
+from saccade_server.engine.request import BranchInput, GenerateRequest, SamplingParams
+from saccade_server.models.prompt import RenderedPrompt
+from saccade_server.requests.branches import branches_of, image_input
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt with all that its interventions ask of the engine.
+
+    ``interventions`` are those of the request, resolved (:meth:`Intervention.resolved`).
+    """
+
+    prompt: RenderedPrompt
+    plan: Plan | None = None
+    branches: tuple[BranchInput, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, images expanded."""
+        return len(self.prompt.tokens)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Those of the prompt, images expanded."""
+        return self.prompt.tokens
+
+    def request(
+        self, request_id: str, sampling: SamplingParams, cache_salt: str = ""
+    ) -> GenerateRequest:
+        """One answer to it."""
+        return GenerateRequest(
+            request_id=request_id,
+            tokens=tuple(self.tokens),
+            sampling=sampling,
+            images=tuple(map(image_input, self.prompt.images)),
+            plan=self.plan,
+            branches=self.branches,
+            cache_salt=cache_salt,
+        )
+
+
+def prepare(
+    prompt: RenderedPrompt,
+    interventions: Sequence[Intervention],
+    model: ModelFacts,
+    artifacts: Callable[[str], Artifact | None] | None = None,
+) -> Prepared:
+    """Compile interventions for a prompt, and make the branches that their plan asks for.
+
+    ``artifacts`` finds an artifact by its digest; if that reads files, so does this.
+
+    Raises:
+        InterventionError: the model or the prompt does not allow one of them.
+    """
+    if not interventions:
+        return Prepared(prompt)
+    context = Context(model, described(prompt), artifacts)
+    plan = compile_plan(interventions, context)
+    resolved = tuple(item.resolved(context) for item in interventions)
+    return under(plan, prompt, resolved)
+
+
+def under(
+    plan: Plan | None, prompt: RenderedPrompt, interventions: tuple[Intervention, ...] = ()
+) -> Prepared:
+    """A prompt under a plan that was made for it.
+
+    Raises:
+        InterventionError: nothing of the prompt is left in a branch.
+    """
+    return Prepared(prompt, plan, branches_of(plan, prompt), interventions)
+
+
+def described(prompt: RenderedPrompt) -> Prompt:
+    """A rendered prompt in the words of the interventions."""
+    return Prompt(
+        len(prompt.tokens), prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers
+    )
