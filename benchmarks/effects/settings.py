@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from saccade_interventions.registry import Registry
 from saccade_server.evaluation.settings import QUESTION, Setting, default_setting
 
 NEEDS: Mapping[str, Mapping[str, Any]] = {
@@ -39,7 +40,7 @@ def settings(
         The settings, and method -> why it is not compared.
     """
     found: list[Setting] = []
-    missing = dict(LEFT_OUT)
+    missing, registry = dict(LEFT_OUT), Registry.discover()
     for method in methods:
         name, needs = method["id"], NEEDS.get(method["id"], {})
         wanted = [str(value)[1:-1] for value in needs.values() if str(value).startswith("<")]
@@ -49,7 +50,7 @@ def settings(
         elif without is not None:
             missing[name] = failed[without]
         elif name not in LEFT_OUT:
-            found.append(_with(default_setting(name), _filled(needs, artifacts)))
+            found.append(_with(default_setting(name, registry), _filled(needs, artifacts)))
     return found, {name: missing[name] for name in missing if name in {m["id"] for m in methods}}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,6 +26,9 @@ Level = Literal[
     "attention_score", "attention_mass", "head_output", "residual", "logits", "sampling"
 ]
 """Which part of the computation a method edits."""
+
+Grid = tuple[Mapping[str, Any], ...]
+"""Fields of entries, each of which makes one strength of a method."""
 
 PROBE_TEXT = "Describe the image."
 """What the self-test asks the model, about an image if it takes any."""
@@ -77,6 +81,13 @@ class Intervention(BaseModel):
     example: ClassVar[dict[str, Any]]
     neutral: ClassVar[dict[str, Any] | None] = None
     """Fields that make :meth:`probe`'s entry change nothing; None if the method has no such."""
+    grid: ClassVar[Grid] = ()
+    """Strengths that evaluation tunes over, weakest first, the default ``{}`` at its place.
+
+    Of one field, the weaker value is the one nearer to neutral; of factors, whose neutral value is
+    1, the one whose logarithm is nearer to 0. Several factors add up. An entry that changes another
+    field besides, or alone, comes behind the one that it adds to. Why these, the method says.
+    """
 
     version: str | None = None
     """Pin the version of the method; a request for another one is refused."""

@@ -13,7 +13,6 @@ class ModelFacts:
 
     ``sink_dims``: dimensions of massive activations in the residual stream; empty if none found.
     ``fingerprint``: content hash of the model, "sha256:..."; artifacts say which one they are for.
-    ``step_tokens``: how many tokens the server computes at once; None: not known, or any number.
     ``special_tokens``: ids that stand for no text.
     """
 
@@ -25,7 +24,6 @@ class ModelFacts:
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = True
     fingerprint: str = ""
-    step_tokens: int | None = None
     special_tokens: tuple[int, ...] = ()
 
     @property

@@ -199,12 +199,6 @@ def test_heads_that_are_not_there(make_context, heads, facts, code, param):
         assert "query heads" in caught.value.message
 
 
-def test_a_prompt_that_is_too_long(make_context):
-    context = make_context(Prompt(9), step_tokens=8)
-    with pytest.raises(InterventionError, match="9 tokens, and this server computes 8"):
-        ACT(heads=HEADS).compile(context)
-
-
 VAR = {"method": "var", "heads": {"2": [3]}}
 COMPOSED = {
     "scores": [{"method": "pai"}],

@@ -93,15 +93,6 @@ def test_entries_differ_by_content_only():
         ({}, {"accepts_images": False}, PROMPT, Code.UNSUPPORTED_MODEL, ""),
         ({"layers": [1, 6]}, {}, PROMPT, Code.LAYER_OUT_OF_RANGE, "layers[1]"),
         ({"diagnose": 5}, {}, PROMPT, Code.INVALID_PARAMS, "diagnose"),
-        ({}, {"step_tokens": 17}, PROMPT, Code.INVALID_PARAMS, "rows"),
-        ({"rows": "question"}, {"step_tokens": 17}, PROMPT, Code.INVALID_PARAMS, "rows"),
-        (
-            {"without_image": "hidden"},
-            {"step_tokens": 23},
-            PROMPT,
-            Code.INVALID_PARAMS,
-            "rows",
-        ),
         ({"gain": 1, "layers": [9]}, {}, PROMPT, Code.LAYER_OUT_OF_RANGE, "layers[0]"),
     ],
 )
@@ -109,19 +100,6 @@ def test_refusals(make_context, options, facts, prompt, code, param):
     with pytest.raises(InterventionError) as caught:
         VHR(**options).compile(make_context(prompt, **facts))
     assert (caught.value.code, caught.value.param) == (code, param)
-
-
-@pytest.mark.parametrize(
-    ("options", "tokens"),
-    [({}, 18), ({"without_image": "hidden"}, 24), ({"rows": "last+generated"}, 2)],
-)
-def test_both_prompts_must_fit_into_a_step_where_gains_act_on_them(make_context, options, tokens):
-    VHR(**options).compile(make_context(PROMPT, step_tokens=tokens))
-
-
-def test_the_refusal_names_the_way_out(make_context):
-    with pytest.raises(InterventionError, match=r'12 \+ 6 tokens.*rows="last\+generated"'):
-        VHR().compile(make_context(PROMPT, step_tokens=17))
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,9 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifacts import ArtifactId, artifact_id, write_artifact
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.edits import Gate, Sites
-from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.headlists import by_site
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
@@ -78,6 +77,13 @@ class ACT(Intervention):
     needs_artifact: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"method": "act", "heads": {"2": [0, 3]}, "beta": 0.4}
     neutral: ClassVar[dict[str, Any] | None] = {"beta": 1.0}
+    grid: ClassVar[Grid] = (
+        {"beta": 0.7},
+        {},
+        {"theta": 0.05},
+        {"beta": 0.1},
+    )
+    """Less of its attention left to a sink; then more keys found to be sinks."""
 
     method: Literal["act"] = "act"
 
@@ -140,7 +146,6 @@ class ACT(Intervention):
         plan, sites = context.plan(), self.sites(context)
         if self.beta == 1:
             return plan.build()
-        self._check_length(context)
         phases = parse_rows("prompt" if self.decode == "off" else "prompt+generated")
         given = 1 - self.beta
         moves = [(SINK_CLASS, SINK_CLASS, -given), (REST, SINK_CLASS, given)]
@@ -172,12 +177,3 @@ class ACT(Intervention):
         assert self.artifact is not None
         listed = context.artifact(self.artifact, "heads")
         return by_site(listed.tensors["heads"])[0]
-
-    def _check_length(self, context: Context) -> None:
-        limit, length = context.model.step_tokens, context.prompt.length
-        if limit is not None and length > limit:
-            message = (
-                f"the sinks of a prompt are found in all its rows at once; it has {length} tokens, "
-                f"and this server computes {limit} at once"
-            )
-            raise InterventionError(Code.INVALID_PARAMS, message)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.edits import ScoreEdit
 from saccade_interventions.model_facts import ModelFacts
@@ -45,6 +45,13 @@ class AdaptVis(Sited, OnImages):
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "adaptvis", "w1": 0.5, "w2": 1.5}
     neutral: ClassVar[dict[str, Any] | None] = {"w1": 1, "w2": 1}
+    grid: ClassVar[Grid] = (
+        {"w1": 0.8, "w2": 1.2},
+        {"w1": 0.8, "w2": 2.0},
+        {},
+        {"w1": 1.5, "w2": 0.5},
+    )
+    """Both weights nearer to 1 than the default; last, the two the other way round."""
 
     method: Literal["adaptvis"] = "adaptvis"
 

@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.indices import Indices
 from saccade_interventions.model_facts import ModelFacts
@@ -69,6 +69,13 @@ class DoLa(Intervention):
     level: ClassVar[Level] = "logits"
     example: ClassVar[dict[str, Any]] = {"method": "dola", "layers": "low"}
     neutral: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    grid: ClassVar[Grid] = (
+        {"strength": 0.25},
+        {"strength": 0.5},
+        {},
+        {"layers": "low"},
+    )
+    """Parts of the contrast; then all of it, from either half of the layers."""
 
     method: Literal["dola"] = "dola"
 

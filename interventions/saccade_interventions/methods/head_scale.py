@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN
 from saccade_interventions.headlists import ChosenHeads
@@ -44,6 +44,13 @@ class HeadScale(ChosenHeads):
         "heads": {"1": [0, 2]},
     }
     neutral: ClassVar[dict[str, Any] | None] = {"gain": 1}
+    grid: ClassVar[Grid] = (
+        {"gain": 1.1},
+        {"gain": 1.25},
+        {"gain": 1.5},
+        {"gain": 2.0},
+    )
+    """Gains above 1; the method has no default."""
 
     method: Literal["head_scale"] = "head_scale"
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from saccade_interventions.artifacts import Artifact, ArtifactId, artifact_id, write_artifact
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.headlists import by_site
@@ -66,6 +66,14 @@ class HeadSteering(Intervention):
         "alpha": 15,
     }
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    grid: ClassVar[Grid] = (
+        {"alpha": 0.5},
+        {"alpha": 1},
+        {"alpha": 2},
+        {"alpha": 4},
+        {},
+    )
+    """Up to the artifact's own strength, {}, put where the published one is."""
 
     method: Literal["head_steering"] = "head_steering"
 

@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -56,6 +56,12 @@ class LocoRE(Sited):
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "locore", "beta": 0.2}
     neutral: ClassVar[dict[str, Any] | None] = {"beta": 0}
+    grid: ClassVar[Grid] = (
+        {},
+        {"beta": 0.5},
+        {"beta": 1.0},
+    )
+    """From the default, which is weak on small models, up."""
 
     method: Literal["locore"] = "locore"
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -42,6 +42,13 @@ class PAI(Sited, OnImages):
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "pai", "alpha": 0.5}
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    grid: ClassVar[Grid] = (
+        {"alpha": 0.05},
+        {"alpha": 0.1},
+        {},
+        {"alpha": 0.5},
+    )
+    """Around the default: above it answers break down on some models."""
 
     method: Literal["pai"] = "pai"
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -48,6 +48,13 @@ class PAIContrast(Intervention):
     needs_image: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"method": "pai_contrast", "gamma": 1.5}
     neutral: ClassVar[dict[str, Any] | None] = {"gamma": 1}
+    grid: ClassVar[Grid] = (
+        {},
+        {"gamma": 1.5},
+        {"gamma": 2.0},
+        {"gamma": 3.0},
+    )
+    """From the default up."""
 
     method: Literal["pai_contrast"] = "pai_contrast"
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from saccade_interventions.base import PROBE_TEXT, Level, Needs, Probe
+from saccade_interventions.base import PROBE_TEXT, Grid, Level, Needs, Probe
 from saccade_interventions.context import Context, Prompt, Span, runs
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.indices import Index
@@ -68,6 +68,13 @@ class PASTA(Sited):
         "heads": {"1": [0, 2]},
     }
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 1}
+    grid: ClassVar[Grid] = (
+        {"alpha": 0.9},
+        {"alpha": 0.5},
+        {"alpha": 0.1},
+        {},
+    )
+    """What is left to the rest, down to the default."""
 
     method: Literal["pasta"] = "pasta"
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -41,6 +41,13 @@ class ScalingVis(Sited, OnImages):
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "scalingvis", "w": 1.5}
     neutral: ClassVar[dict[str, Any] | None] = {"w": 1}
+    grid: ClassVar[Grid] = (
+        {},
+        {"w": 0.8},
+        {"w": 1.5},
+        {"w": 0.5},
+    )
+    """Both sides of 1: which one helps, differs from model to model."""
 
     method: Literal["scalingvis"] = "scalingvis"
 

@@ -91,7 +91,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.indices import Indices
 from saccade_interventions.model_facts import ModelFacts
@@ -113,6 +113,12 @@ class SGRS(Intervention):
     level: ClassVar[Level] = "sampling"
     example: ClassVar[dict[str, Any]] = {"method": "sgrs", "alpha": 0.6}
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    grid: ClassVar[Grid] = (
+        {"alpha": 0.3},
+        {},
+        {"alpha": 0.9},
+    )
+    """How salient a token must be, around the default."""
 
     method: Literal["sgrs"] = "sgrs"
 

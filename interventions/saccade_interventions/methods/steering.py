@@ -58,7 +58,7 @@ from saccade_interventions.artifacts import (
     artifact_id,
     write_artifact,
 )
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.defaults import MOST_PROJECTED
 from saccade_interventions.edits import NO_LIMIT, ResidualEdit
@@ -122,6 +122,13 @@ class Steering(Intervention):
         "coefficient": 1.5,
     }
     neutral: ClassVar[dict[str, Any] | None] = {"coefficient": 0}
+    grid: ClassVar[Grid] = (
+        {"coefficient": 0.25},
+        {"coefficient": 0.5},
+        {},
+        {"coefficient": 2},
+    )
+    """Around the artifact's own coefficient, {}, put where 1 is."""
 
     method: Literal["steering"] = "steering"
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -44,6 +44,12 @@ class VAF(Sited, OnImages):
     level: ClassVar[Level] = "attention_score"
     example: ClassVar[dict[str, Any]] = {"method": "vaf", "enhance": 1.3, "suppress": 0.9}
     neutral: ClassVar[dict[str, Any] | None] = {"enhance": 1, "suppress": 1}
+    grid: ClassVar[Grid] = (
+        {"enhance": 1.05, "suppress": 1.0},
+        {},
+        {"enhance": 1.3, "suppress": 0.9},
+    )
+    """Weaker than the default, without suppression; then stronger in both."""
 
     method: Literal["vaf"] = "vaf"
 

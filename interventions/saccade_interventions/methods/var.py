@@ -53,7 +53,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.artifacts import ArtifactId
-from saccade_interventions.base import Level, Probe
+from saccade_interventions.base import Grid, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
@@ -84,6 +84,12 @@ class VAR(Sited, OnImages):
     level: ClassVar[Level] = "attention_mass"
     example: ClassVar[dict[str, Any]] = {"method": "var", "move_fraction": 0.6}
     neutral: ClassVar[dict[str, Any] | None] = {"move_fraction": 0}
+    grid: ClassVar[Grid] = (
+        {},
+        {"move_fraction": 0.9},
+        {"move_fraction": 0.9, "rho": 0.1, "min_visual_mass": 0.05},
+    )
+    """More of what sinks hold is moved than by default; then in more heads."""
 
     method: Literal["var"] = "var"
 

@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from saccade_interventions.base import Intervention, Level, Probe
+from saccade_interventions.base import Grid, Intervention, Level, Probe
 from saccade_interventions.context import Context
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
@@ -63,6 +63,13 @@ class VCD(Intervention):
     needs_image: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"method": "vcd", "alpha": 0.5}
     neutral: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    grid: ClassVar[Grid] = (
+        {"alpha": 0.25},
+        {"alpha": 0.5},
+        {"alpha": 0.5, "noise_step": 800},
+        {},
+    )
+    """Parts of the contrast, one of them with more noise; then all of it."""
 
     method: Literal["vcd"] = "vcd"
 

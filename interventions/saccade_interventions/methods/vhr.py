@@ -33,12 +33,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saccade_interventions.base import Intervention, Level, Probe
-from saccade_interventions.context import Context, Span
+from saccade_interventions.base import Grid, Intervention, Level, Probe
+from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.indices import Indices
 from saccade_interventions.model_facts import ModelFacts
-from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
 from saccade_interventions.targets import Rows, all_images, check_layers
@@ -60,6 +60,13 @@ class VHR(Intervention):
     needs_image: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"method": "vhr", "gain": 2.0, "rows": "last+generated"}
     neutral: ClassVar[dict[str, Any] | None] = {"gain": 1.0}
+    grid: ClassVar[Grid] = (
+        {"gain": 1.1},
+        {"gain": 1.25},
+        {"gain": 1.5},
+        {},
+    )
+    """Gains up to the default."""
 
     method: Literal["vhr"] = "vhr"
 
@@ -104,8 +111,8 @@ class VHR(Intervention):
 
     def compile(self, context: Context) -> Plan:
         plan = context.plan()
-        images = all_images(context)
-        self._check(context, images)
+        all_images(context)
+        self._check(context.model)
         layers = self.layers or self.default_layers(context.model)
         if self.gain != 1 or self.diagnose:
             rule = MeasuredGains(
@@ -129,21 +136,9 @@ class VHR(Intervention):
             entry["layers"] = sorted(entry["layers"])
         return entry
 
-    def _check(self, context: Context, images: tuple[Span, ...]) -> None:
-        """Refuse what the model or the prompt does not allow."""
-        model, length = context.model, context.prompt.length
+    def _check(self, model: ModelFacts) -> None:
+        """Refuse what the model does not allow."""
         check_layers(self.layers or (), model)
         if self.diagnose is not None and self.diagnose > model.heads:
             message = f"a layer has {model.heads} heads; T-VHD sums at most as many"
             raise InterventionError(Code.INVALID_PARAMS, message, "diagnose")
-        if self.gain == 1 or not {Phase.PREFIX, Phase.QUESTION} & set(parse_rows(self.rows)):
-            return
-        hidden = self.without_image == "hidden"
-        other = length - (0 if hidden else sum(end - start for start, end in images))
-        if model.step_tokens is not None and length + other > model.step_tokens:
-            message = (
-                f"gains on rows of the prompt need it computed at once with the one without the "
-                f"image, {length} + {other} tokens; this server computes {model.step_tokens} at "
-                'once. rows="last+generated" has no such limit'
-            )
-            raise InterventionError(Code.INVALID_PARAMS, message, "rows")

@@ -26,7 +26,6 @@ from typing import Any
 from saccade_interventions.registry import Registry
 from saccade_interventions.suggest import hint, unknown
 from saccade_server.evaluation.errors import EvaluationError
-from saccade_server.evaluation.grids import GRIDS
 
 Interventions = tuple[dict[str, Any], ...]
 
@@ -95,14 +94,17 @@ def listed_settings(methods: list[dict[str, Any]]) -> tuple[list[Setting], dict[
         The settings, and for each method that the model does not support, why not.
     """
     missing = {m["id"]: str(m["reason"]) for m in methods if not m["supported"]}
-    found = [default_setting(m["id"]) for m in methods if m["supported"]]
+    registry = Registry.discover()
+    found = [default_setting(m["id"], registry) for m in methods if m["supported"]]
     return found, missing
 
 
-def default_setting(method: str) -> Setting:
-    """A method at its defaults, with the built-in grid of strengths if there is one."""
-    grid = tuple(({"method": method, **fields},) for fields in GRIDS.get(method, ()))
-    return Setting(method, ({"method": method},), grid)
+def default_setting(method: str, registry: Registry) -> Setting:
+    """A method at its defaults, with its grid of strengths if it is installed here and has one."""
+    kind = registry.methods.get(method)
+    grid = () if kind is None else kind.grid
+    strengths = tuple(({"method": method, **fields},) for fields in grid)
+    return Setting(method, ({"method": method},), strengths)
 
 
 def _setting(entry: Any, where: str) -> Setting:

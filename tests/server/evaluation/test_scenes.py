@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from saccade_interventions.registry import Registry
 from saccade_server.cli import app
 from saccade_server.demo.questions import caption
 from saccade_server.demo.splits import Split
 from saccade_server.evaluation.asking import Reply
 from saccade_server.evaluation.errors import SettingRefused
-from saccade_server.evaluation.grids import GRIDS
 from saccade_server.evaluation.items import Item, Task
 from saccade_server.evaluation.report import as_document, tables
 from saccade_server.evaluation.scenes import Outcome, Scale, evaluate
@@ -98,10 +98,14 @@ def test_tuning_sees_the_validation_split_alone() -> None:
     assert answers.asked == [("none", whole), *validation, ("t", whole), ("t, tuned", whole)]
 
 
+REGISTRY = Registry.discover()
+GRIDS = {name: kind.grid for name, kind in REGISTRY.methods.items() if kind.grid}
+
+
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_a_tie_goes_to_the_weaker_strength(name: str) -> None:
     """All strengths answer alike: the one nearest to neutral is chosen, default or not."""
-    one = default_setting(name)
+    one = default_setting(name, REGISTRY)
     outcome = asyncio.run(evaluate(Answers(), [one], Scale(1, (0,), 4)))  # type: ignore[arg-type]
     chosen = outcome.tuned[name].setting.interventions
     assert chosen == ({"method": name, **GRIDS[name][0]},)

@@ -13,9 +13,11 @@ import pytest
 from saccade_interventions.methods.head_steering import PUBLISHED
 from saccade_interventions.registry import Registry
 from saccade_server.evaluation.errors import EvaluationError
-from saccade_server.evaluation.grids import GRIDS
 from saccade_server.evaluation.settings import Setting, listed_settings, read_settings
 
+REGISTRY = Registry.discover()
+METHODS = REGISTRY.methods
+GRIDS = {name: method.grid for name, method in METHODS.items() if method.grid}
 TOML = """
 [[settings]]
 name = "strong"
@@ -90,13 +92,22 @@ def test_a_listing_gives_defaults_and_reasons() -> None:
     assert missing == {"var": "no sinks"}
 
 
-def test_every_grid_is_of_a_method_and_its_fields() -> None:
-    methods = Registry.discover().methods
-    assert GRIDS.keys() <= methods.keys()
-    for name, grid in GRIDS.items():
-        fields = methods[name].model_fields
-        assert len({json.dumps(entry) for entry in grid}) == len(grid)
-        assert all(entry.keys() <= fields.keys() for entry in grid)
+def test_a_method_of_a_server_that_is_not_installed_here() -> None:
+    (setting,), _ = listed_settings([{"id": "theirs", "supported": True, "reason": None}])
+    assert setting == Setting("theirs", ({"method": "theirs"},))
+
+
+def test_methods_without_a_strength_have_no_grid() -> None:
+    assert METHODS.keys() - GRIDS.keys() == {"function_vector", "head_ablation"}
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_every_grid_is_of_valid_entries(name: str) -> None:
+    example, swept = METHODS[name].example, {field for entry in GRIDS[name] for field in entry}
+    base = {field: value for field, value in example.items() if field not in swept}
+    entries = [{**base, **fields} for fields in GRIDS[name]]
+    parsed = {item.fingerprint() for entry in entries for item in REGISTRY.parse([entry])}
+    assert len(parsed) == len(entries)
 
 
 UNADVISED = {"coefficient": 1.0, "alpha": PUBLISHED}
@@ -105,7 +116,7 @@ UNADVISED = {"coefficient": 1.0, "alpha": PUBLISHED}
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_every_grid_is_weakest_first_and_has_the_default(name: str) -> None:
-    method = Registry.discover().methods[name]
+    method = METHODS[name]
     neutral = method.neutral
     assert neutral is not None
 
