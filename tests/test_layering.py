@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE_ROOTS = ["kernels", "interventions", "server", "clients/python"]
 OURS = ("saccade_client", "saccade_interventions", "saccade_kernels", "saccade_server")
 LONGEST_FILE = 400
-PLANS = tuple(f"saccade_interventions.{name}" for name in ("plan", "edits", "rules", "phases"))
+PARTS = ("plan", "edits", "rules", "needs", "phases")
+PLANS = tuple(f"saccade_interventions.{name}" for name in PARTS)
 
 ABOVE = ("saccade_server.api", "saccade_server.cli")
 
