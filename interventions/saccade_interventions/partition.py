@@ -82,7 +82,7 @@ class Partition:
         return tuple(n for n, found in enumerate(self.combinations) if found[plan] == tag)
 
     def divider(self, plan: int, tag: int) -> int | None:
-        """Another plan that divides class ``tag`` of this one, None if it is whole."""
+        """A plan that tells keys of class ``tag`` of plan ``plan`` apart; None if no plan does."""
         found = [self.combinations[number] for number in self.members(plan, tag)]
         others = (i for i in range(len(self._plans)) if len({tags[i] for tags in found}) > 1)
         return next(others, None)
@@ -126,7 +126,7 @@ class Partition:
         return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
 
     def _reached(self) -> set[Combination]:
-        """What the keys are that some row may find among its recent ones, sinks included."""
+        """The combinations of keys, sinks included, that the window of some row may contain."""
         starts = [rule.start for rule in self._windows() if rule]
         if not starts:
             return set()

@@ -97,6 +97,6 @@ class ProgramMaker:
 
 
 def _present(numbers: Index) -> tuple[Index, Index]:
-    """Which numbers, none of them negative, occur, ascending; and which of these each one is."""
+    """The different numbers, ascending, and which of these each is. None may be below 0."""
     occurs = np.bincount(numbers.ravel()) > 0
     return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[numbers]

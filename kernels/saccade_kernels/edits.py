@@ -121,10 +121,10 @@ def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -
 
 
 def _return_masses(ratio: torch.Tensor, mass: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Take from the empty classes what they were given and share it among the others.
+    """Share the mass that a transform gave to empty classes among the other classes of the row.
 
-    A row that has nobody left to share with keeps the masses it had. What has no mass has the
-    ratio 1, whatever it was given: it did not change, and does not make its row one that did.
+    A row without another class keeps all its masses. A class without mass gets the ratio 1: it has
+    no weight that could change, so it does not make its row count as moved.
     """
     empty = ratio > LARGEST_RATIO
     lost = torch.where(empty, after, 0.0).sum(-1, keepdim=True)

@@ -253,7 +253,10 @@ def _per_head_classes(
     layer: int,
     dtype: torch.dtype,
 ) -> OwnClasses | None:
-    """None if there are none in this layer: the other sequences are left to what they get alone."""
+    """Of the sequences that list heads of this layer; None if no sequence does.
+
+    Sequences that are left out are computed by their tags, as if they were alone.
+    """
     per_head = batch.per_head_table()
     rows = per_head.rows[group.tag_rows].long()
     which = per_head.heads[rows, layer].any(-1).nonzero().flatten()

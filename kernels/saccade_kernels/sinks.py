@@ -59,9 +59,12 @@ class SinkTags:
     class of a sink position to its class as a sink. If ``require`` is not -1 a sequence without any
     key of that class in a layer keeps its base tags there.
 
-    Of a sequence that is ``whole`` all examined positions are here, and whether the requirement is
-    met is decided from them. Of the others only new positions are here, which cannot have the
-    required class, so it is met if it was.
+    Of a ``whole`` sequence all examined positions are among the N, and decide whether its
+    requirement is met. Of other sequences only positions new in this step are; no new position has
+    the required class, so the earlier decision stands:
+
+        prompt       positions 0 to 40, whole        key 7 is a sink of the required class: met
+        generated    position 41 alone, not whole    still met, so key 41 is tagged if phi >= tau
     """
 
     slots: torch.Tensor  # int64 [N]: where the score of the position is cached

@@ -1,14 +1,17 @@
 """Causal attention of prefill chunks in Triton; the specification is ``reference.prefill``.
 
 One program takes one block of the work list (blocks.py) and one query head, and walks the pages of
-keys that the block's rows see. Its body is one of three:
+keys that the rows of the block see. The body of a program is one of three:
 
-* plain: one pass that reads no table. A block of the edited kernel whose head does nothing runs the
-  same code, so its rows get bit for bit what the plain kernel gives;
+* plain: one pass over the keys, without tables. A head without edits takes this body in the edited
+  kernel too, so its rows get the bits of the plain kernel;
 * one pass with edited scores or hidden keys;
-* two passes, where masses are edited or asked for: the class masses, then the values, each weight
-  multiplied with what became of its class. That is 1.5 times the products of one pass, and one
-  accumulator however many classes there are.
+* two passes, where masses are edited or emitted:
+
+      first pass     mass m_c of every class; then its factor m'_c / m_c, by the transform and gates
+      second pass    values, each times the weight of its key and the factor of the key's class
+
+  Two passes take 1.5 times the products of one, and one accumulator for any number of classes.
 """
 
 from __future__ import annotations
@@ -64,9 +67,9 @@ def two_passes(
     EMIT: tl.constexpr, D: tl.constexpr, CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Attention under a mass edit: what to divide the accumulator by, and the accumulator.
+    """Attention under a mass edit. Returns the accumulator's divisor, and the accumulator.
 
-    ``valid`` says which rows are real, ``emitted`` is their site in what is emitted.
+    ``valid``: which rows of the block exist; ``emitted``: index of each row in masses and lse.
     """
     nothing = tl.zeros([m.shape[0], 2 * WIDTH], tl.float32)
     m, sums = mass_pass(
@@ -369,8 +372,8 @@ _scratches: dict[int, list[torch.Tensor]] = {}
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory for the descriptors that programs build: one buffer per device, for every launch.
 
-    Kernels of one stream run one after another, so they can share it. A buffer that became too
-    small is kept: a captured graph may still point to it.
+    Launches on one CUDA stream run one after another, so all share the buffer. A larger buffer
+    takes the place of one that is too small, which stays alive: a captured graph may point to it.
     """
     buffers = _scratches.setdefault(torch.cuda.current_device(), [])
     if not buffers or buffers[-1].numel() < size:

@@ -41,17 +41,20 @@ class EngineClient(Protocol):
 
     @property
     def lag(self) -> Lag:
-        """How long it has given no sign of life, or has had work and made no step.
+        """How long the engine has given no sign of life, or has had work and made no step.
 
-        Known without asking it; nothing while it loads.
+        Known without asking the engine; no lag while the model loads.
         """
         ...
 
     def open(self, request: GenerateRequest, deliver: Callable[[News], None]) -> Callable[[], None]:
         """Generate one sequence; ``deliver`` is given its news, in order, on the event loop.
 
-        The last is an output with a ``finish_reason``, or an error. Returns what ends it early:
-        aborts the sequence and frees what it held; of one that has ended it does nothing.
+        The last piece of news is an output with a ``finish_reason``, or an error.
+
+        Returns:
+            A function that ends the sequence early and frees what the sequence holds; it does
+            nothing once the sequence has ended.
 
         Raises:
             EngineDeadError: nothing is generated any more.

@@ -7,10 +7,11 @@ holds, so on a GPU it is captured once and replayed (graphs.py); elsewhere it is
 how tests compare it with ordinary steps. What only some rows ask for, draws among it, is captured
 too, in graphs of its own (stages.py).
 
-Sizes share the block, each with a layout of its own, so what one size wrote means nothing to
-another. Nothing is therefore ever computed from what the block happens to hold: a size is written
-before it runs, by a step (:meth:`PaddedDecoder.run`) or with padding alone
-(:meth:`PaddedDecoder.idle`), and capturing takes the latter.
+Sizes share the block, each with a layout of its own: bytes that one size wrote mean nothing to
+another. So inputs are written right before each run of a size:
+
+    a step       write its rows, then padding; run the size           (:meth:`PaddedDecoder.run`)
+    a capture    write padding alone; run the size, then record it    (:meth:`PaddedDecoder.idle`)
 
 Padding has a context of 0, follows row 0 of both tables, and writes its keys to page 0.
 
@@ -191,9 +192,9 @@ class PaddedDecoder:
         return self.outputs.logits[: len(starts)]
 
     def idle(self, variant: Variant) -> Callable[[], None]:
-        """What computes a variant, with its inputs written: padding in every place.
+        """Write padding as a variant's inputs, and return the function that runs the variant on it.
 
-        Whoever runs a variant outside of a step takes it from here.
+        The only way to run a variant outside of a step.
         """
         if isinstance(variant, StageVariant):
             block = self._host(self.sizes[0])
@@ -207,14 +208,14 @@ class PaddedDecoder:
         return partial(self.compute, variant)
 
     def compute(self, variant: Variant) -> None:
-        """What a variant computes from what was written for it; all that a graph captures."""
+        """Run a variant on the inputs in the block: the function that a graph captures."""
         if isinstance(variant, StageVariant):
             self.stages.compute(variant)
         else:
             self._step(variant)
 
     def _step(self, variant: StepVariant) -> None:
-        """Logits of what was written for this size, and the likeliest tokens."""
+        """Logits of the inputs in the block, and the likeliest token of each row."""
         size = variant.size
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
@@ -274,9 +275,9 @@ class PaddedDecoder:
         return inputs
 
     def _send(self, block: torch.Tensor, size: int, start: int) -> None:
-        """Copy what was written, from a first byte on; its last readers run before, on one stream.
+        """Copy the host's block from byte ``start`` on, in stream order between two steps.
 
-        What lies behind the first parameters that were written goes along.
+        Step t reads the block, then comes this copy, then step t + 1 reads the block.
         """
         end = self.stages.size + self._layouts[size].size
         self._uploaded[start:end].copy_(block[start:end], non_blocking=True)

@@ -1,4 +1,4 @@
-"""Whose tokens the step before has drawn, and in which rows of the device's buffer they lie."""
+"""Tokens that the last step drew: the row of the device's buffer that holds each sequence's."""
 
 from __future__ import annotations
 

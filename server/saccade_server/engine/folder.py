@@ -1,8 +1,8 @@
 """Private folders in the temporary folder, and what dead processes have left of them.
 
-A folder holds a file that its process keeps locked. The kernel ends a process's locks with it,
-however it ends, so a lock that can be had means that nobody is there: process ids, which are
-reused and mean nothing in another container, are never asked.
+A folder holds a file that the folder's process keeps locked. The kernel drops the lock when the
+process ends, however it ends: a folder whose lock can be had has lost its process. Process ids are
+not asked, because they are reused and mean nothing in another container.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOCK = "lock"
 class PrivateFolder:
     """A folder that only this user can reach, gone when it is closed or the process ends.
 
-    Making one removes those of this user whose processes were killed.
+    Making a folder also removes this user's folders whose processes were killed.
 
     Raises:
         OSError: there is no temporary folder that can be written to.

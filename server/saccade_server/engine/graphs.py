@@ -1,7 +1,7 @@
 """CUDA graphs: capture the decode step once for each variant, replay it ever after.
 
-What is recorded runs once before, on inputs that were written for that variant (decode.py):
-whatever ran before it has left nothing that it reads.
+A variant runs once before it is recorded, on padding that was written as its inputs (decode.py), so
+that no capture reads what an earlier variant left in the block.
 
 All captures share one memory pool, largest first (stages sort and sum whole vocabularies), so that
 the smaller ones fit into what the largest took; that is safe because one graph runs at a time and

@@ -70,7 +70,10 @@ class Pulse:
         os.set_blocking(self._reader, False)
 
     def hand_over(self) -> None:
-        """The process has its end; this one closes it, so that a death shows."""
+        """Close this process's copy of the writing end, once the engine's process has its own.
+
+        Then the pipe breaks when the engine's process dies.
+        """
         writer, self.writer = self.writer, -1
         if writer >= 0:
             os.close(writer)

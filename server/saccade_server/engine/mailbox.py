@@ -1,4 +1,4 @@
-"""What has come for one reader, who is woken once for all of it."""
+"""A queue for one reader, whom all the items of a turn of the event loop wake once."""
 
 from __future__ import annotations
 

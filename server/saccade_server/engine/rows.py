@@ -115,7 +115,13 @@ class PlanRows:
         )
 
     def exchange(self, sequence: Sequence) -> bool:
-        """Give a sequence that holds rows those of its new plan, which tags keys as the old one.
+        """Move a running sequence from the control rows of its former plan to those of its plan.
+
+        The plans tag keys alike, so the tag row stays. Rows of the new plan are taken before former
+        ones are let go, so a row of both plans is never without a holder:
+
+            before     LAST: row 3, GENERATED: row 3       row 3 has two holders
+            after      LAST: row 3, GENERATED: row 5       row 3 has one, row 5 has one
 
         Returns:
             False, with nothing changed, if there are too few free rows now.

@@ -62,7 +62,7 @@ class Wants(IntFlag):
 
 @dataclass(frozen=True)
 class Roster:
-    """The sequences of a step's rows, in order, and what is true of their generated rows."""
+    """The sequences of a step of single rows, in order, and what their seats say of each row."""
 
     sequences: list[Sequence]
     requests: list[GenerateRequest]
@@ -71,15 +71,15 @@ class Roster:
     wants: Wants
     hides: bool  # some plan hides keys
     prompt_lengths: Ints
-    changed_until: Ints  # draws before this output position are made from changed logits
-    delta: Ints  # position of a generated row, less its index
+    changed_until: Ints  # output position of the first token drawn from unchanged logits
+    delta: Ints  # position of a generated row minus the row's index in the sequence
     control_rows: NDArray[np.int32]
     tag_rows: NDArray[np.int32]
-    draws: dict[DrawKind, Ints]  # rows by kind; greedy ones are none
-    columns: NDArray[np.float64]  # of the sampler, [5, rows], without the numbers of a step
+    draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
+    columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
 
     def fits(self, chunks: Batch[Chunk], sequences: list[Sequence]) -> bool:
-        """True if a step of these chunks, and their sequences, has these rows."""
+        """True if the roster of an earlier step serves a step of these chunks too."""
         return (
             sequences == self.sequences
             and all(map(is_, self.requests, [sequence.request for sequence in sequences]))
@@ -87,11 +87,11 @@ class Roster:
         )
 
     def prompt_rows(self, starts: Ints) -> Ints:
-        """Which rows at these positions are no generated ones."""
+        """Indices of the rows that lie in prompts, given the position of each row."""
         return np.flatnonzero(starts < self.prompt_lengths)
 
     def changes_logits(self, starts: Ints) -> bool:
-        """True if behind these positions some row draws from other logits than the model's own."""
+        """True if some row, at its position, draws from logits that are not the model's own."""
         return bool((starts + 1 - self.prompt_lengths < self.changed_until).any())
 
 
@@ -128,7 +128,7 @@ class Seats:
         self._roster: Roster | None = None
 
     def roster(self, chunks: Batch[Chunk]) -> Roster:
-        """The rows of a step of single tokens. It is the one before as long as nothing changes."""
+        """The roster of a step of single tokens: the last step's, as long as it fits."""
         sequences = [chunk.sequence for chunk in chunks]
         if self._roster is None or not self._roster.fits(chunks, sequences):
             self._roster = self._make(chunks, sequences)
@@ -158,7 +158,7 @@ class Seats:
         return found
 
     def draws(self, roster: Roster, at: Ints) -> Draws:
-        """What the rows that sample draw at these output positions, of all rows."""
+        """Parameters of the rows that sample; ``at`` has the output position of every row."""
         return {
             kind: (rows, self.columns(roster, rows, at[rows]))
             for kind, rows in roster.draws.items()
@@ -171,7 +171,7 @@ class Seats:
         return found
 
     def uniforms(self, roster: Roster, rows: Ints, at: Ints) -> NDArray[np.float64]:
-        """The numbers that decide the draws of some rows at these output positions."""
+        """A number in [0, 1) for the draw of each of ``rows``, at the output positions ``at``."""
         seats = roster.seats[rows]
         missing = (at < self._first[seats]) | (at >= self._behind[seats])
         for index in np.flatnonzero(missing).tolist():
@@ -180,7 +180,10 @@ class Seats:
         return found
 
     def _foresee(self, seat: int, request: GenerateRequest, at: int) -> None:
-        """Numbers from one position on: of different counts, lest all seats need more at once."""
+        """Compute a seat's next numbers, from output position ``at`` on.
+
+        How many depends on the seat, so that not all seats run out in the same step.
+        """
         count = AHEAD + seat % AHEAD
         self._numbers[seat, :count] = numbers(request.sampling.seed, at, count)
         self._first[seat], self._behind[seat] = at, at + count
@@ -213,7 +216,7 @@ class Seats:
         )
 
     def _seat(self, sequence: Sequence, admission: int, beside: list[Sequence]) -> int:
-        """The sequence's seat, with what is kept there up to date but for the last pages."""
+        """The sequence's seat, up to date but for pages taken since the last step."""
         seat = self._seat_of.get(sequence)
         if seat is None:
             if not self._free:
@@ -225,13 +228,13 @@ class Seats:
         return seat
 
     def _leave_to(self, sequences: list[Sequence]) -> None:
-        """Free the seats of all others: preempted ones, which wait for pages."""
+        """Free the seats of sequences that are not in ``sequences``: preempted ones."""
         staying = set(sequences)
         for sequence in [s for s in self._seat_of if s not in staying]:
             self.forget(sequence)
 
     def _fill(self, seat: int, sequence: Sequence, admission: int) -> None:
-        """Write what stays as it is as long as the sequence has this request and its pages."""
+        """Fill the arrays' row of a seat: what lasts while the request and its pages do."""
         p = sequence.request.sampling
         self._requests[seat], self._admissions[seat] = sequence.request, admission
         self._held[seat] = 0

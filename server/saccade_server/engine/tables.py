@@ -102,7 +102,7 @@ class DeviceTables:
         self._residual_sites.pop(row, None)
 
     def write_residuals(self, row: int, program: ResidualProgram) -> None:
-        """Say what the rows that follow a control row do at sites."""
+        """Fill the residual tables' row that belongs to a control row."""
         assert row != IDENTITY_ROW
         self._waiting.residuals[row] = program
         self._residual_sites[row] = program.sites
@@ -112,7 +112,7 @@ class DeviceTables:
         self._waiting.vectors[slot] = values
 
     def residual_step(self, rows: Iterable[int]) -> ResidualStep | None:
-        """What a step that uses these control rows does at sites; None: nothing."""
+        """Edits at sites of a step whose rows follow these control rows; None if there are none."""
         if not self._residual_sites:
             return None
         found = frozenset[int]().union(*(self._residual_sites.get(row, ()) for row in rows))
@@ -128,7 +128,7 @@ class DeviceTables:
             table[row].copy_(values)
 
     def expect_gains(self, row: int, layers: Iterable[int]) -> None:
-        """Count head edits to what a control row does in ``layers``: the device will write some."""
+        """Note that a control row edits heads in ``layers``: the device will write gains there."""
         edits = self._edits[row].copy()
         edits[list(layers)] |= np.uint8(Edit.HEAD)
         self._note_edits(row, edits)
@@ -159,7 +159,7 @@ class DeviceTables:
         return max((self._classes[row] for row in tag_rows if row), default=1)
 
     def edits(self, rows: Iterable[int], hides: bool) -> tuple[Edit, ...]:
-        """What a step does that uses these control rows, per layer; empty if it edits nothing."""
+        """What a step whose rows follow these control rows edits in each layer; empty: nothing."""
         edited = frozenset(row for row in rows if row)
         if not edited and not hides:
             return ()

@@ -29,7 +29,7 @@ Write = Callable[[Sequence[torch.Tensor]], None]
 
 
 class Block:
-    """Arrays that travel together, and what is done with them when they are there."""
+    """Arrays that reach the device in one copy, and the writes of tables that take them."""
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[Any]] = []
@@ -50,7 +50,7 @@ class Block:
 
 @dataclass
 class TableWrites:
-    """What waits to be written, by row."""
+    """New contents of rows, and of slots of the bank, that the tables do not hold yet."""
 
     tags: dict[int, Plan] = field(default_factory=dict)
     per_head: dict[int, tuple[int, Plan]] = field(default_factory=dict)  # and the tag row of each

@@ -110,10 +110,11 @@ def _parts(metric: Metric, sums: Table) -> tuple[Table, Table]:
 
 
 def _effective(above: Table, below: Table) -> float:
-    """How many independent answers tell a share as exactly as these do, from counts by scene.
+    """The number of independent answers whose share would have the variance of this share.
 
-    At most their number, which is what they are with one answer a scene. Where all answers are
-    alike nothing tells how they hang together, and each scene counts as one.
+    Answers of one scene hang together, so it is less than the number of answers where a scene has
+    several. If all answers are alike the variance is 0 and says nothing; then it is the number of
+    scenes. Both tables are counts by scene.
     """
     total = below.sum()
     share = above.sum() / total

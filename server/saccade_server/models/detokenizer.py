@@ -121,7 +121,7 @@ class Detokenizer:
         return text
 
     def _new(self, text: str) -> str:
-        """What ``text``, of all tokens here, adds to what has been handed out."""
+        """The part of ``text``, the decoded tokens, behind the text that was handed out before."""
         sent, self._sent = self._sent, text
         if text.startswith(sent):
             return text[len(sent) :]

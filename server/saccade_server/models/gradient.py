@@ -1,16 +1,21 @@
 """What each key meant to candidate tokens: a row's layers once more, with gradient.
 
-For candidates c of one query row, L_c = -log p(c), and in each layer and head the row of weights A:
+For candidates c of one query row, L_c = -log p(c), and attention weights A of the row in one layer
+and head, the saliency of key j is
 
     G_j = |A_j dL_c/dA_j|
 
-The loss depends on A only through the row itself: earlier rows do not see it. So it is enough to
-run this one row again, as a decode against the cache, from the lowest layer whose G is asked for.
-That equals the gradient of a forward pass over the whole sequence, at the cost of one token. The
-row is replicated, one replica a candidate, and one backward pass through the sum of all losses
-gives every G at once. Attention is run once for all replicas of a row, and its gradients come from
-:func:`saccade_kernels.ops.saliency`: earlier keys are constants, the row's own key and value are
-not. Edits of attention and at the sites of a layer act as they did in the step.
+No earlier row sees this row, so the loss depends on its A through the row alone: running the row
+again, as a decode against the cache, gives the gradient of a forward pass over the whole sequence
+at the cost of one token. With K candidates, and layers 5 to 7 of 8 judged:
+
+    the step      layers 0 to 7 of the row; the residual entering layer 5 is kept, K tokens drawn
+    behind it     layers 5 to 7 of K replicas of the row, forward, and backward from the K losses
+
+One backward pass through the sum of the losses gives G of all candidates, because replicas do not
+see one another. Attention runs once for all replicas of a row; its gradients come from
+:func:`saccade_kernels.ops.saliency`, in which keys and values of earlier rows are constants and the
+row's own are not. Edits of attention, and at the sites of a layer, act as in the step.
 """
 
 from __future__ import annotations
@@ -39,15 +44,15 @@ SMALLEST_NORM = 1e-9
 class Rows:
     """Query rows of n sequences, one each, that a step has computed."""
 
-    step: ForwardStep  # the rows as decodes; nothing of it is written
+    step: ForwardStep  # the rows as decodes; no table of the step is written
     positions: torch.Tensor  # int64 [axes, n]
-    start: torch.Tensor  # int64 [n]: first key of J
-    end: torch.Tensor  # int64 [n]: behind its last
+    start: torch.Tensor  # int64 [n]: first of the keys J over which saliency is averaged
+    end: torch.Tensor  # int64 [n]: behind the last of J
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the candidates of n rows got, K each."""
+    """Saliency of K candidates of each of n rows."""
 
     saliency: torch.Tensor  # [n, K], float32 or wider
     evidence: torch.Tensor  # bool [n, K]: the row's gradient is not zero
@@ -159,9 +164,9 @@ class _Attention(torch.autograd.Function):
 
 
 def _again(step: ForwardStep, again: _Again, edited: int | None = None) -> ForwardStep:
-    """The step with replicas of its rows; whoever looked at it has seen it.
+    """The step with replicas of its rows, without the probes and measures that have seen the rows.
 
-    ``edited`` is a residual that has been edited already.
+    ``edited``: the residual that the replicas start from; its edits are in it and do not act again.
     """
     batch, residuals = step.batch, step.residuals
     batch = replace(batch, control_rows=batch.control_rows.repeat_interleave(again.losses))

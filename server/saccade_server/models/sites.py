@@ -38,15 +38,15 @@ Update = tuple[torch.Tensor, RMSNorm | None]
 
 @dataclass(frozen=True)
 class Sites:
-    """Where something is to do in one step, and what."""
+    """The edits, probes and image features of one step, and the sites where any of them acts."""
 
     step: ForwardStep
     visual: Visual | None
-    busy: frozenset[int]  # numbers of these sites
+    busy: frozenset[int]  # numbers of the sites where something acts
 
     @classmethod
     def of(cls, step: ForwardStep, visual: Visual | None = None) -> Sites:
-        """Find out once where something is to do."""
+        """Collect the busy sites, once a step."""
         assert visual is None or step.kept is None, "no residual is kept beside images"
         busy: set[int] = set()
         if step.residuals is not None:
@@ -61,7 +61,7 @@ class Sites:
     def enter(
         self, index: int, residual: torch.Tensor, update: Update | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Complete residual ``index``; returns it, and its norm for who reads it."""
+        """Residual ``index`` with half a layer's update, and the norm that the next half reads."""
         if site_of(SiteKind.RESIDUAL, index) not in self.busy:
             return add(residual, update, norm, self._place(index))
         residual = self.complete(index, residual, update)
@@ -91,10 +91,14 @@ class Sites:
         norm: RMSNorm | None = None,
         out: torch.Tensor | None = None,
     ) -> Update:
-        """What the model goes on with at a site of layer ``index``, [tokens, hidden_size].
+        """Apply ``norm``, then edits and probes, to what a site of layer ``index`` holds.
 
-        ``norm``: of what the site sees. Where nothing is to do it is left to the sum behind, with
-        which it is one launch. ``out``: where what is edited is written.
+        Args:
+            out: where an edited tensor is written.
+
+        Returns:
+            [tokens, hidden_size], and the norm that is still to be applied: None at a busy site,
+            ``norm`` at an idle one, where it is one launch with the sum that follows.
         """
         site = site_of(kind, index)
         if site not in self.busy:

@@ -63,7 +63,7 @@ class ChatTemplate:
         }
         self._threads = ThreadPoolExecutor(THREADS, "saccade-template")
         self.quick = False
-        """As much as is brief takes no time, so nobody is kept waiting by it."""
+        """Rendering a brief conversation takes so little time that it may run on the event loop."""
         # Now, while nobody waits: each is asked for on the event loop.
         self.variables  # noqa: B018
         self.reads  # noqa: B018
@@ -71,7 +71,7 @@ class ChatTemplate:
 
     @property
     def fault(self) -> str | None:
-        """Where it is not written right, and what is wrong there; None if it can be read."""
+        """Line and message of the template's first syntax error; None for a template without."""
         try:
             self._compiled()
         except TemplateSyntaxError as error:

@@ -71,7 +71,7 @@ def refuse_unsupported(
 
 
 def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> set[str]:
-    """The fields of ``extra`` that ask for nothing, so that there is nothing to say about them."""
+    """Fields of ``extra`` that the server knows and that ask for nothing: no answer names them."""
     offered = {name for name in UNCALLED if extra.get(name)}
     return {name for name in extra if name in known or name.startswith(GUIDED)} - offered
 

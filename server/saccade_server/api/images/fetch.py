@@ -88,7 +88,7 @@ def is_public(text: str) -> bool:
 
 @dataclass
 class FetchBudget:
-    """Bytes that one request may still fetch, and what it has of those that all may hold."""
+    """Bytes that a request may still fetch, and its share of the memory for all requests' files."""
 
     left: int
     share: Share
@@ -130,7 +130,7 @@ class ImageFetcher:
 
     @contextmanager
     def budget(self) -> Iterator[FetchBudget]:
-        """What one request may fetch; what it has fetched counts until this is left."""
+        """A request's budget; its files count against the memory of all until the block is left."""
         with Share(self._memory) as share:
             yield FetchBudget(self.settings.max_fetched_bytes, share)
 
