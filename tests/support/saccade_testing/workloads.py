@@ -43,8 +43,10 @@ STRENGTHS = {
 }
 """Method -> the field that is sometimes changed a little, so that programs differ."""
 TEXTS = (3, 12, 30, 66, 90)
-RULES = ("act", "locore", "dola", "sgrs", "var", "vcd", "vhr", "adaptvis")
-"""Methods that are more than edits, and so more often drawn."""
+RULES = {"act": 3, "locore": 3, "dola": 3, "sgrs": 3, "var": 4, "vcd": 4, "vhr": 5, "adaptvis": 4}
+"""Methods that are more than edits, and how much more often they are drawn."""
+SHARED = 2
+"""Settings of a workload that several of its requests have, without an image and with one."""
 FAULTS = ("before", "behind", "logits")
 """Where a launch raises: before or behind the layers, or with the logits."""
 
@@ -80,10 +82,11 @@ def draw(seed: int) -> Workload:
     rng = np.random.default_rng([20, seed])
     family = str(rng.choice(list(FAMILIES), p=list(FAMILIES.values())))
     prompts = _prompts(family, rng)
+    settings = [_entries(seeing, rng) for seeing in (False, True) for _ in range(SHARED)]
     arrivals, step = [], 0
     for number in range(int(rng.integers(3, 10))):
         step += int(rng.choice((0, 0, 0, 1, 2, 6)))
-        arrivals.append(_arrival(f"{seed}-{number}", step, prompts, rng))
+        arrivals.append(_arrival(f"{seed}-{number}", step, prompts, settings, rng))
     way = WAYS[rng.choice(4, p=(0.2, 0.15, 0.15, 0.5))]
     return Workload(
         seed,
@@ -116,10 +119,18 @@ def _prompts(family: str, rng: np.random.Generator) -> list[tiny.TinyPrompt]:
 
 
 def _arrival(
-    name: str, step: int, prompts: Sequence[tiny.TinyPrompt], rng: np.random.Generator
+    name: str,
+    step: int,
+    prompts: Sequence[tiny.TinyPrompt],
+    settings: Sequence[list[Entry]],
+    rng: np.random.Generator,
 ) -> Arrival:
+    """A request with settings that others have too, often, or with its own."""
     prompt = prompts[rng.integers(len(prompts))]
-    entries = _entries(bool(prompt.images), rng)
+    seeing = bool(prompt.images)
+    entries = settings[rng.integers(SHARED) + SHARED * seeing]
+    if rng.random() < 0.4:
+        entries = _entries(seeing, rng)
     while True:
         methods = REGISTRY.parse(entries)
         try:
@@ -145,7 +156,7 @@ def _entries(seeing: bool, rng: np.random.Generator) -> list[Entry]:
     for name, some in known.items():
         kinds.setdefault(name.split()[0], []).append(some)
     several = rng.choice((0, 1, 2, 3), p=(0.2, 0.5, 0.2, 0.1))
-    shares = np.array([3.0 if name in RULES else 1.0 for name in kinds])
+    shares = np.array([RULES.get(name, 1) for name in kinds])
     chosen = [kinds[name] for name in rng.choice(list(kinds), several, p=shares / shares.sum())]
     entries = [entry for some in chosen for entry in some[rng.integers(len(some))]][:4]
     return [_varied(entry, rng) if rng.random() < 0.5 else entry for entry in entries]
