@@ -1,30 +1,22 @@
 """The plan of a branch that lacks the images: the same edits, on the keys that are left.
 
-A branch is another view of a request's prompt (see Branch and MeasuredGains in rules.py). Where
-the request's edits act in it too, they act on the same rows and the same keys; what named an image
-key has none to act on. Rules that choose tokens, branch or measure are the request's own and no
-branch has them.
+A branch is another view of a request's prompt (see Branch in needs.py). Where the request's edits
+act in it too, they act on the same rows and the same keys; what named an image key has none to act
+on. A rule says whether it acts in branches; what chooses tokens, branches or measures does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from msgspec.structs import replace as moved_rule
 from numpy.typing import NDArray
 
 from saccade_interventions.context import Span, runs
 from saccade_interventions.edits import TagRun
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import (
-    ConfidenceRule,
-    ContrastRule,
-    MeasuredGains,
-    RecentRule,
-    SaliencyRule,
-)
+from saccade_interventions.rules import AnyRule
 from saccade_kernels.controls import NEVER_ATTEND
 
 
@@ -40,28 +32,30 @@ def deleted_plan(plan: Plan, spans: Iterable[Span]) -> Plan | None:
     left = int(kept.sum())
     if left == 0:
         raise ValueError("without the images nothing of the prompt is left")
+
+    def moved(position: int) -> int:
+        return int(kept[:position].sum()) + max(position - kept.size, 0)
+
     branch = replace(
-        _without_choices(plan),
+        plan,
         prompt_length=left,
-        question_start=_moved(plan.question_start, kept),
+        question_start=moved(plan.question_start),
         tags=_tag_runs(plan.base_tags()[kept]),
+        rules=_rules(plan, moved),
     )
-    recent = plan.rule(RecentRule)
-    if recent is not None:
-        branch = branch.with_rules(moved_rule(recent, start=_moved(recent.start, kept)))
     return branch if branch.acts or branch.hides else None
 
 
 def same_plan(plan: Plan) -> Plan | None:
     """The plan for the same prompt and images; None if nothing is left to do."""
-    branch = _without_choices(plan)
+    branch = replace(plan, rules=_rules(plan))
     return branch if branch.acts else None
 
 
 def hidden_plan(plan: Plan, spans: Iterable[Span]) -> Plan:
     """The plan for the same prompt with the keys in ``spans`` never attended to."""
     hidden = tuple(TagRun(start, end, NEVER_ATTEND) for start, end in spans)
-    return replace(_without_choices(plan), tags=plan.tags + hidden)
+    return replace(plan, tags=plan.tags + hidden, rules=_rules(plan))
 
 
 def bare_plan(plan: Plan) -> Plan:
@@ -69,14 +63,10 @@ def bare_plan(plan: Plan) -> Plan:
     return Plan(plan.shape, plan.prompt_length, plan.question_start, classes=1)
 
 
-def _without_choices(plan: Plan) -> Plan:
-    return plan.without_rules(MeasuredGains, ContrastRule, SaliencyRule, ConfidenceRule)
-
-
-def _moved(position: int, kept: NDArray[np.bool_]) -> int:
-    """Where a position is when only the ``kept`` ones are left."""
-    behind = max(position - kept.size, 0)
-    return int(kept[:position].sum()) + behind
+def _rules(plan: Plan, moved: Callable[[int], int] = lambda at: at) -> tuple[AnyRule, ...]:
+    """What rules of the plan act in a branch, where positions of the prompt are moved to."""
+    found = (rule.in_branch(moved) for rule in plan.rules)
+    return tuple(rule for rule in found if rule is not None)
 
 
 def _tag_runs(tags: NDArray[np.uint8]) -> tuple[TagRun, ...]:

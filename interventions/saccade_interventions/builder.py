@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from math import isfinite
 
 import numpy as np
@@ -26,7 +27,7 @@ from saccade_interventions.edits import (
 )
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan, find_long_chain
-from saccade_interventions.rules import AnyRule, ConfidenceRule, RecentRule, Rule, SinkRule
+from saccade_interventions.rules import AnyRule, Rule
 from saccade_interventions.sites import pairs
 from saccade_kernels.controls import CLASSES, GATES, PER_HEAD_CLASSES, ControlShape
 from saccade_kernels.residual import SiteKind
@@ -200,27 +201,27 @@ class PlanBuilder:
             raise ValueError("the masses of a head move by its own classes or by those of the tags")
         if find_long_chain(self._residuals):
             raise ValueError("a site has more edits than one row has room for")
-        self._check_window()
-        rules = any(not rule.silent for rule in self._rules.values())
-        acts = bool(self._scores or self._masses or self._heads or self._residuals or rules)
-        return Plan(
+        made = Plan(
             shape=self._shape,
             prompt_length=self._prompt_length,
             question_start=self._question_start,
-            classes=self._classes if acts else 1,
-            tags=tuple(self._tags) if acts else (),
-            generated_tag=self._generated_tag if acts else 0,
+            classes=self._classes,
+            tags=tuple(self._tags),
+            generated_tag=self._generated_tag,
             scores=tuple(self._scores),
             masses=tuple(_pad(edit, self._classes) for edit in self._masses),
             heads=tuple(self._heads),
             residuals=tuple(self._residuals),
-            vectors=tuple(self._vectors.values()) if acts else (),
-            rules=tuple(self._rules.values()) if acts else (),
+            vectors=tuple(self._vectors.values()),
+            rules=tuple(self._rules.values()),
         )
+        self._check_rules(made)
+        if made.acts:
+            return made
+        return Plan(self._shape, self._prompt_length, self._question_start, classes=1)
 
     def _check_edits(self) -> None:
-        rule = self._rules.get(ConfidenceRule)
-        later = (*rule.unsure, *rule.sure) if isinstance(rule, ConfidenceRule) else ()
+        later = [edit for rule in self._rules.values() for edit in rule.edits]
         edits: tuple[ScoreEdit | MassEdit | HeadEdit, ...]
         edits = (*self._scores, *self._masses, *self._heads, *later)
         for edit in edits:
@@ -233,8 +234,6 @@ class PlanBuilder:
                 raise ValueError(f"there is no head {wrong_heads[0]}")
         for score in (*self._scores, *later):
             self._check_classes(score.classes)
-        if any(edit.phases != (Phase.LAST,) for edit in later):
-            raise ValueError("what depends on the first token's confidence edits the last row only")
 
     def _check_residual(self, edit: ResidualEdit) -> None:
         residuals = edit.site is SiteKind.RESIDUAL
@@ -250,22 +249,17 @@ class PlanBuilder:
         if not finite or not all(-NO_LIMIT <= low <= high <= NO_LIMIT for low, high in bounds):
             raise ValueError("a residual edit has finite numbers, and low is not above high")
 
-    def _check_window(self) -> None:
-        """A key that leaves the window of recent keys must get its own class back."""
-        rule, sinks = self._rules.get(RecentRule), self._rules.get(SinkRule)
-        if not isinstance(rule, RecentRule):
-            return
-        inside = [tag for _, tag in rule.remap]
-        self._check_classes(tag for pair in rule.remap for tag in pair)
-        others = {self._generated_tag, *(run.tag for run in self._tags)}
-        others |= {tag for tag, _ in rule.remap}
-        others |= {tag for _, tag in sinks.remap} if isinstance(sinks, SinkRule) else set()
-        if len(set(inside)) < len(inside) or others & set(inside):
-            raise ValueError("a class of recent keys stands for one class and holds no other keys")
-        if rule.width < 1 or not 0 <= rule.start <= self._prompt_length:
-            raise ValueError("recent keys are at least one, and start in the prompt or behind it")
-        if isinstance(sinks, SinkRule) and sinks.generated:
-            raise ValueError("generated keys are recent keys or examined as sinks, not both")
+    def _check_rules(self, plan: Plan) -> None:
+        for rule in plan.rules:
+            retags = rule.retags()
+            if retags is not None:
+                self._check_classes(tag for pair in retags.remap for tag in pair)
+            rule.check(plan)
+        for rule, other in permutations(plan.rules, 2):
+            reason = rule.excludes(other)
+            if reason is not None:
+                why = reason.format(type(rule).__name__, type(other).__name__)
+                raise ValueError(f"a plan has one of two rules, not both: {why}")
 
     def _check_classes(self, classes: Iterable[int]) -> None:
         wrong = next((index for index in classes if not 0 <= index < self._classes), None)

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit
 from saccade_interventions.phases import PHASES, Phase
-from saccade_interventions.rules import MeasuredGains
 from saccade_interventions.sites import pairs
 
 Place = tuple[int, int, Phase]
@@ -64,13 +62,10 @@ def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, i
     return None
 
 
-def find_loud_chain(
-    gains: Sequence[HeadEdit], measured: MeasuredGains | None = None
-) -> tuple[HeadEdit | MeasuredGains, Place] | None:
+def find_loud_chain(gains: Sequence[HeadEdit]) -> tuple[HeadEdit, Place] | None:
     """The edit that lets chained gains exceed MOST_GAIN at one (layer, head, phase), and where.
 
-    A later gain scales an earlier shift, too, so a shift begins a chain of its own. Any head of the
-    measured layers may be chosen.
+    A later gain scales an earlier shift, too, so a shift begins a chain of its own.
     """
     if not gains:
         return None
@@ -85,23 +80,6 @@ def find_loud_chain(
         if loud.any():
             pair, phase = np.argwhere(loud)[0]
             return edit, (int(layers[pair]), int(heads[pair]), edit.phases[phase])
-    return None if measured is None else _too_loud(gains, totals, measured)
-
-
-def _too_loud(
-    gains: Sequence[HeadEdit], totals: NDArray[np.float64], measured: MeasuredGains
-) -> tuple[MeasuredGains, Place] | None:
-    """Where measured gains come to heads that some edit of ``gains`` has; edits come in order."""
-    for edit in gains:
-        layers, heads = pairs(edit.sites)
-        phases = [phase for phase in edit.phases if phase in measured.phases]
-        chained = totals[layers[:, None], heads[:, None], [PHASES.index(p) for p in phases]]
-        loud = (chained * abs(measured.gain) > MOST_GAIN) & np.isin(layers, measured.layers)[
-            :, None
-        ]
-        if loud.any():
-            pair, phase = np.argwhere(loud)[0]
-            return measured, (int(layers[pair]), int(heads[pair]), phases[phase])
     return None
 
 

@@ -34,10 +34,9 @@ and more than 8 classes, 16 edits of a site, or the vectors that can be in use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
 from typing import Any
-
-from msgspec.structs import replace as replace_rule
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.chains import (
@@ -49,45 +48,10 @@ from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.partition import Partition, receiving
-from saccade_interventions.plan import Plan, R, find_crowd, find_long_chain
-from saccade_interventions.rules import (
-    AnyRule,
-    ConfidenceRule,
-    ContrastRule,
-    HeadSinkRule,
-    MeasuredGains,
-    RecentRule,
-    Rule,
-    SaliencyRule,
-    SinkRule,
-)
+from saccade_interventions.plan import Plan, find_crowd, find_long_chain
+from saccade_interventions.rule_base import Excluded
+from saccade_interventions.rules import AnyRule, Rule
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS
-
-RULE_LIMITS: dict[type[Rule], str] = {
-    RecentRule: "only one of them can have keys that depend on the distance",
-    HeadSinkRule: "only one of them can find sinks of single heads",
-    MeasuredGains: "only one of them can choose heads by measuring",
-    ContrastRule: "only one of them can contrast the next token's distribution",
-    SaliencyRule: "only one of them can reject candidates",
-    ConfidenceRule: "only one of them can depend on the first token's confidence",
-}
-"""Kind of rule -> why a request has one rule of that kind."""
-
-RULE_PAIRS: dict[tuple[type[Rule], type[Rule]], str] = {
-    (SaliencyRule, ContrastRule): (
-        "{0} judges candidates by the model's own distribution; {1} draws from another one"
-    ),
-    (ConfidenceRule, ContrastRule): (
-        "{0} depends on the model's own distribution; {1} draws from another one"
-    ),
-    (ConfidenceRule, MeasuredGains): (
-        "{0} runs the last prompt row twice, and {1} measures the heads in it"
-    ),
-    (ConfidenceRule, HeadSinkRule): (
-        "{0} runs the last prompt row twice, and {1} sums the attention of every row"
-    ),
-}
-"""Two kinds of rules -> why they exclude each other."""
 
 
 def compile_plan(interventions: Sequence[Intervention], context: Context) -> Plan | None:
@@ -137,34 +101,34 @@ class _Composition:
         self._plans = plans
         self._check_rules()
         self._partition = Partition(plans)
+        self._views = [self._partition.view(plan) for plan in range(len(plans))]
 
     def plan(self) -> Plan:
-        sinks = self._sinks()
+        rules = self._rules()
         self._check_chains()
         return replace(
             self._plans[0],
             classes=len(self._partition.combinations),
             tags=self._partition.tags,
             generated_tag=self._partition.generated_tag,
-            scores=tuple(self._score(i, e) for i, p in enumerate(self._plans) for e in p.scores),
+            scores=tuple(
+                self._views[i].score(e) for i, p in enumerate(self._plans) for e in p.scores
+            ),
             masses=tuple(self._mass(i, e) for i, p in enumerate(self._plans) for e in p.masses),
             heads=tuple(edit for plan in self._plans for edit in plan.heads),
             residuals=tuple(edit for plan in self._plans for edit in plan.residuals),
             vectors=tuple({v.digest: v for plan in self._plans for v in plan.vectors}.values()),
-            rules=self._rules(sinks),
+            rules=rules,
         )
-
-    def _score(self, plan: int, edit: ScoreEdit) -> ScoreEdit:
-        classes = [n for tag in edit.classes for n in self._partition.members(plan, tag)]
-        return replace(edit, classes=tuple(sorted(classes)))
 
     def _mass(self, plan: int, edit: MassEdit) -> MassEdit:
         if edit.per_head_classes:  # by classes that no other plan can divide
             return edit
-        for tag in receiving(edit):
-            other = self._partition.divider(plan, tag)
-            if other is not None:
-                raise self._conflict(plan, other, "{0} moves attention to keys that {1} divides")
+        try:
+            for tag in receiving(edit):
+                self._views[plan].whole(tag, "{0} moves attention to keys that {1} divides")
+        except Excluded as error:
+            raise self._excluded(error, plan) from None
         return replace(
             edit,
             transform=self._partition.transform(plan, edit),
@@ -205,8 +169,9 @@ class _Composition:
 
     def _check_gains(self) -> None:
         gains = [edit for plan in self._plans for edit in plan.heads]
-        measured = self._first(MeasuredGains)
-        loud = find_loud_chain(gains, measured)
+        rules = [rule for plan in self._plans for rule in plan.rules]
+        gains += [edit for rule in rules for edit in rule.later_heads(self._plans[0].shape.heads)]
+        loud = find_loud_chain(gains)
         if loud:
             last, (layer, head, phase) = loud
             index = self._indices.index(last.source)
@@ -217,89 +182,36 @@ class _Composition:
             raise self._conflict(index, index, what)
 
     def _check_rules(self) -> None:
-        """Two rules of one kind exclude each other, and some pairs of different kinds."""
-        owners: dict[type[Rule], int] = {}
+        """Two rules of one kind may exclude each other, and so may some of different kinds."""
+        every = [(i, rule) for i, plan in enumerate(self._plans) for rule in plan.rules]
+        for (i, rule), (j, other) in combinations(every, 2):
+            if type(rule) is type(other) and rule.why_one is not None:
+                raise self._conflict(i, j, f"{{0}} and {{1}}: {rule.why_one}")
+        for (i, rule), (j, other) in permutations(every, 2):
+            reason = rule.excludes(other)
+            if reason is not None:
+                raise self._conflict(i, j, reason)
+
+    def _rules(self) -> tuple[AnyRule, ...]:
+        """Rules that do what those of all plans do, in the classes of the whole."""
+        found: dict[type[Rule], _Composed] = {}
         for i, plan in enumerate(self._plans):
+            edited = _edited(plan)
             for rule in plan.rules:
-                kind = type(rule)
-                if kind in owners and kind in RULE_LIMITS:
-                    raise self._conflict(owners[kind], i, f"{{0}} and {{1}}: {RULE_LIMITS[kind]}")
-                owners[kind] = i
-        for (one, other), what in RULE_PAIRS.items():
-            if one in owners and other in owners:
-                raise self._conflict(owners[one], owners[other], what)
-        contrast = self._first(ContrastRule)
-        if contrast and contrast.branch and contrast.branch.edited and MeasuredGains in owners:
-            what = "{0} edits its branch too, which the gains that {1} measures never reach"
-            raise self._conflict(owners[ContrastRule], owners[MeasuredGains], what)
-        rules = ((i, plan.rule(SinkRule)) for i, plan in enumerate(self._plans))
-        looks = next((i for i, rule in rules if rule and rule.generated), None)
-        if looks is not None and RecentRule in owners:
-            what = "{0} looks for sinks among generated keys, whose class {1} changes row by row"
-            raise self._conflict(looks, owners[RecentRule], what)
+                before, at = found.get(type(rule)), i
+                try:
+                    made = _Composed(rule.composed(self._views[i]), i, edited)
+                    if before is not None:
+                        at = before.plan
+                        made = before.joined(made)
+                except Excluded as error:
+                    raise self._excluded(error, at, i) from None
+                found[type(rule)] = made
+        return tuple(made.rule for made in found.values())
 
-    def _first(self, kind: type[R]) -> R | None:
-        return next((rule for plan in self._plans if (rule := plan.rule(kind))), None)
-
-    def _rules(self, sinks: SinkRule | None) -> tuple[AnyRule, ...]:
-        """Every rule of any plan, in the plan's own classes."""
-        found = [
-            self._rule(i, rule)
-            for i, plan in enumerate(self._plans)
-            for rule in plan.rules
-            if not isinstance(rule, SinkRule)
-        ]
-        return (*found, sinks) if sinks else tuple(found)
-
-    def _rule(self, plan: int, rule: AnyRule) -> AnyRule:
-        if isinstance(rule, RecentRule):
-            return replace_rule(rule, remap=self._partition.recent)
-        if isinstance(rule, ConfidenceRule):
-            unsure, sure = (
-                tuple(self._score(plan, edit) for edit in edits)
-                for edits in (rule.unsure, rule.sure)
-            )
-            return replace_rule(rule, unsure=unsure, sure=sure)
-        return rule
-
-    def _sinks(self) -> SinkRule | None:
-        """One rule that does for every plan what its own rule did."""
-        found = {i: plan.rule(SinkRule) for i, plan in enumerate(self._plans)}
-        rules = {i: rule for i, rule in found.items() if rule}
-        if not rules:
-            return None
-        first, rule = next(iter(rules.items()))
-        layers = {layer for other in rules.values() for layer in other.layers}
-        for i, other in rules.items():
-            if _detector(other) != _detector(rule):
-                raise self._conflict(first, i, "{0} and {1} look for sinks by different rules")
-            if self._required(i, other) != self._required(first, rule):
-                raise self._conflict(first, i, "{0} and {1} require different sinks to be found")
-            plan = self._plans[i]
-            edits: list[ScoreEdit | MassEdit | HeadEdit] = [
-                *plan.scores,
-                *plan.masses,
-                *plan.heads,
-            ]
-            if confidence := plan.rule(ConfidenceRule):
-                edits += [*confidence.unsure, *confidence.sure]
-            edited = {layer for edit in edits for layer, _ in edit.sites}
-            if edited - set(other.layers) & layers:
-                raise self._conflict(first, i, "{0} and {1} look for sinks in different layers")
-        return replace_rule(
-            rule,
-            layers=tuple(sorted(layers)),
-            remap=self._partition.remap,
-            require=self._required(first, rule),
-        )
-
-    def _required(self, plan: int, rule: SinkRule) -> int | None:
-        if rule.require is None:
-            return None
-        other = self._partition.divider(plan, rule.require)
-        if other is not None:
-            raise self._conflict(plan, other, "{0} requires sinks among keys that {1} divides")
-        return self._partition.members(plan, rule.require)[0]
+    def _excluded(self, error: Excluded, plan: int, other: int | None = None) -> InterventionError:
+        found = other if error.other is None else error.other
+        return self._conflict(plan, plan if found is None else found, error.reason)
 
     def _conflict(self, one: int, other: int, what: str) -> InterventionError:
         message = what.format(self._names[one], self._names[other])
@@ -307,5 +219,21 @@ class _Composition:
         return InterventionError(Code.CONFLICT, message, f"interventions[{later}]")
 
 
-def _detector(rule: SinkRule) -> tuple[float, frozenset[int], bool]:
-    return rule.threshold, frozenset(rule.dims), rule.generated
+@dataclass(frozen=True)
+class _Composed:
+    """A rule in the classes of the whole, the first plan that has it, and layers edited beside."""
+
+    rule: AnyRule
+    plan: int
+    edited: frozenset[int]
+
+    def joined(self, other: _Composed) -> _Composed:
+        rule = self.rule.joined(other.rule, self.edited, other.edited)
+        return _Composed(rule, self.plan, self.edited | other.edited)
+
+
+def _edited(plan: Plan) -> frozenset[int]:
+    """Layers whose attention the plan edits, or may."""
+    later = [edit for rule in plan.rules for edit in rule.edits]
+    edits: list[ScoreEdit | MassEdit | HeadEdit] = [*plan.scores, *plan.masses, *plan.heads, *later]
+    return frozenset(layer for edit in edits for layer, _ in edit.sites)

@@ -7,26 +7,31 @@ rules are translated into them by :mod:`saccade_interventions.compose`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade_interventions.edits import Gate, MassEdit, TagRun
+from saccade_interventions.edits import Gate, MassEdit, ScoreEdit, TagRun
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_interventions.rule_base import Excluded, Remap, Rule
+from saccade_interventions.rules import KINDS
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 
 Combination = tuple[int, ...]
+
+Changes = dict[Combination, Combination]
+"""Of combinations, what keys of them become."""
 
 Stretch = tuple[int, int, Combination]
 """Prompt positions, end exclusive, that are of one combination."""
 
 
 class Partition:
-    """The combinations that occur: in the prompt, as sinks, in generated text, as recent keys.
+    """The combinations that occur: in the prompt, in generated text, by rules that retag keys.
 
-    At most one of the plans gives recent keys another class.
+    Kinds of rules change classes one after the other, in the order in which plans list them.
     """
 
     def __init__(self, plans: Sequence[Plan]) -> None:
@@ -34,12 +39,12 @@ class Partition:
         self._stretches = _stretches([plan.base_tags() for plan in plans])
         prompt = {found for _, _, found in self._visible(0)}
         self._generated = tuple(plan.generated_tag for plan in plans)
-        examined = prompt
-        if any(rule and rule.generated for rule in self._sinks()):
-            examined = prompt | {self._generated}
-        self._as_sink = {found: self._sink(found) for found in examined}
-        self._as_recent = {found: self._recent(found) for found in self._reached()}
-        occurring = {*prompt, self._generated, *self._as_sink.values(), *self._as_recent.values()}
+        self._changes: dict[type[Rule], Changes] = {}
+        generated = {self._generated}
+        for kind in KINDS:
+            self._changes[kind] = self._changed_by(kind, generated)
+        changed = [found for changes in self._changes.values() for found in changes.values()]
+        occurring = {*prompt, self._generated, *changed}
         self.combinations = sorted(occurring | self._receivers(occurring))
         if len(self.combinations) > CLASSES:
             raise InterventionError(
@@ -67,15 +72,15 @@ class Partition:
         """Class of generated keys."""
         return self.combinations.index(self._generated)
 
-    @property
-    def remap(self) -> tuple[tuple[int, int], ...]:
-        """(class, class as a sink), where they differ."""
-        return self._pairs(self._as_sink)
+    def remap(self, kind: type[Rule]) -> Remap:
+        """(class, the class that rules of a kind make of it), where they differ."""
+        number = self.combinations.index
+        pairs = sorted(self._changes[kind].items())
+        return tuple((number(found), number(other)) for found, other in pairs if found != other)
 
-    @property
-    def recent(self) -> tuple[tuple[int, int], ...]:
-        """(class, class as a recent key), where they differ."""
-        return self._pairs(self._as_recent)
+    def view(self, plan: int) -> PlanView:
+        """How the classes of one plan are called here."""
+        return PlanView(self, plan)
 
     def members(self, plan: int, tag: int) -> tuple[int, ...]:
         """The classes that are class ``tag`` of one plan."""
@@ -111,32 +116,33 @@ class Partition:
             if stretch[1] > start and NEVER_ATTEND not in stretch[2]
         ]
 
-    def _sinks(self) -> list[SinkRule | None]:
-        return [plan.rule(SinkRule) for plan in self._plans]
+    def _changed_by(self, kind: type[Rule], generated: set[Combination]) -> Changes:
+        """What the rules of a kind make of every combination that they reach.
 
-    def _windows(self) -> list[RecentRule | None]:
-        return [plan.rule(RecentRule) for plan in self._plans]
+        They reach what those of the kinds before have made; ``generated``: what generated keys have
+        become so far, which grows here.
+        """
+        rules = [plan.rule(kind) for plan in self._plans]
+        retags = [rule.retags() if rule else None for rule in rules]
+        there = [some for some in retags if some]
+        if not there:
+            return {}
+        reached = {found for _, _, found in self._visible(min(some.start for some in there))}
+        for changes in self._changes.values():
+            reached |= {changes[found] for found in reached if found in changes}
+        remaps = [dict(some.remap) if some else {} for some in retags]
 
-    def _sink(self, found: Combination) -> Combination:
-        remaps = [dict(rule.remap) if rule else {} for rule in self._sinks()]
-        return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
+        def changed(some: set[Combination]) -> Changes:
+            return {
+                found: tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
+                for found in some
+            }
 
-    def _recent(self, found: Combination) -> Combination:
-        remaps = [dict(rule.remap) if rule else {} for rule in self._windows()]
-        return tuple(remap.get(tag, tag) for remap, tag in zip(remaps, found, strict=True))
-
-    def _reached(self) -> set[Combination]:
-        """The combinations of keys, sinks included, that the window of some row may contain."""
-        starts = [rule.start for rule in self._windows() if rule]
-        if not starts:
-            return set()
-        prompt = {found for _, _, found in self._visible(min(starts))}
-        return {*prompt, *(self._as_sink[found] for found in prompt), self._generated}
-
-    def _pairs(self, changes: dict[Combination, Combination]) -> tuple[tuple[int, int], ...]:
-        number = self.combinations.index
-        pairs = sorted(changes.items())
-        return tuple((number(found), number(other)) for found, other in pairs if found != other)
+        if not any(some.generated for some in there):
+            return changed(reached)
+        found = changed(reached | generated)
+        generated |= {found[before] for before in generated}
+        return found
 
     def _receivers(self, occurring: set[Combination]) -> set[Combination]:
         """Classes that are moved into or required but no key can have: they stay, empty."""
@@ -146,6 +152,27 @@ class Partition:
             for tag in _needed(edited)
             if all(found[plan] != tag for found in occurring)
         }
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """See :class:`~saccade_interventions.rule_base.PlanClasses`."""
+
+    partition: Partition
+    plan: int
+
+    def whole(self, tag: int, reason: str) -> int:
+        other = self.partition.divider(self.plan, tag)
+        if other is not None:
+            raise Excluded(reason, other)
+        return self.partition.members(self.plan, tag)[0]
+
+    def score(self, edit: ScoreEdit) -> ScoreEdit:
+        classes = [n for tag in edit.classes for n in self.partition.members(self.plan, tag)]
+        return replace(edit, classes=tuple(sorted(classes)))
+
+    def remap(self, kind: type[Rule]) -> Remap:
+        return self.partition.remap(kind)
 
 
 def _stretches(tags: Sequence[NDArray[np.uint8]]) -> list[Stretch]:
@@ -159,8 +186,8 @@ def _stretches(tags: Sequence[NDArray[np.uint8]]) -> list[Stretch]:
 
 
 def _needed(plan: Plan) -> set[int]:
-    rule = plan.rule(SinkRule)
-    required = {rule.require} if rule and rule.require is not None else set()
+    retags = [some for rule in plan.rules if (some := rule.retags())]
+    required = {some.required for some in retags if some.required is not None}
     return required.union(*(receiving(edit) for edit in plan.masses))
 
 

@@ -33,7 +33,7 @@ from saccade_interventions.edits import (
 from saccade_interventions.needs import Needs, merged
 from saccade_interventions.phases import PHASES, Phase
 from saccade_interventions.programs import ProgramMaker
-from saccade_interventions.rules import KINDS, AnyRule, RecentRule, Rule, SinkRule
+from saccade_interventions.rules import KINDS, AnyRule, Rule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape, Program
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, site_of
@@ -198,7 +198,7 @@ class Plan:
 
     @cached_property
     def _tags_key(self) -> str:
-        rules = [_rule_content(r) for r in self.rules if isinstance(r, SinkRule | RecentRule)]
+        rules = [_rule_content(rule) for rule in self.rules if rule.retags()]
         return _digest(_encode([self.tags, self.generated_tag, rules]))
 
     def tags_key(self) -> str:

@@ -1,103 +1,33 @@
 """What a plan may ask of the engine beyond edits: to find, to measure, to branch, to choose.
 
-Every kind of rule is here, and says all that is to be known of it outside its handler in the
-engine (see :class:`~saccade_interventions.facts.Rule`). A plan has at most one of each.
+A kind of rule says here all that is to be known of it outside its handler in the engine, as
+:class:`~saccade_interventions.rule_base.Rule` lists it; those about key classes are in
+key_rules.py. A plan has at most one of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace as edited
-from typing import ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saccade_interventions.edits import ScoreEdit, Sites
-from saccade_interventions.facts import Rule as Rule
+from saccade_interventions.edits import Edits, HeadEdit, ScoreEdit
+from saccade_interventions.key_rules import HeadSinkRule as HeadSinkRule
+from saccade_interventions.key_rules import RecentRule as RecentRule
+from saccade_interventions.key_rules import SinkRule as SinkRule
 from saccade_interventions.needs import Branch as Branch
 from saccade_interventions.needs import Needs as Needs
 from saccade_interventions.needs import Noise as Noise
-from saccade_interventions.needs import PageExtra
-from saccade_interventions.phases import PHASES, Phase
+from saccade_interventions.phases import Phase
+from saccade_interventions.rule_base import Finding as Finding
+from saccade_interventions.rule_base import PlanClasses
+from saccade_interventions.rule_base import Rule as Rule
 
-
-class SinkRule(Rule, frozen=True):
-    """Sinks found while prefilling change the class of their position, layer by layer.
-
-    Position j is a sink of a layer iff max over ``dims`` of abs(x_j) / RMS(x_j) >= ``threshold``
-    (x: residual entering the layer). ``remap`` lists (class, class as a sink). If ``require`` is
-    set, a layer where no prompt position got that class keeps its base tags. ``generated``:
-    positions after the prompt are examined too.
-    """
-
-    silent: ClassVar[bool] = True
-
-    threshold: float
-    dims: tuple[int, ...]
-    layers: tuple[int, ...]
-    remap: tuple[tuple[int, int], ...]
-    require: int | None = None
-    generated: bool = False
-
-    def needs(self) -> Needs:
-        # Scores are kept by cache slot; thresholds are applied later.
-        return Needs(page_extra=PageExtra(f"{self.dims} {self.layers}", self.generated))
-
-
-class RecentRule(Rule, frozen=True):
-    """The keys just before a generated row change their class, for that row only.
-
-    For the query row at position q the keys j with ``start`` <= j and q - j <= ``width``, and j < q
-    unless ``with_self``, have class remap[c] instead of their class c, in every layer. Rows of the
-    prompt are not concerned. A class that keys have in the window alone stands for one class, so
-    that a key that leaves gets its own back.
-    """
-
-    silent: ClassVar[bool] = True
-
-    width: int
-    start: int
-    remap: tuple[tuple[int, int], ...]
-    with_self: bool = False
-
-    def needs(self) -> Needs:
-        return Needs(single_rows=True)
-
-
-class HeadSinkRule(Rule, frozen=True):
-    """Key classes of single heads, by the attention that their keys received (ACT).
-
-    In each site, a key k whose mean attention a_k = mean over rows i >= k of A[i, k] (A before mass
-    edits) exceeds the threshold is a sink of that head: of class 1 among the classes of its own
-    that the head has. All other keys are of class 0, but the initial token of class 2 if
-    ``exempt_initial``. The threshold is ``threshold``, or ``threshold`` / N for N keys if
-    ``relative``. ``spare`` keys are no sinks: the initial token, or the first key found.
-
-    Prompt rows: one set, from the means over all prompt rows. Generated rows: by ``decode``, the
-    running mean over all rows so far, this one included, for keys with at least ``least_rows``
-    rows; or the current row alone; or the prompt's set; or no keys.
-
-    Score edits go by the tags in these heads, too; masses move there by edits of
-    ``per_head_classes``.
-    """
-
-    silent: ClassVar[bool] = True
-
-    sites: Sites
-    threshold: float
-    relative: bool = False
-    spare: Literal["initial", "first_found"] = "initial"
-    decode: Literal["running", "row", "frozen", "off"] = "running"
-    least_rows: int = 4
-    exempt_initial: bool = False
-
-    def needs(self) -> Needs:
-        return Needs(
-            whole_prompt=True,
-            single_rows=True,
-            own_pages=frozenset(PHASES),
-            per_head_classes=True,
-        )
+if TYPE_CHECKING:
+    from saccade_interventions.plan import Plan
 
 
 class MeasuredGains(Rule, frozen=True):
@@ -115,6 +45,8 @@ class MeasuredGains(Rule, frozen=True):
 
     The gain comes after every head edit of the plan: it multiplies what they made, shifts too.
     """
+
+    why_one: ClassVar[str] = "only one of them can choose heads by measuring"
 
     layers: tuple[int, ...]
     gain: float
@@ -134,6 +66,38 @@ class MeasuredGains(Rule, frozen=True):
             own_programs=own,
             branches=(Branch(self.images, edited=True, measures=True, source=self.source),),
         )
+
+    @property
+    def layers_measured(self) -> tuple[int, ...]:
+        return self.layers
+
+    def later_heads(self, heads: int) -> tuple[HeadEdit, ...]:
+        sites = tuple((layer, tuple(range(heads))) for layer in self.layers)
+        return (HeadEdit(sites, self.phases, self.gain, source=self.source),)
+
+    def ran(self, counters: Mapping[str, int], finding: Finding | None) -> tuple[Edits, ...]:
+        selected = finding.selected if isinstance(finding, MeasuredHeads) else ()
+        sites = tuple((layer, heads) for layer, heads in selected if heads)
+        return (HeadEdit(sites, self.phases, self.gain, source=self.source),) if sites else ()
+
+
+class MeasuredHeads(Finding, frozen=True):
+    """What MeasuredGains found, at the last prompt row.
+
+    ``selected``: of each of its layers, the heads that got the gain. If a report was asked for,
+    ``divergence`` is the VHD of every [layer][head], unfiltered, and ``total`` is T-VHD.
+    """
+
+    selected: tuple[tuple[int, tuple[int, ...]], ...]
+    divergence: tuple[tuple[float, ...], ...] = ()
+    total: float | None = None
+
+    def shown(self) -> dict[str, object]:
+        return {
+            "heads": {str(layer): list(heads) for layer, heads in self.selected},
+            "vhd": [list(layer) for layer in self.divergence] or None,
+            "t_vhd": self.total,
+        }
 
 
 class EarlyExit(Struct, frozen=True):
@@ -158,6 +122,9 @@ class ContrastRule(Rule, frozen=True):
     alone, if q is that of an early layer.
     """
 
+    why_one: ClassVar[str] = "only one of them can contrast the next token's distribution"
+    effects: ClassVar[frozenset[str]] = frozenset({"contrasted"})
+
     own: float
     other: float
     cutoff: float
@@ -168,6 +135,11 @@ class ContrastRule(Rule, frozen=True):
         if self.branch is None:
             return Needs()
         return Needs(branches=(replace(self.branch, source=self.source),))
+
+    def excludes(self, other: Rule) -> str | None:
+        if self.branch is not None and self.branch.edited and isinstance(other, MeasuredGains):
+            return "{0} edits its branch too, which the gains that {1} measures never reach"
+        return None
 
 
 class SaliencyRule(Rule, frozen=True):
@@ -182,6 +154,13 @@ class SaliencyRule(Rule, frozen=True):
     among the last tokens unless ``history`` is "accepted". Tokens of ``exempt`` are never rejected,
     nor are those that end the answer.
     """
+
+    why_one: ClassVar[str] = "only one of them can reject candidates"
+    effects: ClassVar[frozenset[str]] = frozenset({"rejections", "fallbacks"})
+    published: ClassVar[Mapping[str, str]] = {
+        "saliency_draws": "draws",
+        "saliency_rejections": "rejections",
+    }
 
     layers: tuple[int, ...]
     candidates: int
@@ -199,6 +178,13 @@ class SaliencyRule(Rule, frozen=True):
     def needs(self) -> Needs:
         return Needs(token_first=True)
 
+    def excludes(self, other: Rule) -> str | None:
+        if isinstance(other, ContrastRule):
+            return (
+                "{0} judges candidates by the model's own distribution; {1} draws from another one"
+            )
+        return None
+
 
 class ConfidenceRule(Rule, frozen=True):
     """Edits of the last prompt row that depend on how sure the model is without them (AdaptVis).
@@ -206,6 +192,8 @@ class ConfidenceRule(Rule, frozen=True):
     The row runs without these edits first; if the largest probability of the first token, rounded
     to ``decimals``, is below ``threshold``, it runs again with ``unsure``, otherwise with ``sure``.
     """
+
+    why_one: ClassVar[str] = "only one of them can depend on the first token's confidence"
 
     threshold: float
     unsure: tuple[ScoreEdit, ...]
@@ -222,6 +210,33 @@ class ConfidenceRule(Rule, frozen=True):
         )
         return replace(self, unsure=unsure, sure=sure, source=source)
 
+    def check(self, plan: Plan) -> None:
+        if any(edit.phases != (Phase.LAST,) for edit in self.edits):
+            raise ValueError("what depends on the first token's confidence edits the last row only")
+
+    @property
+    def edits(self) -> tuple[ScoreEdit, ...]:
+        return (*self.unsure, *self.sure)
+
+    def ran(self, counters: Mapping[str, int], finding: Finding | None) -> tuple[Edits, ...]:
+        unsure, sure = (counters.get(name, 0) for name in ("unsure", "sure"))
+        return (*(self.unsure if unsure else ()), *(self.sure if sure else ()))
+
+    def excludes(self, other: Rule) -> str | None:
+        if isinstance(other, ContrastRule):
+            return "{0} depends on the model's own distribution; {1} draws from another one"
+        if isinstance(other, MeasuredGains):
+            return "{0} runs the last prompt row twice, and {1} measures the heads in it"
+        if isinstance(other, HeadSinkRule):
+            return "{0} runs the last prompt row twice, and {1} sums the attention of every row"
+        return None
+
+    def composed(self, classes: PlanClasses) -> Self:
+        unsure, sure = (
+            tuple(classes.score(edit) for edit in edits) for edits in (self.unsure, self.sure)
+        )
+        return replace(self, unsure=unsure, sure=sure)
+
 
 AnyRule = (
     SinkRule
@@ -235,3 +250,6 @@ AnyRule = (
 """The kinds of rules, in the order in which a plan lists its own."""
 
 KINDS: tuple[type[Rule], ...] = get_args(AnyRule)
+
+AnyFinding = MeasuredHeads
+"""What rules may find and report."""
