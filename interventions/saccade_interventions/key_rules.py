@@ -148,7 +148,7 @@ class HeadSinkRule(Rule, frozen=True):
             whole_prompt=True,
             single_rows=True,
             own_pages=frozenset(PHASES),
-            per_head_classes=True,
+            per_head_classes=frozenset(PHASES[:3] if self.decode == "off" else PHASES),
         )
 
     def in_branch(self, moved: Callable[[int], int]) -> Self:

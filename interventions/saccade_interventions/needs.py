@@ -56,8 +56,9 @@ class Needs(Struct, frozen=True, kw_only=True):
     - ``last_row_twice``: the last prompt row runs again, under a plan that its first run decides.
     - ``own_pages``: rows of these phases follow what is measured for this sequence alone, so that
       no page from the first such row on is shared.
-    - ``own_programs``: phases whose control rows are completed by measuring: nobody else's.
-    - ``per_head_classes``: one of the tables of key classes of single heads.
+    - ``own_programs``: phases whose control rows are completed by measuring, and are nobody else's,
+      each with the layers whose heads it may edit.
+    - ``per_head_classes``: phases whose rows follow key classes of single heads.
     - ``page_extra``: what shared pages must bring along.
     - ``branches``: sequences beside the request's own.
     """
@@ -67,8 +68,8 @@ class Needs(Struct, frozen=True, kw_only=True):
     token_first: bool = False
     last_row_twice: bool = False
     own_pages: frozenset[Phase] = frozenset()
-    own_programs: frozenset[Phase] = frozenset()
-    per_head_classes: bool = False
+    own_programs: tuple[tuple[Phase, tuple[int, ...]], ...] = ()
+    per_head_classes: frozenset[Phase] = frozenset()
     page_extra: PageExtra | None = None
     branches: tuple[Branch, ...] = ()
 
@@ -87,8 +88,8 @@ def merged(needs: Iterable[Needs]) -> Needs:
         token_first=any(some.token_first for some in every),
         last_row_twice=any(some.last_row_twice for some in every),
         own_pages=frozenset[Phase]().union(*(some.own_pages for some in every)),
-        own_programs=frozenset[Phase]().union(*(some.own_programs for some in every)),
-        per_head_classes=any(some.per_head_classes for some in every),
+        own_programs=tuple(own for some in every for own in some.own_programs),
+        per_head_classes=frozenset[Phase]().union(*(some.per_head_classes for some in every)),
         page_extra=next((some.page_extra for some in every if some.page_extra), None),
         branches=tuple(branch for some in every for branch in some.branches),
     )

@@ -174,6 +174,11 @@ class Plan:
         return next(v for v in self.vectors if v.digest == digest).unpack()
 
     @cached_property
+    def moved_phases(self) -> frozenset[Phase]:
+        """The phases in whose rows a mass edit may move attention, which is counted."""
+        return frozenset(phase for edit in self.masses for phase in edit.phases)
+
+    @cached_property
     def program_keys(self) -> Mapping[Phase, str | None]:
         """Fingerprint of each phase's program, None if its rows are not edited at all.
 
@@ -182,7 +187,7 @@ class Plan:
         made: list[tuple[tuple[Phase, ...], bytes]]
         made = [(edit.phases, _edit_content(edit)) for edit in self.edits]
         for rule in self.rules:
-            own = rule.needs().own_programs
+            own = {phase for phase, _ in rule.needs().own_programs}
             if own:
                 made.append((tuple(phase for phase in PHASES if phase in own), _rule_content(rule)))
         classes = _encode(self.classes)

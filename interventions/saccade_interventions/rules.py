@@ -63,7 +63,7 @@ class MeasuredGains(Rule, frozen=True):
         return Needs(
             whole_prompt=not own.isdisjoint({Phase.PREFIX, Phase.QUESTION}),
             own_pages=own,
-            own_programs=own,
+            own_programs=tuple((phase, self.layers) for phase in self.phases),
             branches=(Branch(self.images, edited=True, measures=True, source=self.source),),
         )
 

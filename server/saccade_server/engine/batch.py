@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -151,12 +150,10 @@ def edits_of(tables: DeviceTables, chunks: Batch[Chunk], rows: Batch[list[int]])
 
 def has_per_head_classes(chunks: Batch[Chunk]) -> bool:
     """True if query rows of these chunks have key classes of single heads."""
-    found = ((chunk, chunk.sequence.plan) for chunk in chunks)
-    rules = ((chunk, plan.rule(HeadSinkRule)) for chunk, plan in found if plan is not None)
+    plans = ((chunk.sequence.plan, chunk.start) for chunk in chunks)
     return any(
-        rule.decode != "off" or chunk.start < chunk.sequence.prompt_length
-        for chunk, rule in rules
-        if rule is not None
+        plan is not None and plan.phase(start) in plan.needs.per_head_classes
+        for plan, start in plans
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 
 from saccade_server.engine.candidates import Pools, decide
@@ -56,10 +55,3 @@ class InFlight:
             else (chunk, sample)
             for chunk, sample in landed
         ]
-
-
-def counted_sequences(chunks: Batch[Chunk]) -> tuple[Sequence, ...]:
-    """The sequences of a step whose class masses some edit may move."""
-    return tuple(
-        c.sequence for c in chunks if c.sequence.plan is not None and c.sequence.plan.masses
-    )

@@ -56,4 +56,4 @@ def next_lengths(members: Batch[Sequence], budget: int) -> list[int]:
 
 def is_whole(members: Batch[Sequence]) -> bool:
     """True if the prompts of these members must be computed in one step, from the first token."""
-    return any(member.whole_prompt for member in members)
+    return any(member.needs.whole_prompt for member in members)

@@ -15,7 +15,6 @@ from typing import Protocol
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import RESIDUAL_VECTORS, ResidualProgram
 from saccade_server.engine.sequence import Sequence
@@ -108,9 +107,7 @@ class PlanRows:
     def wanted_per_head_classes(self, sequences: Iterable[Sequence]) -> int:
         """How many of these sequences still need key classes of single heads."""
         return sum(
-            sequence.plan is not None
-            and sequence.plan.needs.per_head_classes
-            and not sequence.per_head_row
+            bool(sequence.needs.per_head_classes) and not sequence.per_head_row
             for sequence in sequences
         )
 
@@ -213,9 +210,9 @@ class PlanRows:
 
     def _write(self, row: int, plan: Plan, phase: Phase) -> None:
         self._tables.write_program(row, plan.packed(phase))
-        measured = plan.rule(MeasuredGains)
-        if measured is not None and phase in measured.phases:
-            self._tables.expect_gains(row, measured.layers)
+        for own, layers in plan.needs.own_programs:
+            if own == phase:
+                self._tables.expect_gains(row, layers)
         found = directions(plan, phase)
         if found:
             self._vectors.hold(found, plan)
@@ -225,7 +222,7 @@ class PlanRows:
 
 def _programs(sequence: Sequence, plan: Plan) -> dict[Phase, str]:
     """Key of each edited phase's program; one that is completed by measuring is nobody else's."""
-    own = plan.needs.own_programs
+    own = {phase for phase, _ in plan.needs.own_programs}
     return {
         phase: f"{key}{OWN}{id(sequence)}" if phase in own else key
         for phase, key in plan.program_keys.items()

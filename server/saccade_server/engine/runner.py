@@ -33,7 +33,7 @@ from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
-from saccade_server.engine.flight import InFlight, counted_sequences
+from saccade_server.engine.flight import InFlight
 from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.head_sinks import HeadSinkFinder
 from saccade_server.engine.logprobs import queue_logprobs
@@ -155,16 +155,16 @@ class Runner:
         roster = self._roster(chunks)
         if roster is not None and not roster.wants & Wants.COUNT:
             return self._decode(chunks, roster)
-        moving = [chunk.sequence.tag_row for chunk in chunks if chunk.sequence.moves]
-        again = [chunk.sequence.tag_row for chunk in chunks if chunk.counts_elsewhere]
-        with self.tables.uncounted(moving, unless_done=True), self.tables.uncounted(again):
+        moving = [chunk for chunk in chunks if _moves(chunk.sequence)]
+        rows = [chunk.sequence.tag_row for chunk in moving]
+        again = [chunk.sequence.tag_row for chunk in moving if not chunk.is_counted]
+        with self.tables.uncounted(rows, unless_done=True), self.tables.uncounted(again):
             flight = self._ordinary(chunks) if roster is None else self._decode(chunks, roster)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
-        counted = counted_sequences(chunks) if self._overlap else ()
-        if not counted:
+        if not self._overlap or not moving:
             return flight
-        moved = self.tables.count_moved([sequence.tag_row for sequence in counted])
-        return replace(flight, counted=counted, moved=Download([moved]))
+        counted = tuple(chunk.sequence for chunk in moving)
+        return replace(flight, counted=counted, moved=Download([self.tables.count_moved(rows)]))
 
     def _roster(self, chunks: Batch[Chunk]) -> Roster | None:
         """The rows of a step of which this says all; None: it is to be looked at chunk by chunk."""
@@ -329,6 +329,11 @@ class Runner:
             for k in range(levels)
         )
         return embeddings, index, deepstack
+
+
+def _moves(sequence: Sequence) -> bool:
+    """True if some edit may move the sequence's class masses, which is counted."""
+    return sequence.plan is not None and bool(sequence.plan.moved_phases)
 
 
 def _starts(chunks: Batch[Chunk]) -> Ints:

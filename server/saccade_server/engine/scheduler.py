@@ -61,16 +61,20 @@ class Chunk(Struct, frozen=True):
         return self.samples and self.sequence.leader is None
 
     @property
-    def counts_elsewhere(self) -> bool:
-        """True if another run of its rows is the one whose moved masses count.
+    def is_tentative(self) -> bool:
+        """True if its last row, that of the prompt, runs again: its token is not kept."""
+        return self.samples and self.sequence.needs.last_row_twice
 
-        That is the first run of rows that preemption lets run again, and the second run of the row
-        whose confidence decides; :meth:`Sequence.most` keeps such rows in chunks of their own.
+    @property
+    def is_counted(self) -> bool:
+        """True if this run of its rows is the one whose moved masses count, if any move.
+
+        Of rows that preemption lets run again the first run counts: rows 0 to 7 that are computed
+        again, and row 8 behind them, are two chunks (:meth:`Sequence.most`), of which the second
+        counts. Of a tentative row the last run counts; where it moves, it is a chunk of its own.
         """
-        sequence = self.sequence
-        if self.start < sequence.counted:
-            return sequence.moves
-        return self.samples and sequence.undecided and sequence.moves_last
+        is_tried = self.is_tentative and self.length == 1
+        return self.start >= self.sequence.counted and not is_tried
 
 
 class Scheduler:

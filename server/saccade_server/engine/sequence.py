@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_interventions.needs import NOTHING, Needs
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_server.engine.acceptance import Acceptance
@@ -71,10 +72,10 @@ class Sequence:
         leader = self.leader or self
         return (leader, *leader.branches)
 
-    @cached_property
-    def whole_prompt(self) -> bool:
-        """True if all prompt rows, of the whole group, must be computed in one step."""
-        return self.plan is not None and self.plan.needs.whole_prompt
+    @property
+    def needs(self) -> Needs:
+        """What the rules of its plan need."""
+        return NOTHING if self.plan is None else self.plan.needs
 
     @cached_property
     def prompt_tokens(self) -> frozenset[int]:
@@ -125,7 +126,7 @@ class Sequence:
         most = len(request.tokens) + request.sampling.max_tokens
         if self.penalised or len(self.tokens) + self.drawing >= most:
             return True
-        return request.plan is not None and (self.judged or self.undecided)
+        return request.plan is not None and request.plan.needs.token_first
 
     @property
     def undecided(self) -> bool:
@@ -137,39 +138,23 @@ class Sequence:
         """True if candidates for the next token may be rejected."""
         return self.plan is not None and self.plan.needs.token_first and not self.undecided
 
-    @property
-    def single_steps(self) -> bool:
-        """True if generated rows are computed one at a time, again after preemption too.
-
-        Rows of one chunk share the key classes of their sequence; such a plan changes them from
-        row to row.
-        """
-        plan = self.plan
-        return plan is not None and plan.needs.single_rows
-
     def most(self, wanted: int) -> int:
         """How many of the next ``wanted`` tokens one chunk may hold.
 
-        All rows of a chunk count their moved masses, or none: see :attr:`Chunk.counts_elsewhere`.
+        Rows of one chunk share the key classes of their sequence, so generated rows between which
+        a rule changes these are computed one at a time, after preemption too. And all rows of a
+        chunk count their moved masses, or none of them does, see :attr:`Chunk.is_counted`.
         """
-        left = self.prompt_length - self.computed
-        if self.single_steps:
+        if self.plan is None:
+            return wanted
+        needs, left = self.plan.needs, self.prompt_length - self.computed
+        if needs.single_rows:
             wanted = min(wanted, max(left, 1))
-        if self.moves and self.computed < self.counted:
+        if self.plan.moved_phases and self.computed < self.counted:
             wanted = min(wanted, self.counted - self.computed)
-        if self.undecided and self.moves_last and left > 1:
+        if needs.last_row_twice and Phase.LAST in self.plan.moved_phases and left > 1:
             wanted = min(wanted, left - 1)
         return wanted
-
-    @cached_property
-    def moves(self) -> bool:
-        """True if the plan has mass edits, so that rows whose masses move are counted."""
-        return self.plan is not None and bool(self.plan.masses)
-
-    @property
-    def moves_last(self) -> bool:
-        """True if a mass edit acts on the last prompt row."""
-        return self.plan is not None and any(Phase.LAST in edit.phases for edit in self.plan.masses)
 
     @property
     def plan(self) -> Plan | None:

@@ -134,9 +134,8 @@ def test_chunks_end_where_rows_ran_before(tiny: Any, core_with: Any, ask: Any) -
     length = len(prompt.tokens)
     assert chunks["plain"].length == length + 4
     assert chunks["counts"].length == leaders["counts"].counted == length + 3
-    assert chunks["counts"].counts_elsewhere
+    assert not chunks["counts"].is_counted
     assert not chunks["counts"].samples
-    assert not chunks["plain"].counts_elsewhere
 
 
 def test_numbers_that_overflow_under_a_plan_are_told_from_a_fault_of_the_model(
