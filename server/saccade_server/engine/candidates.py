@@ -22,7 +22,7 @@ from msgspec import structs
 from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.acceptance import Candidate, descending, drawn
 from saccade_server.engine.batch import PromptPositions, Step, pack
-from saccade_server.engine.contrast import Combined
+from saccade_server.engine.combined import Combined
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.engine.sampler import GREEDY_BELOW, Columns, Sample, keep_likely, uniforms
 from saccade_server.engine.scheduler import Chunk

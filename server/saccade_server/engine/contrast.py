@@ -28,26 +28,10 @@ import numpy as np
 import torch
 
 from saccade_interventions.rules import ContrastRule, EarlyExit
+from saccade_server.engine.combined import Combined
 from saccade_server.engine.early import Exits
-from saccade_server.engine.penalties import edit_logits
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.transfer import Uploader
-
-
-@dataclass(frozen=True)
-class Combined:
-    """One row for each token to draw; -inf where a rule excludes a token."""
-
-    logits: torch.Tensor  # [rows, vocabulary], before the requests' changes of single logits
-    edited: torch.Tensor  # behind them; ``logits`` itself if no request of the step has any
-    usable: torch.Tensor  # bool [rows]: all logits that went into the row were finite
-
-    def select(self, rows: torch.Tensor) -> Combined:
-        """A copy of these rows."""
-        logits, usable = self.logits.index_select(0, rows), self.usable.index_select(0, rows)
-        is_edited = self.edited is not self.logits
-        edited = self.edited.index_select(0, rows) if is_edited else logits
-        return Combined(logits, edited, usable)
 
 
 @dataclass(frozen=True)
@@ -69,8 +53,7 @@ def combine(
         logits: [chunks that sample, vocabulary], float32 or wider; not modified.
         exits: residuals of early layers, if a rule asks for them.
     """
-    leaders = [chunk.sequence.leader or chunk.sequence for chunk in sampling]
-    views = Combined(logits, edit_logits(logits, leaders, upload), torch.isfinite(logits).all(-1))
+    views = Combined.of(logits, sampling, upload)
     pairs = _pairs(sampling, exits)
     if not pairs:
         return views

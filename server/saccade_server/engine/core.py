@@ -109,6 +109,7 @@ class EngineCore:
         saliency = request.plan.rule(SaliencyRule) if request.plan is not None else None
         if saliency is not None:
             sequence.acceptance = Acceptance(saliency, sequence.ends)
+        self._runner.rules.admit(sequence)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -179,16 +180,19 @@ class EngineCore:
         if flight.confidences is not None:
             undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
         # Only now can pages be found by others; branches may come before their leader.
-        for chunk, _ in landed:
+        kept: list[tuple[Chunk, Sample]] = []
+        for chunk, drawn in landed:
+            plan = flight.again(chunk)
+            if plan is not None:
+                self._scheduler.run_again(chunk, plan)
+                continue
             if undecided and chunk in undecided:
                 self._decide(chunk)
-            else:
-                self._scheduler.complete(chunk)
-        outputs += [
-            self._accept(chunk.sequence, drawn)
-            for chunk, drawn in landed
-            if drawn is not None and not (undecided and chunk in undecided)
-        ]
+                continue
+            self._scheduler.complete(chunk)
+            if drawn is not None:
+                kept.append((chunk, drawn))
+        outputs += [self._accept(chunk.sequence, drawn) for chunk, drawn in kept]
         return outputs
 
     def _decide(self, chunk: Chunk) -> None:
@@ -219,6 +223,7 @@ class EngineCore:
         contrast = plan.rule(ContrastRule) if plan is not None else None
         if contrast is not None:
             sequence.count(contrast.source, "contrasted")
+        self._runner.rules.accepted(sequence)
         self._generated_tokens += 1
         ended = token in sampling.stop_token_ids or (
             not sampling.ignore_eos and token in self.info.eos_token_ids

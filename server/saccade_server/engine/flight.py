@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from saccade_interventions.plan import Plan
 from saccade_server.engine.candidates import Pools, decide
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.gains import GainReport
 from saccade_server.engine.outputs import PaddedDrawing
+from saccade_server.engine.rules.base import Pending
 from saccade_server.engine.sampler import Drawing, Sample
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -25,6 +27,7 @@ class InFlight:
     reports: tuple[GainReport, ...] = ()
     confidences: Confidences | None = None  # None: no sequence waits for it
     pools: Pools | None = None  # None: no sequence rejects candidates
+    pending: tuple[Pending, ...] = ()  # what rules are to know
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
         """Every chunk with the token drawn behind it; waits for the device.
@@ -46,6 +49,12 @@ class InFlight:
         else:
             each = iter(samples)
             landed = [(chunk, next(each) if chunk.draws else None) for chunk in self.chunks]
+        for pending in self.pending:
+            pending.note()
+            landed = [
+                (chunk, None if sample is None else pending.choose(chunk, sample))
+                for chunk, sample in landed
+            ]
         if self.pools is None:
             return landed
         pools = self.pools.wait()
@@ -55,3 +64,8 @@ class InFlight:
             else (chunk, sample)
             for chunk, sample in landed
         ]
+
+    def again(self, chunk: Chunk) -> Plan | None:
+        """The plan under which the chunk's last row is to run again, dropping its token."""
+        plans = (pending.again(chunk) for pending in self.pending)
+        return next((plan for plan in plans if plan is not None), None)

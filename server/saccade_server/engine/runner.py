@@ -26,9 +26,10 @@ from saccade_server.engine.batch import (
     pack,
 )
 from saccade_server.engine.candidates import CandidateJudge
+from saccade_server.engine.combined import Combined
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.contrast import Combined, combine
+from saccade_server.engine.contrast import combine
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.early import Exits
@@ -40,14 +41,18 @@ from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
+from saccade_server.engine.rules import HANDLERS
+from saccade_server.engine.rules.base import Asking, EngineParts, ask
+from saccade_server.engine.rules.handlers import Handlers, Looking
 from saccade_server.engine.sampler import Drawing, draw, draw_rows
 from saccade_server.engine.scheduler import Chunk
-from saccade_server.engine.seats import Roster, Seats, Wants
+from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.sinks import SinkFinder
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Download, Uploader
+from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
@@ -93,11 +98,15 @@ class Runner:
         self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
         self._positions: dict[Sequence, PromptPositions] = {}
         seats = max(config.max_num_seqs, MOST_DRAWN_WARM)
-        self._seats = Seats(seats, -(-max_model_len // PAGE), self._positions_of)
+        pads = config.pads_decodes(model.device)
+        parts = EngineParts(model, *caches, self.tables, self._upload, self._positions_of, pads)
+        self.rules = Handlers(HANDLERS, parts)
+        pages = -(-max_model_len // PAGE)
+        self._seats = Seats(seats, pages, self._positions_of, self.rules.wants)
         self._singles = SinglesPacker(self._seats, self.tables, model.axes, self._upload)
         self._drawn_rows = DrawnRows()
         self._decoder: PaddedDecoder | None = None
-        if config.pads_decodes(model.device):
+        if pads:
             sizes = (config.max_num_seqs, max_model_len)
             self._decoder = PaddedDecoder(model, caches, self.tables, self._seats, *sizes)
             self._drawn = self._decoder.drawn
@@ -133,6 +142,7 @@ class Runner:
         self._recent.forget(sequence)
         self._gains.forget(sequence)
         self._head_sinks.forget(sequence)
+        self.rules.forget(sequence)
 
     def recover(self) -> None:
         """Free what a failed launch left, which must not be referred to any more.
@@ -171,22 +181,24 @@ class Runner:
         if not all(c.length == 1 and c.samples for c in chunks) or len(chunks) > self._seats.count:
             return None
         roster = self._seats.roster(chunks)
-        if roster.wants & Wants.ORDINARY_STEP:
+        if roster.wants & Wants.LAYERS:
             return None
-        if self._decoder is None and roster.wants & Wants.CHOICE:  # probes save it work
+        if self._decoder is None and roster.wants & Wants.PROBES:
             return None
+        for row in roster.prompt_rows(_starts(chunks)).tolist():
+            wants = self.rules.wants(roster.sequences[row], decodes=False)
+            if wants & Wants.LAYERS or _shows_image(chunks[row]):
+                return None
         prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
-        if prompts and (
-            has_per_head_classes(prompts)
-            or self._sinks.looks(prompts)
-            or any(_shows_image(chunk) for chunk in prompts)
-        ):
+        if prompts and (has_per_head_classes(prompts) or self._sinks.looks(prompts)):
             return None
         return roster
 
     def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
         """Queue a step of single tokens, in fixed places if there are such."""
-        if roster.wants & Wants.WINDOW:
+        asking = ask(chunks) if roster.wants & Wants.RULES else {}
+        self.rules.before(asking)
+        if asking:
             self._recent.settle(chunks)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
@@ -196,7 +208,7 @@ class Runner:
         else:
             logits = self._decoder.run(roster, starts, self._drawn_rows, behind=not is_changed)
         if is_changed:
-            return self._choose(chunks, logits, None)
+            return self._choose(chunks, logits, None, asking, {})
         drawing: Drawing | PaddedDrawing
         if self._decoder is None:
             draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
@@ -220,17 +232,32 @@ class Runner:
 
     def _ordinary(self, chunks: Batch[Chunk]) -> InFlight:
         """Queue a step as it comes."""
+        asking = ask(chunks)
+        self.rules.before(asking)
         self._recent.settle(chunks)
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
-        logits, exits, reports = self._compute(chunks, positions)
-        return replace(self._choose(chunks, logits, exits), reports=reports)
+        drawn = self._drawn_rows.mapping()
+        step = pack(chunks, positions, self.tables, self._upload, drawn)
+        looking = self.rules.look(step, asking)
+        logits, exits, reports = self._compute(step, looking)
+        return replace(self._choose(chunks, logits, exits, asking, looking), reports=reports)
 
-    def _choose(self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None) -> InFlight:
-        """Queue the draws of a step, and what the host chooses tokens or plans by."""
+    def _choose(
+        self,
+        chunks: Batch[Chunk],
+        logits: torch.Tensor,
+        exits: Exits | None,
+        asking: Asking,
+        looking: Looking,
+    ) -> InFlight:
+        """Queue the draws of a step, and what the rules of its plans are to know."""
         drawing, drawn_from = self._draw(chunks, logits, exits)
         confidences = Confidences.of(chunks, drawn_from.logits, self._upload)
         pools = self._candidates.launch(chunks, self._positions_of, drawn_from)
-        return InFlight(tuple(chunks), drawing, confidences=confidences, pools=pools)
+        pending = self.rules.launched(drawn_from, asking, looking)
+        return InFlight(
+            tuple(chunks), drawing, confidences=confidences, pools=pools, pending=pending
+        )
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
@@ -238,11 +265,9 @@ class Runner:
         sequence.moved = counters
 
     def _compute(
-        self, chunks: Batch[Chunk], positions: list[PromptPositions]
+        self, step: Step, looking: Looking
     ) -> tuple[torch.Tensor, Exits | None, tuple[GainReport, ...]]:
         """Logits of the chunks that sample, early layers' residuals if a rule reads them, gains."""
-        drawn = self._drawn_rows.mapping()
-        step = pack(chunks, positions, self.tables, self._upload, drawn)
         embeddings, visual, deepstack = self._embed(step)
         exits = Exits.of(self.model, step, self._upload)
         gains = self._gains.measures(step)
@@ -254,8 +279,13 @@ class Runner:
                 *self._sinks.probes(step),
                 *self._candidates.probes(step),
                 *([exits.probe] if exits else []),
+                *(probe for look in looking.values() for probe in look.probes),
             ),
-            measures=(*self._head_sinks.measures(step), *(measure for measure, _ in gains)),
+            measures=(
+                *self._head_sinks.measures(step),
+                *(measure for measure, _ in gains),
+                *(measure for look in looking.values() for measure in look.measures),
+            ),
             residuals=step.residuals,
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)

@@ -10,54 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass, fields
-from enum import IntFlag, auto
 from operator import is_
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
-from saccade_interventions.rules import ContrastRule, HeadSinkRule, RecentRule, SinkRule
 from saccade_server.engine.batch import Ints, PromptPositions
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import AHEAD, Columns, DrawKind, Draws, numbers
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.wants import Wants
 
 ALWAYS = int(np.iinfo(np.int64).max)
-
-
-class Wants(IntFlag):
-    """What a generated row of a sequence needs beside inputs in fixed places."""
-
-    NOTHING = 0
-    ORDINARY_STEP = auto()  # something looks at its layers, or its heads have classes of their own
-    WINDOW = auto()  # its sequence's tags move ahead of the step
-    COUNT = auto()  # of the rows whose masses move
-    CHOICE = auto()  # by the host, among candidates or plans
-    LOGPROBS = auto()
-
-    @classmethod
-    def of(cls, sequence: Sequence) -> Wants:
-        """What the sequence's rows need as long as it has this request."""
-        plan = sequence.plan
-        wants = cls.NOTHING if sequence.request.sampling.logprobs is None else cls.LOGPROBS
-        if plan is None:
-            return wants
-        contrast, looks = plan.rule(ContrastRule), plan.rule(SinkRule)
-        own = plan.rule(HeadSinkRule)
-        exits = contrast is not None and contrast.early is not None
-        sinks = looks is not None and looks.generated
-        apart = own is not None and own.decode != "off"
-        found = (
-            (cls.ORDINARY_STEP, exits or sinks or apart),
-            (cls.WINDOW, plan.rule(RecentRule) is not None),
-            (cls.COUNT, bool(plan.masses)),
-            (cls.CHOICE, sequence.judged or sequence.undecided),
-        )
-        for wanted, is_wanted in found:
-            wants |= wanted if is_wanted else cls.NOTHING
-        return wants
 
 
 @dataclass(frozen=True)
@@ -99,14 +65,20 @@ class Seats:
     """Arrays of one row a seat. There must be as many seats as a step may have sequences."""
 
     def __init__(
-        self, count: int, pages: int, positions: Callable[[Sequence], PromptPositions]
+        self,
+        count: int,
+        pages: int,
+        positions: Callable[[Sequence], PromptPositions],
+        wants: Callable[[Sequence], Wants] = lambda _: Wants.NOTHING,
     ) -> None:
         """
         Args:
             pages: of the longest sequence.
             positions: of a sequence's prompt.
+            wants: what the rules of a sequence's plan want for a generated row.
         """
         self.positions = positions
+        self._rules_want = wants
         self.count, self.width = count, pages
         self._pages = np.zeros((count, pages), np.int32)
         self._held = np.zeros(count, np.int64)  # pages that are written
@@ -239,8 +211,8 @@ class Seats:
         self._requests[seat], self._admissions[seat] = sequence.request, admission
         self._held[seat] = 0
         self._pages[seat] = 0
-        self._wants[seat] = Wants.of(sequence)
-        self._changed_until[seat] = _changed_until(sequence)
+        self._wants[seat] = wants = self._wanted(sequence)
+        self._changed_until[seat] = _changed_until(sequence, wants)
         self._prompt_lengths[seat] = sequence.prompt_length
         self._delta[seat] = self.positions(sequence).delta
         self._control_rows[seat] = sequence.control_rows.get(Phase.GENERATED, 0)
@@ -249,13 +221,19 @@ class Seats:
         self._columns[:, seat] = Columns.table([p], [0.0])[:, 0]
         self._first[seat] = self._behind[seat] = 0
 
+    def _wanted(self, sequence: Sequence) -> Wants:
+        wants = self._rules_want(sequence)
+        if sequence.request.sampling.logprobs is not None:
+            wants |= Wants.LOGPROBS
+        if sequence.plan is not None and sequence.plan.moved_phases:
+            wants |= Wants.COUNT
+        return wants
 
-def _changed_until(sequence: Sequence) -> int:
+
+def _changed_until(sequence: Sequence, wants: Wants) -> int:
     """Output position from which on the sequence draws from the model's own logits."""
     p = sequence.request.sampling
-    # Contrast is with branches, or with early layers, which draw in ordinary steps.
     grouped = sequence.leader is not None or bool(sequence.branches)
-    chosen = sequence.judged or sequence.undecided
-    if p.logit_bias or sequence.penalised or grouped or chosen:
+    if p.logit_bias or sequence.penalised or grouped or wants & Wants.CHOICE:
         return ALWAYS
     return max(p.min_tokens, len(p.forced))

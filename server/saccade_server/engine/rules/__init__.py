@@ -1,0 +1,10 @@
+"""What the engine does for plans' rules: one handler a kind, see base.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saccade_server.engine.rules.base import RuleHandler
+
+HANDLERS: tuple[type[RuleHandler[Any]], ...] = ()
+"""In the order in which they act: classes of keys, then heads, then tokens."""

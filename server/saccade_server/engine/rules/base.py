@@ -1,0 +1,197 @@
+"""The seam between the engine and rules: what a rule asks for, and the handler that does it.
+
+A rule is data in a plan (:mod:`saccade_interventions.rules`). What it says of itself (``needs``)
+the scheduler follows without knowing which rule says so. Everything else that a kind of rule does
+in the engine is its *handler*, one file a kind in this folder. A step's chunks are gone through
+once (:func:`ask`); a handler is called only with the chunks whose plans have its rule, and in a
+step where nobody asks, no handler is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import Rule
+from saccade_server.engine.batch import PromptPositions, Step
+from saccade_server.engine.combined import Combined
+from saccade_server.engine.sampler import Sample
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.transfer import Uploader
+from saccade_server.engine.wants import Wants
+from saccade_server.models.attention import AttentionMeasure
+from saccade_server.models.base import ServedModel
+from saccade_server.models.probes import ResidualProbe
+
+R = TypeVar("R", bound=Rule)
+
+
+class Asked(NamedTuple, Generic[R]):
+    """One chunk of a step whose plan has a rule."""
+
+    rule: R
+    chunk: Chunk
+    at: int  # place of the chunk in the step
+    row: int  # among the rows that tokens are drawn from; -1: none is drawn behind it
+
+
+Asking = Mapping[type[Rule], Batch[Asked[Rule]]]
+"""Kind of rule -> the chunks of a step that ask for it, in their order."""
+
+
+def ask(chunks: Batch[Chunk]) -> Asking:
+    """Which rules the chunks of a step ask for; empty if none does."""
+    found: dict[type[Rule], list[Asked[Rule]]] = {}
+    drawn = 0
+    for at, chunk in enumerate(chunks):
+        plan, draws = chunk.sequence.plan, chunk.draws
+        for rule in () if plan is None else plan.rules:
+            asked: Asked[Rule] = Asked(rule, chunk, at, drawn if draws else -1)
+            found.setdefault(type(rule), []).append(asked)
+        drawn += draws
+    return found
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What handlers work on: the model, and what the engine keeps on its device."""
+
+    model: ServedModel
+    keys: Batch[torch.Tensor]  # by layer, [pages, PAGE, kv_heads, head_dim]
+    values: Batch[torch.Tensor]  # likewise
+    tables: DeviceTables
+    upload: Uploader
+    positions: Callable[[Sequence], PromptPositions]
+    pads: bool  # steps that only decode are padded, and run without probes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the cache has room for, padding's page included."""
+        return self.keys[0].shape[0] * self.keys[0].shape[1]
+
+
+class Look(Protocol):
+    """What one kind of rule has in the layers of one step that is not padded."""
+
+    @property
+    def probes(self) -> tuple[ResidualProbe, ...]:
+        """What looks at sites."""
+        ...
+
+    @property
+    def measures(self) -> tuple[AttentionMeasure, ...]:
+        """What looks at attention."""
+        ...
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A :class:`Look` that is nothing beside its probes and measures."""
+
+    probes: tuple[ResidualProbe, ...] = ()
+    measures: tuple[AttentionMeasure, ...] = ()
+
+
+class Pending(Protocol):
+    """What a handler gets to know of a step, once the device has computed it."""
+
+    def note(self) -> None:
+        """Take it from the device, which is waited for. Called once, before the other two."""
+        ...
+
+    def choose(self, chunk: Chunk, sample: Sample) -> Sample:
+        """The token that follows a chunk of the step, in place of the one drawn."""
+        ...
+
+    def again(self, chunk: Chunk) -> Plan | None:
+        """The plan under which the last row of a chunk is to run again; None: it is not."""
+        ...
+
+
+class News:
+    """A :class:`Pending` that has nothing to say."""
+
+    def note(self) -> None:
+        """Nothing."""
+
+    def choose(self, chunk: Chunk, sample: Sample) -> Sample:
+        """The token that was drawn."""
+        return sample
+
+    def again(self, chunk: Chunk) -> Plan | None:
+        """No plan: the row has run."""
+        return None
+
+
+class RuleHandler(Generic[R]):
+    """Carries out one kind of rule. Every method but the first has a default that does nothing.
+
+    Of a step its methods are called in this order: ``before``, ``look`` (not in a padded step),
+    ``combine``, ``launched``; and for each of its sequences ``accepted``, once a token is known.
+    """
+
+    kind: ClassVar[type[Rule]]
+
+    def __init__(self, parts: EngineParts) -> None:
+        self.parts = parts
+
+    def wants(self, rule: R, decodes: bool) -> Wants:
+        """What a single row of a sequence needs: a generated one, or the last of its prompt."""
+        return Wants.NOTHING
+
+    def admit(self, sequence: Sequence, rule: R) -> None:
+        """A sequence has come that will ask."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is kept for a sequence, which may never have asked."""
+
+    def before(self, asked: Batch[Asked[R]]) -> None:
+        """Queue what the tables must say when the step runs."""
+
+    def look(self, step: Step, asked: Batch[Asked[R]]) -> Look | None:
+        """What looks inside the layers of a step."""
+        return None
+
+    def combine(self, rows: Combined, views: Views, asked: Batch[Asked[R]], look: Any) -> None:
+        """Change, in place, rows that tokens are drawn from.
+
+        Args:
+            rows: one for each chunk that draws.
+            look: what :meth:`look` gave; None in a padded step.
+        """
+
+    def launched(self, rows: Combined, asked: Batch[Asked[R]], look: Any) -> Pending | None:
+        """Queue what the host is to know of the step.
+
+        Args:
+            rows: one for each chunk that draws, as tokens are drawn from them.
+            look: as in :meth:`combine`.
+        """
+        return None
+
+    def accepted(self, sequence: Sequence, rule: R) -> None:
+        """A token was added to the sequence."""
+
+    def rehearsal(self) -> R | None:
+        """A rule for the engine's warm-up, if what it has computed should be compiled early."""
+        return None
+
+
+@dataclass(frozen=True)
+class Views:
+    """One row of logits for each chunk that samples, branches too; not to be changed."""
+
+    rows: Combined
+    places: Mapping[Sequence, int]

@@ -1,0 +1,149 @@
+"""All handlers of an engine: a step's rules are handed to those whose kinds are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Batch
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade_interventions.rules import (
+    AnyRule,
+    ConfidenceRule,
+    ContrastRule,
+    HeadSinkRule,
+    RecentRule,
+    Rule,
+    SaliencyRule,
+    SinkRule,
+)
+from saccade_server.engine.batch import Step
+from saccade_server.engine.combined import Combined
+from saccade_server.engine.rules.base import (
+    Asked,
+    Asking,
+    EngineParts,
+    Look,
+    Pending,
+    RuleHandler,
+    Views,
+)
+from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.wants import Wants
+
+Looking = dict[type[Rule], Look]
+"""What each kind has in the layers of a step."""
+
+
+class Handlers:
+    """One handler a kind, in the order in which they act."""
+
+    def __init__(self, kinds: Batch[type[RuleHandler[Any]]], parts: EngineParts) -> None:
+        self._upload = parts.upload
+        self._handlers = {kind.kind: kind(parts) for kind in kinds}
+
+    def __getitem__(self, kind: type[Rule]) -> RuleHandler[Any]:
+        return self._handlers[kind]
+
+    def __iter__(self) -> Iterator[RuleHandler[Any]]:
+        return iter(self._handlers.values())
+
+    def wants(self, sequence: Sequence, decodes: bool = True) -> Wants:
+        """What a generated row of a sequence needs, or the last of its prompt."""
+        wants = unported(sequence)
+        for handler, rule in self._of(sequence):
+            wants |= Wants.RULES | handler.wants(rule, decodes)
+        return wants
+
+    def admit(self, sequence: Sequence) -> None:
+        """A sequence has come."""
+        for handler, rule in self._of(sequence):
+            handler.admit(sequence, rule)
+
+    def accepted(self, sequence: Sequence) -> None:
+        """A token was added to a sequence."""
+        for handler, rule in self._of(sequence):
+            handler.accepted(sequence, rule)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is kept for a sequence."""
+        for handler in self:
+            handler.forget(sequence)
+
+    def rehearsal(self) -> tuple[AnyRule, ...]:
+        """Rules whose work is to be done once before there are requests."""
+        found = (handler.rehearsal() for handler in self)
+        return tuple(rule for rule in found if rule is not None)
+
+    def before(self, asking: Asking) -> None:
+        """Queue what the tables must say when the step runs."""
+        for handler, asked in self._asked(asking):
+            handler.before(asked)
+
+    def look(self, step: Step, asking: Asking) -> Looking:
+        """What looks inside the layers of a step that is not padded."""
+        found = ((h.kind, h.look(step, asked)) for h, asked in self._asked(asking))
+        return {kind: look for kind, look in found if look is not None}
+
+    def combine(
+        self, logits: torch.Tensor, sampling: Batch[Chunk], asking: Asking, looking: Looking
+    ) -> Combined:
+        """A row for each of these chunks that draws.
+
+        Args:
+            logits: a row for each chunk, [chunks, vocabulary], float32 or wider; not modified.
+        """
+        views = Combined.of(logits, sampling, self._upload)
+        drawing = [row for row, chunk in enumerate(sampling) if chunk.draws]
+        if not asking and len(drawing) == len(sampling):
+            return views
+        rows = views.select(self._upload(np.array(drawing, np.int64))[0])
+        places = {chunk.sequence: row for row, chunk in enumerate(sampling)}
+        for handler, asked in self._asked(asking):
+            drawn = [a for a in asked if a.row >= 0]
+            if drawn:
+                handler.combine(rows, Views(views, places), drawn, looking.get(handler.kind))
+        return rows
+
+    def launched(self, rows: Combined, asking: Asking, looking: Looking) -> tuple[Pending, ...]:
+        """Queue what the host is to know of the step; ``rows`` are those of :meth:`combine`."""
+        found = (
+            handler.launched(rows, asked, looking.get(handler.kind))
+            for handler, asked in self._asked(asking)
+        )
+        return tuple(pending for pending in found if pending is not None)
+
+    def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Rule]]:
+        for rule in () if sequence.plan is None else sequence.plan.rules:
+            if type(rule) in self._handlers:
+                yield self._handlers[type(rule)], rule
+
+    def _asked(self, asking: Asking) -> Iterator[tuple[RuleHandler[Any], Batch[Asked[Any]]]]:
+        if asking:
+            for kind, handler in self._handlers.items():
+                if kind in asking:
+                    yield handler, asking[kind]
+
+
+def unported(sequence: Sequence) -> Wants:
+    """What kinds of rules want that have no handler yet."""
+    plan, wants = sequence.plan, Wants.NOTHING
+    if plan is None:
+        return wants
+    contrast, looks, own = plan.rule(ContrastRule), plan.rule(SinkRule), plan.rule(HeadSinkRule)
+    if contrast is not None and contrast.early is not None:
+        wants |= Wants.LAYERS
+    if looks is not None and looks.generated:
+        wants |= Wants.LAYERS
+    if own is not None and own.decode != "off":
+        wants |= Wants.LAYERS
+    if plan.rule(RecentRule) is not None:
+        wants |= Wants.RULES
+    if plan.rule(SaliencyRule) is not None:
+        wants |= Wants.CHOICE | Wants.PROBES
+    if plan.rule(ConfidenceRule) is not None:
+        wants |= Wants.CHOICE
+    return wants
