@@ -39,7 +39,6 @@ from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.head_sinks import HeadSinkFinder
 from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.outputs import PaddedDrawing
-from saccade_server.engine.recent import RecentTags
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.rules import HANDLERS
 from saccade_server.engine.rules.base import Asking, EngineParts, ask
@@ -90,7 +89,6 @@ class Runner:
         self._values = [self._zeros(page) for _ in range(model.layers)]
         slots = self.num_pages * PAGE
         self._sinks = SinkFinder(model.layers, slots, self.tables.tags, model.device)
-        self._recent = RecentTags(self.tables.tags, model.device)
         self._gains = GainMeasurer(self.tables, model.device)
         self._head_sinks = HeadSinkFinder(self.tables, model.device)
         self._upload = Uploader(model.device)
@@ -139,7 +137,6 @@ class Runner:
         self._drawn_rows.forget(sequence)
         self._seats.forget(sequence)
         self._sinks.forget(sequence)
-        self._recent.forget(sequence)
         self._gains.forget(sequence)
         self._head_sinks.forget(sequence)
         self.rules.forget(sequence)
@@ -198,8 +195,6 @@ class Runner:
         """Queue a step of single tokens, in fixed places if there are such."""
         asking = ask(chunks) if roster.wants & Wants.RULES else {}
         self.rules.before(asking)
-        if asking:
-            self._recent.settle(chunks)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
         params = [r.sampling for r in roster.requests] if roster.wants & Wants.LOGPROBS else []
@@ -234,7 +229,6 @@ class Runner:
         """Queue a step as it comes."""
         asking = ask(chunks)
         self.rules.before(asking)
-        self._recent.settle(chunks)
         positions = [self._positions_of(chunk.sequence) for chunk in chunks]
         drawn = self._drawn_rows.mapping()
         step = pack(chunks, positions, self.tables, self._upload, drawn)

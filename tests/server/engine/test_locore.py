@@ -12,7 +12,7 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
-from saccade_interventions.rules import Branch, ContrastRule
+from saccade_interventions.rules import Branch, ContrastRule, RecentRule
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import BranchInput
 
@@ -240,7 +240,7 @@ def test_mixed_batches_give_each_what_it_gets_alone(
             assert found == pytest.approx(logprobs, abs=1e-5), name
     assert core.stats().preemptions > 0 or "cache_tokens" not in config
     assert core.stats().cache_usage == 0
-    assert not core._runner._recent._windows
+    assert not core._runner.rules[RecentRule]._windows
     assert len({tuple(tokens) for tokens, _ in wanted.values()}) >= 8, "the plans must matter"
 
 

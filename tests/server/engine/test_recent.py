@@ -1,5 +1,6 @@
 """Windows of recent keys: what is written before a step, and that nothing of it stays behind."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_kernels.tables import TagTable
-from saccade_server.engine.recent import RecentTags, window
 from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.rules.base import Asked, ask
+from saccade_server.engine.rules.recent import RecentHandler, window
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.transfer import Uploader
 
 SHAPE = ControlShape(3, 2, 4)
 PROMPT = 10
@@ -72,32 +75,44 @@ def test_windows(
     assert range(*found) == range(*wanted)
 
 
+def handler(table: TagTable) -> RecentHandler:
+    """One that writes these tags."""
+    cpu = torch.device("cpu")
+    parts: Any = SimpleNamespace(tables=SimpleNamespace(tags=table), upload=Uploader(cpu))
+    return RecentHandler(parts)
+
+
+def asked(*chunks: Chunk) -> list[Asked[RecentRule]]:
+    """These chunks, as far as their plans have windows."""
+    return list(ask(chunks).get(RecentRule, ()))  # type: ignore[arg-type]
+
+
 def test_the_window_moves_and_each_layer_gets_its_own_classes_back(table: TagTable) -> None:
     """Position 8 is a sink in layer 1, 9 is hidden; neighbours and their rows stay as they are."""
-    recent = RecentTags(table, torch.device("cpu"))
+    recent = handler(table)
     table.tags[1, 1, 8] = SINK
     table.tags[1, :, 9] = NEVER_ATTEND
     before = table.tags.clone()
     made = sequence(1, plan(width=3, start=6))
     for row in (10, 11, 12, 13, 14):
-        recent.settle([at(made, row)])
+        recent.before(asked(at(made, row)))
         wanted = before.clone()
         for key in range(max(6, row - 3), row):
             if key != 9:
                 wanted[1, :, key] = NEAR
                 wanted[1, 1, key] = NEAR_SINK if key == 8 else NEAR
         assert torch.equal(table.tags, wanted), row
-    recent.settle([at(made, 0, 10)])  # recomputed from the start
+    recent.before(asked(at(made, 0, 10)))  # recomputed from the start
     assert torch.equal(table.tags, before)
-    recent.settle([at(made, 14)])  # and found again behind cached pages
+    recent.before(asked(at(made, 14)))  # and found again behind cached pages
     assert table.tags[1, 0].nonzero().flatten().tolist() == [9, 11, 12, 13]
 
 
 def test_a_step_back_and_a_repeated_step(table: TagTable) -> None:
-    recent = RecentTags(table, torch.device("cpu"))
+    recent = handler(table)
     made = sequence(2, plan())
     for row in (16, 16, 12, 13):
-        recent.settle([at(made, row)])
+        recent.before(asked(at(made, row)))
         near = list(range(max(10, row - 3), row))
         assert table.tags[2, 2].nonzero().flatten().tolist() == near
 
@@ -105,7 +120,7 @@ def test_a_step_back_and_a_repeated_step(table: TagTable) -> None:
 def test_one_write_for_all_sequences_of_a_step(
     table: TagTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recent = RecentTags(table, torch.device("cpu"))
+    recent = handler(table)
     writes: list[Any] = []
     write = recent._write
 
@@ -116,21 +131,21 @@ def test_one_write_for_all_sequences_of_a_step(
     monkeypatch.setattr(recent, "_write", note)
     plain = sequence(0, None)
     members = [sequence(1, plan()), sequence(2, plan(5)), sequence(3, plan(2, 6))]
-    recent.settle([at(plain, 12), *(at(m, 14) for m in members)])
+    recent.before(asked(at(plain, 12), *(at(m, 14) for m in members)))
     assert len(writes) == 1
-    recent.settle([at(plain, 12)])
+    recent.before(asked(at(plain, 12)))
     assert len(writes) == 1, "steps of others write nothing"
     tagged = [table.tags[row, 0].nonzero().flatten().tolist() for row in range(4)]
     assert tagged == [[], [11, 12, 13], [10, 11, 12, 13], [12, 13]]
 
 
 def test_whoever_gets_the_row_next_starts_anew(table: TagTable) -> None:
-    recent = RecentTags(table, torch.device("cpu"))
+    recent = handler(table)
     first, second = sequence(1, plan()), sequence(1, plan())
-    recent.settle([at(first, 15)])
+    recent.before(asked(at(first, 15)))
     recent.forget(first)
     table.tags[1] = 0  # as opening a row does
-    recent.settle([at(second, 11)])
+    recent.before(asked(at(second, 11)))
     assert table.tags[1, 0].nonzero().flatten().tolist() == [10]
 
 

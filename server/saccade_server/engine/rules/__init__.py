@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saccade_server.engine.rules.base import RuleHandler
+from saccade_server.engine.rules.recent import RecentHandler
 
-HANDLERS: tuple[type[RuleHandler[Any]], ...] = ()
+HANDLERS: tuple[type[RuleHandler[Any]], ...] = (RecentHandler,)
 """In the order in which they act: classes of keys, then heads, then tokens."""

@@ -14,7 +14,6 @@ from saccade_interventions.rules import (
     ConfidenceRule,
     ContrastRule,
     HeadSinkRule,
-    RecentRule,
     Rule,
     SaliencyRule,
     SinkRule,
@@ -140,8 +139,6 @@ def unported(sequence: Sequence) -> Wants:
         wants |= Wants.LAYERS
     if own is not None and own.decode != "off":
         wants |= Wants.LAYERS
-    if plan.rule(RecentRule) is not None:
-        wants |= Wants.RULES
     if plan.rule(SaliencyRule) is not None:
         wants |= Wants.CHOICE | Wants.PROBES
     if plan.rule(ConfidenceRule) is not None:

@@ -11,16 +11,15 @@ found belong to the prompt, whose rows see no window.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Batch
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.rules import RecentRule
-from saccade_kernels.tables import TagTable
+from saccade_server.engine.rules.base import Asked, EngineParts, RuleHandler
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.transfer import Uploader
 
 Window = tuple[int, int]
 """Key positions, end exclusive."""
@@ -30,29 +29,28 @@ Remap = tuple[tuple[int, int], ...]
 NOTHING: Window = (0, 0)
 
 
-class RecentTags:
+class RecentHandler(RuleHandler[RecentRule]):
     """Keeps the window of every sequence whose plan has one.
 
     A class inside a window stands for one outside (see RecentRule), so a tag that leaves goes back
     to what it was in its layer, a sink's too.
     """
 
-    def __init__(self, tags: TagTable, device: torch.device) -> None:
-        self._tags = tags.tags
-        self._upload = Uploader(device)
+    kind = RecentRule
+
+    def __init__(self, parts: EngineParts) -> None:
+        super().__init__(parts)
         self._windows: dict[Sequence, Window] = {}
 
-    def settle(self, chunks: Iterable[Chunk]) -> None:
+    def before(self, asked: Batch[Asked[RecentRule]]) -> None:
         """Queue what makes the tags those that the query rows of these chunks see."""
         windows: dict[Sequence, Window] = {}
         rows: list[int] = []
         positions: list[int] = []
         places: list[int] = []
         tables: dict[Remap, int] = {}
-        for chunk in chunks:
-            sequence, rule = chunk.sequence, _rule(chunk)
-            if rule is None:
-                continue
+        for rule, chunk, *_ in asked:
+            sequence = chunk.sequence
             before, after = self._windows.get(sequence, NOTHING), window(chunk, rule)
             back = tuple((inside, outside) for outside, inside in rule.remap)
             windows[sequence] = after
@@ -75,14 +73,15 @@ class RecentTags:
         self, rows: list[int], positions: list[int], places: list[int], tables: Iterable[Remap]
     ) -> None:
         """Replace each named position's tag by its entry of a table, in every layer."""
-        row, position, place, table = self._upload(
+        row, position, place, table = self.parts.upload(
             np.array(rows, dtype=np.int64),
             np.array(positions, dtype=np.int64),
             np.array(places, dtype=np.int64),
             np.stack([_table(remap) for remap in tables]),
         )
-        tags = self._tags[row, :, position]  # [n, layers]
-        self._tags[row, :, position] = table[place[:, None], tags.long()]
+        there = self.parts.tables.tags.tags
+        tags = there[row, :, position]  # [n, layers]
+        there[row, :, position] = table[place[:, None], tags.long()]
 
 
 def window(chunk: Chunk, rule: RecentRule) -> Window:
@@ -92,11 +91,6 @@ def window(chunk: Chunk, rule: RecentRule) -> Window:
     assert chunk.length == 1, "rows with windows of their own run one at a time"
     start = max(rule.start, chunk.start - rule.width)
     return start, max(chunk.start + rule.with_self, start)
-
-
-def _rule(chunk: Chunk) -> RecentRule | None:
-    plan = chunk.sequence.plan
-    return None if plan is None else plan.rule(RecentRule)
 
 
 def _without(window: Window, other: Window) -> list[int]:
