@@ -48,7 +48,6 @@ from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
-from saccade_server.engine.sinks import SinkFinder
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.engine.wants import Wants
@@ -87,8 +86,6 @@ class Runner:
         # Zeroed once: what runs before the first request attends to slots never written.
         self._keys = [self._zeros(page) for _ in range(model.layers)]
         self._values = [self._zeros(page) for _ in range(model.layers)]
-        slots = self.num_pages * PAGE
-        self._sinks = SinkFinder(model.layers, slots, self.tables.tags, model.device)
         self._gains = GainMeasurer(self.tables, model.device)
         self._head_sinks = HeadSinkFinder(self.tables, model.device)
         self._upload = Uploader(model.device)
@@ -136,7 +133,6 @@ class Runner:
         self._positions.pop(sequence, None)
         self._drawn_rows.forget(sequence)
         self._seats.forget(sequence)
-        self._sinks.forget(sequence)
         self._gains.forget(sequence)
         self._head_sinks.forget(sequence)
         self.rules.forget(sequence)
@@ -187,7 +183,7 @@ class Runner:
             if wants & Wants.LAYERS or _shows_image(chunks[row]):
                 return None
         prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
-        if prompts and (has_per_head_classes(prompts) or self._sinks.looks(prompts)):
+        if prompts and (has_per_head_classes(prompts)):
             return None
         return roster
 
@@ -270,7 +266,6 @@ class Runner:
             key_caches=self._keys,
             value_caches=self._values,
             probes=(
-                *self._sinks.probes(step),
                 *self._candidates.probes(step),
                 *([exits.probe] if exits else []),
                 *(probe for look in looking.values() for probe in look.probes),

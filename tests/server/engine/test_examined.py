@@ -11,8 +11,8 @@ from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import slots_of
-from saccade_server.engine.examined import Examined, examined
 from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.rules.examined import Examined, examined
 from saccade_server.engine.sequence import Sequence
 
 LENGTH = 3 * PAGE + 5

@@ -16,6 +16,7 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.stages import StageVariant
@@ -147,7 +148,7 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     yield from some_of(tables.tags, range(1, len(tables.tags.tags)))
     if tables.tags.per_head is not None:
         yield from (t[1:] for t in vars(tables.tags.per_head).values())
-    sinks = runner._sinks
+    sinks = runner.rules[SinkRule]
     yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:
         outputs = runner._decoder.outputs

@@ -151,14 +151,15 @@ def test_preempted_sequences_find_the_same_sinks(
 def settled(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(positions settled, sequences that are whole) of each step's probe, as it is made."""
     sizes: list[tuple[int, int]] = []
-    probes = core._runner._sinks.probes
+    look = core._runner.rules[SinkRule].look
 
-    def note(step: Any) -> Any:
-        made = probes(step)
-        sizes.extend((len(p.tags.position), int(p.tags.whole.sum())) for p in made)
+    def note(step: Any, asked: Any) -> Any:
+        made = look(step, asked)
+        probes = () if made is None else made.probes
+        sizes.extend((len(p.tags.position), int(p.tags.whole.sum())) for p in probes)
         return made
 
-    monkeypatch.setattr(core._runner._sinks, "probes", note)
+    monkeypatch.setattr(core._runner.rules[SinkRule], "look", note)
     return sizes
 
 

@@ -6,6 +6,10 @@ from typing import Any
 
 from saccade_server.engine.rules.base import RuleHandler
 from saccade_server.engine.rules.recent import RecentHandler
+from saccade_server.engine.rules.sinks import SinkHandler
 
-HANDLERS: tuple[type[RuleHandler[Any]], ...] = (RecentHandler,)
+HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
+    RecentHandler,
+    SinkHandler,
+)
 """In the order in which they act: classes of keys, then heads, then tokens."""

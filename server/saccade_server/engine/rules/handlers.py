@@ -16,7 +16,6 @@ from saccade_interventions.rules import (
     HeadSinkRule,
     Rule,
     SaliencyRule,
-    SinkRule,
 )
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
@@ -132,10 +131,8 @@ def unported(sequence: Sequence) -> Wants:
     plan, wants = sequence.plan, Wants.NOTHING
     if plan is None:
         return wants
-    contrast, looks, own = plan.rule(ContrastRule), plan.rule(SinkRule), plan.rule(HeadSinkRule)
+    contrast, own = plan.rule(ContrastRule), plan.rule(HeadSinkRule)
     if contrast is not None and contrast.early is not None:
-        wants |= Wants.LAYERS
-    if looks is not None and looks.generated:
         wants |= Wants.LAYERS
     if own is not None and own.decode != "off":
         wants |= Wants.LAYERS

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags
-from saccade_kernels.tables import TagTable
 from saccade_server.engine.batch import Ints, Step, slots_of
-from saccade_server.engine.examined import Examined, examined
+from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
+from saccade_server.engine.rules.examined import Examined, examined
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.transfer import Uploader
+from saccade_server.engine.wants import Wants
 from saccade_server.models.probes import SinkProbe
 
 
-class SinkFinder:
+class SinkHandler(RuleHandler[SinkRule]):
     """Keeps the sink scores of every cached token and builds each step's probes.
 
     Scores live beside the keys and values, by cache slot, so that a shared prefix brings its
@@ -31,50 +31,54 @@ class SinkFinder:
     what the rule requires.
     """
 
-    def __init__(self, layers: int, slots: int, tags: TagTable, device: torch.device) -> None:
+    kind = SinkRule
+
+    def __init__(self, parts: EngineParts) -> None:
+        super().__init__(parts)
         self._scores: torch.Tensor | None = None
         self._met: torch.Tensor | None = None
-        self._shape = (layers, slots)
-        self._tags = tags
-        self._device = device
-        self._upload = Uploader(device)
         self._examined: dict[Sequence, Examined] = {}
 
-    @staticmethod
-    def looks(chunks: Batch[Chunk]) -> bool:
-        """True if a step of these chunks needs a probe."""
-        return any(_asks(chunk) for chunk in chunks)
+    def wants(self, rule: SinkRule, decodes: bool) -> Wants:
+        """A probe, where the row is examined."""
+        return Wants.LAYERS if rule.generated or not decodes else Wants.NOTHING
 
-    def probes(self, step: Step) -> tuple[SinkProbe, ...]:
+    def look(self, step: Step, asked: Batch[Asked[SinkRule]]) -> Looks | None:
         """One probe for each different (dimensions, layers) asked for by this step's chunks."""
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
-        for index, chunk in enumerate(step.chunks):
-            rule = _rule(chunk)
-            if rule is not None and _asks(chunk):
-                groups[rule.dims, rule.layers].append(index)
-        return tuple(self._probe(step, *group, members) for group, members in groups.items())
+        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Asked[SinkRule]]]
+        groups = defaultdict(list)
+        for a in asked:
+            if a.chunk.start < _examined(a.chunk, a.rule):
+                groups[a.rule.dims, a.rule.layers].append(a)
+        if not groups:
+            return None
+        return Looks(tuple(self._probe(step, *key, members) for key, members in groups.items()))
 
     def _probe(
-        self, step: Step, dims: tuple[int, ...], layers: tuple[int, ...], members: Batch[int]
+        self,
+        step: Step,
+        dims: tuple[int, ...],
+        layers: tuple[int, ...],
+        members: Batch[Asked[SinkRule]],
     ) -> SinkProbe:
+        tags, device = self.parts.tables.tags.tags, self.parts.device
         if self._scores is None or self._met is None:  # nothing is spent before a request asks
-            self._scores = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
-            met = (self._shape[0], len(self._tags.tags))
-            self._met = torch.zeros(met, dtype=torch.uint8, device=self._device)
-        chunks = [step.chunks[i] for i in members]
-        pairs = [(step.starts[i], _scored(chunk)) for i, chunk in zip(members, chunks, strict=True)]
-        rows = [np.arange(start, start + scored) for start, scored in pairs]
-        slots = [slots_of(c.sequence.pages, c.start, c.start + _scored(c)) for c in chunks]
+            shape = (tags.shape[1], self.parts.slots)
+            self._scores = torch.zeros(shape, dtype=torch.float32, device=device)
+            self._met = torch.zeros(tags.shape[1], len(tags), dtype=torch.uint8, device=device)
+        spans = [(a.chunk, step.starts[a.at], _examined(a.chunk, a.rule)) for a in members]
+        rows = [np.arange(start, start + end - chunk.start) for chunk, start, end in spans]
+        slots = [slots_of(chunk.sequence.pages, chunk.start, end) for chunk, _, end in spans]
         scored = np.concatenate(rows), np.concatenate(slots), np.array(dims, dtype=np.int64)
-        at, where, which, *tags = self._upload(*scored, *self._tag_arrays(chunks))
+        at, where, which, *settled = self.parts.upload(*scored, *self._tag_arrays(members))
         return SinkProbe(
             layers=frozenset(layers),
             rows=at,
             dims=which,
             slots=where,
             scores=self._scores,
-            tags=SinkTags(*tags),
-            tag_table=self._tags.tags,
+            tags=SinkTags(*settled),
+            tag_table=tags,
             met=self._met,
         )
 
@@ -82,18 +86,17 @@ class SinkFinder:
         """Drop what is kept for a sequence."""
         self._examined.pop(sequence, None)
 
-    def _tag_arrays(self, chunks: Batch[Chunk]) -> list[NDArray[Any]]:
+    def _tag_arrays(self, members: Batch[Asked[SinkRule]]) -> list[NDArray[Any]]:
         """Fields of SinkTags: all examined positions so far, those of a shared prefix included,
         or new ones alone.
         """
-        remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(chunks), 1))
-        require = np.full(len(chunks), -1, dtype=np.int64)
-        whole = np.zeros(len(chunks), dtype=np.uint8)
-        threshold = np.zeros(len(chunks), dtype=np.float32)
+        remaps = np.tile(np.arange(CLASSES, dtype=np.int64), (len(members), 1))
+        require = np.full(len(members), -1, dtype=np.int64)
+        whole = np.zeros(len(members), dtype=np.uint8)
+        threshold = np.zeros(len(members), dtype=np.float32)
         found: list[Ints] = []
-        for index, chunk in enumerate(chunks):
-            rule, sequence = _rule(chunk), chunk.sequence
-            assert rule is not None
+        for index, (rule, chunk, *_) in enumerate(members):
+            sequence = chunk.sequence
             whole[index] = _is_whole(chunk, rule)
             end = _examined(chunk, rule)
             if whole[index]:
@@ -107,31 +110,14 @@ class SinkFinder:
             if rule.require is not None:
                 require[index] = rule.require
         starts = np.cumsum([0, *(some.shape[1] for some in found)])
-        rows = np.array([chunk.sequence.tag_row for chunk in chunks], dtype=np.int64)
+        rows = np.array([a.chunk.sequence.tag_row for a in members], dtype=np.int64)
         slots, positions, bases = np.concatenate(found, axis=1)
         return [slots, positions, starts, bases, threshold, rows, remaps, require, whole]
-
-
-def _rule(chunk: Chunk) -> SinkRule | None:
-    plan = chunk.sequence.plan
-    return plan.rule(SinkRule) if plan is not None else None
-
-
-def _asks(chunk: Chunk) -> bool:
-    """True if the chunk has tokens to examine."""
-    rule = _rule(chunk)
-    return rule is not None and chunk.start < _examined(chunk, rule)
 
 
 def _examined(chunk: Chunk, rule: SinkRule) -> int:
     """Positions before this one are examined."""
     return chunk.end if rule.generated else min(chunk.end, chunk.sequence.prompt_length)
-
-
-def _scored(chunk: Chunk) -> int:
-    rule = _rule(chunk)
-    assert rule is not None
-    return _examined(chunk, rule) - chunk.start
 
 
 def _is_whole(chunk: Chunk, rule: SinkRule) -> bool:
