@@ -22,7 +22,6 @@ from saccade_server.engine.batch import (
     PromptPositions,
     Step,
     fill_in,
-    has_per_head_classes,
     pack,
 )
 from saccade_server.engine.candidates import CandidateJudge
@@ -36,7 +35,6 @@ from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.gains import GainMeasurer, GainReport
-from saccade_server.engine.head_sinks import HeadSinkFinder
 from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.request import ImageInput
@@ -87,7 +85,6 @@ class Runner:
         self._keys = [self._zeros(page) for _ in range(model.layers)]
         self._values = [self._zeros(page) for _ in range(model.layers)]
         self._gains = GainMeasurer(self.tables, model.device)
-        self._head_sinks = HeadSinkFinder(self.tables, model.device)
         self._upload = Uploader(model.device)
         caches = (self._keys, self._values)
         self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
@@ -134,7 +131,6 @@ class Runner:
         self._drawn_rows.forget(sequence)
         self._seats.forget(sequence)
         self._gains.forget(sequence)
-        self._head_sinks.forget(sequence)
         self.rules.forget(sequence)
 
     def recover(self) -> None:
@@ -182,9 +178,6 @@ class Runner:
             wants = self.rules.wants(roster.sequences[row], decodes=False)
             if wants & Wants.LAYERS or _shows_image(chunks[row]):
                 return None
-        prompts = [chunks[row] for row in roster.prompt_rows(_starts(chunks)).tolist()]
-        if prompts and (has_per_head_classes(prompts)):
-            return None
         return roster
 
     def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
@@ -271,7 +264,6 @@ class Runner:
                 *(probe for look in looking.values() for probe in look.probes),
             ),
             measures=(
-                *self._head_sinks.measures(step),
                 *(measure for measure, _ in gains),
                 *(measure for look in looking.values() for measure in look.measures),
             ),

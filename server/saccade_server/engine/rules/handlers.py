@@ -13,7 +13,6 @@ from saccade_interventions.rules import (
     AnyRule,
     ConfidenceRule,
     ContrastRule,
-    HeadSinkRule,
     Rule,
     SaliencyRule,
 )
@@ -131,10 +130,8 @@ def unported(sequence: Sequence) -> Wants:
     plan, wants = sequence.plan, Wants.NOTHING
     if plan is None:
         return wants
-    contrast, own = plan.rule(ContrastRule), plan.rule(HeadSinkRule)
+    contrast = plan.rule(ContrastRule)
     if contrast is not None and contrast.early is not None:
-        wants |= Wants.LAYERS
-    if own is not None and own.decode != "off":
         wants |= Wants.LAYERS
     if plan.rule(SaliencyRule) is not None:
         wants |= Wants.CHOICE | Wants.PROBES
