@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from saccade_interventions.plan import Plan
 from saccade_server.engine.candidates import Pools, decide
 from saccade_server.engine.confidence import Confidences
-from saccade_server.engine.gains import GainReport
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.rules.base import Pending
 from saccade_server.engine.sampler import Drawing, Sample
@@ -24,7 +23,6 @@ class InFlight:
     drawing: Drawing | PaddedDrawing | None  # None: no token is drawn
     counted: tuple[Sequence, ...] = ()  # whose counters come along, see Receipt
     moved: Download | None = None
-    reports: tuple[GainReport, ...] = ()
     confidences: Confidences | None = None  # None: no sequence waits for it
     pools: Pools | None = None  # None: no sequence rejects candidates
     pending: tuple[Pending, ...] = ()  # what rules are to know
@@ -40,8 +38,6 @@ class InFlight:
             (counters,) = self.moved.wait()
             for sequence, moved in zip(self.counted, counters.numpy(), strict=True):
                 sequence.moved = moved
-        for report in self.reports:
-            report.note()
         if self.confidences is not None:
             self.confidences.note()
         if len(samples) == len(self.chunks):

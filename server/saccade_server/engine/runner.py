@@ -34,7 +34,6 @@ from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight
-from saccade_server.engine.gains import GainMeasurer, GainReport
 from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.request import ImageInput
@@ -84,7 +83,6 @@ class Runner:
         # Zeroed once: what runs before the first request attends to slots never written.
         self._keys = [self._zeros(page) for _ in range(model.layers)]
         self._values = [self._zeros(page) for _ in range(model.layers)]
-        self._gains = GainMeasurer(self.tables, model.device)
         self._upload = Uploader(model.device)
         caches = (self._keys, self._values)
         self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
@@ -130,7 +128,6 @@ class Runner:
         self._positions.pop(sequence, None)
         self._drawn_rows.forget(sequence)
         self._seats.forget(sequence)
-        self._gains.forget(sequence)
         self.rules.forget(sequence)
 
     def recover(self) -> None:
@@ -222,8 +219,8 @@ class Runner:
         drawn = self._drawn_rows.mapping()
         step = pack(chunks, positions, self.tables, self._upload, drawn)
         looking = self.rules.look(step, asking)
-        logits, exits, reports = self._compute(step, looking)
-        return replace(self._choose(chunks, logits, exits, asking, looking), reports=reports)
+        logits, exits = self._compute(step, looking)
+        return self._choose(chunks, logits, exits, asking, looking)
 
     def _choose(
         self,
@@ -247,13 +244,10 @@ class Runner:
         (counters,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
         sequence.moved = counters
 
-    def _compute(
-        self, step: Step, looking: Looking
-    ) -> tuple[torch.Tensor, Exits | None, tuple[GainReport, ...]]:
-        """Logits of the chunks that sample, early layers' residuals if a rule reads them, gains."""
+    def _compute(self, step: Step, looking: Looking) -> tuple[torch.Tensor, Exits | None]:
+        """Logits of the chunks that sample, early layers' residuals if a rule reads them."""
         embeddings, visual, deepstack = self._embed(step)
         exits = Exits.of(self.model, step, self._upload)
-        gains = self._gains.measures(step)
         forward = ForwardStep(
             batch=step.attention,
             key_caches=self._keys,
@@ -263,15 +257,12 @@ class Runner:
                 *([exits.probe] if exits else []),
                 *(probe for look in looking.values() for probe in look.probes),
             ),
-            measures=(
-                *(measure for measure, _ in gains),
-                *(measure for look in looking.values() for measure in look.measures),
-            ),
+            measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         logits = self.model.logits(hidden.index_select(0, step.sampled))
-        return logits, exits, self._gains.report(gains)
+        return logits, exits
 
     def _draw(
         self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None

@@ -11,7 +11,7 @@ Chunked prefill and prefix caching stay exact:
 
 - Rows that a gain acts on come either behind the measurement or in its own step. If gains act on
   rows before the last of the prompt, the whole prompt and the branch's are one step
-  (Needs.whole_prompt); otherwise no row before the last depends on them, and both prompts are
+  (Plan.whole_prompt); otherwise no row before the last depends on them, and both prompts are
   chunked, and find cached prefixes, as they would without gains.
 - Keys of pages from the first such row on name the sequence (prefix.py): only it can find them.
 
@@ -24,23 +24,25 @@ may be one rounding apart, and are equal where the gain is a power of two, such 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from msgspec import structs
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.divergence import Reactivity
 from saccade_server.engine.batch import Ints, Step
+from saccade_server.engine.combined import Combined
 from saccade_server.engine.request import MeasuredHeads
+from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.tables import DeviceTables
-from saccade_server.engine.transfer import Download, Uploader
+from saccade_server.engine.transfer import Download
 from saccade_server.models.reinforce import Findings, HeadReinforcement
 
 
@@ -48,6 +50,7 @@ from saccade_server.models.reinforce import Findings, HeadReinforcement
 class Pair:
     """The chunks that hold the last prompt rows of a sequence and of its branch."""
 
+    rule: MeasuredGains
     chunk: Chunk
     start: int  # first row of the chunk in the step
     branch: Chunk
@@ -58,13 +61,6 @@ class Pair:
         """The plan of the sequence."""
         assert self.chunk.sequence.plan is not None
         return self.chunk.sequence.plan
-
-    @property
-    def rule(self) -> MeasuredGains:
-        """What is measured and what follows."""
-        rule = self.plan.rule(MeasuredGains)
-        assert rule is not None
-        return rule
 
     @property
     def last_rows(self) -> tuple[int, int]:
@@ -101,53 +97,58 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class GainReport:
+class GainLook:
+    """What a step measures: a measure for each different rule, and the pairs it is for."""
+
+    probes: ClassVar[tuple[()]] = ()
+    measures: tuple[HeadReinforcement, ...]
+    pairs: tuple[tuple[Pair, ...], ...]
+
+
+class GainReports(News):
     """What a step measures of some sequences, on its way to the host."""
 
-    sequences: tuple[Sequence, ...]
-    _download: Download  # see Findings
+    def __init__(self, look: GainLook) -> None:
+        self._parts = [
+            (pairs, Download([m.findings.divergence, m.findings.selected]))
+            for m, pairs in zip(look.measures, look.pairs, strict=True)
+        ]
 
     def note(self) -> None:
         """Note it in the sequences; waits for the device."""
-        divergence, selected = (tensor.numpy() for tensor in self._download.wait())
-        for index, sequence in enumerate(self.sequences):
-            plan = sequence.plan
-            assert plan is not None
-            rule = plan.rule(MeasuredGains)
-            assert rule is not None
-            sequence.heads = describe_heads(rule, divergence[index], selected[index])
+        for pairs, download in self._parts:
+            divergence, selected = (tensor.numpy() for tensor in download.wait())
+            for index, pair in enumerate(pairs):
+                found = describe_heads(pair.rule, divergence[index], selected[index])
+                pair.chunk.sequence.heads = found
 
 
-class GainMeasurer:
+class GainHandler(RuleHandler[MeasuredGains]):
     """Builds the measures of each step."""
 
-    def __init__(self, tables: DeviceTables, device: torch.device) -> None:
-        self._tables = tables
-        self._device = device
-        self._upload = Uploader(device)
+    kind = MeasuredGains
+
+    def __init__(self, parts: EngineParts) -> None:
+        super().__init__(parts)
         self._tried: set[Sequence] = set()
 
-    def measures(self, step: Step) -> list[tuple[HeadReinforcement, tuple[Sequence, ...]]]:
-        """One measure for each different rule of the step, with the sequences it is for."""
+    def look(self, step: Step, asked: Batch[Asked[MeasuredGains]]) -> GainLook | None:
+        """One measure for each different rule of the step's pairs."""
         groups: dict[MeasuredGains, list[Pair]] = defaultdict(list)
-        for pair in _pairs(step):
+        for pair in _pairs(step, asked):
             self._clear(pair)
             # Who asked and for which rows is in the index tensors.
-            groups[structs.replace(pair.rule, phases=(), source=0)].append(pair)
-        return [
-            (self._measure(rule, pairs), tuple(pair.chunk.sequence for pair in pairs))
-            for rule, pairs in groups.items()
-        ]
+            groups[replace(pair.rule, phases=(), source=0)].append(pair)
+        if not groups:
+            return None
+        measures = (self._measure(rule, pairs) for rule, pairs in groups.items())
+        return GainLook(tuple(measures), tuple(map(tuple, groups.values())))
 
-    @staticmethod
-    def report(
-        measures: Iterable[tuple[HeadReinforcement, tuple[Sequence, ...]]],
-    ) -> tuple[GainReport, ...]:
-        """What the measures of a launched step will have found."""
-        return tuple(
-            GainReport(sequences, Download([m.findings.divergence, m.findings.selected]))
-            for m, sequences in measures
-        )
+    def launched(
+        self, rows: Combined, asked: Batch[Asked[MeasuredGains]], look: GainLook | None
+    ) -> GainReports | None:
+        """What the measures of the step will have found."""
+        return None if look is None else GainReports(look)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
@@ -158,15 +159,15 @@ class GainMeasurer:
         sequence = pair.chunk.sequence
         if sequence in self._tried:
             for phase in pair.rule.phases:
-                self._tables.write_heads(sequence.control_rows[phase], pair.plan.packed(phase))
+                self.parts.tables.write_heads(sequence.control_rows[phase], pair.plan.packed(phase))
         self._tried.add(sequence)
 
     def _measure(self, rule: MeasuredGains, pairs: list[Pair]) -> HeadReinforcement:
-        shape = self._tables.shape
+        shape = self.parts.tables.shape
         rows = [pair.rows() for pair in pairs]
         controls = [pair.control_rows() for pair in pairs]
         last = np.array([pair.last_rows for pair in pairs], dtype=np.int64).reshape(-1, 2)
-        index = self._upload(last[:, 0], last[:, 1], *_flat(rows), *_flat(controls))
+        index = self.parts.upload(last[:, 0], last[:, 1], *_flat(rows), *_flat(controls))
         size = (len(pairs), shape.layers, shape.heads)
         return HeadReinforcement(
             layers=frozenset(range(shape.layers) if rule.report else rule.layers),
@@ -179,10 +180,10 @@ class GainMeasurer:
             row_pairs=index[3],
             control_rows=index[4],
             control_pairs=index[5],
-            controls=self._tables.controls,
+            controls=self.parts.tables.controls,
             findings=Findings(
-                divergence=torch.zeros(size, dtype=torch.float32, device=self._device),
-                selected=torch.zeros(size, dtype=torch.uint8, device=self._device),
+                divergence=torch.zeros(size, dtype=torch.float32, device=self.parts.device),
+                selected=torch.zeros(size, dtype=torch.uint8, device=self.parts.device),
             ),
         )
 
@@ -199,20 +200,17 @@ def describe_heads(
     return MeasuredHeads(rule.source, heads, table, float(largest.sum(dtype=np.float64)))
 
 
-def _completes(chunk: Chunk) -> bool:
-    """True if the chunk holds the last prompt row of a branch that measures."""
-    sequence = chunk.sequence
-    return sequence.measures and chunk.end == sequence.prompt_length
-
-
-def _pairs(step: Step) -> Iterator[Pair]:
-    """The sequences that are measured in the step."""
+def _pairs(step: Step, asked: Batch[Asked[MeasuredGains]]) -> list[Pair]:
+    """The sequences that are measured in the step: that of the last prompt row of their branch."""
     places = {chunk.sequence: i for i, chunk in enumerate(step.chunks)}
-    for i, branch in enumerate(step.chunks):
-        if _completes(branch):
-            assert branch.sequence.leader is not None
-            own = places[branch.sequence.leader]
-            yield Pair(step.chunks[own], step.starts[own], branch, step.starts[i])
+    pairs = []
+    for a in asked:
+        branch = next((s for s in a.chunk.sequence.branches if s.measures), None)
+        at = None if branch is None else places.get(branch)
+        if at is not None and step.chunks[at].end == step.chunks[at].sequence.prompt_length:
+            starts = step.starts[a.at], step.starts[at]
+            pairs.append(Pair(a.rule, a.chunk, starts[0], step.chunks[at], starts[1]))
+    return pairs
 
 
 def _flat(rows: list[Ints]) -> tuple[Ints, Ints]:
