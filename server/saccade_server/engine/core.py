@@ -14,7 +14,7 @@ import traceback
 
 import torch
 
-from saccade_interventions.rules import ConfidenceRule, ContrastRule, SaliencyRule
+from saccade_interventions.rules import ConfidenceRule, SaliencyRule
 from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
@@ -214,15 +214,12 @@ class EngineCore:
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
         request, token = sequence.request, drawn.token
-        sampling, plan = request.sampling, request.plan
+        sampling = request.sampling
         if sequence.generated == 0:
             self._prompt_tokens += sequence.prompt_length
         sequence.append(token)
         for branch in sequence.branches:
             branch.append(token)
-        contrast = plan.rule(ContrastRule) if plan is not None else None
-        if contrast is not None:
-            sequence.count(contrast.source, "contrasted")
         self._runner.rules.accepted(sequence)
         self._generated_tokens += 1
         ended = token in sampling.stop_token_ids or (

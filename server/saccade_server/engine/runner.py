@@ -28,10 +28,8 @@ from saccade_server.engine.candidates import CandidateJudge
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.contrast import combine
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
-from saccade_server.engine.early import Exits
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.logprobs import queue_logprobs
@@ -189,7 +187,7 @@ class Runner:
         else:
             logits = self._decoder.run(roster, starts, self._drawn_rows, behind=not is_changed)
         if is_changed:
-            return self._choose(chunks, logits, None, asking, {})
+            return self._choose(chunks, logits, asking, {})
         drawing: Drawing | PaddedDrawing
         if self._decoder is None:
             draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
@@ -219,22 +217,22 @@ class Runner:
         drawn = self._drawn_rows.mapping()
         step = pack(chunks, positions, self.tables, self._upload, drawn)
         looking = self.rules.look(step, asking)
-        logits, exits = self._compute(step, looking)
-        return self._choose(chunks, logits, exits, asking, looking)
+        return self._choose(chunks, self._compute(step, looking), asking, looking)
 
     def _choose(
         self,
         chunks: Batch[Chunk],
         logits: torch.Tensor,
-        exits: Exits | None,
         asking: Asking,
         looking: Looking,
     ) -> InFlight:
         """Queue the draws of a step, and what the rules of its plans are to know."""
-        drawing, drawn_from = self._draw(chunks, logits, exits)
-        confidences = Confidences.of(chunks, drawn_from.logits, self._upload)
-        pools = self._candidates.launch(chunks, self._positions_of, drawn_from)
-        pending = self.rules.launched(drawn_from, asking, looking)
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        rows = self.rules.combine(logits, sampling, asking, looking)
+        drawing = self._draw(sampling, rows) if sampling else None
+        confidences = Confidences.of(chunks, rows.logits, self._upload)
+        pools = self._candidates.launch(chunks, self._positions_of, rows)
+        pending = self.rules.launched(rows, asking, looking)
         return InFlight(
             tuple(chunks), drawing, confidences=confidences, pools=pools, pending=pending
         )
@@ -244,17 +242,15 @@ class Runner:
         (counters,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
         sequence.moved = counters
 
-    def _compute(self, step: Step, looking: Looking) -> tuple[torch.Tensor, Exits | None]:
-        """Logits of the chunks that sample, early layers' residuals if a rule reads them."""
+    def _compute(self, step: Step, looking: Looking) -> torch.Tensor:
+        """Logits of the chunks that sample."""
         embeddings, visual, deepstack = self._embed(step)
-        exits = Exits.of(self.model, step, self._upload)
         forward = ForwardStep(
             batch=step.attention,
             key_caches=self._keys,
             value_caches=self._values,
             probes=(
                 *self._candidates.probes(step),
-                *([exits.probe] if exits else []),
                 *(probe for look in looking.values() for probe in look.probes),
             ),
             measures=tuple(measure for look in looking.values() for measure in look.measures),
@@ -262,25 +258,18 @@ class Runner:
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         logits = self.model.logits(hidden.index_select(0, step.sampled))
-        return logits, exits
+        return logits
 
-    def _draw(
-        self, chunks: Batch[Chunk], logits: torch.Tensor, exits: Exits | None
-    ) -> tuple[Drawing | None, Combined]:
-        """Queue the draws; also returns the logits they are made from, one row for each."""
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        combined = combine(logits, sampling, exits, self._upload)
-        if not sampling:
-            return None, combined
+    def _draw(self, sampling: Batch[Chunk], rows: Combined) -> Drawing:
+        """Queue the draws, one from each of these rows."""
         drawn = [chunk for chunk in sampling if chunk.draws]
         sequences = [chunk.sequence for chunk in drawn]
         positions = [chunk.end - chunk.sequence.prompt_length for chunk in drawn]
-        rows, edited = combined.logits, combined.edited
-        drawing = draw(rows, sequences, positions, self._upload, combined.usable, edited)
+        found = draw(rows.logits, sequences, positions, self._upload, rows.usable, rows.edited)
         if self._overlap:
-            self._drawn[: len(sequences)].copy_(drawing.tokens)
+            self._drawn[: len(sequences)].copy_(found.tokens)
             self._drawn_rows.note(sequences)
-        return drawing, combined
+        return found
 
     def _set_threads(self, tokens: int) -> None:
         if self.model.device.type == "cpu" and self._threads > 1:

@@ -17,8 +17,8 @@ from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.vcd import VCD
-from saccade_server.engine.contrast import contrast
-from saccade_server.engine.early import divergence
+from saccade_server.engine.rules.contrast import contrast
+from saccade_server.engine.rules.early import divergence
 
 IMAGE_FAMILIES = ("llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saccade_server.engine.rules.base import RuleHandler
+from saccade_server.engine.rules.contrast import ContrastHandler
 from saccade_server.engine.rules.gains import GainHandler
 from saccade_server.engine.rules.head_sinks import HeadSinkHandler
 from saccade_server.engine.rules.recent import RecentHandler
@@ -15,5 +16,6 @@ HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
     SinkHandler,
     HeadSinkHandler,
     GainHandler,
+    ContrastHandler,
 )
 """In the order in which they act: classes of keys, then heads, then tokens."""

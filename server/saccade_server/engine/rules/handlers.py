@@ -12,7 +12,6 @@ import torch
 from saccade_interventions.rules import (
     AnyRule,
     ConfidenceRule,
-    ContrastRule,
     Rule,
     SaliencyRule,
 )
@@ -130,9 +129,6 @@ def unported(sequence: Sequence) -> Wants:
     plan, wants = sequence.plan, Wants.NOTHING
     if plan is None:
         return wants
-    contrast = plan.rule(ContrastRule)
-    if contrast is not None and contrast.early is not None:
-        wants |= Wants.LAYERS
     if plan.rule(SaliencyRule) is not None:
         wants |= Wants.CHOICE | Wants.PROBES
     if plan.rule(ConfidenceRule) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from saccade_interventions.rules import ContrastRule, EarlyExit
 from saccade_server.engine.batch import Step
-from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.rules.base import Asked
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
 from saccade_server.models.base import ServedModel
@@ -19,27 +20,38 @@ from saccade_server.models.exits import ExitProbe
 
 @dataclass(frozen=True)
 class Exits:
-    """What a step's probe keeps, and whose rows it keeps."""
+    """What a step's probe keeps, and whose rows it keeps. A look of the contrast's handler."""
 
     model: ServedModel
     probe: ExitProbe
     rows: Mapping[Sequence, int]
 
     @classmethod
-    def of(cls, model: ServedModel, step: Step, upload: Uploader) -> Exits | None:
+    def of(
+        cls, model: ServedModel, step: Step, asked: Batch[Asked[ContrastRule]], upload: Uploader
+    ) -> Exits | None:
         """A probe for the chunks of the step that draw by early layers; None if there are none."""
         found = [
-            (chunk, start + chunk.length - 1, rule)
-            for chunk, start in zip(step.chunks, step.starts, strict=True)
-            for rule in [early_exit(chunk)]
-            if rule is not None
+            (a.chunk.sequence, step.starts[a.at] + a.chunk.length - 1, a.rule.early)
+            for a in asked
+            if a.rule.early is not None and a.row >= 0
         ]
         if not found:
             return None
         (at,) = upload(np.array([row for _, row, _ in found], dtype=np.int64))
-        layers = frozenset(layer for _, _, rule in found for layer in rule.layers)
-        rows = {chunk.sequence: index for index, (chunk, _, _) in enumerate(found)}
+        layers = frozenset(layer for _, _, early in found for layer in early.layers)
+        rows = {sequence: index for index, (sequence, _, _) in enumerate(found)}
         return cls(model, ExitProbe(layers, at), rows)
+
+    @property
+    def probes(self) -> tuple[ExitProbe, ...]:
+        """The probe."""
+        return (self.probe,)
+
+    @property
+    def measures(self) -> tuple[()]:
+        """None: attention is not looked at."""
+        return ()
 
     def log_probs(self, rule: EarlyExit, rows: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
         """log q of each row's own choice among the rule's layers.
@@ -63,13 +75,6 @@ class Exits:
             most = torch.maximum(gap, most)
         assert chosen is not None
         return chosen
-
-
-def early_exit(chunk: Chunk) -> EarlyExit | None:
-    """The rule by which the chunk's token is drawn from early layers, if there is one."""
-    plan = chunk.sequence.plan if chunk.draws else None
-    rule = plan.rule(ContrastRule) if plan is not None else None
-    return rule.early if rule is not None else None
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> torch.Tensor:
