@@ -22,6 +22,7 @@ import torch
 from report import Target, write
 
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import SaliencyRule
 from saccade_server.demo import model_path
 from saccade_server.demo.questions import Kind
 from saccade_server.demo.splits import Split, examples
@@ -48,7 +49,8 @@ class Bench:
         self.facts = facts_of(self.core.info)
         self.methods = Registry.discover().parse([{"method": "sgrs"}])
         self.passes: list[float] = []
-        self.core._runner._candidates.launch = self._timed(self.core._runner._candidates.launch)
+        judge = self.core._runner.rules[SaliencyRule]
+        judge.launched = self._timed(judge.launched)
 
     def request(self, name: str, picture: Any, rejects: bool) -> GenerateRequest:
         """One that generates exactly so many tokens."""

@@ -14,8 +14,7 @@ import traceback
 
 import torch
 
-from saccade_interventions.rules import ConfidenceRule, SaliencyRule
-from saccade_server.engine.acceptance import Acceptance
+from saccade_interventions.rules import ConfidenceRule
 from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
@@ -106,9 +105,6 @@ class EngineCore:
             return _failed(request.request_id, reason)
         sequence = form(request)
         sequence.ends = ends_of(request.sampling, self.info)
-        saliency = request.plan.rule(SaliencyRule) if request.plan is not None else None
-        if saliency is not None:
-            sequence.acceptance = Acceptance(saliency, sequence.ends)
         self._runner.rules.admit(sequence)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saccade_interventions.plan import Plan
-from saccade_server.engine.candidates import Pools, decide
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.rules.base import Pending
@@ -24,14 +23,13 @@ class InFlight:
     counted: tuple[Sequence, ...] = ()  # whose counters come along, see Receipt
     moved: Download | None = None
     confidences: Confidences | None = None  # None: no sequence waits for it
-    pools: Pools | None = None  # None: no sequence rejects candidates
     pending: tuple[Pending, ...] = ()  # what rules are to know
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
-        """Every chunk with the token drawn behind it; waits for the device.
+        """Every chunk with the token that follows it; waits for the device.
 
         A chunk that draws and has no token gave logits that are not finite. Counters are noted
-        in their sequences. Where candidates may be rejected, the token is the accepted one.
+        in their sequences.
         """
         samples = [] if self.drawing is None else self.drawing.wait()
         if self.moved is not None:
@@ -51,15 +49,7 @@ class InFlight:
                 (chunk, None if sample is None else pending.choose(chunk, sample))
                 for chunk, sample in landed
             ]
-        if self.pools is None:
-            return landed
-        pools = self.pools.wait()
-        return [
-            (chunk, decide(chunk, sample, pools[chunk.sequence]))
-            if sample is not None and chunk.sequence in pools
-            else (chunk, sample)
-            for chunk, sample in landed
-        ]
+        return landed
 
     def again(self, chunk: Chunk) -> Plan | None:
         """The plan under which the chunk's last row is to run again, dropping its token."""

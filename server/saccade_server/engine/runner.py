@@ -24,7 +24,6 @@ from saccade_server.engine.batch import (
     fill_in,
     pack,
 )
-from saccade_server.engine.candidates import CandidateJudge
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
@@ -83,7 +82,6 @@ class Runner:
         self._values = [self._zeros(page) for _ in range(model.layers)]
         self._upload = Uploader(model.device)
         caches = (self._keys, self._values)
-        self._candidates = CandidateJudge(model, caches, self.tables, self._upload)
         self._positions: dict[Sequence, PromptPositions] = {}
         seats = max(config.max_num_seqs, MOST_DRAWN_WARM)
         pads = config.pads_decodes(model.device)
@@ -145,7 +143,6 @@ class Runner:
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
         self._set_threads(sum(chunk.length for chunk in chunks))
         self.tables.flush()  # a captured step reads them where they are and asks nobody
-        self._candidates.reset()
         roster = self._roster(chunks)
         if roster is not None and not roster.wants & Wants.COUNT:
             return self._decode(chunks, roster)
@@ -231,11 +228,8 @@ class Runner:
         rows = self.rules.combine(logits, sampling, asking, looking)
         drawing = self._draw(sampling, rows) if sampling else None
         confidences = Confidences.of(chunks, rows.logits, self._upload)
-        pools = self._candidates.launch(chunks, self._positions_of, rows)
         pending = self.rules.launched(rows, asking, looking)
-        return InFlight(
-            tuple(chunks), drawing, confidences=confidences, pools=pools, pending=pending
-        )
+        return InFlight(tuple(chunks), drawing, confidences=confidences, pending=pending)
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
@@ -249,10 +243,7 @@ class Runner:
             batch=step.attention,
             key_caches=self._keys,
             value_caches=self._values,
-            probes=(
-                *self._candidates.probes(step),
-                *(probe for look in looking.values() for probe in look.probes),
-            ),
+            probes=(*(probe for look in looking.values() for probe in look.probes),),
             measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
         )

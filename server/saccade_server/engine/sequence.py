@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from saccade_interventions.needs import NOTHING, Needs
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.request import GenerateRequest, MeasuredHeads
 
 
@@ -47,7 +46,6 @@ class Sequence:
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
-    acceptance: Acceptance | None = None  # of a sequence that may reject candidates
     confidence: float = 0.0  # of the first token, once its step has run for an undecided sequence
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
     heads: MeasuredHeads | None = None
@@ -132,11 +130,6 @@ class Sequence:
     def undecided(self) -> bool:
         """True until the first token's confidence has decided about the plan's edits."""
         return self.plan is not None and self.plan.needs.last_row_twice
-
-    @property
-    def judged(self) -> bool:
-        """True if candidates for the next token may be rejected."""
-        return self.plan is not None and self.plan.needs.token_first and not self.undecided
 
     def most(self, wanted: int) -> int:
         """How many of the next ``wanted`` tokens one chunk may hold.

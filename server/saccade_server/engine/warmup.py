@@ -8,11 +8,9 @@ from dataclasses import replace
 from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit, TagRun
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.residual import ResidualProgram
-from saccade_server.engine.acceptance import Acceptance
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.scheduler import Chunk
@@ -23,9 +21,6 @@ CLASS_COUNTS = (1, 2, 4, CLASSES)
 
 ROW = 1
 """The row of either table that a dummy plan uses; its first real owner writes it anew."""
-
-JUDGED = SaliencyRule((0,), candidates=5, draws=3, alpha=0.6, window=5, region="after_image")
-"""Has every layer run again with gradient, from the first token on."""
 
 
 def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
@@ -43,8 +38,6 @@ def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
         if plan is not None:
             sequence.tag_row = ROW
             sequence.control_rows = dict.fromkeys(Phase, ROW) if plan.edits else {}
-            saliency = plan.rule(SaliencyRule)
-            sequence.acceptance = Acceptance(saliency) if saliency else None
         sequence.pages = list(range(free, free - (-length // PAGE)))
         free += len(sequence.pages)
         chunks.append(Chunk.of(sequence, length))
@@ -66,7 +59,7 @@ def warm_up(runner: Runner, longest: int) -> None:
     _run(runner, dummy_step([1, length] if length > 1 else [1]))
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
-        plan = replace(plan, question_start=1).with_rules(JUDGED)
+        plan = replace(plan, question_start=1).with_rules(*runner.rules.rehearsal())
         runner.tables.write_program(ROW, plan.packed(Phase.LAST))
         runner.tables.write_residuals(ROW, dummy_residuals(plan.shape.layers))
         runner.tables.open_tags(ROW, plan)
@@ -109,6 +102,8 @@ def _last_token(chunk: Chunk) -> Chunk:
 
 
 def _run(runner: Runner, chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        runner.rules.admit(chunk.sequence)
     runner.launch(chunks).wait()
     for chunk in chunks:
         runner.forget(chunk.sequence)

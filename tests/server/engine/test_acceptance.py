@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from saccade_interventions.rules import SaliencyRule
-from saccade_server.engine.acceptance import Acceptance, Candidate, descending, drawn
+from saccade_server.engine.rules.acceptance import Acceptance, Candidate, descending, drawn
 
 RULE = SaliencyRule(layers=(0,), candidates=4, draws=3, alpha=0.6, window=5, warmup=1)
 PAPER = replace(RULE, normalisation="mean", history="accepted", fallback="most_salient")

@@ -9,6 +9,7 @@ from saccade_server.engine.rules.contrast import ContrastHandler
 from saccade_server.engine.rules.gains import GainHandler
 from saccade_server.engine.rules.head_sinks import HeadSinkHandler
 from saccade_server.engine.rules.recent import RecentHandler
+from saccade_server.engine.rules.saliency import SaliencyHandler
 from saccade_server.engine.rules.sinks import SinkHandler
 
 HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
@@ -17,5 +18,6 @@ HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
     HeadSinkHandler,
     GainHandler,
     ContrastHandler,
+    SaliencyHandler,
 )
 """In the order in which they act: classes of keys, then heads, then tokens."""

@@ -13,7 +13,6 @@ from saccade_interventions.rules import (
     AnyRule,
     ConfidenceRule,
     Rule,
-    SaliencyRule,
 )
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
@@ -129,8 +128,6 @@ def unported(sequence: Sequence) -> Wants:
     plan, wants = sequence.plan, Wants.NOTHING
     if plan is None:
         return wants
-    if plan.rule(SaliencyRule) is not None:
-        wants |= Wants.CHOICE | Wants.PROBES
     if plan.rule(ConfidenceRule) is not None:
         wants |= Wants.CHOICE
     return wants
