@@ -14,8 +14,6 @@ import traceback
 
 import torch
 
-from saccade_interventions.rules import ConfidenceRule
-from saccade_server.engine.confidence import decided
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.groups import form
@@ -172,9 +170,6 @@ class EngineCore:
         ]
         # Nothing ends between here and the tokens, and those end nobody else's sequence.
         landed = [(chunk, drawn) for chunk, drawn in found if self._runs(chunk.sequence)]
-        undecided: set[Chunk] = set()
-        if flight.confidences is not None:
-            undecided = {c for c, _ in landed if c.draws and c.sequence.undecided}
         # Only now can pages be found by others; branches may come before their leader.
         kept: list[tuple[Chunk, Sample]] = []
         for chunk, drawn in landed:
@@ -182,24 +177,11 @@ class EngineCore:
             if plan is not None:
                 self._scheduler.run_again(chunk, plan)
                 continue
-            if undecided and chunk in undecided:
-                self._decide(chunk)
-                continue
             self._scheduler.complete(chunk)
             if drawn is not None:
                 kept.append((chunk, drawn))
         outputs += [self._accept(chunk.sequence, drawn) for chunk, drawn in kept]
         return outputs
-
-    def _decide(self, chunk: Chunk) -> None:
-        """Choose the plan by what the chunk's last row gave, and let that row run again."""
-        sequence = chunk.sequence
-        assert sequence.plan is not None
-        rule = sequence.plan.rule(ConfidenceRule)
-        assert rule is not None
-        found, plan = decided(sequence.plan, sequence.confidence)
-        sequence.count(rule.source, found)
-        self._scheduler.run_again(chunk, plan)
 
     def _runs(self, sequence: Sequence) -> bool:
         """False if the sequence, or its group, has ended while it was computed."""

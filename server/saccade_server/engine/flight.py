@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saccade_interventions.plan import Plan
-from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.rules.base import Pending
 from saccade_server.engine.sampler import Drawing, Sample
@@ -22,7 +21,6 @@ class InFlight:
     drawing: Drawing | PaddedDrawing | None  # None: no token is drawn
     counted: tuple[Sequence, ...] = ()  # whose counters come along, see Receipt
     moved: Download | None = None
-    confidences: Confidences | None = None  # None: no sequence waits for it
     pending: tuple[Pending, ...] = ()  # what rules are to know
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
@@ -36,8 +34,6 @@ class InFlight:
             (counters,) = self.moved.wait()
             for sequence, moved in zip(self.counted, counters.numpy(), strict=True):
                 sequence.moved = moved
-        if self.confidences is not None:
-            self.confidences.note()
         if len(samples) == len(self.chunks):
             landed = list(zip(self.chunks, samples, strict=True))
         else:

@@ -17,15 +17,8 @@ import torch
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine import graphs
-from saccade_server.engine.batch import (
-    Ints,
-    PromptPositions,
-    Step,
-    fill_in,
-    pack,
-)
+from saccade_server.engine.batch import Ints, PromptPositions, Step, fill_in, pack
 from saccade_server.engine.combined import Combined
-from saccade_server.engine.confidence import Confidences
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
@@ -217,19 +210,14 @@ class Runner:
         return self._choose(chunks, self._compute(step, looking), asking, looking)
 
     def _choose(
-        self,
-        chunks: Batch[Chunk],
-        logits: torch.Tensor,
-        asking: Asking,
-        looking: Looking,
+        self, chunks: Batch[Chunk], logits: torch.Tensor, asking: Asking, looking: Looking
     ) -> InFlight:
         """Queue the draws of a step, and what the rules of its plans are to know."""
         sampling = [chunk for chunk in chunks if chunk.samples]
         rows = self.rules.combine(logits, sampling, asking, looking)
         drawing = self._draw(sampling, rows) if sampling else None
-        confidences = Confidences.of(chunks, rows.logits, self._upload)
         pending = self.rules.launched(rows, asking, looking)
-        return InFlight(tuple(chunks), drawing, confidences=confidences, pending=pending)
+        return InFlight(tuple(chunks), drawing, pending=pending)
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
@@ -243,13 +231,12 @@ class Runner:
             batch=step.attention,
             key_caches=self._keys,
             value_caches=self._values,
-            probes=(*(probe for look in looking.values() for probe in look.probes),),
+            probes=tuple(probe for look in looking.values() for probe in look.probes),
             measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
-        logits = self.model.logits(hidden.index_select(0, step.sampled))
-        return logits
+        return self.model.logits(hidden.index_select(0, step.sampled))
 
     def _draw(self, sampling: Batch[Chunk], rows: Combined) -> Drawing:
         """Queue the draws, one from each of these rows."""

@@ -46,7 +46,6 @@ class Sequence:
     rows_touched: dict[str, int] = field(default_factory=dict)
     output_counts: dict[int, int] = field(default_factory=dict)
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
-    confidence: float = 0.0  # of the first token, once its step has run for an undecided sequence
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
     heads: MeasuredHeads | None = None
 
@@ -125,11 +124,6 @@ class Sequence:
         if self.penalised or len(self.tokens) + self.drawing >= most:
             return True
         return request.plan is not None and request.plan.needs.token_first
-
-    @property
-    def undecided(self) -> bool:
-        """True until the first token's confidence has decided about the plan's edits."""
-        return self.plan is not None and self.plan.needs.last_row_twice
 
     def most(self, wanted: int) -> int:
         """How many of the next ``wanted`` tokens one chunk may hold.

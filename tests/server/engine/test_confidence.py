@@ -11,8 +11,8 @@ from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import ConfidenceRule, SaliencyRule, SinkRule
 from saccade_kernels.controls import ControlShape
-from saccade_server.engine.confidence import decided
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.rules.confidence import decided
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in range(4))
 

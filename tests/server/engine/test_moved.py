@@ -10,7 +10,7 @@ from saccade_interventions.methods.act import ACT
 from saccade_interventions.methods.adaptvis import AdaptVis
 from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.var import VAR
-from saccade_server.engine.confidence import decided
+from saccade_server.engine.rules.confidence import decided
 from saccade_server.requests.receipts import Run, applied
 
 EASY = {"tau": 1.0, "move_fraction": 0.6, "min_visual_mass": 1e-6, "rho": 1e-6}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saccade_server.engine.rules.base import RuleHandler
+from saccade_server.engine.rules.confidence import ConfidenceHandler
 from saccade_server.engine.rules.contrast import ContrastHandler
 from saccade_server.engine.rules.gains import GainHandler
 from saccade_server.engine.rules.head_sinks import HeadSinkHandler
@@ -19,5 +20,6 @@ HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
     GainHandler,
     ContrastHandler,
     SaliencyHandler,
+    ConfidenceHandler,
 )
 """In the order in which they act: classes of keys, then heads, then tokens."""

@@ -11,7 +11,6 @@ import torch
 
 from saccade_interventions.rules import (
     AnyRule,
-    ConfidenceRule,
     Rule,
 )
 from saccade_server.engine.batch import Step
@@ -48,7 +47,7 @@ class Handlers:
 
     def wants(self, sequence: Sequence, decodes: bool = True) -> Wants:
         """What a generated row of a sequence needs, or the last of its prompt."""
-        wants = unported(sequence)
+        wants = Wants.NOTHING
         for handler, rule in self._of(sequence):
             wants |= Wants.RULES | handler.wants(rule, decodes)
         return wants
@@ -113,21 +112,10 @@ class Handlers:
 
     def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Rule]]:
         for rule in () if sequence.plan is None else sequence.plan.rules:
-            if type(rule) in self._handlers:
-                yield self._handlers[type(rule)], rule
+            yield self._handlers[type(rule)], rule
 
     def _asked(self, asking: Asking) -> Iterator[tuple[RuleHandler[Any], Batch[Asked[Any]]]]:
         if asking:
             for kind, handler in self._handlers.items():
                 if kind in asking:
                     yield handler, asking[kind]
-
-
-def unported(sequence: Sequence) -> Wants:
-    """What kinds of rules want that have no handler yet."""
-    plan, wants = sequence.plan, Wants.NOTHING
-    if plan is None:
-        return wants
-    if plan.rule(ConfidenceRule) is not None:
-        wants |= Wants.CHOICE
-    return wants

@@ -1,7 +1,7 @@
 """Which rows of a step are measured for the sinks of single heads, and what is kept for them.
 
 A plan with a HeadSinkRule computes its prompt in one step and its generated rows one at a time
-(Plan.whole_prompt, Sequence.single_steps), again after preemption too, so that every row sees the
+(Needs.whole_prompt, Needs.single_rows), again after preemption too, so that every row sees the
 classes that it is to see: they are written layer by layer while the row is computed
 (models/head_sinks.py), into table rows that are the sequence's own. A prompt starts its sums anew.
 
