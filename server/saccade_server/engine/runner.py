@@ -87,7 +87,9 @@ class Runner:
         self._decoder: PaddedDecoder | None = None
         if pads:
             sizes = (config.max_num_seqs, max_model_len)
-            self._decoder = PaddedDecoder(model, caches, self.tables, self._seats, *sizes)
+            self._decoder = PaddedDecoder(
+                model, caches, self.tables, self._seats, *sizes, self.rules.stages
+            )
             self._drawn = self._decoder.drawn
         else:
             self._drawn = torch.zeros(seats, dtype=torch.int64, device=model.device)

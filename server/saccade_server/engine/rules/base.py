@@ -20,9 +20,11 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Rule
 from saccade_server.engine.batch import PromptPositions, Step
 from saccade_server.engine.combined import Combined
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.stages import Stage
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
 from saccade_server.engine.wants import Wants
@@ -150,6 +152,13 @@ class RuleHandler(Generic[R]):
     def wants(self, rule: R, decodes: bool) -> Wants:
         """What a single row of a sequence needs: a generated one, or the last of its prompt."""
         return Wants.NOTHING
+
+    def stages(self, outputs: StepOutputs) -> Batch[Stage]:
+        """What a padded step has for this kind before or behind it. Asked once, at the start.
+
+        A handler with stages does nothing else in a padded step that its stages do.
+        """
+        return ()
 
     def admit(self, sequence: Sequence, rule: R) -> None:
         """A sequence has come that will ask."""

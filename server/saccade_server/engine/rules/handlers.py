@@ -15,6 +15,7 @@ from saccade_interventions.rules import (
 )
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.base import (
     Asked,
     Asking,
@@ -26,6 +27,7 @@ from saccade_server.engine.rules.base import (
 )
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.stages import Stage
 from saccade_server.engine.wants import Wants
 
 Looking = dict[type[Rule], Look]
@@ -51,6 +53,10 @@ class Handlers:
         for handler, rule in self._of(sequence):
             wants |= Wants.RULES | handler.wants(rule, decodes)
         return wants
+
+    def stages(self, outputs: StepOutputs) -> list[Stage]:
+        """What padded steps have for rules before or behind them."""
+        return [stage for handler in self for stage in handler.stages(outputs)]
 
     def admit(self, sequence: Sequence) -> None:
         """A sequence has come."""
