@@ -26,7 +26,7 @@ from saccade_server.engine.wants import Wants
 ALWAYS = int(np.iinfo(np.int64).max)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Roster:
     """The sequences of a step of single rows, in order, and what their seats say of each row."""
 

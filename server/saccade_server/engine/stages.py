@@ -21,6 +21,7 @@ from bisect import bisect_left
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -110,8 +111,8 @@ class Stages:
             self.size += layout.size
         self._tensors: dict[str, list[torch.Tensor]] = {}
         self._written: dict[str, int] = {}
-        self._roster: Roster | None = None
-        self._asked: list[tuple[Stage, Any]] = []
+        # Of the roster alone, which goes when a sequence of it ends: nothing is to keep those.
+        self._asked: WeakKeyDictionary[Roster, list[tuple[Stage, Any]]] = WeakKeyDictionary()
 
     def bind(self, memory: torch.Tensor) -> None:
         """Say where parameters lie on the device: uint8 of :attr:`size`."""
@@ -144,12 +145,13 @@ class Stages:
         Returns:
             What to compute, in order; and where the first byte lies that was written.
         """
-        if rows.roster is not self._roster:
+        wanted = self._asked.get(rows.roster)
+        if wanted is None:
             each = ((stage, stage.asked(rows.roster)) for stage in self._stages.values())
-            self._asked = [(stage, asked) for stage, asked in each if asked is not None]
-            self._roster = rows.roster
+            wanted = [(stage, asked) for stage, asked in each if asked is not None]
+            self._asked[rows.roster] = wanted
         found, first = [], self.size
-        for stage, asked in self._asked:
+        for stage, asked in wanted:
             if not (behind or stage.ahead):
                 continue
             count = stage.write(self._arrays(block, stage.name), asked, rows)
