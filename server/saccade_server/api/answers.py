@@ -24,7 +24,7 @@ from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_discon
 from saccade_server.engine.request import TokenLogprobs
 from saccade_server.requests.noops import noops
 from saccade_server.requests.prepared import Prepared
-from saccade_server.requests.receipts import applied, fingerprint, rejected
+from saccade_server.requests.receipts import applied, fingerprint, published
 
 FINGERPRINT_HEADER = "x-intervention-fingerprint"
 
@@ -80,9 +80,9 @@ class Answer:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        rejecting = rejected(self.generation.runs)
-        if rejecting is not None:
-            usage["completion_tokens_details"] = rejecting
+        details = published(self.generation.runs)
+        if details is not None:
+            usage["completion_tokens_details"] = details
         return usage
 
     def usage_so_far(self, body: Sampled) -> dict[str, Any]:

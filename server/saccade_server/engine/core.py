@@ -230,7 +230,8 @@ class EngineCore:
                 self._runner.read_moved(sequence)
             moved = () if sequence.moved is None else sites(sequence.moved)
             counters = tuple(Counter(*key, value) for key, value in sequence.counts.items())
-            receipt = Receipt(dict(sequence.rows_touched), moved, counters, sequence.heads)
+            findings = tuple(sequence.findings.values())
+            receipt = Receipt(dict(sequence.rows_touched), moved, counters, findings)
         self._scheduler.remove(sequence)
         for member in sequence.group:
             self._runner.forget(member)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
+from saccade_interventions.rules import AnyFinding
 
 
 class Array(msgspec.Struct, frozen=True):
@@ -92,8 +93,7 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One sequence to generate. ``cache_salt``: it shares cache pages with equal salts only.
 
-    ``branches`` are what the plan's rules ask for: one that measures for ``measured``, one that
-    does not for ``contrast.branch``.
+    ``branches`` are those that the plan's rules need, in their order (Needs.branches).
     """
 
     request_id: str
@@ -154,31 +154,19 @@ class Counter(msgspec.Struct, frozen=True):
     value: int
 
 
-class MeasuredHeads(msgspec.Struct, frozen=True):
-    """What a plan's MeasuredGains found, once, at the last prompt row.
-
-    ``selected``: of each of its layers, the heads that got the gain. If a report was asked for,
-    ``divergence`` is the VHD of every [layer][head], unfiltered, and ``total`` is T-VHD.
-    """
-
-    source: int
-    selected: tuple[tuple[int, tuple[int, ...]], ...]
-    divergence: tuple[tuple[float, ...], ...] = ()
-    total: float | None = None
-
-
 class Receipt(msgspec.Struct, frozen=True):
     """What really ran for a plan, counted where it ran.
 
     ``rows`` counts the distinct query rows of each phase, those of a shared prefix included (it
     was computed under the same programs). ``moved`` lists the sites of mass edits that changed
-    a row: each row once, however often it was computed. ``counters`` say what the plan's rules did.
+    a row: each row once, however often it was computed. ``counters`` say what the plan's rules did,
+    ``findings`` what they found out.
     """
 
     rows: dict[str, int]
     moved: tuple[SiteCount, ...] = ()
     counters: tuple[Counter, ...] = ()
-    heads: MeasuredHeads | None = None
+    findings: tuple[AnyFinding, ...] = ()
 
 
 NOT_FINITE = "the model gave logits that are not finite"

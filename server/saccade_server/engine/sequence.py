@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from saccade_interventions.needs import NOTHING, Needs
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_server.engine.request import GenerateRequest, MeasuredHeads
+from saccade_interventions.rules import AnyFinding, Finding
+from saccade_server.engine.request import GenerateRequest
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class Sequence:
     output_counts: dict[int, int] = field(default_factory=dict)
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
-    heads: MeasuredHeads | None = None
+    findings: dict[type[Finding], AnyFinding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)

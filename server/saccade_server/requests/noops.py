@@ -52,8 +52,8 @@ def _lost(index: int, sequence: Finished) -> bool:
 
 def _reported(index: int, receipt: Receipt) -> bool:
     """True if a rule of the intervention did something."""
-    measured = receipt.heads is not None and receipt.heads.source == index
-    return measured or any(c.source == index and c.value for c in receipt.counters)
+    found = any(finding.source == index for finding in receipt.findings)
+    return found or any(c.source == index and c.value for c in receipt.counters)
 
 
 def _phases(plan: Plan, generated: int) -> set[Phase]:

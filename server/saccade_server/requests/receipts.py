@@ -24,22 +24,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from saccade_interventions.base import Intervention
-from saccade_interventions.edits import Edits, HeadEdit, MassEdit, ResidualEdit
+from saccade_interventions.edits import Edits, MassEdit, ResidualEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import ConfidenceRule, MeasuredGains, RecentRule, SaliencyRule
+from saccade_interventions.rules import Finding, Rule
 from saccade_server.engine.request import Receipt
 
 Site = tuple[int, int]
 """Layer and head."""
-
-EFFECTS = ("contrasted", "rejections", "fallbacks")
-"""Counters that say a rule changed something; others count what it looked at or chose. Edits that
-it chose are counted by their rows."""
 
 PROMPT = (Phase.PREFIX, Phase.QUESTION, Phase.LAST)
 
@@ -52,18 +48,26 @@ class Run:
     receipt: Receipt | None = None
     cached_tokens: int = 0
 
-    @property
-    def settled(self) -> Run:
-        """The same with what was measured in its plan: gains of heads like any other edit."""
-        found = self.receipt.heads if self.receipt else None
-        rule = self.plan.rule(MeasuredGains) if self.plan else None
-        if self.plan is None or found is None or rule is None:
-            return self
-        chosen = tuple((layer, heads) for layer, heads in found.selected if heads)
-        if not chosen:
-            return self
-        gains = HeadEdit(chosen, rule.phases, rule.gain, source=rule.source)
-        return replace(self, plan=replace(self.plan, heads=(*self.plan.heads, gains)))
+    def rules(self, index: int) -> list[Rule]:
+        """Those of the intervention at ``index``."""
+        rules = self.plan.rules if self.plan else ()
+        return [rule for rule in rules if rule.source == index]
+
+    def counters(self, index: int) -> dict[str, int]:
+        """What the engine counted for the intervention's rules, by name."""
+        counters = self.receipt.counters if self.receipt else ()
+        return {counter.name: counter.value for counter in counters if counter.source == index}
+
+    def finding(self, index: int) -> Finding | None:
+        """What the intervention's rule found."""
+        findings = self.receipt.findings if self.receipt else ()
+        return next((finding for finding in findings if finding.source == index), None)
+
+    def ran(self, index: int) -> list[Edits]:
+        """The intervention's edits that ran, by what the engine says it counted and found."""
+        always = [edit for edit in (self.plan.edits if self.plan else ()) if edit.source == index]
+        counters, finding = self.counters(index), self.finding(index)
+        return always + [e for rule in self.rules(index) for e in rule.ran(counters, finding)]
 
 
 def fingerprint(interventions: Sequence[Intervention]) -> str:
@@ -79,37 +83,24 @@ def applied(
 
     ``resolved``: the same interventions as they ran.
     """
-    settled = [run.settled for run in runs]
     return [
-        _entry(index, asked, _filled_in(asked, ran), settled)
+        _entry(index, asked, _filled_in(asked, ran), runs)
         for index, (asked, ran) in enumerate(zip(interventions, resolved, strict=True))
     ]
 
 
 def sites(index: int, plans: Sequence[Plan | None]) -> set[Site]:
     """Every (layer, head) whose attention the intervention at ``index`` edits."""
-    return {
-        (layer, head)
-        for plan in plans
-        for edit in _edits(plan, index)
-        if not isinstance(edit, ResidualEdit)
-        for layer, heads in edit.sites
-        for head in heads
-    }
+    return _sites([edit for plan in plans for edit in _edits(plan, index)])
 
 
 def layers(index: int, plans: Sequence[Plan | None]) -> list[int]:
     """Every layer that the intervention at ``index`` edits; for the residual, see ResidualEdit."""
-    residuals = {
-        edit.layer
-        for plan in plans
-        for edit in _edits(plan, index)
-        if isinstance(edit, ResidualEdit)
-    }
-    found = (plan.rule(MeasuredGains) for plan in plans if plan is not None)
-    rules = [rule for rule in found if rule is not None]
-    measured = {layer for rule in rules if rule.source == index for layer in rule.layers}
-    return sorted(residuals | measured | {layer for layer, _ in sites(index, plans)})
+    edits = [edit for plan in plans for edit in _edits(plan, index)]
+    residuals = {edit.layer for edit in edits if isinstance(edit, ResidualEdit)}
+    rules = [rule for plan in plans if plan for rule in plan.rules if rule.source == index]
+    measured = {layer for rule in rules for layer in rule.layers_measured}
+    return sorted(residuals | measured | {layer for layer, _ in _sites(edits)})
 
 
 def acts(index: int, plans: Sequence[Plan | None]) -> bool:
@@ -121,20 +112,18 @@ def acts(index: int, plans: Sequence[Plan | None]) -> bool:
     )
 
 
-def rejected(runs: Sequence[Run]) -> dict[str, int] | None:
-    """Candidates that were drawn for tokens, and how many of them were rejected, by saliency.
+def published(runs: Sequence[Run]) -> dict[str, int] | None:
+    """What rules of these runs count for the usage of a response, by its name there, summed.
 
-    None where no run rejects any. A drawn candidate that was not rejected is a token of the answer.
+    None where no rule does.
     """
-    found = (run.plan.rule(SaliencyRule) for run in runs if run.plan)
-    sources = {rule.source for rule in found if rule}
-    if not sources:
-        return None
-    totals = [_counters(source, runs) for source in sources]
-    return {
-        f"saliency_{name}": sum(counters.get(name, 0) for counters in totals)
-        for name in ("draws", "rejections")
-    }
+    found: dict[str, int] = {}
+    for run in runs:
+        for rule in run.plan.rules if run.plan else ():
+            counters = run.counters(rule.source)
+            for name, counter in rule.published.items():
+                found[name] = found.get(name, 0) + counters.get(counter, 0)
+    return found or None
 
 
 def _filled_in(asked: Intervention, ran: Intervention) -> dict[str, Any]:
@@ -159,7 +148,7 @@ def _entry(
         "fingerprint": intervention.fingerprint(),
         "filled_in": filled_in,
         "layers": layers(index, plans),
-        "heads": len(sites(index, plans)),
+        "heads": len(sites(index, plans) | _sites([e for run in runs for e in run.ran(index)])),
         "rows": {"prompt": prompt, "generated": generated, "cached": cached},
         "edits": {
             "evaluated": sum(count.evaluated for count in counts),
@@ -175,23 +164,16 @@ def _counters(index: int, runs: Sequence[Run]) -> dict[str, int]:
     """What the intervention's rule did, summed by name; empty without a rule."""
     found: dict[str, int] = {}
     for run in runs:
-        for counter in run.receipt.counters if run.receipt else ():
-            if counter.source == index:
-                found[counter.name] = found.get(counter.name, 0) + counter.value
+        for name, value in run.counters(index).items():
+            found[name] = found.get(name, 0) + value
     return found
 
 
-def _measured(index: int, runs: Sequence[Run]) -> dict[str, Any] | None:
-    """What the intervention measured, by layer; of several answers to one prompt, the first's."""
-    found = (run.receipt.heads for run in runs if run.receipt and run.receipt.heads)
-    heads = next((heads for heads in found if heads.source == index), None)
-    if heads is None:
-        return None
-    return {
-        "heads": {str(layer): list(chosen) for layer, chosen in heads.selected},
-        "vhd": [list(layer) for layer in heads.divergence] or None,
-        "t_vhd": heads.total,
-    }
+def _measured(index: int, runs: Sequence[Run]) -> dict[str, object] | None:
+    """What the intervention measured; of several answers to one prompt, the first's."""
+    found = (run.finding(index) for run in runs)
+    first = next((finding for finding in found if finding is not None), None)
+    return None if first is None else first.shown()
 
 
 def _status(acts: bool, counts: Sequence[_Count]) -> str:
@@ -224,7 +206,9 @@ class _Count:
 
     @classmethod
     def of(cls, run: Run, index: int) -> _Count:
-        edits = _chosen(run, index)
+        edits = run.ran(index)
+        counters = run.counters(index)
+        effects = {name for rule in run.rules(index) for name in rule.effects}
         rows = _rows(run, index)
         phases = {phase for edit in edits for phase in edit.phases}
         has_masses = any(isinstance(edit, MassEdit) for edit in edits)
@@ -242,45 +226,36 @@ class _Count:
             disputed=disputed,
             works=bool(moved)
             or any(_evaluated(edit, rows) for edit in others)
-            or any(_counters(index, [run]).get(name) for name in EFFECTS),
+            or any(counters.get(name) for name in effects),
             confirmed=run.receipt is not None and not disputed,
         )
 
 
 def _edits(plan: Plan | None, index: int) -> list[Edits]:
-    """Those that may run: all, where it depends on the first token's confidence."""
+    """Those of the intervention at ``index`` that may run."""
     if plan is None:
         return []
-    rule = plan.rule(ConfidenceRule)
-    depending = () if rule is None else (*rule.unsure, *rule.sure)
-    return [edit for edit in (*plan.edits, *depending) if edit.source == index]
+    held = (edit for rule in plan.rules for edit in rule.edits)
+    return [edit for edit in (*plan.edits, *held) if edit.source == index]
 
 
-def _chosen(run: Run, index: int) -> list[Edits]:
-    """Those that ran, by what the engine says it found."""
-    found = _edits(run.plan, index)
-    rule = run.plan.rule(ConfidenceRule) if run.plan is not None else None
-    if rule is None or rule.source != index:
-        return found
-    counters = _counters(index, [run])
-    left = [
-        edit
-        for name in ("unsure", "sure")
-        if not counters.get(name)
-        for edit in getattr(rule, name)
-    ]
-    return [edit for edit in found if not any(edit is other for other in left)]
+def _sites(edits: Sequence[Edits]) -> set[Site]:
+    return {
+        (layer, head)
+        for edit in edits
+        if not isinstance(edit, ResidualEdit)
+        for layer, heads in edit.sites
+        for head in heads
+    }
 
 
 def _rows(run: Run, index: int) -> dict[str, int]:
     """Rows of each phase that the intervention at ``index`` had keys to edit in."""
-    rows = run.receipt.rows if run.receipt else {}
-    rule = run.plan.rule(RecentRule) if run.plan else None
-    if run.plan is None or rule is None or rule.source != index or rule.with_self:
-        return rows
-    # The first generated row has no recent keys, unless the prompt's count.
-    empty = int(rule.start >= run.plan.prompt_length and rows.get(Phase.GENERATED, 0) > 0)
-    return {**rows, Phase.GENERATED: rows.get(Phase.GENERATED, 0) - empty}
+    rows = dict(run.receipt.rows) if run.receipt else {}
+    for rule in run.rules(index):
+        without = rule.rows_without_keys(run.plan.prompt_length) if run.plan else {}
+        rows |= {phase: max(rows.get(phase, 0) - none, 0) for phase, none in without.items()}
+    return rows
 
 
 def _evaluated(edit: Edits, rows: dict[str, int]) -> int:
@@ -296,8 +271,7 @@ def _mass_sites(run: Run, index: int) -> tuple[set[Site], set[Site]]:
     others: set[Site] = set()
     for edit in run.plan.masses if run.plan else ():
         if _evaluated(edit, rows):
-            sites = {(layer, head) for layer, heads in edit.sites for head in heads}
-            (mine if edit.source == index else others).update(sites)
+            (mine if edit.source == index else others).update(_sites([edit]))
     return mine - others, mine & others
 
 

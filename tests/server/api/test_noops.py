@@ -8,8 +8,8 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
-from saccade_interventions.rules import ContrastRule, MeasuredGains, RecentRule
-from saccade_server.engine.request import Counter, MeasuredHeads, Receipt
+from saccade_interventions.rules import ContrastRule, MeasuredGains, MeasuredHeads, RecentRule
+from saccade_server.engine.request import Counter, Receipt
 from saccade_server.requests.noops import noops
 from saccade_server.requests.receipts import Run
 
@@ -82,7 +82,7 @@ def test_a_rule_that_measures_is_known_by_what_it_found(tools):
     rule = MeasuredGains((1,), 2.0, (Phase.GENERATED,))
     plan = replace(plan, scores=()).with_rules(rule)
     assert lost(interventions, plan, 1, {}) == ["pasta"]
-    found = Receipt({}, heads=MeasuredHeads(0, ((1, ()),)))
+    found = Receipt({}, findings=(MeasuredHeads(((1, ()),), source=0),))
     assert noops(interventions, [Ended(Run(plan, found), 1)]) == []
 
 

@@ -6,7 +6,8 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
-from saccade_server.engine.request import Counter, MeasuredHeads, Receipt, SiteCount
+from saccade_interventions.rules import MeasuredHeads
+from saccade_server.engine.request import Counter, Receipt, SiteCount
 from saccade_server.requests.receipts import Run, applied, fingerprint
 
 REGISTRY = Registry.discover()
@@ -167,8 +168,8 @@ VHR = {"method": "vhr", "rows": "last+generated"}
 
 
 def test_gains_that_were_measured_are_head_edits():
-    found = MeasuredHeads(0, ((1, (0, 3)), (2, ()), (3, (1,))))
-    (entry,) = entries(VHR, receipt=Receipt(ROWS, heads=found))
+    found = MeasuredHeads(((1, (0, 3)), (2, ()), (3, (1,))), source=0)
+    (entry,) = entries(VHR, receipt=Receipt(ROWS, findings=(found,)))
     assert entry["layers"] == [1, 2, 3]
     assert entry["heads"] == 3
     assert entry["rows"] == {"prompt": 1, "generated": 5, "cached": 0}
@@ -182,8 +183,8 @@ def test_gains_that_were_measured_are_head_edits():
 
 
 def test_nothing_was_chosen():
-    found = MeasuredHeads(1, ((1, ()),), ((0.5, 0.5),), 1.0)
-    other, entry = entries(PAI, VHR, receipt=Receipt(ROWS, heads=found))
+    found = MeasuredHeads(((1, ()),), ((0.5, 0.5),), 1.0, source=1)
+    other, entry = entries(PAI, VHR, receipt=Receipt(ROWS, findings=(found,)))
     assert entry["status"] == "no_effect"
     assert entry["measured"] == {"heads": {"1": []}, "vhd": [[0.5, 0.5]], "t_vhd": 1.0}
     assert other["measured"] is None

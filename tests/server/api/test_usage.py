@@ -7,7 +7,7 @@ from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import Counter, Receipt
-from saccade_server.requests.receipts import Run, applied, rejected
+from saccade_server.requests.receipts import Run, applied, published
 
 REGISTRY = Registry.discover()
 MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
@@ -24,9 +24,9 @@ def test_draws_and_rejections_are_summed_over_sequences():
     _, plan = made({"method": "pai"}, {"method": "sgrs"})
     counters = (Counter(1, "draws", 9), Counter(1, "rejections", 4), Counter(0, "draws", 50))
     runs = [Run(plan, Receipt(ROWS, (), counters)), Run(plan, Receipt(ROWS)), Run(plan)]
-    assert rejected(runs) == {"saliency_draws": 9, "saliency_rejections": 4}
-    assert rejected([Run(made({"method": "pai"})[1], Receipt(ROWS, (), counters))]) is None
-    assert rejected([Run(None)]) is None
+    assert published(runs) == {"saliency_draws": 9, "saliency_rejections": 4}
+    assert published([Run(made({"method": "pai"})[1], Receipt(ROWS, (), counters))]) is None
+    assert published([Run(None)]) is None
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -85,7 +85,8 @@ def test_vhr_is_head_scale_on_the_heads_it_found(options: dict[str, str], answer
     for names in BESIDE_VHR:
         entries = [OTHERS[name] for name in names]
         found = answer([*entries, {"method": "vhr", "gain": 3.0, **options}])
-        heads = {str(layer): list(some) for layer, some in found.last.receipt.heads.selected}
+        (measured,) = found.last.receipt.findings
+        heads = {str(layer): list(some) for layer, some in measured.selected}
         heads = {layer: some for layer, some in heads.items() if some}
         assert heads, names
         scaled = {"method": "head_scale", "gain": 3.0, "rows": options["rows"], "heads": heads}

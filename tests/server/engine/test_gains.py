@@ -186,7 +186,7 @@ def test_the_report(vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any) -> 
     plain = run(make_core("llava"), [ask(prompt, [])])["r"]
     result = run(make_core("llava"), [ask(prompt, [entry])])["r"]
     assert result.logprobs == plain.logprobs
-    heads = result.last.receipt.heads
+    (heads,) = result.last.receipt.findings
     assert heads.selected == ()
     oracle = vhr.Oracle(tiny.build("llava"), prompt, entry)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_the_report_beside_gains(tiny: Any, make_core: Any, ask: Any, run: Any) 
     )
     assert shown.tokens == plain.tokens
     assert shown.logprobs == plain.logprobs
-    heads = shown.last.receipt.heads
-    assert heads.selected == plain.last.receipt.heads.selected
-    assert plain.last.receipt.heads.total is None
+    (heads,), (without,) = (result.last.receipt.findings for result in (shown, plain))
+    assert heads.selected == without.selected
+    assert without.total is None
     assert all(value > 0 for row in heads.divergence for value in row)

@@ -110,7 +110,8 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(
         single = run(alone, [request])[request.request_id]
         result = results[request.request_id]
         assert result.tokens == single.tokens, request.request_id
-        assert result.last.receipt is None or result.last.receipt.heads == single.last.receipt.heads
+        receipt = result.last.receipt
+        assert receipt is None or receipt.findings == single.last.receipt.findings
     assert bool(preempted) == ("cache_tokens" in config)
     stats = core.stats()
     assert (stats.cache_usage, stats.plans) == (0, 0)
@@ -154,7 +155,7 @@ def test_a_step_that_fails_half_way_is_measured_anew(
     assert calls == [*vhr.LAYERS, *vhr.LAYERS]
     assert result.tokens == wanted.tokens
     assert result.logprobs == wanted.logprobs
-    assert result.last.receipt.heads == wanted.last.receipt.heads
+    assert result.last.receipt.findings == wanted.last.receipt.findings
 
 
 def test_a_prompt_too_long_for_a_step_is_refused(tiny: Any, make_core: Any, ask: Any) -> None:

@@ -34,8 +34,10 @@ def told(result: Result) -> dict[str, Any]:
     }
     receipt = last.receipt
     if receipt is not None:
-        heads = msgspec.to_builtins(receipt.heads)
-        if heads is not None:
+        heads = None
+        for finding in receipt.findings:
+            heads = msgspec.to_builtins(finding)
+            del heads["type"]
             heads["divergence"] = [[round(v, SHOWN) for v in row] for row in heads["divergence"]]
             heads["total"] = None if heads["total"] is None else round(heads["total"], SHOWN)
         found["receipt"] = {

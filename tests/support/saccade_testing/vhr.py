@@ -122,7 +122,8 @@ def check(result: Any, wanted: list[tuple[int, float]]) -> None:
 
 
 def heads_of(result: Any) -> dict[int, list[int]]:
-    return {layer: list(heads) for layer, heads in result.last.receipt.heads.selected}
+    (found,) = result.last.receipt.findings
+    return {layer: list(heads) for layer, heads in found.selected}
 
 
 def by_entries(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,11 +34,10 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import MeasuredGains
+from saccade_interventions.rules import MeasuredGains, MeasuredHeads
 from saccade_kernels.divergence import Reactivity
 from saccade_server.engine.batch import Ints, Step
 from saccade_server.engine.combined import Combined
-from saccade_server.engine.request import MeasuredHeads
 from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -120,7 +119,7 @@ class GainReports(News):
             divergence, selected = (tensor.numpy() for tensor in download.wait())
             for index, pair in enumerate(pairs):
                 found = describe_heads(pair.rule, divergence[index], selected[index])
-                pair.chunk.sequence.heads = found
+                pair.chunk.sequence.findings[MeasuredHeads] = found
 
 
 class GainHandler(RuleHandler[MeasuredGains]):
@@ -194,10 +193,10 @@ def describe_heads(
     """What was found of one sequence; both arrays are [layers, heads]."""
     heads = tuple((layer, tuple(np.flatnonzero(selected[layer]).tolist())) for layer in rule.layers)
     if not rule.report:
-        return MeasuredHeads(rule.source, heads)
+        return MeasuredHeads(heads, source=rule.source)
     largest = np.sort(divergence, axis=1)[:, -rule.report :]
     table = tuple(tuple(row) for row in divergence.tolist())
-    return MeasuredHeads(rule.source, heads, table, float(largest.sum(dtype=np.float64)))
+    return MeasuredHeads(heads, table, float(largest.sum(dtype=np.float64)), source=rule.source)
 
 
 def _pairs(step: Step, asked: Batch[Asked[MeasuredGains]]) -> list[Pair]:
