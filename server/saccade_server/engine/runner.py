@@ -170,7 +170,8 @@ class Runner:
     def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
         """Queue a step of single tokens, in fixed places if there are such."""
         asking = ask(chunks) if roster.wants & Wants.RULES else {}
-        self.rules.before(asking)
+        if self._decoder is None:
+            self.rules.before(asking)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
         params = [r.sampling for r in roster.requests] if roster.wants & Wants.LOGPROBS else []

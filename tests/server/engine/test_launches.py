@@ -152,6 +152,17 @@ def test_a_draw_launches(kind: str, tiny_model: Any) -> None:
     assert counted.found.total() == DRAWS[kind], dict(counted.found)
 
 
+def test_windows_move_in_seven_launches(tiny_model: Any) -> None:
+    """For all sequences together, in a graph ahead of the step."""
+    model = serve(tiny_model("llama", dtype=torch.bfloat16))
+    settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
+    core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
+    run, counted = core._runner._decoder.idle(StageVariant("windows", 4)), Launches()
+    with torch.inference_mode(), counted:
+        run()
+    assert counted.found.total() == 7, dict(counted.found)
+
+
 def test_sinks_of_heads_are_found_in_one_launch_a_sequence(launches: Launches) -> None:
     """Behind five: the rows, room for masses, their attention in two, its weights."""
     shape, index = ControlShape(layers=2, heads=4, head_dim=16), torch.arange(3)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_kernels.tables import TagTable
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rules.base import Asked, ask
-from saccade_server.engine.rules.recent import RecentHandler, window
+from saccade_server.engine.rules.recent import RecentHandler, WindowStage, window
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
@@ -71,7 +72,7 @@ def test_windows(
 ) -> None:
     rule = plan(width, start, with_self).rule(RecentRule)
     assert rule is not None
-    found = window(at(sequence(1, plan()), row), rule)
+    found = window(row, PROMPT, rule)
     assert range(*found) == range(*wanted)
 
 
@@ -122,13 +123,13 @@ def test_one_write_for_all_sequences_of_a_step(
 ) -> None:
     recent = handler(table)
     writes: list[Any] = []
-    write = recent._write
+    write = recent.write
 
-    def note(*arguments: Any) -> None:
-        writes.append(arguments)
-        write(*arguments)
+    def note(changes: Any) -> None:
+        writes.extend([changes] if changes else [])
+        write(changes)
 
-    monkeypatch.setattr(recent, "_write", note)
+    monkeypatch.setattr(recent, "write", note)
     plain = sequence(0, None)
     members = [sequence(1, plan()), sequence(2, plan(5)), sequence(3, plan(2, 6))]
     recent.before(asked(at(plain, 12), *(at(m, 14) for m in members)))
@@ -156,3 +157,41 @@ def test_chunks_of_such_a_sequence_end_with_the_prompt() -> None:
         assert made.most(wanted) == most
         assert plain.most(wanted) == wanted
     assert made.most(0) == 0
+
+
+@pytest.mark.parametrize("garbage", [0, 255])
+def test_a_stage_moves_windows_as_single_writes_do(table: TagTable, garbage: int) -> None:
+    """Ahead of a padded step; padding, and what lies in its parameters before, changes nothing."""
+    table.tags[1, 1, 8] = SINK
+    table.tags[3, :, 12] = NEVER_ATTEND
+    wanted = TagTable.allocate(4, SHAPE, 32)
+    wanted.tags.copy_(table.tags)
+    one_by_one, in_stages = handler(wanted), handler(table)
+    stage = WindowStage(in_stages, table.tags, 3)
+    members = [sequence(1, plan()), sequence(2, plan(5, 6)), sequence(3, plan(2, with_self=True))]
+    roster: Any = SimpleNamespace(sequences=[sequence(0, None), *members])
+    ran = []
+    for row in range(10, 19):
+        rows: Any = SimpleNamespace(starts=np.array([4, row, row, row]))
+        memory = [np.full((stage.sizes[-1], *p.shape), garbage, p.dtype) for p in stage.parameters]
+        count = stage.write(memory, stage.asked(roster), rows)
+        size = next(size for size in stage.sizes if size >= count)
+        for array, parameter in zip(memory, stage.parameters, strict=True):
+            array[count:size] = parameter.padding
+        if count:
+            stage.compute([torch.from_numpy(array)[:size] for array in memory], size)
+        ran.append(count)
+        one_by_one.before(asked(*(at(member, row) for member in members)))
+        assert torch.equal(table.tags, wanted.tags), row
+    assert ran[0] == 5, "at first the window on the prompt's end takes as many keys as are there"
+    assert stage.asked(SimpleNamespace(sequences=[sequence(0, None)])) is None  # type: ignore[arg-type]
+    assert set(ran[1:]) <= {3, 4, 5, 6}
+
+
+def test_a_window_that_jumps_is_written_ahead_of_the_stages(table: TagTable) -> None:
+    recent = handler(table)
+    stage, made = WindowStage(recent, table.tags, 1), sequence(1, plan(6, 4))
+    rows: Any = SimpleNamespace(starts=np.array([11]))
+    roster: Any = SimpleNamespace(sequences=[made])
+    assert stage.write([], stage.asked(roster), rows) == 0
+    assert table.tags[1, 2].nonzero().flatten().tolist() == [5, 6, 7, 8, 9, 10]

@@ -167,7 +167,7 @@ class RuleHandler(Generic[R]):
         """Drop what is kept for a sequence, which may never have asked."""
 
     def before(self, asked: Batch[Asked[R]]) -> None:
-        """Queue what the tables must say when the step runs."""
+        """Queue what the tables must say when a step runs that is not padded."""
 
     def look(self, step: Step, asked: Batch[Asked[R]]) -> Look | None:
         """What looks inside the layers of a step."""
