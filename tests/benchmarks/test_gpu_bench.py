@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from gpu import digests, machine, marked_tests, plan, profile
@@ -94,7 +95,9 @@ def test_all_parts_load_with_the_wheels_and_what_is_there():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_wheels_are_unpacked_once_and_come_behind_the_sources(tmp_path, monkeypatch):
+def test_wheels_are_unpacked_once_and_come_behind_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "x-1-py3-none-any.whl", "w") as wheel:
@@ -119,7 +122,9 @@ def test_wheels_are_unpacked_once_and_come_behind_the_sources(tmp_path, monkeypa
         ("cp313-abi3-manylinux_2_26_x86_64", False),
     ],
 )
-def test_wheels_of_another_python_are_left_alone(tags, fits, tmp_path, monkeypatch):
+def test_wheels_of_another_python_are_left_alone(
+    tags, fits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("sys.version_info", (3, 12, 3))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with zipfile.ZipFile(tmp_path / f"x-1-{tags}.whl", "w") as wheel:
@@ -156,7 +161,7 @@ def test_a_profile_tells_launches_time_and_the_gaps_between_steps():
     assert found["kernels"]["product"] == {"ms": pytest.approx(0.055), "launches": 2}
 
 
-def test_how_tests_ended_is_read_from_a_report(tmp_path):
+def test_how_tests_ended_is_read_from_a_report(tmp_path: Path):
     report = tmp_path / "report.xml"
     report.write_text(
         '<testsuites><testsuite><testcase classname="a" name="good"/>'
@@ -184,7 +189,7 @@ def test_a_picture_is_one():
     assert png(3) != png(4)
 
 
-def test_the_summary_is_short_and_names_what_is_missing(tmp_path):
+def test_the_summary_is_short_and_names_what_is_missing(tmp_path: Path):
     store = Store(tmp_path, {"kind": "nvidia-h100"}, {"commit": "", "versions": {}})
     store.records["llava_steps"] = {
         "outcome": "failed",

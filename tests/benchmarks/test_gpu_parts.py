@@ -52,7 +52,7 @@ IN_PROCESS = [part for part in plan.PARTS if part.name not in ELSEWHERE]
 
 
 @pytest.fixture
-def reference(monkeypatch):
+def reference(monkeypatch: pytest.MonkeyPatch):
     """The reference in the kernels' place, not kernels in Triton's interpreter, which take long."""
     monkeypatch.setattr(tiles, "interpreted", lambda: False)
 

@@ -23,7 +23,7 @@ def part(name, lane="kernels", least=1.0, limit=50.0, beside=False, document="ke
 
 
 @pytest.fixture
-def parts(monkeypatch):
+def parts(monkeypatch: pytest.MonkeyPatch):
     """The plan: parts of these names in place of the real ones."""
 
     def use(*made):
@@ -79,14 +79,14 @@ def run(script, store, made, seconds=1000.0):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path):
     def make():
         return Store(tmp_path, CARD, ABOUT)
 
     return make
 
 
-def test_parts_run_in_their_order_and_leave_documents(parts, store, tmp_path):
+def test_parts_run_in_their_order_and_leave_documents(parts, store, tmp_path: Path):
     made = parts(part("decode"), part("llava_steps", "llava", document="engine-llava"))
     names, _ = run(Script(), store(), made)
     assert names == ["decode", "llava_steps"]
@@ -115,7 +115,7 @@ def test_figures_of_earlier_parts_are_known_to_later_ones(parts, store):
     assert script.asked[1][2]["a"] == {"copy": {"tb_s": 3}}
 
 
-def test_what_is_measured_of_this_code_is_not_measured_again(parts, store, tmp_path):
+def test_what_is_measured_of_this_code_is_not_measured_again(parts, store, tmp_path: Path):
     made = parts(part("a"), part("b"))
     run(Script(), store(), made)
     again = store()
@@ -130,7 +130,7 @@ def test_what_is_measured_of_this_code_is_not_measured_again(parts, store, tmp_p
     assert run(Script(), changed, made)[0] == ["a"]
 
 
-def test_a_part_without_time_for_all_of_it_goes_on_where_it_was(parts, store, tmp_path):
+def test_a_part_without_time_for_all_of_it_goes_on_where_it_was(parts, store, tmp_path: Path):
     made = parts(part("a"))
     first = Script(a=[done({"1x1024": {"ms": 2.0}}, left_out=["8x1024"], lines={"x": "y"})])
     run(first, store(), made)
@@ -160,7 +160,7 @@ def test_a_part_that_dies_at_once_is_not_tried_for_ever(parts, store):
     assert names == ["a", "b"]
 
 
-def test_what_failed_is_tried_again_last_and_without_its_faults(parts, store, tmp_path):
+def test_what_failed_is_tried_again_last_and_without_its_faults(parts, store, tmp_path: Path):
     made = parts(part("a"), part("b"), part("c"))
     faults = {"good": {"ms": 1.0}, "bad": {FAULT: "ValueError()"}}
     run(Script(a=[done(faults)], b=[done({}, left_out=["all"])]), store(), made)
@@ -247,7 +247,7 @@ def raises(session, found):
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "fake.py").write_text(textwrap.dedent(FAKE))
     variables = {**os.environ, "CHILD": str(tmp_path / "child")}
@@ -256,7 +256,7 @@ def start(tmp_path, monkeypatch):
     return lambda watch: Process(command, variables, watch)
 
 
-def test_real_processes_that_die_hang_and_raise(parts, store, tmp_path, start):
+def test_real_processes_that_die_hang_and_raise(parts, store, tmp_path: Path, start):
     names = ("raises", "good", "dies", "hangs")
     made = parts(*(part(name, limit=8 if name == "hangs" else 100) for name in names))
     kept = store()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from saccade_testing.docs import commandline, pages, session
+from saccade_testing.docs.brought import BROUGHT
+
 UNRUN = tomllib.loads(Path(__file__).with_name("unrun.toml").read_text())["block"]
 LISTED = {(entry["page"], entry["first"]): entry["reason"] for entry in UNRUN}
 PROGRAMS = ("saccade", "make", "pip", "python", "python3", "docker", "curl", "export", "$")
@@ -15,9 +18,9 @@ def runs(block):
     return block.kind != "text" and (block.page, block.first) not in LISTED
 
 
-def test_a_block_says_what_it_is(page, markdown):
+def test_a_block_says_what_it_is(page):
     """Indented code has no kind."""
-    assert [str(block) for block in page.blocks if block.kind not in markdown.KINDS] == []
+    assert [str(block) for block in page.blocks if block.kind not in pages.KINDS] == []
 
 
 def test_no_command_hides_in_a_drawing(page):
@@ -26,14 +29,14 @@ def test_no_command_hides_in_a_drawing(page):
     assert [line for line in lines if line.split(": ")[-1].partition(" ")[0] in PROGRAMS] == []
 
 
-def test_what_is_listed_is_there_once_and_says_why(markdown):
-    there = Counter((block.page, block.first) for page in markdown.pages() for block in page.blocks)
+def test_what_is_listed_is_there_once_and_says_why():
+    there = Counter((block.page, block.first) for page in pages.pages() for block in page.blocks)
     assert {place: there[place] for place in LISTED} == dict.fromkeys(LISTED, 1)
     assert len(LISTED) == len(UNRUN)
     assert all(reason.endswith(".") for reason in LISTED.values())
 
 
-def test_what_does_not_run_can_be_read(page, commandline):
+def test_what_does_not_run_can_be_read(page):
     for block in page.blocks:
         if (block.page, block.first) not in LISTED:
             continue
@@ -45,17 +48,17 @@ def test_what_does_not_run_can_be_read(page, commandline):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_page_does_what_it_says(page, markdown, session, brought, commands, request, tmp_path):
+def test_a_page_does_what_it_says(page, commands, request, tmp_path: Path):
     blocks = [block for block in page.blocks if runs(block)]
     if not blocks:
         pytest.skip("it shows nothing to do")
     about_real_model = request.node.get_closest_marker("long") is not None
-    if about_real_model and not (markdown.ROOT / "build/models/smollm2").is_dir():
+    if about_real_model and not (pages.ROOT / "build/models/smollm2").is_dir():
         pytest.skip("build/models/smollm2 is not there: make real-model makes it")
     with session.Session(
-        markdown.ROOT, markdown.files(), tmp_path, commands, 3000 if about_real_model else 400
+        pages.ROOT, pages.files(), tmp_path, commands, 3000 if about_real_model else 400
     ) as reader:
-        if page.path in brought:
-            brought[page.path](reader.folder)
+        if page.path in BROUGHT:
+            BROUGHT[page.path](reader.folder)
         for block in blocks:
             reader.run(block)

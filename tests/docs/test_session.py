@@ -1,6 +1,10 @@
 """Pages that do not do what they say are found out."""
 
+from pathlib import Path
+
 import pytest
+
+from saccade_testing.docs import commandline, pages, session
 
 RECIPE = [
     "Makefile",
@@ -13,15 +17,15 @@ RECIPE = [
 
 
 @pytest.fixture
-def reader(markdown, session, commands, tmp_path):
-    with session.Session(markdown.ROOT, RECIPE, tmp_path, commands, 100) as reader:
+def reader(commands, tmp_path: Path):
+    with session.Session(pages.ROOT, RECIPE, tmp_path, commands, 100) as reader:
         yield reader
 
 
 @pytest.fixture
-def block(markdown):
+def block():
     """A block of a page of its own: ``block(kind, text, file)``."""
-    return lambda kind, text, file="": markdown.Block("page.md", 1, kind, file, text)
+    return lambda kind, text, file="": pages.Block("page.md", 1, kind, file, text)
 
 
 RIGHT = [
@@ -55,7 +59,7 @@ def test_what_is_right_passes(kind, text, reader, block):
 
 
 @pytest.mark.parametrize(("kind", "text", "why"), WRONG)
-def test_what_is_wrong_is_named(kind, text, why, reader, block, session):
+def test_what_is_wrong_is_named(kind, text, why, reader, block):
     with pytest.raises(session.BlockFailed, match=r"^page\.md:1: ") as caught:
         reader.run(block(kind, text))
     assert why.lower() in str(caught.value).lower()
@@ -84,17 +88,17 @@ def test_make_installs_nothing(reader, block):
         ("python -m saccade_server.nothing", "no module saccade_server.nothing"),
     ],
 )
-def test_what_is_only_read_is_read_well(script, wrong, commandline):
+def test_what_is_only_read_is_read_well(script, wrong):
     assert commandline.mistakes(script) == [wrong]
 
 
-def test_a_page_is_taken_apart(markdown, tmp_path, monkeypatch):
-    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+def test_a_page_is_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
     (tmp_path / "page.md").write_text(
         "# A `title`, twice\n\n## A title, twice\n\nSee [it](other.md#here) and `make  it`.\n\n"
         "```toml a.toml\nb = 1\n```\n\n    indented\n"
     )
-    page = markdown.Page("page.md")
+    page = pages.Page("page.md")
     assert [(block.kind, block.file, block.line) for block in page.blocks] == [
         ("toml", "a.toml", 7),
         ("", "", 11),

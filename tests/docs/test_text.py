@@ -8,6 +8,8 @@ import re
 import pytest
 from fastapi import FastAPI
 
+from saccade_testing.docs import commandline, pages
+
 FILE = re.compile(r"[\w.*<>-]*[\w>*](/[\w.*<>-]+)*/?")
 ENDINGS = (
     *(".py", ".md", ".sh", ".toml", ".yaml", ".json", ".jsonl"),
@@ -23,24 +25,24 @@ NOT_YET = {"/metrics"}
 
 
 @pytest.fixture(scope="module")
-def names(markdown):
+def names():
     """Files and folders of the repository, each with a slash before it."""
-    files = [f"/{name}" for name in markdown.files()]
+    files = [f"/{name}" for name in pages.files()]
     folders = {name[: end.start()] for name in files for end in re.finditer("/", name)} - {""}
     return [*files, *sorted(folders)]
 
 
 @pytest.fixture(scope="module")
-def sources(markdown):
-    python = [name for name in markdown.files() if re.fullmatch(r"(?!tests/).*\.py", name)]
-    return "\n".join((markdown.ROOT / name).read_text() for name in python)
+def sources():
+    python = [name for name in pages.files() if re.fullmatch(r"(?!tests/).*\.py", name)]
+    return "\n".join((pages.ROOT / name).read_text() for name in python)
 
 
 @pytest.fixture(scope="module")
-def addresses(markdown):
+def addresses():
     """What the server answers, as patterns."""
     api = "\n".join(
-        path.read_text() for path in (markdown.ROOT / "server/saccade_server/api").rglob("*.py")
+        path.read_text() for path in (pages.ROOT / "server/saccade_server/api").rglob("*.py")
     )
     routes = {FastAPI().openapi_url, *re.findall(r'"(/[a-z][\w/.{}-]*)"', api)}
     return [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route)) for route in sorted(routes)]
@@ -72,7 +74,7 @@ def test_files_are_there(page, names, sources):
     assert missing == []
 
 
-def test_links_lead_somewhere(page, markdown):
+def test_links_lead_somewhere(page):
     broken = []
     for link in page.links:
         if re.match(r"[a-z]+:", link.text):
@@ -80,13 +82,13 @@ def test_links_lead_somewhere(page, markdown):
         target, _, anchor = link.text.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.path), target))
         path = path if target else page.path
-        there = (markdown.ROOT / path).exists() and not path.startswith("..")
-        if not there or (anchor and anchor not in markdown.Page(path).anchors):
+        there = (pages.ROOT / path).exists() and not path.startswith("..")
+        if not there or (anchor and anchor not in pages.Page(path).anchors):
             broken.append(str(link))
     assert broken == []
 
 
-def test_commands_can_be_given(page, commandline):
+def test_commands_can_be_given(page):
     """Commands with their options, and options alone."""
     wrong = []
     known = commandline.options() | FOREIGN
@@ -100,16 +102,14 @@ def test_commands_can_be_given(page, commandline):
     assert wrong == []
 
 
-def test_variables_are_read(page, commandline):
+def test_variables_are_read(page):
     text = "\n".join([*(piece.text for piece in page.code), *(b.text for b in page.blocks)])
     assert set(re.findall(r"\bSACCADE_[A-Z_]*[A-Z]\b", text)) - commandline.variables() == set()
 
 
-def test_addresses_are_answered(page, addresses, markdown):
+def test_addresses_are_answered(page, addresses):
     """By the server; or they are folders of the container."""
-    container = (markdown.ROOT / "Dockerfile").read_text() + (
-        markdown.ROOT / "compose.yaml"
-    ).read_text()
+    container = (pages.ROOT / "Dockerfile").read_text() + (pages.ROOT / "compose.yaml").read_text()
     unknown = []
     for piece in page.code:
         address = ADDRESS.fullmatch(piece.text)

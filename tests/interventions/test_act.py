@@ -14,6 +14,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.act import ACT
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
+from saccade_interventions.registry import Registry
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, GATES
@@ -178,7 +179,7 @@ def test_no_strength_is_no_plan(make_context):
         ({"artifact": "heads.safetensors"}, "artifact"),
     ],
 )
-def test_bad_entries(registry, entry, param):
+def test_bad_entries(registry: Registry, entry, param):
     with pytest.raises(InterventionError) as caught:
         registry.parse([{"method": "act", **entry}])
     assert caught.value.param.startswith(f"interventions[0].{param}")
@@ -209,7 +210,7 @@ COMPOSED = {
 
 
 @pytest.mark.parametrize("case", COMPOSED)
-def test_composition(registry, make_context, case):
+def test_composition(registry: Registry, make_context, case):
     """Other methods divide the keys as they like: calibrated heads have classes of their own."""
     context = make_context(Prompt(12, images=((1, 4), (5, 8))))
     act = {"method": "act", "heads": HEADS}
@@ -223,14 +224,14 @@ def test_composition(registry, make_context, case):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_two_that_move_the_masses_of_a_head(registry, make_context, order):
+def test_two_that_move_the_masses_of_a_head(registry: Registry, make_context, order):
     entries = [VAR, {"method": "act", "heads": HEADS}][::order]
     with pytest.raises(InterventionError, match="layer 2, head 3") as caught:
         compile_plan(registry.parse(entries), make_context(Prompt(12, images=((1, 4),))))
     assert (caught.value.code, caught.value.param) == (Code.CONFLICT, "interventions[1]")
 
 
-def test_two_of_them(registry, make_context):
+def test_two_of_them(registry: Registry, make_context):
     entries = [{"method": "act", "heads": HEADS}, {"method": "act", "heads": {"1": [2]}}]
     with pytest.raises(InterventionError, match="sinks of single heads") as caught:
         compile_plan(registry.parse(entries), make_context(Prompt(12)))

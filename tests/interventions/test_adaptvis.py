@@ -14,6 +14,7 @@ from saccade_interventions.methods.adaptvis import AdaptVis
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pasta import PASTA
 from saccade_interventions.phases import Phase
+from saccade_interventions.registry import Registry
 from saccade_interventions.rules import ConfidenceRule
 from saccade_kernels.controls import ControlShape
 
@@ -73,7 +74,7 @@ def test_with_methods_that_divide_the_image(make_context, attend, order):
 
 
 @pytest.mark.parametrize("method", ["dola", "vcd", "pai_contrast", "vhr"])
-def test_what_it_cannot_be_together_with(make_context, registry, method):
+def test_what_it_cannot_be_together_with(make_context, registry: Registry, method):
     context = make_context(Prompt(9, images=((1, 3),)))
     entry = registry.methods[method].probe(context.model).entry
     for entries in ([{"method": "adaptvis"}, entry], [entry, {"method": "adaptvis"}]):

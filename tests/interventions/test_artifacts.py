@@ -266,7 +266,7 @@ def test_lone_surrogates(edit):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("heads", "heads"), ("sinks", "dims")])
-def test_lists_are_bounded_before_they_are_sorted(kind, name, monkeypatch):
+def test_lists_are_bounded_before_they_are_sorted(kind, name, monkeypatch: pytest.MonkeyPatch):
     """Of entries; pairs are compared as pairs, wherever the numbers are large."""
     high = np.iinfo(np.int32).max
     values = high - np.arange(2 * MOST_ENTRIES, dtype=np.int32).reshape(-1, 2)

@@ -60,7 +60,7 @@ REFUSED = {
 
 
 @pytest.fixture
-def entries(registry, make_context):
+def entries(registry: Registry, make_context):
     """The context, and for each method an entry that shows on any model, with its artifact."""
     model = replace(make_context(PROMPT).model, fingerprint="sha256:" + "1" * 64)
     probes = {name: method.probe(model) for name, method in registry.methods.items()}
@@ -71,7 +71,7 @@ def entries(registry, make_context):
 
 
 @pytest.fixture
-def compiled(entries, registry):
+def compiled(entries, registry: Registry):
     """``compiled(*names)``: the plan of a request with these methods."""
     context, known = entries
 
@@ -203,7 +203,7 @@ def test_every_pair(compiled, residual):
         check_rules([part.plan for part in parts], whole.plan)
 
 
-def test_measured_gains_beside_an_edited_branch(entries, registry):
+def test_measured_gains_beside_an_edited_branch(entries, registry: Registry):
     """The branch would run without the gains that its sequence has."""
     context, known = entries
     vcd, vhr = {**known["vcd"], "edit_branch": True}, known["vhr"]
@@ -231,7 +231,7 @@ def test_the_cases_exercise_what_they_should(compiled, residual):
     assert len(set(classes(locore, PROMPT.length, hidden).tolist())) == 1
 
 
-def test_a_neutral_partner_is_no_partner(registry, entries):
+def test_a_neutral_partner_is_no_partner(registry: Registry, entries):
     """Where a method has a neutral strength it excludes nobody and changes nothing."""
     context, known = entries
     alone = {name: compile_plan(registry.parse([known[name]]), context) for name in METHODS}

@@ -14,6 +14,7 @@ from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.vcd import VCD, kept
 from saccade_interventions.plan import Plan
+from saccade_interventions.registry import Registry
 from saccade_interventions.rules import Branch, ContrastRule, EarlyExit
 
 PICTURE = Prompt(9, images=((1, 3), (5, 7)))
@@ -149,7 +150,7 @@ def test_a_layer_that_is_not_there(make_context):
         ({"method": "dola", "relative_top": 2}, "relative_top"),
     ],
 )
-def test_bad_inputs(registry, entry, param):
+def test_bad_inputs(registry: Registry, entry, param):
     with pytest.raises(InterventionError) as refused:
         registry.parse([entry])
     assert refused.value.status == 400

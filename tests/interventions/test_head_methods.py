@@ -15,6 +15,7 @@ from saccade_interventions.methods.head_ablation import HeadAblation
 from saccade_interventions.methods.head_scale import HeadScale
 from saccade_interventions.methods.head_steering import HeadSteering
 from saccade_interventions.phases import Phase
+from saccade_interventions.registry import Registry
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(9, images=((3, 6),))
@@ -158,7 +159,7 @@ def test_a_later_gain_scales_an_earlier_shift(context):
         },
     ],
 )
-def test_neutral_strengths_are_no_plan(entry, context, registry):
+def test_neutral_strengths_are_no_plan(entry, context, registry: Registry):
     assert compile_plan(registry.parse([entry]), context) is None
 
 
@@ -219,7 +220,7 @@ HEADS = {"0": [1]}
         ),
     ],
 )
-def test_refusals(entry, param, code, context, registry):
+def test_refusals(entry, param, code, context, registry: Registry):
     with pytest.raises(InterventionError) as caught:
         compile_plan(registry.parse([entry]), context)
     assert (caught.value.code, caught.value.param) == (code, f"interventions[0].{param}")
@@ -228,7 +229,7 @@ def test_refusals(entry, param, code, context, registry):
 @pytest.mark.parametrize(
     "method", ["steering", "function_vector", "head_steering", "head_scale", "head_ablation"]
 )
-def test_probes_act_and_describe_themselves(registry, make_context, method):
+def test_probes_act_and_describe_themselves(registry: Registry, make_context, method):
     """What the self-test asks for compiles; the neutral fields over it are no plan."""
     kind = registry.methods[method]
     model = make_context(PROMPT, fingerprint=FINGERPRINT).model

@@ -36,7 +36,7 @@ def refused(registry, value):
 
 
 @pytest.mark.parametrize("value", [None, []])
-def test_nothing(registry, value):
+def test_nothing(registry: Registry, value):
     assert registry.parse(value) == ()
 
 
@@ -45,7 +45,7 @@ def test_nothing(registry, value):
     ("method", "field"),
     [("var", "move_fraction"), ("var", "rho"), ("var", "min_visual_mass"), ("pai", "alpha")],
 )
-def test_a_strength_is_a_number_in_bounds(registry, method, field, bad):
+def test_a_strength_is_a_number_in_bounds(registry: Registry, method, field, bad):
     error = refused(registry, [{"method": method, field: BAD_NUMBERS[bad]}])
     assert (error.code, error.param, error.status) == (INVALID, f"interventions[0].{field}", 400)
     assert len(str(error)) < 200
@@ -97,7 +97,7 @@ def test_a_strength_is_a_number_in_bounds(registry, method, field, bad):
         ({"a b": 0.5}, Code.UNKNOWN_FIELD, '["a b"]'),
     ],
 )
-def test_one_wrong_field_of_var(registry, entry, code, param):
+def test_one_wrong_field_of_var(registry: Registry, entry, code, param):
     error = refused(registry, [{"method": "pai"}, {"method": "var", **entry}])
     path = "interventions[1]" + (param if param.startswith("[") else f".{param}")
     assert (error.code, error.param) == (code, path)
@@ -124,7 +124,7 @@ def test_one_wrong_field_of_var(registry, entry, code, param):
         ({"mode": "both"}, "mode"),
     ],
 )
-def test_one_wrong_field_of_pasta(registry, entry, param):
+def test_one_wrong_field_of_pasta(registry: Registry, entry, param):
     error = refused(registry, [{**PASTA, **entry}])
     assert (error.code, error.param) == (INVALID, f"interventions[0].{param}")
 
@@ -152,18 +152,18 @@ def test_one_wrong_field_of_pasta(registry, entry, param):
         ([{"method": "var", "layers": {1}}], INVALID, "interventions"),
     ],
 )
-def test_a_wrong_list(registry, value, code, param):
+def test_a_wrong_list(registry: Registry, value, code, param):
     error = refused(registry, value)
     assert (error.code, error.param) == (code, param)
     assert error.status == (413 if code is Code.SPEC_TOO_LARGE else 400)
 
 
-def test_numbers_too_long_to_write_down(registry):
+def test_numbers_too_long_to_write_down(registry: Registry):
     assert refused(registry, 10**5000).code is INVALID
     assert refused(registry, [10**5000]).code is INVALID
 
 
-def test_nesting_beyond_reason(registry):
+def test_nesting_beyond_reason(registry: Registry):
     value = []
     for _ in range(100_000):
         value = [value]
@@ -185,7 +185,7 @@ def test_nesting_beyond_reason(registry):
         ({"method": "pasta", "spans": [[0, 1]]}, 'as {"layer": [heads]}'),
     ],
 )
-def test_messages_help(registry, entry, hint):
+def test_messages_help(registry: Registry, entry, hint):
     assert hint in str(refused(registry, [entry]))
 
 
@@ -199,14 +199,14 @@ def test_messages_help(registry, entry, hint):
         ({"heads": {"1": [0], "6": [0]}}, LAYER, 'heads["6"]'),
     ],
 )
-def test_ranges_of_the_model(registry, make_context, fields, code, param):
+def test_ranges_of_the_model(registry: Registry, make_context, fields, code, param):
     context = make_context(Prompt(6, images=((1, 4),)))
     with pytest.raises(InterventionError) as caught:
         compile_plan(registry.parse([{"method": "pai", **fields}]), context)
     assert (caught.value.code, caught.value.param) == (code, f"interventions[0].{param}")
 
 
-def test_key_value_heads_are_told_apart(registry, make_context):
+def test_key_value_heads_are_told_apart(registry: Registry, make_context):
     context = make_context(Prompt(6, images=((1, 4),)))
     with pytest.raises(InterventionError, match=r"query heads.*4 in each.*2 key-value heads"):
         compile_plan(registry.parse([{"method": "pai", "heads": [4]}]), context)

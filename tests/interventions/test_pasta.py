@@ -78,7 +78,7 @@ def test_a_text_that_is_everywhere_is_refused(make_context):
     assert (caught.value.code, caught.value.param) == (Code.INVALID_PARAMS, "highlight[1]")
 
 
-def test_texts_are_few_and_looked_for_once(make_context, monkeypatch):
+def test_texts_are_few_and_looked_for_once(make_context, monkeypatch: pytest.MonkeyPatch):
     asked = []
     honest = Prompt.find
     monkeypatch.setattr(Prompt, "find", lambda self, text: asked.append(text) or honest(self, text))

@@ -47,7 +47,7 @@ class Point:
 
 
 @pytest.fixture
-def install(monkeypatch):
+def install(monkeypatch: pytest.MonkeyPatch):
     def run(target):
         monkeypatch.setattr(
             module, "entry_points", lambda group: [Point(target)] if group == module.GROUP else []
@@ -56,7 +56,7 @@ def install(monkeypatch):
     return run
 
 
-def test_built_in_methods(registry):
+def test_built_in_methods(registry: Registry):
     assert {"locore", "pai", "pasta", "var"} <= set(registry.methods)
 
 
@@ -81,7 +81,7 @@ def test_an_entry_point_that_is_no_method(install, target):
 
 
 @pytest.mark.parametrize("method", ["pai", "pasta", "var"])
-def test_a_method_describes_itself(registry, method):
+def test_a_method_describes_itself(registry: Registry, method):
     about = json.loads(json.dumps(registry.describe(method), allow_nan=False))
     assert about["id"] == method
     assert about["version"] == "1"
@@ -99,20 +99,20 @@ def test_a_method_describes_itself(registry, method):
     )
 
 
-def test_bounds_and_defaults_are_in_the_schema(registry):
+def test_bounds_and_defaults_are_in_the_schema(registry: Registry):
     field = registry.describe("var")["schema"]["properties"]["move_fraction"]
     assert (field["default"], field["minimum"], field["maximum"]) == (0.4, 0, 1)
 
 
 @pytest.mark.parametrize("method", ["locore", "pai", "pasta", "var"])
-def test_examples_work(registry, make_context, method):
+def test_examples_work(registry: Registry, make_context, method):
     text = "Answer in JSON please."
     offsets = [(i, i + 1) for i in range(len(text))]
     context = make_context(Prompt(len(text), ((1, 4),), text, offsets))
     assert compile_plan(registry.parse([registry.describe(method)["example"]]), context).edits
 
 
-def test_the_listing_says_what_a_model_supports(registry, make_context):
+def test_the_listing_says_what_a_model_supports(registry: Registry, make_context):
     def reasons(**facts):
         lines = registry.listing(make_context(Prompt(1), **facts).model)
         assert all(line["supported"] == (line["reason"] is None) for line in lines)
@@ -126,12 +126,12 @@ def test_the_listing_says_what_a_model_supports(registry, make_context):
     assert "sink_dims" in reasons(sink_dims=())["var"]
 
 
-def test_describing_an_unknown_method(registry):
+def test_describing_an_unknown_method(registry: Registry):
     with pytest.raises(ValueError, match='did you mean "pasta"'):
         registry.describe("pasto")
 
 
-def test_fingerprints_are_of_the_content(registry):
+def test_fingerprints_are_of_the_content(registry: Registry):
     def fingerprint(**entry):
         return registry.parse([entry])[0].fingerprint()
 
@@ -145,7 +145,7 @@ def test_fingerprints_are_of_the_content(registry):
     assert VAR().fingerprint() != PAI().fingerprint()
 
 
-def test_entries_do_not_change(registry):
+def test_entries_do_not_change(registry: Registry):
     entry = registry.parse([{"method": "pai"}])[0]
     with pytest.raises(ValueError, match="frozen"):
         entry.alpha = 3.0

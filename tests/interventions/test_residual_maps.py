@@ -14,6 +14,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase
+from saccade_interventions.registry import Registry
 from saccade_kernels.residual import RESIDUAL_EDITS, SiteKind
 
 FINGERPRINT = "sha256:" + "c" * 64
@@ -174,7 +175,7 @@ def test_bounds_leave_rows_alone(context, edited, hidden, op):
 
 
 @pytest.mark.parametrize("kind", ["subspaces", "low_rank", "diagonal"])
-def test_neutral_maps_are_no_plan(kind, context, registry):
+def test_neutral_maps_are_no_plan(kind, context, registry: Registry):
     artifact = {"subspaces": SUBSPACES, "low_rank": LOW_RANK, "diagonal": DIAGONAL}[kind]
     op = "project_out" if kind == "subspaces" else "affine"
     entry = {"method": "steering", "artifact": artifact, "op": op, "coefficient": 0}
@@ -190,7 +191,7 @@ def test_neutral_maps_are_no_plan(kind, context, registry):
         ({"site": "attention_output", "layers": [0]}, {"coefficient": 1}),
     ],
 )
-def test_what_an_artifact_says_is_of_its_site(fields, explicit, context, registry):
+def test_what_an_artifact_says_is_of_its_site(fields, explicit, context, registry: Registry):
     entry = {"method": "steering", "artifact": AT_MLP, **fields}
     (asked,), (spelled_out,) = registry.parse([entry]), registry.parse([entry | explicit])
     assert asked.resolved(context) == spelled_out.resolved(context) == spelled_out
@@ -224,7 +225,7 @@ def test_maps_have_defaults_too(context):
         ({"artifact": PLAIN, "only_above": "1"}, "only_above", None),
     ],
 )
-def test_what_steering_refuses(fields, param, code, context, registry):
+def test_what_steering_refuses(fields, param, code, context, registry: Registry):
     error = refused(fields, context, registry)
     layered = param == "site" or param.startswith("layers")
     if code is None:
@@ -253,14 +254,16 @@ def test_a_function_vector_at_a_site(context, artifact, fields, place, row, coef
     assert resolved.compile(context) == asked.compile(context)
 
 
-def test_residual_0_is_no_layers_output(context, registry):
+def test_residual_0_is_no_layers_output(context, registry: Registry):
     name = stored("vectors", vectors=VECTORS[:1], layers=[0])
     entry = {"method": "function_vector", "artifact": name, "site": "mlp_output"}
     error = refused(entry, context, registry)
     assert (error.code, error.param) == (Code.LAYER_OUT_OF_RANGE, "interventions[0].layer")
 
 
-def test_maps_of_one_site_chain_in_order_and_have_so_much_room(context, registry, edited, hidden):
+def test_maps_of_one_site_chain_in_order_and_have_so_much_room(
+    context, registry: Registry, edited, hidden
+):
     wide = stored("subspaces", vectors=normal(12, SIZE), layers=[3] * 12)
     out = {"method": "steering", "artifact": SUBSPACES, "op": "project_out", "layers": [3]}
     large = {"method": "steering", "artifact": wide, "op": "project_out"}

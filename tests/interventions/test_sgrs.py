@@ -7,6 +7,7 @@ from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.sgrs import SGRS
+from saccade_interventions.registry import Registry
 from saccade_interventions.rules import SaliencyRule
 
 PROMPT = Prompt(9, images=((1, 3),))
@@ -79,7 +80,7 @@ def test_a_layer_that_is_not_there(make_context):
         {"fallback": "any"},
     ],
 )
-def test_bad_parameters(registry, wrong):
+def test_bad_parameters(registry: Registry, wrong):
     with pytest.raises(InterventionError) as caught:
         registry.parse([{"method": "sgrs", **wrong}])
     assert caught.value.param.startswith(f"interventions[0].{next(iter(wrong))}")
@@ -92,7 +93,7 @@ def test_beside_edits_it_is_kept_as_it_is(make_context):
 
 
 @pytest.mark.parametrize("method", ["dola", "vcd", "pai_contrast"])
-def test_a_contrasted_distribution_is_refused(make_context, registry, method):
+def test_a_contrasted_distribution_is_refused(make_context, registry: Registry, method):
     """Its gradient would not be that of the distribution that tokens are drawn from."""
     context = make_context(PROMPT)
     entry = registry.methods[method].probe(context.model).entry

@@ -14,6 +14,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase, parse_rows
+from saccade_interventions.registry import Registry
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -150,7 +151,7 @@ def test_clamping(edited, context, hidden):
         {"method": "function_vector", "artifact": ONE, "coefficient": 0},
     ],
 )
-def test_neutral_strengths_are_no_plan(entry, context, registry):
+def test_neutral_strengths_are_no_plan(entry, context, registry: Registry):
     assert compile_plan(registry.parse([entry]), context) is None
 
 
@@ -177,7 +178,7 @@ def test_layers_choose_vectors(context):
         ({"rows": "prompt"}, {"layers": [6], "coefficient": 0.25}),
     ],
 )
-def test_what_a_request_leaves_out_is_the_artifacts(fields, explicit, context, registry):
+def test_what_a_request_leaves_out_is_the_artifacts(fields, explicit, context, registry: Registry):
     """The layers for any op; the strength only for what it was found for."""
     entry = {"method": "steering", "artifact": ADVISED, **fields}
     (asked,) = registry.parse([entry])
@@ -238,17 +239,17 @@ def test_a_function_vector_follows_its_artifact(context, artifact, fields, layer
         ({"heads": [0]}, "heads", Code.UNKNOWN_FIELD),
     ],
 )
-def test_what_steering_refuses(fields, param, code, context, registry):
+def test_what_steering_refuses(fields, param, code, context, registry: Registry):
     error = refused({"method": "steering", "artifact": SEVERAL, **fields}, context, registry)
     assert (error.code, error.param) == (code, f"interventions[0].{param}")
 
 
-def test_an_artifact_is_required(context, registry):
+def test_an_artifact_is_required(context, registry: Registry):
     error = refused({"method": "steering"}, context, registry)
     assert (error.code, error.param) == (Code.INVALID_PARAMS, "interventions[0].artifact")
 
 
-def test_another_models_artifact(make_context, registry):
+def test_another_models_artifact(make_context, registry: Registry):
     context = replace(make_context(PROMPT, fingerprint=MISSING), artifacts=STORE.get)
     error = refused({"method": "steering", "artifact": SEVERAL}, context, registry)
     assert error.code is Code.ARTIFACT_MISMATCH
@@ -278,12 +279,14 @@ def test_a_function_vector_is_added_at_a_layers_output(
         ({"artifact": SEVERAL}, Code.INVALID_PARAMS),
     ],
 )
-def test_where_a_function_vector_cannot_go(fields, code, context, registry):
+def test_where_a_function_vector_cannot_go(fields, code, context, registry: Registry):
     error = refused({"method": "function_vector", **fields}, context, registry)
     assert (error.code, error.param) == (code, "interventions[0].layer")
 
 
-def test_edits_of_one_residual_chain_in_the_order_of_the_request(edited, context, registry, hidden):
+def test_edits_of_one_residual_chain_in_the_order_of_the_request(
+    edited, context, registry: Registry, hidden
+):
     add = {"method": "function_vector", "artifact": ONE, "layer": 4}
     out = {"method": "steering", "artifact": SEVERAL, "op": "project_out", "layers": [5]}
     first = compile_plan(registry.parse([add, out]), context)

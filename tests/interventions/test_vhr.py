@@ -7,6 +7,7 @@ from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.methods.vhr import VHR
 from saccade_interventions.phases import Phase
+from saccade_interventions.registry import Registry
 from saccade_interventions.rules import MeasuredGains
 
 PROMPT = Prompt(12, images=((2, 5), (6, 9)))
@@ -121,7 +122,7 @@ def test_refusals(make_context, options, facts, prompt, code, param):
         ({"branch_gains": 1}, Code.INVALID_PARAMS, "interventions[0].branch_gains"),
     ],
 )
-def test_bad_values(registry, fields, code, param):
+def test_bad_values(registry: Registry, fields, code, param):
     with pytest.raises(InterventionError) as caught:
         registry.parse([{"method": "vhr", **fields}])
     assert (caught.value.code, caught.value.param) == (code, param)

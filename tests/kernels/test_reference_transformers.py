@@ -204,7 +204,7 @@ class Paged:
 
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("decodes", [0, LAST], ids=["prefill", "decode"])
-def test_a_llama_gives_the_same_logits(model, monkeypatch, name, decodes):
+def test_a_llama_gives_the_same_logits(model, monkeypatch: pytest.MonkeyPatch, name, decodes):
     tokens = torch.randint(0, 50, (LENGTH,))
     expected = expected_logits(model, monkeypatch, tokens, name)
     edit, program, _, _ = EDITS[name]
@@ -219,7 +219,7 @@ def test_a_llama_gives_the_same_logits(model, monkeypatch, name, decodes):
     torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_the_edits_are_felt(model, monkeypatch):
+def test_the_edits_are_felt(model, monkeypatch: pytest.MonkeyPatch):
     tokens = torch.randint(0, 50, (LENGTH,))
     plain = expected_logits(model, monkeypatch, tokens, "none")
     for name in ("score", "mass", "head"):

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from saccade_server import demo
 from saccade_server.exit_codes import ExitCode
+from saccade_testing import launch
 
 pytestmark = pytest.mark.timeout(300)  # servers start, on whatever machine
 
@@ -32,7 +32,7 @@ ENDLESS = {
 }
 
 
-def run_serve(launch: ModuleType, *options: str, **variables: str) -> Any:
+def run_serve(*options: str, **variables: str) -> Any:
     return subprocess.run(
         [*launch.COMMAND, "serve", *options],
         capture_output=True,
@@ -43,7 +43,7 @@ def run_serve(launch: ModuleType, *options: str, **variables: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def doomed(launch: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Another server, to be killed; it starts while the first one does."""
     folder = tmp_path_factory.mktemp("doomed")
     server = launch.Served(folder / "log", "--no-self-test", TMPDIR=str(folder))
@@ -54,9 +54,7 @@ def doomed(launch: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def served(
-    doomed: Any, launch: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def served(doomed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server whose engine may be silent for three seconds. The last test ends it."""
     folder = tmp_path_factory.mktemp("served")
     server = launch.Served(
@@ -83,9 +81,7 @@ def test_the_engine_knows_no_secret(served: Any) -> None:
         assert SECRET.encode() not in seen
 
 
-def test_a_stopped_engine_loses_ready_then_live_and_gets_them_back(
-    served: Any, launch: ModuleType
-) -> None:
+def test_a_stopped_engine_loses_ready_then_live_and_gets_them_back(served: Any) -> None:
     (engine,) = served.children()
     os.kill(engine, signal.SIGSTOP)
     try:
@@ -101,9 +97,7 @@ def test_a_stopped_engine_loses_ready_then_live_and_gets_them_back(
     assert "the engine goes on" not in hung
 
 
-def test_the_second_signal_ends_answers_with_an_error_and_the_server_with_0(
-    served: Any, launch: ModuleType
-) -> None:
+def test_the_second_signal_ends_answers_with_an_error_and_the_server_with_0(served: Any) -> None:
     answers: queue.Queue[Any] = queue.Queue()
 
     def ask() -> None:
@@ -139,7 +133,7 @@ def test_the_second_signal_ends_answers_with_an_error_and_the_server_with_0(
     assert left == {"log", "log.out"}, "an orderly end leaves nothing in the temporary folder"
 
 
-def test_the_engine_of_a_killed_server_ends(doomed: Any, launch: ModuleType) -> None:
+def test_the_engine_of_a_killed_server_ends(doomed: Any) -> None:
     """While it computes, and although its process is stopped and cannot run a line of Python."""
     doomed.wait_until_ready()
     (engine,) = doomed.children()
@@ -153,7 +147,7 @@ def test_the_engine_of_a_killed_server_ends(doomed: Any, launch: ModuleType) -> 
     launch.wait_for(lambda: launch.gone(engine), 10)
 
 
-def test_the_next_start_removes_what_a_killed_server_left(doomed: Any, launch: ModuleType) -> None:
+def test_the_next_start_removes_what_a_killed_server_left(doomed: Any) -> None:
     folder = doomed.log.parent
     doomed.end()
     left = {path.name.rpartition("-")[0] for path in folder.glob("saccade-*")}
@@ -161,26 +155,24 @@ def test_the_next_start_removes_what_a_killed_server_left(doomed: Any, launch: M
     damaged = folder / "damaged"
     shutil.copytree(Path(demo.__file__).parent / "model", damaged)
     (damaged / "model.safetensors").write_bytes(b"cut off")
-    done = run_serve(launch, "--model", str(damaged), TMPDIR=str(folder))
+    done = run_serve("--model", str(damaged), TMPDIR=str(folder))
     assert done.returncode == ExitCode.MODEL
     assert done.stderr.splitlines()[-1].startswith(f"saccade: {damaged}/model.safetensors: ")
     assert "Traceback" not in done.stderr
     assert not list(folder.glob("*saccade-*"))
 
 
-def test_a_port_in_use_is_found_before_the_model_loads(launch: ModuleType) -> None:
+def test_a_port_in_use_is_found_before_the_model_loads() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run_serve(launch, "--port", port)
+        done = run_serve("--port", port)
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.startswith(f"saccade: port {port} of 127.0.0.1 is in use")
 
 
-def test_a_model_whose_answers_are_no_numbers_stops_the_server(
-    launch: ModuleType, tmp_path: Path
-) -> None:
+def test_a_model_whose_answers_are_no_numbers_stops_the_server(tmp_path: Path) -> None:
     """Its weights are finite, so they load; its self-test is what notices."""
     folder = tmp_path / "m"
     shutil.copytree(Path(demo.__file__).parent / "model", folder)
@@ -188,7 +180,7 @@ def test_a_model_whose_answers_are_no_numbers_stops_the_server(
     (norm,) = (name for name in weights if name.endswith("model.norm.weight"))
     weights[norm] *= 3e37 / weights[norm].abs().max()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    done = run_serve(launch, "--model", str(folder))
+    done = run_serve("--model", str(folder))
     assert done.returncode == ExitCode.MODEL
     assert "not made of finite numbers in float32" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -205,16 +197,14 @@ cli.main()
 """
 
 
-def test_a_busy_thread_does_not_keep_a_process_that_ends(launch: ModuleType) -> None:
+def test_a_busy_thread_does_not_keep_a_process_that_ends() -> None:
     """Such as one that decodes a large image: Python would wait for it."""
     done = subprocess.run([sys.executable, "-c", BUSY], env=launch.environment(), timeout=120)
     assert done.returncode == 3
 
 
 @pytest.mark.long
-def test_an_engine_that_hangs_ends_the_server_if_told_to(
-    launch: ModuleType, tmp_path: Path
-) -> None:
+def test_an_engine_that_hangs_ends_the_server_if_told_to(tmp_path: Path) -> None:
     server = launch.Served(
         tmp_path / "log", "--no-self-test", "--silence-timeout", "2", "--on-hang", "exit"
     )
@@ -237,7 +227,7 @@ def test_an_engine_that_hangs_ends_the_server_if_told_to(
 
 @pytest.mark.long
 def test_two_processes_that_were_stopped_together_are_healthy_when_they_wake(
-    launch: ModuleType, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     server = launch.Served(tmp_path / "log", "--no-self-test", "--silence-timeout", "2")
     try:

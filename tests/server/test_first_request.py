@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,12 +16,13 @@ from saccade_server import serving
 from saccade_server.demo import SHOWN_SAMPLE, sample_path
 from saccade_server.demo.story import Story
 from saccade_server.serving import example_request
+from saccade_testing import launch
 
 STORY = Story.of(SHOWN_SAMPLE)
 
 
 @pytest.fixture(scope="module")
-def served(launch: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server = launch.Served(tmp_path_factory.mktemp("server") / "log", "--no-self-test")
     try:
         server.wait_until_ready()

@@ -1,6 +1,7 @@
 """Artifacts and profiles as both clients send them."""
 
 import hashlib
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -17,7 +18,7 @@ def made(request: httpx2.Request) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("source", [DATA, bytearray(DATA), memoryview(DATA), "file", "path"])
-def test_an_upload_is_put_under_its_digest_with_the_admin_key(harness, tmp_path, source):
+def test_an_upload_is_put_under_its_digest_with_the_admin_key(harness, tmp_path: Path, source):
     if isinstance(source, str):
         path = tmp_path / "a.safetensors"
         path.write_bytes(DATA)
@@ -31,7 +32,7 @@ def test_an_upload_is_put_under_its_digest_with_the_admin_key(harness, tmp_path,
     assert request.headers["authorization"] == "Bearer root"
 
 
-def test_the_admin_key_is_sent_nowhere_else(harness, monkeypatch):
+def test_the_admin_key_is_sent_nowhere_else(harness, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SACCADE_ADMIN_KEY", "root")
     reply = httpx2.Response(200, json={"data": []})
     assert harness.ask(lambda _: reply, lambda client: client.artifacts(), api_key="user") == []
@@ -64,7 +65,7 @@ def test_a_name_that_is_none_is_refused_here(harness, name):
     assert not harness.requests
 
 
-def test_a_file_that_is_not_there(harness, tmp_path):
+def test_a_file_that_is_not_there(harness, tmp_path: Path):
     for source in (tmp_path / "none", 3):
         with pytest.raises(InvalidInput, match="cannot be read"):
             harness.ask(made, lambda client, source=source: client.put_artifact(source))

@@ -307,7 +307,9 @@ def test_bad_settings(harness, settings):
         harness.ask(always({}), lambda client: client.models(), **settings)
 
 
-def test_the_key_comes_from_the_argument_or_the_environment(harness, monkeypatch):
+def test_the_key_comes_from_the_argument_or_the_environment(
+    harness, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SACCADE_API_KEY", "from-env")
     harness.ask(always(MODELS), lambda client: client.models())
     harness.ask(always(MODELS), lambda client: client.models(), api_key="given")

@@ -1,6 +1,7 @@
 import base64
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def saved(form: str) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "gif", "webp", "bmp", "tiff"])
-def test_encoded_bytes_are_sent_unchanged_under_their_own_type(form, tmp_path):
+def test_encoded_bytes_are_sent_unchanged_under_their_own_type(form, tmp_path: Path):
     data = saved(form)
     path = tmp_path / "picture.txt"
     path.write_bytes(data)
@@ -113,7 +114,7 @@ def test_bad_images_say_what_is_wrong(image, reason):
         image_url(image)
 
 
-def test_arrays_without_pillow_say_what_is_missing(monkeypatch):
+def test_arrays_without_pillow_say_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(InvalidInput, match="pip install pillow"):

@@ -51,12 +51,12 @@ def test_invalid_utf8_is_replaced_not_fatal():
 
 
 @pytest.mark.parametrize("line", [b"data: xxxxxxxx", b"data: xxxxxxxx\n", b": xxxxxxxxxxxxxxx"])
-def test_an_endless_event_is_refused(monkeypatch, line):
+def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch, line):
     monkeypatch.setattr(sse, "LARGEST_EVENT", 100)
     with pytest.raises(EventTooLarge, match="100 bytes"):
         decode(*[line] * 20)
 
 
-def test_many_small_events_are_not_an_endless_one(monkeypatch):
+def test_many_small_events_are_not_an_endless_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sse, "LARGEST_EVENT", 100)
     assert len(decode(*[b"data: xxxxxxxx\n\n"] * 50)) == 50

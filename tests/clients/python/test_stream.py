@@ -140,7 +140,7 @@ def test_an_error_inside_the_stream_is_raised(harness, sse, pieces):
     assert body.closed
 
 
-def test_an_endless_event_is_refused(harness, sse, pieces, monkeypatch):
+def test_an_endless_event_is_refused(harness, sse, pieces, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("saccade_client.sse.LARGEST_EVENT", 1000)
     body = pieces(sse(piece("a")), *[b"data: " + b"x" * 500] * 4)
     with pytest.raises(sdk.StreamInterrupted, match="exceeds 1000 bytes"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -135,7 +136,7 @@ def test_profiles(client):
     assert caught.value.code == "profile_not_found"
 
 
-def test_artifacts(running, client, tmp_path):
+def test_artifacts(running, client, tmp_path: Path):
     heads = {"heads": np.array([[0, 1]], np.int32)}
     fingerprint = running.engine.info.fingerprint
     data = write_artifact("heads", fingerprint, heads, notes="ours")

@@ -17,7 +17,7 @@ ROWS = (80, 0, 3, 2, 40, 73)  # in no order; one is padding
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that what a kernel fails to write shows."""
     fresh = torch.Tensor.new_empty
 

@@ -53,7 +53,7 @@ def expected(case, batch=None, layer=1, emit=None, **options):
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that what a kernel fails to write shows."""
     fresh = torch.Tensor.new_empty
 

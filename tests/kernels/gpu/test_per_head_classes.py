@@ -24,7 +24,7 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that what a kernel fails to write shows."""
     fresh = torch.Tensor.new_empty
 

@@ -53,7 +53,7 @@ def make_prefills(make_case, with_edits):
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that a row the kernel does not write shows."""
     fresh = torch.Tensor.new_empty
 

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that an output that nobody wrote shows."""
     fresh = torch.Tensor.new_empty
 
@@ -89,7 +89,7 @@ def test_rows_that_are_not_contiguous():
         assert torch.equal(place[0], hidden)
 
 
-def test_ops_take_the_backend(monkeypatch):
+def test_ops_take_the_backend(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8)
@@ -97,7 +97,7 @@ def test_ops_take_the_backend(monkeypatch):
     torch.testing.assert_close(ops.edit_residual(hidden, rows, tables, 2), wanted)
 
 
-def test_gradients_flow_whatever_the_backend(monkeypatch):
+def test_gradients_flow_whatever_the_backend(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
     tables, rows = random_tables(8), torch.arange(ROWS).int()
     hidden = torch.randn(ROWS, 8, dtype=torch.float64, requires_grad=True)

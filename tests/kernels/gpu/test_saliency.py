@@ -16,13 +16,13 @@ NAMES = [field.name for field in fields(RowGradients)]
 
 
 @pytest.fixture(autouse=True)
-def small_splits(monkeypatch):
+def small_splits(monkeypatch: pytest.MonkeyPatch):
     """So that short contexts have several."""
     monkeypatch.setattr(kernel, "SPLIT", PAGE)
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that reading what nobody wrote shows."""
     fresh = torch.Tensor.new_empty
 

@@ -23,7 +23,7 @@ DTYPES = pytest.mark.parametrize("dtype", PLACES, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that an output that nobody wrote shows."""
     fresh = torch.Tensor.new_empty
 
@@ -213,7 +213,7 @@ def test_rows_may_lie_anywhere():
 
 
 @pytest.mark.parametrize("asks", ["residual", "update"])
-def test_gradients_flow_whatever_the_backend(asks, monkeypatch):
+def test_gradients_flow_whatever_the_backend(asks, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
     own = norm(8, torch.float32)
     with torch.enable_grad():

@@ -84,7 +84,7 @@ def test_a_chip_is_known_by_its_cards_name(card, chip):
 
 
 @pytest.fixture
-def h200(monkeypatch):
+def h200(monkeypatch: pytest.MonkeyPatch):
     """A table of an H200 with one entry, unlike the default's."""
     key = {"head_dim": 128, "rows": 16, "bytes": 2}
     config = {**tuning._find("decode", key), "num_warps": 8}

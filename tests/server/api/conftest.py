@@ -1,56 +1,19 @@
 """A server on a real socket over a scripted engine and a byte-level prompt processor."""
 
-from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from saccade_server.api.settings import ApiSettings
 from saccade_testing.api import fakes
-from saccade_testing.api import steps as stepped
+from saccade_testing.api.bodies import MODEL
 from saccade_testing.api.server import (
-    MODEL,
-    PICTURE,
-    REGISTRY,
+    MakeServer,
     Server,
-    chat_body,
     check_servers,
-    data_url,
-    encode,
-    image_messages,
-    image_part,
-    parse_events,
     start_server,
-    wait_for,
 )
-
-
-@pytest.fixture(scope="session")
-def tools() -> SimpleNamespace:
-    """What test modules need from here; they cannot import a conftest."""
-    return SimpleNamespace(
-        model=MODEL,
-        picture=PICTURE,
-        registry=REGISTRY,
-        engine=fakes.FakeEngine,
-        info=fakes.INFO,
-        prompts=fakes.BytePrompts,
-        start_server=start_server,
-        chat_body=chat_body,
-        parse_events=parse_events,
-        wait_for=wait_for,
-        encode=encode,
-        data_url=data_url,
-        image_messages=image_messages,
-        image_part=image_part,
-    )
-
-
-@pytest.fixture(scope="session")
-def steps() -> ModuleType:
-    """An engine that a test steps, see steps.py."""
-    return stepped
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +24,7 @@ def nothing_lost_nothing_undocumented() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_server() -> Iterator[Callable[..., Server]]:
+def make_server() -> Iterator[MakeServer]:
     """Start a server whose settings or engine differ."""
     servers = []
 

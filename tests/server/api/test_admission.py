@@ -9,6 +9,8 @@ import pytest
 
 from saccade_server.api.layers.admission import _pieces
 from saccade_server.api.layers.bodies import LimitBodies, parsed_bytes
+from saccade_testing.api.bodies import chat_body
+from saccade_testing.api.server import MakeServer, Server, wait_for
 
 MIB = 1024 * 1024
 CHAT = "/v1/chat/completions"
@@ -41,13 +43,13 @@ def budget(server):
     return layer.budget
 
 
-def padded(tools, size):
+def padded(size):
     """A chat whose body has so many bytes."""
-    body = json.dumps(tools.chat_body(user="")).encode()
+    body = json.dumps(chat_body(user="")).encode()
     return body.replace(b'"user": ""', b'"user": "%s"' % (b"x" * (size - len(body))))
 
 
-def test_when_requests_are_refused_the_server_is_not_ready(make_server, tools):
+def test_when_requests_are_refused_the_server_is_not_ready(make_server: MakeServer):
     server = make_server(max_requests=2)
     lifecycle = server.app.state.lifecycle
     for path in (*READINESS, *WITHOUT_PLACE):
@@ -71,7 +73,7 @@ def test_when_requests_are_refused_the_server_is_not_ready(make_server, tools):
     assert server.chat().status_code == 200
 
 
-def test_what_needs_no_place_is_answered_in_a_drain(make_server):
+def test_what_needs_no_place_is_answered_in_a_drain(make_server: MakeServer):
     server = make_server()
     server.app.state.lifecycle.drain()
     for path in READINESS:
@@ -82,12 +84,12 @@ def test_what_needs_no_place_is_answered_in_a_drain(make_server):
     assert server.chat().json()["error"]["code"] == "server_draining"
 
 
-def test_a_slow_body_keeps_no_place_from_others(make_server, tools):
+def test_a_slow_body_keeps_no_place_from_others(make_server: MakeServer):
     server = make_server(max_requests=1)
     lifecycle = server.app.state.lifecycle
-    body = json.dumps(tools.chat_body()).encode()
+    body = json.dumps(chat_body()).encode()
     with send(server, body[:-1], len(body)) as slow:
-        tools.wait_for(lambda: budget(server).used == len(body) - 1)
+        wait_for(lambda: budget(server).used == len(body) - 1)
         assert lifecycle.in_flight == 0
         assert server.http.get("/ready").status_code == 200
         assert server.chat().status_code == 200
@@ -95,18 +97,20 @@ def test_a_slow_body_keeps_no_place_from_others(make_server, tools):
         assert answer(slow)[0] == 200
 
 
-def test_a_body_that_nobody_asked_for_keeps_no_place_from_others(make_server, tools):
+def test_a_body_that_nobody_asked_for_keeps_no_place_from_others(make_server: MakeServer):
     server = make_server(max_requests=1)
     lifecycle = server.app.state.lifecycle
     with send(server, b"ab", 3, "GET", "/v1/interventions") as slow:
-        tools.wait_for(lambda: len(lifecycle._open) == 1)
+        wait_for(lambda: len(lifecycle._open) == 1)
         assert server.http.get("/ready").status_code == 200
         assert server.chat().status_code == 200
         slow.sendall(b"c")
         assert answer(slow)[0] == 200
 
 
-def test_who_never_sends_a_body_that_nobody_asked_for_is_answered(make_server, monkeypatch):
+def test_who_never_sends_a_body_that_nobody_asked_for_is_answered(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.2)
     server = make_server()
     for path in ("/v1/interventions", "/live"):
@@ -114,11 +118,11 @@ def test_who_never_sends_a_body_that_nobody_asked_for_is_answered(make_server, m
             assert raw.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_a_body_that_is_there_when_all_places_are_taken(make_server, tools):
+def test_a_body_that_is_there_when_all_places_are_taken(make_server: MakeServer):
     server = make_server(max_requests=1)
-    body = json.dumps(tools.chat_body()).encode()
+    body = json.dumps(chat_body()).encode()
     with send(server, body[:-1], len(body)) as slow:
-        tools.wait_for(lambda: budget(server).used == len(body) - 1)
+        wait_for(lambda: budget(server).used == len(body) - 1)
         with server.app.state.lifecycle.track():
             slow.sendall(body[-1:])
             status, head, code = answer(slow)
@@ -127,38 +131,38 @@ def test_a_body_that_is_there_when_all_places_are_taken(make_server, tools):
     assert not server.engine.requests
 
 
-def test_one_request_takes_one_place(make_server, tools):
+def test_one_request_takes_one_place(make_server: MakeServer):
     server = make_server(max_requests=2)
     lifecycle = server.app.state.lifecycle
     server.engine.stall_after = 2
-    fields = tools.chat_body(stream=True, n=4)
+    fields = chat_body(stream=True, n=4)
     with server.http.stream("POST", CHAT, json=fields) as response:
         next(pieces := response.iter_text())
         assert lifecycle.in_flight == 1
         assert server.http.get("/load").json()["http_requests"] == 1
         server.engine.stall_after = None
         list(pieces)
-    tools.wait_for(lambda: lifecycle.in_flight == budget(server).used == 0)
+    wait_for(lambda: lifecycle.in_flight == budget(server).used == 0)
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [(CHAT, b"{", 400), ("/nothing", b"{}", 404), ("/v1/models", b"{}", 405)],
 )
-def test_what_is_refused_gives_everything_back(server, tools, path, body, status):
+def test_what_is_refused_gives_everything_back(server: Server, path, body, status):
     headers = {"content-type": "application/json"}
     assert server.http.post(path, content=body, headers=headers).status_code == status
     # what is given back, is so once the answer has been sent
-    tools.wait_for(lambda: server.app.state.lifecycle.in_flight == budget(server).used == 0)
+    wait_for(lambda: server.app.state.lifecycle.in_flight == budget(server).used == 0)
 
 
-def test_bodies_share_their_memory(make_server, tools, monkeypatch):
+def test_bodies_share_their_memory(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     server = make_server(max_bodies_bytes=2 * MIB)
-    first, second = (padded(tools, size) for size in (MIB, MIB - 4096))
+    first, second = (padded(size) for size in (MIB, MIB - 4096))
     with send(server, first[:-1], len(first)) as one, send(server, second[:-1], len(second)):
         whole = len(first) + len(second) - 2
-        tools.wait_for(lambda: budget(server).used == whole)
+        wait_for(lambda: budget(server).used == whole)
         # announced, and refused before it is sent
         with send(server, b"", MIB) as third:
             status, head, code = answer(third)
@@ -174,28 +178,28 @@ def test_bodies_share_their_memory(make_server, tools, monkeypatch):
         assert server.chat().status_code == 200  # small ones find room
         one.sendall(first[-1:])
         assert answer(one)[0] == 200
-        tools.wait_for(lambda: budget(server).used == len(second) - 1)
-    tools.wait_for(lambda: budget(server).used == 0)
+        wait_for(lambda: budget(server).used == len(second) - 1)
+    wait_for(lambda: budget(server).used == 0)
 
 
-def test_uploads_count_too(make_server, tools):
+def test_uploads_count_too(make_server: MakeServer):
     server = make_server(max_bodies_bytes=2 * MIB, max_artifact_bytes=2 * MIB, admin_keys=("root",))
     path = "/v1/artifacts/" + "0" * 64
     head = {"authorization": "Bearer root"}
-    body = padded(tools, MIB)
+    body = padded(MIB)
     with send(server, body[:-1], len(body)):
-        tools.wait_for(lambda: budget(server).used == len(body) - 1)
+        wait_for(lambda: budget(server).used == len(body) - 1)
         refused = server.http.put(path, content=bytes(2 * MIB), headers=head)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     # Whoever may not upload takes no memory.
     assert server.http.put(path, content=bytes(MIB)).status_code == 401
-    tools.wait_for(lambda: budget(server).used == 0)
+    wait_for(lambda: budget(server).used == 0)
     assert server.http.put(path, content=bytes(MIB), headers=head).status_code == 400
 
 
-def test_a_body_above_the_budget_is_too_large(make_server, tools):
+def test_a_body_above_the_budget_is_too_large(make_server: MakeServer):
     server = make_server(max_bodies_bytes=64 * 1024)
-    body = padded(tools, 128 * 1024)
+    body = padded(128 * 1024)
     headers = {"content-type": "application/json"}
     for content in (body, iter([body])):
         response = server.http.post(CHAT, content=content, headers=headers)
@@ -207,14 +211,14 @@ def test_a_body_above_the_budget_is_too_large(make_server, tools):
 
 
 @pytest.mark.parametrize("piece", [b"[]", b"{}", b"0", b'{"a":1}', b'""', b"[[]]", b"1.5"])
-def test_what_json_becomes_counts(make_server, tools, piece):
+def test_what_json_becomes_counts(make_server: MakeServer, piece):
     server = make_server(max_bodies_bytes=4 * MIB)
     values = b",".join([piece] * (600_000 // (len(piece) + 1)))
-    body = json.dumps(tools.chat_body()).encode()[:-1] + b', "x": [' + values + b"]}"
+    body = json.dumps(chat_body()).encode()[:-1] + b', "x": [' + values + b"]}"
     response = server.http.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert "memory" in response.json()["error"]["message"]
-    tools.wait_for(lambda: budget(server).used == 0)
+    wait_for(lambda: budget(server).used == 0)
 
 
 def test_the_estimate_of_parsed_json_is_one():
@@ -247,19 +251,19 @@ def test_the_estimate_is_no_less_than_what_parsing_takes(value):
     assert taken <= parsed_bytes(body) + 2 * len(body)  # the body as a text, too
 
 
-def test_a_client_that_leaves_in_its_body_gives_its_memory_back(make_server, tools):
+def test_a_client_that_leaves_in_its_body_gives_its_memory_back(make_server: MakeServer):
     server = make_server()
-    body = json.dumps(tools.chat_body()).encode()
+    body = json.dumps(chat_body()).encode()
     with send(server, body[:-1], len(body)):
-        tools.wait_for(lambda: budget(server).used == len(body) - 1)
-    tools.wait_for(lambda: budget(server).used == 0)
+        wait_for(lambda: budget(server).used == len(body) - 1)
+    wait_for(lambda: budget(server).used == 0)
 
 
-def test_a_slow_body_has_one_deadline(make_server, tools, monkeypatch):
+def test_a_slow_body_has_one_deadline(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch):
     """Each byte does not begin it anew."""
     monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     server = make_server(body_timeout=0.4)
-    body = padded(tools, 4096)
+    body = padded(4096)
     with send(server, body[:1], len(body)) as raw:
         raw.settimeout(0.05)
         reply = b""
@@ -273,7 +277,7 @@ def test_a_slow_body_has_one_deadline(make_server, tools, monkeypatch):
                 continue
             break
     assert reply.split()[1] == b"408"
-    tools.wait_for(lambda: budget(server).used == 0)
+    wait_for(lambda: budget(server).used == 0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_000])
@@ -287,7 +291,9 @@ def test_an_answer_is_the_same_in_pieces(size):
     assert len(pieces) == max(1, -(-size // 65_536))
 
 
-def test_an_answer_that_is_not_read_keeps_its_place(make_server, tools, monkeypatch):
+def test_an_answer_that_is_not_read_keeps_its_place(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     server = make_server(max_requests=1, send_timeout=1.0)
     lifecycle = server.app.state.lifecycle
     monkeypatch.setattr(server.prompts, "text", lambda tokens: "x" * 2**24, raising=False)
@@ -300,5 +306,5 @@ def test_an_answer_that_is_not_read_keeps_its_place(make_server, tools, monkeypa
         assert raw.recv(15) == b"HTTP/1.1 200 OK"
         assert lifecycle.in_flight == 1
         assert server.http.get("/ready").status_code == 503
-        tools.wait_for(lambda: not lifecycle.in_flight, 20)  # it is given up
+        wait_for(lambda: not lifecycle.in_flight, 20)  # it is given up
     assert server.http.get("/ready").status_code == 200

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from saccade_interventions.artifacts import read_artifact, write_artifact
 from saccade_server.api.artifact_store import ABANDONED_SECONDS, ArtifactStore, StoreFullError
 from saccade_server.api.layers import read_out
+from saccade_testing.api.server import MakeServer, start_server
 
 ADMIN = {"authorization": "Bearer root"}
 MODEL = "sha256:" + "ab" * 32
@@ -35,9 +37,9 @@ PATH = f"/v1/artifacts/{name(HEADS)}"
 
 
 @pytest.fixture(scope="module")
-def started(tools, tmp_path_factory):
+def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "artifacts"
-    server = tools.start_server(admin_keys=("root", "second"), artifacts=folder)
+    server = start_server(admin_keys=("root", "second"), artifacts=folder)
     yield server
     server.stop()
 
@@ -62,7 +64,7 @@ def code(response, status):
     return error["code"]
 
 
-def test_put_and_get_and_head(serving, tools):
+def test_put_and_get_and_head(serving):
     first = put(serving, HEADS)
     assert first.status_code == 201
     assert first.headers["location"] == PATH
@@ -94,14 +96,14 @@ def test_the_folder_holds_it_under_its_digest_and_nothing_else(serving):
     assert found.read_bytes() == HEADS
 
 
-def test_another_server_on_the_same_folder_has_it(serving, make_server):
+def test_another_server_on_the_same_folder_has_it(serving, make_server: MakeServer):
     put(serving, HEADS)
     other = make_server(artifacts=serving.settings.artifacts)
     assert other.http.get(PATH).content == HEADS
     assert len(other.http.get("/v1/artifacts").json()["data"]) == 1
 
 
-def test_without_a_folder_uploads_last_as_long_as_the_server(make_server, tools):
+def test_without_a_folder_uploads_last_as_long_as_the_server(make_server: MakeServer):
     server = make_server(admin_keys=("root",))
     folder = server.app.state.services.artifacts._folder
     assert put(server, HEADS).status_code == 201
@@ -111,7 +113,7 @@ def test_without_a_folder_uploads_last_as_long_as_the_server(make_server, tools)
     assert not folder.exists()
 
 
-def test_only_an_admin_key_puts(make_server):
+def test_only_an_admin_key_puts(make_server: MakeServer):
     server = make_server(api_keys=("user",), admin_keys=("root", "second"))
 
     def with_key(key):
@@ -136,7 +138,7 @@ def test_with_no_api_keys_putting_still_needs_the_admin_key(serving):
     assert code(wrong, 403) == "admin_key_required"
 
 
-def test_without_an_admin_key_nobody_puts(make_server):
+def test_without_an_admin_key_nobody_puts(make_server: MakeServer):
     server = make_server(api_keys=("user",))
     response = server.http.put(PATH, content=HEADS, headers={"authorization": "Bearer user"})
     assert code(response, 403) == "admin_key_not_configured"
@@ -232,7 +234,7 @@ def test_ranges_are_answered_with_the_whole(serving, asked):
     assert serving.http.head(PATH, headers={"range": asked}).status_code == 200
 
 
-def test_sizes_are_bounded(make_server):
+def test_sizes_are_bounded(make_server: MakeServer):
     server = make_server(admin_keys=("root",), max_artifact_bytes=1000, max_artifacts_bytes=1500)
     big = heads(*((0, i) for i in range(4)), notes="n" * 1000)
     assert code(put(server, big), 413) == "request_too_large"
@@ -262,7 +264,9 @@ def raw(server, length):
     return connection
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(make_server, monkeypatch):
+def test_a_body_that_does_not_come_is_not_waited_for(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(read_out, "DISCARD_SECONDS", 0.1)
     server = make_server(admin_keys=("root",), upload_timeout=0.2)
     with raw(server, len(HEADS)) as connection:
@@ -271,7 +275,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(make_server, monkeypatch):
     assert server.http.get(PATH).status_code == 404
 
 
-def test_a_body_that_breaks_off_leaves_nothing(serving, tools):
+def test_a_body_that_breaks_off_leaves_nothing(serving):
     with raw(serving, len(HEADS)) as connection:
         connection.sendall(HEADS[:-1])
     assert put(serving, heads((1, 1))).status_code == 201
@@ -288,7 +292,7 @@ def test_two_puts_at_once_keep_one(serving):
     assert sorted(asyncio.run(both())) == [200, 200, 200, 201]
 
 
-def test_a_file_that_was_changed_is_not_used(tmp_path, caplog):
+def test_a_file_that_was_changed_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     store = ArtifactStore(tmp_path, 10**6)
     path = tmp_path / f"{name(HEADS)}.safetensors"
     for wrong in (b"junk", heads((1, 1))):
@@ -301,7 +305,7 @@ def test_a_file_that_was_changed_is_not_used(tmp_path, caplog):
     assert [item.notes for item in store.listing()] == ["two heads"]
 
 
-def test_what_is_kept_in_memory_is_bounded(tmp_path):
+def test_what_is_kept_in_memory_is_bounded(tmp_path: Path):
     store = ArtifactStore(tmp_path, 10**6, cached_bytes=20)
     made = [heads((0, i)) for i in range(4)]
     artifacts = [read_artifact(data) for data in made]
@@ -317,7 +321,7 @@ def test_what_is_kept_in_memory_is_bounded(tmp_path):
     assert store.get(artifacts[-1].digest) is None
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = ArtifactStore(tmp_path, 10**6)
 
     def full(handle):
@@ -332,7 +336,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         ArtifactStore(tmp_path, 10).put(read_artifact(HEADS), HEADS)
 
 
-def test_what_is_in_memory_does_not_wait_for_a_put(tmp_path, monkeypatch):
+def test_what_is_in_memory_does_not_wait_for_a_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store, other = ArtifactStore(tmp_path, 10**6), heads((1, 1))
     store.put(read_artifact(HEADS), HEADS)
     writing, written = threading.Event(), threading.Event()
@@ -353,7 +357,7 @@ def test_what_is_in_memory_does_not_wait_for_a_put(tmp_path, monkeypatch):
     assert found.tensors["heads"].tolist() == [[0, 1], [3, 2]]
 
 
-def test_unfinished_uploads_count_and_go_when_they_are_old(tmp_path):
+def test_unfinished_uploads_count_and_go_when_they_are_old(tmp_path: Path):
     for name_, age in ((".upload-new", 60), (".upload-old", 2 * ABANDONED_SECONDS)):
         (tmp_path / name_).write_bytes(bytes(500))
         os.utime(tmp_path / name_, (time.time() - age,) * 2)

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from saccade_testing.api.bodies import PICTURE, chat_body, image_messages
+from saccade_testing.api.server import Server
+
 STATUS_TYPE = {401: "authentication_error", 503: "overloaded_error", 500: "server_error"}
 
 
@@ -21,7 +24,7 @@ def check(response, status, code=None, param=None):
 
 
 @pytest.fixture(autouse=True)
-def unharmed(server):
+def unharmed(server: Server):
     """Whatever came before: the next request is answered, and nothing was left running."""
     yield
     assert server.chat().status_code == 200
@@ -178,24 +181,24 @@ HARMLESS = {
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"), FIELDS, ids=lambda value: str(value)[:40]
 )
-def test_fields_of_a_chat(server, fields, status, code, param):
+def test_fields_of_a_chat(server: Server, fields, status, code, param):
     check(server.chat(**fields), status, code, param)
     assert not server.engine.requests
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_would_be_left_undone(server, name):
+def test_what_would_be_left_undone(server: Server, name):
     check(server.chat(**{name: UNSUPPORTED[name]}), 400, "unsupported_parameter", name)
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_nearly_interventions(server, name):
+def test_nearly_interventions(server: Server, name):
     error = check(server.chat(**{name: [{"method": "var"}]}), 400, "intervention_unknown_field")
     assert '"interventions"' in error["message"]
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_sdks_send(server, name):
+def test_what_sdks_send(server: Server, name):
     assert server.chat(**{name: HARMLESS[name]}).status_code == 200
 
 
@@ -231,18 +234,18 @@ INTERVENTIONS = [
 @pytest.mark.parametrize(
     ("value", "code", "param"), INTERVENTIONS, ids=lambda value: str(value)[:50]
 )
-def test_interventions(server, tools, value, code, param):
-    messages = tools.image_messages(tools.picture)
+def test_interventions(server: Server, value, code, param):
+    messages = image_messages(PICTURE)
     check(server.chat(messages=messages, interventions=value), 400, code, param)
     assert not server.engine.requests
 
 
-def test_an_image_method_without_an_image(server):
+def test_an_image_method_without_an_image(server: Server):
     response = server.chat(interventions=[{"method": "pai"}])
     check(response, 400, "intervention_requires_image")
 
 
-def test_too_many_interventions(server):
+def test_too_many_interventions(server: Server):
     response = server.chat(interventions=[{"method": "pai"}] * 1000)
     check(response, 413, "intervention_spec_too_large", "interventions")
 
@@ -267,16 +270,16 @@ BODIES = [
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"]
 )
-def test_bodies(server, path, body, status):
+def test_bodies(server: Server, path, body, status):
     headers = {"content-type": "application/json"}
     check(server.http.post(path, content=body, headers=headers), status)
 
 
-def test_text_may_hold_nul(server):
+def test_text_may_hold_nul(server: Server):
     assert server.chat(messages=[{"role": "user", "content": "a\0b"}]).status_code == 200
 
 
-def test_a_chunked_body_is_counted(server):
+def test_a_chunked_body_is_counted(server: Server):
     def pieces():
         for _ in range(30):
             yield b" " * 50_000
@@ -297,8 +300,8 @@ def test_a_chunked_body_is_counted(server):
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
-def test_other_media_types(server, tools, headers):
-    body = json.dumps(tools.chat_body()).encode()
+def test_other_media_types(server: Server, headers):
+    body = json.dumps(chat_body()).encode()
     response = server.http.post("/v1/chat/completions", content=body, headers=headers)
     check(response, 415, "unsupported_media_type")
 
@@ -318,11 +321,11 @@ def test_other_media_types(server, tools, headers):
         ("PUT", "/v1/interventions", 405),
     ],
 )
-def test_routes_and_methods(server, method, path, status):
+def test_routes_and_methods(server: Server, method, path, status):
     response = server.http.request(method, path)
     check(response, status)
     assert response.headers["x-request-id"]
 
 
-def test_head_of_a_post_route(server):
+def test_head_of_a_post_route(server: Server):
     assert server.http.head("/v1/chat/completions").status_code == 405

@@ -10,6 +10,9 @@ import pytest
 from saccade_interventions.artifacts import KINDS, read_artifact, write_artifact
 from saccade_interventions.registry import Registry
 from saccade_server.requests.facts import facts_of
+from saccade_testing.api.bodies import PICTURE, chat_body, image_messages
+from saccade_testing.api.fakes import INFO, BytePrompts
+from saccade_testing.api.server import start_server
 
 METHODS = Registry.discover().methods
 NAMES = sorted(METHODS)
@@ -24,10 +27,10 @@ NOT_JSON = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "0x1", ".5", "1_0
 
 
 @pytest.fixture(scope="module")
-def started(tools, tmp_path_factory):
-    server = tools.start_server(artifacts=tmp_path_factory.mktemp("artifacts"))
+def started(tmp_path_factory):
+    server = start_server(artifacts=tmp_path_factory.mktemp("artifacts"))
     for name in NAMES:
-        data = probe(tools, name).artifact
+        data = probe(name).artifact
         if data is not None:
             server.app.state.services.artifacts.put(read_artifact(data), data)
     yield server
@@ -35,25 +38,24 @@ def started(tools, tmp_path_factory):
 
 
 @pytest.fixture
-def bench(started, tools):
+def bench(started):
     started.renew()
-    return Bench(started, tools)
+    return Bench(started)
 
 
-def probe(tools, name):
-    return METHODS[name].probe(facts_of(tools.info, tools.prompts().special_token_ids))
+def probe(name):
+    return METHODS[name].probe(facts_of(INFO, BytePrompts().special_token_ids))
 
 
 class Bench:
     """Sends entries with an image and a question, and checks what comes back."""
 
-    def __init__(self, server, tools):
+    def __init__(self, server):
         self.server = server
-        self.tools = tools
-        self.messages = tools.image_messages(tools.picture, text="Describe the image.")
+        self.messages = image_messages(PICTURE, text="Describe the image.")
 
     def entry(self, name, **fields):
-        return {**probe(self.tools, name).entry, **fields}
+        return {**probe(name).entry, **fields}
 
     def send(self, *entries, **fields):
         return self.server.chat(**{"messages": self.messages, "interventions": entries} | fields)
@@ -129,7 +131,7 @@ def test_numbers(bench, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_are_not_json(bench, name):
     fields = [field for field, _ in numeric_fields(name)] or ["version"]
-    body = bench.tools.chat_body(
+    body = chat_body(
         messages=bench.messages, interventions=[bench.entry(name, **{fields[0]: "HERE"})]
     )
     for literal in NOT_JSON:

@@ -18,20 +18,23 @@ from saccade_server.engine.limits import why_group_refused
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests import branches
 from saccade_server.requests.branches import branches_of
+from saccade_testing.api.bodies import PICTURE, chat_body, image_messages
+from saccade_testing.api.fakes import INFO, FakeEngine
+from saccade_testing.api.server import MakeServer, Server
 
 VCD_ENTRY = {"method": "vcd", "noise_seed": 3}
 PAI_ENTRY = {"method": "pai_contrast", "gamma": 1.5}
 
 
-def asked(server, tools, entry, **fields):
-    messages = tools.image_messages(tools.picture, tools.picture)
+def asked(server, entry, **fields):
+    messages = image_messages(PICTURE, PICTURE)
     response = server.chat(messages=messages, interventions=[entry], **fields)
     assert response.status_code == 200, response.text
     return server.engine.requests
 
 
-def test_vcd_sends_the_same_tokens_with_noised_images(server, tools):
-    (request,) = asked(server, tools, VCD_ENTRY)
+def test_vcd_sends_the_same_tokens_with_noised_images(server: Server):
+    (request,) = asked(server, VCD_ENTRY)
     (branch,) = request.branches
     assert (branch.tokens, branch.plan, branch.measures) == (request.tokens, None, False)
     seen = set()
@@ -45,9 +48,9 @@ def test_vcd_sends_the_same_tokens_with_noised_images(server, tools):
     assert len(seen) == 3  # one picture twice, noised in two ways
 
 
-def test_noised_images_are_kept_for_the_same_image_seed_and_share_alone(server, tools):
+def test_noised_images_are_kept_for_the_same_image_seed_and_share_alone(server: Server):
     def pixels(entry):
-        (branch,) = asked(server, tools, entry)[-1].branches
+        (branch,) = asked(server, entry)[-1].branches
         return [image.pixels for image in branch.images]
 
     first, again = pixels(VCD_ENTRY), pixels(VCD_ENTRY)
@@ -58,8 +61,8 @@ def test_noised_images_are_kept_for_the_same_image_seed_and_share_alone(server, 
     assert branches._NOISED._bytes <= branches.MOST_BYTES
 
 
-def test_pai_contrast_sends_the_text_alone(server, tools):
-    (request,) = asked(server, tools, PAI_ENTRY)
+def test_pai_contrast_sends_the_text_alone(server: Server):
+    (request,) = asked(server, PAI_ENTRY)
     (branch,) = request.branches
     assert branch.images == ()
     features = {p for i in request.images for p in range(i.start, i.start + i.length)}
@@ -68,14 +71,14 @@ def test_pai_contrast_sends_the_text_alone(server, tools):
     assert len(left) == len(request.tokens) - 8
 
 
-def test_every_copy_has_its_branches(server, tools):
-    requests = asked(server, tools, VCD_ENTRY, n=3)
+def test_every_copy_has_its_branches(server: Server):
+    requests = asked(server, VCD_ENTRY, n=3)
     assert len({request.branches for request in requests}) == 1
     assert len({request.sampling.seed for request in requests}) == 3
 
 
-def test_a_stream_says_the_same_as_a_whole_answer(server, tools):
-    messages = tools.image_messages(tools.picture)
+def test_a_stream_says_the_same_as_a_whole_answer(server: Server):
+    messages = image_messages(PICTURE)
     body = {"messages": messages, "interventions": [PAI_ENTRY]}
     whole = server.chat(**body).json()["choices"][0]["message"]["content"]
     events = server.events(**body)
@@ -83,10 +86,10 @@ def test_a_stream_says_the_same_as_a_whole_answer(server, tools):
     assert "".join(pieces) == whole
 
 
-def test_the_default_length_leaves_room_for_all(make_server, tools):
-    info = with_fields(tools.info, cache_tokens=512)
-    server = make_server(tools.engine(info))
-    messages = tools.image_messages(tools.picture)
+def test_the_default_length_leaves_room_for_all(make_server: MakeServer):
+    info = with_fields(INFO, cache_tokens=512)
+    server = make_server(FakeEngine(info))
+    messages = image_messages(PICTURE)
     server.chat(messages=messages)
     server.chat(messages=messages, interventions=[VCD_ENTRY])
     plain, contrasted = server.engine.requests
@@ -105,9 +108,9 @@ def test_the_default_length_leaves_room_for_all(make_server, tools):
         ({"cache_tokens": 64}, {}, "tokens of cache"),
     ],
 )
-def test_what_the_server_cannot_hold_is_refused(make_server, tools, limits, fields, says):
-    server = make_server(tools.engine(with_fields(tools.info, **limits)))
-    messages = tools.image_messages(tools.picture, text="?")
+def test_what_the_server_cannot_hold_is_refused(make_server: MakeServer, limits, fields, says):
+    server = make_server(FakeEngine(with_fields(INFO, **limits)))
+    messages = image_messages(PICTURE, text="?")
     response = server.chat(messages=messages, interventions=[VCD_ENTRY], **fields)
     assert response.status_code == 400
     error = response.json()["error"]
@@ -117,10 +120,10 @@ def test_what_the_server_cannot_hold_is_refused(make_server, tools, limits, fiel
     assert server.chat(messages=messages, max_tokens=5).status_code == 200
 
 
-def test_a_rehearsal_counts_what_runs_beside_the_prompt(make_server, tools):
+def test_a_rehearsal_counts_what_runs_beside_the_prompt(make_server: MakeServer):
     """Without a prompt as with one: the server has no place for a second sequence."""
-    server = make_server(tools.engine(with_fields(tools.info, max_num_seqs=1)))
-    messages = tools.image_messages(tools.picture, text="?")
+    server = make_server(FakeEngine(with_fields(INFO, max_num_seqs=1)))
+    messages = image_messages(PICTURE, text="?")
     verdicts = {}
     for method in ("vcd", "pai_contrast", "vhr", "pai", "var", "dola"):
         body = {"interventions": [{"method": method}]}
@@ -136,16 +139,16 @@ def test_a_rehearsal_counts_what_runs_beside_the_prompt(make_server, tools):
 
 
 @pytest.mark.parametrize("entry", [VCD_ENTRY, PAI_ENTRY])
-def test_no_image(server, entry):
+def test_no_image(server: Server, entry):
     response = server.chat(interventions=[entry])
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "intervention_requires_image"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", '"1"', "1e400"])
-def test_bad_strengths(server, tools, value):
-    messages = tools.image_messages(tools.picture)
-    body = json.dumps(tools.chat_body(messages=messages, interventions=["entry"]))
+def test_bad_strengths(server: Server, value):
+    messages = image_messages(PICTURE)
+    body = json.dumps(chat_body(messages=messages, interventions=["entry"]))
     body = body.replace('"entry"', f'{{"method": "vcd", "alpha": {value}}}')
     headers = {"content-type": "application/json"}
     response = server.http.post("/v1/chat/completions", content=body, headers=headers)

@@ -5,14 +5,17 @@ import asyncio
 import openai
 import pytest
 
+from saccade_testing.api.bodies import MODEL, PICTURE, image_messages
+from saccade_testing.api.server import Server
 
-def test_a_chat_is_answered(server, tools):
+
+def test_a_chat_is_answered(server: Server):
     reply = server.openai().chat.completions.create(
-        model=tools.model, messages=[{"role": "user", "content": "Hi"}]
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}]
     )
     assert reply.object == "chat.completion"
     assert reply.id.startswith("chatcmpl-")
-    assert reply.model == tools.model
+    assert reply.model == MODEL
     assert reply.choices[0].message.role == "assistant"
     assert reply.choices[0].message.content == "Hello, world!"
     assert reply.choices[0].finish_reason == "stop"
@@ -23,9 +26,9 @@ def test_a_chat_is_answered(server, tools):
     assert reply._request_id
 
 
-def test_a_stream_says_the_same(server, tools):
+def test_a_stream_says_the_same(server: Server):
     stream = server.openai().chat.completions.create(
-        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True
     )
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -35,18 +38,18 @@ def test_a_stream_says_the_same(server, tools):
     assert len({c.id for c in chunks}) == 1
 
 
-def test_the_asynchronous_client(server, tools):
+def test_the_asynchronous_client(server: Server):
     async def main() -> str:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             stream = await client.chat.completions.create(
-                model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+                model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True
             )
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert asyncio.run(main()) == "Hello, world!"
 
 
-def test_the_frames_of_a_stream(server):
+def test_the_frames_of_a_stream(server: Server):
     response = server.chat(stream=True, stream_options={"include_usage": True})
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache"
@@ -60,9 +63,9 @@ def test_the_frames_of_a_stream(server):
     assert all("usage" not in event for event in server.events()[:-1])
 
 
-def test_a_stream_can_be_asked_for_usage_by_the_official_client(server, tools):
+def test_a_stream_can_be_asked_for_usage_by_the_official_client(server: Server):
     stream = server.openai().chat.completions.create(
-        model=tools.model,
+        model=MODEL,
         messages=[{"role": "user", "content": "Hi"}],
         stream=True,
         stream_options={"include_usage": True},
@@ -75,7 +78,7 @@ def test_a_stream_can_be_asked_for_usage_by_the_official_client(server, tools):
     ("stop", "expected"),
     [("wor", "Hello, "), (["zzz", "o, w"], "Hell"), (["!", "world"], "Hello, ")],
 )
-def test_stop_strings_cut_across_tokens(server, stream, stop, expected):
+def test_stop_strings_cut_across_tokens(server: Server, stream, stop, expected):
     if stream:
         choices = [event["choices"][0] for event in server.events(stop=stop)[:-1]]
         text = "".join(choice["delta"].get("content", "") for choice in choices)
@@ -88,12 +91,12 @@ def test_stop_strings_cut_across_tokens(server, stream, stop, expected):
     assert not server.engine.running
 
 
-def test_usage_counts_tokens_up_to_the_stop_string(server):
+def test_usage_counts_tokens_up_to_the_stop_string(server: Server):
     usage = server.chat(stop="wor").json()["usage"]
     assert usage["completion_tokens"] == len("Hello, wor")
 
 
-def test_characters_arrive_whole(server):
+def test_characters_arrive_whole(server: Server):
     server.engine.answer = "naïve 日本 🙂!"
     events = server.events()[:-1]
     pieces = [event["choices"][0]["delta"].get("content", "") for event in events]
@@ -101,7 +104,7 @@ def test_characters_arrive_whole(server):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_an_unfinished_character_is_replaced_at_the_end(server):
+def test_an_unfinished_character_is_replaced_at_the_end(server: Server):
     server.engine.answer = "ab🙂"
     reply = server.chat(max_tokens=4).json()["choices"][0]
     assert reply["message"]["content"] == "ab\ufffd"
@@ -109,7 +112,7 @@ def test_an_unfinished_character_is_replaced_at_the_end(server):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_several_answers(server, tools, stream):
+def test_several_answers(server: Server, stream):
     fields = {"n": 3, "seed": 2**63 - 2}
     if stream:
         events = server.events(**fields)[:-1]
@@ -126,16 +129,16 @@ def test_several_answers(server, tools, stream):
     assert seeds == {2**63 - 2, 2**63 - 1, 0}
 
 
-def test_without_a_seed_every_request_has_its_own(server):
+def test_without_a_seed_every_request_has_its_own(server: Server):
     server.chat()
     server.chat()
     first, second = server.engine.requests
     assert first.sampling.seed != second.sampling.seed
 
 
-def test_log_probabilities(server, tools):
+def test_log_probabilities(server: Server):
     reply = server.openai().chat.completions.create(
-        model=tools.model,
+        model=MODEL,
         messages=[{"role": "user", "content": "Hi"}],
         logprobs=True,
         top_logprobs=2,
@@ -149,7 +152,7 @@ def test_log_probabilities(server, tools):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities_end_with_the_text(server, stream):
+def test_log_probabilities_end_with_the_text(server: Server, stream):
     fields = {"logprobs": True, "stop": "world"}
     if stream:
         choices = [event["choices"][0] for event in server.events(**fields)[:-1]]
@@ -159,7 +162,7 @@ def test_log_probabilities_end_with_the_text(server, stream):
     assert "".join(item["token"] for item in items) == "Hello, "
 
 
-def test_the_sampling_parameters_reach_the_engine(server):
+def test_the_sampling_parameters_reach_the_engine(server: Server):
     server.chat(
         temperature=0.5,
         top_p=0.9,
@@ -183,27 +186,27 @@ def test_the_sampling_parameters_reach_the_engine(server):
     assert sampling.seed == 2**63 - 1
 
 
-def test_openai_defaults(server):
+def test_openai_defaults(server: Server):
     server.chat()
     request = server.engine.requests[0]
     assert request.sampling.temperature == 1.0
     assert request.sampling.max_tokens == 512 - len(request.tokens)
 
 
-def test_an_answer_may_fill_the_context(server):
+def test_an_answer_may_fill_the_context(server: Server):
     prompt = len("<user>Hi<assistant>")
     assert server.chat(max_tokens=512 - prompt).status_code == 200
     assert server.chat(max_tokens=513 - prompt).status_code == 400
 
 
-def test_cached_tokens_are_reported(server):
+def test_cached_tokens_are_reported(server: Server):
     server.engine.cached_tokens = 7
     details = server.chat().json()["usage"]["prompt_tokens_details"]
     assert details == {"cached_tokens": 7}
 
 
-def test_an_image_reaches_the_engine(server, tools):
-    assert server.chat(messages=tools.image_messages(tools.picture)).status_code == 200
+def test_an_image_reaches_the_engine(server: Server):
+    assert server.chat(messages=image_messages(PICTURE)).status_code == 200
     request = server.engine.requests[0]
     (image,) = request.images
     assert (image.start, image.length) == (len("<user>"), 4)
@@ -211,7 +214,7 @@ def test_an_image_reaches_the_engine(server, tools):
     assert request.tokens[image.start : image.start + 4] == (257,) * 4
 
 
-def test_the_roles(server):
+def test_the_roles(server: Server):
     roles = ["developer", "user", "assistant", "user"]
     messages = [{"role": role, "content": role[0], "name": "x"} for role in roles]
     messages[2] |= {"refusal": None, "tool_calls": None, "audio": None}
@@ -220,12 +223,12 @@ def test_the_roles(server):
     assert text == "<system>d<user>u<assistant>a<user>u<assistant>"
 
 
-def test_many_at_once(server, tools):
+def test_many_at_once(server: Server):
     async def main() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             calls = [
                 client.chat.completions.create(
-                    model=tools.model, messages=[{"role": "user", "content": str(i)}]
+                    model=MODEL, messages=[{"role": "user", "content": str(i)}]
                 )
                 for i in range(20)
             ]

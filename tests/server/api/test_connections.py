@@ -6,10 +6,13 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from saccade_server.api.layers.connections import Connection
+from saccade_testing.api.bodies import chat_body
+from saccade_testing.api.server import MakeServer, start_server, wait_for
 
 LATE = 0.3
 PATIENCE = 20.0  # seconds for what takes LATE where nothing else runs
@@ -49,14 +52,14 @@ def post(body, *headers, version="1.1"):
 
 
 @pytest.fixture
-def chat(tools):
-    return json.dumps(tools.chat_body()).encode()
+def chat():
+    return json.dumps(chat_body()).encode()
 
 
 @pytest.fixture(scope="module")
-def hasty(tools):
+def hasty():
     """A server that waits for nothing long."""
-    server = tools.start_server(header_timeout=LATE, keep_alive_timeout=1)
+    server = start_server(header_timeout=LATE, keep_alive_timeout=1)
     yield server
     server.stop()
 
@@ -105,7 +108,9 @@ def test_an_idle_connection_is_closed(hasty):
         assert time.monotonic() - began > 0.9
 
 
-def test_the_rest_of_a_refused_body_does_not_keep_a_connection(hasty, monkeypatch):
+def test_the_rest_of_a_refused_body_does_not_keep_a_connection(
+    hasty, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 0.05)
     with connect(hasty) as raw:
         raw.sendall(
@@ -126,7 +131,9 @@ def test_the_rest_of_a_refused_body_does_not_keep_a_connection(hasty, monkeypatc
     assert closed
 
 
-def test_no_more_of_a_refused_body_is_read_than_some(make_server, monkeypatch):
+def test_no_more_of_a_refused_body_is_read_than_some(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("saccade_server.api.layers.read_out.DISCARD_SECONDS", 10 * PATIENCE)
     server = make_server(max_body_bytes=1000)
     with connect(server) as raw:
@@ -146,7 +153,7 @@ def test_an_answer_that_takes_longer_than_headers_may(hasty, chat):
     hasty.renew()
 
 
-def test_an_answer_that_nobody_reads_is_given_up(make_server, tools, tmp_path):
+def test_an_answer_that_nobody_reads_is_given_up(make_server: MakeServer, tmp_path: Path):
     data = bytes(16 * 1024 * 1024)  # more than the system's buffers hold between the two
     name = hashlib.sha256(data).hexdigest()
     (tmp_path / f"{name}.safetensors").write_bytes(data)
@@ -156,8 +163,8 @@ def test_an_answer_that_nobody_reads_is_given_up(make_server, tools, tmp_path):
         raw.connect(("127.0.0.1", server.port))
         raw.sendall(b"GET /v1/artifacts/%s HTTP/1.1\r\nhost: [::1]\r\n\r\n" % name.encode())
         assert raw.recv(15) == b"HTTP/1.1 200 OK"
-        tools.wait_for(lambda: not connections(server), PATIENCE)
-        tools.wait_for(lambda: not server.app.state.lifecycle.in_flight)
+        wait_for(lambda: not connections(server), PATIENCE)
+        wait_for(lambda: not server.app.state.lifecycle.in_flight)
 
 
 def test_pipelined_requests_are_answered_in_turn(hasty, chat):
@@ -166,20 +173,20 @@ def test_pipelined_requests_are_answered_in_turn(hasty, chat):
         assert everything(raw).count(b"HTTP/1.1 200") == 4
 
 
-def test_what_comes_behind_the_last_request_is_ignored(hasty, chat, tools):
+def test_what_comes_behind_the_last_request_is_ignored(hasty, chat):
     hasty.engine.delay = 0.02
     for request in (post(chat, "connection: close"), post(chat, version="1.0")):
         with connect(hasty) as raw:
             raw.sendall(request)
-            tools.wait_for(lambda: hasty.engine.running)
+            wait_for(lambda: hasty.engine.running)
             raw.sendall(b"\r\n")
             assert b"Hello, world!" in everything(raw)
     hasty.renew()
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
-def test_http_1_0_ends_with_the_connection(hasty, tools, more):
-    body = json.dumps(tools.chat_body(**more)).encode()
+def test_http_1_0_ends_with_the_connection(hasty, more):
+    body = json.dumps(chat_body(**more)).encode()
     with connect(hasty) as raw:
         raw.sendall(post(body, version="1.0"))
         head, _, rest = everything(raw).partition(b"\r\n\r\n")
@@ -222,21 +229,21 @@ def test_who_still_sends_reads_why_it_is_refused(hasty):
         assert error_of(everything(raw)) == (431, "headers_too_large")
 
 
-def test_who_was_refused_and_stays_is_cut(hasty, tools, monkeypatch):
+def test_who_was_refused_and_stays_is_cut(hasty, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("saccade_server.api.layers.connections.LINGER_SECONDS", 0.1)
     with connect(hasty) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         assert error_of(everything(raw))[0] == 400
-        tools.wait_for(lambda: not connections(hasty))
+        wait_for(lambda: not connections(hasty))
 
 
-def test_garbage_within_a_body_ends_the_connection(hasty, tools):
+def test_garbage_within_a_body_ends_the_connection(hasty):
     with connect(hasty) as raw:
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        tools.wait_for(lambda: connections(hasty) == 1)
+        wait_for(lambda: connections(hasty) == 1)
         raw.sendall(b"zz\r\n")
         assert error_of(everything(raw)) == (400, "invalid_http")
     assert hasty.chat().status_code == 200
@@ -256,11 +263,11 @@ def test_a_long_target_counts_with_the_headers(hasty):
     assert hasty.http.get("/live", headers={f"x-{i}": "y" for i in range(90)}).status_code == 200
 
 
-def test_beyond_the_most_connections_only_probes_are_answered(make_server, tools):
+def test_beyond_the_most_connections_only_probes_are_answered(make_server: MakeServer):
     server = make_server(max_connections=2)
     request = b"GET %s HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with connect(server), connect(server):
-        tools.wait_for(lambda: connections(server) == 2)
+        wait_for(lambda: connections(server) == 2)
         for path, status in [
             (b"/live", 200),
             (b"/ready", 503),
@@ -277,11 +284,11 @@ def test_beyond_the_most_connections_only_probes_are_answered(make_server, tools
                 assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"] == (
                     "Too many connections at once."
                 )
-    tools.wait_for(lambda: not connections(server))
+    wait_for(lambda: not connections(server))
     assert server.chat().status_code == 200
 
 
-def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server, tools):
+def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server: MakeServer):
     server = make_server(max_connections=1)
     held = [connect(server) for _ in range(60)]
     try:
@@ -293,11 +300,13 @@ def test_far_beyond_the_most_connections_a_probe_is_answered_still(make_server, 
     finally:
         for raw in held:
             raw.close()
-    tools.wait_for(lambda: not connections(server))
+    wait_for(lambda: not connections(server))
     assert server.chat().status_code == 200
 
 
-def test_a_spare_connection_that_says_nothing_has_little_time(make_server, tools, monkeypatch):
+def test_a_spare_connection_that_says_nothing_has_little_time(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("saccade_server.api.layers.connections.CROWDED_SECONDS", 0.1)
     server = make_server(max_connections=1, header_timeout=60)
     with connect(server), connect(server) as spare:
@@ -305,7 +314,7 @@ def test_a_spare_connection_that_says_nothing_has_little_time(make_server, tools
         assert connections(server) == 1
 
 
-def test_who_gives_way_is_nobody_that_is_being_answered(make_server, tools):
+def test_who_gives_way_is_nobody_that_is_being_answered(make_server: MakeServer):
     server = make_server(max_connections=1)
     asked, may_answer = threading.Event(), threading.Event()
     stats = server.engine.stats
@@ -325,16 +334,18 @@ def test_who_gives_way_is_nobody_that_is_being_answered(make_server, tools):
         assert everything(probe).startswith(b"HTTP/1.1 200")
     for raw in others:
         raw.close()
-    tools.wait_for(lambda: not connections(server))
+    wait_for(lambda: not connections(server))
     assert not server.uvicorn.config.crowd
 
 
-def test_without_room_even_there_a_connection_is_refused_at_once(make_server, tools, monkeypatch):
+def test_without_room_even_there_a_connection_is_refused_at_once(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     server = make_server(max_connections=1)
     monkeypatch.setattr(Connection, "_make_room", lambda self: False)
     held = [connect(server) for _ in range(17)]
     try:
-        tools.wait_for(lambda: connections(server) == 17)
+        wait_for(lambda: connections(server) == 17)
         with connect(server) as raw:
             reply = everything(raw)
         assert error_of(reply) == (503, "server_overloaded")

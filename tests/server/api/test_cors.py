@@ -6,6 +6,8 @@ import threading
 import pytest
 
 from saccade_server.api.layers.cors import check_origins
+from saccade_testing.api.bodies import chat_body
+from saccade_testing.api.server import MakeServer, Server, start_server
 
 ORIGIN = "http://localhost:5173"
 PREFLIGHT = {
@@ -17,8 +19,8 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def listed(tools):
-    server = tools.start_server(
+def listed():
+    server = start_server(
         cors_origins=(ORIGIN, "https://app.example"), api_keys=("secret",), max_requests=1
     )
     yield server
@@ -29,18 +31,18 @@ def allowed(response):
     return response.headers.get("access-control-allow-origin")
 
 
-def test_off_by_default(server):
+def test_off_by_default(server: Server):
     assert server.http.options(CHAT, headers=PREFLIGHT).status_code == 405
     response = server.http.get("/v1/models", headers={"origin": ORIGIN})
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_any_origin(make_server, tools):
+def test_any_origin(make_server: MakeServer):
     server = make_server(cors_origins=("*",))
     preflight = server.http.options(CHAT, headers=PREFLIGHT)
     assert (preflight.status_code, allowed(preflight)) == (200, "*")
-    response = server.http.post(CHAT, json=tools.chat_body(), headers={"origin": "null"})
+    response = server.http.post(CHAT, json=chat_body(), headers={"origin": "null"})
     assert (response.status_code, allowed(response)) == (200, "*")
 
 
@@ -68,9 +70,9 @@ def test_other_origins_are_refused(listed, origin):
     assert allowed(listed.http.get("/v1/models", headers=headers)) is None
 
 
-def test_a_page_reads_answers_and_their_headers(listed, tools):
+def test_a_page_reads_answers_and_their_headers(listed):
     headers = {"origin": ORIGIN, "authorization": "Bearer secret"}
-    response = listed.http.post(CHAT, json=tools.chat_body(), headers=headers)
+    response = listed.http.post(CHAT, json=chat_body(), headers=headers)
     assert (response.status_code, allowed(response)) == (200, ORIGIN)
     exposed = response.headers["access-control-expose-headers"]
     for name in ("x-request-id", "retry-after", "x-intervention-fingerprint", "x-should-retry"):
@@ -78,7 +80,7 @@ def test_a_page_reads_answers_and_their_headers(listed, tools):
     assert "access-control-allow-credentials" not in response.headers
 
 
-def test_a_page_reads_errors_of_every_layer(listed, tools):
+def test_a_page_reads_errors_of_every_layer(listed):
     key = {"origin": ORIGIN, "authorization": "Bearer secret"}
     typed = {"content-type": "text/plain"}
     http = listed.http
@@ -93,7 +95,7 @@ def test_a_page_reads_errors_of_every_layer(listed, tools):
         431: http.get("/v1/models", headers=key | {"x": "y" * 65_536}),
     }
     with lifecycle.track():
-        errors[503] = http.post(CHAT, json=tools.chat_body(), headers=key)
+        errors[503] = http.post(CHAT, json=chat_body(), headers=key)
     for status, response in errors.items():
         if status == 413:  # the type is checked later than the size
             assert "exceeds" in response.json()["error"]["message"]
@@ -101,7 +103,9 @@ def test_a_page_reads_errors_of_every_layer(listed, tools):
         assert response.json()["error"]["message"]
 
 
-def test_a_page_reads_why_nothing_else_was_answered(make_server, tools, monkeypatch):
+def test_a_page_reads_why_nothing_else_was_answered(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     """What nobody foresaw, and a server that ends."""
     server = make_server(cors_origins=(ORIGIN,))
 
@@ -110,7 +114,7 @@ def test_a_page_reads_why_nothing_else_was_answered(make_server, tools, monkeypa
 
     monkeypatch.setattr(server.prompts, "chat", fail, raising=False)
     headers = {"origin": ORIGIN}
-    surprise = server.http.post(CHAT, json=tools.chat_body(), headers=headers)
+    surprise = server.http.post(CHAT, json=chat_body(), headers=headers)
     assert (surprise.status_code, allowed(surprise)) == (500, ORIGIN)
     assert "secret" not in surprise.text
 
@@ -128,13 +132,13 @@ def test_a_page_reads_why_nothing_else_was_answered(make_server, tools, monkeypa
     monkeypatch.setattr(server.prompts, "chat", stay, raising=False)
     threading.Thread(target=end, daemon=True).start()
     try:
-        abandoned = server.http.post(CHAT, json=tools.chat_body(), headers=headers)
+        abandoned = server.http.post(CHAT, json=chat_body(), headers=headers)
     finally:
         may_end.set()
     assert (abandoned.status_code, allowed(abandoned)) == (503, ORIGIN)
 
 
-def test_a_wrong_host_is_readable_too(make_server):
+def test_a_wrong_host_is_readable_too(make_server: MakeServer):
     server = make_server(cors_origins=(ORIGIN,))
     headers = {"origin": ORIGIN, "host": "evil.example"}
     response = server.http.get("/v1/models", headers=headers)
@@ -142,7 +146,7 @@ def test_a_wrong_host_is_readable_too(make_server):
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_what_a_page_may_send_unasked_does_nothing(server, tools, kind):
+def test_what_a_page_may_send_unasked_does_nothing(server: Server, kind):
     """Without a preflight a browser sends these three types, a blob without any."""
     headers = {"origin": "http://evil.example"} | ({"content-type": kind} if kind else {})
     body = b'{"messages": [{"role": "user", "content": "Hi"}]}'

@@ -148,7 +148,7 @@ def test_percent_signs(pieces):
 
 
 @pytest.mark.parametrize("unit", [b"%41", b"%", b"a%2", b"%%41", b"+"])
-def test_percent_signs_over_the_edges_of_pieces(unit, monkeypatch):
+def test_percent_signs_over_the_edges_of_pieces(unit, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data_urls, "_PIECE_BYTES", 7)
     data = unit * 50
     assert unquoted(data) == unquote_to_bytes(data)

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from saccade_server.api.openapi.page import DOCS, PARTS
+from saccade_testing.api.server import Server, start_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = [
@@ -23,8 +24,8 @@ QUIET = [
 
 
 @pytest.fixture(scope="module")
-def keyed(tools):
-    server = tools.start_server(api_keys=("user-key",), admin_keys=("root-key",))
+def keyed():
+    server = start_server(api_keys=("user-key",), admin_keys=("root-key",))
     yield server
     server.stop()
 
@@ -122,7 +123,7 @@ def test_the_key_is_the_tabs_own(keyed, tab):
     says(page, "needed")
 
 
-def test_a_server_without_keys_shows_its_document_at_once(server, tab):
+def test_a_server_without_keys_shows_its_document_at_once(server: Server, tab):
     tab.page.goto(server.url + DOCS)
     tab.page.wait_for_selector('[data-path="/v1/interventions/validate"]')
     assert [text for kind, text in tab.said if kind == "error"] == []

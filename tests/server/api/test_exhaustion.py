@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from saccade_server.api.layers.listener import Listener, connections_within_limits
+from saccade_testing.api.server import wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 SCRIPT = Path(__file__).with_name("exhaust.py")
@@ -49,7 +50,7 @@ def closed(raw):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_out_of_file_descriptors(tools):
+def test_out_of_file_descriptors():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     connect = partial(socket.create_connection, timeout=20)
@@ -65,20 +66,20 @@ def test_out_of_file_descriptors(tools):
         began = cpu_seconds(server)
         for _ in range(20):
             with connect(address) as raw:
-                tools.wait_for(lambda raw=raw: closed(raw), 20)
+                wait_for(lambda raw=raw: closed(raw), 20)
         assert status(kept[0]) == 200
         time.sleep(0.5)
         assert cpu_seconds(server) - began < 0.4, "it must not spin"
         for raw in kept[1:]:
             raw.close()
-        tools.wait_for(lambda: answers(address), 20)
+        wait_for(lambda: answers(address), 20)
         _, log = server.communicate("end", timeout=60)
     assert server.returncode == 0, log
     assert "ulimit -n" in log
     assert len(log.splitlines()) < 5, log
 
 
-def test_without_even_a_spare_it_waits(monkeypatch):
+def test_without_even_a_spare_it_waits(monkeypatch: pytest.MonkeyPatch):
     """One failure is shown to asyncio, which then waits a second; the rest of its burst is not."""
 
     def exhausted(self):
@@ -93,7 +94,9 @@ def test_without_even_a_spare_it_waits(monkeypatch):
                 listener.accept()
 
 
-def test_the_limit_on_open_files_bounds_connections(monkeypatch, caplog):
+def test_the_limit_on_open_files_bounds_connections(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     limits = [64, 64]
 
     def set_limits(kind, wanted):

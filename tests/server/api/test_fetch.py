@@ -15,6 +15,8 @@ from saccade_server.api.images.data_urls import read_data_url
 from saccade_server.api.images.fetch import ImageFetcher, check_domains, is_public, parse_url
 from saccade_server.api.settings import ApiSettings
 from saccade_server.models.conversation import PromptError
+from saccade_testing.api.bodies import PICTURE, image_messages
+from saccade_testing.api.server import MakeServer
 
 OPEN = {"allow_image_urls": True, "fetch_timeout": 0.5, "max_image_bytes": 100_000}
 
@@ -194,9 +196,9 @@ class Origin(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def origin(tools):
+def origin():
     """A web server; its port."""
-    Origin.picture = base64.b64decode(tools.picture.partition(",")[2])
+    Origin.picture = base64.b64decode(PICTURE.partition(",")[2])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Origin)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -253,7 +255,7 @@ def test_a_request_has_a_budget(origin):
     fetch(f"http://pictures.example:{origin}/picture", max_fetched_bytes=len(Origin.picture))
 
 
-def test_names_are_looked_up_in_threads_of_their_own(monkeypatch):
+def test_names_are_looked_up_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch):
     threads = []
 
     def look_up(*args, **options):
@@ -330,7 +332,7 @@ def test_what_is_fetched_for_all_requests_shares_memory(origin):
 
 
 def test_a_request_keeps_what_it_fetched_until_its_images_are_decoded(
-    make_server, tools, monkeypatch
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ):
     server = make_server(allow_image_urls=True, max_bodies_bytes=100_000)
     memory = server.app.state.services.fetcher._memory
@@ -338,7 +340,7 @@ def test_a_request_keeps_what_it_fetched_until_its_images_are_decoded(
 
     async def fetch(self, url, param, budget):
         budget.take(60_000, param)
-        return read_data_url(tools.picture, 10**6, param)
+        return read_data_url(PICTURE, 10**6, param)
 
     def prepare(image):
         held.append(memory.used)
@@ -347,7 +349,7 @@ def test_a_request_keeps_what_it_fetched_until_its_images_are_decoded(
     monkeypatch.setattr(ImageFetcher, "fetch", fetch)
     monkeypatch.setattr(server.prompts, "prepare_image", prepare, raising=False)
     for _ in range(2):
-        answer = server.chat(messages=tools.image_messages("http://x.example/1"))
+        answer = server.chat(messages=image_messages("http://x.example/1"))
         assert answer.status_code == 400
     assert (held, memory.used) == ([60_000] * 2, 0)
 

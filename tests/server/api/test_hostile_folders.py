@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from saccade_interventions.artifacts import read_artifact, write_artifact
 from saccade_server.api import artifact_store
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.errors import Unavailable
+from saccade_testing.api.server import MakeServer
 
 DATA = write_artifact("heads", "sha256:" + "ab" * 32, {"heads": np.asarray([(0, 1)], np.int32)}, "")
 NAME = hashlib.sha256(DATA).hexdigest()
@@ -58,7 +60,7 @@ HOSTILE = {
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path):
     return tmp_path / "store"
 
 
@@ -90,7 +92,7 @@ def test_a_put_takes_the_place_of_what_is_no_file(store, folder, kind):
         assert file.read() == DATA
 
 
-def test_a_link_to_a_file_is_followed(store, folder, tmp_path):
+def test_a_link_to_a_file_is_followed(store, folder, tmp_path: Path):
     (tmp_path / "elsewhere").write_bytes(DATA)
     (folder / f"{NAME}.safetensors").symlink_to(tmp_path / "elsewhere")
     assert [item.digest for item in store.listing()] == ["sha256:" + NAME]
@@ -121,7 +123,9 @@ def test_a_folder_that_became_a_file(store, folder):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
-def test_what_cannot_be_read_now_is_not_called_absent(store, monkeypatch, number):
+def test_what_cannot_be_read_now_is_not_called_absent(
+    store, monkeypatch: pytest.MonkeyPatch, number
+):
     def fail(*arguments):
         raise OSError(number, os.strerror(number))
 
@@ -137,7 +141,7 @@ def test_what_cannot_be_read_now_is_not_called_absent(store, monkeypatch, number
     assert store.get(ARTIFACT.digest) == ARTIFACT
 
 
-def test_a_file_that_may_not_be_read_is_none(store, folder, monkeypatch):
+def test_a_file_that_may_not_be_read_is_none(store, folder, monkeypatch: pytest.MonkeyPatch):
     honest = os.open
 
     def refuse(path, *arguments, **more):
@@ -151,7 +155,7 @@ def test_a_file_that_may_not_be_read_is_none(store, folder, monkeypatch):
     assert store.open(ARTIFACT.digest) is None
 
 
-def test_the_server_lives_on(make_server, folder):
+def test_the_server_lives_on(make_server: MakeServer, folder):
     server = make_server(admin_keys=("root",), artifacts=folder)
     for number, make in enumerate(HOSTILE.values()):
         make(folder / f"{number:064x}.safetensors")

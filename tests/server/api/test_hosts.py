@@ -5,6 +5,8 @@ import socket
 import pytest
 
 from saccade_server.api.layers.hosts import check_patterns, given_name
+from saccade_testing.api.bodies import chat_body
+from saccade_testing.api.server import MakeServer, Server
 
 NAME = socket.gethostname()
 
@@ -43,7 +45,7 @@ def status(server, *lines, **request):
         f"{NAME.upper()}:8000",
     ],
 )
-def test_hosts_that_are_answered(server, host):
+def test_hosts_that_are_answered(server: Server, host):
     assert status(server, f"host: {host}") == 200
 
 
@@ -74,14 +76,14 @@ def test_hosts_that_are_answered(server, host):
         "a" * 300,
     ],
 )
-def test_hosts_that_are_not(server, host):
+def test_hosts_that_are_not(server: Server, host):
     got = reply(server, f"host: {host}")
     assert got.split()[1] == b"421", got
     assert b'"code":"host_not_allowed"' in got
     assert b"--allowed-host" in got
 
 
-def test_the_answer_names_the_option_and_the_host(server):
+def test_the_answer_names_the_option_and_the_host(server: Server):
     answer = server.http.get("/v1/models", headers={"host": "evil.example"})
     error = answer.json()["error"]
     assert answer.status_code == 421
@@ -90,25 +92,25 @@ def test_the_answer_names_the_option_and_the_host(server):
     assert answer.headers["x-request-id"]
 
 
-def test_nothing_is_done_for_another_host(server, tools):
+def test_nothing_is_done_for_another_host(server: Server):
     headers = {"host": "evil.example"}
-    answer = server.http.post("/v1/chat/completions", json=tools.chat_body(), headers=headers)
+    answer = server.http.post("/v1/chat/completions", json=chat_body(), headers=headers)
     assert answer.status_code == 421
     assert not server.engine.requests
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health"])
-def test_probes_are_answered_whatever_the_host(server, path):
+def test_probes_are_answered_whatever_the_host(server: Server, path):
     assert status(server, "host: evil.example", target=path) == 200
 
 
-def test_old_clients_send_no_host(server):
+def test_old_clients_send_no_host(server: Server):
     assert status(server, version="1.0") == 200
     assert status(server, "host: evil.example", version="1.0") == 421
     assert status(server) == 400  # HTTP/1.1 has one
 
 
-def test_two_hosts_and_targets_with_a_host_of_their_own(server):
+def test_two_hosts_and_targets_with_a_host_of_their_own(server: Server):
     assert status(server, "host: localhost", "host: evil.example") == 400
     assert status(server, "host: localhost", "host: localhost") == 400
     assert status(server, "host: evil.example", target="http://localhost/v1/models") == 421
@@ -116,12 +118,12 @@ def test_two_hosts_and_targets_with_a_host_of_their_own(server):
     assert status(server, "host: evil.example", target="http://localhost/live") == 421
 
 
-def test_forwarded_names_are_not_hosts(server):
+def test_forwarded_names_are_not_hosts(server: Server):
     assert status(server, "host: evil.example", "x-forwarded-host: localhost") == 421
     assert status(server, "host: localhost", "x-forwarded-host: evil.example") == 200
 
 
-def test_listed_hosts(make_server):
+def test_listed_hosts(make_server: MakeServer):
     server = make_server(allowed_hosts=check_patterns(["Saccade", "*.Example.com", "one.test."]))
     for host in ("saccade:8000", "a.example.com", "a.b.EXAMPLE.com.", "one.test", "localhost"):
         assert status(server, f"host: {host}") == 200, host
@@ -129,12 +131,12 @@ def test_listed_hosts(make_server):
         assert status(server, f"host: {host}") == 421, host
 
 
-def test_any_host(make_server):
+def test_any_host(make_server: MakeServer):
     server = make_server(allowed_hosts=("*",))
     assert status(server, "host: evil.example") == 200
 
 
-def test_with_keys_any_host(make_server):
+def test_with_keys_any_host(make_server: MakeServer):
     server = make_server(api_keys=("secret",))
     assert status(server, "host: evil.example", "authorization: Bearer secret") == 200
     assert status(server, "host: evil.example") == 401

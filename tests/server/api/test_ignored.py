@@ -5,6 +5,8 @@ import logging
 import pytest
 
 from saccade_server.api.body.noeffect import MOST_LOGGED, NO_EFFECT, IgnoredLog, header
+from saccade_testing.api.bodies import PICTURE, image_messages
+from saccade_testing.api.server import Server
 
 NAMES = "x-saccade-ignored-fields"
 
@@ -15,7 +17,7 @@ def ignored(server, **fields):
     return answer.headers.get(NAMES, "")
 
 
-def test_what_counts_is_not_named(server):
+def test_what_counts_is_not_named(server: Server):
     assert ignored(server, temperature=0, stop=["x"], seed=1, interventions=[]) == ""
     assert ignored(server, user=None, future=None) == ""
     assert ignored(server, tools=[], typical_p=1.0, tool_choice="auto", store=False) == ""
@@ -26,7 +28,7 @@ def test_a_field_without_a_name_is_named():
 
 
 @pytest.mark.parametrize("path", sorted(NO_EFFECT))
-def test_what_never_counts_is_named(server, path):
+def test_what_never_counts_is_named(server: Server, path):
     owner, _, name = path.rpartition(".")
     if owner == "stream_options":
         answer = server.chat(stream=True, stream_options={name: True})
@@ -40,8 +42,8 @@ def test_the_page_of_requests_lists_them(pytestconfig):
     assert [name for name in NO_EFFECT if f"`{name}`" not in page] == []
 
 
-def test_unknown_fields_are_named_wherever_they_are(server, tools):
-    (message,) = tools.image_messages(tools.picture)
+def test_unknown_fields_are_named_wherever_they_are(server: Server):
+    (message,) = image_messages(PICTURE)
     message["id"] = 7
     image, text = message["content"]
     image["cache_control"] = image["image_url"]["id"] = text["cache_control"] = 1
@@ -68,13 +70,13 @@ def test_unknown_fields_are_named_wherever_they_are(server, tools):
     ]
 
 
-def test_fields_on_the_wrong_message_are_named(server):
+def test_fields_on_the_wrong_message_are_named(server: Server):
     message = {"role": "user", "content": "x", "refusal": "y", "tool_call_id": "z"}
     found = ignored(server, messages=[message])
     assert found == "messages[].refusal, messages[].tool_call_id"
 
 
-def test_every_route_and_form_of_answer(server):
+def test_every_route_and_form_of_answer(server: Server):
     odd = {"future": 1}
     chat = {"messages": [{"role": "user", "content": "x"}]}
     for path, body in (
@@ -92,7 +94,7 @@ def test_every_route_and_form_of_answer(server):
     assert answer.headers[NAMES] == "messages[].id"
 
 
-def test_the_header_is_safe_and_bounded(server):
+def test_the_header_is_safe_and_bounded(server: Server):
     found = ignored(server, **{"a\r\nb: c, é" * 20: 1, **{f"field{i}": 1 for i in range(40)}})
     assert len(found) < 16 * 82 + 20
     assert found.isascii()
@@ -102,7 +104,7 @@ def test_the_header_is_safe_and_bounded(server):
     assert header([]) == ""
 
 
-def test_the_log_has_every_name_once(caplog):
+def test_the_log_has_every_name_once(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING)
     log = IgnoredLog()
     log.note(["a", "b\n"])

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import artifact_id, write_artifact
+from saccade_testing.api.bodies import MODEL, PICTURE, image_messages
+from saccade_testing.api.fakes import INFO
+from saccade_testing.api.server import REGISTRY, MakeServer, Server
 
 PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
 
@@ -13,7 +16,7 @@ def validate(server, **body):
     return server.http.post("/v1/interventions/validate", json=body)
 
 
-def test_the_list(server):
+def test_the_list(server: Server):
     body = server.http.get("/v1/interventions").json()
     assert body["object"] == "list"
     methods = {item["id"]: item for item in body["data"]}
@@ -26,21 +29,21 @@ def test_the_list(server):
     assert "pai_contrast" in methods["vcd"]["conflicts_with"]
 
 
-def test_one_method(server, tools):
+def test_one_method(server: Server):
     body = server.http.get("/v1/interventions/var").json()
-    assert body == tools.registry.describe("var")
+    assert body == REGISTRY.describe("var")
     assert body["schema"]["properties"]["move_fraction"]["maximum"] == 1
 
 
 @pytest.mark.parametrize("name", ["vra", "x" * 5000, "%00", "🙂"])
-def test_no_such_method(server, name):
+def test_no_such_method(server: Server, name):
     response = server.http.get(f"/v1/interventions/{name}")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "intervention_unknown_method"
     assert len(response.content) < 1000
 
 
-def test_a_rehearsal_without_a_prompt(server, tools):
+def test_a_rehearsal_without_a_prompt(server: Server):
     body = validate(server, interventions=[PAI]).json()
     assert body["valid"] is True
     assert body["checked"] == ["parameters", "model"]
@@ -49,18 +52,18 @@ def test_a_rehearsal_without_a_prompt(server, tools):
         "whether the prompt's length suits them",
     ]
     (entry,) = body["interventions"]
-    (parsed,) = tools.registry.parse([PAI])
+    (parsed,) = REGISTRY.parse([PAI])
     assert entry["entry"] == parsed.normalised()
     assert entry["fingerprint"] == parsed.fingerprint()
     assert "layers" not in entry
 
 
-def test_without_a_prompt_pairs_conflict_as_with_one(server, tools):
+def test_without_a_prompt_pairs_conflict_as_with_one(server: Server):
     """All ordered pairs of methods; a refusal is the one that a real request gets."""
     services = server.app.state.services
-    kinds = tools.registry.methods.values()
+    kinds = REGISTRY.methods.values()
     probes = [k.probe(services.facts).entry for k in kinds if not k.needs_artifact]
-    messages = tools.image_messages(tools.picture, text="Describe the image.")
+    messages = image_messages(PICTURE, text="Describe the image.")
     conflicts = 0
     for one in probes:
         for other in probes:
@@ -77,7 +80,7 @@ def test_without_a_prompt_pairs_conflict_as_with_one(server, tools):
 
 
 @pytest.fixture
-def advised(make_server, tools):
+def advised(make_server: MakeServer):
     """A server with an artifact that says where and how strongly to use it, and its digest."""
     server = make_server(admin_keys=("root",))
     facts = server.app.state.services.facts
@@ -96,7 +99,7 @@ def advised(make_server, tools):
 
 
 @pytest.mark.parametrize("with_prompt", [False, True])
-def test_a_rehearsal_fills_in_what_the_artifact_says(advised, tools, with_prompt):
+def test_a_rehearsal_fills_in_what_the_artifact_says(advised, with_prompt):
     server, digest = advised
     entry = {"method": "steering", "artifact": digest}
     prompt = {"prompt_tokens": [1, 2, 3]} if with_prompt else {}
@@ -106,7 +109,7 @@ def test_a_rehearsal_fills_in_what_the_artifact_says(advised, tools, with_prompt
     assert implicit["entry"] == explicit["entry"]
     assert implicit["entry"]["coefficient"] == 0.5
     assert implicit.get("layers") == explicit.get("layers") == ([2] if with_prompt else None)
-    (parsed,) = tools.registry.parse([entry])
+    (parsed,) = REGISTRY.parse([entry])
     assert implicit["fingerprint"] == parsed.fingerprint()
 
 
@@ -140,7 +143,7 @@ HIGHLIGHT = {"method": "pasta", "highlight": ["zebra", "zebra crossing"], "layer
         [],
     ],
 )
-def test_what_some_prompt_could_run_is_valid(server, entries):
+def test_what_some_prompt_could_run_is_valid(server: Server, entries):
     answer = validate(server, interventions=entries)
     assert answer.status_code == 200, answer.text
     assert bool(answer.json()["depends_on_prompt"]) == bool(entries)
@@ -164,38 +167,42 @@ def test_what_some_prompt_could_run_is_valid(server, entries):
         ),
     ],
 )
-def test_what_no_prompt_could_run_is_refused_without_one(server, entries, code, param):
+def test_what_no_prompt_could_run_is_refused_without_one(server: Server, entries, code, param):
     error = validate(server, interventions=entries).json()["error"]
     assert (error["code"], error["param"]) == (code, f"interventions[0]{param}")
 
 
-def test_a_model_of_text_refuses_images_without_a_prompt(server, monkeypatch, tools):
+def test_a_model_of_text_refuses_images_without_a_prompt(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(server.prompts, "accepts_images", False, raising=False)
-    info = msgspec.structs.replace(tools.info, accepts_images=False)
+    info = msgspec.structs.replace(INFO, accepts_images=False)
     monkeypatch.setattr(server.engine, "info", info)
     error = validate(server, interventions=[PAI]).json()["error"]
     assert error["code"] == "intervention_unsupported_model"
 
 
-def test_what_is_too_large_for_the_server_is_not_valid(server, monkeypatch, tools):
+def test_what_is_too_large_for_the_server_is_not_valid(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
     """Contrast runs as two sequences."""
-    monkeypatch.setattr(server.engine, "info", msgspec.structs.replace(tools.info, max_num_seqs=1))
-    fields = {"messages": tools.image_messages(tools.picture), "interventions": [{"method": "vcd"}]}
+    monkeypatch.setattr(server.engine, "info", msgspec.structs.replace(INFO, max_num_seqs=1))
+    fields = {"messages": image_messages(PICTURE), "interventions": [{"method": "vcd"}]}
     rehearsed, real = validate(server, **fields), server.chat(**fields)
     assert rehearsed.status_code == 400
     assert rehearsed.json() == real.json()
 
 
-def test_fields_of_a_template_need_messages(server):
+def test_fields_of_a_template_need_messages(server: Server):
     for fields in ({}, {"prompt_tokens": [1]}):
         answer = validate(server, interventions=[], enable_thinking=False, **fields)
         assert answer.json()["error"]["param"] == "enable_thinking"
 
 
-def test_a_rehearsal_with_messages(server, tools):
-    messages = tools.image_messages(tools.picture)
+def test_a_rehearsal_with_messages(server: Server):
+    messages = image_messages(PICTURE)
     body = validate(
-        server, model=tools.model, messages=messages, interventions=[PAI, {**PAI, "alpha": 0}]
+        server, model=MODEL, messages=messages, interventions=[PAI, {**PAI, "alpha": 0}]
     ).json()
     assert body["checked"] == ["parameters", "model", "prompt"]
     assert body["prompt_tokens"] > 4
@@ -206,15 +213,15 @@ def test_a_rehearsal_with_messages(server, tools):
     assert not server.engine.requests
 
 
-def test_a_rehearsal_with_tokens(server):
+def test_a_rehearsal_with_tokens(server: Server):
     entry = {"method": "pasta", "spans": [[0, 2]], "layers": [0]}
     body = validate(server, prompt_tokens=[1, 2, 3], interventions=[entry]).json()
     assert body["prompt_tokens"] == 3
     assert body["interventions"][0]["heads"] == 4
 
 
-def test_a_rehearsal_names_the_same_fingerprint_as_the_real_thing(server, tools):
-    messages = tools.image_messages(tools.picture)
+def test_a_rehearsal_names_the_same_fingerprint_as_the_real_thing(server: Server):
+    messages = image_messages(PICTURE)
     rehearsed = validate(server, interventions=[PAI]).json()["fingerprint"]
     real = server.chat(messages=messages, interventions=[PAI])
     assert real.headers["x-intervention-fingerprint"] == rehearsed
@@ -240,7 +247,7 @@ def test_a_rehearsal_names_the_same_fingerprint_as_the_real_thing(server, tools)
         ),
     ],
 )
-def test_the_same_refusals_as_the_real_thing(server, body, status, code):
+def test_the_same_refusals_as_the_real_thing(server: Server, body, status, code):
     response = validate(server, **body)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code

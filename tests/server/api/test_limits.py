@@ -12,12 +12,14 @@ from saccade_server.api.body import parsing
 from saccade_server.api.body.schemas import ChatRequest, CompletionRequest
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.images.fetch import ImageFetcher
+from saccade_testing.api.bodies import image_messages
+from saccade_testing.api.server import MakeServer, Server
 
 TEXT_PART = {"type": "text", "text": "x"}
 
 
 @pytest.fixture
-def refused(server, monkeypatch):
+def refused(server: Server, monkeypatch: pytest.MonkeyPatch):
     """Post a body that must be refused before a worker, and return its error."""
 
     def post(path, body):
@@ -63,7 +65,9 @@ def test_what_cannot_fit_is_not_processed(refused, path, body, param):
     assert error["param"] == (param or "prompt_tokens")
 
 
-def test_a_model_without_a_longest_token_decides_by_the_tokens(server, monkeypatch):
+def test_a_model_without_a_longest_token_decides_by_the_tokens(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(server.prompts, "max_token_chars", None, raising=False)
     body = {"prompt": "x" * 600}
     error = server.http.post("/v1/completions", json=body).json()["error"]
@@ -80,7 +84,7 @@ def test_a_model_without_a_longest_token_decides_by_the_tokens(server, monkeypat
     ],
     ids=lambda fields: str(fields)[:40],
 )
-def test_lengths_come_before_validation(server, monkeypatch, fields):
+def test_lengths_come_before_validation(server: Server, monkeypatch: pytest.MonkeyPatch, fields):
     def never(*args, **kwargs):
         raise AssertionError("validated")
 
@@ -93,7 +97,7 @@ def test_lengths_come_before_validation(server, monkeypatch, fields):
     assert response.json()["error"]["param"] in fields
 
 
-def test_large_bodies_are_parsed_by_the_workers(server, monkeypatch, tools):
+def test_large_bodies_are_parsed_by_the_workers(server: Server, monkeypatch: pytest.MonkeyPatch):
     threads = []
     honest = parsing.load
 
@@ -107,7 +111,7 @@ def test_large_bodies_are_parsed_by_the_workers(server, monkeypatch, tools):
     assert [name.startswith("saccade-prompt") for name in threads] == [True, False]
 
 
-def test_only_so_many_unknown_fields(server):
+def test_only_so_many_unknown_fields(server: Server):
     error = server.chat(**{f"x{i}": 1 for i in range(101)}).json()["error"]
     assert "100 unknown fields" in error["message"]
     assert server.chat(**{f"x{i}": 1 for i in range(100)}).status_code == 200
@@ -142,7 +146,7 @@ MISPLACED = [
 
 
 @pytest.mark.parametrize(("fields", "where"), MISPLACED, ids=lambda value: str(value)[-40:])
-def test_interventions_in_the_wrong_place(server, fields, where):
+def test_interventions_in_the_wrong_place(server: Server, fields, where):
     response = server.chat(**fields)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "intervention_unknown_field")
@@ -151,11 +155,13 @@ def test_interventions_in_the_wrong_place(server, fields, where):
     assert name in json.dumps(fields)
 
 
-def test_metadata_may_name_a_plan(server):
+def test_metadata_may_name_a_plan(server: Server):
     assert server.chat(metadata={"plan": "pro", "method": "card"}).status_code == 200
 
 
-def test_one_bad_image_stops_the_other_fetches(make_server, tools, monkeypatch):
+def test_one_bad_image_stops_the_other_fetches(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     server = make_server(allow_image_urls=True)
     ended = threading.Event()
 
@@ -169,12 +175,14 @@ def test_one_bad_image_stops_the_other_fetches(make_server, tools, monkeypatch):
 
     monkeypatch.setattr(ImageFetcher, "fetch", fetch)
     urls = ["http://x.example/good", "http://x.example/bad"]
-    error = server.chat(messages=tools.image_messages(*urls)).json()["error"]
+    error = server.chat(messages=image_messages(*urls)).json()["error"]
     assert error["code"] == "image_fetch_failed"
     assert ended.is_set()
 
 
-def test_all_images_of_a_request_share_a_budget(make_server, tools, monkeypatch):
+def test_all_images_of_a_request_share_a_budget(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     server = make_server(allow_image_urls=True, max_fetched_bytes=10)
 
     async def fetch(self, url, param, budget):
@@ -182,7 +190,7 @@ def test_all_images_of_a_request_share_a_budget(make_server, tools, monkeypatch)
         return b"x" * 6
 
     monkeypatch.setattr(ImageFetcher, "fetch", fetch)
-    messages = tools.image_messages("http://x.example/1", "http://x.example/2")
+    messages = image_messages("http://x.example/1", "http://x.example/2")
     error = server.chat(messages=messages).json()["error"]
     assert (error["code"], error["param"]) == (
         "image_too_large",
@@ -190,7 +198,7 @@ def test_all_images_of_a_request_share_a_budget(make_server, tools, monkeypatch)
     )
 
 
-def test_a_rehearsal_ends_with_its_client(make_server, tools, monkeypatch):
+def test_a_rehearsal_ends_with_its_client(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch):
     server = make_server(allow_image_urls=True)
     ended = threading.Event()
 
@@ -201,13 +209,13 @@ def test_a_rehearsal_ends_with_its_client(make_server, tools, monkeypatch):
             ended.set()
 
     monkeypatch.setattr(ImageFetcher, "fetch", fetch)
-    body = {"interventions": [], "messages": tools.image_messages("http://x.example/1")}
+    body = {"interventions": [], "messages": image_messages("http://x.example/1")}
     with pytest.raises(httpx2.ReadTimeout):
         server.http.post("/v1/interventions/validate", json=body, timeout=0.3)
     assert ended.wait(5)
 
 
-def test_prompts_have_threads_of_their_own_until_the_end(make_server):
+def test_prompts_have_threads_of_their_own_until_the_end(make_server: MakeServer):
     server = make_server()
     threads = []
     honest = server.prompts.chat
@@ -225,7 +233,7 @@ def test_prompts_have_threads_of_their_own_until_the_end(make_server):
     assert not thread.is_alive()
 
 
-def test_the_system_fingerprint_is_made_once(server, monkeypatch):
+def test_the_system_fingerprint_is_made_once(server: Server, monkeypatch: pytest.MonkeyPatch):
     made = []
     honest = answers.fingerprint
 

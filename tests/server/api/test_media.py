@@ -15,6 +15,8 @@ from saccade_server.api.errors import BadRequest
 from saccade_server.api.images import media
 from saccade_server.api.images.media import ImageBudget
 from saccade_server.api.settings import ApiSettings
+from saccade_testing.api.bodies import PICTURE, data_url, image_messages, image_part
+from saccade_testing.api.server import Server
 
 SETTINGS = ApiSettings("test", max_image_pixels=1_000_000, max_request_pixels=1_500_000)
 
@@ -256,7 +258,7 @@ def test_a_factor_makes_means_of_squares(mode, factor):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
-def test_strips_change_nothing(mode, monkeypatch):
+def test_strips_change_nothing(mode, monkeypatch: pytest.MonkeyPatch):
     data = encode(Image.effect_noise((103, 71), 60).convert(mode))
     whole = np.asarray(decode(data))
     monkeypatch.setattr(media, "STRIP_PIXELS", 500)
@@ -323,15 +325,15 @@ def test_damage_never_escapes(kind, draw):
 PATH = "messages[0].content[{}].image_url"
 
 
-def post(server, tools, *urls):
-    response = server.chat(messages=tools.image_messages(*urls))
+def post(server, *urls):
+    response = server.chat(messages=image_messages(*urls))
     assert server.chat().status_code == 200
     return response
 
 
-def test_the_image_at_fault_is_named(server, tools):
-    broken = tools.data_url(encode(RED)[:40])
-    error = post(server, tools, tools.picture, broken).json()["error"]
+def test_the_image_at_fault_is_named(server: Server):
+    broken = data_url(encode(RED)[:40])
+    error = post(server, PICTURE, broken).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_image", PATH.format(1))
     assert not [r for r in server.engine.requests if r.images]
 
@@ -346,27 +348,27 @@ def test_the_image_at_fault_is_named(server, tools):
         ("data:image/png;base64,!!!!", "invalid_image_url"),
     ],
 )
-def test_urls_over_http(server, tools, url, code):
-    response = post(server, tools, url)
+def test_urls_over_http(server: Server, url, code):
+    response = post(server, url)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == code
     assert response.json()["error"]["param"] == PATH.format(0)
 
 
-def test_too_many_images(server, tools):
-    assert post(server, tools, *[tools.picture] * 16).status_code == 200
-    response = post(server, tools, *[tools.picture] * 200)
+def test_too_many_images(server: Server):
+    assert post(server, *[PICTURE] * 16).status_code == 200
+    response = post(server, *[PICTURE] * 200)
     assert response.json()["error"]["code"] == "too_many_images"
 
 
-def test_a_model_without_eyes(server, tools, monkeypatch):
+def test_a_model_without_eyes(server: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server.prompts, "accepts_images", False, raising=False)
-    response = post(server, tools, tools.picture)
+    response = post(server, PICTURE)
     assert response.json()["error"]["code"] == "images_not_supported"
 
 
-def test_only_users_show_images(server, tools):
-    part = tools.image_part(tools.picture)
+def test_only_users_show_images(server: Server):
+    part = image_part(PICTURE)
     messages = [{"role": "assistant", "content": [part]}, {"role": "user", "content": "?"}]
     error = server.chat(messages=messages).json()["error"]
     assert error["param"] == PATH.format(0)

@@ -12,6 +12,8 @@ from saccade_interventions.rules import ContrastRule, MeasuredGains, MeasuredHea
 from saccade_server.engine.request import Counter, Receipt
 from saccade_server.requests.noops import noops
 from saccade_server.requests.receipts import Run
+from saccade_testing.api.fakes import FakeEngine
+from saccade_testing.api.server import REGISTRY, MakeServer, wait_for
 
 PASTA = {"method": "pasta", "spans": [[0, 2]], "layers": [1], "alpha": 0.5}
 FACTS = ModelFacts(layers=2, heads=2, kv_heads=2, head_dim=4, hidden_size=8)
@@ -23,8 +25,8 @@ class Ended:
     completion_tokens: int
 
 
-def compiled(tools, **fields):
-    interventions = tools.registry.parse([{**PASTA, **fields}])
+def compiled(**fields):
+    interventions = REGISTRY.parse([{**PASTA, **fields}])
     offsets = tuple((i, i + 1) for i in range(6))
     return interventions, compile_plan(
         interventions, Context(FACTS, Prompt(6, (), "abcdef", offsets))
@@ -36,8 +38,8 @@ def lost(interventions, plan, generated, rows=None, counters=()):
     return noops(interventions, [Ended(Run(plan, receipt), generated)])
 
 
-def test_rows_that_were_there_and_are_not_in_the_receipt(tools):
-    interventions, plan = compiled(tools)
+def test_rows_that_were_there_and_are_not_in_the_receipt():
+    interventions, plan = compiled()
     assert lost(interventions, plan, 3, {}) == ["pasta"]
     assert lost(interventions, plan, 3, {Phase.QUESTION: 5}) == []
     assert lost(interventions, plan, 3, {Phase.PREFIX: 0}) == ["pasta"]
@@ -54,21 +56,21 @@ def test_rows_that_were_there_and_are_not_in_the_receipt(tools):
         ("question", 1, ["pasta"]),
     ],
 )
-def test_rows_that_were_never_there_are_no_fault(tools, rows, generated, expected):
-    interventions, plan = compiled(tools, rows=rows)
+def test_rows_that_were_never_there_are_no_fault(rows, generated, expected):
+    interventions, plan = compiled(rows=rows)
     assert lost(interventions, plan, generated, {}) == expected
 
 
-def test_what_does_not_act_or_was_not_confirmed_is_not_counted(tools):
-    interventions, plan = compiled(tools, alpha=1)
+def test_what_does_not_act_or_was_not_confirmed_is_not_counted():
+    interventions, plan = compiled(alpha=1)
     assert plan is None
     assert lost(interventions, plan, 3, {}) == []
-    interventions, plan = compiled(tools)
+    interventions, plan = compiled()
     assert lost(interventions, plan, 3) == []
 
 
-def test_a_rule_is_known_by_its_counters(tools):
-    interventions, plan = compiled(tools)
+def test_a_rule_is_known_by_its_counters():
+    interventions, plan = compiled()
     plan = replace(plan, scores=()).with_rules(ContrastRule(2.0, 1.0, 0.1))
     assert lost(interventions, plan, 2, {Phase.LAST: 1}) == ["pasta"]
     assert lost(interventions, plan, 2, {}, (Counter(0, "contrasted", 0),)) == ["pasta"]
@@ -77,8 +79,8 @@ def test_a_rule_is_known_by_its_counters(tools):
     assert lost(interventions, plan, 0, {}) == []
 
 
-def test_a_rule_that_measures_is_known_by_what_it_found(tools):
-    interventions, plan = compiled(tools)
+def test_a_rule_that_measures_is_known_by_what_it_found():
+    interventions, plan = compiled()
     rule = MeasuredGains((1,), 2.0, (Phase.GENERATED,))
     plan = replace(plan, scores=()).with_rules(rule)
     assert lost(interventions, plan, 1, {}) == ["pasta"]
@@ -86,28 +88,30 @@ def test_a_rule_that_measures_is_known_by_what_it_found(tools):
     assert noops(interventions, [Ended(Run(plan, found), 1)]) == []
 
 
-def test_a_rule_about_keys_is_known_by_the_rows_of_its_edits(tools):
-    interventions, plan = compiled(tools, rows="generated")
+def test_a_rule_about_keys_is_known_by_the_rows_of_its_edits():
+    interventions, plan = compiled(rows="generated")
     plan = plan.with_rules(RecentRule(4, 2, ((0, 1),)))
     assert lost(interventions, plan, 1, {Phase.LAST: 1}) == []
     assert lost(interventions, plan, 3, {Phase.LAST: 1}) == ["pasta"]
     assert lost(interventions, plan, 3, {Phase.GENERATED: 2}) == []
 
 
-def test_each_sequence_counts(tools):
-    interventions, plan = compiled(tools)
+def test_each_sequence_counts():
+    interventions, plan = compiled()
     good, bad = (Ended(Run(plan, Receipt(rows)), 3) for rows in ({Phase.QUESTION: 5}, {}))
     assert noops(interventions, [good, bad, bad]) == ["pasta", "pasta"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_lost_intervention_is_counted_and_logged(make_server, tools, caplog, stream):
-    server = make_server(tools.engine(forgets=True))
+def test_a_lost_intervention_is_counted_and_logged(
+    make_server: MakeServer, caplog: pytest.LogCaptureFixture, stream
+):
+    server = make_server(FakeEngine(forgets=True))
     services = server.app.state.services
     assert server.http.get("/load").json()["intervention_noops"] == 0
     response = server.chat(interventions=[PASTA], stream=stream)
     assert response.status_code == 200
-    tools.wait_for(lambda: services.noops.total())
+    wait_for(lambda: services.noops.total())
     assert server.http.get("/load").json()["intervention_noops"] == 1
     assert services.noops == {"pasta": 1}
     assert "pasta acted on nothing" in caplog.text

@@ -5,12 +5,15 @@ import hashlib
 import json
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import write_artifact
 from saccade_server.api.layers.heads import LimitHead
+from saccade_testing.api.fakes import INFO, FakeEngine
+from saccade_testing.api.server import MakeServer, Server
 
 KEYS = {"api_keys": ("user",), "admin_keys": ("root",)}
 USER, ROOT = ({"authorization": f"Bearer {key}"} for key in ("user", "root"))
@@ -37,10 +40,10 @@ GENERATING = ("/v1/chat/completions", "/v1/completions")
 
 
 @pytest.fixture
-def heads(tools):
+def heads():
     """An artifact made for the served model, and its route."""
     pairs = np.asarray([[0, 1]], np.int32)
-    data = write_artifact("heads", tools.info.fingerprint, {"heads": pairs})
+    data = write_artifact("heads", INFO.fingerprint, {"heads": pairs})
     return data, f"/v1/artifacts/{hashlib.sha256(data).hexdigest()}"
 
 
@@ -140,13 +143,19 @@ def _broken(*arguments):
     raise RuntimeError("on purpose")
 
 
-def test_everything_documented_happens(make_server, tools, heads, tmp_path, monkeypatch, caplog):
+def test_everything_documented_happens(
+    make_server: MakeServer,
+    heads,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
     data, artifact = heads
     caplog.set_level("CRITICAL")  # failures on purpose are not worth a log
     server = make_server(**KEYS, artifacts=tmp_path, max_artifact_bytes=4096, allow_image_urls=True)
     slow = make_server(
         **KEYS,
-        engine=tools.engine(stall_after=0),
+        engine=FakeEngine(stall_after=0),
         body_timeout=0.1,
         upload_timeout=0.1,
         request_timeout=0.1,
@@ -164,7 +173,7 @@ def test_everything_documented_happens(make_server, tools, heads, tmp_path, monk
     assert seen - documented(server) == set()
 
 
-def test_keys_are_asked_for_where_they_are_needed(make_server):
+def test_keys_are_asked_for_where_they_are_needed(make_server: MakeServer):
     def security(server):
         paths = server.app.openapi()["paths"]
         return {
@@ -182,7 +191,7 @@ def test_keys_are_asked_for_where_they_are_needed(make_server):
     assert {name for name, found in free.items() if found} == {"put /v1/artifacts/{digest}"}
 
 
-def test_examples_are_served(server):
+def test_examples_are_served(server: Server):
     document = server.app.openapi()
     sent = 0
     for path, item in document["paths"].items():
@@ -195,7 +204,7 @@ def test_examples_are_served(server):
     assert sent >= 6
 
 
-def test_every_reference_leads_somewhere(server):
+def test_every_reference_leads_somewhere(server: Server):
     document = server.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     references = {piece.split('"')[0] for piece in json.dumps(document).split("/schemas/")[1:]}
@@ -204,7 +213,7 @@ def test_every_reference_leads_somewhere(server):
     assert "HTTPValidationError" not in schemas
 
 
-def test_hosts_are_documented_where_they_are_checked(server, make_server):
+def test_hosts_are_documented_where_they_are_checked(server: Server, make_server: MakeServer):
     def with_421(server):
         return {path for _, path, status in documented(server) if status == 421}
 

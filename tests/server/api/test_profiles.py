@@ -10,6 +10,9 @@ import pytest
 from saccade_server.api.app import create_app
 from saccade_server.api.settings import ApiSettings
 from saccade_server.requests.profiles import ProfileError, load_profiles, read_profiles
+from saccade_testing.api.bodies import MODEL, chat_body
+from saccade_testing.api.fakes import BytePrompts, FakeEngine
+from saccade_testing.api.server import REGISTRY, MakeServer, start_server
 
 PASTA = {"method": "pasta", "spans": [[0, 2]], "layers": [1], "alpha": 0.5}
 OTHER = {"method": "pasta", "spans": [[0, 2]], "layers": [2], "alpha": 0.25}
@@ -20,8 +23,8 @@ PROFILES = {
 
 
 @pytest.fixture(scope="module")
-def started(tools):
-    server = tools.start_server(profiles=PROFILES)
+def started():
+    server = start_server(profiles=PROFILES)
     yield server
     server.stop()
 
@@ -42,24 +45,24 @@ def ran(body):
     return [entry["method"] for entry in body.get("interventions_applied", [])]
 
 
-def test_they_are_listed_also_as_models(serving, tools):
+def test_they_are_listed_also_as_models(serving):
     data = serving.http.get("/v1/profiles").json()["data"]
     assert [item["id"] for item in data] == list(PROFILES)
     assert data[0]["description"] == "Looks closer."
     assert data[0]["interventions"] == [PASTA]
-    assert data[0]["model"] == f"{tools.model}+grounded"
+    assert data[0]["model"] == f"{MODEL}+grounded"
     with serving.openai() as client:
         names = [model.id for model in client.models.list()]
-        assert names == [tools.model, f"{tools.model}+grounded", f"{tools.model}+plain.v2"]
-        assert client.models.retrieve(f"{tools.model}+grounded").id == names[1]
+        assert names == [MODEL, f"{MODEL}+grounded", f"{MODEL}+plain.v2"]
+        assert client.models.retrieve(f"{MODEL}+grounded").id == names[1]
         with pytest.raises(openai.NotFoundError):
-            client.models.retrieve(f"{tools.model}+other")
+            client.models.retrieve(f"{MODEL}+other")
 
 
-def test_the_official_client_chooses_one_by_its_model_name(serving, tools):
+def test_the_official_client_chooses_one_by_its_model_name(serving):
     with serving.openai() as client:
         messages = [{"role": "user", "content": "Hi"}]
-        name = f"{tools.model}+grounded"
+        name = f"{MODEL}+grounded"
         answer = client.chat.completions.create(model=name, messages=messages)
         assert answer.model == name
         assert answer.intervention_profile == "grounded"
@@ -74,8 +77,8 @@ def test_the_official_client_chooses_one_by_its_model_name(serving, tools):
 
 
 @pytest.mark.parametrize("way", ["field", "header", "both", "all"])
-def test_by_field_and_by_header(serving, tools, way):
-    body = tools.chat_body()
+def test_by_field_and_by_header(serving, way):
+    body = chat_body()
     headers = {}
     if way != "header":
         body["intervention_profile"] = "grounded"
@@ -101,8 +104,8 @@ def test_the_bundle_is_what_the_request_could_have_named_itself(serving):
 
 
 @pytest.mark.parametrize(("entries", "expected"), [([], []), (None, []), ([OTHER], ["pasta"])])
-def test_entries_replace_the_bundle(serving, tools, entries, expected):
-    answer = serving.chat(model=f"{tools.model}+grounded", interventions=entries).json()
+def test_entries_replace_the_bundle(serving, entries, expected):
+    answer = serving.chat(model=f"{MODEL}+grounded", interventions=entries).json()
     assert ran(answer) == expected
     assert "intervention_profile" not in answer
     plan = serving.engine.requests[-1].plan
@@ -111,8 +114,8 @@ def test_entries_replace_the_bundle(serving, tools, entries, expected):
         assert plan.scores[0].sites[0][0] == 2
 
 
-def test_an_empty_bundle_is_a_plain_request(serving, tools):
-    answer = serving.chat(model=f"{tools.model}+plain.v2").json()
+def test_an_empty_bundle_is_a_plain_request(serving):
+    answer = serving.chat(model=f"{MODEL}+plain.v2").json()
     assert answer["intervention_profile"] == "plain.v2"
     assert "interventions_applied" not in answer
     assert serving.engine.requests[-1].plan is None
@@ -208,19 +211,19 @@ def test_the_list_as_a_text_in_vllm_xargs(serving):
         ),
     ],
 )
-def test_what_disagrees_or_is_not_there(serving, tools, fields, headers, status, code, param):
-    body = tools.chat_body(**fields)
+def test_what_disagrees_or_is_not_there(serving, fields, headers, status, code, param):
+    body = chat_body(**fields)
     response = serving.http.post("/v1/chat/completions", json=body, headers=headers)
     error(response, status, code, param)
     assert not serving.engine.requests
     assert serving.chat().status_code == 200
 
 
-def test_a_rehearsal_of_a_profile(serving, tools):
+def test_a_rehearsal_of_a_profile(serving):
     def validate(**body):
         return serving.http.post("/v1/interventions/validate", json=body)
 
-    for body in ({"intervention_profile": "grounded"}, {"model": f"{tools.model}+grounded"}):
+    for body in ({"intervention_profile": "grounded"}, {"model": f"{MODEL}+grounded"}):
         answer = validate(prompt_tokens=[1, 2, 3, 4], **body).json()
         assert answer["profile"] == "grounded"
         assert answer["interventions"][0]["layers"] == [1]
@@ -228,7 +231,7 @@ def test_a_rehearsal_of_a_profile(serving, tools):
     error(validate(), 400, "missing_field", "interventions")
 
 
-def test_a_method_that_failed_its_self_test_is_refused(make_server, tools):
+def test_a_method_that_failed_its_self_test_is_refused(make_server: MakeServer):
     server = make_server(faults={"pasta": "it did nothing"})
     listed = {item["id"]: item for item in server.http.get("/v1/interventions").json()["data"]}
     assert listed["pasta"]["supported"] is False
@@ -249,12 +252,12 @@ interventions = []
 """
 
 
-def test_a_file_is_read(tmp_path: Path, tools):
+def test_a_file_is_read(tmp_path: Path):
     path = tmp_path / "profiles.toml"
     path.write_text(FILE)
-    profiles = load_profiles(path, tools.registry)
+    profiles = load_profiles(path, REGISTRY)
     assert list(profiles) == ["grounded", "none"]
-    assert profiles["grounded"].interventions == tools.registry.parse([PASTA])
+    assert profiles["grounded"].interventions == REGISTRY.parse([PASTA])
     assert profiles["none"].interventions == ()
 
 
@@ -282,18 +285,18 @@ def test_a_file_is_read(tmp_path: Path, tools):
         ),
     ],
 )
-def test_a_file_with_a_mistake_stops_the_server(tmp_path: Path, tools, text, words):
+def test_a_file_with_a_mistake_stops_the_server(tmp_path: Path, text, words):
     path = tmp_path / "profiles.toml"
     path.write_text(text)
     with pytest.raises(ProfileError) as caught:
-        load_profiles(path, tools.registry)
+        load_profiles(path, REGISTRY)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, tools):
+def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(ProfileError, match="nowhere"):
-        load_profiles(tmp_path / "nowhere", tools.registry)
+        load_profiles(tmp_path / "nowhere", REGISTRY)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +316,12 @@ def test_a_file_that_is_not_there(tmp_path: Path, tools):
         ),
     ],
 )
-def test_a_profile_that_the_model_cannot_run_stops_the_server(tools, entries, faults, words):
-    profiles = read_profiles({"profiles": {"mine": {"interventions": entries}}}, tools.registry)
+def test_a_profile_that_the_model_cannot_run_stops_the_server(entries, faults, words):
+    profiles = read_profiles({"profiles": {"mine": {"interventions": entries}}}, REGISTRY)
 
     async def start():
         settings = ApiSettings(served_model_name="m")
-        parts = (tools.engine(), tools.prompts(), tools.registry, settings)
+        parts = (FakeEngine(), BytePrompts(), REGISTRY, settings)
         create_app(*parts, profiles=profiles, faults=faults)
 
     with pytest.raises(ProfileError, match="profile 'mine'") as caught:
@@ -326,7 +329,7 @@ def test_a_profile_that_the_model_cannot_run_stops_the_server(tools, entries, fa
     assert words in str(caught.value)
 
 
-def test_a_profile_may_need_what_a_prompt_may_not_have(make_server, tools):
+def test_a_profile_may_need_what_a_prompt_may_not_have(make_server: MakeServer):
     """Highlighted words and images depend on the request, so they are no mistake of the file."""
     entries = [{"method": "pasta", "highlight": ["nowhere"], "layers": [0]}, {"method": "pai"}]
     server = make_server(profiles={"mine": {"interventions": entries}})

@@ -9,9 +9,11 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import MeasuredHeads
 from saccade_server.engine.request import Counter, Receipt, SiteCount
 from saccade_server.requests.receipts import Run, applied, fingerprint
+from saccade_testing.api.bodies import MODEL, PICTURE, image_messages, parse_events
+from saccade_testing.api.server import Server
 
 REGISTRY = Registry.discover()
-MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
+FACTS = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
 PROMPT = Prompt(length=10, images=((2, 6),))
 ROWS = {"prefix": 6, "question": 3, "last": 1, "generated": 5}
 
@@ -21,7 +23,7 @@ VAR = {"method": "var", "layers": [2], "rows": "generated"}
 
 def entries(*requested, receipt=None, cached=0, copies=1):
     interventions = REGISTRY.parse(list(requested))
-    plan = compile_plan(interventions, Context(MODEL, PROMPT))
+    plan = compile_plan(interventions, Context(FACTS, PROMPT))
     return applied(interventions, interventions, [Run(plan, receipt, cached)] * copies)
 
 
@@ -119,8 +121,8 @@ def test_the_fingerprint_is_of_the_content():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_receipt_on_the_wire(server, tools, stream):
-    fields = {"messages": tools.image_messages(tools.picture), "interventions": [PAI, VAR]}
+def test_the_receipt_on_the_wire(server: Server, stream):
+    fields = {"messages": image_messages(PICTURE), "interventions": [PAI, VAR]}
     if stream:
         events = server.events(stream_options={"include_usage": True}, **fields)[:-1]
         *early, last, usage = events
@@ -134,15 +136,15 @@ def test_the_receipt_on_the_wire(server, tools, stream):
     assert body["interventions_applied"][0]["rows"]["generated"] == 13
 
 
-def test_a_stop_string_does_not_lose_the_receipt(server, tools):
-    fields = {"messages": tools.image_messages(tools.picture), "interventions": [PAI]}
+def test_a_stop_string_does_not_lose_the_receipt(server: Server):
+    fields = {"messages": image_messages(PICTURE), "interventions": [PAI]}
     (entry,) = server.chat(stop="wor", **fields).json()["interventions_applied"]
     assert entry["status"] == "applied"
     assert 0 < entry["rows"]["generated"] < 14
 
 
-def test_fingerprints_on_the_wire(server, tools):
-    messages = tools.image_messages(tools.picture)
+def test_fingerprints_on_the_wire(server: Server):
+    messages = image_messages(PICTURE)
     plain = server.chat(messages=messages)
     edited = server.chat(messages=messages, interventions=[PAI])
     again = server.chat(messages=messages, interventions=[PAI], stream=True)
@@ -151,14 +153,14 @@ def test_fingerprints_on_the_wire(server, tools):
     name = edited.headers["x-intervention-fingerprint"]
     assert name == again.headers["x-intervention-fingerprint"]
     assert plain.json()["system_fingerprint"] != edited.json()["system_fingerprint"]
-    events = tools.parse_events(again.text)
+    events = parse_events(again.text)
     assert events[0]["system_fingerprint"] == edited.json()["system_fingerprint"]
 
 
-def test_the_official_client_sees_the_receipt(server, tools):
+def test_the_official_client_sees_the_receipt(server: Server):
     reply = server.openai().chat.completions.create(
-        model=tools.model,
-        messages=tools.image_messages(tools.picture),
+        model=MODEL,
+        messages=image_messages(PICTURE),
         extra_body={"interventions": [VAR]},
     )
     assert reply.interventions_applied[0]["method"] == "var"

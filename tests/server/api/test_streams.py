@@ -12,17 +12,19 @@ import pytest
 
 from saccade_server.api.errors import BadRequest
 from saccade_server.models.conversation import PromptError
+from saccade_testing.api.bodies import MODEL, chat_body, parse_events
+from saccade_testing.api.server import MakeServer, Server, wait_for
 
 
-def test_a_client_that_leaves_a_stream_aborts_it(server, tools):
+def test_a_client_that_leaves_a_stream_aborts_it(server: Server):
     server.engine.stall_after = 3
     stream = server.openai().chat.completions.create(
-        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True, n=2
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True, n=2
     )
     next(iter(stream))
     assert len(server.engine.running) == 2
     stream.close()
-    tools.wait_for(lambda: not server.engine.running)
+    wait_for(lambda: not server.engine.running)
 
 
 @contextlib.contextmanager
@@ -40,23 +42,23 @@ def asked(server, body):
 
 @pytest.mark.parametrize("stall_after", [0, 3])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_before_the_first_byte(server, tools, stream, stall_after):
+def test_a_client_that_leaves_before_the_first_byte(server: Server, stream, stall_after):
     server.engine.stall_after = stall_after
-    with asked(server, tools.chat_body(stream=stream)):
-        tools.wait_for(lambda: server.engine.running)
-    tools.wait_for(lambda: not server.engine.running)
+    with asked(server, chat_body(stream=stream)):
+        wait_for(lambda: server.engine.running)
+    wait_for(lambda: not server.engine.running)
     server.engine.stall_after = None
     assert server.chat().status_code == 200
 
 
-def test_a_cancelled_asynchronous_call(server, tools):
+def test_a_cancelled_asynchronous_call(server: Server):
     server.engine.stall_after = 1
 
     async def main():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             call = asyncio.create_task(
                 client.chat.completions.create(
-                    model=tools.model, messages=[{"role": "user", "content": "Hi"}]
+                    model=MODEL, messages=[{"role": "user", "content": "Hi"}]
                 )
             )
             while not server.engine.running:
@@ -65,10 +67,10 @@ def test_a_cancelled_asynchronous_call(server, tools):
             await asyncio.gather(call, return_exceptions=True)
 
     asyncio.run(main())
-    tools.wait_for(lambda: not server.engine.running)
+    wait_for(lambda: not server.engine.running)
 
 
-def test_silence_is_filled(make_server, tools):
+def test_silence_is_filled(make_server: MakeServer):
     server = make_server(sse_keep_alive=0.05)
     server.engine.delay = 0.12
     server.engine.answer = "ab"
@@ -77,26 +79,26 @@ def test_silence_is_filled(make_server, tools):
     assert text.count(": keep-alive\n\n") >= 3
     assert text.endswith("data: [DONE]\n\n")
     stream = server.openai().chat.completions.create(
-        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "ab"
 
 
-def test_an_error_in_mid_stream(server, tools):
+def test_an_error_in_mid_stream(server: Server):
     server.engine.fail_after = 3
     events = server.events()
     assert events[-1] == "[DONE]"
     assert events[-2]["error"]["code"] == "engine_failure"
     assert "secret" not in json.dumps(events)
     stream = server.openai().chat.completions.create(
-        model=tools.model, messages=[{"role": "user", "content": "Hi"}], stream=True
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True
     )
     with pytest.raises(openai.APIError):
         list(stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_that_fails_at_once(server, stream):
+def test_an_engine_that_fails_at_once(server: Server, stream):
     server.engine.fail_after = 0
     response = server.chat(stream=stream)
     assert response.status_code == 500
@@ -112,7 +114,9 @@ STRONG = [
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_numbers_that_overflow_under_interventions_are_the_requests_own_fault(server, stream):
+def test_numbers_that_overflow_under_interventions_are_the_requests_own_fault(
+    server: Server, stream
+):
     server.engine.fail_after, server.engine.diverges = 0, True
     response = server.chat(stream=stream, interventions=STRONG)
     assert response.status_code == 400
@@ -129,7 +133,7 @@ def test_numbers_that_overflow_under_interventions_are_the_requests_own_fault(se
     assert plain.json()["error"]["code"] == "engine_failure"
 
 
-def test_numbers_that_overflow_in_mid_stream(server):
+def test_numbers_that_overflow_in_mid_stream(server: Server):
     server.engine.fail_after, server.engine.diverges = 3, True
     events = server.events(interventions=STRONG)
     assert events[-1] == "[DONE]"
@@ -138,7 +142,7 @@ def test_numbers_that_overflow_in_mid_stream(server):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_no_room(server, stream):
+def test_no_room(server: Server, stream):
     server.engine.capacity = False
     response = server.chat(stream=stream, n=3)
     assert response.status_code == 503
@@ -147,7 +151,7 @@ def test_no_room(server, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_dead_engine(server, stream):
+def test_a_dead_engine(server: Server, stream):
     server.engine.alive = False
     response = server.chat(stream=stream)
     assert response.status_code == 503
@@ -156,20 +160,20 @@ def test_a_dead_engine(server, stream):
         assert server.http.get(path).status_code == 503
 
 
-def test_an_engine_that_dies_in_mid_stream(server, tools):
+def test_an_engine_that_dies_in_mid_stream(server: Server):
     server.engine.stall_after = 2
     with server.http.stream(
-        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+        "POST", "/v1/chat/completions", json=chat_body(stream=True)
     ) as response:
         pieces = response.iter_text()
         text = next(pieces)
         server.engine.alive = False
         server.engine.stall_after = None
         text += "".join(pieces)
-    assert tools.parse_events(text)[-2]["error"]["code"] == "engine_dead"
+    assert parse_events(text)[-2]["error"]["code"] == "engine_dead"
 
 
-def test_surprises_are_not_explained(server, monkeypatch):
+def test_surprises_are_not_explained(server: Server, monkeypatch: pytest.MonkeyPatch):
     def explode(*args):
         raise RuntimeError("at 0x7f00dead in /home/me/secret.py")
 
@@ -185,7 +189,7 @@ def test_surprises_are_not_explained(server, monkeypatch):
     assert reply.status_code == 500
 
 
-def test_an_answer_that_takes_too_long(make_server):
+def test_an_answer_that_takes_too_long(make_server: MakeServer):
     server = make_server(request_timeout=0.2)
     server.engine.stall_after = 2
     response = server.chat()
@@ -195,17 +199,17 @@ def test_an_answer_that_takes_too_long(make_server):
     assert not server.engine.running
 
 
-def test_draining_lets_requests_finish_and_refuses_new_ones(make_server, tools):
+def test_draining_lets_requests_finish_and_refuses_new_ones(make_server: MakeServer):
     server = make_server()
     server.engine.delay = 0.05
     lifecycle = server.app.state.lifecycle
     with server.http.stream(
-        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+        "POST", "/v1/chat/completions", json=chat_body(stream=True)
     ) as response:
         pieces = response.iter_text()
         text = next(pieces)
         shutdown = asyncio.run_coroutine_threadsafe(lifecycle.shutdown(10), server.loop)
-        tools.wait_for(lambda: lifecycle.draining)
+        wait_for(lambda: lifecycle.draining)
         refused = server.chat()
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "server_draining"
@@ -214,35 +218,35 @@ def test_draining_lets_requests_finish_and_refuses_new_ones(make_server, tools):
         assert server.http.get("/ready").status_code == 503
         assert server.http.get("/live").status_code == 200
         text += "".join(pieces)
-    events = tools.parse_events(text)
+    events = parse_events(text)
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
     shutdown.result(5)
 
 
-def test_a_shutdown_that_waits_no_longer(make_server, tools):
+def test_a_shutdown_that_waits_no_longer(make_server: MakeServer):
     server = make_server()
     server.engine.stall_after = 2
     lifecycle = server.app.state.lifecycle
     with server.http.stream(
-        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+        "POST", "/v1/chat/completions", json=chat_body(stream=True)
     ) as response:
         began = time.monotonic()
         asyncio.run_coroutine_threadsafe(lifecycle.shutdown(0.1), server.loop).result(5)
         text = response.read().decode()
     assert time.monotonic() - began < 2
-    events = tools.parse_events(text)
+    events = parse_events(text)
     assert events[-2]["error"]["code"] == "server_draining"
     assert events[-1] == "[DONE]"
     assert not server.engine.running
 
 
-def test_a_client_that_never_reads_stops_nobody_else(make_server, tools):
+def test_a_client_that_never_reads_stops_nobody_else(make_server: MakeServer):
     server = make_server(send_timeout=1.0)
     lifecycle = server.app.state.lifecycle
     server.engine.answer = "x" * 400
     # More than the system's buffers hold between the two.
     fields = {"stream": True, "n": 16, "logprobs": True, "top_logprobs": 20}
-    body = json.dumps(tools.chat_body(**fields)).encode()
+    body = json.dumps(chat_body(**fields)).encode()
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", server.port))
@@ -251,32 +255,34 @@ def test_a_client_that_never_reads_stops_nobody_else(make_server, tools):
             b"content-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
-        tools.wait_for(lambda: lifecycle.in_flight)
+        wait_for(lambda: lifecycle.in_flight)
         assert server.chat(max_tokens=3).status_code == 200
         time.sleep(0.5)
         assert lifecycle.in_flight == 1
-        tools.wait_for(lambda: not lifecycle.in_flight, 60)
+        wait_for(lambda: not lifecycle.in_flight, 60)
         assert not server.engine.running
         assert raw.fileno() >= 0
 
 
-def test_too_many_at_once(make_server, tools):
+def test_too_many_at_once(make_server: MakeServer):
     server = make_server(max_requests=1)
     server.engine.stall_after = 2
     with server.http.stream(
-        "POST", "/v1/chat/completions", json=tools.chat_body(stream=True)
+        "POST", "/v1/chat/completions", json=chat_body(stream=True)
     ) as response:
         pieces = response.iter_text()  # its end would close the connection
         next(pieces)
         refused = server.chat()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert server.http.get("/live").status_code == 200
-    tools.wait_for(lambda: not server.app.state.lifecycle.in_flight)
+    wait_for(lambda: not server.app.state.lifecycle.in_flight)
     server.engine.stall_after = None
     assert server.chat().status_code == 200
 
 
-def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeypatch):
+def test_work_for_a_client_that_left_keeps_its_place(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
     server = make_server(prompt_workers=1)
     began, may_end = threading.Event(), threading.Event()
     honest = server.prompts.chat
@@ -288,20 +294,20 @@ def test_work_for_a_client_that_left_keeps_its_place(make_server, tools, monkeyp
 
     monkeypatch.setattr(server.prompts, "chat", slow, raising=False)
     lifecycle = server.app.state.lifecycle
-    with asked(server, tools.chat_body()):
+    with asked(server, chat_body()):
         assert began.wait(10)
-    tools.wait_for(lambda: not lifecycle.in_flight)
+    wait_for(lambda: not lifecycle.in_flight)
     began.clear()
-    with asked(server, tools.chat_body()):
-        tools.wait_for(lambda: lifecycle.in_flight)
-    tools.wait_for(lambda: not lifecycle.in_flight)
+    with asked(server, chat_body()):
+        wait_for(lambda: lifecycle.in_flight)
+    wait_for(lambda: not lifecycle.in_flight)
     assert not began.is_set()
     may_end.set()
     assert server.chat().status_code == 200
     assert len(server.engine.requests) == 1
 
 
-def test_a_prompt_that_cannot_be_built(server, monkeypatch):
+def test_a_prompt_that_cannot_be_built(server: Server, monkeypatch: pytest.MonkeyPatch):
     def refuse(messages, **options):
         raise PromptError("roles must alternate")
 

@@ -2,13 +2,16 @@
 
 import pytest
 
+from saccade_testing.api.bodies import MODEL, PICTURE, chat_body, image_messages
+from saccade_testing.api.server import MakeServer, Server
+
 
 def tokenize(server, **body):
     return server.http.post("/tokenize", json=body)
 
 
-def test_a_prompt(server, tools):
-    answer = tokenize(server, model=tools.model, prompt="Hé").json()
+def test_a_prompt(server: Server):
+    answer = tokenize(server, model=MODEL, prompt="Hé").json()
     assert answer == {
         "count": 3,
         "max_model_len": 512,
@@ -21,8 +24,8 @@ def test_a_prompt(server, tools):
     assert bare["tokens"] == [*b"Hi", 255]  # the fake's mark of a prompt without special tokens
 
 
-def test_a_conversation_has_the_tokens_of_a_chat(server, tools):
-    messages = tools.image_messages(tools.picture)
+def test_a_conversation_has_the_tokens_of_a_chat(server: Server):
+    messages = image_messages(PICTURE)
     answer = tokenize(server, messages=messages).json()
     assert server.chat(messages=messages).status_code == 200
     assert answer["tokens"] == list(server.engine.requests[-1].tokens)
@@ -33,15 +36,15 @@ def test_a_conversation_has_the_tokens_of_a_chat(server, tools):
     assert varied["count"] > answer["count"]
 
 
-def test_more_tokens_than_the_model_takes_are_counted(server):
+def test_more_tokens_than_the_model_takes_are_counted(server: Server):
     answer = tokenize(server, prompt="x" * 512)
     assert answer.status_code == 200
     assert answer.json()["count"] == 512
 
 
-def test_a_whole_chat_can_be_counted(server, tools):
+def test_a_whole_chat_can_be_counted(server: Server):
     """What says nothing about the prompt is no reason to refuse it, and is named."""
-    body = tools.chat_body(tools=[], interventions=[], temperature=0.5)
+    body = chat_body(tools=[], interventions=[], temperature=0.5)
     answer = server.http.post("/tokenize", json=body)
     assert answer.status_code == 200, answer.text
     named = set(answer.headers["x-saccade-ignored-fields"].split(", "))
@@ -49,7 +52,7 @@ def test_a_whole_chat_can_be_counted(server, tools):
     assert "tools" not in named
 
 
-def test_back_to_text(server):
+def test_back_to_text(server: Server):
     body = {"tokens": list("Hé".encode())}
     assert server.http.post("/detokenize", json=body).json() == {"prompt": "Hé"}
     assert server.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
@@ -94,14 +97,14 @@ def test_back_to_text(server):
         ("/detokenize", {"tokens": [1] * 512}, "context_length_exceeded", "tokens"),
     ],
 )
-def test_refusals(server, path, body, code, param):
+def test_refusals(server: Server, path, body, code, param):
     answer = server.http.post(path, json=body)
     assert answer.status_code == (404 if code == "model_not_found" else 400)
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == (code, param)
 
 
-def test_keys_are_asked_for(make_server):
+def test_keys_are_asked_for(make_server: MakeServer):
     server = make_server(api_keys=("user",))
     for path, body in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})):
         assert server.http.post(path, json=body).status_code == 401

@@ -11,6 +11,8 @@ import pytest
 
 from saccade_server.api import health
 from saccade_server.engine.watchdog import Lag
+from saccade_testing.api.bodies import MODEL, chat_body
+from saccade_testing.api.server import MakeServer, Server, wait_for
 
 
 def raw_request(server, data, read=True):
@@ -28,7 +30,7 @@ def keys():
     return ("first-key", "second-key")
 
 
-def test_every_route_but_the_probes_needs_a_key(make_server, keys):
+def test_every_route_but_the_probes_needs_a_key(make_server: MakeServer, keys):
     server = make_server(api_keys=keys)
     for method, path in [
         ("GET", "/v1/models"),
@@ -50,7 +52,7 @@ def test_every_route_but_the_probes_needs_a_key(make_server, keys):
         assert server.http.get(path).status_code == 200
 
 
-def test_strangers_take_no_place(make_server, keys, tools):
+def test_strangers_take_no_place(make_server: MakeServer, keys):
     server = make_server(api_keys=keys, max_requests=1)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
         raw.sendall(
@@ -59,13 +61,13 @@ def test_strangers_take_no_place(make_server, keys, tools):
         )
         time.sleep(0.1)  # it is being read out before it is refused
         assert server.app.state.lifecycle.in_flight == 0
-        assert server.openai(api_key=keys[0]).models.list().data[0].id == tools.model
+        assert server.openai(api_key=keys[0]).models.list().data[0].id == MODEL
 
 
-def test_any_of_the_keys_opens(make_server, keys, tools):
+def test_any_of_the_keys_opens(make_server: MakeServer, keys):
     server = make_server(api_keys=keys)
     for key in keys:
-        assert server.openai(api_key=key).models.list().data[0].id == tools.model
+        assert server.openai(api_key=key).models.list().data[0].id == MODEL
     for key in ("x", "first-ke", "first-key2", "ключ", "first-key,second-key"):
         header = f"Bearer {key}".encode()
         assert server.http.get("/v1/models", headers={"authorization": header}).status_code == 401
@@ -75,23 +77,23 @@ def test_any_of_the_keys_opens(make_server, keys, tools):
         server.openai(api_key="no").models.list()
 
 
-def test_keys_are_not_shown(make_server, keys):
+def test_keys_are_not_shown(make_server: MakeServer, keys):
     assert "first-key" not in repr(make_server(api_keys=keys).settings)
 
 
 @pytest.mark.parametrize("name", ["abc-123_x.Y", "a" * 128])
-def test_a_request_id_is_echoed(server, name):
+def test_a_request_id_is_echoed(server: Server, name):
     assert server.http.get("/live", headers={"x-request-id": name}).headers["x-request-id"] == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 129, "x;y", "../etc", "ü".encode()])
-def test_an_odd_request_id_is_replaced(server, name):
+def test_an_odd_request_id_is_replaced(server: Server, name):
     given = server.http.get("/live", headers={"x-request-id": name}).headers["x-request-id"]
     assert len(given) == 32
     assert given.isalnum()
 
 
-def test_a_line_break_in_a_header_is_no_header(server):
+def test_a_line_break_in_a_header_is_no_header(server: Server):
     reply = raw_request(
         server,
         b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
@@ -104,40 +106,42 @@ def access_lines(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "saccade.access"]
 
 
-def test_one_line_is_logged_for_each_request(server, caplog, tools):
+def test_one_line_is_logged_for_each_request(server: Server, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "saccade.access"):
         server.http.get("/v1/models/a%0d%0aFAKE", headers={"x-request-id": "my-id"})
         server.http.get("/live")
         # A line is written after the answer has been sent.
-        tools.wait_for(lambda: len(access_lines(caplog)) == 2)
+        wait_for(lambda: len(access_lines(caplog)) == 2)
     lines = access_lines(caplog)
     assert "id=my-id" in lines[0]
     assert " 404 " in lines[0]
     assert "\n" not in lines[0]
 
 
-def test_models(server, tools):
+def test_models(server: Server):
     client = server.openai()
-    assert [model.id for model in client.models.list()] == [tools.model]
-    assert client.models.retrieve(tools.model).owned_by == "saccade"
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "saccade"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
 
 
-def test_probes(server):
+def test_probes(server: Server):
     for path in ("/live", "/ready", "/health"):
         response = server.http.get(path)
         assert (response.status_code, response.content) == (200, b"")
         assert server.http.head(path).status_code == 200
 
 
-def test_a_full_queue_is_not_ready(server):
+def test_a_full_queue_is_not_ready(server: Server):
     server.engine.capacity = False
     assert server.http.get("/ready").status_code == 503
     assert server.http.get("/live").status_code == 200
 
 
-def test_an_engine_that_does_not_get_on_loses_ready_and_then_live(server, monkeypatch):
+def test_an_engine_that_does_not_get_on_loses_ready_and_then_live(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
     """At one and at two times either limit; nothing of it asks the engine."""
 
     async def never():
@@ -162,7 +166,7 @@ def test_an_engine_that_does_not_get_on_loses_ready_and_then_live(server, monkey
     assert probes(Lag()) == [200, 200, 200]
 
 
-def test_version_and_load(server):
+def test_version_and_load(server: Server):
     assert set(server.http.get("/version").json()) == {"version"}
     load = server.http.get("/load").json()
     assert load["running"] == 0
@@ -170,7 +174,7 @@ def test_version_and_load(server):
     assert load["http_requests"] == 0
 
 
-def test_the_load_of_a_busy_engine(server, monkeypatch):
+def test_the_load_of_a_busy_engine(server: Server, monkeypatch: pytest.MonkeyPatch):
     async def busy():
         await asyncio.sleep(10)
 
@@ -180,7 +184,7 @@ def test_the_load_of_a_busy_engine(server, monkeypatch):
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
-def test_the_api_describes_itself(server):
+def test_the_api_describes_itself(server: Server):
     document = server.http.get("/openapi.json").json()
     assert "/v1/chat/completions" in document["paths"]
     text = json.dumps(document)
@@ -190,7 +194,7 @@ def test_the_api_describes_itself(server):
     assert references <= set(document["components"]["schemas"])
 
 
-def test_an_announced_size_is_refused_before_it_is_sent(server):
+def test_an_announced_size_is_refused_before_it_is_sent(server: Server):
     reply = raw_request(
         server,
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
@@ -201,7 +205,7 @@ def test_an_announced_size_is_refused_before_it_is_sent(server):
     assert b"request_too_large" in reply
 
 
-def test_a_body_that_does_not_come(make_server):
+def test_a_body_that_does_not_come(make_server: MakeServer):
     server = make_server(body_timeout=0.2)
     reply = raw_request(
         server,
@@ -213,7 +217,7 @@ def test_a_body_that_does_not_come(make_server):
     assert b"request_timeout" in reply
 
 
-def test_a_client_that_leaves_in_its_body(server):
+def test_a_client_that_leaves_in_its_body(server: Server):
     raw_request(
         server,
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
@@ -224,8 +228,8 @@ def test_a_client_that_leaves_in_its_body(server):
     assert server.chat().status_code == 200
 
 
-def test_http_1_0(server, tools):
-    body = json.dumps(tools.chat_body()).encode()
+def test_http_1_0(server: Server):
+    body = json.dumps(chat_body()).encode()
     reply = raw_request(
         server,
         b"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\n"

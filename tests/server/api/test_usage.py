@@ -8,6 +8,8 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import Counter, Receipt
 from saccade_server.requests.receipts import Run, applied, published
+from saccade_testing.api.bodies import PICTURE, image_messages
+from saccade_testing.api.server import Server
 
 REGISTRY = Registry.discover()
 MODEL = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=8, hidden_size=32, sink_dims=(3,))
@@ -30,11 +32,11 @@ def test_draws_and_rejections_are_summed_over_sequences():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_usage_on_the_wire(server, tools, stream):
+def test_usage_on_the_wire(server: Server, stream):
     """The scripted engine says one draw and one rejection a token."""
 
     def usage(interventions):
-        fields = {"messages": tools.image_messages(tools.picture), "interventions": interventions}
+        fields = {"messages": image_messages(PICTURE), "interventions": interventions}
         if stream:
             return server.events(stream_options={"include_usage": True}, **fields)[-2]["usage"]
         return server.chat(**fields).json()["usage"]

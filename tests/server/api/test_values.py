@@ -2,6 +2,9 @@
 
 import pytest
 
+from saccade_testing.api.bodies import parse_events
+from saccade_testing.api.server import Server
+
 PATHS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
     "/v1/completions": {"prompt": "Hi"},
@@ -9,7 +12,7 @@ PATHS = {
 
 
 @pytest.fixture(params=PATHS)
-def post(server, request):
+def post(server: Server, request):
     """Send fields to an endpoint that generates."""
     return lambda **fields: server.http.post(request.param, json=PATHS[request.param] | fields)
 
@@ -30,7 +33,7 @@ def text_of(answer):
         {"max_tokens": 4.0},
     ],
 )
-def test_a_limit_has_three_names(server, post, fields):
+def test_a_limit_has_three_names(server: Server, post, fields):
     assert post(**fields).json()["usage"]["completion_tokens"] == 4
     assert server.engine.requests[-1].sampling.max_tokens == 4
 
@@ -61,7 +64,7 @@ def test_a_near_miss_that_asks_for_nothing_is_let_through(post):
         assert post(extra_body=value).status_code == 400
 
 
-def test_top_p_0_reaches_the_engine(server, post):
+def test_top_p_0_reaches_the_engine(server: Server, post):
     assert post(top_p=0).status_code == 200
     assert server.engine.requests[-1].sampling.top_p == 0
 
@@ -72,7 +75,7 @@ def test_more_stop_texts_than_four(post):
     assert post(stop=["x" * 1024] * 4).status_code == 200
 
 
-def test_a_byte_order_mark_is_no_part_of_the_body(server):
+def test_a_byte_order_mark_is_no_part_of_the_body(server: Server):
     for path, body in PATHS.items():
         sent = server.http.build_request("POST", path, json=body)
         marked = b"\xef\xbb\xbf" + sent.read()
@@ -82,7 +85,7 @@ def test_a_byte_order_mark_is_no_part_of_the_body(server):
         assert twice.json()["error"]["code"] == "invalid_json"
 
 
-def test_tools_that_may_not_be_called(server):
+def test_tools_that_may_not_be_called(server: Server):
     tools = [{"type": "function", "function": {"name": "f"}}]
     answer = server.chat(tools=tools, tool_choice="none")
     assert answer.status_code == 200
@@ -94,10 +97,10 @@ def test_tools_that_may_not_be_called(server):
 
 
 @pytest.mark.parametrize("options", [{"include_usage": True}, {}])
-def test_usage_in_every_chunk(server, tools, post, options):
+def test_usage_in_every_chunk(server: Server, post, options):
     options = {**options, "continuous_usage_stats": True}
     answer = post(stream=True, stream_options=options, max_tokens=5)
-    *chunks, end = tools.parse_events(answer.text)
+    *chunks, end = parse_events(answer.text)
     assert end == "[DONE]"
     said = [chunk for chunk in chunks if chunk["choices"]]
     counts = [chunk["usage"]["completion_tokens"] for chunk in said]
@@ -106,7 +109,7 @@ def test_usage_in_every_chunk(server, tools, post, options):
     assert len(chunks) - len(said) == ("include_usage" in options)
 
 
-def test_no_stop_text_ends_an_answer_before_min_tokens(server, post):
+def test_no_stop_text_ends_an_answer_before_min_tokens(server: Server, post):
     assert text_of(post(stop="l", min_tokens=3)) == "Hel"
     assert text_of(post(stop="l", min_tokens=4)) == "Hello, wor"
     assert text_of(post(stop="Hello", min_tokens=4)) == ""
@@ -114,12 +117,12 @@ def test_no_stop_text_ends_an_answer_before_min_tokens(server, post):
     assert server.engine.requests[-1].sampling.min_tokens == 5
 
 
-def test_a_stop_text_that_is_a_special_token_is_that_token(server, post):
+def test_a_stop_text_that_is_a_special_token_is_that_token(server: Server, post):
     assert post(stop=["x", "<eos>", "<image>"], stop_token_ids=[5, 256]).status_code == 200
     assert server.engine.requests[-1].sampling.stop_token_ids == (5, 256, 257)
 
 
-def test_min_tokens_fit_the_answer(server, post):
+def test_min_tokens_fit_the_answer(server: Server, post):
     error = post(min_tokens=9, max_tokens=8).json()["error"]
     assert error["param"] == "min_tokens"
     assert post(min_tokens=8, max_tokens=8).status_code == 200
@@ -129,7 +132,7 @@ def test_min_tokens_fit_the_answer(server, post):
     assert post(min_tokens=511).json()["error"]["param"] == "min_tokens"
 
 
-def test_a_prompt_without_special_tokens(server):
+def test_a_prompt_without_special_tokens(server: Server):
     texts = {"prompt": ["x", "y"], "add_special_tokens": True}
     assert server.http.post("/v1/completions", json=texts).status_code == 200
     for prompt in ([1, 2], [[1], [2]]):

@@ -24,6 +24,8 @@ from saccade_server.api.body.schemas import (
     TokenizeRequest,
     ValidateRequest,
 )
+from saccade_testing.api.bodies import PICTURE
+from saccade_testing.api.server import start_server
 
 USER = {"role": "user", "content": "Hi"}
 SAID = {"role": "assistant", "content": "There"}
@@ -188,9 +190,9 @@ OWNERS = {
 """Field of a message -> the role of the message that it is tried in."""
 
 
-def place(owner, name, value, tools):
+def place(owner, name, value):
     """Fields of a chat, with ``value`` in the field ``name`` of a model inside the body."""
-    image = {"type": "image_url", "image_url": {"url": tools.picture}}
+    image = {"type": "image_url", "image_url": {"url": PICTURE}}
     call = copy.deepcopy(CALL)
     places = {
         "StreamOptions": {},
@@ -217,10 +219,14 @@ def place(owner, name, value, tools):
     return {"messages": [{"role": "user", "content": [places["TextPart"], image]}]}
 
 
-def body_of(model, owner, name, value, tools):
+def body_of(model, owner, name, value):
     _, base = ROUTES[model]
     if name not in model.model_fields or owner_of(model, name) != owner:
-        return base | place(owner, name, value, tools)
+        return base | place(
+            owner,
+            name,
+            value,
+        )
     verdict = VERDICTS[f"{owner}.{name}"]
     body = {key: kept for key, kept in base.items() if key not in verdict.without}
     body |= verdict.beside
@@ -256,8 +262,8 @@ FIELDS = list(all_fields())
 
 
 @pytest.fixture(scope="module")
-def bundled(tools):
-    made = tools.start_server(profiles={"bundle": {"interventions": [ENTRY]}})
+def bundled():
+    made = start_server(profiles={"bundle": {"interventions": [ENTRY]}})
     made.prompts.template_reads = frozenset({"name", "reasoning_content"})
     yield made
     made.stop()
@@ -295,11 +301,20 @@ def test_every_field_has_a_verdict():
     FIELDS,
     ids=[f"{model.__name__}-{owner}.{name}" for model, owner, name, _ in FIELDS],
 )
-def test_a_field_does_what_its_verdict_says(bundled, tools, model, owner, name, optional):
+def test_a_field_does_what_its_verdict_says(bundled, model, owner, name, optional):
     verdict, (path, _) = VERDICTS[f"{owner}.{name}"], ROUTES[model]
 
     def tried(value):
-        answer, found = send(bundled, path, body_of(model, owner, name, value, tools))
+        answer, found = send(
+            bundled,
+            path,
+            body_of(
+                model,
+                owner,
+                name,
+                value,
+            ),
+        )
         named = answer.headers.get(IGNORED_HEADER, "").split(".")[-1]
         return answer, found, named == name
 

@@ -14,9 +14,10 @@ from saccade_server.api.sse import frame
 from saccade_server.engine.mailbox import MANY
 from saccade_server.engine.messages import Outputs
 from saccade_server.engine.request import TokenLogprobs
+from saccade_testing.api import steps
 
 
-def test_a_step_is_one_write_of_each_stream_and_wakes_nobody(steps: Any, tools: Any) -> None:
+def test_a_step_is_one_write_of_each_stream_and_wakes_nobody() -> None:
     async def test(stand: Any) -> None:
         streams = [await stand.ask() for _ in range(5)]
         stand.engine.step("a")
@@ -33,12 +34,10 @@ def test_a_step_is_one_write_of_each_stream_and_wakes_nobody(steps: Any, tools: 
             assert steps.events(each)[-1] == b"[DONE]"
             assert each.cycle.response_complete
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_steps_that_came_together_are_one_write_while_the_answer_begins(
-    steps: Any, tools: Any
-) -> None:
+def test_steps_that_came_together_are_one_write_while_the_answer_begins() -> None:
     async def test(stand: Any) -> None:
         stream = await stand.ask()
         for token in "abc":
@@ -51,12 +50,10 @@ def test_steps_that_came_together_are_one_write_while_the_answer_begins(
         stand.engine.end()
         await steps.settled()
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_an_answer_that_is_not_streamed_wakes_nobody_for_single_tokens(
-    steps: Any, tools: Any
-) -> None:
+def test_an_answer_that_is_not_streamed_wakes_nobody_for_single_tokens() -> None:
     async def test(stand: Any) -> None:
         whole = await stand.ask(stream=False)
         entry = stand.engine._sequences[stand.engine.submitted[0].request.request_id]
@@ -75,10 +72,10 @@ def test_an_answer_that_is_not_streamed_wakes_nobody_for_single_tokens(
         assert answer["choices"][0]["message"]["content"] == "a" * MANY + "b!"
         assert answer["usage"]["completion_tokens"] == MANY + 2
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_choices_of_one_request_come_in_order(steps: Any, tools: Any) -> None:
+def test_choices_of_one_request_come_in_order() -> None:
     async def test(stand: Any) -> None:
         stream = await stand.ask(n=3)
         for token in "xyz":
@@ -92,10 +89,10 @@ def test_choices_of_one_request_come_in_order(steps: Any, tools: Any) -> None:
             assert "".join(each["delta"].get("content", "") for each in own) == "xyz!"
             assert [each["finish_reason"] for each in own if each["finish_reason"]] == ["length"]
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_a_client_that_reads_slowly_loses_nothing(steps: Any, tools: Any) -> None:
+def test_a_client_that_reads_slowly_loses_nothing() -> None:
     async def test(stand: Any) -> None:
         stream = await stand.ask()
         stand.engine.step("a")
@@ -113,10 +110,10 @@ def test_a_client_that_reads_slowly_loses_nothing(steps: Any, tools: Any) -> Non
         await steps.settled()
         assert steps.texts(stream) == "abcde!"
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_a_client_that_leaves_ends_its_sequence(steps: Any, tools: Any) -> None:
+def test_a_client_that_leaves_ends_its_sequence() -> None:
     async def test(stand: Any) -> None:
         stream = await stand.ask()
         stand.engine.step("a")
@@ -129,10 +126,10 @@ def test_a_client_that_leaves_ends_its_sequence(steps: Any, tools: Any) -> None:
         assert stand.engine.aborted == [stand.engine.submitted[0].request.request_id]
         assert not stand.engine._sequences
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_a_client_without_chunks_gets_plain_bytes(steps: Any, tools: Any) -> None:
+def test_a_client_without_chunks_gets_plain_bytes() -> None:
     async def test(stand: Any) -> None:
         stream = await stand.ask(http=0)
         for token in "ab":
@@ -145,12 +142,10 @@ def test_a_client_without_chunks_gets_plain_bytes(steps: Any, tools: Any) -> Non
         assert body.endswith(b"data: [DONE]\n\n")
         assert body.count(b"\n\n") == 6
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
-def test_an_error_on_the_short_way_ends_the_stream(
-    steps: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_on_the_short_way_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(self: Any, index: int, text: str) -> bytes:
         raise RuntimeError("secret")
 
@@ -164,11 +159,11 @@ def test_an_error_on_the_short_way_ends_the_stream(
         assert steps.events(stream)[-2]["error"]["code"] == "internal_error"
         assert steps.events(stream)[-1] == b"[DONE]"
 
-    steps.run(tools, test)
+    steps.run(test)
 
 
 def test_the_length_of_an_answer_is_logged_whichever_way_it_went(
-    steps: Any, tools: Any, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     lengths: list[int] = []
 
@@ -186,7 +181,7 @@ def test_the_length_of_an_answer_is_logged_whichever_way_it_went(
             await stand.ask(on=stream)
 
     with caplog.at_level("INFO", "saccade.access"):
-        steps.run(tools, test)
+        steps.run(test)
     lines = [each.getMessage() for each in caplog.records if each.name == "saccade.access"]
     assert [f" {length}B " in line for length, line in zip(lengths, lines, strict=False)] == [
         True,
@@ -206,7 +201,7 @@ ASKED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", ASKED, ids=str)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_both_ways_give_the_same_bytes(
-    steps: Any, tools: Any, path: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    path: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The events of one request, past the layers and through them, and as models of the API."""
     if "completions" in path and "chat" not in path:
@@ -237,7 +232,7 @@ def test_both_ways_give_the_same_bytes(
                 for event in steps.events(stream)
             ]
 
-    steps.run(tools, test)
+    steps.run(test)
     assert json.dumps(given[True][:-1]) == json.dumps(given[False][:-1])
     model = ChatChunk if "chat" in path else TextChunk
     for event in given[True][:-1]:
@@ -255,11 +250,11 @@ def test_an_event_put_together_is_the_event_encoded_whole(text: str, index: int)
     assert made.event(index, text) == frame(chunk(index, text))
 
 
-def test_every_connection_is_a_short_way(steps: Any, tools: Any) -> None:
+def test_every_connection_is_a_short_way() -> None:
     """The tests of the API take the other one, for their document is held against every event."""
 
     async def test(stand: Any) -> None:
         stream = await stand.ask()
         assert stream.cycle.scope["state"][SHORTCUT] is stream
 
-    steps.run(tools, test)
+    steps.run(test)

@@ -17,6 +17,7 @@ from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.calibration.reading import Reader
 from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, PromptProcessor, RenderedPrompt
+from saccade_testing import tiny
 
 ASKED = Labelled("x:1", (("user", "?"),), (), "Yes.")
 
@@ -42,10 +43,8 @@ class Rendered:
         return self.prompt
 
 
-def test_activations_are_the_models_own(
-    family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
-) -> None:
-    model, prompt = tiny_model(family), tiny_prompt(family)
+def test_activations_are_the_models_own(family: str) -> None:
+    model, prompt = tiny.build(family), tiny.prompt(family)
     served = serve(copy.deepcopy(model))
     reader = Reader(served, Rendered(prompt))  # type: ignore[arg-type]
     found = reader.read(ASKED, [0, 1, 3])
@@ -95,13 +94,11 @@ def test_activations_are_the_models_own(
 
 
 @pytest.fixture
-def reader(
-    tiny_model: Callable[..., Any], prompt_folder: Callable[[str], tuple[str, Any]]
-) -> tuple[Reader, PromptProcessor]:
+def reader(prompt_folder: Callable[[str], tuple[str, Any]]) -> tuple[Reader, PromptProcessor]:
     """A llama that has a real tokenizer; its vocabulary is cut to the tokenizer's ids."""
     folder, _ = prompt_folder("llama")
     prompts = PromptProcessor.load(folder)
-    model = tiny_model("llama")
+    model = tiny.build("llama")
     model.resize_token_embeddings(prompts.vocab_size)
     return Reader(serve(model), prompts), prompts
 

@@ -23,6 +23,8 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models import head_sinks
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 STEPS = 7
 HEADS = {"1": [0, 3], "2": [1, 2, 3]}
@@ -152,7 +154,7 @@ def entry(**options: Any) -> dict[str, Any]:
     return {"method": "act", "heads": HEADS, "theta": 0.06, "beta": 0.2, **options}
 
 
-def own(make_request: Any, prompt: Any, name: str, plan: Any, steps: int = STEPS) -> Any:
+def own(prompt: Any, name: str, plan: Any, steps: int = STEPS) -> Any:
     return make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
 
 
@@ -162,11 +164,11 @@ def check(result: Any, wanted: list[tuple[int, float]]) -> None:
     np.testing.assert_allclose(found, [value for _, value in wanted], atol=2e-6)
 
 
-def test_the_method(family: str, tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_the_method(family: str, make_core: MakeCore) -> None:
     core = make_core(family)
     prompt = tiny.prompt(family, seed=1)
     plan = plan_for(core, prompt, [entry()])
-    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    result = run(core, [own(prompt, "r", plan)])["r"]
     settings = {"theta": 0.06, "beta": 0.2}
     edit = attention_of(prompt, sites_of(HEADS), **settings)
     wanted = Oracle(tiny.build(family), edit).run(prompt)
@@ -192,19 +194,17 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_options(case: str, tiny: Any, core_with: Any, make_request: Any, run: Any) -> None:
+def test_options(case: str) -> None:
     options, settings = OPTIONS[case]
     core = core_with("qwen3", overlap=True, padded_decode=True)
     prompt = tiny.prompt("qwen3", seed=3, text=19)
     plan = plan_for(core, prompt, [entry(**options)])
-    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(HEADS), **{"theta": 0.06, "beta": 0.2, **settings})
     check(result, Oracle(tiny.build("qwen3"), edit).run(prompt))
 
 
-def test_beside_a_score_edit_of_the_same_heads(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_beside_a_score_edit_of_the_same_heads(make_core: MakeCore) -> None:
     """PASTA's bias goes by the tags, the masses by what each head found in the biased attention."""
     core = make_core("llama")
     prompt = tiny.prompt("llama", seed=2, text=33)
@@ -223,14 +223,12 @@ def test_beside_a_score_edit_of_the_same_heads(
     def edit(layer: int, scores: torch.Tensor) -> torch.Tensor:
         return calibrated(layer, scores) * (1.5 if layer == 1 else 1.0)
 
-    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    result = run(core, [own(prompt, "r", plan)])["r"]
     check(result, Oracle(tiny.build("llama"), edit).run(prompt))
 
 
 @pytest.mark.parametrize("decode", ["running", "row"])
-def test_beside_recent_keys_of_the_same_heads(
-    decode: str, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_beside_recent_keys_of_the_same_heads(decode: str, make_core: MakeCore) -> None:
     """LocoRE's window moves row by row; ACT finds and moves masses of what it leaves."""
     core = make_core("llama")
     prompt = tiny.prompt("llama", seed=2, text=33)
@@ -244,17 +242,17 @@ def test_beside_recent_keys_of_the_same_heads(
         recent = (rows >= length) & (keys >= length) & (keys < rows) & (rows - keys <= 5)
         return scores + recent * float(np.log(4.0))
 
-    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(heads), before=biased, **settings)
     check(result, Oracle(tiny.build("llama"), edit).run(prompt))
 
 
-def test_preemption(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_preemption(make_core: MakeCore) -> None:
     """The prompt is computed at once again, and every generated row by itself."""
     steps, prompts = 24, [tiny.prompt("llama", seed=seed, text=50) for seed in range(3)]
     roomy, tight = make_core("llama"), make_core("llama", cache_tokens=4 * 64)
     requests = [
-        own(make_request, prompt, f"r{i}", plan_for(roomy, prompt, [entry()]), steps)
+        own(prompt, f"r{i}", plan_for(roomy, prompt, [entry()]), steps)
         for i, prompt in enumerate(prompts)
     ]
     alone = {r.request_id: run(roomy, [r])[r.request_id] for r in requests}
@@ -268,7 +266,7 @@ def test_preemption(tiny: Any, make_core: Any, make_request: Any, run: Any) -> N
         np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
-def test_neighbours(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_neighbours(make_core: MakeCore) -> None:
     """Plain and edited neighbours, and two calibrated ones: all get what they get alone."""
     core = make_core("qwen3", max_batched_tokens=64)
     prompts = [tiny.prompt("qwen3", seed=seed, text=20 + seed) for seed in range(4)]
@@ -279,7 +277,7 @@ def test_neighbours(tiny: Any, make_core: Any, make_request: Any, run: Any) -> N
         plan_for(core, prompts[3], [{"method": "pasta", "spans": [[3, 9]], "layers": [2]}]),
     ]
     requests = [
-        own(make_request, prompt, f"r{i}", plan)
+        own(prompt, f"r{i}", plan)
         for i, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
     ]
     alone = {r.request_id: run(core, [r])[r.request_id] for r in requests}
@@ -289,13 +287,12 @@ def test_neighbours(tiny: Any, make_core: Any, make_request: Any, run: Any) -> N
             assert one.logprob == pytest.approx(other.logprob, abs=1e-10)
 
 
-def test_rows_run_out(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_rows_run_out(make_core: MakeCore) -> None:
     """A request waits for a place among the few; it is never run without its edit."""
     core = make_core("llama", max_per_head_classes=1)
     prompts = [tiny.prompt("llama", seed=seed, text=20) for seed in range(3)]
     requests = [
-        own(make_request, prompt, f"r{i}", plan_for(core, prompt, [entry()]))
-        for i, prompt in enumerate(prompts)
+        own(prompt, f"r{i}", plan_for(core, prompt, [entry()])) for i, prompt in enumerate(prompts)
     ]
     alone = {r.request_id: run(core, [r])[r.request_id].tokens for r in requests}
     for request in requests:
@@ -310,13 +307,11 @@ def test_rows_run_out(tiny: Any, make_core: Any, make_request: Any, run: Any) ->
     assert tokens == alone
 
 
-def test_a_step_that_fails_is_tried_again(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows that the failed step had counted in some layers count once."""
     core = core_with("llama")
     prompt = tiny.prompt("llama", seed=1)
-    request = own(make_request, prompt, "r", plan_for(core, prompt, [entry()]))
+    request = own(prompt, "r", plan_for(core, prompt, [entry()]))
     wanted = run(core, [request])["r"]
     real, calls = head_sinks.HeadSinkMeasure.before, []
 
@@ -334,11 +329,11 @@ def test_a_step_that_fails_is_tried_again(
 
 
 def test_no_memory_for_the_table_fails_its_request_alone(
-    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llama", seed=1)
     requests = [
-        own(make_request, prompt, name, plan_for(make_core("llama"), prompt, entries))
+        own(prompt, name, plan_for(make_core("llama"), prompt, entries))
         for name, entries in (("plain", []), ("act", [entry()]))
     ]
     wanted = {r.request_id: run(make_core("llama"), [r])[r.request_id].tokens for r in requests}
@@ -357,13 +352,11 @@ def test_no_memory_for_the_table_fails_its_request_alone(
     assert {name: result.tokens for name, result in again.items()} == wanted
 
 
-def test_what_a_prompt_of_one_token_gets(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_what_a_prompt_of_one_token_gets(make_core: MakeCore) -> None:
     core = make_core("llama")
     prompt = replace(tiny.prompt("llama", seed=1), tokens=tiny.prompt("llama", seed=1).tokens[:1])
     plan = plan_for(core, prompt, [entry(least_rows=1)])
-    result = run(core, [own(make_request, prompt, "r", plan)])["r"]
+    result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, least=1)
     check(result, Oracle(tiny.build("llama"), edit).run(prompt))
 

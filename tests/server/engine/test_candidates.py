@@ -16,6 +16,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.request import FinishReason
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, make_request, run
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2, 3))
 RULE = SaliencyRule(
@@ -147,9 +149,7 @@ SAMPLING = {"greedy": {}, "sampled": {"temperature": 1.3, "seed": 5}}
         ("qwen3_vl", "sampled"),
     ],
 )
-def test_tokens_and_counts(
-    family: str, kind: str, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_tokens_and_counts(family: str, kind: str, make_core: MakeCore) -> None:
     prompt, sampling = tiny.prompt(family, images=1, seed=3), SAMPLING[kind]
     request = make_request(
         prompt, "r", plan_of(prompt), STEPS, logprobs=2, ignore_eos=True, **sampling
@@ -174,16 +174,14 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-def test_variants(change: Any, tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_variants(change: Any, make_core: MakeCore) -> None:
     rule = replace(RULE, **change)
     prompt = tiny.prompt("llava", images=1, seed=4)
     request = make_request(prompt, "r", plan_of(prompt, rule), STEPS, logprobs=0, ignore_eos=True)
     check(run(make_core("llava"), [request])["r"], Oracle(tiny.build("llava")).run(prompt, rule))
 
 
-def test_the_gradient_goes_through_edits_of_scores(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_the_gradient_goes_through_edits_of_scores(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=3)
     image = prompt.images[0]
     span = (image.start, image.start + image.length)
@@ -207,9 +205,7 @@ def test_the_gradient_goes_through_edits_of_scores(
     check(run(make_core("llava"), [request])["r"], wanted)
 
 
-def test_the_gradient_goes_through_edits_of_the_residual(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_the_gradient_goes_through_edits_of_the_residual(make_core: MakeCore) -> None:
     """Entering the lowest judged layer, one above, and leaving the last."""
     prompt = tiny.prompt("llama", seed=3)
     direction = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
@@ -241,9 +237,7 @@ def test_the_gradient_goes_through_edits_of_the_residual(
     check(run(make_core("llama"), [request])["r"], wanted)
 
 
-def test_without_rejections_it_is_plain_sampling_from_the_likeliest(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_without_rejections_it_is_plain_sampling_from_the_likeliest(make_core: MakeCore) -> None:
     """What the published code does, see sgrs.md section 5."""
     prompt = tiny.prompt("llama", seed=3)
     sampling = {"temperature": 1.0, "seed": 9, "ignore_eos": True}
@@ -260,7 +254,7 @@ def test_without_rejections_it_is_plain_sampling_from_the_likeliest(
 
 @pytest.mark.parametrize("sampling", SAMPLING.values(), ids=SAMPLING)
 def test_candidates_come_from_what_the_request_draws_from(
-    sampling: Any, tiny: Any, make_core: Any, make_request: Any, run: Any
+    sampling: Any, make_core: MakeCore
 ) -> None:
     """A filter that leaves one token leaves one candidate; a ban keeps a token out of the pool."""
     prompt = tiny.prompt("llama", seed=3)
@@ -278,7 +272,7 @@ def test_candidates_come_from_what_the_request_draws_from(
     assert not set(banned) & set(free)
 
 
-def test_an_answer_can_end(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_an_answer_can_end(make_core: MakeCore) -> None:
     """A token that was rejected is accepted where it ends the answer, or stands for no text."""
     prompt = tiny.prompt("llama", seed=3)
     rule = replace(RULE, alpha=10.0)

@@ -16,6 +16,8 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
 from saccade_server.models.family import serve
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 RULE = SaliencyRule(
     layers=(1, 2),
@@ -35,7 +37,7 @@ def plan_of(prompt: Any, rule: SaliencyRule = RULE) -> Plan:
     return builder.build()
 
 
-def workload(tiny: Any, make_request: Any) -> list[Any]:
+def workload() -> list[Any]:
     """Requests that reject, greedy and sampled, with different rules, beside plain ones."""
     rules = (
         RULE,
@@ -64,11 +66,9 @@ LIMITS: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_each_gets_in_a_batch_what_it_gets_alone(
-    limits: dict[str, int], tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_each_gets_in_a_batch_what_it_gets_alone(limits: dict[str, int]) -> None:
     """Also when sequences are preempted: the history stays, and no row is judged twice."""
-    requests = workload(tiny, make_request)
+    requests = workload()
 
     def told(result: Any) -> Any:
         receipt = result.last.receipt
@@ -84,9 +84,7 @@ def test_each_gets_in_a_batch_what_it_gets_alone(
     assert core.stats().cache_usage == 0
 
 
-def test_only_it_waits_for_its_tokens(
-    tiny: Any, core_with: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_it_waits_for_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_with("llama", overlap=True)
     batches: list[list[str]] = []
     launch = core._runner.launch
@@ -105,9 +103,7 @@ def test_only_it_waits_for_its_tokens(
     assert batches == [both, free, both, free, both, free]
 
 
-def test_neighbours_keep_the_padded_path(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neighbours_keep_the_padded_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sequence that rejects does not take a batch off the captured graphs."""
     core = core_with("llama", padded_decode=True)
     ordinary: list[int] = []
@@ -125,7 +121,7 @@ def test_neighbours_keep_the_padded_path(
 
 
 def test_logits_that_are_not_finite_fail_only_their_own(
-    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llama")
     requests = [
@@ -148,9 +144,7 @@ def test_logits_that_are_not_finite_fail_only_their_own(
     assert found["bad"].last.finish_reason is FinishReason.ERROR
 
 
-def test_a_neighbour_s_failed_step_fails_nobody_else(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_neighbour_s_failed_step_fails_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is tried again alone, as a padded one: what the failed one kept is no longer it."""
     core = core_with("llama", padded_decode=True)
     judged = make_request(tiny.prompt("llama"), "judged", plan_of(tiny.prompt("llama")), 8)
@@ -180,9 +174,7 @@ def test_a_neighbour_s_failed_step_fails_nobody_else(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
-def test_the_kernels_give_the_same(
-    tiny: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernels_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode and saliency in Triton, interpreted, under autograd and behind a padded step."""
 
     def answer(**mode: bool) -> Any:

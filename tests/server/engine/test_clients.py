@@ -38,6 +38,8 @@ from saccade_server.engine.request import (
     SamplingParams,
     TokenLogprobs,
 )
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, make_request, run
 
 
 async def collect(engine: Any, request: Any) -> tuple[list[int], Any]:
@@ -49,9 +51,7 @@ async def collect(engine: Any, request: Any) -> tuple[list[int], Any]:
     return tokens, last
 
 
-def test_local_engine_serves_many_at_once(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_local_engine_serves_many_at_once(make_core: MakeCore) -> None:
     prompts = [tiny.prompt("llava", images=s % 2, seed=s) for s in range(6)]
     requests = [make_request(prompt, str(i)) for i, prompt in enumerate(prompts)]
     wanted = run(make_core("llava"), requests)
@@ -70,7 +70,7 @@ def test_local_engine_serves_many_at_once(
     asyncio.run(main())
 
 
-def test_leaving_the_iterator_aborts(tiny: Any, make_core: Any, make_request: Any) -> None:
+def test_leaving_the_iterator_aborts(make_core: MakeCore) -> None:
     request = make_request(tiny.prompt("llama"), "r", None, 400, ignore_eos=True)
 
     async def main() -> None:
@@ -91,9 +91,7 @@ def test_leaving_the_iterator_aborts(tiny: Any, make_core: Any, make_request: An
     asyncio.run(main())
 
 
-def test_abort_ends_the_stream_with_a_receipt_of_what_ran(
-    tiny: Any, make_core: Any, make_request: Any
-) -> None:
+def test_abort_ends_the_stream_with_a_receipt_of_what_ran(make_core: MakeCore) -> None:
     request = make_request(tiny.prompt("llama"), "r", None, 400, ignore_eos=True)
 
     async def main() -> None:
@@ -109,9 +107,7 @@ def test_abort_ends_the_stream_with_a_receipt_of_what_ran(
     asyncio.run(main())
 
 
-def test_a_full_queue_is_said_and_not_waited_for(
-    tiny: Any, make_core: Any, make_request: Any
-) -> None:
+def test_a_full_queue_is_said_and_not_waited_for(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama")
 
     async def main() -> None:
@@ -134,7 +130,7 @@ def test_a_full_queue_is_said_and_not_waited_for(
 
 
 def test_a_core_that_raises_is_a_dead_engine(
-    tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = make_core("llama")
 
@@ -155,7 +151,7 @@ def test_a_core_that_raises_is_a_dead_engine(
 
 
 def test_an_image_is_sent_once_and_kept_until_its_last_request_ends(
-    tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llava", images=2, seed=1)
     size = sum(image.pixels.nbytes for image in prompt.images)
@@ -185,7 +181,7 @@ def test_an_image_is_sent_once_and_kept_until_its_last_request_ends(
     asyncio.run(main())
 
 
-def test_messages_survive_the_wire(tiny: Any, make_request: Any) -> None:
+def test_messages_survive_the_wire() -> None:
     request = make_request(tiny.prompt("qwen2_5_vl"), "r", None, 4, logit_bias={3: 1.5})
     found = decode_command(encode(Submit(request, 7)))
     assert isinstance(found, Submit)
@@ -352,7 +348,7 @@ def test_a_temporary_folder_that_cannot_hold_a_socket(
 
 
 def test_a_local_engine_in_a_long_step_stalls_and_then_goes_on(
-    make_core: Any, tiny: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = make_core("llama")
     may_go_on = threading.Event()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from saccade_interventions.registry import Registry
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, run
 
 STEPS = 5
 ACT = {
@@ -50,7 +52,7 @@ BESIDE_SGRS = [["act"], ["act by row"], ["locore", "pai"], ["var"], ["gain"], ["
 
 
 @pytest.fixture(params=["llava", "qwen2_5_vl"])
-def answer(request: pytest.FixtureRequest, tiny: Any, make_core: Any, ask: Any, run: Any) -> Any:
+def answer(request: pytest.FixtureRequest, make_core: MakeCore) -> Any:
     """``answer(entries)``: of one engine, about a prompt with two images."""
     prompt = tiny.prompt(request.param, images=2, seed=1, text=30)
     core = make_core(request.param)

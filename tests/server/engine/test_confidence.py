@@ -13,6 +13,8 @@ from saccade_interventions.rules import ConfidenceRule, SaliencyRule, SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.rules.confidence import decided
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in range(4))
 
@@ -46,7 +48,7 @@ def told(result: Any) -> Any:
     [("unsure", ""), ("sure", "edited"), ("unsure", "sinks"), ("sure", "saliency")],
 )
 def test_it_is_the_run_with_the_edits_that_were_chosen(
-    found: str, kind: str, tiny: Any, make_core: Any, make_request: Any, run: Any
+    found: str, kind: str, make_core: MakeCore
 ) -> None:
     """The same tokens, log-probabilities and rows as a request that asks for these edits itself."""
     prompt = tiny.prompt("llava", images=1, seed=1, text=60)
@@ -66,9 +68,7 @@ def test_it_is_the_run_with_the_edits_that_were_chosen(
     assert other.scores != chosen[1].scores or plan.rule(ConfidenceRule).threshold in (0.0, 1.0)
 
 
-def test_the_probability_is_the_models_own_rounded_to_hundredths(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_the_probability_is_the_models_own_rounded_to_hundredths(make_core: MakeCore) -> None:
     """With other edits in force, whatever the sampling; at the threshold it is sure."""
     prompt = tiny.prompt("llava", images=1, seed=1)
     plan = plan_of(prompt, 0.5, kind="edited")
@@ -100,12 +100,7 @@ def steps_of(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[list[int
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_it_costs_one_step_of_one_token(
-    prefix_caching: bool,
-    tiny: Any,
-    make_core: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    prefix_caching: bool, make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llava", images=1, seed=1)
     core = make_core("llava", prefix_caching=prefix_caching)
@@ -116,9 +111,7 @@ def test_it_costs_one_step_of_one_token(
 
 
 @pytest.mark.parametrize("behind", [0, 63])
-def test_a_page_is_never_found_with_the_wrong_last_row(
-    behind: int, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_page_is_never_found_with_the_wrong_last_row(behind: int, make_core: MakeCore) -> None:
     """The prompt ends where a page does, or not; the same tokens run plain, unsure and sure."""
     base = tiny.prompt("llava", images=1, seed=1)
     filler = tuple(10 + i % 80 for i in range(128 + behind - len(base.tokens)))
@@ -148,9 +141,7 @@ LIMITS: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_each_gets_in_a_batch_what_it_gets_alone(
-    limits: dict[str, int], tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_each_gets_in_a_batch_what_it_gets_alone(limits: dict[str, int]) -> None:
     """Also when pages or table rows run out between the two runs."""
     requests = []
     for index, text in enumerate((60, 40, 7)):
@@ -173,9 +164,7 @@ def test_each_gets_in_a_batch_what_it_gets_alone(
     assert not core._scheduler.rows.programs
 
 
-def test_rows_that_a_preempted_sequence_holds_come_back(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_rows_that_a_preempted_sequence_holds_come_back(make_core: MakeCore) -> None:
     """It needs a row more once it is decided, and waits in front of the one that has all four."""
     prompt = tiny.prompt("llava", images=1, seed=1, text=120)
     other = tiny.prompt("llava", images=1, seed=1, text=20)
@@ -196,9 +185,7 @@ def test_rows_that_a_preempted_sequence_holds_come_back(
     assert core.stats().preemptions == 1
 
 
-def test_an_abort_between_the_runs_leaves_nothing(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_an_abort_between_the_runs_leaves_nothing(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=1)
     core = make_core("llava")
     request = make_request(prompt, "r", plan_of(prompt, 0.5), 5)

@@ -19,6 +19,8 @@ from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.rules.contrast import contrast
 from saccade_server.engine.rules.early import divergence
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, core_with, run
 
 IMAGE_FAMILIES = ("llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl")
 
@@ -90,10 +92,8 @@ SAMPLINGS = [{}, {"temperature": 0.8, "seed": 5}]
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_vcd(
-    family: str, sampling: Any, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
-) -> None:
-    model, prompt = tiny_model(family), tiny.prompt(family, images=2, seed=3)
+def test_vcd(family: str, sampling: Any, make_core: MakeCore) -> None:
+    model, prompt = tiny.build(family), tiny.prompt(family, images=2, seed=3)
     noised = noisy(prompt, 600, 7)
 
     def scores(answer: list[int]) -> torch.Tensor:
@@ -113,10 +113,8 @@ def test_vcd(
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_pai_contrast(
-    family: str, sampling: Any, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
-) -> None:
-    model, prompt = tiny_model(family), tiny.prompt(family, images=2, seed=3)
+def test_pai_contrast(family: str, sampling: Any, make_core: MakeCore) -> None:
+    model, prompt = tiny.build(family), tiny.prompt(family, images=2, seed=3)
     text = prompt.bare
     assert tiny.IMAGE_TOKEN not in text
 
@@ -136,18 +134,8 @@ def test_pai_contrast(
     ("layers", "norm"), [([0, 1, 2, 3], False), ([1, 3], True), ([2], False), ("low", True)]
 )
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_dola(
-    family: str,
-    layers: Any,
-    norm: bool,
-    kind: str,
-    tiny: Any,
-    tiny_model: Any,
-    make_core: Any,
-    ask: Any,
-    run: Any,
-) -> None:
-    model, prompt = tiny_model(family), tiny.prompt(family, seed=3)
+def test_dola(family: str, layers: Any, norm: bool, kind: str, make_core: MakeCore) -> None:
+    model, prompt = tiny.build(family), tiny.prompt(family, seed=3)
     chosen: list[int] = []
 
     def scores(answer: list[int]) -> torch.Tensor:
@@ -170,11 +158,9 @@ def test_dola(
 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_dola_beside_images(
-    family: str, tiny: Any, tiny_model: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_dola_beside_images(family: str, make_core: MakeCore) -> None:
     """Layer 1 of Qwen3-VL is where the first image features were added below."""
-    model, prompt = tiny_model(family), tiny.prompt(family, seed=3)
+    model, prompt = tiny.build(family), tiny.prompt(family, seed=3)
     norm = model.get_decoder().norm
 
     def scores(answer: list[int]) -> torch.Tensor:
@@ -229,7 +215,7 @@ def test_worked_examples() -> None:
 
 @pytest.mark.parametrize("edited", [False, True])
 def test_the_clean_sequence_is_edited_and_the_branch_if_asked(
-    edited: bool, tiny: Any, make_core: Any, ask: Any, run: Any
+    edited: bool, make_core: MakeCore
 ) -> None:
     """Against the engine's own distributions under PAI, for the clean and the noised images."""
     prompt = tiny.prompt("llava", seed=6)
@@ -294,21 +280,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 )
 @pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola"])
 def test_changes_of_single_logits_act_on_raw_logits(
-    rule: str,
-    cutoff: float,
-    change: str,
-    tiny: Any,
-    tiny_model: Any,
-    make_core: Any,
-    ask: Any,
-    run: Any,
+    rule: str, cutoff: float, change: str, make_core: MakeCore
 ) -> None:
     """On those of every view, before log-softmax; of an early layer's on the final ones alone.
 
     What is reported is the rule's distribution without them.
     """
     asked = {"ignore_eos": True, **CHANGES[change]}
-    model, prompt = tiny_model("llava"), tiny.prompt("llava", images=2, seed=3)
+    model, prompt = tiny.build("llava"), tiny.prompt("llava", images=2, seed=3)
     text = prompt.bare
     noised = noisy(prompt, 600, 7)
     methods = {
@@ -363,9 +342,7 @@ def test_changes_of_single_logits_act_on_raw_logits(
 
 @pytest.mark.parametrize("cutoff", [0.0, 0.5])
 @pytest.mark.parametrize("rule", ["vcd", "pai_contrast", "dola", "sgrs"])
-def test_a_bias_of_100_forces_and_bans(
-    rule: str, cutoff: float, tiny: Any, core_with: Any, ask: Any, run: Any
-) -> None:
+def test_a_bias_of_100_forces_and_bans(rule: str, cutoff: float) -> None:
     """Whatever the cutoff excludes, and however far the second distribution disagrees."""
     prompt, core = tiny.prompt("llava", images=1, seed=3), core_with("llava")
     method = {

@@ -22,6 +22,8 @@ from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 PADDED = {"overlap": False, "padded_decode": True}
 
@@ -121,7 +123,7 @@ def plan(prompt: Any, classes: int) -> Plan:
 
 
 def test_decodes_are_played_at_the_next_size_and_others_are_not(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     core = core_with("llama", **PADDED)
     seen = note_plays(core, monkeypatch)
@@ -133,13 +135,7 @@ def test_decodes_are_played_at_the_next_size_and_others_are_not(
 
 @pytest.mark.parametrize(("classes", "variant"), [(2, 2), (3, 4), (4, 4), (5, 8)])
 def test_edited_steps_round_their_classes_up(
-    classes: int,
-    variant: int,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    classes: int, variant: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = core_with("llama", **PADDED)
     monkeypatch.setattr(core._runner._decoder, "_classes", (2, 4, 8))
@@ -150,9 +146,7 @@ def test_edited_steps_round_their_classes_up(
     assert seen == [(1, variant)]
 
 
-def test_images_and_probes_are_left_to_ordinary_steps(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_and_probes_are_left_to_ordinary_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget of one token: the prompt comes in single tokens, the last of them can be played."""
     core = core_with("llava", max_batched_tokens=1, max_num_seqs=1, **PADDED)
     seen = note_plays(core, monkeypatch)
@@ -165,12 +159,7 @@ def test_images_and_probes_are_left_to_ordinary_steps(
 
 @pytest.mark.parametrize("asks", ["sinks", "heads", "image"])
 def test_a_last_row_that_is_looked_at_is_left_to_an_ordinary_step(
-    asks: str,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    asks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs alone here. What is found of the prompt needs no look at the rows behind."""
     core = core_with("llava", max_batched_tokens=1, max_num_seqs=1, **PADDED)
@@ -194,9 +183,7 @@ def test_a_last_row_that_is_looked_at_is_left_to_an_ordinary_step(
     assert seen == [(1, 1)] * 2
 
 
-def test_padding_and_what_an_earlier_step_left_reach_nobody(
-    tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_padding_and_what_an_earlier_step_left_reach_nobody() -> None:
     """Page 0, where padding writes, and the block hold garbage; log-probabilities stay."""
     prompt = tiny.prompt("llama", text=70)
     request = make_request(prompt, "r", None, 6, logprobs=5, ignore_eos=True)
@@ -212,9 +199,7 @@ def test_padding_and_what_an_earlier_step_left_reach_nobody(
         assert found.logprob == pytest.approx(expected.logprob, abs=1e-6)
 
 
-def test_hidden_keys_stay_hidden(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_keys_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = tiny.prompt("llama")
     nothing = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), 0).build()
     chosen = replace(nothing, tags=(TagRun(2, 9, NEVER_ATTEND),))
@@ -227,9 +212,7 @@ def test_hidden_keys_stay_hidden(
     assert {classes for _, classes in seen} == {8}  # two heads a group: one edited variant
 
 
-def test_a_padded_step_equals_an_ordinary_one(
-    tiny: Any, core_with: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_padded_step_equals_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of the same three sequences, at their own size and padded to eight."""
     cores = [core_with("qwen2_5_vl", **PADDED), core_with("qwen2_5_vl")]
     found: list[list[torch.Tensor]] = []

@@ -19,6 +19,8 @@ from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stages, StageVariant, StepRows
 from saccade_server.engine.transfer import Uploader
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 SIZE, MOST = 70, 12
 CPU = torch.device("cpu")
@@ -193,12 +195,7 @@ def captured(core: Any) -> Recorder:
     ],
 )
 def test_only_rows_that_sample_are_drawn_behind_the_step(
-    kinds: list[int],
-    draws: set[Variant],
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
+    kinds: list[int], draws: set[Variant]
 ) -> None:
     core = core_with("llama", **AS_ON_A_GPU)
     recorder = captured(core)
@@ -222,9 +219,7 @@ CHANGED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", range(len(CHANGED)))
-def test_a_step_beside_changed_logits_draws_the_same_tokens(
-    kind: int, tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_a_step_beside_changed_logits_draws_the_same_tokens(kind: int) -> None:
     """One request that needs ordinary draws, for a while or all along, beside every other kind."""
     core = core_with("llama", **AS_ON_A_GPU)
     recorder = captured(core)

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, make_request, run
+
 FORCED = (7, 7, 50, 3, 91)
 
 
@@ -18,12 +21,10 @@ def probabilities(model: Any, tokens: tuple[int, ...]) -> list[float]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_each_token_gets_the_models_own_probability(
-    family: str, tiny: Any, tiny_model: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_each_token_gets_the_models_own_probability(family: str, make_core: MakeCore) -> None:
     """Whatever else is asked for: neither temperature, nor bias, nor penalties have a say."""
     prompt = tiny.prompt(family, images=0, seed=3)
-    core, wanted = make_core(family), probabilities(tiny_model(family), tuple(prompt.tokens))
+    core, wanted = make_core(family), probabilities(tiny.build(family), tuple(prompt.tokens))
     samplings: list[dict[str, Any]] = [
         {},
         {"temperature": 1.5, "seed": 4},
@@ -41,9 +42,7 @@ def test_each_token_gets_the_models_own_probability(
         assert found == pytest.approx(wanted, abs=1e-3)
 
 
-def test_behind_them_the_answer_goes_on_by_itself(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_behind_them_the_answer_goes_on_by_itself(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama", images=0, seed=3)
     core = make_core("llama")
     request = make_request(prompt, "a", max_tokens=9, forced=FORCED, ignore_eos=True)
@@ -53,7 +52,7 @@ def test_behind_them_the_answer_goes_on_by_itself(
     assert results["a"].tokens == [*FORCED, *results["b"].tokens]
 
 
-def test_a_neighbour_is_not_forced(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_a_neighbour_is_not_forced(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama", images=0, seed=3)
     core = make_core("llama")
     alone = run(core, [make_request(prompt, "a", max_tokens=6)])["a"].tokens
@@ -61,7 +60,7 @@ def test_a_neighbour_is_not_forced(tiny: Any, make_core: Any, make_request: Any,
     assert run(core, [make_request(prompt, "c", max_tokens=6), forced])["c"].tokens == alone
 
 
-def test_a_token_that_is_not_there_is_refused(tiny: Any, make_core: Any, make_request: Any) -> None:
+def test_a_token_that_is_not_there_is_refused(make_core: MakeCore) -> None:
     request = make_request(tiny.prompt("llama", images=0, seed=3), "a", forced=(10**6,))
     refused = make_core("llama").submit(request)
     assert refused is not None

@@ -11,22 +11,18 @@ from msgspec.structs import replace as with_fields
 from saccade_interventions.branches import deleted_plan
 from saccade_interventions.edits import HeadEdit
 from saccade_interventions.phases import Phase
+from saccade_testing import tiny, vhr
+from saccade_testing.engine import MakeCore, core_with, run
+from saccade_testing.vhr import ask
 
 VHR: dict[str, Any] = {"method": "vhr"}
-
-
-@pytest.fixture
-def ask(ask: Any, vhr: Any) -> Any:
-    return vhr.by_entries(ask)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"rows": "last+generated", "gain": 3.0}], ids=["all", "last"]
 )
 @pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
-def test_the_algorithm_written_out(
-    family: str, options: Any, vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_the_algorithm_written_out(family: str, options: Any, make_core: MakeCore) -> None:
     """Two images, grouped heads, positions of the shortened prompt counted anew."""
     prompt = tiny.prompt(family, images=2, seed=1)
     oracle = vhr.Oracle(tiny.build(family), prompt, {**VHR, **options})
@@ -55,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option(name: str, vhr: Any, tiny: Any, core_with: Any, ask: Any, run: Any) -> None:
+def test_every_option(name: str) -> None:
     prompt = tiny.prompt("qwen2_5_vl", images=1, seed=1)
     entry = {**VHR, "layers": [0, 1, 2, 3], **OPTIONS[name]}
     oracle = vhr.Oracle(tiny.build("qwen2_5_vl"), prompt, entry)
@@ -68,7 +64,7 @@ def test_every_option(name: str, vhr: Any, tiny: Any, core_with: Any, ask: Any, 
     assert abs(plain.logprobs[-1].logprob - wanted[-1][1]) > 1e-3, "the option must matter"
 
 
-def test_options_choose_differently(vhr: Any, tiny: Any) -> None:
+def test_options_choose_differently() -> None:
     """Else the test above would not tell them apart."""
     prompt = tiny.prompt("qwen2_5_vl", images=1, seed=1)
     found = []
@@ -94,9 +90,7 @@ PAI = {"method": "pai", "alpha": 0.7, "rows": "prompt+generated"}
 
 @pytest.mark.parametrize("options", [{}, {"without_image": "hidden"}], ids=["deleted", "hidden"])
 @pytest.mark.parametrize("order", [0, 1])
-def test_with_pai(
-    order: int, options: Any, vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_with_pai(order: int, options: Any, make_core: MakeCore) -> None:
     """PAI acts in both prompts; in the one without the image it finds no key."""
     prompt = tiny.prompt("llava", images=2, seed=2)
     oracle = vhr.Oracle(tiny.build("llava"), prompt, {**VHR, **options}, pai)
@@ -142,7 +136,7 @@ VAR = {
 
 
 @pytest.mark.parametrize("options", [{}, {"without_image": "hidden"}], ids=["deleted", "hidden"])
-def test_with_var(options: Any, vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any) -> None:
+def test_with_var(options: Any, make_core: MakeCore) -> None:
     """Sinks are found in both prompts; attention moves where the image is seen."""
     prompt = tiny.prompt("llava", images=2, seed=1)
     oracle = vhr.Oracle(tiny.build("llava"), prompt, {**VHR, **options}, var)
@@ -153,9 +147,7 @@ def test_with_var(options: Any, vhr: Any, tiny: Any, make_core: Any, ask: Any, r
     assert result.last.receipt.moved, "the case must exercise both"
 
 
-def test_gains_multiply_other_gains(
-    vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_gains_multiply_other_gains(make_core: MakeCore) -> None:
     """Halved outputs are what is measured and amplified."""
     prompt = tiny.prompt("llava", images=1, seed=2)
     request = ask(prompt, [VHR])
@@ -179,7 +171,7 @@ def test_gains_multiply_other_gains(
     vhr.check(result, oracle.run())
 
 
-def test_the_report(vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any) -> None:
+def test_the_report(make_core: MakeCore) -> None:
     """VHD of all layers and T-VHD, of the model as it is when nothing is amplified."""
     prompt = tiny.prompt("llava", images=1, seed=2)
     entry = {**VHR, "gain": 1.0, "diagnose": 3}
@@ -198,7 +190,7 @@ def test_the_report(vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any) -> 
     assert heads.total == pytest.approx(sum(sum(sorted(row)[-3:]) for row in vhd.tolist()), 1e-5)
 
 
-def test_the_report_beside_gains(tiny: Any, make_core: Any, ask: Any, run: Any) -> None:
+def test_the_report_beside_gains(make_core: MakeCore) -> None:
     """It looks at every layer, and changes nothing."""
     prompt = tiny.prompt("llava", images=1, seed=2)
     plain, shown = (

@@ -10,20 +10,16 @@ from saccade_server.engine.prefix import PageKeyer
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.sequence import Sequence
 from saccade_server.models.reinforce import HeadReinforcement
+from saccade_testing import tiny, vhr
+from saccade_testing.engine import MakeCore, run
+from saccade_testing.vhr import ask
 
 VHR: dict[str, Any] = {"method": "vhr"}
 CHUNKED: dict[str, Any] = {"method": "vhr", "rows": "last+generated"}
 
 
-@pytest.fixture
-def ask(ask: Any, vhr: Any) -> Any:
-    return vhr.by_entries(ask)
-
-
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_chunks_and_cached_prefixes(
-    family: str, vhr: Any, tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_chunks_and_cached_prefixes(family: str, make_core: MakeCore) -> None:
     """Prompts of 100 tokens in chunks of 16, last rows together; then both from the cache."""
     prompt = tiny.prompt(family, images=2, seed=1, text=75)
     oracle = vhr.Oracle(tiny.build(family), prompt, CHUNKED)
@@ -38,9 +34,7 @@ def test_chunks_and_cached_prefixes(
         assert result.last.cached_tokens == 64, "what no gain reaches is anybody's"
 
 
-def test_pages_with_gains_are_found_by_nobody(
-    tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_pages_with_gains_are_found_by_nobody(make_core: MakeCore) -> None:
     """The same prompt again, plain, with the same gains and with others."""
     prompt = tiny.prompt("llava", images=1, seed=1, text=75)
     core = make_core("llava", max_batched_tokens=512)
@@ -53,7 +47,7 @@ def test_pages_with_gains_are_found_by_nobody(
         assert result.logprobs == alone.logprobs
 
 
-def test_keys_of_rows_with_gains_name_the_sequence(tiny: Any, ask: Any) -> None:
+def test_keys_of_rows_with_gains_name_the_sequence() -> None:
     prompt = tiny.prompt("llava", images=1, text=75)
     keys = []
     for entries in ([], [CHUNKED], [CHUNKED], [VHR]):
@@ -65,7 +59,7 @@ def test_keys_of_rows_with_gains_name_the_sequence(tiny: Any, ask: Any) -> None:
     assert len({found[1] for found in keys}) == 4
 
 
-def crowd(tiny: Any, ask: Any) -> list[Any]:
+def crowd() -> list[Any]:
     """Two rules, several of each, on different prompts, among plain and otherwise edited ones."""
     made = []
     for number, text in enumerate((40, 44)):
@@ -86,15 +80,10 @@ def crowd(tiny: Any, ask: Any) -> list[Any]:
     "config", [{}, {"max_batched_tokens": 130}, {"cache_tokens": 64 * 5}], ids=str
 )
 def test_in_a_crowd_each_gets_what_it_gets_alone(
-    config: dict[str, int],
-    tiny: Any,
-    make_core: Any,
-    ask: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, int], make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Roomy; with hardly room for one prompt; and preempted after they were measured."""
-    requests = crowd(tiny, ask)
+    requests = crowd()
     core = make_core("llava", **config)
     preempt, preempted = core._scheduler._preempt, []
 
@@ -117,9 +106,7 @@ def test_in_a_crowd_each_gets_what_it_gets_alone(
     assert (stats.cache_usage, stats.plans) == (0, 0)
 
 
-def test_a_neighbour_that_is_measured_changes_nothing_bit_for_bit(
-    tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_a_neighbour_that_is_measured_changes_nothing_bit_for_bit(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=0, text=40)
     found = []
     for entries in ([], [VHR]):
@@ -131,13 +118,7 @@ def test_a_neighbour_that_is_measured_changes_nothing_bit_for_bit(
 
 @pytest.mark.parametrize("entry", [VHR, CHUNKED], ids=["all", "last"])
 def test_a_step_that_fails_half_way_is_measured_anew(
-    entry: Any,
-    vhr: Any,
-    tiny: Any,
-    make_core: Any,
-    ask: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    entry: Any, make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gains of the first layers are in the tables when it fails; they must not count twice."""
     prompt = tiny.prompt("llava", images=1, seed=0)
@@ -158,7 +139,7 @@ def test_a_step_that_fails_half_way_is_measured_anew(
     assert result.last.receipt.findings == wanted.last.receipt.findings
 
 
-def test_a_prompt_too_long_for_a_step_is_refused(tiny: Any, make_core: Any, ask: Any) -> None:
+def test_a_prompt_too_long_for_a_step_is_refused(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=2, text=40)
     core = make_core("llava", max_batched_tokens=64)
     output = core.submit(ask(prompt, [VHR]))

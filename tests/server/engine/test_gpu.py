@@ -21,16 +21,18 @@ from saccade_server.engine.decode import StepVariant, padded_sizes
 from saccade_server.engine.local import LocalEngine
 from saccade_server.models.family import serve
 from saccade_server.models.residual import Reach
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def core_on_gpu(tiny_model: Any) -> Callable[..., EngineCore]:
+def core_on_gpu() -> Callable[..., EngineCore]:
     """``core_on_gpu(family, **config)``: float32, so that tokens can be compared."""
 
     def make(family: str = "llama", **config: Any) -> EngineCore:
-        model = serve(tiny_model(family, dtype=torch.float32).to("cuda"))
+        model = serve(tiny.build(family, dtype=torch.float32).to("cuda"))
         settings = {"max_num_seqs": 16, "cache_tokens": 8192, "device": "cuda", **config}
         return EngineCore(model, EngineConfig(model=family, **settings))
 
@@ -59,7 +61,7 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-def workload(tiny: Any, make_request: Any, family: str, images: int = 1) -> list[Any]:
+def workload(family: str, images: int = 1) -> list[Any]:
     """Plain and planned requests with every kind of sampling; some end at a stop token."""
     made = []
     for index in range(3):
@@ -84,10 +86,8 @@ def sync_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_graphs_eager_and_the_cpu_agree(
-    family: str, tiny: Any, core_on_gpu: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
-    requests = workload(tiny, make_request, family)
+def test_graphs_eager_and_the_cpu_agree(family: str, core_on_gpu: Any) -> None:
+    requests = workload(family)
     captured = core_on_gpu(family)
     assert captured.captured is not None
     found = run(captured, requests)
@@ -138,21 +138,17 @@ def test_what_was_captured(core_on_gpu: Any) -> None:
     assert core_on_gpu("llama", enforce_eager=True).captured is None
 
 
-def test_capturing_reads_nothing_that_lies_in_the_block(
-    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
-) -> None:
+def test_capturing_reads_nothing_that_lies_in_the_block(core_on_gpu: Any) -> None:
     """An index out of bounds on a GPU ends its process; test_leftovers.py finds it elsewhere."""
     core = core_on_gpu("llava")
     core._runner._decoder._uploaded.random_(0, 256)
     assert core._runner.capture().variants == core.captured.variants
-    requests = workload(tiny, make_request, "llava")
+    requests = workload("llava")
     eager = core_on_gpu("llava", enforce_eager=True)
     assert tokens_of(run(core, requests)) == tokens_of(run(eager, requests))
 
 
-def test_a_plan_that_comes_after_the_capture_is_followed(
-    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
-) -> None:
+def test_a_plan_that_comes_after_the_capture_is_followed(core_on_gpu: Any) -> None:
     """Tables are read on the device, again at every replay."""
     core, eager = core_on_gpu("llava"), core_on_gpu("llava", enforce_eager=True)
     prompt = tiny.prompt("llava", images=1, text=30)
@@ -167,16 +163,10 @@ def test_a_plan_that_comes_after_the_capture_is_followed(
 @pytest.mark.parametrize("enforce_eager", [False, True], ids=["graphs", "eager"])
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
 def test_no_launch_waits_for_the_device(
-    family: str,
-    enforce_eager: bool,
-    tiny: Any,
-    core_on_gpu: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    family: str, enforce_eager: bool, core_on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefills, decodes and mixed steps; images apart, whose encoders read their grids."""
-    requests = workload(tiny, make_request, family, images=0)
+    requests = workload(family, images=0)
     core = core_on_gpu(family, enforce_eager=enforce_eager, max_batched_tokens=64)
     wanted = tokens_of(run(core, requests))  # compiles what is compiled at first use
     launch, schedule = core._runner.launch, core._scheduler.schedule
@@ -194,7 +184,7 @@ def test_no_launch_waits_for_the_device(
 
 
 def test_launches_return_before_the_device_is_done(
-    tiny: Any, core_on_gpu: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    core_on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = core_on_gpu("llama")
     core.submit(make_request(tiny.prompt("llama"), "r", None, 8, ignore_eos=True))
@@ -205,9 +195,7 @@ def test_launches_return_before_the_device_is_done(
     torch.cuda.synchronize()
 
 
-def test_an_abort_in_flight_hands_pages_and_rows_on(
-    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
-) -> None:
+def test_an_abort_in_flight_hands_pages_and_rows_on(core_on_gpu: Any) -> None:
     prompt, other = (tiny.prompt("llava", images=1, seed=s, text=70 - 5 * s) for s in (0, 1))
     request = make_request(other, "r", plan(other), 12, ignore_eos=True)
     wanted = run(core_on_gpu("llava"), [request])["r"]
@@ -222,10 +210,8 @@ def test_an_abort_in_flight_hands_pages_and_rows_on(
         assert found.last.receipt.rows == wanted.last.receipt.rows
 
 
-def test_another_thread_may_drive_the_engine(
-    tiny: Any, core_on_gpu: Any, make_request: Any, run: Any
-) -> None:
-    requests = workload(tiny, make_request, "llava")
+def test_another_thread_may_drive_the_engine(core_on_gpu: Any) -> None:
+    requests = workload("llava")
     wanted = tokens_of(run(core_on_gpu("llava"), requests))
 
     async def answer(engine: LocalEngine, request: Any) -> list[int]:
@@ -240,14 +226,12 @@ def test_another_thread_may_drive_the_engine(
     asyncio.run(main())
 
 
-def test_bfloat16_graphs_equal_eager_bit_for_bit(
-    tiny: Any, tiny_model: Any, make_request: Any, run: Any
-) -> None:
+def test_bfloat16_graphs_equal_eager_bit_for_bit() -> None:
     """At a batch of its own size nothing is padded, and every kernel is the same."""
     requests = [make_request(tiny.prompt("llama", text=70), "r", None, 12, logprobs=3)]
     found = []
     for enforce_eager in (False, True):
-        model = serve(tiny_model("llama", dtype=torch.bfloat16).to("cuda"))
+        model = serve(tiny.build("llama", dtype=torch.bfloat16).to("cuda"))
         config = EngineConfig(
             model="m", device="cuda", cache_tokens=4096, enforce_eager=enforce_eager
         )

@@ -15,6 +15,8 @@ from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.messages import Lend, Reclaim, Submit, decode_command, encode
 from saccade_server.engine.request import Array, FinishReason
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, core_with, run
 
 WAYS = [
     {"overlap": False, "padded_decode": False},
@@ -22,7 +24,7 @@ WAYS = [
 ]
 
 
-def workload(tiny: Any, ask: Any) -> list[Any]:
+def workload() -> list[Any]:
     """Every method, neighbours with none, every kind of sampling, and sequences that end early."""
     prompts = [tiny.prompt("llava", images=i % 2 + 1, seed=i, text=t) for i, t in enumerate(TEXTS)]
     methods: dict[str, Any] = {
@@ -77,9 +79,9 @@ def wanted() -> dict[str, Any]:
     "limits", [{}, {"max_batched_tokens": 40}, {"cache_tokens": 64 * 10}], ids=str
 )
 def test_neither_neighbours_nor_chunks_nor_preemption_change_an_answer(
-    way: Any, limits: Any, wanted: Any, tiny: Any, core_with: Any, ask: Any, run: Any
+    way: Any, limits: Any, wanted: Any
 ) -> None:
-    requests = workload(tiny, ask)
+    requests = workload()
     if not wanted:
         for request in requests:
             wanted |= told(run(core_with("llava", prefix_caching=False), [request]))
@@ -94,9 +96,7 @@ def test_neither_neighbours_nor_chunks_nor_preemption_change_an_answer(
     assert not core._runner._positions
 
 
-def test_groups_decode_in_the_padded_buffers(
-    tiny: Any, core_with: Any, ask: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_groups_decode_in_the_padded_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Branches keep the fast path; early layers leave it, and take nobody's answer along."""
     core = core_with("llava", overlap=True, padded_decode=True)
     sizes: list[int] = []
@@ -115,9 +115,7 @@ def test_groups_decode_in_the_padded_buffers(
     assert sizes == []
 
 
-def test_logits_of_a_branch_that_are_not_finite_fail_its_request_alone(
-    tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_logits_of_a_branch_that_are_not_finite_fail_its_request_alone(make_core: MakeCore) -> None:
     core = make_core("llava")
     good = ask(tiny.prompt("llava", seed=2), [VCD()], "good")
     alone = run(make_core("llava"), [good])["good"].tokens
@@ -135,7 +133,7 @@ def test_logits_of_a_branch_that_are_not_finite_fail_its_request_alone(
 
 @pytest.mark.parametrize("call", range(1, 5))
 def test_a_step_that_fails_is_repeated_group_by_group(
-    call: int, tiny: Any, make_core: Any, ask: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    call: int, make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [tiny.prompt("llava", seed=seed) for seed in range(3)]
     requests = [ask(p, m, str(i)) for i, (p, m) in enumerate(zip(prompts, MIXED, strict=True))]
@@ -158,9 +156,7 @@ MIXED: Any = ([VCD()], [], [PAIContrast(gamma=2.0)])
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
-def test_an_abort_ends_the_whole_group(
-    steps: int, tiny: Any, core_with: Any, ask: Any, run: Any
-) -> None:
+def test_an_abort_ends_the_whole_group(steps: int) -> None:
     core = core_with("llava", overlap=True, padded_decode=True, max_batched_tokens=30)
     prompt = tiny.prompt("llava", text=40)
     assert core.submit(ask(prompt, [VCD(edit_branch=True), PAI()], max_tokens=30)) is None
@@ -175,9 +171,7 @@ def test_an_abort_ends_the_whole_group(
     assert run(core, [ask(prompt, [VCD()])])["r"].tokens == wanted.tokens
 
 
-def test_a_greedy_answer_never_leaves_what_the_cut_allows(
-    tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_a_greedy_answer_never_leaves_what_the_cut_allows(make_core: MakeCore) -> None:
     """beta 1 leaves the likeliest token of the clean image alone, whatever alpha and sampling."""
     prompt = tiny.prompt("llava", seed=4)
     plain = run(make_core("llava"), [ask(prompt, [])])["r"].tokens
@@ -188,9 +182,7 @@ def test_a_greedy_answer_never_leaves_what_the_cut_allows(
         assert [value for _, value in entry.top] == [0.0, -np.inf]
 
 
-def test_branches_reach_an_engine_behind_a_client(
-    tiny: Any, core_with: Any, ask: Any, run: Any
-) -> None:
+def test_branches_reach_an_engine_behind_a_client() -> None:
     """Their pixels are lent like all others, once for any number of requests, and given back."""
     requests = [ask(tiny.prompt("llava"), [VCD()], str(number)) for number in range(2)]
     wanted = run(core_with("llava"), requests)["0"].tokens

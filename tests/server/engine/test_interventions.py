@@ -17,6 +17,8 @@ from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.core import EngineCore
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, make_request, run
 
 SINK_DIMS, TAU, LOOKS, RHO = (3, 11), 1.0, 0.02, 0.3
 STEPS = 7
@@ -155,9 +157,7 @@ def check(result: Any, wanted: list[tuple[int, float]]) -> None:
 
 @pytest.mark.parametrize("budget", [512, 13])
 @pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
-def test_pai(
-    family: str, budget: int, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_pai(family: str, budget: int, make_core: MakeCore) -> None:
     core = make_core(family, max_batched_tokens=max(budget, 16))
     prompt = tiny.prompt(family, images=2, seed=1)
     plan = plan_for(core, prompt, [{"method": "pai", "alpha": 0.7}])
@@ -166,7 +166,7 @@ def test_pai(
     check(result, wanted[: len(result.tokens)])
 
 
-def test_pasta(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_pasta(make_core: MakeCore) -> None:
     core = make_core("llama")
     prompt = tiny.prompt("llama", seed=2, text=40)
     entry = {"method": "pasta", "spans": [[5, 12]], "heads": {"1": [3]}, "alpha": 0.05}
@@ -178,9 +178,7 @@ def test_pasta(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
 
 @pytest.mark.parametrize("budget", [512, 16])
 @pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl"])
-def test_var(
-    family: str, budget: int, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_var(family: str, budget: int, make_core: MakeCore) -> None:
     """Sinks found from hidden states, chunk by chunk, then again from a cached prefix."""
     core = make_core(family, max_batched_tokens=budget)
     prompt = tiny.prompt(family, images=2, seed=1, text=60)
@@ -197,9 +195,7 @@ def test_var(
     assert result.last.cached_tokens >= 64
 
 
-def test_every_row_that_moved_is_counted_once(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_every_row_that_moved_is_counted_once(make_core: MakeCore) -> None:
     core = make_core("llava", max_batched_tokens=16)
     prompt = tiny.prompt("llava", images=1, seed=1, text=30)
     entry = {**VAR, "sink_dims": list(SINK_DIMS)}

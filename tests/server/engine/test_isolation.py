@@ -14,6 +14,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.request import FinishReason
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, make_request, run
 
 
 def plan(prompt: Any, kind: str, strength: float = 1.5) -> Plan:
@@ -39,7 +41,7 @@ def plan(prompt: Any, kind: str, strength: float = 1.5) -> Plan:
 KINDS = (None, "score", "prompt", "head", "mass")
 
 
-def workload(tiny: Any, make_request: Any, copies: int = 3) -> list[Any]:
+def workload(copies: int = 3) -> list[Any]:
     """Mixed plans over few prompts, so that prefixes are shared wherever they may be."""
     # One prompt has a full page to share, the other outgrows its first page while decoding.
     prompts = [tiny.prompt("llava", images=1, seed=text, text=text) for text in (70, 40)]
@@ -54,7 +56,7 @@ def workload(tiny: Any, make_request: Any, copies: int = 3) -> list[Any]:
     return made
 
 
-def alone(make_core: Any, run: Any, requests: list[Any]) -> dict[str, list[int]]:
+def alone(make_core: MakeCore, requests: list[Any]) -> dict[str, list[int]]:
     """Each request on an engine without any other, past or present."""
     return {
         request.request_id: run(make_core("llava", prefix_caching=False), [request])[
@@ -66,11 +68,11 @@ def alone(make_core: Any, run: Any, requests: list[Any]) -> dict[str, list[int]]
 
 @pytest.mark.parametrize("config", [{}, {"max_batched_tokens": 20}, {"cache_tokens": 64 * 7}])
 def test_mixed_batches_give_each_what_it_gets_alone(
-    config: dict[str, int], tiny: Any, make_core: Any, make_request: Any, run: Any
+    config: dict[str, int], make_core: MakeCore
 ) -> None:
     """Roomy; chunked; and so tight that sequences are preempted and plans re-applied."""
-    requests = workload(tiny, make_request)
-    wanted = alone(make_core, run, requests)
+    requests = workload()
+    wanted = alone(make_core, requests)
     core = make_core("llava", **config)
     for _ in range(2):  # the second time everything that may be shared is cached
         results = run(core, requests)
@@ -81,9 +83,7 @@ def test_mixed_batches_give_each_what_it_gets_alone(
     assert len({tuple(tokens) for tokens in wanted.values()}) > 8, "the plans must matter"
 
 
-def test_a_neighbours_plan_changes_nothing_bit_for_bit(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_neighbours_plan_changes_nothing_bit_for_bit(make_core: MakeCore) -> None:
     """Log-probabilities of a plain request beside edited ones equal those beside plain ones."""
     prompt = tiny.prompt("llava", images=1, seed=0, text=70)
     results = []
@@ -98,9 +98,7 @@ def test_a_neighbours_plan_changes_nothing_bit_for_bit(
     assert results[0] == results[1]
 
 
-def test_a_neutral_plan_is_bit_for_bit_none(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_neutral_plan_is_bit_for_bit_none(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=0, text=70)
     neutral = plan(prompt, "score", strength=0.0)
     assert neutral.edits == ()
@@ -111,7 +109,7 @@ def test_a_neutral_plan_is_bit_for_bit_none(
     assert found[0] == found[1]
 
 
-def test_hidden_keys_are_never_seen(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_hidden_keys_are_never_seen(make_core: MakeCore) -> None:
     """Hiding the whole image makes its pixels irrelevant to the rows behind it."""
     prompt = tiny.prompt("llava", images=1, seed=0)
     image = prompt.images[0]
@@ -127,9 +125,7 @@ def test_hidden_keys_are_never_seen(tiny: Any, make_core: Any, make_request: Any
     assert answers[0] == answers[1]
 
 
-def test_one_bad_request_fails_alone(
-    tiny: Any, make_core: Any, make_request: Any, run: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_bad_request_fails_alone(make_core: MakeCore, caplog: pytest.LogCaptureFixture) -> None:
     """Pixels of an impossible shape raise inside the forward pass of a mixed batch."""
     good = tiny.prompt("llava", images=1, seed=0)
     image = good.images[0]
@@ -145,9 +141,7 @@ def test_one_bad_request_fails_alone(
     assert "bad" in caplog.text
 
 
-def test_logits_that_are_not_finite_fail_their_request_only(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_logits_that_are_not_finite_fail_their_request_only(make_core: MakeCore) -> None:
     good = tiny.prompt("llava", images=1, seed=0)
     image = good.images[0]
     poison = tiny.TinyImage(image.start, image.length, image.pixels * float("nan"), None)
@@ -164,7 +158,7 @@ def test_logits_that_are_not_finite_fail_their_request_only(
     assert run(core, [make_request(good, "again")])["again"].tokens == wanted
 
 
-def test_abort_frees_everything_at_any_moment(tiny: Any, make_core: Any, make_request: Any) -> None:
+def test_abort_frees_everything_at_any_moment(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=0, text=70)
     core = make_core("llava", max_batched_tokens=32)
     for steps in range(6):
@@ -179,9 +173,7 @@ def test_abort_frees_everything_at_any_moment(tiny: Any, make_core: Any, make_re
     assert core.abort("r") is None
 
 
-def test_requests_that_cannot_run_are_refused_at_once(
-    tiny: Any, make_core: Any, make_request: Any
-) -> None:
+def test_requests_that_cannot_run_are_refused_at_once(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=0)
     core = make_core("llava", max_model_len=64)
     long = make_request(prompt, "long", None, 1000)
@@ -198,15 +190,13 @@ def test_requests_that_cannot_run_are_refused_at_once(
     assert "id" in core.submit(make_request(prompt, "twice")).error
 
 
-def test_more_programs_than_rows_wait_and_never_run_unedited(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_more_programs_than_rows_wait_and_never_run_unedited(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=0)
     requests = [
         make_request(prompt, str(i), plan(prompt, "score", 0.5 + i), 5, ignore_eos=True)
         for i in range(9)
     ]
-    wanted = alone(make_core, run, requests)
+    wanted = alone(make_core, requests)
     core = make_core("llava", max_programs=4)
     results = run(core, requests)
     assert {name: result.tokens for name, result in results.items()} == wanted
@@ -214,12 +204,7 @@ def test_more_programs_than_rows_wait_and_never_run_unedited(
 
 
 def test_a_failed_step_keeps_no_memory(
-    tiny: Any,
-    make_core: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it had computed is gone before its sequences are tried again: memory may be short."""
     core = make_core("llama")
@@ -244,7 +229,7 @@ def test_a_failed_step_keeps_no_memory(
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_dead_device_ends_the_engine(
-    others: int, tiny: Any, make_core: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    others: int, make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can run on it any more: better no answer than one refusal after the other."""
     core = make_core("llama")

@@ -28,6 +28,7 @@ from saccade_server.models.family import serve
 from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.residual import Reach
+from saccade_testing import tiny
 
 
 class Launches(TorchDispatchMode):
@@ -104,8 +105,8 @@ transformers' layers took 46 a layer."""
 
 
 @pytest.mark.parametrize("family", TODAY)
-def test_a_step_launches(family: str, tiny_model: Any, launches: Launches) -> None:
-    model = serve(tiny_model(family, dtype=torch.bfloat16))
+def test_a_step_launches(family: str, launches: Launches) -> None:
+    model = serve(tiny.build(family, dtype=torch.bfloat16))
     settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
     core = EngineCore(model, EngineConfig(model=family, cache_tokens=2048, **settings))
     found = {form: count(core, launches, StepVariant(2, *form)) for form in TODAY[family]}
@@ -142,8 +143,8 @@ in the two last launches of a step."""
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-def test_a_draw_launches(kind: str, tiny_model: Any) -> None:
-    model = serve(tiny_model("llama", dtype=torch.bfloat16))
+def test_a_draw_launches(kind: str) -> None:
+    model = serve(tiny.build("llama", dtype=torch.bfloat16))
     settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
     core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
     run, counted = core._runner._decoder.idle(StageVariant(kind, 4)), Launches()

@@ -22,6 +22,8 @@ from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.stages import StageVariant
 from saccade_server.engine.warmup import warm_up
 from saccade_server.models.residual import Reach
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, core_with, make_request, run
 from saccade_testing.garbage import Recorder, noise
 
 AS_ON_A_GPU = {"overlap": True, "padded_decode": True}
@@ -62,9 +64,7 @@ def family(decoder_family: str) -> str:
     return decoder_family
 
 
-def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
-    family: str, tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(family: str) -> None:
     """The bytes of another size crashed a GPU's start: token ids far outside the vocabulary."""
     core = core_with(family, max_num_seqs=10, **AS_ON_A_GPU)
     decoder = core._runner._decoder
@@ -87,7 +87,7 @@ def test_every_variant_is_captured_and_replayed_on_a_block_of_garbage(
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 10])
-def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any) -> None:
+def test_an_idle_variant_holds_padding_in_every_place(size: int) -> None:
     decoder = core_with("qwen2_5_vl", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._block)
     decoder.idle(StepVariant(size, PLAIN, Reach.NOWHERE))
@@ -100,7 +100,7 @@ def test_an_idle_variant_holds_padding_in_every_place(size: int, core_with: Any)
 
 @pytest.mark.parametrize("kind", ["free draw", "filtered draw"])
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 10])
-def test_an_idle_draw_is_nobody_s(size: int, kind: str, core_with: Any) -> None:
+def test_an_idle_draw_is_nobody_s(size: int, kind: str) -> None:
     """Behind garbage it draws from, and into, the one row that no sequence has."""
     decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._uploaded)
@@ -111,7 +111,7 @@ def test_an_idle_draw_is_nobody_s(size: int, kind: str, core_with: Any) -> None:
     assert 0 <= int(decoder.drawn[10]) < decoder.outputs.logits.shape[1]
 
 
-def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> None:
+def test_what_was_written_for_another_size_is_never_computed() -> None:
     decoder = core_with("llama", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     plain = (PLAIN, Reach.NOWHERE)
     with pytest.raises(AssertionError, match="another size"):
@@ -125,7 +125,7 @@ def test_what_was_written_for_another_size_is_never_computed(core_with: Any) -> 
             decoder.compute(draw)
 
 
-def test_rehearsing_reads_nothing_that_lies_in_the_block(core_with: Any) -> None:
+def test_rehearsing_reads_nothing_that_lies_in_the_block() -> None:
     runner = core_with("llama", **AS_ON_A_GPU)._runner
     noise(runner._decoder._uploaded)
     runner.rehearse()
@@ -177,9 +177,7 @@ def no_step_failed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [record.getMessage() for record in caplog.get_records("call")]
 
 
-def test_nothing_that_was_left_reaches_a_request(
-    tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_nothing_that_was_left_reaches_a_request(make_core: MakeCore) -> None:
     """Every kind of edit and rule, each behind garbage in all memory that nobody holds."""
     config = {"prefix_caching": False, "max_num_seqs": 6}
     dirty = {garbage: make_core("llava", **config) for garbage in ("random", "ones")}
@@ -197,9 +195,7 @@ def test_nothing_that_was_left_reaches_a_request(
 
 
 @pytest.mark.parametrize("garbage", ["random", "ones"])
-def test_residuals_are_edited_for_those_who_asked(
-    garbage: str, tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_residuals_are_edited_for_those_who_asked(garbage: str, make_core: MakeCore) -> None:
     """A plan that leaves residuals alone, beside one that edits them, in rows full of garbage."""
     prompt = tiny.prompt("llama", text=20)
     requests = []

@@ -15,6 +15,8 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import Branch, ContrastRule, RecentRule
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import BranchInput
+from saccade_testing import oracle, tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 VARIANTS = ["renormalised", "literal", "score"]
 STEPS = 12
@@ -91,15 +93,7 @@ def ask(request: Any, prompt: Any, plan: Any, name: str = "r", steps: int = STEP
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_reading_in_every_family(
-    family: str,
-    variant: str,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    oracle: Any,
-) -> None:
+def test_every_reading_in_every_family(family: str, variant: str) -> None:
     """One step ahead, padded, and with prompts in chunks; qwen3 has layers with short sight."""
     prompt = tiny.prompt(family, images=1, seed=1)
     way = {"overlap": True, "padded_decode": True} if variant != "literal" else {}
@@ -123,15 +117,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("family", ["llama", "llava"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_windows(
-    family: str,
-    options: str,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    oracle: Any,
-) -> None:
+def test_windows(family: str, options: str) -> None:
     way = {"overlap": True, "padded_decode": True} if family == "llama" else {}
     prompt = tiny.prompt(family, images=2, seed=3)
     core = core_with(family, **way)
@@ -141,7 +127,7 @@ def test_windows(
     check(result, oracle.Oracle(tiny.build(family), edit).run(prompt, STEPS))
 
 
-def var_then(prompt: Any, after: Edit, oracle: Any) -> Edit:
+def var_then(prompt: Any, after: Edit) -> Edit:
     """VAR of the attention that ``after`` gives (var.md section 2, literally), in LAYERS."""
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
@@ -168,9 +154,7 @@ def var_then(prompt: Any, after: Edit, oracle: Any) -> Edit:
 
 @pytest.mark.parametrize("region", ["generated", "after_image"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_with_var(
-    first: int, region: str, tiny: Any, make_core: Any, make_request: Any, run: Any, oracle: Any
-) -> None:
+def test_with_var(first: int, region: str, make_core: MakeCore) -> None:
     """A key of the question may be recent and a sink of one layer, and is one again later."""
     prompt = tiny.prompt("llava", images=2, seed=1, text=30)
     core = make_core("llava", max_batched_tokens=16)
@@ -178,12 +162,15 @@ def test_with_var(
     plan = plan_for(core, prompt, *(entries if first == 0 else entries[::-1]))
     assert plan.classes == (5 if region == "generated" else 6)
     result = run(core, [ask(make_request, prompt, plan)])["r"]
-    edit = var_then(prompt, locore(prompt, region=region, window=6), oracle)
+    edit = var_then(
+        prompt,
+        locore(prompt, region=region, window=6),
+    )
     check(result, oracle.Oracle(tiny.build("llava"), edit).run(prompt, STEPS))
     assert {site.layer for site in result.last.receipt.moved} == set(LAYERS)
 
 
-def test_with_pai(tiny: Any, make_core: Any, make_request: Any, run: Any, oracle: Any) -> None:
+def test_with_pai(make_core: MakeCore) -> None:
     """Both read the unedited score."""
     prompt = tiny.prompt("qwen2_5_vl", images=1, seed=2)
     core = make_core("qwen2_5_vl")
@@ -214,7 +201,7 @@ KINDS: dict[str, tuple[dict[str, Any], ...]] = {
 
 @pytest.mark.parametrize("config", [{}, {"max_batched_tokens": 20}, {"cache_tokens": 64 * 7}])
 def test_mixed_batches_give_each_what_it_gets_alone(
-    config: dict[str, int], tiny: Any, make_core: Any, make_request: Any, run: Any
+    config: dict[str, int], make_core: MakeCore
 ) -> None:
     """Roomy; chunked; and so tight that sequences are preempted and each row sees its own window.
 
@@ -244,7 +231,7 @@ def test_mixed_batches_give_each_what_it_gets_alone(
     assert len({tuple(tokens) for tokens, _ in wanted.values()}) >= 8, "the plans must matter"
 
 
-def test_with_sgrs(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_with_sgrs(make_core: MakeCore) -> None:
     """Candidates are judged in the row as it was computed, its window included.
 
     A threshold of nearly nothing accepts every first candidate: LocoRE's own tokens, judged.
@@ -264,9 +251,7 @@ def test_with_sgrs(tiny: Any, make_core: Any, make_request: Any, run: Any) -> No
     assert {c.name for c in again[0].last.receipt.counters} >= {"draws", "rejections"}
 
 
-def test_a_branch_has_its_own_windows(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_branch_has_its_own_windows(make_core: MakeCore) -> None:
     """2 log p - log p of a branch with the same edits is log p, also after preemption.
 
     The branch without them is another distribution.
@@ -290,9 +275,7 @@ def test_a_branch_has_its_own_windows(
     assert other.tokens != wanted["0"]
 
 
-def test_a_neighbour_gets_the_same_bits(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_neighbour_gets_the_same_bits(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama", text=60)
     found = []
     for entries in KINDS["plain"], KINDS["near"]:
@@ -303,7 +286,7 @@ def test_a_neighbour_gets_the_same_bits(
     assert found[0] == found[1]
 
 
-def test_a_conversation_goes_on(tiny: Any, make_core: Any, make_request: Any, run: Any) -> None:
+def test_a_conversation_goes_on(make_core: MakeCore) -> None:
     """Pages that the first answer filled are of no use to the second turn, whose prompt has it."""
     core = make_core("llama")
     first = tiny.prompt("llama", text=50)
@@ -321,9 +304,7 @@ def test_a_conversation_goes_on(tiny: Any, make_core: Any, make_request: Any, ru
         assert result.last.cached_tokens == (0 if not entries else 64)
 
 
-def test_no_strength_is_bit_for_bit_none(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_no_strength_is_bit_for_bit_none(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama")
     core = make_core("llama")
     neutral = plan_for(core, prompt, {**LOCORE, "beta": 0.0})

@@ -1,7 +1,5 @@
 """How large the cache becomes, and what is said when there is no room for it."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,6 +14,8 @@ from saccade_server.engine.memory import (
 )
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models.family import serve
+from saccade_testing import tiny
+from saccade_testing.engine import core_with
 
 
 def test_a_cache_has_whole_pages_and_one_for_padding() -> None:
@@ -30,19 +30,19 @@ def test_no_room_says_what_to_change() -> None:
         tokens_in(-5, 100)
 
 
-def test_a_token_takes_keys_values_and_sink_scores(tiny_model: Any) -> None:
-    model = serve(tiny_model("llama"))
+def test_a_token_takes_keys_values_and_sink_scores() -> None:
+    model = serve(tiny.build("llama"))
     assert bytes_per_token(model) == 4 * (2 * 2 * 16 * 8 + 4)
 
 
-def test_what_is_said_wins_and_a_cpu_has_a_default(tiny_model: Any) -> None:
-    model = serve(tiny_model("llama"))
+def test_what_is_said_wins_and_a_cpu_has_a_default() -> None:
+    model = serve(tiny.build("llama"))
     said = EngineConfig(model="m", cache_tokens=4096)
     assert choose_cache_tokens(model, said, 512) == 4096
     assert choose_cache_tokens(model, EngineConfig(model="m"), 512) == CPU_CACHE_TOKENS
 
 
-def test_the_engine_says_how_large_its_cache_is(core_with: Any) -> None:
+def test_the_engine_says_how_large_its_cache_is() -> None:
     info = core_with("llama", cache_tokens=None).info
     assert info.cache_tokens == CPU_CACHE_TOKENS
     assert core_with("llama", cache_tokens=256).info.max_model_len == 256
@@ -71,9 +71,9 @@ def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
 
 
 @pytest.mark.gpu
-def test_the_cache_takes_the_rest_of_its_share(tiny_model: Any) -> None:
+def test_the_cache_takes_the_rest_of_its_share() -> None:
     device = torch.device("cuda")
-    model = serve(tiny_model("llama", dtype=torch.bfloat16).to(device))
+    model = serve(tiny.build("llama", dtype=torch.bfloat16).to(device))
     config = EngineConfig(model="m", device="cuda", gpu_memory_utilization=0.5)
     tokens = choose_cache_tokens(model, config, 512)
     total = torch.cuda.get_device_properties(device).total_memory

@@ -8,6 +8,8 @@ import torch
 from saccade_interventions.methods.dola import DoLa
 from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.vcd import VCD
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, core_with, make_request, run
 
 MOST = 12
 LEAST = 7
@@ -16,12 +18,10 @@ HALF = tuple(range(0, 97, 2))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
-def test_greedy_answers_are_those_of_transformers(
-    family: str, tiny: Any, tiny_model: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_greedy_answers_are_those_of_transformers(family: str, make_core: MakeCore) -> None:
     prompt = tiny.prompt(family, images=0, seed=3)
     ids = torch.tensor([prompt.tokens])
-    model, core = tiny_model(family), make_core(family)
+    model, core = tiny.build(family), make_core(family)
     plain = run(core, [make_request(prompt, max_tokens=MOST, ignore_eos=True)])["r"].tokens
     stops = tuple(sorted({plain[0], plain[3], plain[LEAST]}))
     ends = sorted({*stops, *core.info.eos_token_ids})
@@ -55,7 +55,7 @@ METHODS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", METHODS)
 def test_no_end_is_drawn_before_and_soon_one_after(
-    kind: str, temperature: float, tiny: Any, make_core: Any, ask: Any, run: Any
+    kind: str, temperature: float, make_core: MakeCore
 ) -> None:
     """Even where a rule would leave the ends alone, or one token only, which may be an end."""
     prompt = tiny.prompt("llava", seed=3)
@@ -77,7 +77,7 @@ def test_no_end_is_drawn_before_and_soon_one_after(
     assert all(len(result.tokens) < LEAST for result in run(core, requests(0)).values())
 
 
-def test_preemption_changes_nothing(tiny: Any, core_with: Any, ask: Any, run: Any) -> None:
+def test_preemption_changes_nothing() -> None:
     requests = [
         ask(
             tiny.prompt("llama", text=20, seed=n),
@@ -102,9 +102,7 @@ def test_preemption_changes_nothing(tiny: Any, core_with: Any, ask: Any, run: An
             assert not set(result.tokens[:50]) & set(HALF)
 
 
-def test_ignored_ends_are_held_back_too(
-    tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_ignored_ends_are_held_back_too() -> None:
     """As in vLLM: ignore_eos says that an end does not end, not that it may come early."""
     core = core_with("llama")
     (eos, *_) = core.info.eos_token_ids
@@ -124,16 +122,12 @@ def test_ignored_ends_are_held_back_too(
         ({"stop_token_ids": (97,)}, "not in the vocabulary"),
     ],
 )
-def test_what_can_never_be_is_refused(
-    asked: Any, message: str, tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_what_can_never_be_is_refused(asked: Any, message: str) -> None:
     request = make_request(tiny.prompt("llama"), max_tokens=MOST, **asked)
     assert message in run(core_with("llama"), [request])["r"].last.error
 
 
-def test_a_repetition_penalty_near_nothing_leaves_something_to_draw(
-    tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_a_repetition_penalty_near_nothing_leaves_something_to_draw() -> None:
     prompt = tiny.prompt("llama")
     request = make_request(prompt, temperature=1.0, repetition_penalty=1e-300, ignore_eos=True)
     result = run(core_with("llama"), [request])["r"]

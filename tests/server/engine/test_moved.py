@@ -12,6 +12,8 @@ from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.var import VAR
 from saccade_server.engine.rules.confidence import decided
 from saccade_server.requests.receipts import Run, applied
+from saccade_testing import tiny
+from saccade_testing.engine import MakeCore, ask, core_with, run
 
 EASY = {"tau": 1.0, "move_fraction": 0.6, "min_visual_mass": 1e-6, "rho": 1e-6}
 """Nearly every row has a sink, and every head with one moves."""
@@ -28,9 +30,7 @@ def edits(methods: Any, request: Any, result: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("first", [var, act], ids=["var", "act"])
-def test_judging_candidates_counts_no_row_again(
-    first: Any, tiny: Any, make_core: Any, ask: Any, run: Any
-) -> None:
+def test_judging_candidates_counts_no_row_again(first: Any, make_core: MakeCore) -> None:
     """A method that never rejects leaves the answer, and so the count, as it was without it."""
     prompt = tiny.prompt("llava", images=1, seed=1, text=30)
     never = SGRS(alpha=1e-9, layers=[1, 2])
@@ -49,7 +49,7 @@ def test_judging_candidates_counts_no_row_again(
 @pytest.mark.parametrize("budget", [512, 16])
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_the_row_that_runs_twice_counts_as_it_ran_last(
-    tokens: int, budget: int, tiny: Any, make_core: Any, ask: Any, run: Any
+    tokens: int, budget: int, make_core: MakeCore
 ) -> None:
     prompt = tiny.prompt("llava", images=1, seed=1, text=30)
     methods = [var, AdaptVis(w1=0.2, w2=3.0)]
@@ -69,9 +69,7 @@ FAST = {"overlap": True, "padded_decode": True}
 
 
 @pytest.mark.parametrize("mode", [{}, FAST], ids=["ordinary", "as-on-a-gpu"])
-def test_rows_that_preemption_runs_again_count_once(
-    mode: dict[str, bool], tiny: Any, core_with: Any, ask: Any, run: Any
-) -> None:
+def test_rows_that_preemption_runs_again_count_once(mode: dict[str, bool]) -> None:
     sets = {
         "var": [var],
         "var+sgrs": [var, sgrs],
@@ -98,7 +96,7 @@ def test_rows_that_preemption_runs_again_count_once(
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_a_step_that_fails_and_runs_again_counts_once(
-    call: int, tiny: Any, make_core: Any, ask: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    call: int, make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model had run when the step failed."""
     prompts = [tiny.prompt("llava", images=1, seed=seed) for seed in range(2)]
@@ -119,7 +117,7 @@ def test_a_step_that_fails_and_runs_again_counts_once(
         assert found[name].last.receipt.moved == result.last.receipt.moved != ()
 
 
-def test_chunks_end_where_rows_ran_before(tiny: Any, core_with: Any, ask: Any) -> None:
+def test_chunks_end_where_rows_ran_before() -> None:
     """Only of a sequence that counts masses: for all others a step more would be for nothing."""
     core = core_with("llava", prefix_caching=False)
     prompt = tiny.prompt("llava", images=1, seed=1)
@@ -139,7 +137,7 @@ def test_chunks_end_where_rows_ran_before(tiny: Any, core_with: Any, ask: Any) -
 
 
 def test_numbers_that_overflow_under_a_plan_are_told_from_a_fault_of_the_model(
-    tiny: Any, make_core: Any, ask: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llava", images=1, seed=1)
     requests = [ask(prompt, methods, name) for name, methods in (("plan", [var]), ("plain", []))]

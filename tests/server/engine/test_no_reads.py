@@ -35,6 +35,8 @@ from saccade_server.engine.request import BranchInput, GenerateRequest
 from saccade_server.engine.sampler import Sample
 from saccade_server.models import sites
 from saccade_server.models.family import ImageFeatures, serve
+from saccade_testing import tiny
+from saccade_testing.engine import make_request
 
 
 class OnlyAsyncCopies(TorchDispatchMode):
@@ -139,15 +141,7 @@ SAMPLING: list[dict[str, Any]] = [
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
 @pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
 @pytest.mark.parametrize("kind", ["plain", "planned", "contrasted", "measured", "judged"])
-def test_launching(
-    family: str,
-    padded: bool,
-    kind: str,
-    tiny: Any,
-    tiny_model: Any,
-    make_request: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
     monkeypatch.setattr(ops, "decode", lambda query, *_: torch.empty_like(query))
@@ -155,7 +149,7 @@ def test_launching(
     config = EngineConfig(
         model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
     )
-    core = EngineCore(serve(tiny_model(family).to("meta")), config)
+    core = EngineCore(serve(tiny.build(family).to("meta")), config)
     pretend_to_wait(monkeypatch)
     refuse_lists(monkeypatch)
     prompt = tiny.prompt(family, images=0, text=20)
@@ -178,13 +172,11 @@ def test_launching(
     assert copies.uploads > 0
 
 
-def test_launching_a_prompt_with_images(
-    tiny: Any, tiny_model: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launching_a_prompt_with_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once their features are there: the tower, which is transformers', reads what it likes."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
     config = EngineConfig(model="qwen3_vl", max_batched_tokens=40, max_num_seqs=8, overlap=True)
-    core = EngineCore(serve(tiny_model("qwen3_vl").to("meta")), config)
+    core = EngineCore(serve(tiny.build("qwen3_vl").to("meta")), config)
     prompt = tiny.prompt("qwen3_vl", images=2, text=20)
     features = {image.digest: on_meta(image.length) for image in make_request(prompt).images}
     monkeypatch.setattr(core._runner.features, "get", lambda images: features)

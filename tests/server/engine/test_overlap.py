@@ -14,6 +14,8 @@ from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.request import FinishReason
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 PLAIN = {"overlap": False, "padded_decode": False}
 WAYS = [
@@ -41,7 +43,7 @@ def mass_plan(prompt: Any) -> Plan:
     return builder.build()
 
 
-def workload(tiny: Any, make_request: Any) -> list[Any]:
+def workload() -> list[Any]:
     """Every kind of sampling, plans, images; most end at a token that cannot be foreseen."""
     # Four of the prompts fill most of a page and outgrow it while they are answered.
     texts = (55, 42, 27, 90, 41, 5)
@@ -84,16 +86,9 @@ def logprobs_are_near(found: Any, wanted: Any) -> bool:
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_batched_tokens": 24}, {"cache_tokens": 64 * 9}])
-def test_clients_cannot_tell_the_difference(
-    way: dict[str, bool],
-    limits: dict[str, int],
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-) -> None:
+def test_clients_cannot_tell_the_difference(way: dict[str, bool], limits: dict[str, int]) -> None:
     """Roomy, chunked, and so tight that sequences are preempted; receipts are equal too."""
-    requests = workload(tiny, make_request)
+    requests = workload()
     # Receipts count rows that were computed, and a page is found by others one step later.
     limits = {**limits, "prefix_caching": False}
     wanted = told(run(core_with("llava", **PLAIN, **limits), requests))
@@ -114,9 +109,7 @@ def test_clients_cannot_tell_the_difference(
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
-def test_other_families(
-    family: str, way: dict[str, bool], tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_other_families(family: str, way: dict[str, bool]) -> None:
     prompts = [tiny.prompt(family, images=i % 2, seed=i, text=5 + 30 * i) for i in range(4)]
     requests = [make_request(p, str(i), None, 20) for i, p in enumerate(prompts)]
     wanted = run(core_with(family, **PLAIN), requests)
@@ -146,7 +139,7 @@ def spy(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, in
 
 
 def test_a_step_is_launched_before_the_last_ones_tokens_are_read(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     core = core_with("llama", overlap=True)
     seen = spy(core, monkeypatch)
@@ -165,7 +158,7 @@ def test_a_step_is_launched_before_the_last_ones_tokens_are_read(
 
 
 def test_penalties_wait_for_their_tokens_and_hold_up_nobody(
-    tiny: Any, core_with: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     core = core_with("llama", overlap=True)
     batches: list[list[str]] = []
@@ -186,9 +179,7 @@ def test_penalties_wait_for_their_tokens_and_hold_up_nobody(
     assert batches == [both, free, both, free, both, free]
 
 
-def test_what_is_computed_behind_an_end_is_dropped(
-    tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_what_is_computed_behind_an_end_is_dropped() -> None:
     prompt = tiny.prompt("llama")
     free = run(core_with("llama", **PLAIN), [make_request(prompt, "r", None, 9, ignore_eos=True)])
     stop = free["r"].tokens[3]
@@ -205,9 +196,7 @@ def test_what_is_computed_behind_an_end_is_dropped(
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
-def test_an_abort_in_flight_hands_pages_and_rows_on(
-    steps: int, tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_an_abort_in_flight_hands_pages_and_rows_on(steps: int) -> None:
     """Its pages go at once to a request of the same name, while a step still writes to them."""
     prompt = tiny.prompt("llava", images=1, seed=0, text=70)
     other = tiny.prompt("llava", images=1, seed=7, text=60)
@@ -240,16 +229,10 @@ def fail_once(core: EngineCore, monkeypatch: pytest.MonkeyPatch, calls: set[int]
 
 @pytest.mark.parametrize("call", range(1, 6))
 def test_a_step_that_fails_is_repeated_one_by_one(
-    call: int,
-    way: dict[str, bool],
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    call: int, way: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is in flight then is read first, so that every token is known."""
-    requests = workload(tiny, make_request)[:9]
+    requests = workload()[:9]
     wanted = told(run(core_with("llava", **PLAIN), requests))
     core = core_with("llava", **way)
     fail_once(core, monkeypatch, {call})
@@ -258,10 +241,8 @@ def test_a_step_that_fails_is_repeated_one_by_one(
     assert core.stats().cache_usage == 0
 
 
-def test_one_that_fails_alone_too_is_the_only_one_to_fail(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = workload(tiny, make_request)[:4]
+def test_one_that_fails_alone_too_is_the_only_one_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = workload()[:4]
     wanted = told(run(core_with("llava", **PLAIN), requests))
     core = core_with("llava", overlap=True)
     fail_once(core, monkeypatch, {3, 5})  # the step, and the second of its chunks alone
@@ -274,9 +255,7 @@ def test_one_that_fails_alone_too_is_the_only_one_to_fail(
     assert core.stats().cache_usage == 0
 
 
-def test_bad_logits_end_a_sequence_that_is_in_flight_again(
-    tiny: Any, core_with: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_logits_end_a_sequence_that_is_in_flight_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third draw of one row is not finite; the fourth is already running."""
     prompt = tiny.prompt("llama")
     requests = [make_request(prompt, name, None, 8, ignore_eos=True) for name in ("good", "bad")]

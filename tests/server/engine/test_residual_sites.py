@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from saccade_server.engine.decode import StepVariant
+from saccade_testing import steered, tiny
+from saccade_testing.engine import core_with, make_request, run
 
 SITES = ("residual", "attention_output", "mlp_output")
 
@@ -24,17 +26,17 @@ def rows_at(layer: int) -> list[int]:
     return {1: [1], 3: [0, 2]}[layer]
 
 
-def subspace(steered: Any, layer: int, h: torch.Tensor) -> torch.Tensor:
+def subspace(layer: int, h: torch.Tensor) -> torch.Tensor:
     span = steered.SPAN[rows_at(layer)]
     return h - h @ torch.linalg.pinv(span) @ span
 
 
-def low_rank(steered: Any, layer: int, h: torch.Tensor) -> torch.Tensor:
+def low_rank(layer: int, h: torch.Tensor) -> torch.Tensor:
     at = rows_at(layer)
     return h + (h @ steered.READ[at].T + steered.SIGMA[at]) @ steered.WRITE[at]
 
 
-def diagonal(steered: Any, layer: int, h: torch.Tensor) -> torch.Tensor:
+def diagonal(layer: int, h: torch.Tensor) -> torch.Tensor:
     at = steered.MAPPED.index(layer)
     return h + 0.5 * (steered.SCALE[at] * h + steered.SHIFT[at] - h)
 
@@ -62,18 +64,15 @@ class At:
         return self.residual(layer, h, rows) if site == self._site else h
 
 
-def check_all(
-    at: At, entry: dict[str, Any], family: str, tiny: Any, steered: Any, core_of: Any, ask: Any
-) -> None:
+def check_all(at: At, entry: dict[str, Any], family: str) -> None:
     """In chunks and whole, cold and from cached pages, in padded steps and ordinary ones."""
-    make_core, (make_request, run) = core_of, ask
     prompt = tiny.prompt(family, images=int(family in tiny.IMAGE_FAMILIES), seed=4, text=70)
     rows = entry["rows"]
     wanted = steered.Oracle(tiny.build(family), rows, **at.hooks()).run(prompt, 4)
     plain = steered.Oracle(tiny.build(family), rows).run(prompt, 4)
     assert wanted[-1] != plain[-1], "the case must exercise the edit"
     for settings in ({"max_batched_tokens": 24}, {"padded_decode": True, "overlap": True}):
-        core = make_core(family, **settings)
+        core = core_with(family, **settings)
         plan = steered.plan_for(core, prompt, [entry])
         for turn in ("cold", "warm"):
             request = make_request(prompt, turn, plan, 4, logprobs=1, ignore_eos=True)
@@ -83,9 +82,7 @@ def check_all(
 
 
 @pytest.mark.parametrize("site", ["attention_output", "mlp_output"])
-def test_vectors_at_outputs(
-    family: str, site: str, tiny: Any, steered: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_vectors_at_outputs(family: str, site: str) -> None:
     """Published as VTI: of the norm of what is added, and kept."""
     layers = (0, 2)
     fields = {"coefficient": 6, "unit": "rms", "keep_norm": True, "rows": "prompt+generated"}
@@ -93,34 +90,23 @@ def test_vectors_at_outputs(
     edit = steered.keeping_norm(lambda m, v: m + 6 * steered.rms(m) * steered.unit(v))
     at = At(site, layers, lambda layer, m: edit(m, steered.VECTORS[layers.index(layer)]))
     entry["layers"] = list(layers)
-    check_all(at, entry, family, tiny, steered, core_with, (make_request, run))
+    check_all(at, entry, family)
 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("rows", ["prompt+generated", "last+generated"])
-def test_maps(
-    name: str,
-    site: str,
-    rows: str,
-    tiny: Any,
-    steered: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-) -> None:
+def test_maps(name: str, site: str, rows: str) -> None:
     fields, artifact, edit = MAPS[name]
     digest = getattr(steered, artifact).digest
     entry = {"method": "steering", "artifact": digest, "site": site, "rows": rows, **fields}
-    at = At(site, steered.MAPPED, lambda layer, h: edit(steered, layer, h))
+    at = At(site, steered.MAPPED, lambda layer, h: edit(layer, h))
     family = "gemma3_text" if rows == "last+generated" else "llava"
-    check_all(at, entry, family, tiny, steered, core_with, (make_request, run))
+    check_all(at, entry, family)
 
 
 @pytest.mark.parametrize("site", ["attention_output", "mlp_output"])
-def test_bounds_choose_rows(
-    site: str, tiny: Any, steered: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_bounds_choose_rows(site: str) -> None:
     layers, v = (0, 2), [steered.unit(vector) for vector in steered.VECTORS]
     fields = {"op": "project_out", "only_below": 0.02, "rows": "prompt+generated"}
     entry = {"method": "steering", "artifact": steered.STEER.digest, "site": site, **fields}
@@ -132,25 +118,21 @@ def test_bounds_choose_rows(
         chosen.append(part <= 0.02)
         return m - chosen[-1] * part * v[layers.index(layer)]
 
-    check_all(At(site, layers, edit), entry, "qwen3", tiny, steered, core_with, (make_request, run))
+    check_all(At(site, layers, edit), entry, "qwen3")
     found = torch.cat(chosen)
     assert found.any()
     assert not found.all()
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_a_function_vector(
-    site: str, tiny: Any, steered: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_a_function_vector(site: str) -> None:
     entry = {"method": "function_vector", "artifact": steered.TASK.digest, "site": site}
     entry |= {"layer": 1, "coefficient": 0.5, "rows": "last+generated"}
     at = At(site, (2 if site == "residual" else 1,), lambda _, h: h + 0.5 * steered.VECTORS[0])
-    check_all(at, entry, "mistral", tiny, steered, core_with, (make_request, run))
+    check_all(at, entry, "mistral")
 
 
-def test_sites_and_methods_share_a_step(
-    tiny: Any, steered: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_sites_and_methods_share_a_step() -> None:
     """Requests at each site, maps and plain ones in one batch answer as they do alone."""
     prompt = tiny.prompt("llama", seed=2, text=30)
     entries: dict[str, list[dict[str, Any]]] = {"plain": []}
@@ -196,14 +178,7 @@ def test_sites_and_methods_share_a_step(
     assert len({tuple(result.tokens) for result in wanted.values()}) > 6
 
 
-def test_captured_steps_reach_no_further_than_they_must(
-    tiny: Any,
-    steered: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_captured_steps_reach_no_further_than_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
     core, prompt = core_with("llama", padded_decode=True, overlap=False), tiny.prompt("llama")
     seen: list[int] = []
     play = core._runner._decoder.play

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_testing import steered, tiny
+from saccade_testing.engine import MakeCore, make_request, run
+
 FAMILY_CASES = [
     ("llama", "add rms", "last+generated"),
     ("qwen3", "project out", "prompt+generated"),
@@ -23,16 +26,7 @@ FAMILY_CASES = [
 
 
 @pytest.mark.parametrize(("family", "name", "rows"), FAMILY_CASES)
-def test_steering(
-    family: str,
-    name: str,
-    rows: str,
-    tiny: Any,
-    steered: Any,
-    make_core: Any,
-    make_request: Any,
-    run: Any,
-) -> None:
+def test_steering(family: str, name: str, rows: str, make_core: MakeCore) -> None:
     """Prompts in chunks and whole; then again, from a cached prefix where there is one."""
     prompt = tiny.prompt(family, images=int(family in tiny.IMAGE_FAMILIES), seed=1, text=70)
     wanted = steered.Oracle(
@@ -60,15 +54,7 @@ def test_steering(
         ("qwen3_vl", ("unit", "mean")),
     ],
 )
-def test_heads(
-    family: str,
-    names: tuple[str, ...],
-    tiny: Any,
-    steered: Any,
-    make_core: Any,
-    make_request: Any,
-    run: Any,
-) -> None:
+def test_heads(family: str, names: tuple[str, ...], make_core: MakeCore) -> None:
     rows = {"sigma": "last+generated", "scale": "prompt+generated"}.get(names[0], "prompt")
     prompt = tiny.prompt(family, images=int(family in tiny.IMAGE_FAMILIES), seed=2, text=30)
     core = make_core(family, max_batched_tokens=24)
@@ -80,16 +66,14 @@ def test_heads(
         steered.check(run(core, [request])[name], wanted)
 
 
-def test_heads_by_layer_are_the_artifacts(tiny: Any, steered: Any, make_core: Any) -> None:
+def test_heads_by_layer_are_the_artifacts(make_core: MakeCore) -> None:
     core, prompt = make_core("llama"), tiny.prompt("llama")
     listed = steered.plan_for(core, prompt, [steered.HEAD_CASES["scale, listed"][0]])
     named = {**steered.HEAD_CASES["scale"][0], "gain": 3}
     assert steered.plan_for(core, prompt, [named]).fingerprint() == listed.fingerprint()
 
 
-def test_uniform_ablation(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_uniform_ablation(make_core: MakeCore) -> None:
     """The mean of the values that the row sees: the values are written out from the layer."""
     prompt = tiny.prompt("llama", seed=2, text=30)
     model = tiny.build("llama")
@@ -116,9 +100,7 @@ def test_uniform_ablation(
 
 
 @pytest.mark.parametrize("layer", [None, 0, 3])
-def test_function_vector(
-    layer: int | None, tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_function_vector(layer: int | None, make_core: MakeCore) -> None:
     """Added at the output of a layer; the last layer's output has no layer behind it."""
     prompt = tiny.prompt("llava", images=1, seed=4)
     place = 3 if layer is None else layer + 1
@@ -134,9 +116,7 @@ def test_function_vector(
     steered.check(run(core, [request])["r"], wanted)
 
 
-def test_chains_run_in_the_order_of_the_request(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_chains_run_in_the_order_of_the_request(make_core: MakeCore) -> None:
     """Three methods at the same residuals, and gains and shifts of the same heads."""
     prompt = tiny.prompt("qwen2_5_vl", images=1, seed=5)
     names = ("add", "clamp", "half out, same norm")

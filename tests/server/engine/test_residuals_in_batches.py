@@ -9,14 +9,16 @@ import torch
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.rules import SinkRule
 from saccade_server.engine.request import FinishReason
+from saccade_testing import steered, tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 
 @pytest.mark.parametrize("config", [{}, {"max_batched_tokens": 20}, {"cache_tokens": 64 * 7}])
 def test_neighbours_caches_and_preemption_change_nothing(
-    config: dict[str, int], tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
+    config: dict[str, int], make_core: MakeCore
 ) -> None:
     core = make_core("llava", **config)
-    requests = steered.crowd(core, tiny, make_request)
+    requests = steered.crowd(core)
     wanted = {}
     for request in requests:
         wanted |= steered.told(run(make_core("llava", prefix_caching=False), [request]))
@@ -35,9 +37,7 @@ def test_neighbours_caches_and_preemption_change_nothing(
     assert not residuals.count[0].any()
 
 
-def test_prompt_rows_are_edited_again_behind_a_preemption(
-    tiny: Any, steered: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_prompt_rows_are_edited_again_behind_a_preemption() -> None:
     """Alone, and with generated rows in the same chunk that nothing edits."""
     prompt = tiny.prompt("llama", seed=0)
     core = core_with("llama", prefix_caching=False)
@@ -56,9 +56,7 @@ def test_prompt_rows_are_edited_again_behind_a_preemption(
     assert found == wanted["steered"]
 
 
-def test_a_steered_neighbour_changes_no_bit(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_steered_neighbour_changes_no_bit(make_core: MakeCore) -> None:
     """Log-probabilities of a plain request beside a steered one are those beside a plain one."""
     prompt = tiny.prompt("llava", images=1, seed=0, text=70)
     found = []
@@ -73,9 +71,7 @@ def test_a_steered_neighbour_changes_no_bit(
     assert found[0] == found[1]
 
 
-def test_pages_are_shared_up_to_the_first_steered_row(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_pages_are_shared_up_to_the_first_steered_row(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama", seed=0, text=140)
     core = make_core("llama")
 
@@ -92,9 +88,7 @@ def test_pages_are_shared_up_to_the_first_steered_row(
     assert cached("fewer", [{**steered.steering("add", "prompt+generated"), "layers": [2]}]) == 0
 
 
-def test_a_request_waits_for_vectors_and_never_runs_without(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_a_request_waits_for_vectors_and_never_runs_without(make_core: MakeCore) -> None:
     """Slots for one artifact: requests with another one wait, plain ones pass."""
     prompt = tiny.prompt("llama", seed=0)
     core = make_core("llama")
@@ -120,9 +114,7 @@ def test_a_request_waits_for_vectors_and_never_runs_without(
     assert wanted["first"] != wanted["other vectors"]
 
 
-def test_steering_beside_attention_edits(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_steering_beside_attention_edits(make_core: MakeCore) -> None:
     """VAR finds its sinks in steered residuals: the probe comes after the edit."""
     prompt = tiny.prompt("llava", images=1, seed=1, text=60)
     var = {"method": "var", "tau": 1.0, "min_visual_mass": 0.02, "rho": 0.3, "move_fraction": 0.6}
@@ -171,14 +163,7 @@ def test_steering_beside_attention_edits(
     assert torch.equal(sequence_tags[0][: len(expected)].long(), expected)
 
 
-def test_only_steps_with_steered_rows_edit_residuals(
-    tiny: Any,
-    steered: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_steps_with_steered_rows_edit_residuals(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = tiny.prompt("llama", seed=0)
     core = core_with("llama", padded_decode=True, overlap=False)
     plan = steered.plan_for(core, prompt, [{**steered.steering("add", "generated"), "layers": [2]}])
@@ -199,9 +184,7 @@ def test_only_steps_with_steered_rows_edit_residuals(
     assert seen[6:] == [None, [6], [6]]
 
 
-def test_what_the_engine_refuses(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_what_the_engine_refuses(make_core: MakeCore) -> None:
     core, prompt = make_core("llama"), tiny.prompt("llama")
     plan = steered.plan_for(core, prompt, [steered.steering("add", "generated")])
     short = replace(plan.vectors[0], size=32, data=plan.vectors[0].data[: 3 * 32 * 4])
@@ -210,9 +193,7 @@ def test_what_the_engine_refuses(
     assert "another model" in result.last.error
 
 
-def test_rows_are_counted(
-    tiny: Any, steered: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_rows_are_counted(make_core: MakeCore) -> None:
     core, prompt = make_core("llama"), tiny.prompt("llama")
     plan = steered.plan_for(core, prompt, [steered.steering("add", "last+generated")])
     result = run(core, [make_request(prompt, "r", plan, 4, ignore_eos=True)])["r"]

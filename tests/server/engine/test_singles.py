@@ -13,6 +13,8 @@ from saccade_interventions.plan import Plan
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import Step, fill_in, pack
 from saccade_server.engine.singles import Singles
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 ALIKE = ("slots", "query_starts", "context_lens", "page_table", "control_rows", "tag_rows")
 EQUAL = ("num_decodes", "max_context", "edits", "prefills", "classes", "per_head_classes")
@@ -56,13 +58,7 @@ def check(found: Singles, wanted: Step, drawn: torch.Tensor) -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl"])
 def test_both_ways_of_packing_agree(
-    family: str,
-    overlap: bool,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    family: str, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sequences that come and go, cross pages, are preempted, end prompts with single tokens."""
     core = core_with(family, overlap=overlap, cache_tokens=64 * 9, max_batched_tokens=17)

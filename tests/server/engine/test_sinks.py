@@ -17,6 +17,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
+from saccade_testing import oracle, tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, run
 
 STEPS = 12
 DIMS, TAU, LOOKS, RHO, MOVE = (3, 11), 1.0, 0.02, 0.3, 0.6
@@ -42,7 +44,7 @@ def plan_for(core: EngineCore, prompt: Any, **options: Any) -> Plan:
     return plan
 
 
-def var(prompt: Any, oracle: Any, seen: set[int], **options: Any) -> Edit:
+def var(prompt: Any, seen: set[int], **options: Any) -> Edit:
     """var.md section 2, key by key; ``seen`` collects generated keys that were sinks."""
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
@@ -99,23 +101,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ],
 )
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(
-    name: str,
-    family: str,
-    budget: int,
-    tiny: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    oracle: Any,
-) -> None:
+def test_options(name: str, family: str, budget: int) -> None:
     """The chunked runs are one step ahead and padded; the second request finds a cached prefix."""
     way = {"overlap": True, "padded_decode": True} if budget == 16 else {}
     core = core_with(family, max_batched_tokens=budget, **way)
     prompt = tiny.prompt(family, images=2, seed=1, text=60)
     plan = plan_for(core, prompt, **OPTIONS[name])
     seen: set[int] = set()
-    edit = var(prompt, oracle, seen, **OPTIONS[name])
+    edit = var(prompt, seen, **OPTIONS[name])
     wanted = oracle.Oracle(tiny.build(family), edit).run(prompt, STEPS)
     for place in ("cold", "warm"):
         request = make_request(prompt, place, plan, STEPS, logprobs=1, ignore_eos=True)
@@ -128,9 +121,7 @@ def test_options(
     assert bool(seen) == ("generated sinks" in name)
 
 
-def test_preempted_sequences_find_the_same_sinks(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_preempted_sequences_find_the_same_sinks(make_core: MakeCore) -> None:
     """Recomputed generated rows come in chunks; plain neighbours are not concerned."""
     core = make_core("llava", cache_tokens=64 * 6, max_batched_tokens=48)
     prompts = [tiny.prompt("llava", images=1, seed=s, text=40 + s) for s in range(5)]
@@ -164,7 +155,7 @@ def settled(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
 
 
 def test_a_generated_token_settles_itself_alone(
-    tiny: Any, make_core: Any, make_request: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = make_core("llava")
     prompt = tiny.prompt("llava", images=1, seed=1)
@@ -189,12 +180,7 @@ def requiring(prompt: Any, what: str, threshold: float) -> Plan:
 
 
 def test_where_a_generated_token_may_be_what_is_required_all_are_settled_again(
-    tiny: Any,
-    make_core: Any,
-    make_request: Any,
-    run: Any,
-    oracle: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = tiny.prompt("llama", seed=1)
     core = make_core("llama")
@@ -227,9 +213,7 @@ def test_where_a_generated_token_may_be_what_is_required_all_are_settled_again(
     np.testing.assert_allclose(found, [value for _, value in wanted], atol=2e-6)
 
 
-def test_what_the_row_s_former_owner_required_is_forgotten(
-    tiny: Any, make_core: Any, make_request: Any, run: Any
-) -> None:
+def test_what_the_row_s_former_owner_required_is_forgotten(make_core: MakeCore) -> None:
     """One tag row, in turn for a request whose requirement is met and one whose is not."""
     prompt = tiny.prompt("llama", seed=1)
     core = make_core("llama", max_num_seqs=1)

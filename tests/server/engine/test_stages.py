@@ -14,6 +14,8 @@ from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.stages import Parameter, Stage, Stages, StageVariant, StepRows, doubling
 from saccade_server.models.exits import ExitProbe
+from saccade_testing import steered, tiny
+from saccade_testing.engine import core_with, make_request, run
 
 MOST = 6
 
@@ -94,13 +96,7 @@ def test_a_step_runs_the_stages_that_it_asks_for_in_their_order() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_residuals_are_kept_as_probes_see_them(
-    family: str,
-    tiny: Any,
-    steered: Any,
-    core_with: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every form: plain, and edited at residuals, the first too, or elsewhere."""
     prompt = tiny.prompt(family, text=9)

@@ -21,6 +21,8 @@ from saccade_server.models.opening import first_token
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.requests.branches import image_input
 from saccade_server.selftest import examine
+from saccade_testing import processors, tiny
+from saccade_testing.engine import core_with, generate, make_request, run
 
 FAMILIES = ["llava_next", "internvl", "idefics3", "smolvlm"]
 
@@ -45,7 +47,7 @@ def folder(
     return path, model.eval(), processor
 
 
-def test_answers_are_those_of_generate(folder: Any, processors: Any, run: Any) -> None:
+def test_answers_are_those_of_generate(folder: Any) -> None:
     """Text and pictures of several sizes, through the folder's own processor and template."""
     path, model, processor = folder
     prompts = PromptProcessor.load(str(path))
@@ -81,9 +83,7 @@ def item(part: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["llava_next", "smolvlm"])
-def test_only_equal_views_are_shared(
-    family: str, tiny: Any, core_with: Any, make_request: Any, run: Any, generate: Any
-) -> None:
+def test_only_equal_views_are_shared(family: str) -> None:
     """The last view alone differs: pages before it are found again, and none behind its start."""
     core = core_with(family)
     first = tiny.prompt(family, images=1, seed=3, text=80)

@@ -12,6 +12,8 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.warmup import dummy_plan
 from saccade_server.models.family import serve
+from saccade_testing import steered, tiny
+from saccade_testing.engine import make_request, run
 
 SMALL = ("rms_norm", "add_norm", "rotation", "norm_rope_store", "gate")
 SmallKernels = type(
@@ -25,18 +27,13 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are n
 
 @pytest.mark.parametrize("planned", [False, True], ids=["plain", "planned"])
 def test_padding_means_to_the_kernel_what_it_means_here(
-    planned: bool,
-    tiny: Any,
-    tiny_model: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    planned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three sequences at a size of four, up to three pages long, windows in half the layers."""
 
     def answer(**mode: bool) -> dict[str, Any]:
         config = EngineConfig(model="qwen3", max_num_seqs=8, cache_tokens=4096, **mode)
-        core = EngineCore(serve(tiny_model("qwen3", dtype=torch.float32)), config)
+        core = EngineCore(serve(tiny.build("qwen3", dtype=torch.float32)), config)
         requests = []
         for index in range(3):
             prompt = tiny.prompt("qwen3", seed=index, text=20 + 50 * index)
@@ -63,19 +60,14 @@ def test_padding_means_to_the_kernel_what_it_means_here(
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl", "gemma3_text"])
 def test_the_small_kernels_compute_what_the_plain_layers_do(
-    family: str,
-    tiny: Any,
-    tiny_model: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Head norms, three axes, norms of updates and scaled rotations among the families."""
     wanted: dict[str, Any] = {}
     for backend in (ops._Reference, SmallKernels):
         monkeypatch.setattr(ops, "_backend", lambda tensor, backend=backend: backend)
         config = EngineConfig(model=family, max_num_seqs=2, cache_tokens=1024)
-        core = EngineCore(serve(tiny_model(family, dtype=torch.float32)), config)
+        core = EngineCore(serve(tiny.build(family, dtype=torch.float32)), config)
         prompts = [
             tiny.prompt(family, seed=index, text=5 + 4 * index, images=0) for index in (0, 1)
         ]
@@ -89,14 +81,7 @@ def test_the_small_kernels_compute_what_the_plain_layers_do(
         wanted = found
 
 
-def test_a_captured_step_edits_its_sites_by_the_kernel(
-    tiny: Any,
-    steered: Any,
-    tiny_model: Any,
-    make_request: Any,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_captured_step_edits_its_sites_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of rank 1 at residuals, a map at outputs of attention, a diagonal at the MLP's, none."""
     base = {"method": "steering", "rows": "last+generated"}
     diagonal = {"op": "affine", "artifact": steered.DIAGONAL.digest, "site": "mlp_output"}
@@ -108,7 +93,7 @@ def test_a_captured_step_edits_its_sites_by_the_kernel(
 
     def answer(**mode: bool) -> dict[str, Any]:
         config = EngineConfig(model="llama", max_num_seqs=8, cache_tokens=4096, **mode)
-        core = EngineCore(serve(tiny_model("llama", dtype=torch.float32)), config)
+        core = EngineCore(serve(tiny.build("llama", dtype=torch.float32)), config)
         requests = []
         for index, made in enumerate(entries):
             prompt = tiny.prompt("llama", seed=index, text=20)

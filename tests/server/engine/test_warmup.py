@@ -8,6 +8,8 @@ from saccade_kernels.controls import Edit
 from saccade_server.engine.tables import count_classes
 from saccade_server.engine.warmup import dummy_plan, dummy_step, warm_up
 from saccade_server.models import gradient
+from saccade_testing import tiny
+from saccade_testing.engine import core_with, make_request, run
 
 
 def test_dummies_hold_pages_of_their_own() -> None:
@@ -20,7 +22,7 @@ def test_dummies_hold_pages_of_their_own() -> None:
     ]
 
 
-def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_every_kind_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_with("llama")
     seen: list[tuple[int, int, Edit, int]] = []
     edited: list[Any] = []
@@ -58,15 +60,13 @@ def test_steps_of_every_kind_are_run(core_with: Any, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 8])
-def test_a_dummy_plan_has_as_many_classes_as_said(classes: int, core_with: Any) -> None:
+def test_a_dummy_plan_has_as_many_classes_as_said(classes: int) -> None:
     shape = core_with("llama")._runner.tables.shape
     assert count_classes(dummy_plan(shape, 64, classes)) == classes
 
 
 @pytest.mark.parametrize("longest", [1, 2, 7, 512])
-def test_an_engine_that_was_warmed_answers_as_one_that_was_not(
-    longest: int, tiny: Any, core_with: Any, make_request: Any, run: Any
-) -> None:
+def test_an_engine_that_was_warmed_answers_as_one_that_was_not(longest: int) -> None:
     core = core_with("llama", padded_decode=True, overlap=True)
     tables = core._runner.tables
     prompt = tiny.prompt("llama", text=70)
@@ -84,7 +84,7 @@ def test_an_engine_that_was_warmed_answers_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_an_engine_for_one_sequence_warms_up_too(overlap: bool, core_with: Any) -> None:
+def test_an_engine_for_one_sequence_warms_up_too(overlap: bool) -> None:
     core = core_with("llama", max_num_seqs=1, padded_decode=True, overlap=overlap)
     warm_up(core._runner, 512)
     core._runner.rehearse()

@@ -32,6 +32,7 @@ from saccade_server.models.family import (
 )
 from saccade_server.models.scratch import ScratchCache
 from saccade_server.models.spec import Biases, DecoderSpec
+from saccade_testing import tiny
 
 # Rows of each sequence, step after step: alone and packed, decodes and chunks, windows full.
 STEPS: list[list[tuple[int, int]]] = [
@@ -109,11 +110,9 @@ class Run:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_it_computes_what_transformers_layers_do(
-    family: str, dtype: torch.dtype, tiny_model: Callable[..., Any]
-) -> None:
+def test_it_computes_what_transformers_layers_do(family: str, dtype: torch.dtype) -> None:
     """Every bit of every row, grouped heads, windows, biases, q/k norms and all axes included."""
-    model = tiny_model(family, dtype=dtype)
+    model = tiny.build(family, dtype=dtype)
     with torch.no_grad():  # a tiny model's norms and biases are made of ones and zeros
         for name, weight in model.get_decoder().named_parameters():
             if "norm" in name or name.endswith("bias"):
@@ -143,9 +142,9 @@ def test_embeddings_are_scaled_as_transformers_scales_them(dtype: torch.dtype) -
     assert torch.equal(serve(model).embed(tokens), want)
 
 
-def test_output_does_not_change_what_it_was_given(tiny_model: Callable[..., Any]) -> None:
+def test_output_does_not_change_what_it_was_given() -> None:
     """Embeddings may be slices of a buffer that a CUDA graph reads."""
-    served = serve(tiny_model("qwen3_vl"))
+    served = serve(tiny.build("qwen3_vl"))
     embeddings = torch.randn(6, 64, dtype=torch.float64)
     before, positions = embeddings.clone(), torch.arange(6).repeat(3, 1)
     step = ScratchCache(served, 1, 8).step([(0, 6)])
@@ -245,16 +244,16 @@ def test_what_is_not_described_is_refused_by_field_and_value(name: str) -> None:
         check_config(build())
 
 
-def test_a_description_is_plain_data(family: str, tiny_model: Callable[..., Any]) -> None:
-    config = tiny_model(family).config
+def test_a_description_is_plain_data(family: str) -> None:
+    config = tiny.build(family).config
     one, other = (SUPPORTED[config.model_type].describe(config) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
 
 
-def test_descriptions_say_what_configurations_mean(tiny_model: Callable[..., Any]) -> None:
+def test_descriptions_say_what_configurations_mean() -> None:
     def described(family: str) -> DecoderSpec:
-        config = tiny_model(family).config
+        config = tiny.build(family).config
         return SUPPORTED[config.model_type].describe(config)
 
     windows = described("qwen3")
@@ -281,8 +280,8 @@ def test_a_field_may_say_what_the_family_has_anyway() -> None:
     assert said.biases == Biases(qkv=True)
 
 
-def test_weights_are_refused_by_name(tiny_model: Callable[..., Any]) -> None:
-    surplus, missing, misshapen = (tiny_model("qwen3") for _ in range(3))
+def test_weights_are_refused_by_name() -> None:
+    surplus, missing, misshapen = (tiny.build("qwen3") for _ in range(3))
     layers = [model.get_decoder().layers for model in (surplus, missing, misshapen)]
     layers[0][1].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(96))
     del layers[1][2].self_attn.k_norm

@@ -1,7 +1,6 @@
 """Loading, and refusing with a reason what would not be served right."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,14 @@ from saccade_server.models.family import (
 )
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing import tiny
+from saccade_testing.processors import PromptFolder
 
 CPU = torch.device("cpu")
 
 
-def test_a_saved_model_is_loaded(
-    family: str, tmp_path: Path, tiny_model: Callable[..., Any], recwarn: Any
-) -> None:
-    model = tiny_model(family, dtype=torch.float32)
+def test_a_saved_model_is_loaded(family: str, tmp_path: Path, recwarn: Any) -> None:
+    model = tiny.build(family, dtype=torch.float32)
     model.save_pretrained(tmp_path)
     served = load_model(str(tmp_path), dtype=torch.float32, device=CPU)
     assert type(served) is SUPPORTED[model.config.model_type]
@@ -56,13 +55,13 @@ def test_a_saved_model_is_loaded(
     assert not list(recwarn)
 
 
-def test_the_asked_for_precision_is_loaded(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
-    tiny_model("llava", dtype=torch.float32).save_pretrained(tmp_path)
+def test_the_asked_for_precision_is_loaded(tmp_path: Path) -> None:
+    tiny.build("llava", dtype=torch.float32).save_pretrained(tmp_path)
     assert load_model(str(tmp_path), dtype=torch.bfloat16, device=CPU).dtype == torch.bfloat16
 
 
-def test_ends_of_sequences_come_from_all_configurations(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model("llama")
+def test_ends_of_sequences_come_from_all_configurations() -> None:
+    model = tiny.build("llama")
     model.generation_config.eos_token_id = [7, 3]
     assert serve(model).eos_token_ids == (2, 3, 7)
 
@@ -102,10 +101,8 @@ MISSING = {
 
 
 @pytest.mark.parametrize("kind", MISSING)
-def test_weights_that_are_missing_are_not_made_up(
-    kind: str, tmp_path: Path, tiny_model: Callable[..., Any]
-) -> None:
-    tiny_model(kind, dtype=torch.float32).save_pretrained(tmp_path)
+def test_weights_that_are_missing_are_not_made_up(kind: str, tmp_path: Path) -> None:
+    tiny.build(kind, dtype=torch.float32).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     del weights[next(name for name in weights if name.endswith(MISSING[kind]))]
@@ -115,10 +112,8 @@ def test_weights_that_are_missing_are_not_made_up(
 
 
 @pytest.mark.parametrize("kind", ["llava_next", "internvl", "smolvlm"])
-def test_weights_that_are_left_over_are_named(
-    kind: str, tmp_path: Path, tiny_model: Callable[..., Any]
-) -> None:
-    tiny_model(kind, dtype=torch.float32).save_pretrained(tmp_path)
+def test_weights_that_are_left_over_are_named(kind: str, tmp_path: Path) -> None:
+    tiny.build(kind, dtype=torch.float32).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file({**load_file(file), "model.gate.weight": torch.zeros(3)}, file, {"format": "pt"})
     with pytest.raises(UnsupportedModelError, match=r"gate\.weight"):
@@ -261,7 +256,7 @@ def test_rotary_embeddings_that_do_not_depend_on_neighbours_are_served(kind: str
     [("llava", 16), ("qwen2_5_vl", 16), ("internvl", 8), ("idefics3", 8), ("smolvlm", 8)],
 )
 def test_an_image_processor_that_does_not_fit_is_refused(
-    family: str, patch: int, prompt_folder: Callable[..., Any], tmp_path: Path
+    family: str, patch: int, prompt_folder: PromptFolder, tmp_path: Path
 ) -> None:
     folder = Path(prompt_folder(family)[0])
     for file in folder.iterdir():
@@ -274,7 +269,7 @@ def test_an_image_processor_that_does_not_fit_is_refused(
 
 
 def test_an_image_processor_of_other_tiles_is_refused(
-    prompt_folder: Callable[..., Any], tmp_path: Path
+    prompt_folder: PromptFolder, tmp_path: Path
 ) -> None:
     folder = Path(prompt_folder("llava_next")[0])
     for file in folder.iterdir():
@@ -288,7 +283,7 @@ def test_an_image_processor_of_other_tiles_is_refused(
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json"])
 def test_what_a_prompt_needs_is_missed_at_load(
-    file: str, prompt_folder: Callable[..., Any], tmp_path: Path
+    file: str, prompt_folder: PromptFolder, tmp_path: Path
 ) -> None:
     folder = Path(prompt_folder("llava")[0])
     for path in folder.iterdir():

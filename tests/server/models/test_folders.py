@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from saccade_server.models.family import UnsupportedModelError, load_model
 from saccade_server.models.prompt import PromptProcessor
+from saccade_testing import tiny
+from saccade_testing.processors import PromptFolder
 
 Folder = Callable[[str], Path]
 WEIGHTS = "model.safetensors"
@@ -20,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Folder:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """``whole(kind)``: a folder with configuration and weights; not to be written."""
     made: dict[str, Path] = {}
 
@@ -313,7 +315,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_prompts_need_says_what_is_wrong(
-    name: str, prompt_folder: Callable[..., Any], tmp_path: Path
+    name: str, prompt_folder: PromptFolder, tmp_path: Path
 ) -> None:
     damage, reason = UNREADABLE[name]
     folder = tmp_path / "m"

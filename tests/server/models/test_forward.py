@@ -1,8 +1,7 @@
 """A packed, ragged, paged, chunked forward equals the family's own forward, in float64."""
 
 import copy
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,14 +10,15 @@ import torch
 from saccade_server.models.family import ServedModel, UnsupportedModelError, serve
 from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing import tiny
 
 TOLERANCE = {"rtol": 0, "atol": 1e-8}  # norms round to float32
 
 
 @pytest.fixture
-def pair(family: str, tiny_model: Callable[..., Any]) -> tuple[Any, ServedModel]:
+def pair(family: str) -> tuple[Any, ServedModel]:
     """The same weights twice: transformers' own way, and served."""
-    model = tiny_model(family)
+    model = tiny.build(family)
     return model, serve(copy.deepcopy(model))
 
 
@@ -79,11 +79,9 @@ def packed_logits(
     return list(served.logits(hidden).split([end - start for _, _, start, end in parts]))
 
 
-def test_ragged_prefill_equals_the_own_forward(
-    family: str, pair: tuple[Any, ServedModel], tiny_prompt: Callable[..., Any]
-) -> None:
+def test_ragged_prefill_equals_the_own_forward(family: str, pair: tuple[Any, ServedModel]) -> None:
     model, served = pair
-    prompts = [tiny_prompt(family, images=i, seed=i, text=70 - 30 * i) for i in (2, 0, 1)]
+    prompts = [tiny.prompt(family, images=i, seed=i, text=70 - 30 * i) for i in (2, 0, 1)]
     prepared = [Prepared(served, prompt) for prompt in prompts]
     cache = ScratchCache(served, len(prompts), 128)
     parts = [(i, p, 0, p.length) for i, p in enumerate(prepared)]
@@ -93,10 +91,10 @@ def test_ragged_prefill_equals_the_own_forward(
 
 @pytest.mark.parametrize("chunk", [3, 7])
 def test_chunks_that_cut_through_images_equal_one_prefill(
-    chunk: int, family: str, pair: tuple[Any, ServedModel], tiny_prompt: Callable[..., Any]
+    chunk: int, family: str, pair: tuple[Any, ServedModel]
 ) -> None:
     model, served = pair
-    prompt = tiny_prompt(family)
+    prompt = tiny.prompt(family)
     prepared = Prepared(served, prompt)
     cache = ScratchCache(served, 1, prepared.length)
     got = []
@@ -107,11 +105,11 @@ def test_chunks_that_cut_through_images_equal_one_prefill(
 
 
 def test_decodes_beside_a_prefill_equal_the_own_forward(
-    family: str, pair: tuple[Any, ServedModel], tiny_prompt: Callable[..., Any]
+    family: str, pair: tuple[Any, ServedModel]
 ) -> None:
     model, served = pair
-    prompts = [tiny_prompt(family, images=1, seed=1), tiny_prompt(family, images=2, seed=2)]
-    late = tiny_prompt(family, images=1, seed=3, text=31)
+    prompts = [tiny.prompt(family, images=1, seed=1), tiny.prompt(family, images=2, seed=2)]
+    late = tiny.prompt(family, images=1, seed=3, text=31)
     generated = [11, 29, 50, 12, 77]
     growing = [Prepared(served, prompt, generated) for prompt in prompts]
     starts = [len(prompt.tokens) for prompt in prompts]
@@ -132,15 +130,15 @@ def test_decodes_beside_a_prefill_equal_the_own_forward(
     torch.testing.assert_close(torch.cat(found[2]), own_logits(model, late), **TOLERANCE)
 
 
-def test_windows_are_narrower_than_the_prompts_that_test_them(tiny: ModuleType) -> None:
+def test_windows_are_narrower_than_the_prompts_that_test_them() -> None:
     assert len(tiny.prompt("qwen3").tokens) > tiny.WINDOW
 
 
 def test_images_encoded_together_or_alone_are_the_same(
-    family: str, pair: tuple[Any, ServedModel], tiny_prompt: Callable[..., Any]
+    family: str, pair: tuple[Any, ServedModel]
 ) -> None:
     _, served = pair
-    images = [(image.pixels, image.grid) for image in tiny_prompt(family).images]
+    images = [(image.pixels, image.grid) for image in tiny.prompt(family).images]
     if not images:
         with pytest.raises(ValueError, match="take no images"):
             served.encode_images([(torch.zeros(3, 8, 8), None)])
@@ -155,7 +153,7 @@ def test_images_encoded_together_or_alone_are_the_same(
             torch.testing.assert_close(level, same, **TOLERANCE)
 
 
-def test_attributes(family: str, pair: tuple[Any, ServedModel], tiny: ModuleType) -> None:
+def test_attributes(family: str, pair: tuple[Any, ServedModel]) -> None:
     _, served = pair
     sizes = (served.layers, served.heads, served.kv_heads, served.head_dim, served.hidden_size)
     assert sizes == (4, 4, 2, 16, 64)
@@ -167,8 +165,8 @@ def test_attributes(family: str, pair: tuple[Any, ServedModel], tiny: ModuleType
     assert not any(parameter.requires_grad for parameter in served.model.parameters())
 
 
-def test_logits_of_a_half_precision_model_are_float32(tiny_model: Callable[..., Any]) -> None:
-    served = serve(tiny_model("llama", dtype=torch.bfloat16))
+def test_logits_of_a_half_precision_model_are_float32() -> None:
+    served = serve(tiny.build("llama", dtype=torch.bfloat16))
     assert served.logits(torch.zeros(2, 64, dtype=torch.bfloat16)).dtype == torch.float32
 
 
@@ -179,7 +177,7 @@ def test_a_model_is_served_once(pair: tuple[Any, ServedModel]) -> None:
 
 
 def test_the_vision_tower_keeps_its_own_attention(
-    family: str, pair: tuple[Any, ServedModel], tiny: ModuleType
+    family: str, pair: tuple[Any, ServedModel]
 ) -> None:
     _, served = pair
     if family in tiny.IMAGE_FAMILIES:

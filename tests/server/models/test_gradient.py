@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from saccade_server.models.family import serve
 from saccade_server.models.gradient import Rows, carry_up, judge, share
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing import tiny
 from saccade_testing.tables import write_row
 
 LAYERS = (1, 2)
@@ -115,12 +115,10 @@ class Served:
         return embeddings, probe.seen[LAYERS[0]], Rows(step, positions, start, end)
 
 
-def test_one_row_equals_the_gradient_through_the_whole_sequence(
-    family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
-) -> None:
+def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> None:
     """Two sequences at once, with grouped heads, windows, q/k norms and three position axes."""
-    model = tiny_model(family)
-    prompts = [tiny_prompt(family, images=2, seed=1), tiny_prompt(family, images=1, seed=2)]
+    model = tiny.build(family)
+    prompts = [tiny.prompt(family, images=2, seed=1), tiny.prompt(family, images=1, seed=2)]
     wanted = [
         by_autograd(copy.deepcopy(model), prompt, generated, tokens)
         for prompt, generated, tokens in zip(prompts, GENERATED, CANDIDATES, strict=True)
@@ -144,12 +142,10 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(
         assert torch.equal(cache, old), "nothing may be written"
 
 
-def test_the_gradient_goes_through_edits_where_it_begins_and_ends(
-    tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
-) -> None:
+def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
     """The residual that is handed over is edited once, the last one before its norm, and what a
     layer adds on the way."""
-    model, prompt = tiny_model("llama"), tiny_prompt("llama", seed=1)
+    model, prompt = tiny.build("llama"), tiny.prompt("llama", seed=1)
     places = (LAYERS[0], model.config.num_hidden_layers)
     v = normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
     tables = ResidualTables.allocate(2, places[1], 64)

@@ -1,7 +1,5 @@
 """The features counted for a picture are the features the tower makes of it."""
 
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,8 @@ from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.images import LARGE_PIXELS, REDUCING_GAP, ImagePreprocessor
 from saccade_server.models.prompt import PromptProcessor
+from saccade_testing import processors, tiny
+from saccade_testing.processors import PromptFolder
 
 VISION = {
     "hidden_size": 16,
@@ -37,9 +37,7 @@ TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "voc
 @pytest.mark.parametrize("vision", [CLIPVisionConfig, SiglipVisionConfig, Dinov2Config])
 @pytest.mark.parametrize("strategy", ["default", "full"])
 @pytest.mark.parametrize("layer", [-2, [-2, -1]])
-def test_llava_features_are_counted(
-    vision: Any, strategy: str, layer: Any, processors: ModuleType
-) -> None:
+def test_llava_features_are_counted(vision: Any, strategy: str, layer: Any) -> None:
     config = LlavaConfig(
         vision_config=vision(**VISION),
         text_config=LlamaConfig(**TEXT, num_attention_heads=2),
@@ -60,15 +58,11 @@ def test_llava_features_are_counted(
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("size", [(40, 30), (17, 90), (8, 8)])
 def test_qwen_features_are_counted(
-    family: str,
-    size: tuple[int, int],
-    processors: ModuleType,
-    prompt_folder: Callable[..., Any],
-    tiny_model: Callable[..., Any],
+    family: str, size: tuple[int, int], prompt_folder: PromptFolder
 ) -> None:
     prompts = PromptProcessor.load(prompt_folder(family)[0])
     image = prompts.chat([Message("user", (processors.picture(*size),))]).images[0]
-    served = serve(tiny_model(family))
+    served = serve(tiny.build(family))
     with torch.no_grad():
         (encoded,) = served.encode_images([(image.pixels, image.grid)])
     assert encoded.features.shape == (image.length, served.hidden_size)
@@ -99,7 +93,7 @@ def test_what_a_tower_of_one_size_can_use(size: dict[str, int]) -> None:
     assert LARGE_PIXELS == 4096 * 4096
 
 
-def test_what_a_tower_of_any_size_can_use(prompt_folder: Callable[..., Any]) -> None:
+def test_what_a_tower_of_any_size_can_use(prompt_folder: PromptFolder) -> None:
     prompts = PromptProcessor.load(prompt_folder("qwen2_5_vl")[0])
     assert prompts._images is not None
     processor = prompts._images._processor
@@ -119,7 +113,7 @@ def test_what_a_tower_of_any_size_can_use(prompt_folder: Callable[..., Any]) -> 
     [("llava_next", 9000 / 48), ("internvl", 9000 / 48), ("idefics3", 125), ("smolvlm", 125)],
 )
 def test_what_a_tower_of_tiles_can_use(
-    family: str, made: float, prompt_folder: Callable[..., Any]
+    family: str, made: float, prompt_folder: PromptFolder
 ) -> None:
     """9000 x 5000 pixels become 48 x 27 in tiles, a canvas of 48 x 24, a longer side of 72."""
     prompts = PromptProcessor.load(prompt_folder(family)[0])
@@ -133,7 +127,7 @@ def test_what_a_tower_of_tiles_can_use(
     assert len(small) == len(whole) > 1
 
 
-def test_language_models_use_no_pixels(prompt_folder: Callable[..., Any]) -> None:
+def test_language_models_use_no_pixels(prompt_folder: PromptFolder) -> None:
     assert PromptProcessor.load(prompt_folder("qwen3")[0]).reduction(9000, 9000) == 1
 
 

@@ -1,7 +1,6 @@
 """Probes see the residual that transformers reports as hidden states."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from saccade_kernels.sinks import SinkTags, sink_scores
 from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing import tiny
 
 DIMS = torch.tensor([3, 40])
 
@@ -50,12 +50,10 @@ def run(
         served.forward(served.embed(torch.tensor(chunk)), positions, step)
 
 
-def test_a_probe_sees_the_residual_entering_its_layers(
-    family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
-) -> None:
-    model = tiny_model(family)
+def test_a_probe_sees_the_residual_entering_its_layers(family: str) -> None:
+    model = tiny.build(family)
     served = serve(copy.deepcopy(model))
-    tokens = list(tiny_prompt(family, images=0).tokens)
+    tokens = list(tiny.prompt(family, images=0).tokens)
     recorder = Recorder(frozenset({0, 1, 3}))
     run(served, ScratchCache(served, 1, 64), tokens, 0, (recorder,))
     own = own_residuals(model, tokens)
@@ -64,14 +62,12 @@ def test_a_probe_sees_the_residual_entering_its_layers(
         torch.testing.assert_close(hidden, own[layer], rtol=0, atol=1e-9)
 
 
-def test_a_probe_sees_the_residual_of_image_features(
-    family: str, tiny: Any, tiny_model: Callable[..., Any]
-) -> None:
+def test_a_probe_sees_the_residual_of_image_features(family: str) -> None:
     """Those of every view, and of the tokens between them, where transformers has them."""
     prompt = tiny.prompt(family, images=2)
     if not prompt.images:
         return
-    model = tiny_model(family)
+    model = tiny.build(family)
     served = serve(copy.deepcopy(model))
     ids, length = torch.tensor([prompt.tokens]), len(prompt.tokens)
     recorder = Recorder(frozenset({0, 3}))
@@ -110,12 +106,10 @@ def sink_tags(slots: torch.Tensor, count: int, threshold: float) -> SinkTags:
     )
 
 
-def test_scores_over_chunks_equal_those_of_the_own_hidden_states(
-    family: str, tiny_model: Callable[..., Any], tiny_prompt: Callable[..., Any]
-) -> None:
-    model = tiny_model(family)
+def test_scores_over_chunks_equal_those_of_the_own_hidden_states(family: str) -> None:
+    model = tiny.build(family)
     served = serve(copy.deepcopy(model))
-    tokens = list(tiny_prompt(family, images=0).tokens)
+    tokens = list(tiny.prompt(family, images=0).tokens)
     layers = [1, 2]
     own = own_residuals(model, tokens)
     want = {layer: sink_scores(own[layer], DIMS).float() for layer in layers}
@@ -146,8 +140,8 @@ def test_scores_over_chunks_equal_those_of_the_own_hidden_states(
     assert not tags[1, :, len(tokens) :].any()
 
 
-def test_probes_of_different_dimensions_share_a_step(tiny_model: Callable[..., Any]) -> None:
-    served = serve(tiny_model("llama"))
+def test_probes_of_different_dimensions_share_a_step() -> None:
+    served = serve(tiny.build("llama"))
     tokens = list(range(10, 22))
     recorder = Recorder(frozenset({2}))
     pool = torch.zeros(4, 64)

@@ -1,7 +1,6 @@
 """Prompts equal those of transformers' own processors, with real tokenizers and pictures."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import Qwen3Config
 
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
+from saccade_testing import processors
 
 FAMILIES = [
     "llama",
@@ -129,7 +129,7 @@ def test_a_chat_without_images_has_the_own_tokens(
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_a_chat_with_images_has_the_own_tokens_and_pixels(
-    family: str, prompt_folder: Folder, processors: ModuleType
+    family: str, prompt_folder: Folder
 ) -> None:
     prompts, own = load(family, prompt_folder)
     pictures = [processors.picture(40, 30, 1), processors.picture(90, 25, 2)]
@@ -159,7 +159,7 @@ def test_a_chat_with_images_has_the_own_tokens_and_pixels(
     check_offsets(got)
 
 
-def test_a_digest_names_the_content(prompt_folder: Folder, processors: ModuleType) -> None:
+def test_a_digest_names_the_content(prompt_folder: Folder) -> None:
     prompts, _ = load("qwen3_vl", prompt_folder)
 
     def digest(picture: Image.Image) -> str:
@@ -174,7 +174,7 @@ def test_a_digest_names_the_content(prompt_folder: Folder, processors: ModuleTyp
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (40, 3), (1, 40), (200, 3)])
 def test_odd_pictures_still_have_the_right_shape(
-    family: str, size: tuple[int, int], prompt_folder: Folder, processors: ModuleType
+    family: str, size: tuple[int, int], prompt_folder: Folder
 ) -> None:
     prompts, _ = load(family, prompt_folder)
     prompt = prompts.chat([Message("user", (processors.picture(*size),))])
@@ -188,9 +188,7 @@ def test_odd_pictures_still_have_the_right_shape(
     )
 
 
-def test_a_picture_too_narrow_for_the_model_is_refused(
-    prompt_folder: Folder, processors: ModuleType
-) -> None:
+def test_a_picture_too_narrow_for_the_model_is_refused(prompt_folder: Folder) -> None:
     prompts, _ = load("qwen2_5_vl", prompt_folder)
     with pytest.raises(PromptError, match="refuses an image of 500x2 pixels"):
         prompts.chat([Message("user", (processors.picture(500, 2),))])
@@ -212,7 +210,7 @@ def test_a_completion_has_the_own_tokens(family: str, prompt_folder: Folder) -> 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_a_completion_places_images_where_the_placeholders_are(
-    family: str, prompt_folder: Folder, processors: ModuleType
+    family: str, prompt_folder: Folder
 ) -> None:
     prompts, own = load(family, prompt_folder)
     text = f"a {PLACEHOLDER[family]} b"
@@ -246,9 +244,7 @@ def test_an_empty_prompt_is_refused(empty: Any, prompt_folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_language_models_refuse_images(
-    family: str, prompt_folder: Folder, processors: ModuleType
-) -> None:
+def test_language_models_refuse_images(family: str, prompt_folder: Folder) -> None:
     prompts, _ = load(family, prompt_folder)
     assert not prompts.accepts_images
     with pytest.raises(PromptError, match="does not accept images"):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from tokenizers import AddedToken, normalizers
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.sanitize import PRIVATE_CHARACTERS, ControlTokens, Segment
+from saccade_testing import processors
 
 FAMILIES = ["llama", "qwen3", "llava", "qwen2_5_vl", "qwen3_vl"]
 
@@ -55,7 +55,7 @@ def test_every_single_control_token_is_harmless(family: str, prompt_folder: Fold
         assert control in got.text
 
 
-def test_a_typed_placeholder_takes_no_image(prompt_folder: Folder, processors: ModuleType) -> None:
+def test_a_typed_placeholder_takes_no_image(prompt_folder: Folder) -> None:
     prompts = PromptProcessor.load(prompt_folder("llava")[0])
     got = prompts.chat([Message("user", ("see <image>:", processors.picture(), "<image>?"))])
     assert len(got.images) == 1
@@ -65,9 +65,7 @@ def test_a_typed_placeholder_takes_no_image(prompt_folder: Folder, processors: M
     assert got.text[end:].startswith("\n<image>?")
 
 
-def test_a_token_cut_in_two_parts_does_not_grow_together(
-    prompt_folder: Folder, processors: ModuleType
-) -> None:
+def test_a_token_cut_in_two_parts_does_not_grow_together(prompt_folder: Folder) -> None:
     prompts = PromptProcessor.load(prompt_folder("qwen2_5_vl")[0])
     want = control_ids(prompts, prompts.chat([Message("user", ("x",))]).tokens)
     for cut in range(1, len("<|image_pad|>")):

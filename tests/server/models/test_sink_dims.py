@@ -15,6 +15,8 @@ from saccade_server.engine.load import load_core
 from saccade_server.models.family import ServedModel, serve
 from saccade_server.models.opening import first_token
 from saccade_server.models.sinks import find_sink_dims, strongest_dims
+from saccade_testing import tiny
+from saccade_testing.processors import PromptFolder
 
 FAMILIES = [
     *("llama", "qwen3", "llava", "llava_next", "internvl", "smolvlm"),
@@ -28,15 +30,13 @@ def family(decoder_family: str) -> str:
     return decoder_family
 
 
-def test_a_random_model_has_none(family: str, tiny_model: Callable[..., Any]) -> None:
-    assert find_sink_dims(serve(tiny_model(family))) == ()
+def test_a_random_model_has_none(family: str) -> None:
+    assert find_sink_dims(serve(tiny.build(family))) == ()
 
 
 @pytest.mark.parametrize("family", ["llama", "llava"])
-def test_planted_ones_are_found_strongest_first(
-    family: str, tiny_model: Callable[..., Any]
-) -> None:
-    served = serve(tiny_model(family))
+def test_planted_ones_are_found_strongest_first(family: str) -> None:
+    served = serve(tiny.build(family))
     weights = served.model.get_input_embeddings().weight
     weights[served.bos_token_id, [37, 12]] += torch.tensor([-20.0, 30.0], dtype=torch.float64)
     assert find_sink_dims(served) == (12, 37)
@@ -56,17 +56,15 @@ OPENINGS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_chats_begin_with_one_token(family: str, prompt_folder: Callable[..., Any]) -> None:
+def test_chats_begin_with_one_token(family: str, prompt_folder: PromptFolder) -> None:
     folder, saved = prompt_folder(family)
     tokenizer = getattr(saved, "tokenizer", saved)
     assert first_token(folder) == tokenizer.convert_tokens_to_ids(OPENINGS[family])
 
 
-def test_without_a_template_nothing_is_known(
-    prompt_folder: Callable[..., Any], tmp_path: Path, tiny_model: Callable[..., Any]
-) -> None:
+def test_without_a_template_nothing_is_known(prompt_folder: PromptFolder, tmp_path: Path) -> None:
     assert first_token(str(tmp_path)) is None
-    tiny_model("llama").save_pretrained(tmp_path)
+    tiny.build("llama").save_pretrained(tmp_path)
     assert first_token(str(tmp_path)) is None
     folder = tmp_path / "untemplated"
     shutil.copytree(prompt_folder("qwen3")[0], folder)
@@ -90,7 +88,7 @@ SMALL_VISION = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_engine_looks_where_chats_begin(
-    family: str, prompt_folder: Callable[..., Any], tmp_path: Path
+    family: str, prompt_folder: PromptFolder, tmp_path: Path
 ) -> None:
     """A massive activation on the template's first token alone: no other prompt has it."""
     folder = tmp_path / "m"

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from saccade_kernels.residual_tables import ResidualTables
 from saccade_server.models.family import serve
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
+from saccade_testing import tiny
 from saccade_testing.tables import write_row
 
 ROWS, PLACES = 5, frozenset({1, 3})
@@ -47,8 +47,8 @@ def tables(layers: int, size: int) -> ResidualTables:
     return made
 
 
-def test_a_probe_sees_what_the_layer_reads(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model("qwen3_vl")
+def test_a_probe_sees_what_the_layer_reads() -> None:
+    model = tiny.build("qwen3_vl")
     served = serve(copy.deepcopy(model))
     residuals = ResidualStep(tables(served.layers, served.hidden_size), frozenset({BEFORE_1}))
     visual = torch.arange(1, ROWS, 2)
@@ -92,11 +92,9 @@ def module_of(model: Any, kind: SiteKind, layer: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", [SiteKind.ATTENTION_OUTPUT, SiteKind.MLP_OUTPUT], ids=str)
-def test_outputs_are_edited_where_the_residual_gets_them(
-    family: str, kind: SiteKind, tiny_model: Callable[..., Any]
-) -> None:
+def test_outputs_are_edited_where_the_residual_gets_them(family: str, kind: SiteKind) -> None:
     """A map of low rank in rows 1 and 3, by a hook on transformers' module and by the tables."""
-    model = tiny_model(family)
+    model = tiny.build(family)
     served = serve(copy.deepcopy(model))
     size = served.hidden_size
     read, write = torch.randn(2, RANK, size).double()

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from transformers import LlavaConfig, Qwen3Config
 from saccade_server.models import template as template_module
 from saccade_server.models.conversation import Message, PromptError, ToolCall, as_text_turns
 from saccade_server.models.prompt import PromptProcessor
+from saccade_testing import processors, templates
+from saccade_testing.processors import PromptFolder
 
 CALL = ToolCall("now", {"zone": "UTC"}, "call_1")
 HISTORY = [
@@ -28,7 +29,7 @@ class NoPixels:
 
 
 @pytest.fixture
-def text_model(prompt_folder: Any) -> Any:
+def text_model(prompt_folder: PromptFolder) -> Any:
     """Make a text model with Qwen's tokenizer and any template."""
     tokenizer = prompt_folder("qwen3")[1]
     return lambda source: PromptProcessor(
@@ -37,7 +38,7 @@ def text_model(prompt_folder: Any) -> Any:
 
 
 @pytest.fixture
-def image_model(prompt_folder: Any) -> Any:
+def image_model(prompt_folder: PromptFolder) -> Any:
     """Make a model with images, with Llama's tokenizer and any template."""
     tokenizer = prompt_folder("llava")[1].tokenizer
     return lambda source: PromptProcessor(
@@ -45,7 +46,7 @@ def image_model(prompt_folder: Any) -> Any:
     )
 
 
-def test_texts_of_a_message_are_lines_of_a_text_model(text_model: Any, templates: Any) -> None:
+def test_texts_of_a_message_are_lines_of_a_text_model(text_model: Any) -> None:
     prompt = text_model(templates.TOOLS).chat([Message("user", ("a red", "cat"))])
     assert "\na red\ncat<|im_end|>" in prompt.text
 
@@ -59,15 +60,13 @@ def test_texts_of_a_message_are_lines_of_a_text_model(text_model: Any, templates
     ],
 )
 def test_no_template_glues_texts(
-    style: str, parts: tuple[str, ...], written: str, image_model: Any, templates: ModuleType
+    style: str, parts: tuple[str, ...], written: str, image_model: Any
 ) -> None:
     prompt = image_model(getattr(templates, style)).chat([Message("user", parts)])
     assert prompt.text == written
 
 
-def test_texts_around_an_image_that_is_written_elsewhere(
-    prompt_folder: Any, processors: ModuleType, templates: ModuleType
-) -> None:
+def test_texts_around_an_image_that_is_written_elsewhere(prompt_folder: PromptFolder) -> None:
     folder, own = prompt_folder("llava")
     prompts = PromptProcessor.load(folder)
     source = templates.HOISTING
@@ -84,23 +83,19 @@ def test_texts_around_an_image_that_is_written_elsewhere(
     assert "a red<image>\ncat" in prompts.chat([message]).text  # in place, and no line is added
 
 
-def test_a_template_with_tools_gets_calls(text_model: Any, templates: ModuleType) -> None:
+def test_a_template_with_tools_gets_calls(text_model: Any) -> None:
     prompt = text_model(templates.TOOLS).chat(HISTORY)
     assert '<tool_call>now {"zone": "UTC"}<|im_end|>' in prompt.text
     assert "<tool_response>12:00</tool_response>" in prompt.text
 
 
-def test_arguments_come_in_the_form_the_template_takes(
-    text_model: Any, templates: ModuleType
-) -> None:
+def test_arguments_come_in_the_form_the_template_takes(text_model: Any) -> None:
     prompt = text_model(templates.TEXT_ARGUMENTS).chat(HISTORY)
     assert prompt.text == 'user: Time?\nassistant:  call now {"zone": "UTC"}\ntool: 12:00\n'
 
 
 @pytest.mark.parametrize("style", ["TOOLS", "TEXT_ARGUMENTS", "ALTERNATING"])
-def test_arguments_that_are_no_object_are_shown_and_stay_text(
-    style: str, text_model: Any, templates: ModuleType
-) -> None:
+def test_arguments_that_are_no_object_are_shown_and_stay_text(style: str, text_model: Any) -> None:
     prompts = text_model(getattr(templates, style))
     end = prompts._tokenizer.convert_tokens_to_ids("<|im_end|>")
     evil, plain = (
@@ -111,7 +106,7 @@ def test_arguments_that_are_no_object_are_shown_and_stay_text(
     assert evil.tokens.count(end) == plain.tokens.count(end)
 
 
-def test_a_template_that_needs_an_object_says_so(text_model: Any, templates: ModuleType) -> None:
+def test_a_template_that_needs_an_object_says_so(text_model: Any) -> None:
     items = "{%- for key, value in call.function.arguments.items() -%}"
     by_item = items + "{{ key + value }}{%- endfor -%}"
     source = templates.TOOLS.replace("{{ call.function.arguments | tojson }}", by_item)
@@ -126,7 +121,7 @@ def _with_arguments(text: str) -> list[Message]:
     return [replace(message, calls=(call,)) if message.calls else message for message in HISTORY]
 
 
-def test_ids_come_in_the_form_the_template_takes(text_model: Any, templates: ModuleType) -> None:
+def test_ids_come_in_the_form_the_template_takes(text_model: Any) -> None:
     text = text_model(templates.SHORT_IDS).chat(HISTORY).text
     _, call, result, _ = text.split("\n")
     assert call.startswith('[CALLS] {"name": "now", "arguments": {"zone": "UTC"}} ')
@@ -141,18 +136,14 @@ def test_ids_come_in_the_form_the_template_takes(text_model: Any, templates: Mod
 
 
 @pytest.mark.parametrize("style", ["ALTERNATING", "NAMING"])
-def test_a_template_without_tools_gets_text_turns(
-    style: str, text_model: Any, templates: ModuleType
-) -> None:
+def test_a_template_without_tools_gets_text_turns(style: str, text_model: Any) -> None:
     prompts = text_model(getattr(templates, style))
     text = prompts.chat([*HISTORY, Message("user", ("And now?",))]).text
     assert 'Call now: {"zone": "UTC"}\n' in text
     assert "Result of now: 12:00\nAnd now?" in text
 
 
-def test_a_template_for_images_without_tools_gets_text_turns(
-    image_model: Any, templates: ModuleType
-) -> None:
+def test_a_template_for_images_without_tools_gets_text_turns(image_model: Any) -> None:
     text = image_model(templates.HOISTING).chat(HISTORY).text
     assert text == (
         'user: Time?\nassistant: Call now: {"zone": "UTC"}\nuser: Result of now: 12:00\n'
@@ -177,9 +168,7 @@ def test_text_turns_name_every_result() -> None:
     assert list(turns[1].parts) == lines
 
 
-def test_what_is_typed_in_calls_and_variables_is_text(
-    text_model: Any, templates: ModuleType
-) -> None:
+def test_what_is_typed_in_calls_and_variables_is_text(text_model: Any) -> None:
     prompts = text_model(templates.TOOLS + "{{ closing }}")
     evil = "<|im_end|>"
     history = [
@@ -201,7 +190,7 @@ def test_what_is_typed_in_calls_and_variables_is_text(
     assert got.text.count(evil) == plain.text.count(evil) + 4
 
 
-def test_variables_of_a_template(text_model: Any, templates: ModuleType) -> None:
+def test_variables_of_a_template(text_model: Any) -> None:
     prompts = text_model(templates.TOOLS)
     assert prompts.template_variables == ("enable_thinking",)
     plain = prompts.chat([Message("user", ("a",))])
@@ -218,9 +207,7 @@ def test_variables_of_a_template(text_model: Any, templates: ModuleType) -> None
     assert text_model("{% if %}").template_variables == ()
 
 
-def test_variables_that_change_nothing_in_a_prompt_are_told(
-    text_model: Any, templates: ModuleType
-) -> None:
+def test_variables_that_change_nothing_in_a_prompt_are_told(text_model: Any) -> None:
     prompts = text_model(templates.TOOLS + "{{ mood }}{% if size == 2 %}!{% endif %}")
     said = [Message("user", ("a",)), Message("assistant", ("b",))]
     for given in (False, True):  # true is the default, and yet another value would count
@@ -233,7 +220,7 @@ def test_variables_that_change_nothing_in_a_prompt_are_told(
     assert prompts.chat(said, variables={"mood": "", "size": 7}).idle == ("size",)
 
 
-def test_what_a_template_reads_of_a_message(text_model: Any, templates: ModuleType) -> None:
+def test_what_a_template_reads_of_a_message(text_model: Any) -> None:
     prompts = text_model(templates.NAMING)
     assert prompts.template_reads == {"name", "reasoning_content"}
     assert text_model(templates.TOOLS).template_reads == set()
@@ -245,7 +232,7 @@ def test_what_a_template_reads_of_a_message(text_model: Any, templates: ModuleTy
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2_5_vl", "llava"])
 @pytest.mark.parametrize("said", ["There is a red", "There is a red ", "<think>"])
 def test_a_message_continued_ends_as_transformers_ends_it(
-    family: str, said: str, prompt_folder: Any
+    family: str, said: str, prompt_folder: PromptFolder
 ) -> None:
     folder, own = prompt_folder(family)
     prompts = PromptProcessor.load(folder)
@@ -267,7 +254,7 @@ def test_a_message_continued_ends_as_transformers_ends_it(
     assert covered == len(got.text)
 
 
-def test_nothing_to_continue(text_model: Any, templates: ModuleType) -> None:
+def test_nothing_to_continue(text_model: Any) -> None:
     prompts = text_model(templates.TOOLS)
     for last in (
         Message("user", ("a",)),

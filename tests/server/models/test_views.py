@@ -1,7 +1,6 @@
 """Where in an image a feature is: from pixels to cells, and from cells to features."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from saccade_server.models.family import serve
 from saccade_server.models.llava_next import AnyResolutionLayout
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 from saccade_server.models.views import Cells, View, cut
+from saccade_testing import tiny
+from saccade_testing.processors import PromptFolder
 
 TILED = ["llava_next", "internvl", "idefics3", "smolvlm"]
 FAMILIES = ["llava", *TILED, "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -34,7 +35,7 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.round(255 * channels).astype(np.uint8))
 
 
-def views_of(family: str, prompt_folder: Any, picture: Image.Image) -> tuple[Any, Any]:
+def views_of(family: str, prompt_folder: PromptFolder, picture: Image.Image) -> tuple[Any, Any]:
     prompts = PromptProcessor.load(prompt_folder(family)[0])
     return prompts, prompts.chat([Message("user", (picture, "What is it?"))]).images
 
@@ -66,7 +67,7 @@ def cell_pixels(view: PreparedImage) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cell_shows_what_its_box_says(
-    family: str, size: tuple[int, int], prompt_folder: Callable[..., Any]
+    family: str, size: tuple[int, int], prompt_folder: PromptFolder
 ) -> None:
     prompts, views = views_of(family, prompt_folder, ramp(*size))
     processor = prompts._images._processor
@@ -109,10 +110,10 @@ def without_attention(model: Any) -> Any:
 @pytest.mark.parametrize("size", [(90, 40), (33, 70)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cell_decides_its_feature_alone(
-    family: str, size: tuple[int, int], prompt_folder: Callable[..., Any], tiny_model: Any
+    family: str, size: tuple[int, int], prompt_folder: PromptFolder
 ) -> None:
     _, views = views_of(family, prompt_folder, ramp(*size))
-    served = serve(without_attention(tiny_model(family)))
+    served = serve(without_attention(tiny.build(family)))
     for view in views:
         changed = view.pixels.copy()
         rows, columns = view.cells.rows, view.cells.columns
@@ -135,7 +136,7 @@ def replaced(view: PreparedImage, pixels: np.ndarray) -> PreparedImage:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_detailed_view_is_what_padding_leaves(
-    size: tuple[int, int], prompt_folder: Callable[..., Any]
+    size: tuple[int, int], prompt_folder: PromptFolder
 ) -> None:
     """By hand: the image is as large as fits into the tiles, patches outside of it are gone."""
     _, (whole, detail) = views_of("llava_next", prompt_folder, ramp(*size))

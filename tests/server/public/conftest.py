@@ -7,14 +7,11 @@ are our own. Expectations follow the documented behaviour of the OpenAI API, els
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from saccade_testing.public import asking as _asking
-from saccade_testing.public import pictures as _pictures
 from saccade_testing.public import text_model
+from saccade_testing.public.asking import Asker
 from saccade_testing.public.process import serve
 
 ORIGIN = "http://localhost:5173"
@@ -22,30 +19,18 @@ ORIGIN = "http://localhost:5173"
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
     """A client of the embedded demo model, which sees images."""
     yield from serve(tmp_path_factory.mktemp("demo") / "log", "--cors-origin", ORIGIN)
 
 
 @pytest.fixture(scope="session")
-def thinker(tmp_path_factory: pytest.TempPathFactory, processors: ModuleType) -> Iterator[Any]:
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
     """A client of a random text model whose template knows tools and thinking."""
     folder = tmp_path_factory.mktemp("thinker")
-    text_model.save(processors, folder)
+    text_model.save(folder)
     options = ("--model", str(folder), "--served-model-name", "thinker")
     yield from serve(tmp_path_factory.mktemp("log") / "log", *options)
-
-
-@pytest.fixture(scope="session")
-def asking() -> ModuleType:
-    """The module of questions: parts, messages, and what refusals look like."""
-    return _asking
-
-
-@pytest.fixture(scope="session")
-def pictures() -> ModuleType:
-    """The module of image files."""
-    return _pictures
 
 
 @pytest.fixture(scope="session")

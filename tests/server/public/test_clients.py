@@ -6,6 +6,8 @@ included.
 
 import pytest
 
+from saccade_testing.public import asking
+
 HI = [{"role": "user", "content": "Hi"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
@@ -125,7 +127,7 @@ CHATS = {
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_the_first_chat_of_a_client_is_answered(demo, asking, name):
+def test_the_first_chat_of_a_client_is_answered(demo, name):
     body = {"model": demo.card["id"], **CHATS[name]}
     if body.get("stream"):
         streamed = demo.stream_from("/v1/chat/completions", body)
@@ -192,7 +194,7 @@ COMPLETIONS = {
 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
-def test_the_first_completion_of_a_client_is_the_plain_one(demo, asking, name):
+def test_the_first_completion_of_a_client_is_the_plain_one(demo, name):
     answer = demo.http.post("/v1/completions", json={"model": demo.card["id"], **COMPLETIONS[name]})
     plain = asking.answered(demo.complete("There is"))["choices"][0]
     choice = asking.answered(answer)["choices"][0]
@@ -209,7 +211,7 @@ def test_a_client_finds_the_model(demo):
     assert demo.http.get(f"/v1/models/{card['id']}").json() == card
 
 
-def test_the_headers_of_sdks_are_taken(demo, asking):
+def test_the_headers_of_sdks_are_taken(demo):
     headers = {
         "authorization": "Bearer sk-none",
         "api-key": "none",

@@ -2,43 +2,45 @@
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 UNKNOWN = 2**31 - 1
 
 
-def choices(asking, answer):
+def choices(answer):
     return [choice["text"] for choice in asking.answered(answer)["choices"]]
 
 
-def tokens(demo, asking, text, **more):
+def tokens(demo, text, **more):
     body = {"model": demo.card["id"], "prompt": text, **more}
     return asking.answered(demo.http.post("/tokenize", json=body))["tokens"]
 
 
-def test_a_prompt_may_be_text_or_tokens_one_or_several(demo, asking):
+def test_a_prompt_may_be_text_or_tokens_one_or_several(demo):
     """P22. From vllm-project/vllm#186."""
-    ids = tokens(demo, asking, "There is")
-    alone = choices(asking, demo.complete("There is"))
-    assert choices(asking, demo.complete(["There is"])) == alone
-    assert choices(asking, demo.complete(ids)) == alone
-    assert choices(asking, demo.complete([ids])) == alone
-    other = choices(asking, demo.complete("Hi"))
+    ids = tokens(demo, "There is")
+    alone = choices(demo.complete("There is"))
+    assert choices(demo.complete(["There is"])) == alone
+    assert choices(demo.complete(ids)) == alone
+    assert choices(demo.complete([ids])) == alone
+    other = choices(demo.complete("Hi"))
     assert other != alone
-    assert choices(asking, demo.complete([ids, tokens(demo, asking, "Hi")])) == [*alone, *other]
-    assert choices(asking, demo.complete(["Hi", "There is"])) == [*other, *alone]
+    assert choices(demo.complete([ids, tokens(demo, "Hi")])) == [*alone, *other]
+    assert choices(demo.complete(["Hi", "There is"])) == [*other, *alone]
 
 
 EMPTY = {"null": None, "list": [], "lists": [[]], "object": {}, "number": 5, "true": True}
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_prompt_of_nothing_is_refused(demo, asking, name):
+def test_a_prompt_of_nothing_is_refused(demo, name):
     """P23."""
     answer = demo.complete(EMPTY[name])
     asking.refused(answer, "prompt[0]" if name == "lists" else "prompt")
 
 
 @pytest.mark.parametrize("prompt", [[UNKNOWN], [[UNKNOWN]], [5, -1]], ids=str)
-def test_an_unknown_token_is_refused(demo, asking, prompt):
+def test_an_unknown_token_is_refused(demo, prompt):
     """P23."""
     answer = demo.complete(prompt)
     assert answer.json()["error"]["param"].startswith("prompt")
@@ -59,19 +61,19 @@ def test_an_unknown_token_is_refused(demo, asking, prompt):
     ],
     ids=str,
 )
-def test_what_asks_for_nothing_changes_nothing(demo, asking, fields):
+def test_what_asks_for_nothing_changes_nothing(demo, fields):
     """P24."""
     answer = demo.complete("There is", **fields)
-    assert choices(asking, answer) == choices(asking, demo.complete("There is"))
+    assert choices(answer) == choices(demo.complete("There is"))
     assert answer.json()["choices"][0]["logprobs"] is None
 
 
-def test_logprobs_as_a_switch_are_refused(demo, asking):
+def test_logprobs_as_a_switch_are_refused(demo):
     """P08. From jjang-ai/vmlx#99: here it is a number, and true could be any."""
     asking.refused(demo.complete("There is", logprobs=True), "logprobs")
 
 
-def test_logprobs_of_one_are_the_tokens_own(demo, asking):
+def test_logprobs_of_one_are_the_tokens_own(demo):
     body = asking.answered(demo.complete("There is", logprobs=1, max_tokens=4))
     found = body["choices"][0]["logprobs"]
     assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["top_logprobs"]) == 4
@@ -92,12 +94,12 @@ WAITING = {
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_what_is_not_offered_is_refused_at_the_field(demo, asking, name):
+def test_what_is_not_offered_is_refused_at_the_field(demo, name):
     fields, param = WAITING[name]
     asking.refused(demo.complete("There is", **fields), param, "unsupported_parameter")
 
 
-def test_an_extra_body_in_the_body_is_refused_with_a_hint(demo, asking):
+def test_an_extra_body_in_the_body_is_refused_with_a_hint(demo):
     """P25. From sgl-project/sglang#20573, vllm-project/vllm#19177: it is the name of an argument of
     the client's, and what is in it would be left undone."""
     message = asking.refused(demo.chat("Hi", extra_body={"top_k": 20}), "extra_body")
@@ -108,7 +110,7 @@ TEXTS = ["There is", "", " a  b\n", "caf\u00e9 \u4f60\u597d \U0001f600", "a</s>"
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_are_those_of_a_prompt_and_text_again(demo, asking, text):
+def test_tokens_are_those_of_a_prompt_and_text_again(demo, text):
     """H12. From jjang-ai/vmlx#99, NVIDIA-NeMo/Gym#636."""
     body = {"model": demo.card["id"], "prompt": text}
     found = asking.answered(demo.http.post("/tokenize", json=body))
@@ -121,7 +123,7 @@ def test_tokens_are_those_of_a_prompt_and_text_again(demo, asking, text):
         assert used == found["count"]
 
 
-def test_the_tokens_of_a_chat_are_those_that_it_uses(demo, asking, pictures):
+def test_the_tokens_of_a_chat_are_those_that_it_uses(demo):
     """H12. An image has one for every feature of it."""
     messages = [
         {"role": "system", "content": "a"},
@@ -144,7 +146,7 @@ def test_the_tokens_of_a_chat_are_those_that_it_uses(demo, asking, pictures):
     ],
     ids=str,
 )
-def test_tokens_of_nothing_are_refused(demo, asking, path, body, param):
+def test_tokens_of_nothing_are_refused(demo, path, body, param):
     """H12."""
     answer = demo.http.post(path, json=body)
     asking.refused(answer, param, status=404 if param == "model" else 400)

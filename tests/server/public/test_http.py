@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from saccade_testing.public import asking
+
 HI = {"role": "user", "content": "Hi"}
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
@@ -69,7 +71,7 @@ def test_two_requests_in_one_connection_are_answered_in_order(demo, small):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate"])
-def test_a_compressed_body_is_refused(demo, asking, small, encoding):
+def test_a_compressed_body_is_refused(demo, small, encoding):
     """H04: gateways that compress."""
     headers = JSON | {"Content-Encoding": encoding}
     answer = demo.http.post(CHAT, content=gzip.compress(small), headers=headers)
@@ -85,7 +87,7 @@ def test_a_body_that_says_it_is_not_compressed_is_read(demo, small, encoding):
 @pytest.mark.parametrize(
     "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 )
-def test_a_body_of_another_type_is_refused(demo, asking, small, kind):
+def test_a_body_of_another_type_is_refused(demo, small, kind):
     """H05: what curl -d and fetch send without a header."""
     answer = demo.http.post(CHAT, content=small, headers={"Content-Type": kind})
     asking.refused(answer, None, status=415, says="application/json")
@@ -100,13 +102,13 @@ FINE = {
 
 
 @pytest.mark.parametrize("name", FINE)
-def test_json_is_known_by_its_type(demo, asking, small, name):
+def test_json_is_known_by_its_type(demo, small, name):
     """H05."""
     answer = demo.http.post(CHAT, content=small, headers={"Content-Type": FINE[name]})
     asking.answered(answer)
 
 
-def test_a_byte_order_mark_is_skipped(demo, asking, small):
+def test_a_byte_order_mark_is_skipped(demo, small):
     """H06: PowerShell, .NET and the REST client of VS Code. From OCA/rest-framework#194,
     n8n-io/n8n#35933, Badgerati/Pode#1604, fastify/secure-json-parse#5."""
     mark = b"\xef\xbb\xbf"
@@ -118,13 +120,13 @@ def test_a_byte_order_mark_is_skipped(demo, asking, small):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
-def test_another_encoding_is_refused(demo, asking, encoding):
+def test_another_encoding_is_refused(demo, encoding):
     body = json.dumps(demo.body("caf\u00e9"), ensure_ascii=False).encode(encoding)
     answer = demo.http.post(CHAT, content=body, headers=JSON)
     asking.refused(answer, None, "invalid_json", says="UTF-8")
 
 
-def test_a_body_may_come_in_pieces_that_cut_a_character(demo, asking):
+def test_a_body_may_come_in_pieces_that_cut_a_character(demo):
     """H07."""
     body = json.dumps(demo.body("caf\u00e9 \u4f60\u597d"), ensure_ascii=False).encode()
     at = body.index("\u4f60".encode()) + 1
@@ -147,7 +149,7 @@ def test_a_body_that_waits_for_leave_gets_it(demo, small):
     assert b"HTTP/1.1 200" in rest
 
 
-def test_another_model_is_not_served(demo, asking):
+def test_another_model_is_not_served(demo):
     """H09."""
     unknown = demo.http.post(CHAT, json=demo.body(HI, model="gpt-4o"))
     asking.refused(unknown, "model", "model_not_found", status=404, says="gpt-4o")
@@ -155,7 +157,7 @@ def test_another_model_is_not_served(demo, asking):
 
 @pytest.mark.parametrize("model", [None, ...], ids=str)
 @pytest.mark.parametrize("query", ["", "?api-version=2024-06-01", "?"])
-def test_no_model_means_the_only_one(demo, asking, model, query):
+def test_no_model_means_the_only_one(demo, model, query):
     """H09. What stands in the query is another server's business."""
     answer = demo.http.post(CHAT + query, json=demo.body(HI, model=model))
     assert asking.answered(answer)["model"] == demo.card["id"]
@@ -175,7 +177,7 @@ LOST = [
 
 
 @pytest.mark.parametrize(("method", "path"), LOST, ids=lambda value: value)
-def test_an_unknown_route_is_a_refusal_that_a_client_can_show(demo, asking, method, path):
+def test_an_unknown_route_is_a_refusal_that_a_client_can_show(demo, method, path):
     """H10, H13, H14. From lm-sys/RouteLLM#43."""
     body = {"json": {"model": demo.card["id"], "input": "Hi"}} if method == "POST" else {}
     answer = demo.http.request(method, path, **body)
@@ -189,7 +191,7 @@ def test_an_unknown_route_is_a_refusal_that_a_client_can_show(demo, asking, meth
     ("method", "path", "allowed"),
     [("GET", CHAT, "POST"), ("POST", "/v1/models", "GET"), ("DELETE", "/v1/completions", "POST")],
 )
-def test_another_method_is_refused_with_the_right_one(demo, asking, method, path, allowed):
+def test_another_method_is_refused_with_the_right_one(demo, method, path, allowed):
     """H10."""
     answer = demo.http.request(method, path, headers=JSON)
     asking.refused(answer, None, "method_not_allowed", status=405)

@@ -5,6 +5,8 @@ import time
 import pytest
 from PIL import Image
 
+from saccade_testing.public import asking, pictures
+
 WRONG = "messages[0].content[0].image_url"
 
 SAME = {
@@ -66,7 +68,7 @@ SAME = {
 
 
 @pytest.fixture(scope="module")
-def wanted(demo, pictures):
+def wanted(demo):
     """What the demo model says of the scene, of it on white and of it in grey."""
     plain = {
         "SCENE": pictures.SCENE,
@@ -76,7 +78,7 @@ def wanted(demo, pictures):
     return {name: demo.look(pictures.data_url(data)) for name, data in plain.items()}
 
 
-def test_the_pictures_that_others_are_compared_with_differ(demo, pictures, wanted):
+def test_the_pictures_that_others_are_compared_with_differ(demo, wanted):
     assert wanted["SCENE"].text == "There is a red circle and a blue square."
     assert wanted["WHITE"].text != wanted["GRAY"].text
     turns = [turn for turn in pictures.STORED.values() if turn is not None]
@@ -88,7 +90,7 @@ def test_the_pictures_that_others_are_compared_with_differ(demo, pictures, wante
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_lossless_file_is_seen_as_its_pixels(demo, pictures, wanted, name):
+def test_a_lossless_file_is_seen_as_its_pixels(demo, wanted, name):
     make, like = SAME[name]
     assert demo.look(pictures.data_url(make(pictures))).distance(wanted[like]) < 1e-5
 
@@ -121,14 +123,14 @@ LOSSY = {
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_lossy_file_is_seen_nearly_as_its_pixels(demo, pictures, wanted, name):
+def test_a_lossy_file_is_seen_nearly_as_its_pixels(demo, wanted, name):
     make, within = LOSSY[name]
     data = make(pictures)
     assert demo.look(pictures.data_url(data, "image/jpeg")).distance(wanted["SCENE"]) < within
 
 
 @pytest.mark.parametrize("kind", ["gray-jpeg", "one-bit-png", "one-bit-bmp"])
-def test_a_file_of_few_colours_is_seen_as_its_pixels(demo, pictures, kind):
+def test_a_file_of_few_colours_is_seen_as_its_pixels(demo, kind):
     """I10."""
     bits = pictures.gray().point(lambda value: 255 * (value > 50)).convert("1")
     data = {
@@ -144,7 +146,7 @@ SIZES = [(1, 1), (60, 1), (1, 60), (2, 1), (500, 19), (32, 3), (3, 32)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_a_picture_of_one_colour_has_that_colour_at_any_size(demo, pictures, size):
+def test_a_picture_of_one_colour_has_that_colour_at_any_size(demo, size):
     """I14, I15, I16: one pixel is the usual smoke test of clients. From vllm-project/vllm#8954,
     #9141 and #13655, lmstudio-ai/lmstudio-bug-tracker#1755, PaddlePaddle/PaddleOCR#17378."""
     large, small = (
@@ -166,7 +168,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_cut_short_is_refused_at_its_place(demo, pictures, asking, name):
+def test_a_file_cut_short_is_refused_at_its_place(demo, name):
     """From vllm-project/vllm#38253, vllm-project/vllm-ascend#10426: half a picture must not be
     taken for the whole."""
     part = asking.image(pictures.data_url(BROKEN[name](pictures)))
@@ -187,7 +189,7 @@ OTHER_FORMATS = {
 
 
 @pytest.mark.parametrize("name", OTHER_FORMATS)
-def test_another_format_is_refused_with_those_that_work(demo, pictures, asking, name):
+def test_another_format_is_refused_with_those_that_work(demo, name):
     """I19. From giselles-ai/giselle#2937."""
     part = asking.image(pictures.data_url(OTHER_FORMATS[name]))
     answer = demo.chat(asking.user(part, asking.text("x")))
@@ -195,7 +197,7 @@ def test_another_format_is_refused_with_those_that_work(demo, pictures, asking, 
     assert all(kind in message for kind in ("PNG", "JPEG", "WebP", "GIF", "BMP"))
 
 
-def test_a_large_photo_held_sideways_is_answered_in_time(demo, pictures, wanted):
+def test_a_large_photo_held_sideways_is_answered_in_time(demo, wanted):
     """I43. From sgl-project/sglang#33464. Eight megapixels, of which the model sees 4096."""
     photo = pictures.data_url(pictures.oriented(6, "JPEG", size=3264, quality=80))
     began = time.monotonic()

@@ -5,6 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 WRONG = "messages[0].content[0].image_url"
 RED = "There is a red circle and a blue square."
 
@@ -54,14 +56,14 @@ SPELLINGS = {
 
 
 @pytest.fixture(scope="module")
-def ragged(pictures):
+def ragged():
     """The scene, with bytes behind it that need padding and every letter of the alphabet."""
     tail = bytes(range(256)) + b"\xfb\xff\xfe" * 3
     return pictures.SCENE + tail + b"\0" * ((1 - len(pictures.SCENE) - len(tail)) % 3)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_a_data_url_is_read_however_it_is_spelled(demo, pictures, ragged, name):
+def test_a_data_url_is_read_however_it_is_spelled(demo, ragged, name):
     url = SPELLINGS[name](ragged)
     assert base64.b64encode(ragged).decode().endswith("==")
     assert demo.look(url).distance(demo.look(pictures.URL)) < 1e-5
@@ -87,32 +89,32 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_picture_is_refused_with_how_to_send_one(demo, pictures, asking, name):
+def test_what_is_no_picture_is_refused_with_how_to_send_one(demo, name):
     make, says = UNREADABLE[name]
     answer = demo.chat(asking.user(asking.image(make(pictures)), asking.text("x")))
     asking.refused(answer, WRONG, says=says)
 
 
-def test_an_address_that_may_not_be_fetched_names_the_option_that_allows_it(demo, asking):
+def test_an_address_that_may_not_be_fetched_names_the_option_that_allows_it(demo):
     """I33."""
     answer = demo.chat(asking.user(asking.image("https://images.example/x.png"), asking.text("x")))
     asking.refused(answer, WRONG, "image_url_not_allowed", says="--allow-image-urls")
 
 
 @pytest.mark.parametrize("detail", ["low", "high", "auto", None])
-def test_the_wanted_detail_is_taken(demo, pictures, asking, detail):
+def test_the_wanted_detail_is_taken(demo, detail):
     """I34. From posit-dev/chatlas#20, vllm-project/vllm#5693."""
     part = asking.image(pictures.URL, detail=detail)
     assert demo.see(asking.user(part, asking.text(asking.QUESTION))).text == RED
 
 
-def test_the_address_as_a_plain_text_is_taken(demo, pictures, asking):
+def test_the_address_as_a_plain_text_is_taken(demo):
     """I35. From vllm-project/vllm#16990, langchain-ai/langchain#22460."""
     part = {"type": "image_url", "image_url": pictures.URL}
     assert demo.see(asking.user(part, asking.text(asking.QUESTION))).text == RED
 
 
-def test_sixteen_images_are_taken_and_seventeen_refused(demo, pictures, asking):
+def test_sixteen_images_are_taken_and_seventeen_refused(demo):
     """I36. From Visual-Agent/DeepEyes#90."""
     one, most = (
         asking.answered(
@@ -128,14 +130,14 @@ def test_sixteen_images_are_taken_and_seventeen_refused(demo, pictures, asking):
     asking.refused(answer, "messages", "too_many_images", says="16")
 
 
-def test_an_image_is_seen_before_and_behind_the_text(demo, pictures, asking):
+def test_an_image_is_seen_before_and_behind_the_text(demo):
     """I37. From vllm-project/vllm#5693."""
     image, text = asking.image(pictures.URL), asking.text(asking.QUESTION)
     assert demo.see(asking.user(image, text)).text == RED
     assert demo.see(asking.user(text, image)).text == RED
 
 
-def test_an_image_is_never_dropped(demo, pictures, asking):
+def test_an_image_is_never_dropped(demo):
     """I38. From raullenchai/Rapid-MLX#457, sgl-project/sglang#21762."""
     with_image = demo.look(pictures.URL)
     assert with_image.prompt_tokens - demo.see(asking.QUESTION).prompt_tokens >= 64

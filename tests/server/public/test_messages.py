@@ -2,6 +2,8 @@
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 HI = {"role": "user", "content": "Hi"}
 
 
@@ -30,7 +32,7 @@ REPLAYED = {
 
 
 @pytest.mark.parametrize("name", REPLAYED)
-def test_a_message_without_content_is_one_without_text(demo, asking, name):
+def test_a_message_without_content_is_one_without_text(demo, name):
     given, empty = (
         demo.see("A red circle.", message, "Is it red?")
         for message in (REPLAYED[name], assistant(""))
@@ -52,7 +54,7 @@ def test_a_refusal_is_replayed_as_what_was_said(demo):
     assert refusal.prompt_tokens == part.prompt_tokens == plain.prompt_tokens
 
 
-def test_the_answers_own_message_can_be_sent_back(demo, asking, pictures):
+def test_the_answers_own_message_can_be_sent_back(demo):
     """M05. From vllm-project/vllm#10463."""
     first = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     message = asking.answered(demo.chat(first))["choices"][0]["message"]
@@ -64,7 +66,7 @@ def test_the_answers_own_message_can_be_sent_back(demo, asking, pictures):
 
 
 @pytest.mark.parametrize("order", ["image last", "image between", "image first"])
-def test_text_parts_are_neither_dropped_nor_glued_together(demo, asking, pictures, order):
+def test_text_parts_are_neither_dropped_nor_glued_together(demo, order):
     """M06, M22: this template writes images first and texts behind them. A line each, as vLLM joins
     them for templates that take one text. From Blaizzy/mlx-vlm#1137, waybarrios/vllm-mlx#12,
     vllm-project/vllm#9358."""
@@ -98,7 +100,7 @@ def test_a_system_message_in_any_form_is_the_same(demo, name):
 
 
 @pytest.mark.parametrize("order", ["middle", "two", "last", "alone"])
-def test_a_system_message_may_stand_anywhere(demo, asking, order):
+def test_a_system_message_may_stand_anywhere(demo, order):
     """M08. From TheR1D/shell_gpt#717."""
     messages = {
         "middle": [HI, SYSTEM, HI],
@@ -111,14 +113,14 @@ def test_a_system_message_may_stand_anywhere(demo, asking, order):
 
 
 @pytest.mark.parametrize("role", ["function", "assistent", "", None, 3])
-def test_another_role_is_refused_with_those_that_exist(demo, asking, role):
+def test_another_role_is_refused_with_those_that_exist(demo, role):
     """M10. From MeetKai/functionary#141."""
     answer = demo.chat(HI, {"role": role, "name": "f", "content": "1"})
     message = asking.refused(answer, "messages[1].role")
     assert all(name in message for name in ("system", "user", "assistant", "tool"))
 
 
-def test_a_conversation_may_end_with_an_answer(demo, asking):
+def test_a_conversation_may_end_with_an_answer(demo):
     """M12: a new one is begun. From vllm-project/vllm#9446, openvinotoolkit/model_server#3877."""
     ended = demo.see(HI, assistant("There is"))
     assert ended.prompt_tokens > demo.see(HI).prompt_tokens
@@ -129,7 +131,7 @@ def test_a_conversation_may_end_with_an_answer(demo, asking):
 PREFILL = {"continue_final_message": True, "add_generation_prompt": False}
 
 
-def test_a_begun_answer_is_continued(demo, asking, pictures):
+def test_a_begun_answer_is_continued(demo):
     """M11. From vllm-project/vllm#6772, ggml-org/llama.cpp#11755, InternLM/lmdeploy#2798,
     sgl-project/sglang#4226."""
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
@@ -151,12 +153,12 @@ def test_nothing_stands_between_a_begun_answer_and_its_end(demo, content):
 @pytest.mark.parametrize(
     "messages", [[HI], [HI, assistant("")], [HI, assistant(None)], [assistant("a"), HI]], ids=str
 )
-def test_without_a_begun_answer_there_is_none_to_continue(demo, asking, messages):
+def test_without_a_begun_answer_there_is_none_to_continue(demo, messages):
     """M11."""
     asking.refused(demo.chat(*messages, **PREFILL), "messages", "invalid_prompt")
 
 
-def test_an_answer_is_either_continued_or_begun(demo, asking):
+def test_an_answer_is_either_continued_or_begun(demo):
     """M11: as vLLM; a continuation alone means that nothing is begun."""
     both = {"continue_final_message": True, "add_generation_prompt": True}
     asking.refused(demo.chat(HI, assistant("There"), **both), "continue_final_message")
@@ -168,13 +170,13 @@ def test_an_answer_is_either_continued_or_begun(demo, asking):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_an_image_belongs_to_a_user(demo, asking, pictures, role):
+def test_an_image_belongs_to_a_user(demo, role):
     """M13, M14. From vllm-project/vllm#33925 and #43203, mistralai/mistral-common#205."""
     answer = demo.chat(HI, {"role": role, "content": [asking.image(pictures.URL)]}, HI)
     asking.refused(answer, "messages[1].content[0].image_url", says="user")
 
 
-def test_unknown_fields_of_messages_and_parts_are_let_through(demo, asking, pictures):
+def test_unknown_fields_of_messages_and_parts_are_let_through(demo):
     """M15: and named, because they change nothing. From vllm-project/vllm#10463."""
     cached = {"cache_control": {"type": "ephemeral"}}
     image = asking.image(pictures.URL, **cached) | cached | {"uuid": None}
@@ -193,7 +195,7 @@ NULLS = ["text", "image_url", "input_audio", "file", "refusal", "video_url", "uu
 
 
 @pytest.mark.parametrize("text", [None, "x"])
-def test_a_part_with_the_fields_of_other_parts_is_what_its_type_says(demo, asking, pictures, text):
+def test_a_part_with_the_fields_of_other_parts_is_what_its_type_says(demo, text):
     """SDKs that have one class for all parts write every field of it."""
     whole = dict.fromkeys(NULLS)
     image = whole | asking.image(pictures.URL) | {"text": text}
@@ -215,7 +217,7 @@ def test_an_empty_field_of_a_message_is_none(demo, message):
 
 
 @pytest.mark.parametrize("content", ["", "   \n", [{"type": "text", "text": ""}], None, []])
-def test_a_user_may_say_nothing(demo, asking, content):
+def test_a_user_may_say_nothing(demo, content):
     """M16. From vllm-project/vllm#21089. Only a message without content is a mistake."""
     answer = demo.chat({"role": "user", "content": content})
     if content:
@@ -228,7 +230,7 @@ def test_a_user_may_say_nothing(demo, asking, content):
         asking.refused(answer, "messages[0].content")
 
 
-def test_the_name_of_a_placeholder_is_text(demo, asking, pictures):
+def test_the_name_of_a_placeholder_is_text(demo):
     """M17. From vllm-project/vllm#18157."""
     said = "<image>\n" + asking.QUESTION
     plain, named = demo.see(asking.QUESTION), demo.see(said)
@@ -248,26 +250,26 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_another_kind_of_part_is_refused_with_those_that_exist(demo, asking, name):
+def test_another_kind_of_part_is_refused_with_those_that_exist(demo, name):
     """From the parts that vLLM takes, NVIDIA/TensorRT-LLM#2581."""
     answer = demo.chat(asking.user(PARTS[name], asking.text("x")))
     asking.refused(answer, "messages[0].content[0]", says="image_url")
 
 
 @pytest.mark.parametrize("part", [{"text": "x"}, {}])
-def test_a_part_names_its_type(demo, asking, part):
+def test_a_part_names_its_type(demo, part):
     """M19."""
     asking.refused(demo.chat(asking.user(part)), "messages[0].content[0]", says="type")
 
 
 @pytest.mark.parametrize("part", ["x", None, 5, ["x"]])
-def test_a_part_is_an_object(demo, asking, part):
+def test_a_part_is_an_object(demo, part):
     """M19."""
     answer = demo.chat(asking.user(asking.text("x"), part))
     asking.refused(answer, "messages[0].content[1]", says="object")
 
 
 @pytest.mark.parametrize("value", [[], {}, "Hi", None, ...], ids=repr)
-def test_a_chat_needs_messages(demo, asking, value):
+def test_a_chat_needs_messages(demo, value):
     """M20. From OpenGVLab/InternVL#726."""
     asking.refused(demo.chat(messages=value), "messages")

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 HI = {"role": "user", "content": "Hi"}
 
 NULLS = [
@@ -90,16 +92,16 @@ NO_CHANGE |= {
 
 
 @pytest.fixture(scope="module")
-def plain(demo, pictures):
+def plain(demo):
     return demo.look(pictures.URL)
 
 
 @pytest.mark.parametrize("name", NO_CHANGE)
-def test_what_asks_for_nothing_changes_nothing(demo, pictures, plain, name):
+def test_what_asks_for_nothing_changes_nothing(demo, plain, name):
     assert demo.look(pictures.URL, **NO_CHANGE[name]).distance(plain) < 1e-5
 
 
-def test_what_nobody_reads_is_named(demo, asking):
+def test_what_nobody_reads_is_named(demo):
     """A header says which fields changed nothing, so that a misspelt one is found."""
     answer = demo.chat(HI, temprature=0.5, user="u", keep_alive="5m", seed=None)
     named = answer.headers["x-saccade-ignored-fields"].split(", ")
@@ -107,7 +109,7 @@ def test_what_nobody_reads_is_named(demo, asking):
     assert "x-saccade-ignored-fields" not in demo.chat(HI, stop=[], n=1).headers
 
 
-def test_null_means_the_default(demo, asking):
+def test_null_means_the_default(demo):
     """P02, the fields that have no neutral value."""
     sampled = demo.chat(HI, temperature=None, max_tokens=None, seed=1)
     assert asking.content(sampled) == asking.content(
@@ -116,7 +118,7 @@ def test_null_means_the_default(demo, asking):
 
 
 @pytest.mark.parametrize("seed", [-1, 0, 2**53, -(2**63), 2**63 - 1])
-def test_every_seed_draws_the_same_twice(demo, asking, pictures, seed):
+def test_every_seed_draws_the_same_twice(demo, seed):
     """P03. From vllm-project/vllm#29185, SillyTavern/SillyTavern#2266."""
     one, two = (demo.look(pictures.PALE, seed=seed, temperature=1.3) for _ in range(2))
     assert one.distance(two) < 1e-4
@@ -135,7 +137,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_each_of_the_stop_texts_stops(demo, asking, pictures, name):
+def test_each_of_the_stop_texts_stops(demo, name):
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     choice = asking.answered(demo.chat(question, stop=STOPS[name]))["choices"][0]
     assert choice["message"]["content"] == "There is a red "
@@ -145,12 +147,12 @@ def test_each_of_the_stop_texts_stops(demo, asking, pictures, name):
 @pytest.mark.parametrize(
     ("stop", "param"), [("", "stop"), ([""], "stop[0]"), (["a", 5], "stop[1]")]
 )
-def test_an_empty_stop_text_is_refused_at_its_place(demo, asking, stop, param):
+def test_an_empty_stop_text_is_refused_at_its_place(demo, stop, param):
     """P04. It would be found everywhere."""
     asking.refused(demo.chat(HI, stop=stop), param)
 
 
-def test_the_first_word_may_stop_the_answer(demo, asking, pictures):
+def test_the_first_word_may_stop_the_answer(demo):
     """P31. From vllm-project/vllm#11089."""
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     body = asking.answered(demo.chat(question, stop="There"))
@@ -161,7 +163,7 @@ def test_the_first_word_may_stop_the_answer(demo, asking, pictures):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_twenty_alternatives_are_given_and_no_more(demo, asking):
+def test_twenty_alternatives_are_given_and_no_more(demo):
     """P09. From vllm-project/vllm#16540."""
     answer = asking.answered(demo.chat(HI, logprobs=True, top_logprobs=20, max_tokens=2))
     for entry in answer["choices"][0]["logprobs"]["content"]:
@@ -173,7 +175,7 @@ def test_twenty_alternatives_are_given_and_no_more(demo, asking):
     asking.refused(demo.chat(HI, top_logprobs=2), "top_logprobs", says="logprobs")
 
 
-def test_stream_options_need_a_stream(demo, asking):
+def test_stream_options_need_a_stream(demo):
     """P12. From tjardoo/openai-client#140."""
     answer = demo.chat(HI, stream_options={"include_usage": True})
     asking.refused(answer, "stream_options", says="stream")
@@ -204,7 +206,7 @@ WAITING = {
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_what_is_not_offered_is_refused_at_the_field(demo, asking, name):
+def test_what_is_not_offered_is_refused_at_the_field(demo, name):
     """P30 from SillyTavern/SillyTavern#2266, shikiw/OPERA#15: never answered without."""
     fields, param = WAITING[name]
     asking.refused(demo.chat(HI, **fields), param, "unsupported_parameter")
@@ -231,14 +233,14 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
-def test_a_value_out_of_range_is_refused_at_the_field(demo, asking, name):
+def test_a_value_out_of_range_is_refused_at_the_field(demo, name):
     fields, param = OUT_OF_RANGE[name]
     error = demo.chat(HI, **fields).json()["error"]
     assert error["param"].split(".")[0] == param
     asking.refused(demo.chat(HI, **fields), error["param"])
 
 
-def test_more_than_the_context_holds_is_refused_with_the_numbers(demo, asking):
+def test_more_than_the_context_holds_is_refused_with_the_numbers(demo):
     """P27. From InternLM/lmdeploy#2382, zai-org/GLM-OCR#106."""
     prompt = demo.see(HI).prompt_tokens
     for name in ("max_tokens", "max_completion_tokens"):
@@ -247,7 +249,7 @@ def test_more_than_the_context_holds_is_refused_with_the_numbers(demo, asking):
         assert [str(prompt), "100000", "2048"] == re.findall("[0-9]+", message)
 
 
-def test_a_bias_moves_the_answer(demo, asking):
+def test_a_bias_moves_the_answer(demo):
     """P20. Ids come as texts, as JSON has no other keys."""
     body = {"model": demo.card["id"], "prompt": " circle"}
     token = asking.answered(demo.http.post("/tokenize", json=body))["tokens"][-1]
@@ -258,7 +260,7 @@ def test_a_bias_moves_the_answer(demo, asking):
     assert asking.content(banned) == plain
 
 
-def test_min_tokens_holds_the_end_back(demo, asking, pictures):
+def test_min_tokens_holds_the_end_back(demo):
     """P21. From vllm-project/vllm#8769 and #1945, modelscope/evalscope#404."""
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     plain = asking.answered(demo.chat(question, max_tokens=20))
@@ -273,7 +275,7 @@ def test_min_tokens_holds_the_end_back(demo, asking, pictures):
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-5, 1e-12, 1e-300])
-def test_a_tiny_temperature_is_nearly_greedy(demo, asking, pictures, temperature):
+def test_a_tiny_temperature_is_nearly_greedy(demo, temperature):
     """P32. From vllm-project/vllm#3063 and #2937, NVIDIA/TensorRT-LLM#15715."""
     greedy = demo.look(pictures.PALE)
     assert demo.look(pictures.PALE, temperature=temperature, seed=1).text == greedy.text

@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 FULL = 24
 SURE = 1e-5
 BATCHED = 5e-3
@@ -13,7 +15,7 @@ COUNT = itertools.count()
 """Makes prompts that no cache has seen."""
 
 
-def test_contrasts_act_at_temperature_0(demo, pictures):
+def test_contrasts_act_at_temperature_0(demo):
     """V01: published code silently did not. From DAMO-NLP-SG/VCD#4, #8 and #37."""
     plain = demo.look(pictures.PALE, max_tokens=FULL)
     for entry in (
@@ -25,7 +27,7 @@ def test_contrasts_act_at_temperature_0(demo, pictures):
         assert steered.distance(plain) > 1e-3
 
 
-def test_strength_0_right_after_a_strong_one_is_plain(demo, pictures):
+def test_strength_0_right_after_a_strong_one_is_plain(demo):
     """V02. From ZJU-REAL/EasySteer#20."""
     plain = demo.look(pictures.URL)
     for alpha, changes in ((4, True), (0, False), (4, True)):
@@ -35,7 +37,7 @@ def test_strength_0_right_after_a_strong_one_is_plain(demo, pictures):
     assert demo.look(pictures.URL).distance(plain) < 1e-6
 
 
-def test_the_cache_changes_nothing(demo, asking, pictures):
+def test_the_cache_changes_nothing(demo):
     """V03. From hijohnnylin/neuronpedia#163."""
     entry = {"method": "head_scale", "gain": 1.5, "layers": [2, 3], "heads": "all"}
     question = f"{asking.QUESTION} {next(COUNT)}"
@@ -43,7 +45,7 @@ def test_the_cache_changes_nothing(demo, asking, pictures):
     assert first.distance(again) < 1e-4
 
 
-def test_caches_carry_no_steering_to_others(demo, asking, pictures):
+def test_caches_carry_no_steering_to_others(demo):
     """V21: neither to a plain request, nor back, nor into the next turn. From
     hijohnnylin/neuronpedia#163, ZJU-REAL/EasySteer#20."""
     entry = {"method": "head_scale", "gain": 3, "layers": [1, 2, 3], "heads": "all"}
@@ -61,7 +63,7 @@ def test_caches_carry_no_steering_to_others(demo, asking, pictures):
     assert demo.see(*turn, interventions=[entry]).distance(after) > 1e-3
 
 
-def test_every_decoded_token_is_edited_and_counted(demo, asking, pictures):
+def test_every_decoded_token_is_edited_and_counted(demo):
     """V04. From AIRI-Institute/SAE-Reasoning#3, ndif-team/nnsight#560."""
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     body = asking.answered(demo.chat(question, interventions=[{"method": "pai", "alpha": 1}]))
@@ -71,7 +73,7 @@ def test_every_decoded_token_is_edited_and_counted(demo, asking, pictures):
     assert receipt["rows"]["prompt"] >= 1
 
 
-def test_the_last_query_head_is_not_a_key_head(demo, pictures):
+def test_the_last_query_head_is_not_a_key_head(demo):
     """V09. From jameswdelancey/llama3.c#8: heads count query heads."""
     heads, keys = demo.card["heads"], demo.card["kv_heads"]
     assert heads > keys
@@ -85,7 +87,7 @@ def test_the_last_query_head_is_not_a_key_head(demo, pictures):
     assert last.distance(other) > SURE
 
 
-def test_a_repetition_penalty_acts_beside_dola_and_the_same_twice(demo, pictures):
+def test_a_repetition_penalty_acts_beside_dola_and_the_same_twice(demo):
     """V06. From huggingface/transformers#29619 and #29080."""
     entry = {"method": "dola", "relative_top": 0.0}
     one, two, without = (
@@ -103,7 +105,7 @@ CONTRASTS = {
 
 
 @pytest.mark.parametrize("method", CONTRASTS)
-def test_a_repetition_penalty_acts_under_a_contrast(demo, pictures, method):
+def test_a_repetition_penalty_acts_under_a_contrast(demo, method):
     """V19: as it does without. From huggingface/transformers#29080, DAMO-NLP-SG/VCD#8."""
     fields = {"interventions": [CONTRASTS[method]], "max_tokens": FULL}
     none, some, much = (
@@ -119,7 +121,7 @@ def receipts(body, methods):
     assert {item["status"] for item in body["interventions_applied"]} <= {"applied", "no_effect"}
 
 
-def test_every_method_runs_whole_streamed_and_twice(demo, asking, pictures):
+def test_every_method_runs_whole_streamed_and_twice(demo):
     """V14: each that needs no artifact. From shikiw/OPERA#43, InternLM/lmdeploy#2287."""
     listing = demo.http.get("/v1/interventions").json()["data"]
     wanted = {
@@ -149,7 +151,7 @@ def test_every_method_runs_whole_streamed_and_twice(demo, asking, pictures):
         run(name)
 
 
-def test_a_seed_draws_the_same_under_an_intervention(demo, pictures):
+def test_a_seed_draws_the_same_under_an_intervention(demo):
     """V15. From DAMO-NLP-SG/VCD#24."""
     fields = {"temperature": 1.3, "max_tokens": FULL, "interventions": [{"method": "vcd"}]}
     first, again, *others = (
@@ -159,7 +161,7 @@ def test_a_seed_draws_the_same_under_an_intervention(demo, pictures):
     assert {seen.text for seen in others} - {first.text}
 
 
-def test_an_image_of_an_earlier_turn_is_steered(demo, asking, pictures):
+def test_an_image_of_an_earlier_turn_is_steered(demo):
     """V16. From huggingface/transformers#28032."""
     turns = [
         asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION)),
@@ -171,7 +173,7 @@ def test_an_image_of_an_earlier_turn_is_steered(demo, asking, pictures):
     assert asking.seen(answer).distance(demo.see(*turns)) > 1e-4
 
 
-def test_sampling_fields_and_an_intervention_fit_in_one_request(demo, asking, pictures):
+def test_sampling_fields_and_an_intervention_fit_in_one_request(demo):
     """V18. From huggingface/transformers#29619."""
     question = asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
     answer = demo.chat(
@@ -189,7 +191,7 @@ def test_sampling_fields_and_an_intervention_fit_in_one_request(demo, asking, pi
     assert asking.content(answer).startswith("There is a red circle")
 
 
-def test_each_of_two_images_can_be_chosen(demo, asking, pictures):
+def test_each_of_two_images_can_be_chosen(demo):
     """V20: image 0, image 1 and both are three edits, and each image is seen. From
     huggingface/transformers#28032, LLaVA-VL/LLaVA-NeXT#169."""
     other = pictures.data_url(pictures.encode(pictures.scene((200, 200, 60))))
@@ -216,7 +218,7 @@ ENTRIES = [
 ]
 
 
-def test_a_batch_of_many_kinds_answers_each_as_alone(demo, asking, pictures):
+def test_a_batch_of_many_kinds_answers_each_as_alone(demo):
     """V05: other lengths, images and methods beside it. From huggingface/transformers#28184,
     LLaVA-VL/LLaVA-NeXT#365, vllm-project/vllm#1761."""
     questions = [asking.QUESTION, f"{asking.QUESTION} " * 8]
@@ -232,7 +234,7 @@ def test_a_batch_of_many_kinds_answers_each_as_alone(demo, asking, pictures):
         assert together.distance(one) < BATCHED
 
 
-def test_many_strengths_at_once_each_act_as_alone(demo, pictures):
+def test_many_strengths_at_once_each_act_as_alone(demo):
     """V22. From ZJU-REAL/EasySteer#9, IBM/vLLM-Hook#29."""
     calls = [
         lambda alpha=alpha: demo.look(

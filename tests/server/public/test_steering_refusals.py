@@ -4,16 +4,18 @@ import json
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 HI = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(scope="module")
-def question(asking, pictures):
+def question():
     return asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
 
 
 @pytest.mark.parametrize("order", ["first", "last", "second turn"])
-def test_positions_follow_the_expanded_image(demo, asking, pictures, order):
+def test_positions_follow_the_expanded_image(demo, order):
     """V07. From Aofei-Chang/MedHEval#3."""
     image, text = asking.image(pictures.URL), asking.text(asking.QUESTION)
     turns = {
@@ -26,7 +28,7 @@ def test_positions_follow_the_expanded_image(demo, asking, pictures, order):
     assert asking.seen(answer).distance(demo.see(*turns)) > 1e-5
 
 
-def test_an_image_that_is_not_there_is_refused(demo, asking, question):
+def test_an_image_that_is_not_there_is_refused(demo, question):
     """V07."""
     answer = demo.chat(question, interventions=[{"method": "pai", "image_index": 1}])
     asking.refused(answer, "interventions[0].image_index", "intervention_target_not_found")
@@ -45,7 +47,7 @@ RANGES = {
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_a_layer_or_head_out_of_range_is_refused_with_the_range(demo, asking, name):
+def test_a_layer_or_head_out_of_range_is_refused_with_the_range(demo, name):
     """V08."""
     fields, where, behind = RANGES[name]
     sizes = {"LAYERS": demo.card["layers"], "HEADS": demo.card["heads"]}
@@ -62,26 +64,26 @@ def test_a_layer_or_head_out_of_range_is_refused_with_the_range(demo, asking, na
 
 
 @pytest.mark.parametrize("method", ["pai", "var", "vcd", "pai_contrast"])
-def test_an_image_method_needs_an_image(demo, asking, method):
+def test_an_image_method_needs_an_image(demo, method):
     """V10. From sgl-project/sglang#21762."""
     answer = demo.chat(HI, interventions=[{"method": method}])
     asking.refused(answer, "interventions[0]", "intervention_requires_image", says="image")
 
 
 @pytest.mark.parametrize("value", ["0.5", "NaN", True, [1], {"value": 1}], ids=str)
-def test_a_strength_is_a_number(demo, asking, question, value):
+def test_a_strength_is_a_number(demo, question, value):
     """V11: numbers from YAML and command lines."""
     answer = demo.chat(question, interventions=[{"method": "pai", "alpha": value}])
     asking.refused(answer, "interventions[0].alpha", "intervention_invalid_params", says="number")
 
 
-def test_one_entry_is_still_a_list(demo, asking, question):
+def test_one_entry_is_still_a_list(demo, question):
     """V11."""
     answer = demo.chat(question, interventions={"method": "pai"})
     asking.refused(answer, "interventions", says="list")
 
 
-def test_interventions_may_come_as_text_in_vllm_xargs(demo, asking, pictures, question):
+def test_interventions_may_come_as_text_in_vllm_xargs(demo, question):
     """V12. From IBM/vLLM-Hook#29 and #17. Two places that disagree are refused."""
     entries = [{"method": "pai", "alpha": 2}]
     inside = {"interventions": json.dumps(entries)}
@@ -97,7 +99,7 @@ def test_interventions_may_come_as_text_in_vllm_xargs(demo, asking, pictures, qu
 PASTA = {"method": "pasta", "layers": [1, 2], "heads": "all"}
 
 
-def test_a_highlight_must_be_in_the_prompt(demo, asking):
+def test_a_highlight_must_be_in_the_prompt(demo):
     """V13: of PASTA's users. A text that cuts tokens is found, and so is every occurrence."""
 
     def highlighted(text, said="Where is the red circle? A red circle."):
@@ -126,14 +128,14 @@ MISPLACED = {
 
 
 @pytest.mark.parametrize("name", MISPLACED)
-def test_interventions_in_another_place_are_refused(demo, asking, question, name):
+def test_interventions_in_another_place_are_refused(demo, question, name):
     """V17."""
     fields, param = MISPLACED[name]
     answer = demo.chat(question, **fields)
     asking.refused(answer, param, "intervention_unknown_field", says="interventions")
 
 
-def test_interventions_in_a_message_are_refused(demo, asking, pictures):
+def test_interventions_in_a_message_are_refused(demo):
     """V17."""
     entries = [{"method": "pai"}]
     in_message = demo.chat(asking.user("Hi", interventions=entries))

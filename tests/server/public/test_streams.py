@@ -5,11 +5,13 @@ import time
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 HI = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(scope="module")
-def question(asking, pictures):
+def question():
     return asking.user(asking.image(pictures.URL), asking.text(asking.QUESTION))
 
 
@@ -29,7 +31,7 @@ def test_a_stream_has_the_shape_that_clients_expect(demo, question):
     assert not any("usage" in chunk for chunk in streamed.chunks)
 
 
-def test_usage_comes_last_and_is_null_before(demo, asking, question):
+def test_usage_comes_last_and_is_null_before(demo, question):
     """S02. From BerriAI/litellm#37780, datarobot-oss/datarobot-genai#238,
     vllm-project/vllm#7179."""
     *before, last = demo.stream(question, stream_options={"include_usage": True}).chunks
@@ -103,9 +105,7 @@ def test_streamed_logprobs_are_those_of_the_whole_answer(demo, question):
 
 
 @pytest.mark.parametrize("stop", [["circle and"], ["blue square."], ["zzz", " a b"], ["."]])
-def test_a_stop_text_across_tokens_ends_a_stream_where_it_ends_the_answer(
-    demo, asking, question, stop
-):
+def test_a_stop_text_across_tokens_ends_a_stream_where_it_ends_the_answer(demo, question, stop):
     """S05. From oobabooga/textgen#1369."""
     whole = asking.content(demo.chat(question, stop=stop))
     streamed = demo.stream(question, stop=stop)
@@ -115,7 +115,7 @@ def test_a_stop_text_across_tokens_ends_a_stream_where_it_ends_the_answer(
     assert streamed.choices[-1]["finish_reason"] == "stop"
 
 
-def test_half_a_character_is_never_sent(demo, asking):
+def test_half_a_character_is_never_sent(demo):
     """S06. From ollama/ollama#13497, vllm-project/vllm#34875, standardcompletions/rfcs#2."""
     first = asking.answered(
         demo.http.post("/tokenize", json={"model": demo.card["id"], "prompt": "\u4f60"})
@@ -138,14 +138,14 @@ def test_half_a_character_is_never_sent(demo, asking):
     ],
     ids=["method", "length", "option", "options"],
 )
-def test_an_error_before_the_first_token_is_no_stream(demo, asking, fields, param):
+def test_an_error_before_the_first_token_is_no_stream(demo, fields, param):
     """S07. From raullenchai/Rapid-MLX#457, vllm-project/guidellm#743."""
     answer = demo.http.post("/v1/chat/completions", json=demo.body(HI, stream=True, **fields))
     asking.refused(answer, param)
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_damaged_image_is_no_stream(demo, asking):
+def test_a_damaged_image_is_no_stream(demo):
     """S07."""
     part = asking.image("data:image/png;base64,AAAA")
     answer = demo.http.post(

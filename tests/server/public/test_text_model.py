@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from saccade_testing.public import asking, pictures
+
 
 def turn(role, content):
     return f"<|im_start|>{role}\n{content}<|im_end|>\n"
@@ -107,7 +109,7 @@ WRONG_CALLS = {
 
 
 @pytest.mark.parametrize("name", WRONG_CALLS)
-def test_a_call_that_says_nothing_is_refused_at_its_place(thinker, asking, name):
+def test_a_call_that_says_nothing_is_refused_at_its_place(thinker, name):
     calls, _ = WRONG_CALLS[name]
     answer = thinker.chat("a", {"role": "assistant", "tool_calls": calls}, result("1"))
     assert answer.status_code == 400, answer.text
@@ -115,14 +117,14 @@ def test_a_call_that_says_nothing_is_refused_at_its_place(thinker, asking, name)
     asking.refused(answer, answer.json()["error"]["param"])
 
 
-def test_text_parts_are_joined_with_a_line_feed(is_asked, asking):
+def test_text_parts_are_joined_with_a_line_feed(is_asked):
     """M22: as vLLM joins them. From vllm-project/vllm#9358, Blaizzy/mlx-vlm#1137."""
     prompt = turn("user", "the red\ncat") + BEGIN
     is_asked(prompt, asking.user(asking.text("the red"), asking.text("cat")))
     is_asked(prompt, asking.user(asking.text("the red\ncat")))
 
 
-def test_parts_of_every_role_are_joined_alike(is_asked, asking):
+def test_parts_of_every_role_are_joined_alike(is_asked):
     parts = [asking.text("a"), asking.text("b")]
     prompt = turn("system", "a\nb") + turn("user", "Hi") + turn("assistant", "a\nb")
     is_asked(
@@ -134,7 +136,7 @@ def test_parts_of_every_role_are_joined_alike(is_asked, asking):
     )
 
 
-def test_an_image_is_refused_by_a_model_without_eyes(thinker, asking, pictures):
+def test_an_image_is_refused_by_a_model_without_eyes(thinker):
     answer = thinker.chat(asking.user(asking.image(pictures.URL), asking.text("x")))
     asking.refused(answer, "messages[0].content[0].image_url", "images_not_supported")
 
@@ -181,13 +183,13 @@ def test_thinking_is_left_on_by_what_asks_for_it(is_asked, fields):
 
 
 @pytest.mark.parametrize("value", ["false", "False", 0, "no", [], {}], ids=repr)
-def test_thinking_is_a_switch(thinker, asking, value):
+def test_thinking_is_a_switch(thinker, value):
     """P34: the template asks whether it is false, and none of these is."""
     answer = thinker.chat("Hi", chat_template_kwargs={"enable_thinking": value})
     asking.refused(answer, "chat_template_kwargs.enable_thinking", says="true or false")
 
 
-def test_a_variable_that_the_template_lacks_is_refused_by_name(thinker, asking):
+def test_a_variable_that_the_template_lacks_is_refused_by_name(thinker):
     """P18. The template's own are named, so that a misspelt one is found."""
     answer = thinker.chat("Hi", chat_template_kwargs={"enable_thoughts": False})
     param = "chat_template_kwargs.enable_thoughts"
@@ -195,13 +197,13 @@ def test_a_variable_that_the_template_lacks_is_refused_by_name(thinker, asking):
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "bos_token"])
-def test_what_the_server_gives_the_template_is_not_replaced(thinker, asking, name):
+def test_what_the_server_gives_the_template_is_not_replaced(thinker, name):
     answer = thinker.chat("Hi", chat_template_kwargs={name: "x"})
     asking.refused(answer, f"chat_template_kwargs.{name}")
 
 
 @pytest.mark.parametrize("fields", [{}, *THINKING, {"add_generation_prompt": False}], ids=str)
-def test_the_tokens_of_a_chat_are_those_that_it_uses(thinker, asking, fields):
+def test_the_tokens_of_a_chat_are_those_that_it_uses(thinker, fields):
     """H12. From jjang-ai/vmlx#99, NVIDIA-NeMo/Gym#636."""
     body = {"messages": [SYSTEM, {"role": "user", "content": "Hi"}], **fields}
     found = asking.answered(thinker.http.post("/tokenize", json=body))

@@ -9,6 +9,7 @@ import pytest
 from saccade_server.models.conversation import Message
 from saccade_server.models.prompt import PreparedImage, PromptProcessor
 from saccade_server.requests.noise import NoiseCache, noised
+from saccade_testing import processors
 
 KEPT = 0.744798
 
@@ -71,9 +72,7 @@ def test_noise_is_kept_within_its_budget_and_made_again_the_same() -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_both_copies_of_a_still_image_get_the_same_noise(
-    family: str, prompt_folder: Any, processors: Any
-) -> None:
+def test_both_copies_of_a_still_image_get_the_same_noise(family: str, prompt_folder: Any) -> None:
     """On what the family's own processor makes: the copies are equal before and after."""
     prompts = PromptProcessor.load(prompt_folder(family)[0])
     asked = Message("user", (processors.picture(64, 48), "What is this?"))

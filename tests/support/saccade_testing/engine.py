@@ -8,6 +8,7 @@ import torch
 
 from saccade_interventions.artifacts import Artifact
 from saccade_interventions.model_facts import ModelFacts
+from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
     Array,
@@ -16,8 +17,10 @@ from saccade_server.engine.request import (
     ImageInput,
     SamplingParams,
 )
+from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests.prepared import prepare
+from saccade_testing import tiny
 
 
 @dataclass
@@ -80,6 +83,16 @@ def generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     inputs |= prompt.arguments(tokens, model.dtype)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens, use_cache=True)
     return output[0, len(prompt.tokens) :].tolist()
+
+
+MakeCore = Callable[..., EngineCore]
+"""``make(family, **config)``, as :func:`core_with`."""
+
+
+def core_with(family: str = "llama", **config: Any) -> EngineCore:
+    """An engine over a fresh tiny model; ``config`` are fields of EngineConfig."""
+    settings = {"max_num_seqs": 16, "cache_tokens": 8192, **config}
+    return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings))
 
 
 TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,9 @@ from transformers import (
     SmolVLMProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+PromptFolder = Callable[[str], tuple[str, Any]]
+"""``folder(family)``: where :func:`save` wrote it, and what it gave back."""
 
 CORPUS = [
     "What is in the picture? There is a red cat on a mat, and a blue dog in the garden.",

@@ -17,6 +17,9 @@ from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import GenerateRequest
+from saccade_testing import tiny
+from saccade_testing.engine import make_request
 
 STEPS = 6
 LAYERS, HEADS, DIM, HIDDEN = 4, 4, 16, 64
@@ -301,7 +304,7 @@ HEAD_CASES: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor, int], torch.
 }
 
 
-def crowd(core: EngineCore, tiny: Any, make_request: Any) -> list[Any]:
+def crowd(core: EngineCore) -> list[GenerateRequest]:
     """Plain and steered requests over shared prefixes; some pages fill while decoding."""
     made = []
     for text in (70, 40):  # a full page to share; a page outgrown while decoding

@@ -16,6 +16,8 @@ import torch
 from transformers import AttentionInterface
 
 from saccade_interventions.registry import Registry
+from saccade_server.engine.request import GenerateRequest
+from saccade_testing import engine
 
 LAYERS = (1, 2, 3)  # the default of four: 1, and the last two
 STEPS = 6
@@ -126,13 +128,9 @@ def heads_of(result: Any) -> dict[int, list[int]]:
     return {layer: list(heads) for layer, heads in found.selected}
 
 
-def by_entries(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """``ask`` of conftest.py for entries as a client writes them, with log-probabilities."""
-
-    def make(
-        prompt: Any, entries: Any, name: str = "r", steps: int = STEPS, **sampling: Any
-    ) -> Any:
-        methods = Registry.discover().parse(entries)
-        return ask(prompt, methods, name, steps, **{"logprobs": 1, **sampling})
-
-    return make
+def ask(
+    prompt: Any, entries: Any, name: str = "r", steps: int = STEPS, **sampling: Any
+) -> GenerateRequest:
+    """:func:`engine.ask` for entries as a client writes them, with log-probabilities."""
+    methods = Registry.discover().parse(entries)
+    return engine.ask(prompt, methods, name, steps, **{"logprobs": 1, **sampling})

@@ -1,10 +1,7 @@
 """A server on a real socket over a scripted engine and a byte-level prompt processor."""
 
 import asyncio
-import base64
 import contextlib
-import io
-import json
 import socket
 import threading
 import time
@@ -14,7 +11,6 @@ from typing import Any
 import httpx2
 import openai
 import uvicorn
-from PIL import Image
 
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
@@ -23,10 +19,12 @@ from saccade_server.api.layers.listener import Listener
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.requests.profiles import read_profiles
+from saccade_testing.api.bodies import MODEL, chat_body, parse_events
 from saccade_testing.api.documented import Documented
 from saccade_testing.api.fakes import BytePrompts, FakeEngine
 
-MODEL = "saccade-test"
+MakeServer = Callable[..., "Server"]
+"""``make(engine, **settings)``, as :func:`start_server`; it is stopped when the test ends."""
 
 
 class Server:
@@ -117,18 +115,6 @@ def check_servers() -> None:
     assert not problems, "\n".join(problems[:5])
 
 
-def parse_events(text: str) -> list[object]:
-    blocks = [block for block in text.split("\n\n") if block.startswith("data: ")]
-    return [
-        block[6:] if block == "data: [DONE]" else json.loads(block.removeprefix("data: "))
-        for block in blocks
-    ]
-
-
-def chat_body(**fields: object) -> dict[str, object]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]} | fields
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -136,26 +122,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def data_url(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def image_part(url: str) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def image_messages(*urls: str, text: str = "What is this?") -> list[dict[str, object]]:
-    parts = [image_part(url) for url in urls]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
 REGISTRY = Registry.discover()
 SERVERS: list[Server] = []
 """Those that ran since :func:`check_servers`, and those that run."""
-PICTURE = data_url(encode(Image.new("RGB", (8, 6), "red")))

@@ -13,6 +13,9 @@ from saccade_server.api.settings import ApiSettings
 from saccade_server.engine.messages import Abort, Outputs, Submit
 from saccade_server.engine.request import EngineOutput, FinishReason
 from saccade_server.engine.streams import StreamingClient
+from saccade_testing.api.bodies import MODEL
+from saccade_testing.api.fakes import INFO, BytePrompts
+from saccade_testing.api.server import REGISTRY
 
 HEAD = b"POST %b HTTP/1.%d\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
@@ -74,21 +77,20 @@ class Wire(asyncio.Transport):
 class Stand:
     """An application, an engine that a test steps, and any number of connections."""
 
-    def __init__(self, tools: Any) -> None:
-        self.engine = Stepped(tools.info)
-        settings = ApiSettings(served_model_name=tools.model)
-        app = create_app(self.engine, tools.prompts(), tools.registry, settings)
+    def __init__(self) -> None:
+        self.engine = Stepped(INFO)
+        settings = ApiSettings(served_model_name=MODEL)
+        app = create_app(self.engine, BytePrompts(), REGISTRY, settings)
         self.services = app.state.services
         self._config = HttpConfig(app, settings)
         self._config.load()
-        self._model = tools.model
 
     async def ask(
         self, path: str = "/v1/chat/completions", http: int = 1, on: Any = None, **fields: Any
     ) -> Any:
         """A connection, a new one or ``on``, whose request the engine has."""
         asked = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {}
-        body = json.dumps({"model": self._model, "stream": True, **asked, **fields}).encode()
+        body = json.dumps({"model": MODEL, "stream": True, **asked, **fields}).encode()
         connection = on or self._connected()
         before = len(self.engine.submitted)
         head = HEAD % (path.encode(), http)
@@ -111,9 +113,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def run(tools: Any, test: Callable[[Stand], Awaitable[None]]) -> None:
+def run(test: Callable[[Stand], Awaitable[None]]) -> None:
     async def main() -> None:
-        stand = Stand(tools)
+        stand = Stand()
         try:
             await test(stand)
         finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from saccade_testing import processors
 
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -29,7 +30,7 @@ TEMPLATE = """\
 {%- endif -%}"""
 
 
-def save(processors: ModuleType, folder: Path) -> None:
+def save(folder: Path) -> None:
     """Write the whole folder, weights included."""
     tokenizer = processors.save("qwen3", folder)
     tokenizer.chat_template = TEMPLATE
