@@ -153,9 +153,9 @@ def test_a_draw_launches(kind: str) -> None:
     assert counted.found.total() == DRAWS[kind], dict(counted.found)
 
 
-def test_windows_move_in_seven_launches(tiny_model: Any) -> None:
+def test_windows_move_in_seven_launches() -> None:
     """For all sequences together, in a graph ahead of the step."""
-    model = serve(tiny_model("llama", dtype=torch.bfloat16))
+    model = serve(tiny.build("llama", dtype=torch.bfloat16))
     settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
     core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
     run, counted = core._runner._decoder.idle(StageVariant("windows", 4)), Launches()
