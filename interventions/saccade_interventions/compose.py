@@ -44,6 +44,7 @@ from saccade_interventions.chains import (
     find_loud_chain,
     find_mixed_masses,
 )
+from saccade_interventions.compiled import plan_of
 from saccade_interventions.context import Context
 from saccade_interventions.edits import MOST_GAIN, HeadEdit, MassEdit, ScoreEdit
 from saccade_interventions.errors import Code, InterventionError
@@ -65,7 +66,7 @@ def compile_plan(interventions: Sequence[Intervention], context: Context) -> Pla
     plans: dict[int, Plan] = {}
     for index, intervention in enumerate(interventions):
         try:
-            plan = intervention.compile(context)
+            plan = plan_of(intervention, context)
         except InterventionError as error:
             raise error.within(f"interventions[{index}]") from None
         if plan.acts:

@@ -30,6 +30,7 @@ from saccade_interventions.edits import (
     TagRun,
     Vectors,
 )
+from saccade_interventions.foreign import ForeignError
 from saccade_interventions.needs import Needs, merged
 from saccade_interventions.phases import PHASES, Phase
 from saccade_interventions.programs import ProgramMaker
@@ -64,11 +65,11 @@ class Plan:
     rules: tuple[AnyRule, ...] = ()
 
     def __post_init__(self) -> None:
-        order = [_PLACES[type(rule)] for rule in self.rules]
+        order = [_place(type(rule)) for rule in self.rules]
         if len(set(order)) < len(order):
             raise ValueError("a plan has one rule of a kind")
         if order != sorted(order):
-            rules = sorted(self.rules, key=lambda rule: _PLACES[type(rule)])
+            rules = sorted(self.rules, key=lambda rule: _place(type(rule)))
             object.__setattr__(self, "rules", tuple(rules))
 
     @property
@@ -255,3 +256,14 @@ def _rule_content(rule: Rule) -> bytes:
 
 def _digest(*content: bytes) -> str:
     return hashlib.sha256(b"".join(content)).hexdigest()
+
+
+def _place(kind: type) -> int:
+    """Where rules of a kind come in a plan.
+
+    Raises:
+        ForeignError: the engine has no handler for the kind.
+    """
+    if kind not in _PLACES:
+        raise ForeignError("a rule", kind)
+    return _PLACES[kind]

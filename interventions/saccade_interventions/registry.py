@@ -1,16 +1,14 @@
 """Which methods exist, and what the server tells about them.
 
 Methods are the modules of :mod:`saccade_interventions.methods` and whatever installed packages
-offer under the entry-point group ``saccade.interventions``. A request never brings code.
+offer (see plugins.py). A request never brings code.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +17,8 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.parsing import parse_entries
+from saccade_interventions.plugins import is_method, plugins
 from saccade_interventions.suggest import unknown
-
-GROUP = "saccade.interventions"
 
 
 class Registry:
@@ -41,10 +38,10 @@ class Registry:
         """Everything installed.
 
         Raises:
-            TypeError: an entry point is not a method.
+            PluginError: an installed package offers what is no method, or cannot run here.
             ValueError: two methods have one name.
         """
-        return cls([*_built_in(), *_plugins()])
+        return cls([*_built_in(), *plugins()])
 
     def parse(self, value: object) -> tuple[Intervention, ...]:
         """The methods and parameters that the ``interventions`` field of a request asks for.
@@ -99,23 +96,5 @@ def _built_in() -> Iterator[type[Intervention]]:
     for info in pkgutil.iter_modules(built_in.__path__, f"{built_in.__name__}."):
         module = importlib.import_module(info.name)
         for kind in vars(module).values():
-            if _is_method(kind) and kind.__module__ == module.__name__:
+            if is_method(kind) and kind.__module__ == module.__name__:
                 yield kind
-
-
-def _plugins() -> Iterator[type[Intervention]]:
-    for point in entry_points(group=GROUP):
-        kind = point.load()
-        if not _is_method(kind):
-            raise TypeError(f"entry point {point.name!r} of {GROUP} is not an Intervention")
-        yield kind
-
-
-def _is_method(kind: object) -> bool:
-    """True for a subclass that is complete and has a name of its own."""
-    return (
-        isinstance(kind, type)
-        and issubclass(kind, Intervention)
-        and not inspect.isabstract(kind)
-        and "method" in kind.model_fields
-    )

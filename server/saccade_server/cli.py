@@ -186,16 +186,15 @@ def methods_command(
     threads: Threads = None,
 ) -> None:
     """List the interventions, or describe one as JSON."""
-    from saccade_interventions.errors import InterventionError
     from saccade_interventions.registry import Registry
 
-    registry = Registry.discover()
-    if method is not None:
-        try:
+    try:
+        registry = Registry.discover()
+        if method is not None:
             typer.echo(json.dumps(registry.describe(method), indent=2))
-        except InterventionError as error:
-            raise fail(error) from error
-        return
+            return
+    except ValueError as error:
+        raise fail(error) from error
     log_to_stderr("error")
     try:
         check_model(model if check else None)

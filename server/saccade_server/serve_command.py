@@ -323,6 +323,7 @@ def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) 
     Raises:
         ListenError: the address cannot be had.
         OSError: the folder of artifacts cannot be used.
+        PluginError: an installed package offers a method that cannot run.
         ProfileError: the file of profiles is not usable.
     """
     from saccade_interventions.registry import Registry
@@ -330,8 +331,9 @@ def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) 
     from saccade_server.listening import release, take
     from saccade_server.requests.profiles import load_profiles
 
+    registry = Registry.discover()
     if profiles is not None:
-        load_profiles(profiles, Registry.discover())
+        load_profiles(profiles, registry)
     if artifacts is not None:
         ArtifactStore(artifacts, 0).close()
     release(take(host, port))

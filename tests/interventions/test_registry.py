@@ -5,13 +5,14 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from saccade_interventions import registry as module
+from saccade_interventions import plugins as module
 from saccade_interventions.base import DIALECT, Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.var import VAR
 from saccade_interventions.plan import Plan
+from saccade_interventions.plugins import PluginError
 from saccade_interventions.registry import Registry
 
 
@@ -76,7 +77,7 @@ def test_two_methods_of_one_name(install):
 @pytest.mark.parametrize("target", [dict, print, Intervention])
 def test_an_entry_point_that_is_no_method(install, target):
     install(target)
-    with pytest.raises(TypeError, match="'point'"):
+    with pytest.raises(PluginError, match="'point'"):
         Registry.discover()
 
 

@@ -10,11 +10,12 @@ from contextlib import suppress
 from itertools import combinations_with_replacement
 
 from saccade_interventions.artifacts import Artifact, read_artifact
-from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
+from saccade_interventions.context import Context
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.probes import usual_prompt
 from saccade_interventions.registry import Registry
 
 
@@ -41,11 +42,3 @@ def find_conflicts(registry: Registry, model: ModelFacts) -> dict[str, list[str]
                 for name, rival in {(one, other), (other, one)}:
                     found[name].append(rival)
     return {name: sorted(rivals) for name, rivals in found.items()}
-
-
-def usual_prompt(with_image: bool) -> Prompt:
-    """A prompt of the usual form: an image, if the model takes any, and a question."""
-    images = ((1, 5),) if with_image else ()
-    start = images[0][1] if images else 0
-    offsets = [(0, 0)] * start + [(i, i + 1) for i in range(len(PROBE_TEXT))]
-    return Prompt(len(offsets), images, PROBE_TEXT, tuple(offsets))
