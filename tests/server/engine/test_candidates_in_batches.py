@@ -1,10 +1,10 @@
 """Rejecting sequences among others: batches, overlap, padded steps, kernels."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.plan import Plan
@@ -107,13 +107,13 @@ def test_neighbours_keep_the_padded_path(monkeypatch: pytest.MonkeyPatch) -> Non
     """One sequence that rejects does not take a batch off the captured graphs."""
     core = core_with("llama", padded_decode=True)
     ordinary: list[int] = []
-    compute = core._runner._compute
+    inner = core._runner._ordinary
 
-    def note(chunks: Any, positions: Any) -> Any:
+    def note(chunks: Any) -> Any:
         ordinary.append(sum(chunk.length for chunk in chunks))
-        return compute(chunks, positions)
+        return inner(chunks)
 
-    monkeypatch.setattr(core._runner, "_compute", note)
+    monkeypatch.setattr(core._runner, "_ordinary", note)
     prompt = tiny.prompt("llama")
     requests = [make_request(prompt, n, p, 8) for n, p in (("a", None), ("b", plan_of(prompt)))]
     run(core, requests)
