@@ -293,9 +293,9 @@ def test_a_site_where_nothing_happens_is_caught(
 ) -> None:
     act = Sites.act
 
-    def pass_on(sites: Sites, where: SiteKind, *rest: Any) -> Any:
-        found = act(sites, where, *rest)
-        return rest[1:3] if where is kind else found
+    def pass_on(sites: Sites, where: SiteKind, *rest: Any, **more: Any) -> Any:
+        found = act(sites, where, *rest, **more)
+        return rest[1:] if where is kind else found
 
     monkeypatch.setattr(Sites, "act", pass_on)
     steering = Registry([Registry.discover().methods["steering"]])
