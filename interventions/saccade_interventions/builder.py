@@ -120,7 +120,7 @@ class PlanBuilder:
         phases: tuple[Phase, ...],
         gates: Sequence[Gate] = (),
     ) -> None:
-        """As :meth:`mass`, in heads with classes of their own (see :class:`HeadSinkRule`)."""
+        """As :meth:`mass`, in heads with classes of their own (see ``Rule.per_head``)."""
         if len(gates) > GATES or any(len(gate.weights) != PER_HEAD_CLASSES for gate in gates):
             raise ValueError(f"gates: at most {GATES}, with a weight for each of the own classes")
         transform = np.eye(PER_HEAD_CLASSES)

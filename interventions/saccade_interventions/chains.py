@@ -62,24 +62,24 @@ def find_mixed_masses(masses: Sequence[MassEdit]) -> tuple[MassEdit, MassEdit, i
     return None
 
 
-def find_loud_chain(gains: Sequence[HeadEdit]) -> tuple[HeadEdit, Place] | None:
+def find_loud_chain(heads: Sequence[HeadEdit]) -> tuple[HeadEdit, Place] | None:
     """The edit that lets chained gains exceed MOST_GAIN at one (layer, head, phase), and where.
 
     A later gain scales an earlier shift, too, so a shift begins a chain of its own.
     """
-    if not gains:
+    if not heads:
         return None
-    totals = np.ones((*_sizes(gains), len(PHASES)))
-    for edit in gains:
-        layers, heads = pairs(edit.sites)
+    totals = np.ones((*_sizes(heads), len(PHASES)))
+    for edit in heads:
+        layers, columns = pairs(edit.sites)
         phases = [PHASES.index(phase) for phase in edit.phases]
-        at = layers[:, None], heads[:, None], phases
+        at = layers[:, None], columns[:, None], phases
         chained = totals[at] * abs(edit.gain)
         totals[at] = chained if edit.shift is None else np.maximum(chained, 1.0)
         loud = totals[at] > MOST_GAIN
         if loud.any():
             pair, phase = np.argwhere(loud)[0]
-            return edit, (int(layers[pair]), int(heads[pair]), edit.phases[phase])
+            return edit, (int(layers[pair]), int(columns[pair]), edit.phases[phase])
     return None
 
 

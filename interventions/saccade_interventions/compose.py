@@ -7,10 +7,10 @@ Each method compiles alone, then:
   sinks, a recent key in the method that has a window; the other methods see the key as it was.
   Keys that one method hides are hidden for all.
 - **Score edits add.** All of them read the unedited score, so their order does not matter:
-  PAI with alpha and PASTA with ln(beta) give z' = z + alpha |z| [image] + ln(beta) [weakened].
+  alpha |z| on images beside ln(beta) elsewhere gives z' = z + alpha |z| [image] + ln(beta) [else].
   Those that wait for the first token's confidence add to them as well.
-- **Mass edits come after the softmax**, so they read what score edits made: VAR beside PAI weighs,
-  and gates on, the attention that PAI left.
+- **Mass edits come after the softmax**, so they read what score edits made: they weigh, and gate
+  on, the attention that those left.
 - **Mass edits chain in the order of the request**, m'' = T2 (T1 m), unless one has gates: gates
   read the masses before the chain, so a gated edit shares no (layer, head, row) with another. So
   do edits of heads with key classes of their own, which no other method's classes divide.
@@ -169,10 +169,10 @@ class _Composition:
             raise self._conflict(index, index, what)
 
     def _check_gains(self) -> None:
-        gains = [edit for plan in self._plans for edit in plan.heads]
+        edits = [edit for plan in self._plans for edit in plan.heads]
         rules = [rule for plan in self._plans for rule in plan.rules]
-        gains += [edit for rule in rules for edit in rule.later_heads(self._plans[0].shape.heads)]
-        loud = find_loud_chain(gains)
+        edits += [edit for rule in rules for edit in rule.later_heads(self._plans[0].shape.heads)]
+        loud = find_loud_chain(edits)
         if loud:
             last, (layer, head, phase) = loud
             index = self._indices.index(last.source)
@@ -211,7 +211,7 @@ class _Composition:
         return tuple(made.rule for made in found.values())
 
     def _excluded(self, error: Excluded, plan: int, other: int | None = None) -> InterventionError:
-        found = other if error.other is None else error.other
+        found = other if error.plan is None else error.plan
         return self._conflict(plan, plan if found is None else found, error.reason)
 
     def _conflict(self, one: int, other: int, what: str) -> InterventionError:

@@ -93,8 +93,8 @@ class ScoreEdit:
 class MassEdit:
     """m' = transform m where all gates hold, after softmax; proportions inside a class kept.
 
-    ``per_head_classes``: the classes are the heads' own, which a rule of the plan finds (see
-    :class:`~saccade_interventions.rules.HeadSinkRule`), and not those of the tags.
+    ``per_head_classes``: the classes are the heads' own, which a rule of the plan finds
+    (``Rule.per_head``), and not those of the tags.
     """
 
     sites: Sites

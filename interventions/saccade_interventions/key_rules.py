@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from saccade_interventions.edits import Sites
 from saccade_interventions.needs import Needs, PageExtra
 from saccade_interventions.phases import PHASES, Phase
-from saccade_interventions.rule_base import Excluded, PlanClasses, Retags, Rule
+from saccade_interventions.rule_base import Excluded, PerHead, PlanClasses, Retags, Rule
+from saccade_kernels.controls import EXEMPT_CLASS, SINK_CLASS
 
 if TYPE_CHECKING:
     from saccade_interventions.plan import Plan
@@ -150,6 +151,11 @@ class HeadSinkRule(Rule, frozen=True):
             own_pages=frozenset(PHASES),
             per_head_classes=frozenset(PHASES[:3] if self.decode == "off" else PHASES),
         )
+
+    def per_head(self) -> PerHead:
+        if self.exempt_initial:
+            return PerHead(self.sites, EXEMPT_CLASS + 1, initial=EXEMPT_CLASS)
+        return PerHead(self.sites, SINK_CLASS + 1)
 
     def in_branch(self, moved: Callable[[int], int]) -> Self:
         return self

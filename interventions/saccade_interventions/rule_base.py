@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saccade_interventions.edits import Edits, HeadEdit, ScoreEdit
+from saccade_interventions.edits import Edits, HeadEdit, ScoreEdit, Sites
 from saccade_interventions.needs import Needs
 from saccade_interventions.phases import Phase
 
@@ -36,16 +36,24 @@ class Retags(NamedTuple):
     required: int | None = None
 
 
+class PerHead(NamedTuple):
+    """Heads with ``classes`` key classes of their own, 0 but for the initial token's at first."""
+
+    sites: Sites
+    classes: int
+    initial: int = 0
+
+
 class Excluded(Exception):
     """Two plans cannot be one: why, with {0} for the plan whose rule says so and {1} for another.
 
-    ``other`` is the number of that other plan, if the one who raises it knows it.
+    ``plan`` is the number of that other one, if whoever raises it knows.
     """
 
-    def __init__(self, reason: str, other: int | None = None) -> None:
+    def __init__(self, reason: str, plan: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.other = other
+        self.plan = plan
 
 
 class PlanClasses(Protocol):
@@ -139,6 +147,10 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
 
     def retags(self) -> Retags | None:
         """Which keys may get another class; None if no key does."""
+        return None
+
+    def per_head(self) -> PerHead | None:
+        """Which heads have key classes of their own (see Needs.per_head_classes)."""
         return None
 
     def composed(self, classes: PlanClasses) -> Self:

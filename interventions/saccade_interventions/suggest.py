@@ -42,7 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def hint(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """``did you mean "var"?``, or what to say where nothing is near."""
+    """``did you mean "that"?``, or what to say where nothing is near."""
     near = nearest(name, known)
     return f"did you mean {' or '.join(map(brief, near))}?" if near else otherwise
 

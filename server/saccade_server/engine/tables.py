@@ -11,15 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import HeadSinkRule, RecentRule, SinkRule
-from saccade_kernels.controls import (
-    EXEMPT_CLASS,
-    IDENTITY_ROW,
-    NEVER_ATTEND,
-    SINK_CLASS,
-    ControlShape,
-    Edit,
-)
+from saccade_kernels.controls import IDENTITY_ROW, NEVER_ATTEND, ControlShape, Edit
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import ResidualProgram
 from saccade_kernels.residual_tables import ResidualTables
@@ -216,10 +208,9 @@ def count_classes(plan: Plan) -> int:
     must go back to the others, which the kernels can only do for classes they look at.
     """
     tags = [run.tag for run in plan.tags] + [plan.generated_tag]
-    for rule in (plan.rule(SinkRule), plan.rule(RecentRule)):
-        tags += [changed for _, changed in rule.remap] if rule is not None else []
+    retags = (rule.retags() for rule in plan.rules)
+    tags += [changed for found in retags if found for _, changed in found.remap]
     used = 1 + max((tag for tag in tags if tag != NEVER_ATTEND), default=0)
-    own = plan.rule(HeadSinkRule)
-    if own is not None:
-        used = max(used, 1 + (EXEMPT_CLASS if own.exempt_initial else SINK_CLASS))
+    per_head = (rule.per_head() for rule in plan.rules)
+    used = max(used, *(found.classes for found in per_head if found), 0)
     return max(used, plan.classes) if plan.masses else used

@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import HeadSinkRule
-from saccade_kernels.controls import EXEMPT_CLASS
 from saccade_kernels.packed import PackedProgram, join
 from saccade_kernels.residual import ResidualProgram
 from saccade_kernels.residual_tables import ResidualTables
@@ -130,19 +128,20 @@ def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
 
 def _add_per_head(block: Block, row: int, tag_row: int, plan: Plan, tags: TagTable) -> None:
     """Heads with key classes of their own, which have no sinks yet."""
-    rule, table = plan.rule(HeadSinkRule), tags.per_head
-    assert rule is not None
+    table = tags.per_head
+    found = next((some for rule in plan.rules if (some := rule.per_head())), None)
+    assert found is not None
     assert table is not None
     listed = np.zeros(table.heads.shape[1:], np.uint8)
-    for layer, heads in rule.sites:
+    for layer, heads in found.sites:
         listed[layer, list(heads)] = 1
 
     def write(there: Sequence[torch.Tensor]) -> None:
         table.rows[tag_row].fill_(row)
         table.heads[row].copy_(there[0])
         table.classes[row].zero_()
-        if rule.exempt_initial:
-            table.classes[row, ..., 0].fill_(EXEMPT_CLASS)
+        if found.initial:
+            table.classes[row, ..., 0].fill_(found.initial)
 
     block.add([listed], write)
 

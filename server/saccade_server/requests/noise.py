@@ -1,4 +1,4 @@
-"""Diffusion noise on an image as the vision tower sees it (VCD)."""
+"""Diffusion noise on an image as the vision tower sees it, for branches."""
 
 from __future__ import annotations
 
