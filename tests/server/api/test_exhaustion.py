@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from saccade_server.api.layers.listener import Listener, connections_within_limits
+from saccade_testing.api import exhaust
 from saccade_testing.api.server import wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
-SCRIPT = Path(__file__).with_name("exhaust.py")
 
 
 def cpu_seconds(process):
@@ -55,7 +55,7 @@ def test_out_of_file_descriptors():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     connect = partial(socket.create_connection, timeout=20)
     with ExitStack() as links:
-        command = [sys.executable, SCRIPT]
+        command = [sys.executable, exhaust.__file__]
         server = links.enter_context(subprocess.Popen(command, env=environment, text=True, **pipes))
         links.callback(server.kill)
         address = ("127.0.0.1", int(server.stdout.readline()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saccade_interventions.artifacts import Artifact, read_artifact, write_artifact
-from saccade_interventions.context import ModelFacts
+from saccade_interventions.model_facts import ModelFacts
 
 MODEL = "sha256:" + "c" * 64
 FACTS = ModelFacts(

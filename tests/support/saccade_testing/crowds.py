@@ -118,7 +118,9 @@ def follow(workload: Workload) -> Course:
         model: Any = Faulty(served(workload.family), workload.faults)
         core = EngineCore(model, EngineConfig(**workload.config))
         if workload.captured:
-            core._runner.capture(Recorder(core._runner._decoder))
+            decoder = core._runner._decoder
+            assert decoder is not None
+            core._runner.capture(Recorder(decoder))
         model.armed = True
         alive = _go(core, workload, course)
     course.faults += [f"a warning: {line}" for line in warned if FAULT not in line]

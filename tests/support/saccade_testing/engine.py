@@ -82,7 +82,8 @@ def generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     inputs |= prompt.arguments(tokens, model.dtype)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens, use_cache=True)
-    return output[0, len(prompt.tokens) :].tolist()
+    tokens_after: list[int] = output[0, len(prompt.tokens) :].tolist()
+    return tokens_after
 
 
 MakeCore = Callable[..., EngineCore]

@@ -61,7 +61,8 @@ class Oracle:
     def _logits(self, prompt: Any, tokens: list[int]) -> torch.Tensor:
         ids = torch.tensor([tokens])
         inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
-        return self.model(**inputs).logits[0, -1]
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits[0, -1]
 
 
 def visual(prompt: Any, keys: int) -> torch.Tensor:

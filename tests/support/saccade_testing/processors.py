@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +123,7 @@ SPLIT_TEMPLATE = """\
 {{- 'Assistant:' if add_generation_prompt }}"""
 
 
-def byte_level(special: list[str], words: list[str] = (), **kwargs: Any) -> Any:
+def byte_level(special: list[str], words: Sequence[str] = (), **kwargs: Any) -> Any:
     """A byte-level BPE like Qwen's and Llama 3's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -136,7 +136,7 @@ def byte_level(special: list[str], words: list[str] = (), **kwargs: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **kwargs)
 
 
-def sentence_piece(extra: list[str] = (), **kwargs: Any) -> Any:
+def sentence_piece(extra: Sequence[str] = (), **kwargs: Any) -> Any:
     """A BPE like Llama 2's: a space before every text, bytes as tokens, a BOS."""
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -232,7 +232,7 @@ def _save_llava(folder: Path, text: str = "llama", tokenizer: Any = None) -> Any
     LlavaConfig(
         vision_config={**vision, "hidden_size": 32, "num_attention_heads": 2},
         text_config={"model_type": text, **_text_config(tokenizer)},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
     ).save_pretrained(folder)
     return processor

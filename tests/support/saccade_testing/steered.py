@@ -186,7 +186,8 @@ class Oracle:
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
-    return vector / vector.norm()
+    made: torch.Tensor = vector / vector.norm()
+    return made
 
 
 def at_residuals(edit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Hidden:
@@ -203,7 +204,8 @@ def at_residuals(edit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> 
 def keeping_norm(edit: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def kept(h: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         changed = edit(h, v)
-        return changed * h.norm(dim=-1, keepdim=True) / changed.norm(dim=-1, keepdim=True)
+        norms: torch.Tensor = h.norm(dim=-1, keepdim=True) / changed.norm(dim=-1, keepdim=True)
+        return changed * norms
 
     return kept
 

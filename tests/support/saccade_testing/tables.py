@@ -1,5 +1,6 @@
 """Tables filled row by row, and mass edits on their own: the engine writes many rows at once, and
-attention edits masses between two products."""
+attention edits masses between two products.
+"""
 
 from dataclasses import fields
 

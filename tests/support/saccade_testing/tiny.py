@@ -6,7 +6,7 @@ in it shows. Everything is float64: agreement then means equality up to rounding
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ TEXT: dict[str, Any] = {
     "pad_token_id": 0,
 }
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72]]
+Strategy = Literal["default", "full"]
 TILED = ("llava", "internvl")
 NEXT_IMAGES = (
     ((40, 90), (1, 3), 3, 7),  # height and width; tiles down and across; rows and columns left
@@ -54,7 +55,7 @@ TOWER: dict[str, Any] = {
 }
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-QWEN_TOKENS = {
+QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": VIDEO_TOKEN,
     "vision_start_token_id": VISION_START,
@@ -151,7 +152,8 @@ def prompt(family: str, images: int = 2, seed: int = 0, text: int = 11) -> TinyP
 
 
 def _words(rng: np.random.Generator, count: int) -> list[int]:
-    return rng.integers(10, VOCABULARY, count).tolist()
+    words: list[int] = rng.integers(10, VOCABULARY, count).tolist()
+    return words
 
 
 def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -197,11 +199,11 @@ def _qwen3() -> Any:
     )
 
 
-def _llava(text: Any = None, vision: Any = None, strategy: str = "default") -> Any:
+def _llava(text: Any = None, vision: Any = None, strategy: Strategy = "default") -> Any:
     config = hf.LlavaConfig(
         vision_config=vision or hf.CLIPVisionConfig(**TOWER, projection_dim=32),
         text_config=text or hf.LlamaConfig(**TEXT),
-        image_token_id=IMAGE_TOKEN,
+        image_token_index=IMAGE_TOKEN,
         image_seq_length=9,
         vision_feature_layer=-2,
         vision_feature_select_strategy=strategy,
@@ -209,7 +211,7 @@ def _llava(text: Any = None, vision: Any = None, strategy: str = "default") -> A
     return hf.LlavaForConditionalGeneration(config)
 
 
-def _llava_next(text: Any = None, vision: Any = None, strategy: str = "default") -> Any:
+def _llava_next(text: Any = None, vision: Any = None, strategy: Strategy = "default") -> Any:
     config = hf.LlavaNextConfig(
         vision_config=vision or hf.CLIPVisionConfig(**TOWER, projection_dim=32),
         text_config=text or hf.LlamaConfig(**TEXT),

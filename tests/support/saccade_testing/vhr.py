@@ -94,7 +94,8 @@ class Oracle:
         ids = torch.tensor([tokens])
         shown = replace(self.prompt, images=tuple(images))
         inputs = {"input_ids": ids, "use_cache": False, **shown.arguments(ids)}
-        return self.model(**inputs).logits[0, -1]
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits[0, -1]
 
     def _bare(self) -> list[int]:
         hidden = self.entry.get("without_image") == "hidden"

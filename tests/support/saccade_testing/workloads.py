@@ -126,9 +126,9 @@ def _arrival(
     rng: np.random.Generator,
 ) -> Arrival:
     """A request with settings that others have too, often, or with its own."""
-    prompt = prompts[rng.integers(len(prompts))]
+    prompt = prompts[int(rng.integers(len(prompts)))]
     seeing = bool(prompt.images)
-    entries = settings[rng.integers(SHARED) + SHARED * seeing]
+    entries = settings[int(rng.integers(SHARED)) + SHARED * seeing]
     if rng.random() < 0.4:
         entries = _entries(seeing, rng)
     while True:

@@ -4,7 +4,9 @@ import json
 import re
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
+from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
 EVENT_STREAM = "text/event-stream"
 ERROR = {"$ref": "#/components/schemas/ErrorBody"}
@@ -16,13 +18,13 @@ class Documented:
     ``answered`` has every (method, path of the document, status); ``problems`` has sentences.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: FastAPI) -> None:
         self.app = app
         self.answered: set[tuple[str, str, int]] = set()
         self.problems: list[str] = []
         self._document: dict[str, Any] | None = None
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -30,7 +32,7 @@ class Documented:
         started: dict[str, Any] = {}
         body = bytearray()
 
-        async def watched_send(message):
+        async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 started.update(message)
             elif message["type"] == "http.response.body":

@@ -54,6 +54,8 @@ INFO = EngineInfo(
 
 
 class ByteDecoder:
+    """A detokenizer of bytes, which are tokens."""
+
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -109,6 +111,7 @@ class BytePrompts:
                 if isinstance(part, str):
                     add(part)
                 else:
+                    assert isinstance(part, Pixels)
                     (view,) = part.views
                     place = (view.digest(), len(tokens), view.features)
                     images.append(PreparedImage(*place, view.pixels, view.grid))

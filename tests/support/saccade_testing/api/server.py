@@ -34,7 +34,8 @@ class Server:
         self.engine = engine
         self.prompts = BytePrompts()
         self.settings = settings
-        self.app = create_app(engine, self.prompts, REGISTRY, settings, **offers)
+        prompts: Any = self.prompts
+        self.app = create_app(engine, prompts, REGISTRY, settings, **offers)
         self.documented = Documented(self.app)
         # asyncio sets TCP_NODELAY only on sockets whose protocol is named; without it every
         # answer on a kept connection waits 40 ms for an acknowledgement.
@@ -71,9 +72,9 @@ class Server:
         for name, value in vars(FakeEngine()).items():
             setattr(self.engine, name, value)
 
-    def openai(self, **options: object) -> openai.OpenAI:
-        options = {"api_key": "none", "max_retries": 0} | options
-        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+    def openai(self, **options: Any) -> openai.OpenAI:
+        given: dict[str, Any] = {"api_key": "none", "max_retries": 0} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", **given)
 
     def chat(self, **fields: object) -> httpx2.Response:
         return self.http.post("/v1/chat/completions", json=chat_body(**fields))
@@ -90,10 +91,10 @@ def start_server(
     *,
     profiles: Mapping[str, Any] | None = None,
     faults: Mapping[str, str] | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Server:
     """Start a server; whoever calls this stops it."""
-    options = {"served_model_name": MODEL, "max_body_bytes": 1024 * 1024} | settings
+    options: dict[str, Any] = {"served_model_name": MODEL, "max_body_bytes": 1024 * 1024} | settings
     offers = {
         "profiles": read_profiles({"profiles": dict(profiles or {})}, REGISTRY),
         "faults": faults,

@@ -80,7 +80,8 @@ class Stand:
     def __init__(self) -> None:
         self.engine = Stepped(INFO)
         settings = ApiSettings(served_model_name=MODEL)
-        app = create_app(self.engine, BytePrompts(), REGISTRY, settings)
+        prompts: Any = BytePrompts()
+        app = create_app(self.engine, prompts, REGISTRY, settings)
         self.services = app.state.services
         self._config = HttpConfig(app, settings)
         self._config.load()
@@ -101,9 +102,8 @@ class Stand:
 
     def _connected(self) -> Any:
         state = uvicorn.server.ServerState()
-        made = self._config.http_protocol_class(
-            config=self._config, server_state=state, app_state={}
-        )
+        protocol: Any = self._config.http_protocol_class
+        made = protocol(config=self._config, server_state=state, app_state={})
         made.connection_made(Wire())
         return made
 

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 STATE = Path(os.environ["PAGE_STATE"])
 RUNNING = STATE / "server.json"
@@ -24,7 +25,7 @@ class Command:
     """A command that runs; ``answers`` are the lines of ``warm.py`` about it."""
 
     process: int
-    answers: object
+    answers: TextIO
 
     @classmethod
     def start(cls, arguments: list[str], output: int | None = None) -> "Command":
@@ -62,7 +63,7 @@ def main() -> int:
     return start(wanted)
 
 
-def start(wanted: dict) -> int:
+def start(wanted: dict[str, Any]) -> int:
     """Start a server; returns 0 when it is ready, or what it ended with."""
     log = STATE / f"server-{time.time_ns()}.log"
     # Tests listen on the loopback alone.
@@ -87,7 +88,7 @@ def ready() -> bool:
     url = f"http://127.0.0.1:{os.environ['PAGE_PORT']}/ready"
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
-            return reply.status == 200
+            return bool(reply.status == 200)
     except OSError:
         return False
 

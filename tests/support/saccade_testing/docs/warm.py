@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+from typing import Any
 
 COMMANDS = (
     "saccade_server.calibration.terminal",
@@ -61,7 +62,7 @@ def keep(client: socket.socket) -> None:
         os.close(stream)
     client.sendall(f"{process}\n".encode())
     ended = os.pidfd_open(process)
-    watched = [ended, client] if asked["foreground"] else [ended]
+    watched: list[int | socket.socket] = [ended, client] if asked["foreground"] else [ended]
     if ended not in select.select(watched, [], [])[0]:
         os.killpg(process, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -69,7 +70,7 @@ def keep(client: socket.socket) -> None:
         client.sendall(f"{status if status >= 0 else 128 - status}\n".encode())
 
 
-def run(asked: dict, streams: list[int]) -> None:
+def run(asked: dict[str, Any], streams: list[int]) -> None:
     """Become the command; ends the process."""
     os.setsid()
     for number, stream in enumerate(streams):

@@ -85,7 +85,8 @@ class Asker:
     @cached_property
     def card(self) -> dict[str, Any]:
         """What the server says about its model."""
-        return self.http.get("/v1/models").json()["data"][0]
+        card: dict[str, Any] = self.http.get("/v1/models").json()["data"][0]
+        return card
 
     def body(self, *messages: Any, **more: Any) -> dict[str, Any]:
         """A greedy chat of a few tokens; a text is a user's message, ``...`` leaves a field out."""
@@ -169,12 +170,14 @@ def image(url: str, **more: Any) -> dict[str, Any]:
 def answered(response: httpx2.Response) -> dict[str, Any]:
     """The body of an answer that must be a success."""
     assert response.status_code == 200, response.text
-    return response.json()
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def content(response: httpx2.Response) -> str:
     """The text of a chat that must be answered."""
-    return answered(response)["choices"][0]["message"]["content"]
+    text: str = answered(response)["choices"][0]["message"]["content"]
+    return text
 
 
 def seen(response: httpx2.Response) -> Seen:
@@ -200,7 +203,7 @@ def refused(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param, error
     assert code is None or error["code"] == code, error
-    message = error["message"]
+    message: str = error["message"]
     assert 0 < len(message) <= 1000
     assert not PHRASES.search(message), message
     assert says.lower() in message.lower(), message

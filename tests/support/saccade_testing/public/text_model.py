@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -36,7 +37,7 @@ def save(folder: Path) -> None:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     # Large weights: every token of a prompt shows in what follows it.
-    sizes = {"intermediate_size": 64, "head_dim": 16, "initializer_range": 0.3}
+    sizes: dict[str, Any] = {"intermediate_size": 64, "head_dim": 16, "initializer_range": 0.3}
     config = Qwen3Config.from_pretrained(folder, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ import socket
 import sys
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.layers.connections import HttpConfig
 from saccade_server.api.layers.listener import Listener
@@ -19,7 +20,7 @@ from saccade_server.api.settings import ApiSettings
 FILES = 20
 
 
-async def application(scope, receive, send):
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -31,7 +32,7 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def use_up_files():
+def use_up_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
     held = []
     try:
@@ -42,7 +43,7 @@ def use_up_files():
             os.close(handle)
 
 
-async def main():
+async def main() -> None:
     listener = Listener(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     settings = ApiSettings("x", max_connections=40, header_timeout=60, keep_alive_timeout=60)
@@ -59,5 +60,6 @@ async def main():
     await serving
 
 
-logging.basicConfig(level=logging.WARNING)
-asyncio.run(main())
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(main())
