@@ -1,10 +1,11 @@
 """Memory that nobody holds, full of garbage: on a GPU it is never as clean as in a fresh test."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from saccade_server.engine.decode import PaddedDecoder
+from saccade_server.engine.decode import PaddedDecoder, StepVariant
 
 
 def noise(tensor: torch.Tensor) -> None:
@@ -16,7 +17,8 @@ def noise(tensor: torch.Tensor) -> None:
 class Recorder:
     """Stands for CUDA graphs; leaves garbage in the block before and behind every variant.
 
-    Parameters of draws are written with the step's inputs and read behind it.
+    Parameters of stages are written with the step's inputs, and read behind it or ahead of it. What
+    runs ahead of the step leaves the step's inputs as they are.
     """
 
     def __init__(self, decoder: PaddedDecoder) -> None:
@@ -31,7 +33,14 @@ class Recorder:
             run()
             noise(self._decoder._block)
 
-        return replay
+        return run if self._is_ahead(run) else replay
+
+    def _is_ahead(self, run: Callable[[], None]) -> bool:
+        assert isinstance(run, partial), "what PaddedDecoder.idle returns"
+        (variant,) = run.args
+        if isinstance(variant, StepVariant):
+            return False
+        return self._decoder.stages._stages[variant.stage].ahead
 
     def used(self) -> int:
         return 0
