@@ -1,6 +1,8 @@
 """VHR in the engine against its algorithm written out; see vhr_oracle.py."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ from msgspec.structs import replace as with_fields
 from saccade_interventions.branches import deleted_plan
 from saccade_interventions.edits import HeadEdit
 from saccade_interventions.phases import Phase
+from saccade_interventions.rules import MeasuredGains
+from saccade_server.engine.rules.gains import describe_heads
 from saccade_testing import tiny, vhr
 from saccade_testing.engine import MakeCore, core_with, run
 from saccade_testing.vhr import ask
 
+GOLDEN = Path(__file__).parents[2] / "interventions" / "golden"
 VHR: dict[str, Any] = {"method": "vhr"}
 
 
@@ -188,6 +193,15 @@ def test_the_report(make_core: MakeCore) -> None:
     vhd = torch.stack([(with_image[i] - oracle.seen[i]).norm(dim=-1) for i in range(4)])
     np.testing.assert_allclose(heads.divergence, vhd, atol=1e-5)
     assert heads.total == pytest.approx(sum(sum(sorted(row)[-3:]) for row in vhd.tolist()), 1e-5)
+
+
+def test_the_sum_of_the_report_is_the_golden_one() -> None:
+    arrays = np.load(GOLDEN / "vhr_ref_arrays.npz")
+    most = json.loads((GOLDEN / "vhr_ref_arrays.json").read_text())["hyper"]["k"]
+    rule = MeasuredGains(layers=(0,), gain=1.0, phases=(), report=most)
+    found = describe_heads(rule, arrays["vhd"][None], arrays["selected"][None].astype(np.uint8))
+    assert found.total == pytest.approx(float(arrays["t_vhd_top3"]), 1e-6)
+    assert found.selected == ((0, tuple(np.flatnonzero(arrays["selected"]).tolist())),)
 
 
 def test_the_report_beside_gains(make_core: MakeCore) -> None:
