@@ -16,6 +16,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from hosting.settings import artifacts, settings
 from hosting.stub import IMAGE_TOKENS, MAX_LEN, SINK_DIMS, StubModel
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
-from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.requests.facts import facts_of
 
 BATCHES = {1: 0.5, 32: 1.0, 128: 2.0}
 """Requests -> CPU milliseconds that a plain step may take."""
@@ -137,15 +138,7 @@ def _requests(kind: str, batch: int, plan: Plan | None) -> list[GenerateRequest]
 def _plan(core: EngineCore) -> Plan | None:
     """VAR as it is by default; its image begins behind the first page."""
     named, stored = artifacts()
-    info = core.info
-    facts = ModelFacts(
-        layers=info.layers,
-        heads=info.heads,
-        kv_heads=info.kv_heads,
-        head_dim=info.head_dim,
-        hidden_size=info.hidden_size,
-        sink_dims=info.sink_dims,
-    )
+    facts = replace(facts_of(core.info), accepts_images=True)
     prompt = Prompt(PROMPT, ((70, 70 + IMAGE_TOKENS),))
     methods = Registry.discover().parse(settings(named)["default"]["var"](1.0))
     return compile_plan(methods, Context(facts, prompt, stored.get))

@@ -6,7 +6,7 @@ import pytest
 
 from saccade_interventions.artifacts import artifact_id, write_artifact
 from saccade_testing.api.bodies import MODEL, PICTURE, image_messages
-from saccade_testing.api.fakes import INFO
+from saccade_testing.api.fakes import INFO, FakeEngine
 from saccade_testing.api.server import REGISTRY, MakeServer, Server
 
 PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
@@ -191,6 +191,34 @@ def test_what_is_too_large_for_the_server_is_not_valid(
     rehearsed, real = validate(server, **fields), server.chat(**fields)
     assert rehearsed.status_code == 400
     assert rehearsed.json() == real.json()
+
+
+ACT = {"method": "act", "heads": {"1": [0]}}
+ONE_STEP = {"act": (ACT, 100), "vhr": ({"method": "vhr"}, 150)}
+
+
+@pytest.mark.parametrize("method", ONE_STEP)
+def test_a_prompt_too_long_for_one_step(make_server: MakeServer, method):
+    """By name and place, before anything runs; a shorter prompt, or another method, is served."""
+    entry, tokens = ONE_STEP[method]
+    server = make_server(FakeEngine(msgspec.structs.replace(INFO, max_batched_tokens=tokens)))
+    plain = {"method": "pasta", "highlight": ["x"], "layers": [1]}
+    messages = image_messages(PICTURE, text="x" * 100)
+    body = {"messages": messages, "interventions": [plain, entry], "max_tokens": 2}
+    real = server.chat(**body)
+    assert real.status_code == 400
+    error = real.json()["error"]
+    assert error["code"] == "intervention_invalid_params"
+    assert error["param"] == "interventions[1]"
+    assert error["message"].startswith(f"{method} needs the whole prompt prefilled in one step, ")
+    assert error["message"].endswith(f"computes {tokens} tokens a step (max_batched_tokens)")
+    rehearsal = {"messages": messages, "interventions": [plain, entry]}
+    told = validate(server, **rehearsal)
+    assert (told.status_code, told.json()) == (400, real.json())
+    assert not server.engine.requests
+    assert server.chat(**{**body, "interventions": [plain]}).status_code == 200
+    short = image_messages(PICTURE, text="x")
+    assert server.chat(messages=short, interventions=[plain, entry]).status_code == 200
 
 
 def test_fields_of_a_template_need_messages(server: Server):

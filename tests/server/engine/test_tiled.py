@@ -15,11 +15,11 @@ from saccade_interventions.registry import Registry
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.load import load_core
 from saccade_server.engine.local import LocalEngine
-from saccade_server.engine.request import GenerateRequest, SamplingParams
+from saccade_server.engine.request import SamplingParams
 from saccade_server.models.conversation import Message
 from saccade_server.models.opening import first_token
 from saccade_server.models.prompt import PromptProcessor
-from saccade_server.requests.branches import image_input
+from saccade_server.requests.prepared import Prepared
 from saccade_server.selftest import examine
 from saccade_testing import processors, tiny
 from saccade_testing.engine import core_with, generate, make_request, run
@@ -67,13 +67,8 @@ def test_answers_are_those_of_generate(folder: Any) -> None:
         assert list(prompt.tokens) == inputs["input_ids"][0].tolist()
         answer = model.generate(**inputs, do_sample=False, max_new_tokens=8)
         wanted[str(number)] = answer[0, len(prompt.tokens) :].tolist()
-        images = tuple(map(image_input, prompt.images))
         sampling = SamplingParams(max_tokens=8, temperature=0.0)
-        requests.append(
-            GenerateRequest(
-                request_id=str(number), tokens=prompt.tokens, images=images, sampling=sampling
-            )
-        )
+        requests.append(Prepared(prompt).request(str(number), sampling))
     assert {name: result.tokens for name, result in run(core, requests).items()} == wanted
     assert len({tuple(tokens) for tokens in wanted.values()}) > 1
 
