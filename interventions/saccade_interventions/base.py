@@ -112,7 +112,7 @@ class Intervention(BaseModel):
         """
 
     def resolved(self, context: Context) -> Self:
-        """The same with what it leaves to its artifact filled in; it compiles to the same plan.
+        """The method with what its artifact decides filled in; both compile to the same plan.
 
         Raises:
             InterventionError: the artifact is not there, or is another.

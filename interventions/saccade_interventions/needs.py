@@ -78,7 +78,7 @@ NOTHING = Needs()
 
 
 def merged(needs: Iterable[Needs]) -> Needs:
-    """What all of them need; branches in their order. At most one needs an extra of pages."""
+    """The needs of all rules of a plan; branches in order. At most one rule has a page extra."""
     every = tuple(needs)
     if not every:
         return NOTHING

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from saccade_interventions.plan import Plan
 
 Remap = tuple[tuple[int, int], ...]
-"""(class, the class that a key of it gets)."""
+"""Pairs (class, new class): a key of the first gets the second."""
 
 
 class Retags(NamedTuple):
-    """Which keys a rule may give another class, and which.
+    """Keys to which a rule may give another class: prompt positions from ``start`` on, and
+    generated positions if ``generated``.
 
-    Keys of the prompt from position ``start`` on, and generated ones if ``generated``. ``required``
-    is a class that the rule looks for, whether or not a key can have it.
+    ``required``: a class that the rule looks for, even if no key can have it.
     """
 
     remap: Remap
@@ -45,9 +45,8 @@ class PerHead(NamedTuple):
 
 
 class Excluded(Exception):
-    """Two plans cannot be one: why, with {0} for the plan whose rule says so and {1} for another.
-
-    ``plan`` is the number of that other one, if whoever raises it knows.
+    """The reason why two plans cannot be composed: {0} is the plan of the rule that raises it, {1}
+    the other plan, whose number is ``plan`` if the rule knows it.
     """
 
     def __init__(self, reason: str, plan: int | None = None) -> None:
@@ -57,22 +56,22 @@ class Excluded(Exception):
 
 
 class PlanClasses(Protocol):
-    """How the key classes of one plan are called in the plan that several are composed to."""
+    """Translates the key classes of one plan to those of the composed plan."""
 
     def whole(self, tag: int, reason: str) -> int:
-        """The one class that ``tag`` is.
+        """The class of the composed plan that is class ``tag`` of this one.
 
         Raises:
-            Excluded: another plan divides it; with this reason.
+            Excluded: another plan divides the class into several; with ``reason``.
         """
         ...
 
     def score(self, edit: ScoreEdit) -> ScoreEdit:
-        """The edit by the classes of the whole."""
+        """The edit in classes of the composed plan."""
         ...
 
     def remap(self, kind: type[Rule]) -> Remap:
-        """What rules of this kind do to the classes of the whole."""
+        """The remap of all plans' rules of a kind, in classes of the composed plan."""
         ...
 
 
@@ -89,11 +88,11 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
     """Why only one intervention of a request has a rule of the kind; None: they are joined."""
 
     silent: ClassVar[bool] = False
-    """It only says which class keys belong to: without an edit that names the class it does
-    nothing, and that it worked shows in the rows of edits."""
+    """True for a rule that only gives keys classes: it has an effect through edits that name such a
+    class, and shows in the rows of those edits."""
 
     effects: ClassVar[frozenset[str]] = frozenset()
-    """Its counters that say it changed something; others say what it looked at or chose."""
+    """Names of the rule's counters that mean a change; other counters only say what was seen."""
 
     published: ClassVar[Mapping[str, str]] = {}
     """Name in the usage of a response -> its counter."""
@@ -103,7 +102,7 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
         return Needs()
 
     def check(self, plan: Plan) -> None:
-        """Find a mistake of the method that made the rule and the rest of this plan.
+        """Find a mistake of the method that made this plan with the rule in it.
 
         Raises:
             ValueError: the engine could not follow it.
@@ -113,40 +112,41 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
 
     @property
     def edits(self) -> tuple[ScoreEdit, ...]:
-        """Edits that it holds; which of them run is found while the plan runs."""
+        """Edits that the rule holds; the engine finds out which of them run."""
         return ()
 
     @property
     def layers_measured(self) -> tuple[int, ...]:
-        """Layers where it finds out what to edit, whatever it finds."""
+        """Layers in which the rule measures what to edit."""
         return ()
 
     def later_heads(self, heads: int) -> tuple[HeadEdit, ...]:
-        """Edits that it may append to the head edits of its plan, for a model of so many heads."""
+        """Head edits that the rule may add behind the plan's own, in a model of ``heads`` heads."""
         return ()
 
     def ran(self, counters: Mapping[str, int], finding: Finding | None) -> tuple[Edits, ...]:
-        """Edits that it held or made and that ran, by what the engine says it counted and found."""
+        """Edits held or made by the rule that ran, by the engine's counters and finding."""
         return ()
 
     def rows_without_keys(self, prompt_length: int) -> Mapping[Phase, int]:
-        """The first rows of phases that have no key it concerns."""
+        """How many rows at the start of each phase have no key that concerns the rule."""
         return {}
 
     # Several plans, and plans of branches
 
     def sourced(self, source: int) -> Self:
-        """The rule, and the edits in it, as those of the intervention at this place."""
+        """The rule and its edits, as of the intervention at place ``source`` of the request."""
         return replace(self, source=source)
 
     def excludes(self, other: Rule) -> str | None:
-        """Why no plan has this rule and one of another kind, with {0} for this one's intervention
-        and {1} for the other's; None if all is well. One of the two has to say it.
+        """Why no plan may have this rule and ``other``, a rule of another kind; None: it may.
+
+        {0} is the intervention of this rule, {1} that of the other. One of two kinds says it.
         """
         return None
 
     def retags(self) -> Retags | None:
-        """Which keys may get another class; None if no key does."""
+        """Keys that may get another class; None: no key may."""
         return None
 
     def per_head(self) -> PerHead | None:
@@ -154,36 +154,38 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
         return None
 
     def composed(self, classes: PlanClasses) -> Self:
-        """The rule with the key classes of the plan that several are composed to.
+        """The rule in key classes of the composed plan.
 
         Raises:
-            Excluded: it cannot be said in them.
+            Excluded: those classes cannot express the rule.
         """
         return self
 
     def joined(self, other: Rule, edited: frozenset[int], others: frozenset[int]) -> Self:
-        """The rule that does what two do, for a kind without ``why_one``; both are composed.
+        """One rule in place of this and ``other``, of the same kind, both in composed classes.
+
+        Only kinds without ``why_one`` have it.
 
         Args:
-            edited: layers that the plans edit whose rule this is.
-            others: layers that the other's plan edits.
+            edited: layers edited by the plans that this rule comes from.
+            others: layers edited by the plan of ``other``.
 
         Raises:
-            Excluded: there is none; {0} is this rule's intervention.
+            Excluded: no rule does what both do; {0} is the intervention of this one.
         """
         raise NotImplementedError
 
     def in_branch(self, moved: Callable[[int], int]) -> Self | None:
-        """The rule of a branch with the request's edits; None: it is the request's own.
+        """The rule as a branch follows it that has the request's edits; None: no branch follows it.
 
         Args:
-            moved: where a position of the prompt is in the branch.
+            moved: from a position of the request's prompt to the branch's.
         """
         return None
 
 
 class Finding(Struct, frozen=True, tag=True, kw_only=True):
-    """What a rule found while its plan ran, once; ``source`` is its intervention's place."""
+    """What a rule found, once, while its plan ran; ``source``: the place of its intervention."""
 
     source: int
 

@@ -43,7 +43,7 @@ class HeadSinkCriterion:
         return self._classes(row, torch.ones_like(row[0], dtype=torch.bool))
 
     def threshold_among(self, keys: int) -> float:
-        """What a score must exceed where there are so many keys."""
+        """The score above which a key is a sink, among ``keys`` keys."""
         return self.threshold / keys if self.relative else self.threshold
 
     def _classes(self, score: torch.Tensor, is_candidate: torch.Tensor) -> torch.Tensor:

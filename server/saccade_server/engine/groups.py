@@ -33,12 +33,16 @@ def form(request: GenerateRequest) -> Sequence:
 
 
 def next_lengths(members: Batch[Sequence], budget: int) -> list[int]:
-    """Tokens that each member computes in the next step, ``budget`` of them at most in all.
+    """Tokens that each member computes in the next step, ``budget`` tokens at most in all.
 
-    Where not everything fits, each member stops before its last row, which waits for the others'.
-    So it does where a member computes its generated rows one at a time.
-    A whole prompt is one chunk of exactly the prompt, in the same step for all members; zeros, if
-    the budget is too small for it.
+    Last rows run in one common step, so if not all pending rows fit into this step, or a member
+    computes generated rows one at a time, every member stops before its last row:
+
+        pending 5 and 9, budget 14     5 and 9: both last rows in this step
+        pending 5 and 9, budget 10     4 and 6, then 1 and 3 in the next step
+
+    Prompts that must be whole are computed from the first token to the last in one step, or not at
+    all: zeros if the budget is too small.
     """
     if is_whole(members) and any(m.computed < m.prompt_length for m in members):
         prompts = [member.prompt_length for member in members]

@@ -80,7 +80,7 @@ class StepOutputs:
     def take(self, rows: int, logprobs: Logprobs, drawing: Ints | None = None) -> PaddedDrawing:
         """What the first rows have drawn, on its way to the host.
 
-        ``drawing``: those among them that draw a token; None: all.
+        ``drawing``: indices of the rows that draw a token; None: all rows do.
         """
         kept = self._bytes if self._bytes.is_cuda else self._bytes.clone()
         download = Download([kept, *logprobs.tensors])

@@ -1,7 +1,7 @@
-"""Which methods exclude one another: found by composing them, two and two.
+"""Which methods exclude one another, found by composing every two of them.
 
-Each takes part with its probe, which acts in every layer it can. What is listed is refused where
-both act on the same heads and rows; at other places some of it may run.
+A method takes part with its probe, which acts in all layers that the method can act in. Two methods
+that are listed conflict where both act on the same heads and rows; elsewhere they may run together.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def check_one_step(prepared: Prepared, info: EngineInfo) -> None:
     """Refuse a prompt that must be computed in one step, and is too long for that.
 
     Raises:
-        InterventionError: it is; names the first intervention that needs it so.
+        InterventionError: the prompt is too long; names the first intervention that needs one step.
     """
     needed = one_step_tokens((prepared, *prepared.branches))
     if needed <= info.max_batched_tokens:

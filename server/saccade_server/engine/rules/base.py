@@ -1,10 +1,9 @@
 """The seam between the engine and rules: what a rule asks for, and the handler that does it.
 
-A rule is data in a plan (:mod:`saccade_interventions.rules`). What it says of itself (``needs``)
-the scheduler follows without knowing which rule says so. Everything else that a kind of rule does
-in the engine is its *handler*, one file a kind in this folder. A step's chunks are gone through
-once (:func:`ask`); a handler is called only with the chunks whose plans have its rule, and in a
-step where nobody asks, no handler is.
+A rule is data in a plan (:mod:`saccade_interventions.rules`). The core sees to what the rule needs
+without knowing its kind. What a kind of rule does while tokens are computed is its *handler*, one
+file a kind in this folder. A step's chunks are gone through once (:func:`ask`), and a handler is
+called with the chunks whose plans have its kind of rule; in a step without rules no handler is.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class EngineParts:
 
 
 class Look(Protocol):
-    """What one kind of rule has in the layers of one step that is not padded."""
+    """Probes and measures that one kind of rule puts into the layers of an ordinary step."""
 
     @property
     def probes(self) -> tuple[ResidualProbe, ...]:
@@ -107,10 +106,10 @@ class Looks:
 
 
 class Pending(Protocol):
-    """What a handler gets to know of a step, once the device has computed it."""
+    """Results of a step for one handler, read when the device has computed them."""
 
     def note(self) -> None:
-        """Take it from the device, which is waited for. Called once, before the other two."""
+        """Wait for the device and take the results; called once, before the other two."""
         ...
 
     def choose(self, chunk: Chunk, sample: Sample) -> Sample:
@@ -138,10 +137,14 @@ class News:
 
 
 class RuleHandler(Generic[R]):
-    """Carries out one kind of rule. Every method but the first has a default that does nothing.
+    """Carries out one kind of rule. Every hook has a default that does nothing.
 
-    Of a step its methods are called in this order: ``before``, ``look`` (not in a padded step),
-    ``combine``, ``launched``; and for each of its sequences ``accepted``, once a token is known.
+    Hooks of a step, in order of time:
+
+        ordinary step     before, look, forward pass, combine, draws, launched
+        padded step       its stages, around the captured step; combine and launched only if a row
+                          draws from changed logits
+        step on the host  note, choose and again of what launched gave, accepted for each token
     """
 
     kind: ClassVar[type[Rule]]
