@@ -1,7 +1,8 @@
 """The layers of the house: which package may import which. Imports are read, not run."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,12 @@ def within(module: str, packages: tuple[str, ...] | list[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def imports(module: str, path: Path) -> Iterator[str]:
-    """Yield the modules that a file names in import statements, anywhere in it."""
+def imports(
+    module: str, path: Path, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk
+) -> Iterator[str]:
+    """Yield the modules that a file names in import statements, anywhere that ``walk`` goes."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,6 +73,15 @@ def imports(module: str, path: Path) -> Iterator[str]:
                 # `from package import module` imports the module, not only the package.
                 submodule = f"{source}.{alias.name}"
                 yield submodule if submodule in MODULES else source
+
+
+def at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: no function's body, and nothing for type checkers."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from at_once(child)
 
 
 IMPORTS = {module: sorted(set(imports(module, path))) for module, path in MODULES.items()}
@@ -87,6 +99,18 @@ def test_a_layer_imports_only_the_layers_below_it(layer: str) -> None:
         and (not within(target, allowed) or within(target, FORBIDDEN.get(layer, ())))
     ]
     assert not wrong
+
+
+def test_modules_import_one_another_in_no_circle() -> None:
+    """A package's own module, which gathers what its others offer, is not one of them."""
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    needed = {
+        module: set(imports(module, path, at_once)) & (MODULES.keys() - packages)
+        for module, path in MODULES.items()
+        if module not in packages
+    }
+    order = list(TopologicalSorter(needed).static_order())
+    assert order.index("saccade_server.requests.limits") < order.index("saccade_server.api.app")
 
 
 def test_only_models_and_the_demo_know_transformers() -> None:
