@@ -13,6 +13,7 @@ import torch
 
 from saccade_kernels import (
     columns_reference,
+    distributions,
     gradients,
     head_sinks,
     layers,
@@ -186,6 +187,28 @@ def edit_residual(
     return _tensor(_layers(hidden).edit_residual(hidden, rows, tables, site, out))
 
 
+def contrast_rows(
+    logits: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    other: torch.Tensor,
+    numbers: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.distributions.contrast_rows`."""
+    return _tensor(_backend(logits).contrast_rows(logits, own, others, other, numbers))
+
+
+def divergences(
+    logits: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    owners: torch.Tensor,
+    is_jsd: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.distributions.divergences`."""
+    return _tensor(_backend(logits).divergences(logits, own, others, owners, is_jsd))
+
+
 def store_sink_scores(
     hidden: torch.Tensor,
     rows: torch.Tensor,
@@ -229,6 +252,8 @@ class _Reference:
     saliency = staticmethod(gradients.saliency)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
+    contrast_rows = staticmethod(distributions.contrast_rows)
+    divergences = staticmethod(distributions.divergences)
     edit_residual = staticmethod(residual_tables.edit_residual)
     store_sink_scores = staticmethod(sinks.store_scores)
     settle_sink_tags = staticmethod(sinks.settle_tags)

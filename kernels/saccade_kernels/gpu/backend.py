@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saccade_kernels.gpu.columns import attention_rows, column_sums
 from saccade_kernels.gpu.decode import decode
+from saccade_kernels.gpu.distributions import contrast_rows, divergences
 from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import settle_head_sinks
 from saccade_kernels.gpu.norms import add_norm, rms_norm
@@ -18,7 +19,9 @@ __all__ = [
     "add_norm",
     "attention_rows",
     "column_sums",
+    "contrast_rows",
     "decode",
+    "divergences",
     "edit_residual",
     "gate",
     "norm_rope_store",

@@ -11,6 +11,14 @@ import torch
 from saccade_kernels.gpu import columns, saliency, tuning
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import PER_HEAD_KEYS, shape_of, split_kernel, with_per_head_classes
+from saccade_kernels.gpu.distributions import (
+    BLOCK,
+    PARTS,
+    WARPS,
+    contrast_kernel,
+    divergence_kernel,
+    parts_kernel,
+)
 from saccade_kernels.gpu.layer_variants import HIDDEN_SIZES, layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
@@ -21,11 +29,13 @@ from saccade_kernels.gpu.tuning import decode_config
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUPS = (1, 2, 4, 7, 8)
 KV_HEADS = 4
+VOCABULARIES = (32064, 152064, 262208)
 
 
 def shipped() -> Iterator[Variant]:
     """All of them."""
     yield from _residuals()
+    yield from _distributions()
     yield from _launched()
     for found in itertools.chain(saliency.variants(), columns.variants()):
         yield Variant(*found)
@@ -56,6 +66,23 @@ def _residuals() -> Iterator[Variant]:
         constants = {"D": size, "BLOCK": 1 << (size - 1).bit_length()}
         name = f"residual-d{size}-{POINTERS[dtype][1:]}"
         yield Variant(name, residual_kernel, types, constants, warps_of(size), 3)
+
+
+def _distributions() -> Iterator[Variant]:
+    for kind, width in itertools.product(POINTERS.values(), VOCABULARIES):
+        indices = ("rows", "own", "other", "owners")
+        sums = ("own_highest", "own_sums", "other_highest", "other_sums", "highest", "sums")
+        types: dict[str, str | None] = dict.fromkeys(indices, "*i64")
+        types |= dict.fromkeys((*sums, "output"), "*fp32")
+        types |= {"is_jsd": "*u8", "numbers": "*fp64", "others": kind}
+        constants = {"WIDTH": width, "PARTS": PARTS, "BLOCK": BLOCK}
+        for name, kernel, logits in (
+            ("parts", parts_kernel, kind),
+            ("contrast", contrast_kernel, "*fp32"),
+            ("divergence", divergence_kernel, "*fp32"),
+        ):
+            own = types | {"logits": logits}
+            yield Variant(f"{name}-v{width}-{kind[1:]}", kernel, own, constants, WARPS, 3)
 
 
 def _decodes() -> Iterator[Variant]:

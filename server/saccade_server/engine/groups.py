@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Batch
 
+from msgspec.structs import replace
+
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sequence import Sequence
 
@@ -19,11 +21,13 @@ from saccade_server.engine.sequence import Sequence
 def form(request: GenerateRequest) -> Sequence:
     """The leader of a new group, with its branches in the order of the request's."""
     leader = Sequence(request)
+    # A branch's own draw is nobody's; what changes single logits changes them in both.
+    sampling = replace(request.sampling, temperature=0.0, logprobs=None)
     for branch in request.branches:
         own = GenerateRequest(
             request_id=request.request_id,
             tokens=branch.tokens,
-            sampling=request.sampling,
+            sampling=sampling,
             images=branch.images,
             plan=branch.plan,
             cache_salt=request.cache_salt,

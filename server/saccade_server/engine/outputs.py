@@ -62,19 +62,23 @@ class StepOutputs:
         torch.max(logits, -1, out=(news.highest[:size], news.tokens[:size]))
         torch.amin(logits, -1, out=news.lowest[:size])
 
-    def replace(self, rows: torch.Tensor, logits: torch.Tensor, usable: torch.Tensor) -> None:
+    def finite(self) -> torch.Tensor:
+        """0 for each row whose logits are all finite, NaN for others: [most + 1]."""
+        found: torch.Tensor = self.news.highest * 0 + self.news.lowest * 0
+        return found
+
+    def replace(self, rows: torch.Tensor, logits: torch.Tensor, finite: torch.Tensor) -> None:
         """Put other logits in the place of some rows, and draw greedily from them.
 
         Args:
             rows: int64 [n].
             logits: [n, vocabulary], -inf for tokens that cannot be drawn.
-            usable: bool [n]: all that they were made from was finite.
+            finite: [n], 0 where all that they were made from was finite, NaN elsewhere.
         """
         self.logits.index_copy_(0, rows, logits)
         highest, tokens = logits.max(-1)
         self.news.tokens.index_copy_(0, rows, tokens)
-        finite = highest.masked_fill(~usable, float("nan"))
-        self.news.highest.index_copy_(0, rows, finite)
+        self.news.highest.index_copy_(0, rows, highest)
         self.news.lowest.index_copy_(0, rows, finite)
 
     def take(self, rows: int, logprobs: Logprobs, drawing: Ints | None = None) -> PaddedDrawing:

@@ -174,13 +174,16 @@ class Runner:
             self.rules.before(asking)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
+        if self._decoder is None:  # stages are padded steps'
+            is_changed |= bool(roster.wants & Wants.COMBINATION)
         params = [r.sampling for r in roster.requests] if roster.wants & Wants.LOGPROBS else []
         if self._decoder is None:
             logits = self._run_singles(roster, starts)
         else:
             logits = self._decoder.run(roster, starts, self._drawn_rows, behind=not is_changed)
         if is_changed:
-            return self._choose(chunks, logits, asking, {})
+            kept = {} if self._decoder is None else self.rules.kept(self._decoder.outputs, asking)
+            return self._choose(chunks, logits, asking, kept)
         drawing: Drawing | PaddedDrawing
         if self._decoder is None:
             draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
@@ -190,8 +193,8 @@ class Runner:
         else:
             tokens = self._drawn[: len(chunks)]
             logprobs = queue_logprobs(logits, params, tokens, self._upload)
-            drawing = self._decoder.outputs.take(len(chunks), logprobs)
-        self._drawn_rows.note(roster.sequences)
+            drawing = self._decoder.outputs.take(len(chunks), logprobs, roster.drawing)
+        self._drawn_rows.note(roster.sequences, roster.leaders)
         return InFlight(tuple(chunks), drawing)
 
     def _run_singles(self, roster: Roster, starts: Ints) -> torch.Tensor:

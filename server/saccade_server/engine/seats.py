@@ -41,6 +41,7 @@ class Roster:
     delta: Ints  # position of a generated row minus the row's index in the sequence
     control_rows: NDArray[np.int32]
     tag_rows: NDArray[np.int32]
+    leaders: Ints | None  # row of each one's leader; None: no sequence is a branch
     draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
     columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
 
@@ -56,8 +57,15 @@ class Roster:
         """Indices of the rows that lie in prompts, given the position of each row."""
         return np.flatnonzero(starts < self.prompt_lengths)
 
+    @property
+    def drawing(self) -> Ints | None:
+        """Rows that a token is drawn for; None: all."""
+        if self.leaders is None:
+            return None
+        return np.flatnonzero(self.leaders == np.arange(len(self.leaders)))
+
     def changes_logits(self, starts: Ints) -> bool:
-        """True if some row, at its position, draws from logits that are not the model's own."""
+        """True if some row, at its position, draws from logits that its request changes."""
         return bool((starts + 1 - self.prompt_lengths < self.changed_until).any())
 
 
@@ -183,6 +191,7 @@ class Seats:
             delta=self._delta[seats],
             control_rows=self._control_rows[seats],
             tag_rows=self._tag_rows[seats],
+            leaders=_leaders(sequences),
             draws={kind: rows for kind, rows in draws.items() if len(rows)},
             columns=self._columns[:, seats],
         )
@@ -230,10 +239,16 @@ class Seats:
         return wants
 
 
+def _leaders(sequences: list[Sequence]) -> Ints | None:
+    if all(sequence.leader is None for sequence in sequences):
+        return None
+    row = {sequence: row for row, sequence in enumerate(sequences)}
+    return np.array([row[sequence.group[0]] for sequence in sequences], np.int64)
+
+
 def _changed_until(sequence: Sequence, wants: Wants) -> int:
-    """Output position from which on the sequence draws from the model's own logits."""
+    """Output position from which on the sequence draws from logits that no request changes."""
     p = sequence.request.sampling
-    grouped = sequence.leader is not None or bool(sequence.branches)
-    if p.logit_bias or sequence.penalised or grouped or wants & Wants.CHOICE:
+    if p.logit_bias or sequence.penalised or wants & Wants.CHOICE:
         return ALWAYS
     return max(p.min_tokens, len(p.forced))

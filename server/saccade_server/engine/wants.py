@@ -11,7 +11,8 @@ class Wants(IntFlag):
     NOTHING = 0
     RULES = auto()  # its plan has rules, whose handlers are asked
     LAYERS = auto()  # something looks inside its layers that no padded step has
-    PROBES = auto()  # a probe of its layers saves work, where steps are not padded
+    PROBES = auto()  # a probe of its layers, where steps are not padded: those keep residuals
+    COMBINATION = auto()  # its token is drawn from what a rule makes of several rows
     COUNT = auto()  # of the rows whose masses move
     CHOICE = auto()  # by the host, among candidates or plans
     LOGPROBS = auto()

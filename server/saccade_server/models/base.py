@@ -151,8 +151,12 @@ class ServedModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocab_size] of hidden states [n, hidden_size], float32 or wider."""
-        logits = linear(hidden, self._head)
+        logits = self.project(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As :meth:`logits`, in the dtype of the weights."""
+        return linear(hidden, self._head)
 
     def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
         """Logits of residuals between layers [n, hidden_size], as :meth:`logits`.

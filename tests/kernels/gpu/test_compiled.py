@@ -57,6 +57,9 @@ precision serves no purpose but to be right; the older compiler's first two serv
 
 SAMPLE = (
     "residual-d4096-bf16",
+    "parts-v152064-bf16",
+    "contrast-v152064-bf16",
+    "divergence-v152064-bf16",
     "norm-d4096-bf16-add",
     "rotation-d128-bf16-axes",
     "rope-d128-bf16-normed",

@@ -17,8 +17,7 @@ from saccade_interventions.methods.pai import PAI
 from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.sgrs import SGRS
 from saccade_interventions.methods.vcd import VCD
-from saccade_server.engine.rules.contrast import contrast
-from saccade_server.engine.rules.early import divergence
+from saccade_kernels.distributions import contrast, divergence
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, ask, core_with, run
 

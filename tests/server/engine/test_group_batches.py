@@ -15,6 +15,7 @@ from saccade_interventions.methods.vcd import VCD
 from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.messages import Lend, Reclaim, Submit, decode_command, encode
 from saccade_server.engine.request import Array, FinishReason
+from saccade_server.engine.stages import StageVariant
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, ask, core_with, run
 
@@ -97,7 +98,7 @@ def test_neither_neighbours_nor_chunks_nor_preemption_change_an_answer(
 
 
 def test_groups_decode_in_the_padded_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Branches keep the fast path; early layers leave it, and take nobody's answer along."""
+    """Branches and early layers alike, with their stage behind every step and no eager draw."""
     core = core_with("llava", overlap=True, padded_decode=True)
     sizes: list[int] = []
     inner = core._runner._decoder.run
@@ -107,12 +108,15 @@ def test_groups_decode_in_the_padded_buffers(monkeypatch: pytest.MonkeyPatch) ->
         return inner(roster, *rest, **more)
 
     monkeypatch.setattr(core._runner._decoder, "run", count)
+    play, played = core._runner._decoder.play, []
+    monkeypatch.setattr(core._runner._decoder, "play", lambda v: (played.append(v), play(v)))
     prompt = tiny.prompt("llava")
-    run(core, [ask(prompt, [VCD()], max_tokens=6)])
-    assert sizes == [2] * 5
-    sizes.clear()
-    run(core, [ask(prompt, [DoLa()], max_tokens=6)])
-    assert sizes == []
+    for method, rows, stage in ((VCD(), 2, "contrast"), (DoLa(), 1, "early exits")):
+        run(core, [ask(prompt, [method], max_tokens=6)])
+        assert sizes == [rows] * 5
+        assert [v for v in played if isinstance(v, StageVariant)] == [(stage, 1)] * 5
+        sizes.clear()
+        played.clear()
 
 
 def test_logits_of_a_branch_that_are_not_finite_fail_its_request_alone(make_core: MakeCore) -> None:

@@ -48,6 +48,7 @@ class Launches(TorchDispatchMode):
     @staticmethod
     def _is_new(output: Any, args: Any, name: str) -> bool:
         """True if the operation made what it returns, and more of it than room."""
+        output = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(output, torch.Tensor) or name.startswith(("aten::empty", "aten::new_em")):
             return False
         given = [arg.untyped_storage() for arg in args if isinstance(arg, torch.Tensor)]
@@ -137,7 +138,7 @@ def test_sinks_are_found_in_two_launches_a_layer(launches: Launches) -> None:
     assert launches.found == {"triton::score_kernel": 1, "triton::settle_kernel": 1}
 
 
-DRAWS = {"free draw": 9, "filtered draw": 33}
+DRAWS = {"free draw": 9, "filtered draw": 34}
 """Launches of a draw for rows that sample, as many as PyTorch has operations; greedy rows are drawn
 in the two last launches of a step."""
 
@@ -162,6 +163,44 @@ def test_windows_move_in_seven_launches() -> None:
     with torch.inference_mode(), counted:
         run()
     assert counted.found.total() == 7, dict(counted.found)
+
+
+STAGES = {
+    "contrast": {
+        "parts_kernel": 2,  # the highest logit and the sum of exponentials, of p and of q
+        "contrast_kernel": 1,
+        "around": 11,  # whether all was finite, and the greedy draw in the leaders' rows
+    },
+    "early exits": {
+        "parts_kernel": 4,  # as above, to compare and to combine
+        "divergence_kernel": 1,
+        "contrast_kernel": 1,
+        "norm_kernel": 1,
+        "linear": 1,
+        "around": 27,
+    },
+}
+"""Launches of stages behind a step, whose own launches they do not change. What goes through whole
+vocabularies is the output projection, kernels, and two operations of the greedy draw."""
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_launches(stage: str, size: int, launches: Launches) -> None:
+    model = serve(tiny.build("llama", dtype=torch.bfloat16))
+    settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
+    core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
+    padded = core._runner._decoder
+    assert count(core, launches, StepVariant(2, *PLAINLY)) == USUAL[PLAINLY]
+    run = padded.idle(StageVariant(stage, size))
+    launches.found.clear()
+    with torch.inference_mode(), launches:
+        run()
+    found: Counter[str] = Counter()
+    for name, times in launches.found.items():
+        short = name.split("::")[1]
+        found[short if short in STAGES[stage] else "around"] += times
+    assert found == STAGES[stage], dict(launches.found)
 
 
 def test_sinks_of_heads_are_found_in_one_launch_a_sequence(launches: Launches) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_kernels.residual import SiteKind
-from saccade_server.engine.decode import StepVariant
+from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.stages import Parameter, Stage, Stages, StageVariant, StepRows, doubling
@@ -86,7 +86,7 @@ def test_a_step_runs_the_stages_that_it_asks_for_in_their_order() -> None:
         assert found == [("late", 8), ("tables", 1), ("last", 1)]
         assert start == stages._starts["late"] > 0
     assert [s.asked_for for s in (nobody, silent, late, tables, last)] == [1] * 5
-    step = StepVariant(1, 1, 0)
+    step = StepVariant(1, PLAIN)
     assert stages.around(step, found) == [("tables", 1), step, ("late", 8), ("last", 1)]
     alone, start = stages.write(memory.numpy(), rows, behind=False)
     assert (alone, start) == ([("tables", 1)], stages._starts["tables"])

@@ -176,12 +176,16 @@ class RuleHandler(Generic[R]):
         """What looks inside the layers of a step."""
         return None
 
+    def kept(self, outputs: StepOutputs, asked: Batch[Asked[R]]) -> Any:
+        """In the place of :meth:`look`, of a padded step behind which no stage runs."""
+        return None
+
     def combine(self, rows: Combined, views: Views, asked: Batch[Asked[R]], look: Any) -> None:
         """Change, in place, rows that tokens are drawn from.
 
         Args:
             rows: one for each chunk that draws.
-            look: what :meth:`look` gave; None in a padded step.
+            look: what :meth:`look` gave, or :meth:`kept` of a padded step.
         """
 
     def launched(self, rows: Combined, asked: Batch[Asked[R]], look: Any) -> Pending | None:

@@ -18,7 +18,6 @@ cutoff, PAI's to p alone: they act there, but cannot force what the cutoff exclu
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
@@ -27,11 +26,16 @@ import numpy as np
 import torch
 
 from saccade_interventions.rules import ContrastRule, EarlyExit
+from saccade_kernels.distributions import contrast
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.base import Asked, RuleHandler, Views
+from saccade_server.engine.rules.contrast_stage import ContrastStage, numbers_of
 from saccade_server.engine.rules.early import Exits
+from saccade_server.engine.rules.early_stage import EarlyStage
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.stages import Stage
 from saccade_server.engine.wants import Wants
 
 
@@ -42,11 +46,19 @@ class ContrastHandler(RuleHandler[ContrastRule]):
 
     def wants(self, rule: ContrastRule, decodes: bool) -> Wants:
         """A probe, where the second distribution is that of an early layer."""
-        return Wants.LAYERS if rule.early is not None else Wants.NOTHING
+        return Wants.COMBINATION | (Wants.NOTHING if rule.early is None else Wants.PROBES)
+
+    def stages(self, outputs: StepOutputs) -> Batch[Stage]:
+        """One for each kind of second distribution."""
+        return EarlyStage(self.parts.model, outputs), ContrastStage(outputs)
 
     def look(self, step: Step, asked: Batch[Asked[ContrastRule]]) -> Exits | None:
         """What keeps the residuals of early layers."""
         return Exits.of(self.parts.model, step, asked, self.parts.upload)
+
+    def kept(self, outputs: StepOutputs, asked: Batch[Asked[ContrastRule]]) -> Exits:
+        """The residuals that a padded step keeps anyway."""
+        return Exits.kept(self.parts.model, outputs, asked)
 
     def combine(
         self,
@@ -76,7 +88,7 @@ class ContrastHandler(RuleHandler[ContrastRule]):
     ) -> None:
         """Replace the rows of leaders whose rules have the same kind of second distribution."""
         places = np.array([(pair.row, pair.own, pair.other) for pair in pairs], dtype=np.int64)
-        numbers = np.array([_numbers(pair.rule) for pair in pairs])
+        numbers = np.array([numbers_of(pair.rule) for pair in pairs])
         places_there, numbers_there = self.parts.upload(places.T.copy(), numbers.T.copy())
         row, own, other = places_there
         log_p = views.logits.index_select(0, own).log_softmax(-1)
@@ -94,22 +106,6 @@ class ContrastHandler(RuleHandler[ContrastRule]):
             if early is None:
                 log_q = views.edited.index_select(0, other).log_softmax(-1)
             found.edited.index_copy_(0, row, contrast(log_p, log_q, *rules))
-
-
-def contrast(
-    log_p: torch.Tensor,
-    log_q: torch.Tensor,
-    own: torch.Tensor,
-    other: torch.Tensor,
-    log_cutoff: torch.Tensor,
-) -> torch.Tensor:
-    """own log p - other log q, and -inf where log p < max log p + log cutoff, or p is 0.
-
-    All of one dtype: distributions [rows, vocabulary], the numbers of the rules [rows, 1].
-    """
-    excluded = log_p < log_p.amax(-1, keepdim=True) + log_cutoff
-    excluded |= log_p == float("-inf")
-    return (own * log_p - other * log_q).masked_fill(excluded, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,3 @@ def _pair(asked: Asked[ContrastRule], views: Views, exits: Exits | None) -> _Pai
     else:
         other = views.places[next(s for s in leader.branches if not s.measures)]
     return _Pair(asked.row, views.places[leader], other, rule)
-
-
-def _numbers(rule: ContrastRule) -> tuple[float, float, float]:
-    return rule.own, rule.other, math.log(rule.cutoff) if rule.cutoff > 0 else -math.inf

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from saccade_interventions.rules import ContrastRule, EarlyExit
+from saccade_kernels.distributions import divergence
 from saccade_server.engine.batch import Step
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.base import Asked
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
@@ -20,11 +22,12 @@ from saccade_server.models.exits import ExitProbe
 
 @dataclass(frozen=True)
 class Exits:
-    """What a step's probe keeps, and whose rows it keeps. A look of the contrast's handler."""
+    """Residuals of early layers, and whose rows they are. A look of the contrast's handler."""
 
     model: ServedModel
-    probe: ExitProbe
+    seen: Mapping[int, torch.Tensor]  # by layer, [rows, hidden_size]
     rows: Mapping[Sequence, int]
+    probes: tuple[ExitProbe, ...] = ()
 
     @classmethod
     def of(
@@ -41,12 +44,16 @@ class Exits:
         (at,) = upload(np.array([row for _, row, _ in found], dtype=np.int64))
         layers = frozenset(layer for _, _, early in found for layer in early.layers)
         rows = {sequence: index for index, (sequence, _, _) in enumerate(found)}
-        return cls(model, ExitProbe(layers, at), rows)
+        probe = ExitProbe(layers, at)
+        return cls(model, probe.seen, rows, (probe,))
 
-    @property
-    def probes(self) -> tuple[ExitProbe, ...]:
-        """The probe."""
-        return (self.probe,)
+    @classmethod
+    def kept(
+        cls, model: ServedModel, outputs: StepOutputs, asked: Batch[Asked[ContrastRule]]
+    ) -> Exits:
+        """All residuals of a padded step."""
+        rows = {a.chunk.sequence: a.at for a in asked}
+        return cls(model, dict(enumerate(outputs.residuals)), rows)
 
     @property
     def measures(self) -> tuple[()]:
@@ -57,7 +64,7 @@ class Exits:
         """log q of each row's own choice among the rule's layers.
 
         Args:
-            rows: int64 [n], among those the probe keeps.
+            rows: int64 [n], among those that are kept.
             log_p: the final distributions, [n, vocabulary].
 
         Returns:
@@ -65,7 +72,7 @@ class Exits:
         """
         chosen, most = None, None
         for layer in sorted(rule.layers):
-            hidden = self.probe.seen[layer].index_select(0, rows)
+            hidden = self.seen[layer].index_select(0, rows)
             log_q = self.model.early_logits(hidden, rule.norm).log_softmax(-1)
             gap = divergence(log_p, log_q, rule.divergence)[:, None]
             if chosen is None or most is None:
@@ -75,17 +82,3 @@ class Exits:
             most = torch.maximum(gap, most)
         assert chosen is not None
         return chosen
-
-
-def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> torch.Tensor:
-    """How far two distributions are apart, averaged over the vocabulary: [rows].
-
-    With M = (p + q) / 2: "dola" is (KL(M||p) + KL(M||q)) / 2, what DoLa's code computes; "jsd" is
-    the Jensen-Shannon divergence, (KL(p||M) + KL(q||M)) / 2.
-    """
-    log_m = torch.logaddexp(log_p, log_q) - float(np.log(2))
-    if kind == "jsd":
-        terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
-    else:
-        terms = log_m.exp() * (2 * log_m - log_p - log_q)
-    return terms.mean(-1) / 2

@@ -88,6 +88,11 @@ class Handlers:
         found = ((h.kind, h.look(step, asked)) for h, asked in self._asked(asking))
         return {kind: look for kind, look in found if look is not None}
 
+    def kept(self, outputs: StepOutputs, asking: Asking) -> Looking:
+        """What a padded step leaves for those whose stages do not run behind it."""
+        found = ((h.kind, h.kept(outputs, asked)) for h, asked in self._asked(asking))
+        return {kind: look for kind, look in found if look is not None}
+
     def combine(
         self, logits: torch.Tensor, sampling: Batch[Chunk], asking: Asking, looking: Looking
     ) -> Combined:

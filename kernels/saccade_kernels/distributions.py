@@ -1,0 +1,87 @@
+"""Two distributions over the vocabulary, of rows of logits: combined, and how far they are apart.
+
+Contrast draws tokens from d = own log p - other log q instead of log p; where q is read from early
+layers (DoLa), of several the one counts that differs most from p.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+
+
+def contrast(
+    log_p: torch.Tensor,
+    log_q: torch.Tensor,
+    own: torch.Tensor,
+    other: torch.Tensor,
+    log_cutoff: torch.Tensor,
+) -> torch.Tensor:
+    """own log p - other log q, and -inf where log p < max log p + log cutoff, or p is 0.
+
+    All of one dtype: distributions [rows, vocabulary], the numbers of the rules [rows, 1].
+    """
+    excluded = log_p < log_p.amax(-1, keepdim=True) + log_cutoff
+    excluded |= log_p == float("-inf")
+    return (own * log_p - other * log_q).masked_fill(excluded, float("-inf"))
+
+
+def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> torch.Tensor:
+    """How far two distributions are apart, averaged over the vocabulary: [rows].
+
+    With M = (p + q) / 2: "dola" is (KL(M||p) + KL(M||q)) / 2, what DoLa's code computes; "jsd" is
+    the Jensen-Shannon divergence, (KL(p||M) + KL(q||M)) / 2.
+    """
+    log_m = torch.logaddexp(log_p, log_q) - log(2)
+    if kind == "jsd":
+        terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    else:
+        terms = log_m.exp() * (2 * log_m - log_p - log_q)
+    return terms.mean(-1) / 2
+
+
+def contrast_rows(
+    logits: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    other: torch.Tensor,
+    numbers: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`contrast` of rows of logits.
+
+    Args:
+        logits: [any, vocabulary], float32 or wider; p is the softmax of row ``own``, int64 [n].
+        others: [any, vocabulary], any float dtype; q is that of row ``other``, int64 [n].
+        numbers: float64 [n, 3]: own and other weight, log of the cutoff.
+
+    Returns:
+        [n, vocabulary] in the dtype of ``logits``. NaN or +inf in a row makes all of it NaN.
+    """
+    log_p = logits.index_select(0, own).log_softmax(-1)
+    log_q = others.index_select(0, other).to(log_p.dtype).log_softmax(-1)
+    return contrast(log_p, log_q, *numbers.T.to(log_p.dtype)[:, :, None])
+
+
+def divergences(
+    logits: torch.Tensor,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    owners: torch.Tensor,
+    is_jsd: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`divergence` of rows of logits from those that they belong to.
+
+    Args:
+        logits, own: as in :func:`contrast_rows`.
+        others: [m, vocabulary], any float dtype.
+        owners: int64 [m], which of ``own`` each of them is compared with.
+        is_jsd: bool [m]: by "jsd" instead of "dola".
+
+    Returns:
+        [m] in the dtype of ``logits``.
+    """
+    log_p = logits.index_select(0, own).log_softmax(-1).index_select(0, owners)
+    log_q = others.to(log_p.dtype).log_softmax(-1)
+    by_jsd, by_dola = (divergence(log_p, log_q, kind) for kind in ("jsd", "dola"))
+    return torch.where(is_jsd, by_jsd, by_dola)
