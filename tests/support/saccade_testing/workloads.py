@@ -87,6 +87,9 @@ def draw(seed: int) -> Workload:
     for number in range(int(rng.integers(3, 10))):
         step += int(rng.choice((0, 0, 0, 1, 2, 6)))
         arrivals.append(_arrival(f"{seed}-{number}", step, prompts, settings, rng))
+    if rng.random() < 0.4:
+        arrivals += _conversation(f"{seed}", int(rng.integers(step + 1)), prompts, settings, rng)
+        arrivals.sort(key=lambda arrival: arrival.step)
     way = WAYS[rng.choice(4, p=(0.2, 0.15, 0.15, 0.5))]
     return Workload(
         seed,
@@ -131,23 +134,50 @@ def _arrival(
     entries = settings[int(rng.integers(SHARED)) + SHARED * seeing]
     if rng.random() < 0.4:
         entries = _entries(seeing, rng)
+    leaves = int(rng.integers(0, 12)) if rng.random() < 0.1 else None
+    sampling = {"max_tokens": int(rng.integers(1, 19)), **_sampling(rng)}
+    return replace(_request(name, step, prompt, entries, sampling), leaves=leaves)
+
+
+def _conversation(
+    name: str,
+    step: int,
+    prompts: Sequence[tiny.TinyPrompt],
+    settings: Sequence[list[Entry]],
+    rng: np.random.Generator,
+) -> list[Arrival]:
+    """A request whose answer is known, and one that comes later and has that answer in its prompt:
+    what was generated under a plan lies in cached pages, and is not what a prompt would be.
+    """
+    prompt = prompts[rng.integers(len(prompts))]
+    entries = settings[rng.integers(SHARED) + SHARED * bool(prompt.images)]
+    said = tuple(rng.integers(10, 90, 16).tolist())
+    more = tuple(rng.integers(10, 90, 3).tolist())
+    sampling = {"max_tokens": len(said), "forced": said, "logprobs": 0}
+    longer = replace(prompt, tokens=prompt.tokens + said + more)
+    return [
+        _request(f"{name}-first", step, prompt, entries, sampling),
+        _request(f"{name}-second", step + 30, longer, entries, {"max_tokens": 4, "logprobs": 1}),
+    ]
+
+
+def _request(
+    name: str,
+    step: int,
+    prompt: tiny.TinyPrompt,
+    entries: Sequence[Entry],
+    sampling: dict[str, Any],
+) -> Arrival:
+    """With as many of the entries as go together."""
     while True:
-        methods = REGISTRY.parse(entries)
+        methods = REGISTRY.parse(list(entries))
+        known: dict[str, Any] = {"facts": catalogue.FACTS, "artifacts": catalogue.STORE.get}
         try:
-            request = ask(
-                prompt,
-                methods,
-                name,
-                int(rng.integers(1, 19)),
-                facts=catalogue.FACTS,
-                artifacts=catalogue.STORE.get,
-                **_sampling(rng),
-            )
-            break
+            request = ask(prompt, methods, name, **known, **sampling)
         except InterventionError:  # they exclude one another, or a span is not there
             entries = entries[:-1]
-    leaves = int(rng.integers(0, 12)) if rng.random() < 0.1 else None
-    return Arrival(step, request, tuple(methods), tuple(entries), leaves)
+            continue
+        return Arrival(step, request, tuple(methods), tuple(entries))
 
 
 def _entries(seeing: bool, rng: np.random.Generator) -> list[Entry]:
