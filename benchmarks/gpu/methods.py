@@ -1,6 +1,8 @@
 """What every registered method costs: decode steps and prompts with it on all requests, or none.
 
-Both are measured on one engine, one right after the other, so a ratio never compares two runs.
+Both are measured on one engine, one right after the other, so a ratio never compares two runs. A
+method whose requests have branches is also compared with requests that are the same rows, each for
+itself: what remains is the cost of its rule.
 Compiling a plan is part of the server's work before a request starts, and of no figure here.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 from gpu.entries import Compiled, Methods
 from gpu.serving import Bench, Stand, random_prompts
 from gpu.session import FAULT, Figures, Session
+from gpu.targets import BRANCHED, BY_NAME, PASSES, TOKEN
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 
@@ -45,8 +48,16 @@ def _one(
 ) -> None:
     stand, _, _ = bench.open(session, **_room(session))
     one = methods.compile(method, _context(session))
-    cell |= {"entry": _brief(one.entry), "sequences": _sequences(one.plan)}
-    cell |= _Pair(session, stand, one).measure(batch)
+    rows = _sequences(one.plan)
+    cell |= {"entry": _brief(one.entry), "sequences": rows}
+    cell |= _Pair(session, stand, one).measure(batch, rows["token"])
+    for name, ratio in (
+        (TOKEN.format(method, batch, bench.name), "step_ratio"),
+        (BRANCHED.format(method, batch, bench.name), "rule_ratio"),
+        (PASSES.format(method, bench.name), "passes_ratio"),
+    ):
+        if name in BY_NAME and ratio in cell:
+            session.reach(name, cell[ratio])
 
 
 class _Pair:
@@ -55,13 +66,19 @@ class _Pair:
     def __init__(self, session: Session, stand: Stand, method: Compiled) -> None:
         self._session, self._stand, self._method = session, stand, method
 
-    def measure(self, batch: int) -> Figures:
-        """Decode steps at a batch; prompts, one at a time, with the smallest."""
+    def measure(self, batch: int, rows: int) -> Figures:
+        """Decode steps at a batch; prompts, one at a time, with the smallest.
+
+        ``rows``: of a request with the method in each decode step.
+        """
         self._fill(batch, True, 2, 400)  # what is compiled at first use
         found: Figures = {
             label: self._decode(batch, edited) for label, edited in (("none", False), ("on", True))
         }
         found["step_ratio"] = found["on"]["ms"] / found["none"]["ms"]
+        if rows > 1:
+            found["rows"] = self._decode(rows * batch, False)
+            found["rule_ratio"] = found["on"]["ms"] / found["rows"]["ms"]
         return found | self._prompts() if batch == 1 else found
 
     def _decode(self, batch: int, edited: bool) -> Figures:
@@ -85,16 +102,28 @@ class _Pair:
 
     def _prompts(self) -> Figures:
         """Milliseconds until the first token of one request, in turns."""
-        samples: dict[bool, list[float]] = {False: [], True: []}
+        samples: dict[str, list[float]] = {"none": [], "on": [], "passes": []}
         for seed in range(2 if self._session.dry else PROMPTS):
-            for edited, taken in samples.items():
-                taken.append(self._fill(1, edited, 2, seed))
+            for kind, taken in samples.items():
+                if kind == "passes":
+                    taken.append(self._fill_passes(seed))
+                else:
+                    taken.append(self._fill(1, kind == "on", 2, seed))
                 self._stand.clear()
-        plain, edited_ = (statistics.median(samples[edited]) for edited in (False, True))
+        middle = {kind: statistics.median(taken) for kind, taken in samples.items()}
         return {
-            "prompt": {"none_ms": plain * 1e3, "on_ms": edited_ * 1e3},
-            "prompt_ratio": edited_ / plain,
+            "prompt": {f"{kind}_ms": taken * 1e3 for kind, taken in middle.items()},
+            "prompt_ratio": middle["on"] / middle["none"],
+            "passes_ratio": middle["on"] / middle["passes"],
         }
+
+    def _fill_passes(self, seed: int) -> float:
+        """Start a request and its branches, each as a request of its own without a plan."""
+        model = self._stand.core.info
+        (prompt,) = random_prompts(model, 1, _context(self._session), seed)
+        branches = (list(branch.tokens) for branch in self._method.branches(prompt))
+        prompts = [prompt, *branches]
+        return self._stand.fill(prompts, [None] * len(prompts), 2)
 
     def _fill(self, batch: int, edited: bool, count: int, seed: int = 0) -> float:
         """Start requests; seconds until all have their first token."""

@@ -28,6 +28,10 @@ GAP = "gap between two decode steps, {}"
 AGAINST = "tokens per second with VAR, over patched transformers eager, batch {}, {}"
 SERIAL = "tokens per second with VAR at batch 8, over patched eager one by one, {}"
 
+TOKEN = "token with {} on every request, over none, batch {}, {}"
+BRANCHED = "token with {} on every request, over its rows without a rule, batch {}, {}"
+PASSES = "prompt with {}, over the prompts that it needs without a rule, {}"
+
 BANDWIDTH = "paged decode at 32k tokens and more, share of the best bandwidth, heads {}"
 DECODE_EDITED = "decode kernel with a mass edit on every request, over none, heads {}"
 PROGRAMS = "decode kernel with 32 programs in the batch, over one, heads {}"
@@ -49,6 +53,17 @@ STEPS = {
 """Bounds and what would be better still."""
 
 PROMPTS = {1024: (1.2, 1.1), 4096: (1.15, 1.1)}
+
+
+TOKENS = {"act": 1.5, "dola": 1.25, "sgrs": 2.5}
+"""Bounds of methods whose rules run behind or inside a captured step, greedy."""
+
+BRANCHED_TOKENS = {"vcd": 1.15, "pai_contrast": 1.15}
+"""Of those that have a second row a token: over the cost of both."""
+
+PROMPT_PASSES = {"vhr": 1.05, "vcd": 1.05, "act": 1.05}
+
+RULE_BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,23 @@ def _engine(model: str) -> dict[str, tuple[Goal, ...]]:
     }
 
 
+def _rules(model: str) -> tuple[Goal, ...]:
+    """Of methods with rules, on one model's shape."""
+    tokens = [(TOKEN, *bound) for bound in TOKENS.items()]
+    tokens += [(BRANCHED, *bound) for bound in BRANCHED_TOKENS.items()]
+    return (
+        *(
+            Goal(name.format(method, batch, model), "x", "<=", bound)
+            for name, method, bound in tokens
+            for batch in RULE_BATCHES
+        ),
+        *(
+            Goal(PASSES.format(method, model), "x", "<=", bound)
+            for method, bound in PROMPT_PASSES.items()
+        ),
+    )
+
+
 def _heads(sign: str, bound: float, *names: str) -> tuple[Goal, ...]:
     return tuple(Goal(name.format(heads), "x", sign, bound) for name in names for heads in HEADS)
 
@@ -95,6 +127,8 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "accuracy": (Goal(RIGHT, "of all", ">=", 1.0), Goal(EXACT, "of all", ">=", 1.0)),
     **_engine("llava"),
     **_engine("qwen"),
+    "llava_methods": _rules("llava"),
+    "qwen_methods": _rules("qwen"),
     "llava_programs": (Goal(MANY.format("llava"), "x", "<=", 1.03),),
     "llava_peers": (
         Goal(AGAINST.format(1, "llava"), "x", ">=", 5.0),
