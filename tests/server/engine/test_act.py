@@ -4,14 +4,12 @@ The oracle recomputes the whole sequence for every token. Its prompt rows see th
 prompt, each generated row those of all rows up to it, exactly as the method says.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
@@ -19,30 +17,23 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.tables import PerHeadTable
-from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models import head_sinks
 from saccade_testing import tiny
-from saccade_testing.engine import MakeCore, core_with, make_request, run
+from saccade_testing.engine import MakeCore, core_with, make_request, plan_for, run
+from saccade_testing.oracle import Edit, Oracle, check
 
 STEPS = 7
 HEADS = {"1": [0, 3], "2": [1, 2, 3]}
 Sites = dict[int, list[int]]
+Residuals = dict[int, torch.Tensor]
 
 
 @pytest.fixture
 def family(decoder_family: str) -> str:
     """Every family that has a decoder of its own."""
     return decoder_family
-
-
-def plan_for(core: EngineCore, prompt: Any, entries: list[dict[str, Any]]) -> Any:
-    info = core.info
-    facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)
-    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-    context = Context(facts, Prompt(length=len(prompt.tokens), images=spans))
-    return compile_plan(Registry.discover().parse(entries), context)
 
 
 def act_rows(
@@ -95,10 +86,10 @@ def act_rows(
     return torch.from_numpy(edited)
 
 
-def attention_of(prompt: Any, sites: Sites, **settings: Any) -> Callable[..., torch.Tensor]:
+def attention_of(prompt: Any, sites: Sites, **settings: Any) -> Edit:
     before = settings.pop("before", None)
 
-    def edit(layer: int, scores: torch.Tensor) -> torch.Tensor:
+    def edit(layer: int, scores: torch.Tensor, _: Residuals) -> torch.Tensor:
         if before is not None:
             scores = before(layer, scores)
         weights = scores.softmax(-1)
@@ -107,42 +98,6 @@ def attention_of(prompt: Any, sites: Sites, **settings: Any) -> Callable[..., to
         return weights
 
     return edit
-
-
-class Oracle:
-    """Greedy generation by full recomputation with ``edit(layer, scores) -> weights``."""
-
-    def __init__(self, model: Any, edit: Callable[..., torch.Tensor]) -> None:
-        self.model = model
-
-        def attention(
-            module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kw: Any
-        ) -> tuple[torch.Tensor, None]:
-            group = q.shape[1] // k.shape[1]
-            k, v = k[0].repeat_interleave(group, 0), v[0].repeat_interleave(group, 0)
-            scores = q[0] @ k.transpose(1, 2) * kw["scaling"]
-            seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
-            if kw.get("sliding_window"):
-                seen = seen.triu(1 - kw["sliding_window"])
-            weights = edit(module.layer_idx, scores.masked_fill(~seen, float("-inf")))
-            return (weights @ v).transpose(0, 1)[None], None
-
-        AttentionInterface.register("act_oracle", attention)
-        text = not hasattr(model.config, "vision_config")
-        model.set_attn_implementation("act_oracle" if text else {"text_config": "act_oracle"})
-
-    @torch.no_grad()
-    def run(self, prompt: Any, steps: int = STEPS) -> list[tuple[int, float]]:
-        """(token, log-probability) of each greedy step."""
-        tokens, found = list(prompt.tokens), []
-        for _ in range(steps):
-            ids = torch.tensor([tokens])
-            inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
-            logprobs = self.model(**inputs).logits[0, -1].log_softmax(-1)
-            token = int(logprobs.argmax())
-            found.append((token, float(logprobs[token])))
-            tokens.append(token)
-        return found
 
 
 def sites_of(heads: dict[str, list[int]]) -> Sites:
@@ -158,12 +113,6 @@ def own(prompt: Any, name: str, plan: Any, steps: int = STEPS) -> Any:
     return make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
 
 
-def check(result: Any, wanted: list[tuple[int, float]]) -> None:
-    assert result.tokens == [token for token, _ in wanted]
-    found = np.array([entry.logprob for entry in result.logprobs])
-    np.testing.assert_allclose(found, [value for _, value in wanted], atol=2e-6)
-
-
 def test_the_method(family: str, make_core: MakeCore) -> None:
     core = make_core(family)
     prompt = tiny.prompt(family, seed=1)
@@ -171,9 +120,9 @@ def test_the_method(family: str, make_core: MakeCore) -> None:
     result = run(core, [own(prompt, "r", plan)])["r"]
     settings = {"theta": 0.06, "beta": 0.2}
     edit = attention_of(prompt, sites_of(HEADS), **settings)
-    wanted = Oracle(tiny.build(family), edit).run(prompt)
+    wanted = Oracle(tiny.build(family), edit).run(prompt, STEPS)
     check(result, wanted)
-    plain = Oracle(tiny.build(family), attention_of(prompt, {})).run(prompt)
+    plain = Oracle(tiny.build(family), attention_of(prompt, {})).run(prompt, STEPS)
     difference = max(abs(a[1] - b[1]) for a, b in zip(wanted, plain, strict=True))
     assert difference > 1e-4, "the case does not show the method"
     moved = {(site.layer, site.head) for site in result.last.receipt.moved}
@@ -201,7 +150,7 @@ def test_options(case: str) -> None:
     plan = plan_for(core, prompt, [entry(**options)])
     result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(HEADS), **{"theta": 0.06, "beta": 0.2, **settings})
-    check(result, Oracle(tiny.build("qwen3"), edit).run(prompt))
+    check(result, Oracle(tiny.build("qwen3"), edit).run(prompt, STEPS))
 
 
 def test_beside_a_score_edit_of_the_same_heads(make_core: MakeCore) -> None:
@@ -220,11 +169,11 @@ def test_beside_a_score_edit_of_the_same_heads(make_core: MakeCore) -> None:
 
     calibrated = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, before=biased)
 
-    def edit(layer: int, scores: torch.Tensor) -> torch.Tensor:
-        return calibrated(layer, scores) * (1.5 if layer == 1 else 1.0)
+    def edit(layer: int, scores: torch.Tensor, residuals: Residuals) -> torch.Tensor:
+        return calibrated(layer, scores, residuals) * (1.5 if layer == 1 else 1.0)
 
     result = run(core, [own(prompt, "r", plan)])["r"]
-    check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt, STEPS))
 
 
 @pytest.mark.parametrize("decode", ["running", "row"])
@@ -244,7 +193,7 @@ def test_beside_recent_keys_of_the_same_heads(decode: str, make_core: MakeCore) 
 
     result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(heads), before=biased, **settings)
-    check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt, STEPS))
 
 
 def test_preemption(make_core: MakeCore) -> None:
@@ -358,7 +307,7 @@ def test_what_a_prompt_of_one_token_gets(make_core: MakeCore) -> None:
     plan = plan_for(core, prompt, [entry(least_rows=1)])
     result = run(core, [own(prompt, "r", plan)])["r"]
     edit = attention_of(prompt, sites_of(HEADS), theta=0.06, beta=0.2, least=1)
-    check(result, Oracle(tiny.build("llama"), edit).run(prompt))
+    check(result, Oracle(tiny.build("llama"), edit).run(prompt, STEPS))
 
 
 def test_a_row_that_is_handed_on_forgets_its_heads() -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
-from transformers import AttentionInterface
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import ResidualEdit
@@ -16,8 +15,9 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.request import FinishReason
-from saccade_testing import tiny
+from saccade_testing import oracle, tiny
 from saccade_testing.engine import MakeCore, make_request, run
+from saccade_testing.oracle import attend
 
 SITES = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2, 3))
 RULE = SaliencyRule(
@@ -50,29 +50,17 @@ class Oracle:
         self.model = model
         self.scores = scores
         self.weights: list[torch.Tensor] = []
-        AttentionInterface.register("sgrs-oracle", self.attend)
-        text_only = not hasattr(model.config, "vision_config")
-        kind: Any = "sgrs-oracle" if text_only else {"text_config": "sgrs-oracle"}
-        model.set_attn_implementation(kind)
+        attend(model, self._weigh)
 
-    def attend(
-        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **kw: Any
-    ) -> tuple[torch.Tensor, None]:
-        group = q.shape[1] // k.shape[1]
-        k, v = (part[0].repeat_interleave(group, 0) for part in (k, v))
-        scores = self.scores(module.layer_idx, q[0] @ k.transpose(1, 2) * kw["scaling"])
-        seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
-        if kw.get("sliding_window"):
-            seen = seen.triu(1 - kw["sliding_window"])
-        self.weights.append(scores.masked_fill(~seen, float("-inf")).softmax(-1))
-        return (self.weights[-1] @ v).transpose(0, 1)[None], None
+    def _weigh(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        hidden = scores == -torch.inf
+        edited = self.scores(layer, scores.masked_fill(hidden, 0.0))
+        self.weights.append(edited.masked_fill(hidden, -torch.inf).softmax(-1))
+        return self.weights[-1]
 
     def logits(self, prompt: Any, tokens: list[int]) -> torch.Tensor:
-        ids = torch.tensor([tokens])
-        inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
         self.weights.clear()
-        found: torch.Tensor = self.model(**inputs).logits[0, -1]
-        return found
+        return oracle.logits(self.model, prompt, tokens)
 
     def saliency(self, loss: torch.Tensor, layers: Any, start: int, end: int) -> float:
         grads = torch.autograd.grad(loss, self.weights, retain_graph=True)

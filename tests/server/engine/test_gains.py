@@ -15,8 +15,9 @@ from saccade_interventions.edits import HeadEdit
 from saccade_interventions.phases import Phase
 from saccade_interventions.rules import MeasuredGains
 from saccade_server.engine.rules.gains import describe_heads
-from saccade_testing import tiny, vhr
+from saccade_testing import formulas, tiny, vhr
 from saccade_testing.engine import MakeCore, core_with, run
+from saccade_testing.oracle import check
 from saccade_testing.vhr import ask
 
 GOLDEN = Path(__file__).parents[2] / "interventions" / "golden"
@@ -35,7 +36,7 @@ def test_the_algorithm_written_out(family: str, options: Any, make_core: MakeCor
     assert all(0 < len(heads) <= 2 for heads in oracle.chosen.values())
     result = run(make_core(family), [ask(prompt, [oracle.entry])])["r"]
     assert vhr.heads_of(result) == oracle.chosen
-    vhr.check(result, oracle.run())
+    check(result, oracle.run())
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def test_every_option(name: str) -> None:
     wanted = oracle.run()
     result = run(core_with("qwen2_5_vl"), [ask(prompt, [oracle.entry])])["r"]
     assert vhr.heads_of(result) == oracle.chosen
-    vhr.check(result, wanted)
+    check(result, wanted)
     plain = run(core_with("qwen2_5_vl"), [ask(prompt, [])])["r"]
     assert abs(plain.logprobs[-1].logprob - wanted[-1][1]) > 1e-3, "the option must matter"
 
@@ -103,7 +104,7 @@ def test_with_pai(order: int, options: Any, make_core: MakeCore) -> None:
     entries = [oracle.entry, PAI] if order else [PAI, oracle.entry]
     result = run(make_core("llava"), [ask(prompt, entries)])["r"]
     assert vhr.heads_of(result) == oracle.chosen
-    vhr.check(result, oracle.run())
+    check(result, oracle.run())
     alone = run(make_core("llava"), [ask(prompt, [oracle.entry])])["r"]
     assert abs(alone.logprobs[0].logprob - result.logprobs[0].logprob) > 1e-3
 
@@ -115,19 +116,8 @@ def var(
     weights = scores.softmax(-1).nan_to_num(0.0)
     if layer != 2 or not image.any():
         return weights
-    rms = (residual.square().mean(-1) + 1e-6).sqrt()
-    phi = residual[:, [3, 11]].abs().max(-1).values / rms
-    sinks = (phi >= 1.0) & (torch.arange(len(phi)) < length)
-    vs, vn, ts = sinks & image, ~sinks & image, sinks & ~image
-    for head in range(scores.shape[0]):
-        for row in range(int(image.nonzero().max()) + 1, scores.shape[1]):
-            a = weights[head, row].clone()
-            m_vs, m_vn, m_ts = a[vs].sum(), a[vn].sum(), a[ts].sum()
-            if vs.any() and m_vs + m_vn >= 0.02 and m_vn >= 0.3 * (m_vs + m_vn):
-                a[vs | ts] *= 1 - 0.6
-                a[vn] *= 1 + 0.6 * (m_vs + m_ts) / m_vn
-            weights[head, row] = a
-    return weights
+    first = int(image.nonzero().max()) + 1
+    return formulas.var(weights, residual, image, length, first)[0]
 
 
 VAR = {
@@ -148,7 +138,7 @@ def test_with_var(options: Any, make_core: MakeCore) -> None:
     oracle.measure()
     result = run(make_core("llava"), [ask(prompt, [VAR, oracle.entry])])["r"]
     assert vhr.heads_of(result) == oracle.chosen
-    vhr.check(result, oracle.run())
+    check(result, oracle.run())
     assert result.last.receipt.moved, "the case must exercise both"
 
 
@@ -165,15 +155,15 @@ def test_gains_multiply_other_gains(make_core: MakeCore) -> None:
     )
     request = with_fields(request, plan=plan, branches=(branch,))
 
-    class Halved(vhr.Oracle):  # type: ignore[misc,name-defined]
-        def _attention(self, module: Any, q: Any, k: Any, v: Any, mask: Any, **kw: Any) -> Any:
-            return super()._attention(module, q, k, 0.5 * v, mask, **kw)
+    class Halved(vhr.Oracle):
+        def behind(self, layer: int, output: torch.Tensor) -> torch.Tensor:
+            return super().behind(layer, 0.5 * output)
 
     oracle = Halved(tiny.build("llava"), prompt, VHR)
     oracle.measure()
     result = run(make_core("llava"), [request])["r"]
     assert vhr.heads_of(result) == oracle.chosen
-    vhr.check(result, oracle.run())
+    check(result, oracle.run())
 
 
 def test_the_report(make_core: MakeCore) -> None:

@@ -12,6 +12,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.models.reinforce import HeadReinforcement
 from saccade_testing import tiny, vhr
 from saccade_testing.engine import MakeCore, run
+from saccade_testing.oracle import check
 from saccade_testing.vhr import ask
 
 VHR: dict[str, Any] = {"method": "vhr"}
@@ -30,7 +31,7 @@ def test_chunks_and_cached_prefixes(family: str, make_core: MakeCore) -> None:
     for name in ("cold", "warm"):
         result = run(core, [ask(prompt, [CHUNKED], name)])[name]
         assert vhr.heads_of(result) == oracle.chosen
-        vhr.check(result, wanted)
+        check(result, wanted)
         assert result.last.cached_tokens == 64, "what no gain reaches is anybody's"
 
 

@@ -1,22 +1,16 @@
 """LocoRE through the engine equals its formula written out, whatever the engine does meanwhile."""
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from msgspec import structs
 
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
-from saccade_interventions.model_facts import ModelFacts
-from saccade_interventions.registry import Registry
 from saccade_interventions.rules import Branch, ContrastRule, RecentRule
-from saccade_server.engine.core import EngineCore
-from saccade_server.engine.request import BranchInput
-from saccade_testing import oracle, tiny
-from saccade_testing.engine import MakeCore, core_with, make_request, run
+from saccade_server.engine.request import BranchInput, GenerateRequest
+from saccade_testing import formulas, oracle, tiny
+from saccade_testing.engine import MakeCore, core_with, make_request, plan_for, run
+from saccade_testing.oracle import Edit, check
 
 VARIANTS = ["renormalised", "literal", "score"]
 STEPS = 12
@@ -32,21 +26,12 @@ VAR = {
     "sink_dims": list(SINK_DIMS),
     "layers": [1, 2],
 }
-Edit = Callable[[int, torch.Tensor, dict[int, torch.Tensor]], torch.Tensor]
 
 
 @pytest.fixture
 def family(decoder_family: str) -> str:
     """Every family that has a decoder of its own."""
     return decoder_family
-
-
-def plan_for(core: EngineCore, prompt: Any, *entries: dict[str, Any]) -> Any:
-    info = core.info
-    facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)
-    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-    context = Context(facts, Prompt(length=len(prompt.tokens), images=spans))
-    return compile_plan(Registry.discover().parse(list(entries)), context)
 
 
 def windows(prompt: Any, rows: int, options: dict[str, Any]) -> torch.Tensor:
@@ -82,14 +67,8 @@ def locore(prompt: Any, **options: Any) -> Edit:
     return edit
 
 
-def check(result: Any, wanted: list[tuple[int, float]]) -> None:
-    assert result.tokens == [token for token, _ in wanted][: len(result.tokens)]
-    found = np.array([entry.logprob for entry in result.logprobs])
-    np.testing.assert_allclose(found, [value for _, value in wanted][: len(found)], atol=2e-6)
-
-
-def ask(request: Any, prompt: Any, plan: Any, name: str = "r", steps: int = STEPS) -> Any:
-    return request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
+def ask(prompt: Any, plan: Any, name: str = "r", steps: int = STEPS) -> GenerateRequest:
+    return make_request(prompt, name, plan, steps, logprobs=1, ignore_eos=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,8 +77,8 @@ def test_every_reading_in_every_family(family: str, variant: str) -> None:
     prompt = tiny.prompt(family, images=1, seed=1)
     way = {"overlap": True, "padded_decode": True} if variant != "literal" else {}
     core = core_with(family, max_batched_tokens=16, **way)
-    plan = plan_for(core, prompt, {**LOCORE, "variant": variant})
-    result = run(core, [ask(make_request, prompt, plan)])["r"]
+    plan = plan_for(core, prompt, [{**LOCORE, "variant": variant}])
+    result = run(core, [ask(prompt, plan)])["r"]
     wanted = oracle.Oracle(tiny.build(family), locore(prompt, variant=variant)).run(prompt, STEPS)
     check(result, wanted)
     assert result.last.receipt.rows["generated"] == STEPS - 1
@@ -121,33 +100,22 @@ def test_windows(family: str, options: str) -> None:
     way = {"overlap": True, "padded_decode": True} if family == "llama" else {}
     prompt = tiny.prompt(family, images=2, seed=3)
     core = core_with(family, **way)
-    plan = plan_for(core, prompt, {**LOCORE, **OPTIONS[options]})
-    result = run(core, [ask(make_request, prompt, plan)])["r"]
+    plan = plan_for(core, prompt, [{**LOCORE, **OPTIONS[options]}])
+    result = run(core, [ask(prompt, plan)])["r"]
     edit = locore(prompt, **OPTIONS[options])
     check(result, oracle.Oracle(tiny.build(family), edit).run(prompt, STEPS))
 
 
 def var_then(prompt: Any, after: Edit) -> Edit:
-    """VAR of the attention that ``after`` gives (var.md section 2, literally), in LAYERS."""
+    """VAR of the attention that ``after`` gives, in LAYERS."""
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
         weights = after(layer, scores, residuals)
         if layer not in LAYERS:
             return weights
-        x = residuals[layer]
-        phi = x[:, list(SINK_DIMS)].abs().amax(-1) / (x.square().mean(-1) + 1e-6).sqrt()
         image = oracle.visual(prompt, scores.shape[2])
-        sinks = (phi >= TAU) & (torch.arange(scores.shape[2]) < len(prompt.tokens))
-        vs, vn, ts = sinks & image, ~sinks & image, sinks & ~image
-        if not vs.any():
-            return weights
-        m_vs, m_vn, m_ts = (weights[..., keys].sum(-1, keepdim=True) for keys in (vs, vn, ts))
-        rows = torch.arange(scores.shape[1]) >= max(i.start + i.length for i in prompt.images)
-        chosen = (m_vs + m_vn >= LOOKS) & (m_vs <= (1 - RHO) * (m_vs + m_vn)) & rows[:, None]
-        factor = torch.ones_like(weights)
-        factor[..., vs | ts] = 0.4
-        factor = torch.where(vn, 1 + 0.6 * (m_vs + m_ts) / m_vn, factor)
-        return torch.where(chosen, weights * factor, weights)
+        first = max(i.start + i.length for i in prompt.images)
+        return formulas.var(weights, residuals[layer], image, len(prompt.tokens), first)[0]
 
     return edit
 
@@ -159,9 +127,9 @@ def test_with_var(first: int, region: str, make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=2, seed=1, text=30)
     core = make_core("llava", max_batched_tokens=16)
     entries = [VAR, {**LOCORE, "region": region, "window": 6}]
-    plan = plan_for(core, prompt, *(entries if first == 0 else entries[::-1]))
+    plan = plan_for(core, prompt, (entries if first == 0 else entries[::-1]))
     assert plan.classes == (5 if region == "generated" else 6)
-    result = run(core, [ask(make_request, prompt, plan)])["r"]
+    result = run(core, [ask(prompt, plan)])["r"]
     edit = var_then(
         prompt,
         locore(prompt, region=region, window=6),
@@ -175,8 +143,8 @@ def test_with_pai(make_core: MakeCore) -> None:
     prompt = tiny.prompt("qwen2_5_vl", images=1, seed=2)
     core = make_core("qwen2_5_vl")
     pai = {"method": "pai", "alpha": 0.7, "layers": list(LAYERS)}
-    plan = plan_for(core, prompt, pai, LOCORE)
-    result = run(core, [ask(make_request, prompt, plan)])["r"]
+    plan = plan_for(core, prompt, [pai, LOCORE])
+    result = run(core, [ask(prompt, plan)])["r"]
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
         if layer in LAYERS:
@@ -212,8 +180,8 @@ def test_mixed_batches_give_each_what_it_gets_alone(
     for index, text in enumerate((70, 40)):
         prompt = tiny.prompt("llava", images=1, seed=text, text=text)
         for kind, entries in KINDS.items():
-            plan = plan_for(core, prompt, *entries) if entries else None
-            requests.append(ask(make_request, prompt, plan, f"{index}-{kind}", 14))
+            plan = plan_for(core, prompt, entries) if entries else None
+            requests.append(ask(prompt, plan, f"{index}-{kind}", 14))
     wanted = {
         name: (result.tokens, [entry.logprob for entry in result.logprobs])
         for request in requests
@@ -239,14 +207,14 @@ def test_with_sgrs(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llava", images=1, seed=2)
     core = make_core("llava")
     sgrs = {"method": "sgrs", "alpha": 1e-6}
-    wanted = run(core, [ask(make_request, prompt, plan_for(core, prompt, LOCORE))])["r"]
-    both = ask(make_request, prompt, plan_for(core, prompt, sgrs, LOCORE))
+    wanted = run(core, [ask(prompt, plan_for(core, prompt, [LOCORE]))])["r"]
+    both = ask(prompt, plan_for(core, prompt, [sgrs, LOCORE]))
     result = run(core, [both])["r"]
     assert result.tokens == wanted.tokens
     counters = {c.name: c.value for c in result.last.receipt.counters}
     assert counters == {"draws": STEPS}
-    strict = plan_for(core, prompt, {**sgrs, "alpha": 2.0}, LOCORE)
-    again = [run(core, [ask(make_request, prompt, strict)])["r"] for _ in range(2)]
+    strict = plan_for(core, prompt, [{**sgrs, "alpha": 2.0}, LOCORE])
+    again = [run(core, [ask(prompt, strict)])["r"] for _ in range(2)]
     assert again[0].tokens == again[1].tokens
     assert {c.name for c in again[0].last.receipt.counters} >= {"draws", "rejections"}
 
@@ -260,8 +228,8 @@ def test_a_branch_has_its_own_windows(make_core: MakeCore) -> None:
     requests, wanted = [], {}
     for seed in range(3):
         prompt = tiny.prompt("llava", images=1, seed=seed, text=35)
-        plan = plan_for(core, prompt, LOCORE)
-        alone = ask(make_request, prompt, plan, str(seed), 20)
+        plan = plan_for(core, prompt, [LOCORE])
+        alone = ask(prompt, plan, str(seed), 20)
         wanted[str(seed)] = run(make_core("llava"), [alone])[str(seed)].tokens
         rule = ContrastRule(2.0, 1.0, 0.0, branch=Branch("same", edited=True))
         branches = (BranchInput(tokens=alone.tokens, images=alone.images, plan=plan),)
@@ -280,8 +248,8 @@ def test_a_neighbour_gets_the_same_bits(make_core: MakeCore) -> None:
     found = []
     for entries in KINDS["plain"], KINDS["near"]:
         core = make_core("llama", prefix_caching=False)
-        plan = plan_for(core, prompt, *entries) if entries else None
-        requests = [ask(make_request, prompt, None, "a"), ask(make_request, prompt, plan, "b")]
+        plan = plan_for(core, prompt, entries) if entries else None
+        requests = [ask(prompt, None, "a"), ask(prompt, plan, "b")]
         found.append(run(core, requests)["a"].logprobs)
     assert found[0] == found[1]
 
@@ -290,13 +258,13 @@ def test_a_conversation_goes_on(make_core: MakeCore) -> None:
     """Pages that the first answer filled are of no use to the second turn, whose prompt has it."""
     core = make_core("llama")
     first = tiny.prompt("llama", text=50)
-    said = run(core, [ask(make_request, first, plan_for(core, first, LOCORE), steps=70)])["r"]
+    said = run(core, [ask(first, plan_for(core, first, [LOCORE]), steps=70)])["r"]
     second = tiny.TinyPrompt((*first.tokens, *said.tokens, 17, 23, 42))
     for entries in (), (LOCORE,), ({**LOCORE, "window": 9},):
         cold = make_core("llama", prefix_caching=False)
-        plan = plan_for(core, second, *entries) if entries else None
-        wanted = run(cold, [ask(make_request, second, plan)])["r"]
-        result = run(core, [ask(make_request, second, plan)])["r"]
+        plan = plan_for(core, second, entries) if entries else None
+        wanted = run(cold, [ask(second, plan)])["r"]
+        result = run(core, [ask(second, plan)])["r"]
         assert result.tokens == wanted.tokens
         assert [entry.logprob for entry in result.logprobs] == pytest.approx(
             [entry.logprob for entry in wanted.logprobs], abs=1e-6
@@ -307,7 +275,7 @@ def test_a_conversation_goes_on(make_core: MakeCore) -> None:
 def test_no_strength_is_bit_for_bit_none(make_core: MakeCore) -> None:
     prompt = tiny.prompt("llama")
     core = make_core("llama")
-    neutral = plan_for(core, prompt, {**LOCORE, "beta": 0.0})
+    neutral = plan_for(core, prompt, [{**LOCORE, "beta": 0.0}])
     assert neutral is None
-    found = run(core, [ask(make_request, prompt, plan) for plan in (neutral,)])["r"].logprobs
-    assert found == run(make_core("llama"), [ask(make_request, prompt, None)])["r"].logprobs
+    found = run(core, [ask(prompt, plan) for plan in (neutral,)])["r"].logprobs
+    assert found == run(make_core("llama"), [ask(prompt, None)])["r"].logprobs

@@ -11,6 +11,7 @@ import torch
 from saccade_server.engine.decode import StepVariant
 from saccade_testing import steered, tiny
 from saccade_testing.engine import core_with, make_request, run
+from saccade_testing.oracle import check
 
 SITES = ("residual", "attention_output", "mlp_output")
 
@@ -77,7 +78,7 @@ def check_all(at: At, entry: dict[str, Any], family: str) -> None:
         for turn in ("cold", "warm"):
             request = make_request(prompt, turn, plan, 4, logprobs=1, ignore_eos=True)
             result = run(core, [request])[turn]
-            steered.check(result, wanted)
+            check(result, wanted)
         assert result.last.cached_tokens >= 64
 
 

@@ -11,6 +11,7 @@ import torch
 
 from saccade_testing import steered, tiny
 from saccade_testing.engine import MakeCore, make_request, run
+from saccade_testing.oracle import check
 
 FAMILY_CASES = [
     ("llama", "add rms", "last+generated"),
@@ -40,7 +41,7 @@ def test_steering(family: str, name: str, rows: str, make_core: MakeCore) -> Non
         for turn in ("cold", "warm"):
             request = make_request(prompt, turn, plan, steered.STEPS, logprobs=1, ignore_eos=True)
             result = run(core, [request])[turn]
-            steered.check(result, wanted)
+            check(result, wanted)
         assert result.last.cached_tokens >= 64
 
 
@@ -63,7 +64,7 @@ def test_heads(family: str, names: tuple[str, ...], make_core: MakeCore) -> None
         wanted = steered.heads_oracle(tiny.build(family), rows, edit).run(prompt, 4)
         plan = steered.plan_for(core, prompt, [{**entry, "rows": rows}])
         request = make_request(prompt, name, plan, 4, logprobs=1, ignore_eos=True)
-        steered.check(run(core, [request])[name], wanted)
+        check(run(core, [request])[name], wanted)
 
 
 def test_heads_by_layer_are_the_artifacts(make_core: MakeCore) -> None:
@@ -96,7 +97,7 @@ def test_uniform_ablation(make_core: MakeCore) -> None:
     entry = {"method": "head_ablation", "mode": "uniform", "artifact": steered.LISTED.digest}
     plan = steered.plan_for(core, prompt, [{**entry, "rows": "last+generated"}])
     request = make_request(prompt, "r", plan, steered.STEPS, logprobs=1, ignore_eos=True)
-    steered.check(run(core, [request])["r"], wanted)
+    check(run(core, [request])["r"], wanted)
 
 
 @pytest.mark.parametrize("layer", [None, 0, 3])
@@ -113,7 +114,7 @@ def test_function_vector(layer: int | None, make_core: MakeCore) -> None:
     entry = {"method": "function_vector", "artifact": steered.TASK.digest, "layer": layer}
     plan = steered.plan_for(core, prompt, [entry])
     request = make_request(prompt, "r", plan, steered.STEPS, logprobs=1, ignore_eos=True)
-    steered.check(run(core, [request])["r"], wanted)
+    check(run(core, [request])["r"], wanted)
 
 
 def test_chains_run_in_the_order_of_the_request(make_core: MakeCore) -> None:
@@ -151,6 +152,6 @@ def test_chains_run_in_the_order_of_the_request(make_core: MakeCore) -> None:
             prompt, str(number), plan, steered.STEPS, logprobs=1, ignore_eos=True
         )
         result = run(core, [request])[str(number)]
-        steered.check(result, oracle.run(prompt))
+        check(result, oracle.run(prompt))
         found.add(result.logprobs[0].logprob)
     assert len(found) == 2, "the order must matter"

@@ -1,6 +1,5 @@
 """Sinks in generated text and in prompts: equal to the formula, and only new tokens are settled."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,17 +7,17 @@ import pytest
 import torch
 
 from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
 from saccade_interventions.methods.var import VAR
-from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
 from saccade_testing import oracle, tiny
-from saccade_testing.engine import MakeCore, core_with, make_request, run
+from saccade_testing.engine import MakeCore, core_with, make_request, plan_for, run
+from saccade_testing.formulas import phi
+from saccade_testing.formulas import var as moved
+from saccade_testing.oracle import Edit
 
 STEPS = 12
 DIMS, TAU, LOOKS, RHO, MOVE = (3, 11), 1.0, 0.02, 0.3, 0.6
@@ -31,51 +30,40 @@ FIELDS: dict[str, Any] = {
     "rho": RHO,
     "layers": [1, 2],
 }
-Edit = Callable[[int, torch.Tensor, dict[int, torch.Tensor]], torch.Tensor]
 
 
-def plan_for(core: EngineCore, prompt: Any, **options: Any) -> Plan:
-    info = core.info
-    facts = ModelFacts(info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)
-    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-    context = Context(facts, Prompt(length=len(prompt.tokens), images=spans))
-    plan = compile_plan([VAR(**{**FIELDS, **options})], context)
+def plan_of(core: EngineCore, prompt: Any, **options: Any) -> Plan:
+    plan = plan_for(core, prompt, [VAR(**{**FIELDS, **options})])
     assert plan is not None
     return plan
 
 
 def var(prompt: Any, seen: set[int], **options: Any) -> Edit:
-    """var.md section 2, key by key; ``seen`` collects generated keys that were sinks."""
+    """VAR with options; ``seen`` collects generated keys that were sinks."""
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
         weights = scores.softmax(-1)
         if layer not in FIELDS["layers"]:
             return weights
-        x, keys = residuals[layer], scores.shape[2]
-        phi = x[:, list(DIMS)].abs().amax(-1) / (x.square().mean(-1) + 1e-6).sqrt()
-        examined = keys if options.get("sinks_in_generated") else len(prompt.tokens)
-        sinks = (phi >= TAU) & (torch.arange(keys) < examined)
-        seen.update(k for k in sinks.nonzero().flatten().tolist() if k >= len(prompt.tokens))
+        keys, length = scores.shape[2], len(prompt.tokens)
         image = oracle.visual(prompt, keys)
         if "image_index" in options:
             chosen = prompt.images[options["image_index"]]
             image &= torch.arange(keys) >= chosen.start
             image &= torch.arange(keys) < chosen.start + chosen.length
-        vs, vn, ts = sinks & image, ~sinks & image, sinks & ~image
-        if options.get("require_visual_sink", True) and not vs.any():
-            return weights
         first = max(i.start + i.length for i in prompt.images)
-        if options.get("rows") == "generated":
-            first = len(prompt.tokens)
-        for head in range(scores.shape[0]):
-            for row in range(first, scores.shape[1]):
-                a = weights[head, row].clone()
-                m_vs, m_vn, m_ts = a[vs].sum(), a[vn].sum(), a[ts].sum()
-                if m_vs + m_vn >= LOOKS and m_vs <= (1 - RHO) * (m_vs + m_vn):
-                    a[vs | ts] *= 1 - MOVE
-                    a[vn] *= 1 + MOVE * (m_vs + m_ts) / m_vn
-                weights[head, row] = a
-        return weights
+        examined = keys if options.get("sinks_in_generated") else length
+        sinks = phi(residuals[layer]) >= TAU
+        seen.update(key for key in range(length, examined) if sinks[key])
+        edited, _ = moved(
+            weights,
+            residuals[layer],
+            image,
+            examined,
+            length if options.get("rows") == "generated" else first,
+            needs_visual_sink=options.get("require_visual_sink", True),
+        )
+        return edited
 
     return edit
 
@@ -106,7 +94,7 @@ def test_options(name: str, family: str, budget: int) -> None:
     way = {"overlap": True, "padded_decode": True} if budget == 16 else {}
     core = core_with(family, max_batched_tokens=budget, **way)
     prompt = tiny.prompt(family, images=2, seed=1, text=60)
-    plan = plan_for(core, prompt, **OPTIONS[name])
+    plan = plan_of(core, prompt, **OPTIONS[name])
     seen: set[int] = set()
     edit = var(prompt, seen, **OPTIONS[name])
     wanted = oracle.Oracle(tiny.build(family), edit).run(prompt, STEPS)
@@ -127,7 +115,7 @@ def test_preempted_sequences_find_the_same_sinks(make_core: MakeCore) -> None:
     prompts = [tiny.prompt("llava", images=1, seed=s, text=40 + s) for s in range(5)]
     requests = []
     for index, prompt in enumerate(prompts):
-        plan = plan_for(core, prompt, sinks_in_generated=True) if index != 2 else None
+        plan = plan_of(core, prompt, sinks_in_generated=True) if index != 2 else None
         requests.append(make_request(prompt, str(index), plan, 14, logprobs=1, ignore_eos=True))
     wanted = [run(make_core("llava"), [r])[r.request_id] for r in requests]
     results = run(core, requests)
@@ -159,7 +147,7 @@ def test_a_generated_token_settles_itself_alone(
 ) -> None:
     core = make_core("llava")
     prompt = tiny.prompt("llava", images=1, seed=1)
-    plan = plan_for(core, prompt, sinks_in_generated=True)
+    plan = plan_of(core, prompt, sinks_in_generated=True)
     sizes = settled(core, monkeypatch)
     run(core, [make_request(prompt, "r", plan, 5, ignore_eos=True)])
     assert sizes == [(len(prompt.tokens), 1), *[(1, 0)] * 4]
@@ -195,11 +183,11 @@ def test_where_a_generated_token_may_be_what_is_required_all_are_settled_again(
 
     def edit(layer: int, scores: torch.Tensor, residuals: dict[int, torch.Tensor]) -> torch.Tensor:
         if layer in (1, 2):
-            x, keys = residuals[layer], torch.arange(scores.shape[2])
-            phi = x[:, list(DIMS)].abs().amax(-1) / (x.square().mean(-1) + 1e-6).sqrt()
+            keys = torch.arange(scores.shape[2])
+            rare = phi(residuals[layer]) >= RARE
             scores = scores.clone()
             for row in range(length, scores.shape[1]):
-                sinks = (phi >= RARE) & (keys <= row)
+                sinks = rare & (keys <= row)
                 flips.append(bool((sinks & (keys >= length)).any()))
                 if flips[-1]:
                     scores[:, row, sinks & (keys >= length)] += 2.0

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 
 from saccade_interventions.artifacts import Artifact
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.plan import Plan
+from saccade_interventions.registry import Registry
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import (
@@ -86,6 +90,9 @@ def generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
     return tokens_after
 
 
+Artifacts = Callable[[str], Artifact | None]
+"""What is stored, by digest."""
+
 MakeCore = Callable[..., EngineCore]
 """``make(family, **config)``, as :func:`core_with`."""
 
@@ -96,7 +103,33 @@ def core_with(family: str = "llama", **config: Any) -> EngineCore:
     return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings))
 
 
+REGISTRY = Registry.discover()
 TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
+
+
+def plan_for(
+    core: EngineCore,
+    prompt: tiny.TinyPrompt,
+    entries: Sequence[Any],
+    artifacts: Artifacts | None = None,
+    **facts: Any,
+) -> Plan | None:
+    """The plan of interventions as clients write them, or of methods; None where there are none.
+
+    ``facts`` are fields of ModelFacts beside what the engine says of its model.
+    """
+    info = core.info
+    sizes = (info.layers, info.heads, info.kv_heads, info.head_dim, info.hidden_size)
+    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
+    context = Context(
+        ModelFacts(*sizes, **facts), Prompt(length=len(prompt.tokens), images=spans), artifacts
+    )
+    methods = [
+        method
+        for entry in entries
+        for method in (REGISTRY.parse([entry]) if isinstance(entry, dict) else [entry])
+    ]
+    return compile_plan(methods, context)
 
 
 def ask(
@@ -106,7 +139,7 @@ def ask(
     max_tokens: int = 8,
     *,
     facts: ModelFacts = TINY,
-    artifacts: Callable[[str], Artifact | None] | None = None,
+    artifacts: Artifacts | None = None,
     **sampling: Any,
 ) -> GenerateRequest:
     """A request with interventions, and the branches the API makes for them; no end token ends.

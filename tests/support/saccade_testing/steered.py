@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from saccade_interventions.artifacts import Artifact, read_artifact, write_artifact
-from saccade_interventions.compose import compile_plan
-from saccade_interventions.context import Context, Prompt
-from saccade_interventions.model_facts import ModelFacts
-from saccade_interventions.registry import Registry
+from saccade_interventions.plan import Plan
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import GenerateRequest
-from saccade_testing import tiny
+from saccade_testing import engine, tiny
 from saccade_testing.engine import make_request
+from saccade_testing.oracle import Said, greedy, logits
+from saccade_testing.tiny import TinyPrompt
 
 STEPS = 6
 LAYERS, HEADS, DIM, HIDDEN = 4, 4, 16, 64
@@ -65,20 +64,10 @@ STORE = {
 }
 
 
-def plan_for(core: EngineCore, prompt: Any, entries: list[dict[str, Any]]) -> Any:
-    info = core.info
-    facts = ModelFacts(
-        layers=info.layers,
-        heads=info.heads,
-        kv_heads=info.kv_heads,
-        head_dim=info.head_dim,
-        hidden_size=info.hidden_size,
-        sink_dims=(3, 11),
-        fingerprint=MODEL,
-    )
-    spans = tuple((image.start, image.start + image.length) for image in prompt.images)
-    context = Context(facts, Prompt(length=len(prompt.tokens), images=spans), STORE.get)
-    return compile_plan(Registry.discover().parse(entries), context)
+def plan_for(core: EngineCore, prompt: TinyPrompt, entries: list[dict[str, Any]]) -> Plan | None:
+    """:func:`engine.plan_for`, with the artifacts above."""
+    facts = {"sink_dims": (3, 11), "fingerprint": MODEL}
+    return engine.plan_for(core, prompt, entries, STORE.get, **facts)
 
 
 Hidden = Callable[[int, torch.Tensor, Rows], torch.Tensor]
@@ -169,20 +158,10 @@ class Oracle:
 
         return hook
 
-    @torch.no_grad()
-    def run(self, prompt: Any, steps: int = STEPS) -> list[tuple[int, float]]:
-        """(token, log-probability) of each greedy step."""
+    def run(self, prompt: TinyPrompt, steps: int = STEPS) -> Said:
         self.length = len(prompt.tokens)
         self.start = max((image.start + image.length for image in prompt.images), default=0)
-        tokens, found = list(prompt.tokens), []
-        for _ in range(steps):
-            ids = torch.tensor([tokens])
-            inputs = {"input_ids": ids, "use_cache": False, **prompt.arguments(ids)}
-            logprobs = self.model(**inputs).logits[0, -1].log_softmax(-1)
-            token = int(logprobs.argmax())
-            found.append((token, float(logprobs[token])))
-            tokens.append(token)
-        return found
+        return greedy(lambda tokens: logits(self.model, prompt, tokens), list(prompt.tokens), steps)
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
@@ -244,13 +223,6 @@ STEERING: dict[str, tuple[dict[str, Any], Callable[..., torch.Tensor]]] = {
         lambda h, v: h + (along(h, v).clamp(max=-0.5) - along(h, v)) * unit(v),
     ),
 }
-
-
-def check(result: Any, wanted: list[tuple[int, float]], atol: float = 5e-6) -> None:
-    assert result.last.error is None
-    assert result.tokens == [token for token, _ in wanted][: len(result.tokens)]
-    found = np.array([entry.logprob for entry in result.logprobs])
-    np.testing.assert_allclose(found, [value for _, value in wanted][: len(found)], atol=atol)
 
 
 def steering(name: str, rows: str) -> dict[str, Any]:

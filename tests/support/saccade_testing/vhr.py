@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AttentionInterface
 
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import GenerateRequest
 from saccade_testing import engine
+from saccade_testing.oracle import Said, attend, greedy, logits, remember_residuals
 
 LAYERS = (1, 2, 3)  # the default of four: 1, and the last two
 STEPS = 6
@@ -50,13 +49,8 @@ class Oracle:
     seen: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        AttentionInterface.register("vhr_oracle", self._attention)
-        self.model.set_attn_implementation({"text_config": "vhr_oracle"})
-        for decoder in self.model.get_decoder().layers:
-            decoder.register_forward_pre_hook(self._remember, with_kwargs=True)
-
-    def _remember(self, module: Any, args: Any, kwargs: Any) -> None:
-        self._residual = (args[0] if args else kwargs["hidden_states"])[0]
+        self._residuals = remember_residuals(self.model)
+        attend(self.model, self._weigh, self.behind)
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -66,14 +60,9 @@ class Oracle:
             self.forward(self._bare(), gains=self.entry.get("branch_gains", True), bare=True)
             self.chosen[layer] = select(z, self.seen[layer], self.entry)
 
-    @torch.no_grad()
-    def run(self, steps: int = STEPS) -> list[tuple[int, float]]:
-        tokens, found = list(self.prompt.tokens), []
-        for _ in range(steps):
-            logprobs = self.forward(tokens, gains=True).log_softmax(-1)
-            found.append((int(logprobs.argmax()), float(logprobs.max())))
-            tokens.append(found[-1][0])
-        return found
+    def run(self, steps: int = STEPS) -> Said:
+        tokens = list(self.prompt.tokens)
+        return greedy(lambda tokens: self.forward(tokens, gains=True), tokens, steps)
 
     def forward(self, tokens: list[int], gains: bool, bare: bool = False) -> torch.Tensor:
         """Logits of the last token; head outputs of the last prompt row are left in ``seen``."""
@@ -91,37 +80,26 @@ class Oracle:
         stop = length if "generated" not in rows else len(tokens)
         self._rows = range(start, stop) if gains else range(0)
         self._last = length - 1
-        ids = torch.tensor([tokens])
-        shown = replace(self.prompt, images=tuple(images))
-        inputs = {"input_ids": ids, "use_cache": False, **shown.arguments(ids)}
-        logits: torch.Tensor = self.model(**inputs).logits
-        return logits[0, -1]
+        return logits(self.model, replace(self.prompt, images=tuple(images)), tokens)
 
     def _bare(self) -> list[int]:
         hidden = self.entry.get("without_image") == "hidden"
         return list(self.prompt.tokens if hidden else self.prompt.bare)
 
-    def _attention(self, module: Any, q: Any, k: Any, v: Any, mask: Any, **kw: Any) -> Any:
-        group = q.shape[1] // k.shape[1]
-        k, v = k[0].repeat_interleave(group, 0), v[0].repeat_interleave(group, 0)
-        scores = q[0] @ k.transpose(1, 2) * kw["scaling"]
-        scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), -torch.inf)
+    def _weigh(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         if self._hides:
             scores = scores.masked_fill(self._image, -torch.inf)
         image = self._image & (not self._hides)
-        weights = self.edit(module.layer_idx, scores, image, self._residual, self._last + 1)
-        output = weights.nan_to_num(0.0) @ v  # [heads, rows, head_dim]
-        self.seen[module.layer_idx] = output[:, self._last].clone()
-        for head in self.chosen.get(module.layer_idx, ()):
+        weights = self.edit(layer, scores, image, self._residuals[layer], self._last + 1)
+        return weights.nan_to_num(0.0)
+
+    def behind(self, layer: int, output: torch.Tensor) -> torch.Tensor:
+        """Heads' outputs [heads, rows, head_dim], those of the chosen heads multiplied."""
+        self.seen[layer] = output[:, self._last].clone()
+        for head in self.chosen.get(layer, ()):
             for row in self._rows:
                 output[head, row] *= self.entry.get("gain", 2.0)
-        return output.transpose(0, 1)[None], None
-
-
-def check(result: Any, wanted: list[tuple[int, float]]) -> None:
-    assert result.tokens == [token for token, _ in wanted[: len(result.tokens)]]
-    found = np.array([entry.logprob for entry in result.logprobs])
-    np.testing.assert_allclose(found, [value for _, value in wanted[: len(found)]], atol=2e-6)
+        return output
 
 
 def heads_of(result: Any) -> dict[int, list[int]]:
