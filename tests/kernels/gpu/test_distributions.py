@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that an output that nobody wrote shows."""
     fresh = torch.Tensor.new_empty
 
@@ -26,7 +26,7 @@ def poison(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def few_parts(monkeypatch):
+def few_parts(monkeypatch: pytest.MonkeyPatch):
     """A program takes the interpreter milliseconds; the number of them is no part of a kernel."""
     monkeypatch.setattr(kernel, "PARTS", 4)
 
@@ -84,7 +84,7 @@ def test_what_is_not_finite_spoils_its_rows_alone(bad):
     assert apart.isfinite().tolist() == [False, False, True]
 
 
-def test_as_many_parts_as_are_shipped(monkeypatch):
+def test_as_many_parts_as_are_shipped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     logits, zero = rows_of(1, 1500, 8).float(), torch.zeros(1, dtype=torch.int64)
     assert kernel.PARTS == 32

@@ -149,8 +149,8 @@ def _conversation(
     """A request whose answer is known, and one that comes later and has that answer in its prompt:
     what was generated under a plan lies in cached pages, and is not what a prompt would be.
     """
-    prompt = prompts[rng.integers(len(prompts))]
-    entries = settings[rng.integers(SHARED) + SHARED * bool(prompt.images)]
+    prompt = prompts[int(rng.integers(len(prompts)))]
+    entries = settings[int(rng.integers(SHARED) + SHARED * bool(prompt.images))]
     said = tuple(rng.integers(10, 90, 16).tolist())
     more = tuple(rng.integers(10, 90, 3).tolist())
     sampling = {"max_tokens": len(said), "forced": said, "logprobs": 0}
