@@ -99,7 +99,7 @@ def sequence_of(batch: AttentionBatch, rows: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(batch.query_starts, rows, right=True, out_int32=True) - 1
 
 
-def _weights(
+def row_scores(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     batch: AttentionBatch,
@@ -107,11 +107,14 @@ def _weights(
     scale: float,
     softcap: float,
     window: int,
-    lse: torch.Tensor,
     seq: int,
     rows: torch.Tensor,
 ) -> torch.Tensor:
-    """A of query rows of one sequence, [heads, rows, context]."""
+    """Edited scores of query rows of one sequence, [heads, rows, context]; -inf: out of sight.
+
+    Args:
+        rows: int64 [n], indices into ``query``; the rest as in :func:`column_sums`.
+    """
     work, heads = torch.promote_types(query.dtype, torch.float32), query.shape[1]
     context = int(batch.context_lens[seq])
     own = torch.arange(context, device=query.device)
@@ -133,5 +136,22 @@ def _weights(
         edited = (controls, control_rows[None], tags[None], beta[None], layer)
         scores = edit_scores(scores[None], *edited)[0]
         visible = visible & (tags != NEVER_ATTEND)
-    weights = torch.exp(scores - lse[rows].T[..., None].to(work))
-    return torch.where(visible, weights, 0.0)
+    return scores.masked_fill(~visible, -torch.inf)
+
+
+def _weights(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    lse: torch.Tensor,
+    seq: int,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """A of query rows of one sequence, [heads, rows, context]."""
+    scores = row_scores(query, key_cache, batch, layer, scale, softcap, window, seq, rows)
+    weights = torch.exp(scores - lse[rows].T[..., None].to(scores.dtype))
+    return torch.where(scores == -torch.inf, 0.0, weights)

@@ -23,7 +23,7 @@ from saccade_kernels import (
 )
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.gradients import RowGradients
-from saccade_kernels.head_sinks import HeadSinkCriterion, SumsSoFar
+from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
 from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.sinks import SinkTags
@@ -227,16 +227,27 @@ def settle_sink_tags(
     _backend(scores).settle_sink_tags(tags, scores, table, met)
 
 
-def settle_head_sinks(
-    weights: torch.Tensor,
-    heads: torch.Tensor,
-    end: int,
-    criterion: HeadSinkCriterion,
-    sums: SumsSoFar | None,
-    table: torch.Tensor,
+def find_head_sinks(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    rows: torch.Tensor,
+    tables: HeadSinkTables,
 ) -> None:
-    """See :func:`saccade_kernels.head_sinks.settle_classes`."""
-    _backend(weights).settle_head_sinks(weights, heads, end, criterion, sums, table)
+    """See :func:`saccade_kernels.head_sinks.find_head_sinks`."""
+    arguments = (key_cache, batch, layer, scale, softcap, window, rows, tables)
+    _backend(query).find_head_sinks(query, *arguments)
+
+
+def settle_prompt_sinks(
+    received: torch.Tensor, batch: AttentionBatch, layer: int, tables: HeadSinkTables
+) -> None:
+    """See :func:`saccade_kernels.head_sinks.settle_prompt_sinks`."""
+    _backend(received).settle_prompt_sinks(received, batch, layer, tables)
 
 
 class _Reference:
@@ -257,7 +268,8 @@ class _Reference:
     edit_residual = staticmethod(residual_tables.edit_residual)
     store_sink_scores = staticmethod(sinks.store_scores)
     settle_sink_tags = staticmethod(sinks.settle_tags)
-    settle_head_sinks = staticmethod(head_sinks.settle_classes)
+    find_head_sinks = staticmethod(head_sinks.find_head_sinks)
+    settle_prompt_sinks = staticmethod(head_sinks.settle_prompt_sinks)
 
 
 def _layers(hidden: torch.Tensor, update: torch.Tensor | None = None) -> Any:

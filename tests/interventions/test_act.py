@@ -18,7 +18,7 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, GATES
-from saccade_kernels.head_sinks import HeadSinkCriterion
+from saccade_kernels.head_sinks import HeadSinkOption, classify, mean_received
 
 GOLDEN = Path(__file__).parent / "golden"
 HEADS = {"2": [0, 3], "3": [1]}
@@ -38,9 +38,10 @@ EXAMPLE = torch.tensor(
 def classes_of(plan, attention):
     """The classes that the plan's rule finds in the prompt's attention [heads, keys, keys]."""
     rule = plan.rule(HeadSinkRule)
-    spare_first = rule.spare == "first_found"
-    criterion = HeadSinkCriterion(rule.threshold, rule.relative, spare_first, rule.exempt_initial)
-    return criterion.classes(attention.sum(1))
+    options = HeadSinkOption.RELATIVE * rule.relative
+    options |= HeadSinkOption.FIRST_FOUND * (rule.spare == "first_found")
+    options |= HeadSinkOption.EXEMPT_INITIAL * rule.exempt_initial
+    return classify(mean_received(attention.sum(1)), rule.threshold, options)
 
 
 def calibrate(plan, attention, layer):

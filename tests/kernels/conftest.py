@@ -21,6 +21,7 @@ from saccade_kernels.controls import (
     Edit,
     Program,
 )
+from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 from saccade_testing.tables import write_row
 
@@ -178,6 +179,32 @@ def with_per_head_classes(case: Case, sequences: tuple[int, ...], seed: int = 5)
 def per_head() -> Callable[..., Case]:
     """``per_head(case, sequences)``: gives heads of some sequences classes of their own."""
     return with_per_head_classes
+
+
+@pytest.fixture
+def head_sink_tables() -> Callable[..., HeadSinkTables]:
+    """``head_sink_tables(case, options, threshold, least)``: all heads apart ask, by one rule.
+
+    Sums are poison; counts are those of nobody.
+    """
+
+    def make(case: Case, options: int, threshold: float, least: int) -> HeadSinkTables:
+        table = case.tables[1].per_head
+        assert table is not None
+        rows, layers, heads, max_len = table.classes.shape
+        shape = ControlShape(layers, heads, case.query.shape[2])
+        tables = HeadSinkTables.allocate(rows, shape, rows * layers * heads * max_len)
+        tables.sums.fill_(torch.nan)
+        tables.counted.fill_(-7)
+        tables.thresholds.fill_(threshold)
+        tables.options.fill_(options)
+        tables.least_rows.fill_(least)
+        places = torch.arange(0, tables.sums.numel(), max_len).view(rows, layers, heads)
+        places = torch.where(table.heads.bool(), places.flip(2), -1)
+        tables.places.copy_(places)
+        return tables
+
+    return make
 
 
 @pytest.fixture

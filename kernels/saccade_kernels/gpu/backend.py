@@ -6,7 +6,7 @@ from saccade_kernels.gpu.columns import attention_rows, column_sums
 from saccade_kernels.gpu.decode import decode
 from saccade_kernels.gpu.distributions import contrast_rows, divergences
 from saccade_kernels.gpu.gates import gate
-from saccade_kernels.gpu.head_sinks import settle_head_sinks
+from saccade_kernels.gpu.head_sinks import find_head_sinks, settle_prompt_sinks
 from saccade_kernels.gpu.norms import add_norm, rms_norm
 from saccade_kernels.gpu.prefill import prefill
 from saccade_kernels.gpu.residual import edit_residual
@@ -23,13 +23,14 @@ __all__ = [
     "decode",
     "divergences",
     "edit_residual",
+    "find_head_sinks",
     "gate",
     "norm_rope_store",
     "prefill",
     "rms_norm",
     "rotation",
     "saliency",
-    "settle_head_sinks",
+    "settle_prompt_sinks",
     "settle_sink_tags",
     "store_sink_scores",
 ]

@@ -8,7 +8,6 @@ from typing import Any
 
 from saccade_kernels.gpu.arguments import POINTERS
 from saccade_kernels.gpu.gates import gate_kernel
-from saccade_kernels.gpu.head_sinks import KEY_BLOCK, KEY_WARPS, head_sink_kernel
 from saccade_kernels.gpu.norms import norm_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.rope import head_block, rope_store_kernel
@@ -44,7 +43,6 @@ def layer_variants() -> Iterator[Variant]:
         yield from _gates(kind, gate)
         yield from _scores(kind, norm)
     yield from _settling()
-    yield from _head_sinks()
 
 
 def _variant(
@@ -114,15 +112,3 @@ def _settling() -> Iterator[Variant]:
     types |= dict.fromkeys(("whole", "table", "met"), "*u8")
     types |= dict.fromkeys(("scores", "threshold"), "*fp32") | {"stride": "i32"}
     yield Variant("settle", settle_kernel, types, {"BLOCK": TAG_BLOCK}, TAG_WARPS, 3)
-
-
-def _head_sinks() -> Iterator[Variant]:
-    for summed, first, spare in itertools.product((False, True), repeat=3):
-        numbers = ("end", "width", "room", "max_len", "counts", "least_rows")
-        types: dict[str, str | None] = dict.fromkeys(numbers, "i32")
-        types |= {"weights": "*fp32", "heads": "*i64", "table": "*u8", "threshold": "fp32"}
-        types["sums"] = "*fp32" if summed else None
-        constants: dict[str, Any] = {"SUMMED": summed, "FIRST_FOUND": first}
-        constants |= {"SPARE_INITIAL": spare, "BLOCK": KEY_BLOCK}
-        name = "head_sink" + "-summed" * summed + "-first" * first + "-spare" * spare
-        yield Variant(name, head_sink_kernel, types, constants, KEY_WARPS, 3)

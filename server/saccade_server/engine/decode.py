@@ -24,7 +24,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Batch
-from enum import IntFlag, auto
 from functools import partial
 from typing import NamedTuple
 
@@ -43,21 +42,16 @@ from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.stages import Stage, Stages, StageVariant, StepRows
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import host_block
-from saccade_server.models.attention import ForwardStep
+from saccade_server.engine.wants import Search
+from saccade_server.models.attention import AttentionMeasure, ForwardStep
 from saccade_server.models.family import ServedModel
+from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.residual import Reach, ResidualStep
 
 PLAIN = 1
 """The variant without edits: one class of keys."""
 
 EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
-
-
-class Search(IntFlag):
-    """What a step looks for inside its layers, for the rows that ask; others share the step."""
-
-    NOTHING = 0
-    HEAD_SINKS = auto()  # sinks of single heads; rows may have key classes of single heads
 
 
 class StepVariant(NamedTuple):
@@ -73,6 +67,11 @@ Variant = StepVariant | StageVariant
 
 Play = Callable[[Variant], None]
 """Computes a variant from what the block holds, which must have been written for it."""
+
+MakeLook = Callable[
+    [Search, DecodeInputs], tuple[tuple[ResidualProbe, ...], tuple[AttentionMeasure, ...]]
+]
+"""What looks for this inside the layers of a padded step with these inputs, on the device."""
 
 MakeStages = Callable[[StepOutputs], Iterable[Stage]]
 """Stages around the steps that leave these outputs; see :class:`PaddedDecoder`."""
@@ -105,11 +104,14 @@ class PaddedDecoder:
         max_num_seqs: int,
         max_model_len: int,
         make_stages: MakeStages = lambda _: (),
+        make_look: MakeLook = lambda *_: ((), ()),
     ) -> None:
         """
         Args:
             make_stages: those that come before the draws, in their order.
+            make_look: of variants that look for something.
         """
+        self._make_look = make_look
         self._model = model
         self._keys, self._values = caches
         self._tables = tables
@@ -122,7 +124,8 @@ class PaddedDecoder:
         }
         self._seats = seats
         self._layouts = {
-            size: DecodeInputs.layout(size, model.axes, seats.width) for size in self.sizes
+            size: DecodeInputs.layout(size, model.axes, seats.width, tables.per_head_rows - 1)
+            for size in self.sizes
         }
         self._written = 0  # the size that the block is laid out for now
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=model.device)
@@ -157,15 +160,31 @@ class PaddedDecoder:
     def variants(self) -> list[Variant]:
         """All that a step may need, the largest first: later captures reuse the memory of it."""
         counts = sorted((PLAIN, *self._classes), reverse=True)
-        forms = [(counts[0], Reach.EVERYWHERE), (counts[0], Reach.RESIDUALS)]
-        forms += [(count, Reach.NOWHERE) for count in counts]
-        steps = [StepVariant(size, *form) for size in reversed(self.sizes) for form in forms]
+        nothing = Search.NOTHING
+        forms = [(counts[0], reach, nothing) for reach in (Reach.EVERYWHERE, Reach.RESIDUALS)]
+        forms += [(count, Reach.NOWHERE, nothing) for count in counts]
+        reaches = (Reach.EVERYWHERE, Reach.NOWHERE)
+        searches = [(counts[0], reach, Search.PER_HEAD_CLASSES) for reach in reaches]
+        steps = [
+            StepVariant(size, *form)
+            for size in reversed(self.sizes)
+            for form in ([*searches, *forms] if size in self.search_sizes else forms)
+        ]
         return [*self.stages.variants, *steps]
+
+    @property
+    def search_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that steps are padded to in which something is looked for: fewer, as few do.
+
+        Powers of two, and the largest.
+        """
+        return tuple(s for s in self.sizes if s & (s - 1) == 0 or s == self.sizes[-1])
 
     @property
     def largest(self) -> list[Variant]:
         """The variants of which one needs as much memory as any does."""
-        return [*self.stages.largest, self.variants[len(self.stages.variants)]]
+        form = (self.sizes[-1], self._classes[-1], Reach.EVERYWHERE)
+        return [*self.stages.largest, StepVariant(*form, Search.PER_HEAD_CLASSES)]
 
     def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, behind: bool) -> torch.Tensor:
         """Compute a row of each of the roster's sequences.
@@ -179,7 +198,8 @@ class PaddedDecoder:
         Returns:
             Logits [rows, vocabulary], good until the next call.
         """
-        size = self.sizes[bisect_left(self.sizes, len(starts))]
+        sizes = self.search_sizes if Search.of(roster.wants) else self.sizes
+        size = sizes[bisect_left(sizes, len(starts))]
         block = self._host(size)
         inputs = self._pad(block, size, len(starts))
         fill(inputs, self._seats, roster, starts, drawn)
@@ -202,6 +222,8 @@ class PaddedDecoder:
             end = self.stages.size
             self._uploaded[:end].copy_(block[:end], non_blocking=True)
         else:
+            if variant.search & Search.PER_HEAD_CLASSES:
+                self._tables.make_per_head()
             block = self._host(variant.size)
             self._pad(block, variant.size, 0)
             self._send(block, variant.size, self.stages.size)
@@ -221,10 +243,13 @@ class PaddedDecoder:
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = self._words.index_select(0, inputs.sources)
         kept = self.outputs.residuals[:, :size]
+        probes, measures = self._make_look(variant.search, inputs) if variant.search else ((), ())
         step = ForwardStep(
-            self._batch(inputs, size, variant.classes),
+            self._batch(inputs, variant),
             self._keys,
             self._values,
+            probes=probes,
+            measures=measures,
             residuals=self._residuals[variant.reach],
             kept=kept,
         )
@@ -233,8 +258,8 @@ class PaddedDecoder:
         self.outputs.logits[:size].copy_(self._model.logits(hidden))
         self.outputs.greedy(size)
 
-    def _batch(self, inputs: DecodeInputs, size: int, classes: int) -> AttentionBatch:
-        edited = classes != PLAIN
+    def _batch(self, inputs: DecodeInputs, variant: StepVariant) -> AttentionBatch:
+        size, classes, edited = variant.size, variant.classes, variant.classes != PLAIN
         return AttentionBatch(
             slots=inputs.slots,
             query_starts=self._starts[: size + 1],
@@ -246,22 +271,28 @@ class PaddedDecoder:
             tag_rows=inputs.tag_rows,
             edits=(EVERY_EDIT,) * self._model.layers if edited else (),
             classes=classes,
+            per_head_classes=bool(variant.search & Search.PER_HEAD_CLASSES),
             controls=self._tables.controls if edited else None,
             tags=self._tables.tags if edited else None,
         )
 
-    def _form(self, roster: Roster, control_rows: NDArray[np.int32]) -> tuple[int, Reach]:
-        """The fewest classes that are enough for the step, and the sites that it edits."""
+    def _form(self, roster: Roster, control_rows: NDArray[np.int32]) -> tuple[int, Reach, Search]:
+        """The fewest classes that are enough for the step, sites that it edits, what it seeks."""
         rows, tags = set(control_rows.tolist()), set(roster.tag_rows.tolist())
         if rows == tags == {0}:
-            return PLAIN, Reach.NOWHERE
+            return PLAIN, Reach.NOWHERE, Search.NOTHING
         residuals = self._tables.residual_step(rows)
+        search = Search.of(roster.wants)
+        if search:
+            reach = Reach.NOWHERE if residuals is None else Reach.EVERYWHERE
+            return self._classes[-1], reach, search
         if residuals is not None:
-            return self._classes[-1], Reach.of(residuals)
+            return self._classes[-1], Reach.of(residuals), Search.NOTHING
         if not self._tables.edits(rows, roster.hides):
-            return PLAIN, Reach.NOWHERE
+            return PLAIN, Reach.NOWHERE, Search.NOTHING
         needed = self._tables.classes(tags)
-        return self._classes[bisect_left(self._classes, needed)], Reach.NOWHERE
+        classes = self._classes[bisect_left(self._classes, needed)]
+        return classes, Reach.NOWHERE, Search.NOTHING
 
     def _host(self, size: int) -> torch.Tensor:
         """Room for parameters of stages and a step of this padded size."""

@@ -29,22 +29,29 @@ class DecodeInputs:
     context_lens: Any  # int32 [B]
     control_rows: Any  # int32 [B]
     tag_rows: Any  # int32 [B]
+    searched: Any  # int32 [n]: rows whose classes of single heads are to be found, then -1
     page_table: Any  # int32 [B, pages of the longest sequence]
 
     @classmethod
-    def empty(cls, size: int, axes: int, pages: int) -> DecodeInputs:
-        """Arrays of their own on the host; not initialised."""
+    def empty(cls, size: int, axes: int, pages: int, most: int = 0) -> DecodeInputs:
+        """Arrays of their own on the host; not initialised.
+
+        Args:
+            most: rows that may be searched.
+        """
         tokens, sources, slots = np.empty((3, size), np.int64)
         lengths, controls, tags = np.empty((3, size), np.int32)
         positions, table = np.empty((axes, size), np.int64), np.empty((size, pages), np.int32)
-        return cls(tokens, sources, positions, slots, lengths, controls, tags, table)
+        searched = np.empty(min(size, most), np.int32)
+        return cls(tokens, sources, positions, slots, lengths, controls, tags, searched, table)
 
     @staticmethod
-    def layout(size: int, axes: int, pages: int) -> Layout:
+    def layout(size: int, axes: int, pages: int, most: int = 0) -> Layout:
         """Where they lie in the block for one padded size; ``tokens`` lies first."""
         wide = [((size,), np.int64), ((size,), np.int64), ((axes, size), np.int64)]
-        narrow = [((size,), np.int32)] * 3 + [((size, pages), np.int32)]
-        return Layout([*wide, ((size,), np.int64), *narrow])
+        narrow = [((size,), np.int32)] * 3
+        searched, table = ((min(size, most),), np.int32), ((size, pages), np.int32)
+        return Layout([*wide, ((size,), np.int64), *narrow, searched, table])
 
 
 def pad(inputs: DecodeInputs, count: int, tokens: int) -> None:
@@ -58,6 +65,7 @@ def pad(inputs: DecodeInputs, count: int, tokens: int) -> None:
     names = ("tokens", "slots", "context_lens", "control_rows", "tag_rows", "page_table")
     for name in names:
         getattr(inputs, name)[count:] = 0
+    inputs.searched[:] = -1
 
 
 def fill(
@@ -77,6 +85,8 @@ def fill(
     inputs.context_lens[:count] = starts + 1
     inputs.tag_rows[:count] = roster.tag_rows
     inputs.control_rows[:count] = roster.control_rows
+    inputs.searched[: len(roster.searched)] = roster.searched
+    inputs.searched[len(roster.searched) :] = -1
     inputs.positions[:, :count] = starts + roster.delta
     for row in roster.prompt_rows(starts).tolist():
         sequence, at = roster.sequences[row], int(starts[row])

@@ -37,7 +37,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Download, Uploader
-from saccade_server.engine.wants import Wants
+from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
@@ -88,7 +88,13 @@ class Runner:
         if pads:
             sizes = (config.max_num_seqs, max_model_len)
             self._decoder = PaddedDecoder(
-                model, caches, self.tables, self._seats, *sizes, self.rules.stages
+                model,
+                caches,
+                self.tables,
+                self._seats,
+                *sizes,
+                self.rules.stages,
+                self.rules.look_padded,
             )
             self._drawn = self._decoder.drawn
         else:
@@ -201,7 +207,9 @@ class Runner:
         """Logits of a row of each of the roster's sequences."""
         step = self._singles.pack(roster, starts, self._drawn_rows, self._drawn)
         caches = (self._keys, self._values)
-        forward = ForwardStep(step.attention, *caches, residuals=step.residuals)
+        search = Search.of(roster.wants)
+        looks = self.rules.look_padded(search, step.inputs) if search else ((), ())
+        forward = ForwardStep(step.attention, *caches, *looks, step.residuals)
         embeddings = self.model.embed(step.tokens)
         return self.model.logits(self.model.forward(embeddings, step.positions, forward))
 

@@ -42,6 +42,7 @@ class Roster:
     control_rows: NDArray[np.int32]
     tag_rows: NDArray[np.int32]
     leaders: Ints | None  # row of each one's leader; None: no sequence is a branch
+    searched: Ints  # rows whose key classes of single heads are found in the step
     draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
     columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
 
@@ -173,8 +174,8 @@ class Seats:
             self._seat(sequence, chunk.admission, sequences)
             for sequence, chunk in zip(sequences, chunks, strict=True)
         ]
-        wants = Wants.NOTHING
-        for wanted in {self._wants[seat] for seat in places}:
+        wants, own = Wants.NOTHING, [self._wants[seat] for seat in places]
+        for wanted in set(own):
             wants |= wanted
         seats = np.array(places, np.int64)
         kinds = self._kinds[seats]
@@ -192,6 +193,7 @@ class Seats:
             control_rows=self._control_rows[seats],
             tag_rows=self._tag_rows[seats],
             leaders=_leaders(sequences),
+            searched=np.flatnonzero([bool(w & Wants.CLASSES_FOUND) for w in own]),
             draws={kind: rows for kind, rows in draws.items() if len(rows)},
             columns=self._columns[:, seats],
         )
@@ -236,6 +238,8 @@ class Seats:
             wants |= Wants.LOGPROBS
         if sequence.plan is not None and sequence.plan.moved_phases:
             wants |= Wants.COUNT
+        if Phase.GENERATED in sequence.needs.per_head_classes:
+            wants |= Wants.PER_HEAD_CLASSES
         return wants
 
 

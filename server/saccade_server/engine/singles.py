@@ -6,7 +6,7 @@ Where decodes are not padded: on a CPU, and on a GPU without graphs. What a step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from saccade_server.engine.inputs import DecodeInputs, fill
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
+from saccade_server.engine.wants import Wants
 from saccade_server.models.residual import ResidualStep
 
 
@@ -25,10 +26,21 @@ from saccade_server.models.residual import ResidualStep
 class Singles:
     """A step of one row for each of a roster's sequences."""
 
-    tokens: torch.Tensor  # int64 [rows]
-    positions: torch.Tensor  # int64 [axes, rows]
+    inputs: DecodeInputs  # on the device; the tokens are all known there
     attention: AttentionBatch
     residuals: ResidualStep | None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [rows]."""
+        found: torch.Tensor = self.inputs.tokens
+        return found
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [axes, rows]."""
+        found: torch.Tensor = self.inputs.positions
+        return found
 
 
 class SinglesPacker:
@@ -49,7 +61,7 @@ class SinglesPacker:
             drawn: the tokens of the step before, int64, by the rows that ``drawn_rows`` names.
         """
         count, known = len(starts), len(drawn)
-        inputs = DecodeInputs.empty(count, self._axes, self._seats.width)
+        inputs = DecodeInputs.empty(count, self._axes, self._seats.width, count)
         inputs.sources[:] = np.arange(known, known + count)
         fill(inputs, self._seats, roster, starts, drawn_rows)
         longest = int(starts.max()) + 1
@@ -61,26 +73,30 @@ class SinglesPacker:
             inputs.context_lens,
             inputs.control_rows,
             inputs.tag_rows,
+            inputs.searched[: len(roster.searched)],
             np.ascontiguousarray(inputs.page_table[:, : -(-longest // PAGE)]),
             np.arange(count + 1, dtype=np.int32),
         )
-        tokens, sources, positions, slots, contexts, controls, tag_rows, pages, ends = arrays
+        *fields, ends = arrays
+        there = DecodeInputs(*fields)
         if (inputs.sources < known).any():
-            tokens = torch.cat([drawn, tokens]).index_select(0, sources)
+            tokens = torch.cat([drawn, there.tokens]).index_select(0, there.sources)
+            there = replace(there, tokens=tokens)
         rows, tags = set(inputs.control_rows.tolist()), set(roster.tag_rows.tolist())
         edits = self._tables.edits(rows, roster.hides)
         attention = AttentionBatch(
-            slots=slots,
+            slots=there.slots,
             query_starts=ends,
-            context_lens=contexts,
-            page_table=pages,
+            context_lens=there.context_lens,
+            page_table=there.page_table,
             num_decodes=count,
             max_context=longest,
-            control_rows=controls,
-            tag_rows=tag_rows,
+            control_rows=there.control_rows,
+            tag_rows=there.tag_rows,
             edits=edits,
             classes=self._tables.classes(tags) if edits else 1,
+            per_head_classes=bool(edits and roster.wants & Wants.PER_HEAD_CLASSES),
             controls=self._tables.controls if edits else None,
             tags=self._tables.tags if edits else None,
         )
-        return Singles(tokens, positions, attention, self._tables.residual_step(rows))
+        return Singles(there, attention, self._tables.residual_step(rows))

@@ -11,8 +11,22 @@ class Wants(IntFlag):
     NOTHING = 0
     RULES = auto()  # its plan has rules, whose handlers are asked
     LAYERS = auto()  # something looks inside its layers that no padded step has
+    PER_HEAD_CLASSES = auto()  # some of its heads have key classes of their own
+    CLASSES_FOUND = auto()  # which are found in its own step
     PROBES = auto()  # a probe of its layers, where steps are not padded: those keep residuals
     COMBINATION = auto()  # its token is drawn from what a rule makes of several rows
     COUNT = auto()  # of the rows whose masses move
     CHOICE = auto()  # by the host, among candidates or plans
     LOGPROBS = auto()
+
+
+class Search(IntFlag):
+    """What a padded step looks for inside its layers, for rows that ask; others share the step."""
+
+    NOTHING = 0
+    PER_HEAD_CLASSES = auto()  # key classes of single heads, which rows may have
+
+    @classmethod
+    def of(cls, wants: Wants) -> Search:
+        """What a step looks for whose rows want this."""
+        return cls.PER_HEAD_CLASSES if wants & Wants.PER_HEAD_CLASSES else cls.NOTHING

@@ -13,12 +13,15 @@ import torch
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
+from saccade_interventions.edits import MassEdit, TagRun
 from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.wants import Search
 from saccade_server.models import head_sinks
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, core_with, make_request, plan_for, run
@@ -236,6 +239,55 @@ def test_neighbours(make_core: MakeCore) -> None:
             assert one.logprob == pytest.approx(other.logprob, abs=1e-10)
 
 
+def test_generated_rows_share_the_padded_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With every decode of a rule; a plain neighbour gets the bits that it gets beside another."""
+    core = core_with("llama", overlap=True, padded_decode=True)
+    decoder, seen = core._runner._decoder, []
+    compute = decoder.compute
+
+    def play(variant: Any) -> None:
+        seen.append(variant)
+        compute(variant)
+
+    monkeypatch.setattr(decoder, "play", play)
+    prompt, other = (tiny.prompt("llama", seed=seed, text=20) for seed in (1, 2))
+    found = {}
+    for decode in (None, "running", "row", "frozen", "off"):
+        plan = None if decode is None else plan_for(core, prompt, [entry(decode=decode)])
+        requests = [own(prompt, "r", plan), own(other, "plain", None)]
+        found[decode] = run(core, requests)["plain"].logprobs
+        searches = {variant.search for variant in seen}
+        assert searches == {Search(decode not in (None, "off"))}
+        assert {variant.size for variant in seen} == {2}
+        assert len(seen) == STEPS - 1, "the first token comes from the prompt's own step"
+        seen.clear()
+    assert all(logprobs == found[None] for logprobs in found.values())
+
+
+def test_rows_without_classes_of_their_own_beside_others(
+    make_core: MakeCore,
+) -> None:
+    """Behind a prompt that is calibrated alone, its heads move masses by tags like any other."""
+    core = make_core("llama")
+    prompts = [tiny.prompt("llama", seed=seed, text=20) for seed in (1, 2)]
+    plan = plan_for(core, prompts[0], [entry(decode="off", heads={"1": [0, 1]})])
+    transform = ((1.0, 0.0), (0.0, 0.1))
+    mass = MassEdit(((1, (0, 1)), (2, (1,))), (Phase.GENERATED,), transform)
+    tagged = replace(plan, masses=(*plan.masses, mass), tags=(TagRun(2, 9, 1),), classes=2)
+    requests = [
+        own(prompts[0], "off", tagged),
+        own(prompts[1], "running", plan_for(core, prompts[1], [entry()])),
+    ]
+    together = run(core, requests)
+    for request in requests:
+        alone = run(make_core("llama"), [request])[request.request_id]
+        assert together[request.request_id].tokens == alone.tokens
+        pairs = zip(together[request.request_id].logprobs, alone.logprobs, strict=True)
+        assert all(a.logprob == pytest.approx(b.logprob, abs=1e-10) for a, b in pairs)
+
+
 def test_rows_run_out(make_core: MakeCore) -> None:
     """A request waits for a place among the few; it is never run without its edit."""
     core = make_core("llama", max_per_head_classes=1)
@@ -256,23 +308,33 @@ def test_rows_run_out(make_core: MakeCore) -> None:
     assert tokens == alone
 
 
-def test_a_step_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_is_tried_again(
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rows that the failed step had counted in some layers count once."""
-    core = core_with("llama")
+    core = make_core("llama")
     prompt = tiny.prompt("llama", seed=1)
     request = own(prompt, "r", plan_for(core, prompt, [entry()]))
     wanted = run(core, [request])["r"]
-    real, calls = head_sinks.HeadSinkMeasure.before, []
+    failed = []
 
-    def before(self: Any, call: Any) -> None:
-        calls.append(call.layer)
-        if len(calls) in (2, 8):  # the second layer of the prompt, and of a generated row
-            raise RuntimeError("for the test")
-        real(self, call)
+    def fail_once(measure: type, rows: int) -> None:
+        """In the third layer, which reads what the ones before have written."""
+        real, layers = measure.before, []
 
-    monkeypatch.setattr(head_sinks.HeadSinkMeasure, "before", before)
+        def before(self: Any, call: Any) -> None:
+            layers.append(call.layer)
+            if len(layers) > rows and call.layer == 2 and measure not in failed:
+                failed.append(measure)
+                raise RuntimeError("for the test")
+            real(self, call)
+
+        monkeypatch.setattr(measure, "before", before)
+
+    fail_once(head_sinks.PromptSinks, 0)
+    fail_once(head_sinks.DecodeSinks, 9)
     result = run(core, [request])["r"]
-    assert len(calls) > 8
+    assert failed == [head_sinks.PromptSinks, head_sinks.DecodeSinks]
     assert result.tokens == wanted.tokens
     assert [e.logprob for e in result.logprobs] == [e.logprob for e in wanted.logprobs]
 
@@ -326,7 +388,6 @@ def test_a_row_that_is_handed_on_forgets_its_heads() -> None:
     assert found.rows.tolist() == [0, 0, 1, 0, 0]
     assert found.heads[1].nonzero().tolist() == [[1, 0], [1, 3], [2, 1], [2, 2], [2, 3]]
     assert not found.heads[0].any()
-    assert (found.classes[1, ..., 0] == 2).all()
     assert tables.classes([2]) == 3
     tables.open_tags(2, plan)
     assert tables.tags.per_head.rows.tolist() == [0, 0, 0, 0, 0]

@@ -19,6 +19,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import StepVariant, padded_sizes
 from saccade_server.engine.local import LocalEngine
+from saccade_server.engine.wants import Search
 from saccade_server.models.family import serve
 from saccade_server.models.residual import Reach
 from saccade_testing import tiny
@@ -131,7 +132,7 @@ def test_what_was_captured(core_on_gpu: Any) -> None:
     stages = core.captured.variants[: -len(steps)]
     draws = [found for found in stages if found.stage.endswith("draw")]
     assert draws[0] == ("filtered draw", 16)
-    assert steps[0] == (16, 8, Reach.EVERYWHERE)
+    assert steps[0] == (16, 8, Reach.EVERYWHERE, Search.PER_HEAD_CLASSES)
     sizes = {found.size for found in steps}
     assert sizes == {found.size for found in draws} == set(padded_sizes(16))
     assert core.captured.seconds > 0

@@ -5,6 +5,7 @@ Triton kernels are called as on a GPU and counted where they would be launched.
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,20 +13,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_kernels import ops
-from saccade_kernels.batch import AttentionBatch
-from saccade_kernels.controls import CLASSES, ControlShape
+from saccade_kernels.batch import AttentionBatch, Prefill, Run
+from saccade_kernels.controls import CLASSES, ControlShape, Edit
 from saccade_kernels.gpu import backend
 from saccade_kernels.gpu.rope import rope_store_kernel
-from saccade_kernels.head_sinks import HeadSinkCriterion
+from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.sinks import SinkTags
-from saccade_kernels.tables import ControlTables, TagTable
+from saccade_kernels.tables import ControlTables, PerHeadTable, TagTable
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.stages import StageVariant
+from saccade_server.engine.wants import Search
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
-from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
+from saccade_server.models.head_sinks import PromptSinks
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.residual import Reach
 from saccade_testing import tiny
@@ -88,13 +90,17 @@ def count(core: EngineCore, launches: Launches, variant: StepVariant) -> tuple[i
 EDITED, RESIDUALS = (CLASSES, Reach.NOWHERE), (CLASSES, Reach.RESIDUALS)
 EVERYWHERE = (CLASSES, Reach.EVERYWHERE)
 PLAINLY = (PLAIN, Reach.NOWHERE)
+SEARCHED = (CLASSES, Reach.NOWHERE, Search.PER_HEAD_CLASSES)
 MOST = (10, 15)
 """Launches of a plain step that the design allows, a layer and around all layers."""
 
-USUAL = {PLAINLY: (10, 9), EDITED: (10, 9), RESIDUALS: (12, 10), EVERYWHERE: (14, 10)}
+USUAL = {
+    **{PLAINLY: (10, 9), EDITED: (10, 9), SEARCHED: (11, 9)},
+    **{RESIDUALS: (12, 10), EVERYWHERE: (14, 10)},
+}
 """A layer is four products, two of attention, and a kernel for each of two norms with the sums
 before them, the heads and the gate. A site where something is edited is a kernel more, and at
-residuals sums and norms are apart."""
+residuals sums and norms are apart. Key classes of single heads are found in one more."""
 
 TODAY = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen2_5_vl", "qwen3_vl"), USUAL),
@@ -203,39 +209,28 @@ def test_a_stage_launches(stage: str, size: int, launches: Launches) -> None:
     assert found == STAGES[stage], dict(launches.found)
 
 
-def test_sinks_of_heads_are_found_in_one_launch_a_sequence(launches: Launches) -> None:
-    """Behind five: the rows, room for masses, their attention in two, its weights."""
+def test_sinks_of_heads_are_found_for_all_prompts_at_once(launches: Launches) -> None:
+    """One that settles their classes, behind the rows, and their attention in two."""
     shape, index = ControlShape(layers=2, heads=4, head_dim=16), torch.arange(3)
     int32 = index.int()
+    run = Run(4, 1, (Edit.MASS,) * 2)
+    table = PerHeadTable.allocate(3, 3, shape, 64)
     batch = AttentionBatch(
-        slots=index,
-        query_starts=int32,
-        context_lens=int32[:2] + 7,
+        slots=torch.arange(8),
+        query_starts=4 * int32,
+        context_lens=torch.tensor([4, 4], dtype=torch.int32),
         page_table=torch.zeros(2, 1, dtype=torch.int32),
-        num_decodes=2,
-        max_context=8,
-        control_rows=int32[:2],
-        tag_rows=int32[:2],
+        num_decodes=0,
+        max_context=0,
+        control_rows=torch.ones(8, dtype=torch.int32),
+        tag_rows=int32[1:],
+        prefills=(Prefill(4, 4, (run,)),) * 2,
         controls=ControlTables.allocate(2, shape),
-        tags=TagTable.allocate(2, shape, 64),
+        tags=replace(TagTable.allocate(3, shape, 64), per_head=table),
     )
-    classes = torch.zeros(2, 4, 64, dtype=torch.uint8)
-    heads = {0: index[:2], 1: index[:2]}
-    criterion = HeadSinkCriterion(0.1)
-    members = (
-        Member(heads, classes, 6, 7, criterion, 1, None),
-        Member(
-            heads,
-            classes,
-            7,
-            8,
-            criterion,
-            1,
-            AttentionSums(64, {0: classes, 1: classes}, {0: 7, 1: 7}),
-        ),
-    )
-    measure = HeadSinkMeasure(members, index[:2], int32[:2], batch)
-    query = torch.zeros(2, 4, 16, dtype=torch.bfloat16)
+    tables = HeadSinkTables.allocate(3, shape, 2 * 2 * 4 * 64)
+    measure = PromptSinks(frozenset({0, 1}), torch.arange(8), int32[:2], batch, tables, index[:0])
+    query = torch.zeros(8, 4, 16, dtype=torch.bfloat16)
     keys = torch.zeros(1, 64, 2, 16, dtype=torch.bfloat16)
     found = []
     for layer in (0, 1):
@@ -245,11 +240,7 @@ def test_sinks_of_heads_are_found_in_one_launch_a_sequence(launches: Launches) -
         found.append(launches.found.copy())
     assert found[1] == {
         "aten::index_select": 1,
-        "aten::zero_": 1,
-        "triton::split_kernel": 1,
-        "triton::merge_kernel": 1,
-        "triton::row_kernel": 1,
-        "triton::head_sink_kernel": len(members),
+        "triton::prefill_kernel": 1,
+        "triton::column_kernel": 1,
+        "triton::settle_prompts_kernel": 1,
     }
-    once = found[0] - found[1]
-    assert once.total() == 3, "rows and their sequences are numbered once a step"

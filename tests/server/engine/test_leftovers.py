@@ -19,6 +19,7 @@ from saccade_interventions.registry import Registry
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.decode import PLAIN, StepVariant
+from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.stages import StageVariant
 from saccade_server.engine.warmup import warm_up
 from saccade_server.models.residual import Reach
@@ -91,10 +92,10 @@ def test_an_idle_variant_holds_padding_in_every_place(size: int) -> None:
     decoder = core_with("qwen2_5_vl", max_num_seqs=10, **AS_ON_A_GPU)._runner._decoder
     noise(decoder._block)
     decoder.idle(StepVariant(size, PLAIN, Reach.NOWHERE))
-    tokens, sources, *rest = decoder._layouts[size].tensors(decoder._block)
-    assert torch.equal(decoder._words[sources], tokens)
-    assert not tokens.any()
-    for field in rest:
+    inputs = vars(DecodeInputs(*decoder._layouts[size].tensors(decoder._block)))
+    assert torch.equal(decoder._words[inputs.pop("sources")], inputs["tokens"])
+    assert (inputs.pop("searched") == -1).all()
+    for field in inputs.values():
         assert not field.any()
 
 
@@ -148,6 +149,10 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     yield from some_of(tables.tags, range(1, len(tables.tags.tags)))
     if tables.tags.per_head is not None:
         yield from (t[1:] for t in vars(tables.tags.per_head).values())
+        asking = dict(vars(tables.head_sinks))
+        del asking["arrived"]  # of the kernel's alone
+        yield asking.pop("sums")
+        yield from (t[1:] for t in asking.values())
     sinks = runner.rules[SinkRule]
     yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:

@@ -68,6 +68,7 @@ def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
     tables = DeviceTables(shape, 5, 5, 32, torch.device("meta"), **rows)
     assert tables.tags.per_head is not None
     assert tables.tags.per_head.classes.shape == (3, 4, 4, 32)
+    assert tables.head_sinks.sums.shape == (2 * 4 * 4 * 32,)
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from saccade_interventions.rules import (
     Branch,
     ContrastRule,
     EarlyExit,
+    HeadSinkRule,
     MeasuredGains,
     RecentRule,
     SaliencyRule,
@@ -128,6 +129,15 @@ def measured(request: GenerateRequest, rows: str) -> GenerateRequest:
     return replace(request, plan=builder.build(), branches=(branch,))
 
 
+def calibrated(request: GenerateRequest, decode: str) -> GenerateRequest:
+    """The request with key classes of single heads, which it finds itself."""
+    sites = tuple((layer, (0, 1)) for layer in (1, 2))
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(request.tokens), 0)
+    builder.per_head_mass(sites, [(0, 1, 0.5), (1, 1, -0.5)], parse_rows("prompt+generated"))
+    builder.rule(HeadSinkRule(sites, 0.1, decode=decode))
+    return replace(request, plan=builder.build())
+
+
 SAMPLING: list[dict[str, Any]] = [
     {"ignore_eos": True},
     {"ignore_eos": True, "temperature": 0.7},
@@ -138,14 +148,19 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
+KINDS = ["plain", "planned", "contrasted", "measured", "judged", "calibrated"]
+
+
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
 @pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
-@pytest.mark.parametrize("kind", ["plain", "planned", "contrasted", "measured", "judged"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
     monkeypatch.setattr(ops, "decode", lambda query, *_: torch.empty_like(query))
     monkeypatch.setattr(ops, "saliency", no_gradients)
+    for measuring in ("column_sums", "settle_prompt_sinks", "find_head_sinks"):
+        monkeypatch.setattr(ops, measuring, lambda *_: None)
     config = EngineConfig(
         model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
     )
@@ -162,6 +177,8 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
                 request = contrasted(request, early=number % 2 == 0)
             if kind == "measured" and number:
                 request = measured(request, "prompt" if number % 2 else "last+generated")
+            if kind == "calibrated" and number:
+                request = calibrated(request, ("running", "row", "frozen", "off")[number % 4])
             if kind == "judged" and number:
                 chosen = plan(prompt).with_rules(JUDGED)
                 request = replace(request, plan=chosen)

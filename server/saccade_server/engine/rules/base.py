@@ -19,6 +19,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import Rule
 from saccade_server.engine.batch import PromptPositions, Step
 from saccade_server.engine.combined import Combined
+from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Chunk
@@ -26,7 +27,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
-from saccade_server.engine.wants import Wants
+from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import AttentionMeasure
 from saccade_server.models.base import ServedModel
 from saccade_server.models.probes import ResidualProbe
@@ -148,6 +149,8 @@ class RuleHandler(Generic[R]):
     """
 
     kind: ClassVar[type[Rule]]
+    search: ClassVar[Search] = Search.NOTHING
+    """What :meth:`look_padded` looks for."""
 
     def __init__(self, parts: EngineParts) -> None:
         self.parts = parts
@@ -179,6 +182,13 @@ class RuleHandler(Generic[R]):
     def kept(self, outputs: StepOutputs, asked: Batch[Asked[R]]) -> Any:
         """In the place of :meth:`look`, of a padded step behind which no stage runs."""
         return None
+
+    def look_padded(self, inputs: DecodeInputs) -> Looks:
+        """What looks inside the layers of a step of single rows with these inputs.
+
+        It is captured, so all that it depends on lies in fixed places on the device.
+        """
+        return Looks()
 
     def combine(self, rows: Combined, views: Views, asked: Batch[Asked[R]], look: Any) -> None:
         """Change, in place, rows that tokens are drawn from.

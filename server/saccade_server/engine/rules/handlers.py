@@ -15,6 +15,7 @@ from saccade_interventions.rules import (
 )
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
+from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.base import (
     Asked,
@@ -28,10 +29,15 @@ from saccade_server.engine.rules.base import (
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
-from saccade_server.engine.wants import Wants
+from saccade_server.engine.wants import Search, Wants
+from saccade_server.models.attention import AttentionMeasure
+from saccade_server.models.probes import ResidualProbe
 
 Looking = dict[type[Rule], Look]
 """What each kind has in the layers of a step."""
+
+Looked = tuple[tuple[ResidualProbe, ...], tuple[AttentionMeasure, ...]]
+"""What all kinds have in the layers of a step."""
 
 
 class Handlers:
@@ -92,6 +98,12 @@ class Handlers:
         """What a padded step leaves for those whose stages do not run behind it."""
         found = ((h.kind, h.kept(outputs, asked)) for h, asked in self._asked(asking))
         return {kind: look for kind, look in found if look is not None}
+
+    def look_padded(self, search: Search, inputs: DecodeInputs) -> Looked:
+        """What looks for this inside the layers of a step of single rows with these inputs."""
+        looks = [h.look_padded(inputs) for h in self if h.search & search]
+        probes = tuple(probe for look in looks for probe in look.probes)
+        return probes, tuple(measure for look in looks for measure in look.measures)
 
     def combine(
         self, logits: torch.Tensor, sampling: Batch[Chunk], asking: Asking, looking: Looking

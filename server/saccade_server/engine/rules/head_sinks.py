@@ -1,12 +1,13 @@
-"""Which rows of a step are measured for the sinks of single heads, and what is kept for them.
+"""Key classes of single heads, found in the step whose rows follow them (ACT).
 
-A plan with a HeadSinkRule computes its prompt in one step and its generated rows one at a time
-(Needs.whole_prompt, Needs.single_rows), again after preemption too, so that every row sees the
-classes that it is to see: they are written layer by layer while the row is computed
-(models/head_sinks.py), into table rows that are the sequence's own. A prompt starts its sums anew.
+A plan with a HeadSinkRule computes its prompt in one step and its generated rows one at a time,
+again after preemption too, so that every row sees the classes that it is to see: they are written
+layer by layer while the row is computed (models/head_sinks.py), into table rows that are the
+sequence's own. A prompt begins its sums, and each generated row is added to them once, whatever
+becomes of its step: that is counted on the device, so a captured step does it too.
 
-Such a row cannot be one of a padded decode: what a captured graph computes must not depend on what
-the host keeps for single sequences.
+    prompt          its criterion is written, then in each layer: sums over all rows, their classes
+    generated row   running, row: in each layer one launch; frozen: the prompt's; off: none
 """
 
 from __future__ import annotations
@@ -17,119 +18,155 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from saccade_interventions.rules import HeadSinkRule
-from saccade_kernels.head_sinks import HeadSinkCriterion
+from saccade_kernels.head_sinks import HeadSinkOption
+from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.batch import Step
-from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
-from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.wants import Wants
-from saccade_server.models.head_sinks import AttentionSums, HeadSinkMeasure, Member
+from saccade_server.engine.inputs import DecodeInputs
+from saccade_server.engine.rules.base import Asked, Looks, RuleHandler
+from saccade_server.engine.wants import Search, Wants
+from saccade_server.models.attention import AttentionMeasure
+from saccade_server.models.head_sinks import DecodeSinks, PromptSinks
+
+SEARCHING = ("running", "row")
+"""Which ``decode`` of a rule find classes for generated rows."""
+
+Asking = Batch[Asked[HeadSinkRule]]
 
 
 class HeadSinkHandler(RuleHandler[HeadSinkRule]):
-    """Builds the measures of each step, and keeps the sums of the sequences in flight."""
+    """Writes criteria, and builds the measures of each step. It keeps nothing of a sequence."""
 
     kind = HeadSinkRule
-
-    def __init__(self, parts: EngineParts) -> None:
-        super().__init__(parts)
-        self._sums: dict[Sequence, AttentionSums] = {}
-        self._heads: dict[Sequence, dict[int, torch.Tensor]] = {}
+    search = Search.PER_HEAD_CLASSES
 
     def wants(self, rule: HeadSinkRule, decodes: bool) -> Wants:
-        """Classes of single heads, if the row follows any."""
-        return Wants.LAYERS if rule.decode != "off" or not decodes else Wants.NOTHING
+        """A last prompt row goes by what its whole prompt had; see :meth:`look`."""
+        if not decodes:
+            return Wants.LAYERS
+        return Wants.CLASSES_FOUND if rule.decode in SEARCHING else Wants.NOTHING
 
-    def look(self, step: Step, asked: Batch[Asked[HeadSinkRule]]) -> Looks | None:
-        """One measure for the single rows of a step and one for its prompts, as far as any ask.
+    def before(self, asked: Asking) -> None:
+        """Write the criteria of prompts, and where their heads' sums are."""
+        prompts = [a for a in asked if a.chunk.start == 0]
+        if prompts:
+            self._write(prompts)
 
-        Apart, so that what is measured of a row does not depend on what else is in the step.
-        """
-        asking = [a for a in asked if _asks(a)]
-        decodes = step.attention.num_decodes
-        groups = [a for a in asking if a.at < decodes], [a for a in asking if a.at >= decodes]
-        found = tuple(self._measure(step, group) for group in groups if group)
-        return Looks(measures=found) if found else None
+    def look(self, step: Step, asked: Asking) -> Looks | None:
+        """One measure for the single rows of a step and one for its prompts, as far as any ask."""
+        prompts = [a for a in asked if _is_prompt(a)]
+        singles = [a for a in asked if _searches(a)]
+        found: list[AttentionMeasure] = [self._prompts(step, prompts)] if prompts else []
+        if singles:
+            (rows,) = self.parts.upload(np.array([a.at for a in singles], np.int32))
+            found.append(DecodeSinks(_layers(singles), rows, self.parts.tables.head_sinks))
+        return Looks(measures=tuple(found)) if found else None
 
-    def forget(self, sequence: Sequence) -> None:
-        """Drop what is kept for a sequence."""
-        self._sums.pop(sequence, None)
-        self._heads.pop(sequence, None)
+    def look_padded(self, inputs: DecodeInputs) -> Looks:
+        """In all layers, as which heads ask is known to the device."""
+        tables = self.parts.tables
+        layers = frozenset(range(tables.shape.layers))
+        return Looks(measures=(DecodeSinks(layers, inputs.searched, tables.head_sinks),))
 
-    def _measure(self, step: Step, group: Batch[Asked[HeadSinkRule]]) -> HeadSinkMeasure:
-        members = [a.at for a in group]
-        chunks = [a.chunk for a in group]
-        rows = np.concatenate(
-            [np.arange(step.starts[i], step.starts[i] + step.chunks[i].length) for i in members]
+    @property
+    def _per_head(self) -> PerHeadTable:
+        found = self.parts.tables.tags.per_head
+        assert found is not None
+        return found
+
+    def _write(self, prompts: Asking) -> None:
+        tables, rules = self.parts.tables.head_sinks, [a.rule for a in prompts]
+        held = [a.chunk.sequence.per_head_row for a in prompts]
+        # A prompt of one token has no sinks, so if it is all that is calibrated, nothing is.
+        followed = [
+            row if _is_prompt(a) or a.rule.decode != "off" else 0
+            for a, row in zip(prompts, held, strict=True)
+        ]
+        rows, tag_rows, own, thresholds, options, least_rows, places = self.parts.upload(
+            np.array(held, np.int64),
+            np.array([a.chunk.sequence.tag_row for a in prompts], np.int64),
+            np.array(followed, np.int32),
+            np.array([rule.threshold for rule in rules], np.float32),
+            np.array([_options(rule) for rule in rules], np.int32),
+            np.array([rule.least_rows for rule in rules], np.int32),
+            np.stack([self._places(*pair) for pair in zip(rules, held, strict=True)]),
         )
-        starts = [0, *accumulate(chunk.length for chunk in chunks)]
-        whole, first = step.attention, members[0]
-        at, of, ends, none = self.parts.upload(
-            rows,
+        self._per_head.rows.index_copy_(0, tag_rows, own)
+        tables.thresholds.index_copy_(0, rows, thresholds)
+        tables.options.index_copy_(0, rows, options)
+        tables.least_rows.index_copy_(0, rows, least_rows)
+        tables.places.index_copy_(0, rows, places)
+
+    def _places(self, rule: HeadSinkRule, row: int) -> NDArray[np.int64]:
+        """Where the sums of the rule's heads begin, int64 [layers, heads]; -1 for the others."""
+        tables = self.parts.tables
+        shape, max_len = tables.shape, tables.tags.tags.shape[2]
+        places = np.full((shape.layers, shape.heads), -1, np.int64)
+        for layer, heads in rule.sites:
+            for head in heads:
+                place = ((row - 1) * shape.layers + layer) * shape.heads + head
+                places[layer, head] = place * max_len
+        return places
+
+    def _prompts(self, step: Step, prompts: Asking) -> PromptSinks:
+        members = [a.at for a in prompts]
+        lengths = [a.chunk.length for a in prompts]
+        spans = zip([step.starts[i] for i in members], lengths, strict=True)
+        off = [a.chunk.sequence.tag_row for a in prompts if a.rule.decode == "off"]
+        whole = step.attention
+        at, of, ends, none, leaving = self.parts.upload(
+            np.concatenate([np.arange(start, start + length) for start, length in spans]),
             np.array(members, dtype=np.int64),
-            np.array(starts, dtype=np.int32),
+            np.array([0, *accumulate(lengths)], dtype=np.int32),
             np.zeros(len(members), dtype=np.int32),
+            np.array(off, dtype=np.int64),
         )
         controls, tags = whole.tables()
-        is_single = first < whole.num_decodes
         batch = replace(
             whole,
             slots=whole.slots.index_select(0, at),
             query_starts=ends,
             context_lens=whole.context_lens.index_select(0, of),
             page_table=whole.page_table.index_select(0, of),
-            num_decodes=len(members) if is_single else 0,
-            max_context=max(chunk.end for chunk in chunks) if is_single else 0,
+            num_decodes=0,
+            max_context=0,
             control_rows=whole.control_rows.index_select(0, at),
             tag_rows=whole.tag_rows.index_select(0, of),
-            edits=whole.edits if is_single else (),
-            prefills=()
-            if is_single
-            else tuple(whole.prefills[i - whole.num_decodes] for i in members),
+            edits=(),
+            prefills=tuple(whole.prefills[i - whole.num_decodes] for i in members),
             per_head_classes=False,
             controls=controls,
             tags=replace(tags, moved=torch.zeros_like(tags.moved)),
             derived={},
         )
-        return HeadSinkMeasure(tuple(map(self._member, group)), at, none, batch)
-
-    def _member(self, asked: Asked[HeadSinkRule]) -> Member:
-        rule, chunk, sequence = asked.rule, asked.chunk, asked.chunk.sequence
-        assert self.parts.tables.tags.per_head is not None
-        if sequence not in self._heads:
-            arrays = [np.array(heads, dtype=np.int64) for _, heads in rule.sites]
-            layers = [layer for layer, _ in rule.sites]
-            self._heads[sequence] = dict(zip(layers, self.parts.upload(*arrays), strict=True))
-        return Member(
-            heads=self._heads[sequence],
-            table=self.parts.tables.tags.per_head.classes[sequence.per_head_row],
-            start=chunk.start,
-            end=chunk.end,
-            criterion=HeadSinkCriterion(
-                rule.threshold, rule.relative, rule.spare == "first_found", rule.exempt_initial
-            ),
-            least_rows=1 if chunk.start == 0 else rule.least_rows,
-            sums=self._sums_of(asked),
-        )
-
-    def _sums_of(self, asked: Asked[HeadSinkRule]) -> AttentionSums | None:
-        """None for a row that is measured alone."""
-        chunk = asked.chunk
-        sequence = chunk.sequence
-        if chunk.start == 0:
-            assert chunk.end == sequence.prompt_length, "a prompt in pieces has no sums of its own"
-            room = sequence.prompt_length + sequence.request.sampling.max_tokens
-            self._sums[sequence] = AttentionSums(min(room, self._max_len))
-        if chunk.start > 0 and asked.rule.decode == "row":
-            return None
-        return self._sums[sequence]
-
-    @property
-    def _max_len(self) -> int:
-        return self.parts.tables.tags.tags.shape[2]
+        layers, sinks = _layers(prompts), self.parts.tables.head_sinks
+        return PromptSinks(layers, at, none, batch, sinks, leaving)
 
 
-def _asks(asked: Asked[HeadSinkRule]) -> bool:
-    """True if the classes of the chunk's rows are yet to be found."""
-    return asked.chunk.start == 0 or asked.rule.decode in ("running", "row")
+def _is_prompt(asked: Asked[HeadSinkRule]) -> bool:
+    """True for a prompt of several rows."""
+    return asked.chunk.start == 0 and asked.chunk.length > 1
+
+
+def _searches(asked: Asked[HeadSinkRule]) -> bool:
+    """True for a single row whose classes are to be found; a prompt of one token is one too."""
+    chunk = asked.chunk
+    if chunk.start < chunk.sequence.prompt_length:
+        return chunk.end == 1
+    return asked.rule.decode in SEARCHING
+
+
+def _layers(asked: Asking) -> frozenset[int]:
+    return frozenset(layer for a in asked for layer, _ in a.rule.sites)
+
+
+def _options(rule: HeadSinkRule) -> int:
+    found = {
+        HeadSinkOption.RELATIVE: rule.relative,
+        HeadSinkOption.FIRST_FOUND: rule.spare == "first_found",
+        HeadSinkOption.EXEMPT_INITIAL: rule.exempt_initial,
+        HeadSinkOption.ROW_ALONE: rule.decode == "row",
+    }
+    return sum(int(option) for option, holds in found.items() if holds)
