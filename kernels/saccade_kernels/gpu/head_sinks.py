@@ -50,7 +50,7 @@ ROW_ALONE = tl.constexpr(HeadSinkOption.ROW_ALONE.value)
 SPLIT, MAX_SPLITS = 128, 16
 """Fewest keys of a program, and the most programs of a key head, a power of two."""
 
-KEY_BLOCK = 2048
+KEY_BLOCK = 512
 """Keys that are judged at a time."""
 
 WARPS = 8

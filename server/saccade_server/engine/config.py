@@ -18,7 +18,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``gpu_memory_utilization`` of its memory, else :data:`CPU_CACHE_TOKENS`. ``max_programs`` is the
     number of different control programs that may be in flight (a plan needs at most four), and
     ``max_per_head_classes`` of sequences in flight that have key classes of single heads: each
-    takes a byte per layer, head and position, on a GPU from the start.
+    takes five bytes per layer, head and position, on a GPU from the start.
 
     ``overlap`` prepares a step while the one before it runs; ``padded_decode`` runs decodes at
     fixed sizes in fixed buffers, captured in CUDA graphs where there is CUDA. None: on a GPU only.

@@ -182,6 +182,13 @@ def test_prompts(make_case, per_head, head_sink_tables, context, options):
     assert (found[0][2][1:3, 1].max(1).values == torch.tensor([7, context])).all()
 
 
+def test_variants_name_every_argument():
+    names = [name for name, *_ in kernel.variants()]
+    assert len(names) == len(set(names))
+    for _, jit, types, constants, *_ in kernel.variants():
+        assert set(jit.arg_names) <= set(types) | set(constants)
+
+
 @pytest.mark.gpu
 def test_a_chip_finds_the_same(make):
     case, tables = make(heads=7, kv_heads=1, dim=128, dtype=torch.bfloat16)
