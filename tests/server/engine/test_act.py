@@ -13,15 +13,12 @@ import torch
 
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
-from saccade_interventions.edits import MassEdit, TagRun
 from saccade_interventions.model_facts import ModelFacts
-from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.request import FinishReason
 from saccade_server.engine.tables import DeviceTables
-from saccade_server.engine.wants import Search
 from saccade_server.models import head_sinks
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, core_with, make_request, plan_for, run
@@ -216,76 +213,6 @@ def test_preemption(make_core: MakeCore) -> None:
             [entry.logprob for entry in some.logprobs] for some in (result, alone[name])
         )
         np.testing.assert_allclose(found, wanted, atol=1e-9)
-
-
-def test_neighbours(make_core: MakeCore) -> None:
-    """Plain and edited neighbours, and two calibrated ones: all get what they get alone."""
-    core = make_core("qwen3", max_batched_tokens=64)
-    prompts = [tiny.prompt("qwen3", seed=seed, text=20 + seed) for seed in range(4)]
-    plans = [
-        plan_for(core, prompts[0], [entry()]),
-        None,
-        plan_for(core, prompts[2], [entry(heads={"0": [2], "2": [0]}, decode="row")]),
-        plan_for(core, prompts[3], [{"method": "pasta", "spans": [[3, 9]], "layers": [2]}]),
-    ]
-    requests = [
-        own(prompt, f"r{i}", plan)
-        for i, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
-    ]
-    alone = {r.request_id: run(core, [r])[r.request_id] for r in requests}
-    for name, result in run(core, requests).items():
-        assert result.tokens == alone[name].tokens
-        for one, other in zip(result.logprobs, alone[name].logprobs, strict=True):
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-10)
-
-
-def test_generated_rows_share_the_padded_step(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With every decode of a rule; a plain neighbour gets the bits that it gets beside another."""
-    core = core_with("llama", overlap=True, padded_decode=True)
-    decoder, seen = core._runner._decoder, []
-    compute = decoder.compute
-
-    def play(variant: Any) -> None:
-        seen.append(variant)
-        compute(variant)
-
-    monkeypatch.setattr(decoder, "play", play)
-    prompt, other = (tiny.prompt("llama", seed=seed, text=20) for seed in (1, 2))
-    found = {}
-    for decode in (None, "running", "row", "frozen", "off"):
-        plan = None if decode is None else plan_for(core, prompt, [entry(decode=decode)])
-        requests = [own(prompt, "r", plan), own(other, "plain", None)]
-        found[decode] = run(core, requests)["plain"].logprobs
-        searches = {variant.search for variant in seen}
-        assert searches == {Search(decode not in (None, "off"))}
-        assert {variant.size for variant in seen} == {2}
-        assert len(seen) == STEPS - 1, "the first token comes from the prompt's own step"
-        seen.clear()
-    assert all(logprobs == found[None] for logprobs in found.values())
-
-
-def test_rows_without_classes_of_their_own_beside_others(
-    make_core: MakeCore,
-) -> None:
-    """Behind a prompt that is calibrated alone, its heads move masses by tags like any other."""
-    core = make_core("llama")
-    prompts = [tiny.prompt("llama", seed=seed, text=20) for seed in (1, 2)]
-    plan = plan_for(core, prompts[0], [entry(decode="off", heads={"1": [0, 1]})])
-    transform = ((1.0, 0.0), (0.0, 0.1))
-    mass = MassEdit(((1, (0, 1)), (2, (1,))), (Phase.GENERATED,), transform)
-    tagged = replace(plan, masses=(*plan.masses, mass), tags=(TagRun(2, 9, 1),), classes=2)
-    requests = [
-        own(prompts[0], "off", tagged),
-        own(prompts[1], "running", plan_for(core, prompts[1], [entry()])),
-    ]
-    together = run(core, requests)
-    for request in requests:
-        alone = run(make_core("llama"), [request])[request.request_id]
-        assert together[request.request_id].tokens == alone.tokens
-        pairs = zip(together[request.request_id].logprobs, alone.logprobs, strict=True)
-        assert all(a.logprob == pytest.approx(b.logprob, abs=1e-10) for a, b in pairs)
 
 
 def test_rows_run_out(make_core: MakeCore) -> None:
