@@ -59,7 +59,7 @@ class EngineCore:
         cache_tokens = choose_cache_tokens(model, config, limit)
         limit = min(limit, cache_tokens)
         with out_of_memory_explained("making the key-value cache and capturing CUDA graphs"):
-            self._runner = Runner(model, config, limit, cache_tokens)
+            self._runner = Runner(model, config, limit, cache_tokens, sink_dims)
             if model.device.type == "cuda":
                 warm_up(self._runner, min(limit, config.max_batched_tokens))
             self.captured = self._runner.capture()

@@ -105,13 +105,15 @@ class PaddedDecoder:
         max_model_len: int,
         make_stages: MakeStages = lambda _: (),
         make_look: MakeLook = lambda *_: ((), ()),
+        search: Search = Search.NOTHING,
     ) -> None:
         """
         Args:
             make_stages: those that come before the draws, in their order.
             make_look: of variants that look for something.
+            search: all that there is to look for.
         """
-        self._make_look = make_look
+        self._make_look, self._search = make_look, search
         self._model = model
         self._keys, self._values = caches
         self._tables = tables
@@ -164,7 +166,9 @@ class PaddedDecoder:
         forms = [(counts[0], reach, nothing) for reach in (Reach.EVERYWHERE, Reach.RESIDUALS)]
         forms += [(count, Reach.NOWHERE, nothing) for count in counts]
         reaches = (Reach.EVERYWHERE, Reach.NOWHERE)
-        searches = [(counts[0], reach, Search.PER_HEAD_CLASSES) for reach in reaches]
+        searches = [(counts[0], reach, one) for one in self._search for reach in reaches]
+        if len(self._search) > 1:
+            searches = [(counts[0], Reach.EVERYWHERE, self._search), *searches]
         steps = [
             StepVariant(size, *form)
             for size in reversed(self.sizes)
@@ -184,7 +188,7 @@ class PaddedDecoder:
     def largest(self) -> list[Variant]:
         """The variants of which one needs as much memory as any does."""
         form = (self.sizes[-1], self._classes[-1], Reach.EVERYWHERE)
-        return [*self.stages.largest, StepVariant(*form, Search.PER_HEAD_CLASSES)]
+        return [*self.stages.largest, StepVariant(*form, self._search)]
 
     def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, behind: bool) -> torch.Tensor:
         """Compute a row of each of the roster's sequences.
@@ -284,7 +288,7 @@ class PaddedDecoder:
         residuals = self._tables.residual_step(rows)
         search = Search.of(roster.wants)
         if search:
-            reach = Reach.NOWHERE if residuals is None else Reach.EVERYWHERE
+            reach = Reach.NOWHERE if residuals is None and len(search) == 1 else Reach.EVERYWHERE
             return self._classes[-1], reach, search
         if residuals is not None:
             return self._classes[-1], Reach.of(residuals), Search.NOTHING

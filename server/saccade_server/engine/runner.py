@@ -52,7 +52,12 @@ class Runner:
     """Owns everything on the device: model, cache, plan tables, image features."""
 
     def __init__(
-        self, model: ServedModel, config: EngineConfig, max_model_len: int, cache_tokens: int
+        self,
+        model: ServedModel,
+        config: EngineConfig,
+        max_model_len: int,
+        cache_tokens: int,
+        sink_dims: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self._threads = torch.get_num_threads()
@@ -78,7 +83,15 @@ class Runner:
         self._positions: dict[Sequence, PromptPositions] = {}
         seats = max(config.max_num_seqs, MOST_DRAWN_WARM)
         pads = config.pads_decodes(model.device)
-        parts = EngineParts(model, *caches, self.tables, self._upload, self._positions_of, pads)
+        parts = EngineParts(
+            model,
+            *caches,
+            tables=self.tables,
+            upload=self._upload,
+            positions=self._positions_of,
+            sink_dims=sink_dims,
+            pads=pads,
+        )
         self.rules = Handlers(HANDLERS, parts)
         pages = -(-max_model_len // PAGE)
         self._seats = Seats(seats, pages, self._positions_of, self.rules.wants)
@@ -95,6 +108,7 @@ class Runner:
                 *sizes,
                 self.rules.stages,
                 self.rules.look_padded,
+                self.rules.search,
             )
             self._drawn = self._decoder.drawn
         else:

@@ -15,6 +15,7 @@ class Wants(IntFlag):
     CLASSES_FOUND = auto()  # which are found in its own step
     PROBES = auto()  # a probe of its layers, where steps are not padded: those keep residuals
     COMBINATION = auto()  # its token is drawn from what a rule makes of several rows
+    OWN_TAG = auto()  # the class of its own token is found in its step
     COUNT = auto()  # of the rows whose masses move
     CHOICE = auto()  # by the host, among candidates or plans
     LOGPROBS = auto()
@@ -25,8 +26,10 @@ class Search(IntFlag):
 
     NOTHING = 0
     PER_HEAD_CLASSES = auto()  # key classes of single heads, which rows may have
+    OWN_TAGS = auto()  # classes of the tokens of single rows
 
     @classmethod
     def of(cls, wants: Wants) -> Search:
         """What a step looks for whose rows want this."""
-        return cls.PER_HEAD_CLASSES if wants & Wants.PER_HEAD_CLASSES else cls.NOTHING
+        found = cls.PER_HEAD_CLASSES if wants & Wants.PER_HEAD_CLASSES else cls.NOTHING
+        return found | cls.OWN_TAGS if wants & Wants.OWN_TAG else found

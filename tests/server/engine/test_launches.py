@@ -160,6 +160,24 @@ def test_a_draw_launches(kind: str) -> None:
     assert counted.found.total() == DRAWS[kind], dict(counted.found)
 
 
+def test_who_has_sinks_among_generated_rows_is_known_in_six_launches(launches: Launches) -> None:
+    """In a graph ahead of the step, in which they are found in two launches a layer.
+
+    Residuals that are looked at have their sums and norms apart. Of four layers all four are.
+    """
+    model = serve(tiny.build("llama", dtype=torch.bfloat16))
+    settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
+    config = EngineConfig(model="llama", cache_tokens=2048, **settings)
+    core = EngineCore(model, config, sink_dims=(3, 11))
+    form = (CLASSES, Reach.NOWHERE, Search.OWN_TAGS)
+    plain, found = (count(core, launches, StepVariant(2, *f)) for f in (PLAINLY, form))
+    assert (found[0], found[1] - plain[1]) == (plain[0], 4 * 2 + 3), dict(launches.found)
+    run, counted = core._runner._decoder.idle(StageVariant("sinks", 4)), Launches()
+    with torch.inference_mode(), counted:
+        run()
+    assert counted.found.total() == 6, dict(counted.found)
+
+
 def test_windows_move_in_seven_launches() -> None:
     """For all sequences together, in a graph ahead of the step."""
     model = serve(tiny.build("llama", dtype=torch.bfloat16))

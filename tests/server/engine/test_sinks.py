@@ -150,7 +150,8 @@ def test_a_generated_token_settles_itself_alone(
     plan = plan_of(core, prompt, sinks_in_generated=True)
     sizes = settled(core, monkeypatch)
     run(core, [make_request(prompt, "r", plan, 5, ignore_eos=True)])
-    assert sizes == [(len(prompt.tokens), 1), *[(1, 0)] * 4]
+    padded = core._runner._decoder is not None  # its rows settle themselves by a stage
+    assert sizes == [(len(prompt.tokens), 1), *([] if padded else [(1, 0)] * 4)]
 
 
 def requiring(prompt: Any, what: str, threshold: float) -> Plan:

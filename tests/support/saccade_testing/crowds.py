@@ -23,7 +23,7 @@ from saccade_server.requests.noops import noops
 from saccade_server.requests.receipts import Run
 from saccade_testing import tiny
 from saccade_testing.answers import differences, told
-from saccade_testing.engine import Result, run
+from saccade_testing.engine import SINK_DIMS, Result, run
 from saccade_testing.garbage import Recorder
 from saccade_testing.workloads import Arrival, Workload
 
@@ -116,7 +116,7 @@ def follow(workload: Workload) -> Course:
     course = Course()
     with _warnings() as warned:
         model: Any = Faulty(served(workload.family), workload.faults)
-        core = EngineCore(model, EngineConfig(**workload.config))
+        core = EngineCore(model, EngineConfig(**workload.config), SINK_DIMS)
         if workload.captured:
             decoder = core._runner._decoder
             assert decoder is not None

@@ -92,6 +92,8 @@ def generate(model: Any, prompt: Any, max_tokens: int = 12) -> list[int]:
 
 Artifacts = Callable[[str], Artifact | None]
 """What is stored, by digest."""
+SINK_DIMS = (3, 11)
+"""Of tiny models."""
 
 MakeCore = Callable[..., EngineCore]
 """``make(family, **config)``, as :func:`core_with`."""
@@ -100,7 +102,7 @@ MakeCore = Callable[..., EngineCore]
 def core_with(family: str = "llama", **config: Any) -> EngineCore:
     """An engine over a fresh tiny model; ``config`` are fields of EngineConfig."""
     settings = {"max_num_seqs": 16, "cache_tokens": 8192, **config}
-    return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings))
+    return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings), SINK_DIMS)
 
 
 REGISTRY = Registry.discover()

@@ -71,6 +71,7 @@ class EngineParts:
     tables: DeviceTables
     upload: Uploader
     positions: Callable[[Sequence], PromptPositions]
+    sink_dims: tuple[int, ...]  # of the residual, in which this model's attention sinks show
     pads: bool  # steps that only decode are padded, and run without probes
 
     @property
@@ -149,13 +150,13 @@ class RuleHandler(Generic[R]):
     """
 
     kind: ClassVar[type[Rule]]
-    search: ClassVar[Search] = Search.NOTHING
+    search: Search = Search.NOTHING
     """What :meth:`look_padded` looks for."""
 
     def __init__(self, parts: EngineParts) -> None:
         self.parts = parts
 
-    def wants(self, rule: R, decodes: bool) -> Wants:
+    def wants(self, sequence: Sequence, rule: R, decodes: bool) -> Wants:
         """What a single row of a sequence needs: a generated one, or the last of its prompt."""
         return Wants.NOTHING
 

@@ -18,6 +18,7 @@ from saccade_interventions.rules import ConfidenceRule
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.rules.base import Asked, News, RuleHandler
 from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download
 from saccade_server.engine.wants import Wants
 
@@ -27,7 +28,7 @@ class ConfidenceHandler(RuleHandler[ConfidenceRule]):
 
     kind = ConfidenceRule
 
-    def wants(self, rule: ConfidenceRule, decodes: bool) -> Wants:
+    def wants(self, sequence: Sequence, rule: ConfidenceRule, decodes: bool) -> Wants:
         """The host decides about the plan."""
         return Wants.CHOICE
 

@@ -44,7 +44,7 @@ class ContrastHandler(RuleHandler[ContrastRule]):
 
     kind = ContrastRule
 
-    def wants(self, rule: ContrastRule, decodes: bool) -> Wants:
+    def wants(self, sequence: Sequence, rule: ContrastRule, decodes: bool) -> Wants:
         """A probe, where the second distribution is that of an early layer."""
         return Wants.COMBINATION | (Wants.NOTHING if rule.early is None else Wants.PROBES)
 

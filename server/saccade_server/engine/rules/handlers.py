@@ -57,7 +57,7 @@ class Handlers:
         """What a generated row of a sequence needs, or the last of its prompt."""
         wants = Wants.NOTHING
         for handler, rule in self._of(sequence):
-            wants |= Wants.RULES | handler.wants(rule, decodes)
+            wants |= Wants.RULES | handler.wants(sequence, rule, decodes)
         return wants
 
     def stages(self, outputs: StepOutputs) -> list[Stage]:
@@ -98,6 +98,14 @@ class Handlers:
         """What a padded step leaves for those whose stages do not run behind it."""
         found = ((h.kind, h.kept(outputs, asked)) for h, asked in self._asked(asking))
         return {kind: look for kind, look in found if look is not None}
+
+    @property
+    def search(self) -> Search:
+        """All that padded steps may look for."""
+        found = Search.NOTHING
+        for handler in self:
+            found |= handler.search
+        return found
 
     def look_padded(self, search: Search, inputs: DecodeInputs) -> Looked:
         """What looks for this inside the layers of a step of single rows with these inputs."""

@@ -26,6 +26,7 @@ from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.batch import Step
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.rules.base import Asked, Looks, RuleHandler
+from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import AttentionMeasure
 from saccade_server.models.head_sinks import DecodeSinks, PromptSinks
@@ -42,7 +43,7 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
     kind = HeadSinkRule
     search = Search.PER_HEAD_CLASSES
 
-    def wants(self, rule: HeadSinkRule, decodes: bool) -> Wants:
+    def wants(self, sequence: Sequence, rule: HeadSinkRule, decodes: bool) -> Wants:
         """A last prompt row goes by what its whole prompt had; see :meth:`look`."""
         if not decodes:
             return Wants.LAYERS

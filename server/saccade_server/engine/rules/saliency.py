@@ -66,7 +66,7 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         self._unread = torch.zeros_like(moved)  # an ordinary tensor, as gradients need
         self._states: dict[Sequence, Acceptance] = {}
 
-    def wants(self, rule: SaliencyRule, decodes: bool) -> Wants:
+    def wants(self, sequence: Sequence, rule: SaliencyRule, decodes: bool) -> Wants:
         """The host chooses, and a probe saves carrying the row up once more."""
         return Wants.CHOICE | Wants.PROBES
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence as Batch
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.batch import Ints, Step, slots_of
+from saccade_server.engine.inputs import DecodeInputs
+from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
 from saccade_server.engine.rules.examined import Examined, examined
+from saccade_server.engine.rules.sink_stage import SinkStage
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.wants import Wants
+from saccade_server.engine.stages import Stage
+from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.probes import SinkProbe
 
 
@@ -38,10 +44,30 @@ class SinkHandler(RuleHandler[SinkRule]):
         self._scores: torch.Tensor | None = None
         self._met: torch.Tensor | None = None
         self._examined: dict[Sequence, Examined] = {}
+        self._stage: SinkStage | None = None
+        self.search = Search.OWN_TAGS if parts.sink_dims and parts.pads else Search.NOTHING
 
-    def wants(self, rule: SinkRule, decodes: bool) -> Wants:
-        """A probe, where the row is examined."""
-        return Wants.LAYERS if rule.generated or not decodes else Wants.NOTHING
+    def stages(self, outputs: StepOutputs) -> Batch[Stage]:
+        """What tells the device which generated tokens a padded step examines."""
+        if not self.search:
+            return ()
+        layers = self.parts.model.layers
+        self._stage = SinkStage(outputs.most, layers, self.parts.device, self._examines)
+        self._probe_of_all = self._pooled(frozenset(range(layers)), self.parts.sink_dims)
+        return (self._stage,)
+
+    def look_padded(self, inputs: DecodeInputs) -> Looks:
+        """One probe for all rows of a padded step."""
+        assert self._stage is not None
+        return Looks((self._stage.probe(inputs, self._probe_of_all),))
+
+    def wants(self, sequence: Sequence, rule: SinkRule, decodes: bool) -> Wants:
+        """A probe, where the row is examined; a padded step has one for most rules."""
+        if not decodes:
+            return Wants.LAYERS
+        if self._stage is not None and self._examines(sequence) is not None:
+            return Wants.OWN_TAG
+        return Wants.LAYERS if rule.generated else Wants.NOTHING
 
     def look(self, step: Step, asked: Batch[Asked[SinkRule]]) -> Looks | None:
         """One probe for each different (dimensions, layers) asked for by this step's chunks."""
@@ -61,26 +87,36 @@ class SinkHandler(RuleHandler[SinkRule]):
         layers: tuple[int, ...],
         members: Batch[Asked[SinkRule]],
     ) -> SinkProbe:
+        spans = [(a.chunk, step.starts[a.at], _examined(a.chunk, a.rule)) for a in members]
+        rows = [np.arange(start, start + end - chunk.start) for chunk, start, end in spans]
+        slots = [slots_of(chunk.sequence.pages, chunk.start, end) for chunk, _, end in spans]
+        scored = np.concatenate(rows), np.concatenate(slots)
+        at, where, *settled = self.parts.upload(*scored, *self._tag_arrays(members))
+        probe = self._pooled(frozenset(layers), dims)
+        return replace(probe, rows=at, slots=where, tags=SinkTags(*settled))
+
+    def _pooled(self, layers: frozenset[int], dims: tuple[int, ...]) -> SinkProbe:
+        """A probe of nothing, with the pools of scores and of what is met."""
         tags, device = self.parts.tables.tags.tags, self.parts.device
         if self._scores is None or self._met is None:  # nothing is spent before a request asks
             shape = (tags.shape[1], self.parts.slots)
             self._scores = torch.zeros(shape, dtype=torch.float32, device=device)
             self._met = torch.zeros(tags.shape[1], len(tags), dtype=torch.uint8, device=device)
-        spans = [(a.chunk, step.starts[a.at], _examined(a.chunk, a.rule)) for a in members]
-        rows = [np.arange(start, start + end - chunk.start) for chunk, start, end in spans]
-        slots = [slots_of(chunk.sequence.pages, chunk.start, end) for chunk, _, end in spans]
-        scored = np.concatenate(rows), np.concatenate(slots), np.array(dims, dtype=np.int64)
-        at, where, which, *settled = self.parts.upload(*scored, *self._tag_arrays(members))
-        return SinkProbe(
-            layers=frozenset(layers),
-            rows=at,
-            dims=which,
-            slots=where,
-            scores=self._scores,
-            tags=SinkTags(*settled),
-            tag_table=tags,
-            met=self._met,
-        )
+        (which, none) = self.parts.upload(np.array(dims, dtype=np.int64), np.zeros(0, np.int64))
+        nobody = SinkTags(*[none] * 9)
+        return SinkProbe(layers, none, which, none, self._scores, nobody, tags, self._met)
+
+    def _examines(self, sequence: Sequence) -> SinkRule | None:
+        """The rule by which a padded step examines the sequence's generated tokens, if it does.
+
+        Only in the model's own dimensions, and if no such token can be what the rule requires.
+        """
+        plan = sequence.plan
+        rule = None if plan is None else plan.rule(SinkRule)
+        if plan is None or rule is None or not rule.generated:
+            return None
+        usual = rule.dims == self.parts.sink_dims and not _may_be_required(plan, rule)
+        return rule if usual else None
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
@@ -124,7 +160,9 @@ def _is_whole(chunk: Chunk, rule: SinkRule) -> bool:
     """True if the chunk may change what the sequence's earlier positions are."""
     plan = chunk.sequence.plan
     assert plan is not None
-    if chunk.start < chunk.sequence.prompt_length:
-        return True
-    possible = {plan.generated_tag, dict(rule.remap).get(plan.generated_tag)}
-    return rule.require in possible
+    return chunk.start < chunk.sequence.prompt_length or _may_be_required(plan, rule)
+
+
+def _may_be_required(plan: Plan, rule: SinkRule) -> bool:
+    """True if a generated token may have the class that the rule requires."""
+    return rule.require in {plan.generated_tag, dict(rule.remap).get(plan.generated_tag)}
