@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
 from saccade_kernels.controls import IDENTITY_ROW, NEVER_ATTEND, ControlShape, Edit
-from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.packed import PackedProgram
 from saccade_kernels.residual import ResidualProgram
 from saccade_kernels.residual_tables import ResidualTables
@@ -49,7 +48,6 @@ class DeviceTables:
     ) -> None:
         self._controls = ControlTables.allocate(control_rows, shape, device)
         self._tags = TagTable.allocate(tag_rows, shape, max_len, device)
-        self._head_sinks: HeadSinkTables | None = None
         self.per_head_rows = per_head_rows
         self.shape = shape
         if device.type != "cpu":  # memory that is asked for later may be the cache's by then
@@ -75,12 +73,6 @@ class DeviceTables:
         """The tag table, with all that was said."""
         self.flush()
         return self._tags
-
-    @property
-    def head_sinks(self) -> HeadSinkTables:
-        """What finds key classes of single heads, once some sequence may have such."""
-        assert self._head_sinks is not None
-        return self._head_sinks
 
     @property
     def residuals(self) -> ResidualTables:
@@ -149,13 +141,11 @@ class DeviceTables:
 
     def make_per_head(self) -> None:
         """Have tables of key classes of single heads: on a CPU nothing is spent for them before."""
-        if self._head_sinks is not None:
+        if self._tags.per_head is not None:
             return
         rows, tags = self.per_head_rows, self._tags.tags
         max_len, device = tags.shape[2], tags.device
         made = PerHeadTable.allocate(tags.shape[0], rows, self.shape, max_len, device)
-        room = (rows - 1) * self.shape.layers * self.shape.heads * max_len
-        self._head_sinks = HeadSinkTables.allocate(rows, self.shape, room, device)
         self._tags = replace(self._tags, per_head=made)
 
     def classes(self, tag_rows: Iterable[int]) -> int:

@@ -16,7 +16,7 @@ from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
-from saccade_interventions.rules import SinkRule
+from saccade_interventions.rules import HeadSinkRule, SinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.inputs import DecodeInputs
@@ -149,7 +149,7 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
     yield from some_of(tables.tags, range(1, len(tables.tags.tags)))
     if tables.tags.per_head is not None:
         yield from (t[1:] for t in vars(tables.tags.per_head).values())
-        asking = dict(vars(tables.head_sinks))
+        asking = dict(vars(runner.rules[HeadSinkRule].tables))
         del asking["arrived"]  # of the kernel's alone
         yield asking.pop("sums")
         yield from (t[1:] for t in asking.values())

@@ -1,5 +1,8 @@
 """How large the cache becomes, and what is said when there is no room for it."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from saccade_server.engine.memory import (
     out_of_memory_explained,
     tokens_in,
 )
+from saccade_server.engine.rules.head_sinks import HeadSinkHandler
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models.family import serve
 from saccade_testing import tiny
@@ -68,7 +72,8 @@ def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
     tables = DeviceTables(shape, 5, 5, 32, torch.device("meta"), **rows)
     assert tables.tags.per_head is not None
     assert tables.tags.per_head.classes.shape == (3, 4, 4, 32)
-    assert tables.head_sinks.sums.shape == (2 * 4 * 4 * 32,)
+    parts: Any = SimpleNamespace(tables=tables, device=torch.device("meta"))
+    assert vars(HeadSinkHandler(parts))["tables"].sums.shape == (2 * 4 * 4 * 32,)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Batch
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -21,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_interventions.rules import HeadSinkRule
-from saccade_kernels.head_sinks import HeadSinkOption
+from saccade_kernels.head_sinks import HeadSinkOption, HeadSinkTables
 from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.batch import Step
 from saccade_server.engine.inputs import DecodeInputs
-from saccade_server.engine.rules.base import Asked, Looks, RuleHandler
+from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import AttentionMeasure
@@ -42,6 +43,19 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
 
     kind = HeadSinkRule
     search = Search.PER_HEAD_CLASSES
+
+    def __init__(self, parts: EngineParts) -> None:
+        super().__init__(parts)
+        if parts.device.type != "cpu":  # memory that is asked for later may be the cache's by then
+            assert self.tables is not None
+
+    @cached_property
+    def tables(self) -> HeadSinkTables:
+        """What finds classes of single heads; made at the start, but on a CPU when first needed."""
+        tables = self.parts.tables
+        rows, max_len = tables.per_head_rows, tables.tags.tags.shape[2]
+        room = (rows - 1) * tables.shape.layers * tables.shape.heads * max_len
+        return HeadSinkTables.allocate(rows, tables.shape, room, self.parts.device)
 
     def wants(self, sequence: Sequence, rule: HeadSinkRule, decodes: bool) -> Wants:
         """A last prompt row goes by what its whole prompt had; see :meth:`look`."""
@@ -62,14 +76,13 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
         found: list[AttentionMeasure] = [self._prompts(step, prompts)] if prompts else []
         if singles:
             (rows,) = self.parts.upload(np.array([a.at for a in singles], np.int32))
-            found.append(DecodeSinks(_layers(singles), rows, self.parts.tables.head_sinks))
+            found.append(DecodeSinks(_layers(singles), rows, self.tables))
         return Looks(measures=tuple(found)) if found else None
 
     def look_padded(self, inputs: DecodeInputs) -> Looks:
         """In all layers, as which heads ask is known to the device."""
-        tables = self.parts.tables
-        layers = frozenset(range(tables.shape.layers))
-        return Looks(measures=(DecodeSinks(layers, inputs.searched, tables.head_sinks),))
+        layers = frozenset(range(self.parts.model.layers))
+        return Looks(measures=(DecodeSinks(layers, inputs.searched, self.tables),))
 
     @property
     def _per_head(self) -> PerHeadTable:
@@ -78,7 +91,7 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
         return found
 
     def _write(self, prompts: Asking) -> None:
-        tables, rules = self.parts.tables.head_sinks, [a.rule for a in prompts]
+        tables, rules = self.tables, [a.rule for a in prompts]
         held = [a.chunk.sequence.per_head_row for a in prompts]
         # A prompt of one token has no sinks, so if it is all that is calibrated, nothing is.
         followed = [
@@ -142,7 +155,7 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
             tags=replace(tags, moved=torch.zeros_like(tags.moved)),
             derived={},
         )
-        layers, sinks = _layers(prompts), self.parts.tables.head_sinks
+        layers, sinks = _layers(prompts), self.tables
         return PromptSinks(layers, at, none, batch, sinks, leaving)
 
 
