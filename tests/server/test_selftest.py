@@ -119,6 +119,16 @@ class Foreign(Made):
         return replace(plan, shape=replace(plan.shape, layers=plan.shape.layers + 1))
 
 
+class Unheard(Made):
+    """On models that were not there when its package was loaded."""
+
+    method: Literal["unheard"] = "unheard"
+
+    def finish(self, plan: Plan, context: Context) -> Plan:
+        kind: Any = type("OfItsOwn", (HeadSinkRule,), {}, frozen=True)
+        return replace(plan, rules=(kind(sites=((0, (0,)),), threshold=0.1),))
+
+
 class NotForThis(Made):
     method: Literal["not_for_this"] = "not_for_this"
 
@@ -136,6 +146,7 @@ CAUGHT = {
     Refuses: "not on a Friday",
     Homeless: "no artifact",
     Foreign: "engine failed",
+    Unheard: "brings a rule of its own",
 }
 
 
