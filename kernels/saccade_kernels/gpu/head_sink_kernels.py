@@ -162,10 +162,12 @@ def settle_head(
         score = tl.load(scores + key, mask=is_seen, other=float("-inf"), cache_modifier=".cg")
         weight = tl.exp2(tl.minimum(score - normaliser, 0.0))
         so_far = tl.load(sums + key, mask=key < old, other=0.0) + tl.where(is_new, weight, 0.0)
+        tl.debug_barrier()  # a sum is read before any thread writes it
         tl.store(sums + key, so_far, mask=is_key & is_new)
         judged = tl.where(by_row, weight, mean_received(so_far, key, context))
         tag, before = judge(judged, key, context, threshold, least, options, before)
         tl.store(classes_at + key, tag, mask=is_key)
+    tl.debug_barrier()  # likewise, by all threads
     tl.store(counted_at, context, mask=is_new)
 
 
