@@ -19,6 +19,7 @@ from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels import edits
 from saccade_kernels.controls import CLASSES, GATES
 from saccade_kernels.head_sinks import HeadSinkOption, classify, mean_received
+from saccade_testing.plans import context_of
 
 GOLDEN = Path(__file__).parent / "golden"
 HEADS = {"2": [0, 3], "3": [1]}
@@ -67,8 +68,8 @@ def calibrate(plan, attention, layer):
     return edited
 
 
-def test_the_worked_example(make_context):
-    plan = ACT(heads={"2": [1]}).compile(make_context(Prompt(6)))
+def test_the_worked_example():
+    plan = ACT(heads={"2": [1]}).compile(context_of(Prompt(6)))
     attention = EXAMPLE.expand(4, 6, 6)
     assert classes_of(plan, attention)[1].tolist() == [0, 1, 1, 0, 0, 0]
     edited = calibrate(plan, attention, 2)
@@ -81,8 +82,8 @@ def test_the_worked_example(make_context):
     assert torch.equal(edited[[0, 2, 3]], attention[[0, 2, 3]])
 
 
-def test_the_initial_token_may_stand_apart(make_context):
-    plan = ACT(heads={"2": [0]}, receivers="not_initial").compile(make_context(Prompt(6)))
+def test_the_initial_token_may_stand_apart():
+    plan = ACT(heads={"2": [0]}, receivers="not_initial").compile(context_of(Prompt(6)))
     edited = calibrate(plan, EXAMPLE[None], 2)[0]
     given, rest = 0.6 * 0.30, 0.05 + 0.08 + 0.07
     wanted = [0.50, 0.02, 0.10, *(a * (1 + given / rest) for a in (0.05, 0.08, 0.07))]
@@ -109,27 +110,27 @@ def test_the_published_function_agrees(name, spare):
     assert torch.equal((edited != before).any(), torch.tensor(name == "act_prefill"))
 
 
-def test_the_first_key_found_is_spared_as_published(make_context):
+def test_the_first_key_found_is_spared_as_published():
     """Where the initial token is below the threshold that is a sink."""
     attention = EXAMPLE.clone()
     attention[:, 0] *= 0.05
     plans = {
-        spare: ACT(heads={"2": [0]}, spare=spare).compile(make_context(Prompt(6)))
+        spare: ACT(heads={"2": [0]}, spare=spare).compile(context_of(Prompt(6)))
         for spare in ("initial", "first_found")
     }
     assert classes_of(plans["initial"], attention[None])[0].tolist() == [0, 1, 1, 0, 0, 0]
     assert classes_of(plans["first_found"], attention[None])[0].tolist() == [0, 0, 1, 0, 0, 0]
 
 
-def test_a_threshold_relative_to_the_length(make_context):
-    plan = ACT(heads={"2": [0]}, mode="relative", alpha=0.6).compile(make_context(Prompt(6)))
+def test_a_threshold_relative_to_the_length():
+    plan = ACT(heads={"2": [0]}, mode="relative", alpha=0.6).compile(context_of(Prompt(6)))
     assert classes_of(plan, EXAMPLE[None])[0].tolist() == [0, 1, 1, 0, 0, 0]
-    plan = ACT(heads={"2": [0]}, mode="relative", alpha=0.46).compile(make_context(Prompt(6)))
+    plan = ACT(heads={"2": [0]}, mode="relative", alpha=0.46).compile(context_of(Prompt(6)))
     assert classes_of(plan, EXAMPLE[None])[0].tolist() == [0, 1, 1, 0, 1, 0]
 
 
-def test_the_plan(make_context):
-    plan = ACT(heads=HEADS, decode="off").compile(make_context(Prompt(9)))
+def test_the_plan():
+    plan = ACT(heads=HEADS, decode="off").compile(context_of(Prompt(9)))
     assert plan.rule(HeadSinkRule).sites == ((2, (0, 3)), (3, (1,)))
     assert plan.needs.whole_prompt
     assert plan.needs.own_pages == set(Phase)
@@ -138,12 +139,12 @@ def test_the_plan(make_context):
     program = plan.program(Phase.QUESTION)
     assert program.head_edits().any(1).nonzero()[0].tolist() == [2, 3]
     np.testing.assert_allclose(program.transform[2, 3, :2, :2], [[1, 0.6], [0, 0.4]], rtol=1e-6)
-    assert ACT(heads=HEADS).compile(make_context(Prompt(9))).program_key(Phase.GENERATED)
+    assert ACT(heads=HEADS).compile(context_of(Prompt(9))).program_key(Phase.GENERATED)
 
 
-def test_an_artifact_lists_heads(make_context):
+def test_an_artifact_lists_heads():
     pairs = np.array([[3, 1], [2, 3], [2, 0]], np.int32)
-    context = make_context(Prompt(9), fingerprint="sha256:" + "0" * 64)
+    context = context_of(Prompt(9), fingerprint="sha256:" + "0" * 64)
     data = write_artifact("heads", context.model.fingerprint, {"heads": pairs})
     found = read_artifact(data)
     known = Context(context.model, context.prompt, {artifact_id(data): found}.get)
@@ -154,8 +155,8 @@ def test_an_artifact_lists_heads(make_context):
     assert (caught.value.code, caught.value.param) == (Code.ARTIFACT_NOT_FOUND, "artifact")
 
 
-def test_no_strength_is_no_plan(make_context):
-    context = make_context(Prompt(9))
+def test_no_strength_is_no_plan():
+    context = context_of(Prompt(9))
     assert compile_plan([ACT(heads=HEADS, beta=1)], context) is None
 
 
@@ -193,9 +194,9 @@ def test_bad_entries(registry: Registry, entry, param):
         ({"1": [0, 4]}, {"kv_heads": 2}, Code.HEAD_OUT_OF_RANGE, 'heads["1"][1]'),
     ],
 )
-def test_heads_that_are_not_there(make_context, heads, facts, code, param):
+def test_heads_that_are_not_there(heads, facts, code, param):
     with pytest.raises(InterventionError) as caught:
-        ACT(heads=heads).compile(make_context(Prompt(6), **facts))
+        ACT(heads=heads).compile(context_of(Prompt(6), **facts))
     assert (caught.value.code, caught.value.param) == (code, param)
     if facts:
         assert "query heads" in caught.value.message
@@ -211,9 +212,9 @@ COMPOSED = {
 
 
 @pytest.mark.parametrize("case", COMPOSED)
-def test_composition(registry: Registry, make_context, case):
+def test_composition(registry: Registry, case):
     """Other methods divide the keys as they like: calibrated heads have classes of their own."""
-    context = make_context(Prompt(12, images=((1, 4), (5, 8))))
+    context = context_of(Prompt(12, images=((1, 4), (5, 8))))
     act = {"method": "act", "heads": HEADS}
     plan = compile_plan(registry.parse([*COMPOSED[case], act]), context)
     own = [edit for edit in plan.masses if edit.per_head_classes]
@@ -225,15 +226,15 @@ def test_composition(registry: Registry, make_context, case):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_two_that_move_the_masses_of_a_head(registry: Registry, make_context, order):
+def test_two_that_move_the_masses_of_a_head(registry: Registry, order):
     entries = [VAR, {"method": "act", "heads": HEADS}][::order]
     with pytest.raises(InterventionError, match="layer 2, head 3") as caught:
-        compile_plan(registry.parse(entries), make_context(Prompt(12, images=((1, 4),))))
+        compile_plan(registry.parse(entries), context_of(Prompt(12, images=((1, 4),))))
     assert (caught.value.code, caught.value.param) == (Code.CONFLICT, "interventions[1]")
 
 
-def test_two_of_them(registry: Registry, make_context):
+def test_two_of_them(registry: Registry):
     entries = [{"method": "act", "heads": HEADS}, {"method": "act", "heads": {"1": [2]}}]
     with pytest.raises(InterventionError, match="sinks of single heads") as caught:
-        compile_plan(registry.parse(entries), make_context(Prompt(12)))
+        compile_plan(registry.parse(entries), context_of(Prompt(12)))
     assert caught.value.code == Code.CONFLICT

@@ -17,6 +17,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import ConfidenceRule
 from saccade_kernels.controls import ControlShape
+from saccade_testing.plans import attend, context_of
 
 PROMPT = Prompt(9, images=((1, 3), (5, 7)))
 
@@ -28,8 +29,8 @@ def decided(plan, name):
 
 
 @pytest.mark.parametrize(("name", "weight"), [("unsure", 0.75), ("sure", 1.5)])
-def test_the_formula_written_out(make_context, attend, name, weight):
-    plan = AdaptVis(w1=0.75, w2=1.5).compile(make_context(PROMPT))
+def test_the_formula_written_out(name, weight):
+    plan = AdaptVis(w1=0.75, w2=1.5).compile(context_of(PROMPT))
     assert not plan.edits, "the first look is the plain model's"
     scores = torch.randn(4, 12, 12, dtype=torch.float64)
     scaled = scores.clone()
@@ -38,29 +39,29 @@ def test_the_formula_written_out(make_context, attend, name, weight):
     torch.testing.assert_close(edited, attend(None, scaled), rtol=0, atol=1e-15)
 
 
-def test_the_rule(make_context):
-    rule = AdaptVis(threshold=0.3).compile(make_context(PROMPT)).rule(ConfidenceRule)
+def test_the_rule():
+    rule = AdaptVis(threshold=0.3).compile(context_of(PROMPT)).rule(ConfidenceRule)
     assert (rule.threshold, rule.decimals) == (0.3, 2)
     assert [edit.scale for edit in (*rule.unsure, *rule.sure)] == [-0.5, 0.5]
     assert {edit.phases for edit in (*rule.unsure, *rule.sure)} == {(Phase.LAST,)}
 
 
-def test_weights_of_one_are_no_edits(make_context):
-    context = make_context(PROMPT)
+def test_weights_of_one_are_no_edits():
+    context = context_of(PROMPT)
     assert compile_plan([AdaptVis(w1=1, w2=1)], context) is None
     rule = AdaptVis(w1=1).compile(context).rule(ConfidenceRule)
     assert (rule.unsure, len(rule.sure)) == ((), 1)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_with_methods_that_divide_the_image(make_context, attend, order):
+def test_with_methods_that_divide_the_image(order):
     """Its classes are those of the whole plan; score edits of all methods add."""
     methods = [
         AdaptVis(w1=0.5, w2=1.5),
         PAI(alpha=0.25, rows="prompt+generated"),
         PASTA(spans=[[2, 6]], alpha=0.5, heads="all"),
     ][::order]
-    plan = compile_plan(methods, make_context(PROMPT))
+    plan = compile_plan(methods, context_of(PROMPT))
     assert {e.source for e in plan.rule(ConfidenceRule).sure} == {plan.rule(ConfidenceRule).source}
     assert methods[plan.rule(ConfidenceRule).source].method == "adaptvis"
     scores = torch.randn(4, 12, 12, dtype=torch.float64)
@@ -74,8 +75,8 @@ def test_with_methods_that_divide_the_image(make_context, attend, order):
 
 
 @pytest.mark.parametrize("method", ["dola", "vcd", "pai_contrast", "vhr"])
-def test_what_it_cannot_be_together_with(make_context, registry: Registry, method):
-    context = make_context(Prompt(9, images=((1, 3),)))
+def test_what_it_cannot_be_together_with(registry: Registry, method):
+    context = context_of(Prompt(9, images=((1, 3),)))
     entry = registry.methods[method].probe(context.model).entry
     for entries in ([{"method": "adaptvis"}, entry], [entry, {"method": "adaptvis"}]):
         with pytest.raises(InterventionError) as caught:
@@ -84,9 +85,9 @@ def test_what_it_cannot_be_together_with(make_context, registry: Registry, metho
         assert caught.value.param == "interventions[1]"
 
 
-def test_two_of_them_are_refused(make_context):
+def test_two_of_them_are_refused():
     with pytest.raises(InterventionError, match="first token's confidence"):
-        compile_plan([AdaptVis(), AdaptVis(w1=0.25)], make_context(PROMPT))
+        compile_plan([AdaptVis(), AdaptVis(w1=0.25)], context_of(PROMPT))
 
 
 def test_edits_that_do_not_fit_are_mistakes_of_a_method():

@@ -23,6 +23,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_interventions.targets import Rows, Sited
 from saccade_kernels.controls import NEVER_ATTEND
+from saccade_testing.plans import attend, context_of, residual_with
 
 PROMPT = Prompt(12, images=((3, 6), (7, 9)))
 ROWS = "prompt+generated"
@@ -53,8 +54,8 @@ class Move(Sited):
 
 
 @pytest.fixture
-def context(make_context):
-    return make_context(PROMPT)
+def context():
+    return context_of(PROMPT)
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def scores():
 
 
 @pytest.fixture
-def hidden(residual):
-    return residual(15, SINKS)
+def hidden():
+    return residual_with(15, SINKS)
 
 
 def moved(attention, source, to, share):
@@ -98,7 +99,7 @@ def test_one_method_keeps_its_plan(context):
     assert composed.fingerprint() == alone.fingerprint()
 
 
-def test_score_edits_add(context, attend, scores):
+def test_score_edits_add(context, scores):
     """PAI on the images, PASTA on the text and on half an image: both read the unedited score."""
     pai = PAI(alpha=0.5, rows=ROWS)
     pasta = PASTA(alpha=0.25, spans=[[4, 10]], layers=[2, 3], rows=ROWS)
@@ -110,7 +111,7 @@ def test_score_edits_add(context, attend, scores):
         torch.testing.assert_close(edited, attend(None, changed), rtol=0, atol=1e-15)
 
 
-def test_two_strengths_of_one_method_add(context, attend, scores):
+def test_two_strengths_of_one_method_add(context, scores):
     both = compile_plan([PAI(alpha=0.25), PAI(alpha=0.5)], context)
     one = compile_plan([PAI(alpha=0.75)], context)
     torch.testing.assert_close(attend(both, scores), attend(one, scores), rtol=0, atol=1e-15)
@@ -122,7 +123,7 @@ def test_two_strengths_of_one_method_add(context, attend, scores):
     [PAI(alpha=0.5, rows=ROWS), PASTA(alpha=0.25, spans=[[9, 11]], layers=[2])],
     ids=["pai", "pasta"],
 )
-def test_mass_edits_read_what_score_edits_made(context, attend, scores, hidden, score, first):
+def test_mass_edits_read_what_score_edits_made(context, scores, hidden: torch.Tensor, score, first):
     """VAR of the attention that the other method left, in either order."""
     var = VAR(**STRONG)
     order = [var, score] if first == "var" else [score, var]
@@ -133,7 +134,7 @@ def test_mass_edits_read_what_score_edits_made(context, attend, scores, hidden, 
     assert (after_both != after_score).any()
 
 
-def test_three_methods_at_once(context, attend, scores, hidden):
+def test_three_methods_at_once(context, scores, hidden: torch.Tensor):
     pai, var = PAI(alpha=0.5, rows=ROWS), VAR(**STRONG)
     pasta = PASTA(alpha=0.25, spans=[[9, 11]], layers=[2])
     plan = compile_plan([pasta, var, pai], context)
@@ -144,10 +145,10 @@ def test_three_methods_at_once(context, attend, scores, hidden):
     torch.testing.assert_close(edited, after, rtol=0, atol=1e-15)
 
 
-def test_generated_sinks_are_found_in_a_composition(context, attend, scores, residual):
+def test_generated_sinks_are_found_in_a_composition(context, scores):
     var = VAR(**STRONG, sinks_in_generated=True)
     pasta = PASTA(alpha=0.25, spans=[[3, 6], [7, 9]], layers=[2])
-    hidden = residual(15, [*SINKS, 12])
+    hidden = residual_with(15, [*SINKS, 12])
     scored = attend(compile_plan([pasta], context), scores, exact=True)
     after = attend(compile_plan([var], context), scored, hidden=hidden, softmax=False)
     edited = attend(compile_plan([pasta, var], context), scores, hidden=hidden, exact=True)
@@ -155,7 +156,7 @@ def test_generated_sinks_are_found_in_a_composition(context, attend, scores, res
     assert (after[:, 12:, 12] < scored[:, 12:, 12]).any()
 
 
-def test_mass_edits_chain_in_order(context, attend, scores):
+def test_mass_edits_chain_in_order(context, scores):
     one = Move(source=[0, 3], to=[3, 6], share=0.5)
     two = Move(source=[3, 6], to=[9, 11], share=0.25)
     before = attend(None, scores)
@@ -174,7 +175,7 @@ def test_gains_multiply(context):
     assert [edit.source for edit in plan.heads] == [0, 1]
 
 
-def test_a_gated_edit_beside_an_ungated_one_elsewhere(context, attend, scores):
+def test_a_gated_edit_beside_an_ungated_one_elsewhere(context, scores):
     gated = Move(source=[0, 3], to=[3, 6], layers=[2], at_least=0.25)
     free = Move(source=[0, 2], to=[3, 6], layers=[3])
     before = attend(None, scores)
@@ -190,7 +191,7 @@ def test_a_gated_edit_beside_an_ungated_one_elsewhere(context, attend, scores):
     torch.testing.assert_close(attend(plan, scores, layer=3)[:, 9:], after, rtol=0, atol=1e-15)
 
 
-def test_two_rules_of_one_kind_share_the_sinks(context, attend, scores, hidden):
+def test_two_rules_of_one_kind_share_the_sinks(context, scores, hidden: torch.Tensor):
     """VAR with one strength in one layer, with another in the next."""
     parts = [VAR(**STRONG, layers=[2]), VAR(move_fraction=0.5, layers=[3], heads=[0, 3])]
     plan = compile_plan(parts, context)
@@ -202,7 +203,7 @@ def test_two_rules_of_one_kind_share_the_sinks(context, attend, scores, hidden):
         assert (edited != attend(None, scores)).any()
 
 
-def test_two_images_by_two_rules(context, attend, scores, hidden):
+def test_two_images_by_two_rules(context, scores, hidden: torch.Tensor):
     parts = [
         VAR(**STRONG, image_index=i, layers=[2 + i], require_visual_sink=False) for i in (0, 1)
     ]
@@ -359,8 +360,8 @@ def test_chained_gains_multiply_to_a_bound(context):
     assert "vhr" in measured.message
 
 
-def test_a_later_gain_that_scales_a_shift_is_bounded_too(make_context):
-    context = make_context(PROMPT)
+def test_a_later_gain_that_scales_a_shift_is_bounded_too():
+    context = context_of(PROMPT)
     shift = np.ones((4, context.model.head_dim), np.float32)
     removed = HeadEdit(((1, (0, 1, 2, 3)),), (Phase.LAST,), 0.0, Vectors.pack(shift).digest)
     louder = replace(removed, gain=5.0, shift=None)

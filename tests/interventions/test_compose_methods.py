@@ -28,6 +28,7 @@ from saccade_interventions.rules import (
 from saccade_kernels import edits
 from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES
 from saccade_kernels.tables import ControlTables
+from saccade_testing.plans import context_of, residual_with
 from saccade_testing.tables import edit_masses, write_row
 
 METHODS = tuple(Registry.discover().methods)
@@ -60,13 +61,13 @@ REFUSED = {
 
 
 @pytest.fixture
-def entries(registry: Registry, make_context):
+def entries(registry: Registry):
     """The context, and for each method an entry that shows on any model, with its artifact."""
-    model = replace(make_context(PROMPT).model, fingerprint="sha256:" + "1" * 64)
+    model = replace(context_of(PROMPT).model, fingerprint="sha256:" + "1" * 64)
     probes = {name: method.probe(model) for name, method in registry.methods.items()}
     files = (read_artifact(probe.artifact) for probe in probes.values() if probe.artifact)
     known = {found.digest: found for found in files}
-    context = replace(make_context(PROMPT), model=model, artifacts=known.get)
+    context = replace(context_of(PROMPT), model=model, artifacts=known.get)
     return context, {name: probe.entry for name, probe in probes.items()}
 
 
@@ -186,8 +187,8 @@ def check_rules(parts: list[Plan], whole: Plan) -> None:
     assert {type(rule) for rule in whole.rules} == {type(r) for part in parts for r in part.rules}
 
 
-def test_every_pair(compiled, residual):
-    hidden = residual(KEYS, SINKS)
+def test_every_pair(compiled):
+    hidden = residual_with(KEYS, SINKS)
     alone = {name: Shown(compiled(name), hidden) for name in METHODS}
     for pair in product(METHODS, METHODS):
         reason = REFUSED.get(frozenset(pair))
@@ -218,9 +219,9 @@ def test_measured_gains_beside_an_edited_branch(entries, registry: Registry):
     )
 
 
-def test_the_cases_exercise_what_they_should(compiled, residual):
+def test_the_cases_exercise_what_they_should(compiled):
     """VAR's gates open, windows hold keys, and a sink is found in each of its places."""
-    hidden = residual(KEYS, SINKS)
+    hidden = residual_with(KEYS, SINKS)
     var, locore = Shown(compiled("var"), hidden), compiled("locore")
     for row in ROWS[1:]:
         attention = torch.rand(1, 4, 1, row + 1, dtype=torch.float64)

@@ -16,6 +16,7 @@ from saccade_interventions.methods.vcd import VCD, kept
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import Branch, ContrastRule, EarlyExit
+from saccade_testing.plans import context_of
 
 PICTURE = Prompt(9, images=((1, 3), (5, 7)))
 CLEAN = torch.tensor([2, 1.5, 0, -3], dtype=torch.float64)
@@ -44,20 +45,20 @@ def test_the_diffusion_keeps_what_the_specification_says():
     assert 1 - kept(0) == pytest.approx(2.234e-5, rel=1e-3)  # beta_0 alone: T counts from 0
 
 
-def test_vcd(make_context):
-    rule = rule_of(VCD(), make_context(PICTURE))
+def test_vcd():
+    rule = rule_of(VCD(), context_of(PICTURE))
     expected = torch.tensor([0.829145, 0.137057, 0.033798, 0], dtype=torch.float64)
     torch.testing.assert_close(scores(rule).softmax(-1), expected, rtol=0, atol=1e-6)
     assert rule.branch.images == "noised"
     assert rule.branch.noise.kept == kept(500)
     assert (rule.branch.noise.seed, rule.branch.edited, rule.early) == (0, False, None)
-    other = rule_of(VCD(noise_step=3, noise_seed=8, edit_branch=True), make_context(PICTURE))
+    other = rule_of(VCD(noise_step=3, noise_seed=8, edit_branch=True), context_of(PICTURE))
     assert (other.branch.noise.kept, other.branch.noise.seed) == (kept(3), 8)
     assert other.branch.edited
 
 
-def test_pai_contrast(make_context):
-    rule = rule_of(PAIContrast(), make_context(PICTURE))
+def test_pai_contrast():
+    rule = rule_of(PAIContrast(), context_of(PICTURE))
     expected = torch.tensor([-0.484051, -1.114051, -2.604051, -torch.inf], dtype=torch.float64)
     torch.testing.assert_close(scores(rule), expected, rtol=0, atol=1e-6)
     assert rule.branch == Branch("deleted")
@@ -80,15 +81,15 @@ def test_pai_contrast(make_context):
         (6, [5, 0, 3], [0, 3, 5]),
     ],
 )
-def test_dola_takes_layers_from_the_papers_buckets(make_context, layers, asked, expected):
-    rule = rule_of(DoLa(layers=asked), make_context(Prompt(5), layers=layers))
+def test_dola_takes_layers_from_the_papers_buckets(layers, asked, expected):
+    rule = rule_of(DoLa(layers=asked), context_of(Prompt(5), layers=layers))
     assert (rule.own, rule.other, rule.cutoff, rule.branch) == (1, 1, 0.1, None)
     assert rule.early == EarlyExit(tuple(expected), False, "dola")
 
 
-def test_dola_options(make_context):
+def test_dola_options():
     method = DoLa(layers=[1], early_norm=True, divergence="jsd", relative_top=0.3, strength=0.5)
-    rule = rule_of(method, make_context(Prompt(5)))
+    rule = rule_of(method, context_of(Prompt(5)))
     assert rule == ContrastRule(1, 0.5, 0.3, early=EarlyExit((1,), True, "jsd"))
     assert DoLa(layers=[3, 1]).fingerprint() == DoLa(layers=[1, 3]).fingerprint()
 
@@ -97,8 +98,8 @@ def test_dola_options(make_context):
     "method",
     [VCD(alpha=0, beta=0.9), PAIContrast(gamma=1, cutoff=0.9), DoLa(strength=0, relative_top=0.9)],
 )
-def test_no_strength_is_no_plan(make_context, method):
-    assert compile_plan([method], make_context(PICTURE)) is None
+def test_no_strength_is_no_plan(method):
+    assert compile_plan([method], context_of(PICTURE)) is None
 
 
 @pytest.mark.parametrize("method", [VCD(), PAIContrast()])
@@ -109,16 +110,16 @@ def test_no_strength_is_no_plan(make_context, method):
         (Prompt(5), {"accepts_images": False}, Code.UNSUPPORTED_MODEL),
     ],
 )
-def test_no_image(make_context, method, prompt, facts, code):
+def test_no_image(method, prompt, facts, code):
     with pytest.raises(InterventionError) as refused:
-        compile_plan([method], make_context(prompt, **facts))
+        compile_plan([method], context_of(prompt, **facts))
     assert refused.value.code == code
     assert refused.value.param == "interventions[0]"
 
 
-def test_a_layer_that_is_not_there(make_context):
+def test_a_layer_that_is_not_there():
     with pytest.raises(InterventionError) as refused:
-        compile_plan([DoLa(layers=[0, 6])], make_context(Prompt(5)))
+        compile_plan([DoLa(layers=[0, 6])], context_of(Prompt(5)))
     assert refused.value.code == Code.LAYER_OUT_OF_RANGE
     assert refused.value.param == "interventions[0].layers[1]"
 
@@ -157,8 +158,8 @@ def test_bad_inputs(registry: Registry, entry, param):
     assert refused.value.param == f"interventions[0].{param}"
 
 
-def test_one_contrast_a_request_and_any_edits_beside_it(make_context):
-    context = make_context(PICTURE)
+def test_one_contrast_a_request_and_any_edits_beside_it():
+    context = context_of(PICTURE)
     plan = compile_plan([PAI(), PAIContrast()], context)
     assert isinstance(plan, Plan)
     assert (plan.scores[0].source, plan.rule(ContrastRule).source) == (0, 1)

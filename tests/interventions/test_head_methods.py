@@ -16,6 +16,7 @@ from saccade_interventions.methods.head_scale import HeadScale
 from saccade_interventions.methods.head_steering import HeadSteering
 from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
+from saccade_testing.plans import attend, context_of
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(9, images=((3, 6),))
@@ -42,8 +43,8 @@ AVERAGE = stored("head_means", means=MEANS)
 
 
 @pytest.fixture
-def context(make_context):
-    return replace(make_context(PROMPT, fingerprint=FINGERPRINT), artifacts=STORE.get)
+def context():
+    return replace(context_of(PROMPT, fingerprint=FINGERPRINT), artifacts=STORE.get)
 
 
 def unit(vector):
@@ -90,7 +91,7 @@ def test_zero_and_mean_ablation(context):
     assert not zero.shift.any()
 
 
-def test_uniform_ablation_weighs_all_visible_keys_alike(context, attend):
+def test_uniform_ablation_weighs_all_visible_keys_alike(context):
     plan = HeadAblation(mode="uniform", heads={"2": [1]}, rows="generated").compile(context)
     scores = 3 * torch.randn(4, 12, 12)
     found, plain = attend(plan, scores), attend(None, scores)
@@ -229,14 +230,14 @@ def test_refusals(entry, param, code, context, registry: Registry):
 @pytest.mark.parametrize(
     "method", ["steering", "function_vector", "head_steering", "head_scale", "head_ablation"]
 )
-def test_probes_act_and_describe_themselves(registry: Registry, make_context, method):
+def test_probes_act_and_describe_themselves(registry: Registry, method):
     """What the self-test asks for compiles; the neutral fields over it are no plan."""
     kind = registry.methods[method]
-    model = make_context(PROMPT, fingerprint=FINGERPRINT).model
+    model = context_of(PROMPT, fingerprint=FINGERPRINT).model
     probe = kind.probe(model)
     artifact = read_artifact(probe.artifact) if probe.artifact else None
     store = {artifact.digest: artifact}.get if artifact else None
-    context = replace(make_context(PROMPT, fingerprint=FINGERPRINT), artifacts=store)
+    context = replace(context_of(PROMPT, fingerprint=FINGERPRINT), artifacts=store)
     assert compile_plan(registry.parse([probe.entry]), context)
     assert (artifact is not None) == kind.needs_artifact
     if kind.neutral is not None:

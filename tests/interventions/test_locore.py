@@ -19,6 +19,7 @@ from saccade_interventions.methods.var import VAR
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
+from saccade_testing.plans import attend, context_of
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -29,7 +30,7 @@ VARIANTS = {
 
 
 @pytest.fixture
-def last_row(attend):
+def last_row():
     """The edited last row of scores [heads, keys]; the keys before it get their class by a tag."""
 
     def run(method, context, scores):
@@ -44,8 +45,8 @@ def last_row(attend):
 
 
 @pytest.fixture
-def with_image(make_context):
-    return make_context(Prompt(12, images=((3, 9),)))
+def with_image():
+    return context_of(Prompt(12, images=((3, 9),)))
 
 
 ROW = [0.30, 0.20, 0.10, 0.15, 0.10, 0.15]
@@ -62,8 +63,8 @@ SCORES = [1, 0.5, -0.2, 0.3, -0.5, 0.1]
         ),
     ],
 )
-def test_the_worked_example_of_a_row(make_context, last_row, variant, after):
-    context = make_context(Prompt(2))
+def test_the_worked_example_of_a_row(last_row, variant, after):
+    context = context_of(Prompt(2))
     scores = torch.tensor([ROW] * 4, dtype=torch.float64).log()
     method = LocoRE(window=2, layers=[2], variant=variant)
     edited = last_row(method, context, scores)
@@ -84,9 +85,9 @@ def test_the_worked_example_of_a_row(make_context, last_row, variant, after):
         ),
     ],
 )
-def test_the_worked_example_of_scores(make_context, last_row, variant, after):
+def test_the_worked_example_of_scores(last_row, variant, after):
     """Key 4 has a negative score and loses weight when scores are scaled."""
-    context = make_context(Prompt(2))
+    context = context_of(Prompt(2))
     method = LocoRE(window=2, layers=[2], variant=variant)
     edited = last_row(method, context, torch.tensor([SCORES] * 4, dtype=torch.float64))
     # The control tables hold the factor 1.15 in float32.
@@ -95,12 +96,12 @@ def test_the_worked_example_of_scores(make_context, last_row, variant, after):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_reference_arrays(make_context, last_row, variant):
+def test_the_reference_arrays(last_row, variant):
     arrays = np.load(GOLDEN / "locore_ref_rows.npz")
     hyper = json.loads((GOLDEN / "locore_ref_rows.json").read_text())["hyper"]
     scores = torch.from_numpy(arrays["logits"])
     assert scores.shape == (4, hyper["query_pos"] + 1)
-    context = make_context(Prompt(hyper["first_output_pos"]))
+    context = context_of(Prompt(hyper["first_output_pos"]))
     method = LocoRE(beta=hyper["beta"], window=hyper["window"], layers=[2], variant=variant)
     edited = last_row(method, context, scores)
     wanted = torch.from_numpy(arrays[VARIANTS[variant]])
@@ -115,28 +116,28 @@ def test_the_reference_arrays(make_context, last_row, variant):
 @pytest.mark.parametrize(
     ("layers", "chosen"), [(32, range(9, 15)), (40, range(11, 19)), (28, range(8, 13)), (4, [1, 2])]
 )
-def test_default_layers(make_context, layers, chosen):
-    sites = LocoRE().sites(make_context(Prompt(6), layers=layers))
+def test_default_layers(layers, chosen):
+    sites = LocoRE().sites(context_of(Prompt(6), layers=layers))
     assert [layer for layer, _ in sites] == list(chosen)
 
 
 @pytest.mark.parametrize("layers", range(1, 100))
-def test_every_depth_has_default_layers(make_context, layers):
-    assert LocoRE().sites(make_context(Prompt(6), layers=layers))
+def test_every_depth_has_default_layers(layers):
+    assert LocoRE().sites(context_of(Prompt(6), layers=layers))
 
 
-def test_the_rule(make_context):
-    context = make_context(Prompt(12, images=((3, 9),)))
+def test_the_rule():
+    context = context_of(Prompt(12, images=((3, 9),)))
     assert LocoRE().compile(context).rule(RecentRule) == RecentRule(5, 12, ((0, 1),))
     options = {"window": 7, "region": "after_image", "include_self": True}
     assert LocoRE(**options).compile(context).rule(RecentRule) == RecentRule(7, 9, ((0, 1),), True)
-    text = make_context(Prompt(12))
+    text = context_of(Prompt(12))
     assert LocoRE(region="after_image").compile(text).rule(RecentRule).start == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_only_generated_rows(make_context, variant):
-    plan = LocoRE(variant=variant).compile(make_context(Prompt(12, images=((3, 9),))))
+def test_only_generated_rows(variant):
+    plan = LocoRE(variant=variant).compile(context_of(Prompt(12, images=((3, 9),))))
     for phase in Phase:
         assert (plan.program_key(phase) is None) == (phase != Phase.GENERATED)
     assert plan.tags == ()
@@ -176,8 +177,8 @@ def test_bad_fields(options):
         LocoRE(**options)
 
 
-def test_layers_and_heads_must_exist(make_context):
-    context = make_context(Prompt(6))
+def test_layers_and_heads_must_exist():
+    context = context_of(Prompt(6))
     for options, param in (({"layers": [6]}, "layers[0]"), ({"heads": [0, 4]}, "heads[1]")):
         with pytest.raises(InterventionError) as caught:
             LocoRE(**options).compile(context)

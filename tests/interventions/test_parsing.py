@@ -10,6 +10,7 @@ from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.registry import Registry
+from saccade_testing.plans import context_of
 
 INVALID = Code.INVALID_PARAMS
 LAYER = Code.LAYER_OUT_OF_RANGE
@@ -199,15 +200,15 @@ def test_messages_help(registry: Registry, entry, hint):
         ({"heads": {"1": [0], "6": [0]}}, LAYER, 'heads["6"]'),
     ],
 )
-def test_ranges_of_the_model(registry: Registry, make_context, fields, code, param):
-    context = make_context(Prompt(6, images=((1, 4),)))
+def test_ranges_of_the_model(registry: Registry, fields, code, param):
+    context = context_of(Prompt(6, images=((1, 4),)))
     with pytest.raises(InterventionError) as caught:
         compile_plan(registry.parse([{"method": "pai", **fields}]), context)
     assert (caught.value.code, caught.value.param) == (code, f"interventions[0].{param}")
 
 
-def test_key_value_heads_are_told_apart(registry: Registry, make_context):
-    context = make_context(Prompt(6, images=((1, 4),)))
+def test_key_value_heads_are_told_apart(registry: Registry):
+    context = context_of(Prompt(6, images=((1, 4),)))
     with pytest.raises(InterventionError, match=r"query heads.*4 in each.*2 key-value heads"):
         compile_plan(registry.parse([{"method": "pai", "heads": [4]}]), context)
 

@@ -18,6 +18,7 @@ from saccade_interventions.plan import Plan, find_crowd
 from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS, SiteKind
+from saccade_testing.plans import context_of
 
 SHAPE = ControlShape(layers=3, heads=2, head_dim=4)
 SITES = ((1, (0, 1)),)
@@ -285,8 +286,8 @@ def test_programs_are_the_identity_outside_their_rows(rows, position):
     assert (plan.program_key(phase) is None) == (phase not in phases)
 
 
-def test_one_program_for_images_in_other_places(make_context):
-    plans = [PAI().compile(make_context(Prompt(9, images=(span,)))) for span in ((1, 4), (2, 5))]
+def test_one_program_for_images_in_other_places():
+    plans = [PAI().compile(context_of(Prompt(9, images=(span,)))) for span in ((1, 4), (2, 5))]
     assert plans[0].program_key(Phase.LAST) == plans[1].program_key(Phase.LAST)
     assert plans[0].tags_key() != plans[1].tags_key()
     assert plans[0].fingerprint() != plans[1].fingerprint()

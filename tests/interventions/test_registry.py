@@ -14,6 +14,7 @@ from saccade_interventions.methods.var import VAR
 from saccade_interventions.plan import Plan
 from saccade_interventions.plugins import PluginError
 from saccade_interventions.registry import Registry
+from saccade_testing.plans import context_of
 
 
 class Other(Intervention):
@@ -106,16 +107,16 @@ def test_bounds_and_defaults_are_in_the_schema(registry: Registry):
 
 
 @pytest.mark.parametrize("method", ["locore", "pai", "pasta", "var"])
-def test_examples_work(registry: Registry, make_context, method):
+def test_examples_work(registry: Registry, method):
     text = "Answer in JSON please."
     offsets = [(i, i + 1) for i in range(len(text))]
-    context = make_context(Prompt(len(text), ((1, 4),), text, offsets))
+    context = context_of(Prompt(len(text), ((1, 4),), text, offsets))
     assert compile_plan(registry.parse([registry.describe(method)["example"]]), context).edits
 
 
-def test_the_listing_says_what_a_model_supports(registry: Registry, make_context):
+def test_the_listing_says_what_a_model_supports(registry: Registry):
     def reasons(**facts):
-        lines = registry.listing(make_context(Prompt(1), **facts).model)
+        lines = registry.listing(context_of(Prompt(1), **facts).model)
         assert all(line["supported"] == (line["reason"] is None) for line in lines)
         return {line["id"]: line["reason"] for line in lines}
 

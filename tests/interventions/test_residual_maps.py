@@ -16,6 +16,7 @@ from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_kernels.residual import RESIDUAL_EDITS, SiteKind
+from saccade_testing.plans import context_of, edited
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -54,8 +55,8 @@ LAST = stored("vectors", vectors=VECTORS[:2], layers=[6, 1])
 
 
 @pytest.fixture
-def context(make_context):
-    made = make_context(PROMPT, fingerprint=FINGERPRINT)
+def context():
+    made = context_of(PROMPT, fingerprint=FINGERPRINT)
     return replace(made, artifacts=STORE.get)
 
 
@@ -70,7 +71,7 @@ def close(found, wanted, atol=1e-5):
 
 
 @pytest.mark.parametrize("site", SiteKind, ids=lambda kind: kind.name)
-def test_vectors_act_at_their_site_alone(context, edited, hidden, site):
+def test_vectors_act_at_their_site_alone(context, hidden: torch.Tensor, site):
     plan = Steering(artifact=PLAIN, site=site.name.lower(), layers=[2, 5]).compile(context)
     assert [(edit.layer, edit.site) for edit in plan.residuals] == [(2, site), (5, site)]
     for kind in SiteKind:
@@ -80,7 +81,7 @@ def test_vectors_act_at_their_site_alone(context, edited, hidden, site):
             close(found, hidden if added is None else hidden + torch.from_numpy(added))
 
 
-def test_vti(context, edited, hidden):
+def test_vti(context, hidden: torch.Tensor):
     """m' = |m| norm(m / |m| + lambda d), d a unit vector: representation.md's first example."""
     m = torch.zeros(1, SIZE, dtype=torch.float64)
     m[0, 0], m[0, 2] = 3, 4
@@ -102,7 +103,7 @@ def test_vti(context, edited, hidden):
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 0.5, 2.0])
-def test_a_subspace_is_projected_out(context, edited, hidden, coefficient):
+def test_a_subspace_is_projected_out(context, hidden: torch.Tensor, coefficient):
     """Nullu: m - V V^T m, for any vectors that span it."""
     plan = Steering(
         artifact=SUBSPACES, op="project_out", site="residual", coefficient=coefficient
@@ -117,7 +118,7 @@ def test_a_subspace_is_projected_out(context, edited, hidden, coefficient):
 
 @pytest.mark.parametrize("coefficient", [1.0, -0.5])
 @pytest.mark.parametrize("keep_norm", [False, True])
-def test_a_map_of_low_rank(context, edited, hidden, coefficient, keep_norm):
+def test_a_map_of_low_rank(context, hidden: torch.Tensor, coefficient, keep_norm):
     plan = Steering(
         artifact=LOW_RANK, op="affine", coefficient=coefficient, keep_norm=keep_norm
     ).compile(context)
@@ -130,7 +131,7 @@ def test_a_map_of_low_rank(context, edited, hidden, coefficient, keep_norm):
     assert torch.equal(edited(plan, hidden, 3, ROW), hidden)
 
 
-def test_loreft(context, edited, hidden):
+def test_loreft(context, hidden: torch.Tensor):
     """h + R^T (W h + b - R h), R with orthonormal rows."""
     R = np.linalg.qr(normal(SIZE, 4))[0].T
     W, b = normal(4, SIZE) / 8, normal(4)
@@ -141,7 +142,7 @@ def test_loreft(context, edited, hidden):
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 0.25])
-def test_a_diagonal_map(context, edited, hidden, coefficient):
+def test_a_diagonal_map(context, hidden: torch.Tensor, coefficient):
     plan = Steering(artifact=DIAGONAL, op="affine", coefficient=coefficient).compile(context)
     for row, layer in enumerate((2, 5)):
         scale, shift = torch.from_numpy(SCALE[row]), torch.from_numpy(OFFSET[row])
@@ -150,7 +151,7 @@ def test_a_diagonal_map(context, edited, hidden, coefficient):
 
 
 @pytest.mark.parametrize("parts", ["scale", "shift"])
-def test_half_of_a_diagonal_map_is_one_edit(context, edited, hidden, parts):
+def test_half_of_a_diagonal_map_is_one_edit(context, hidden: torch.Tensor, parts):
     scale = SCALE if parts == "scale" else np.ones_like(SCALE)
     tensors = {"scale": scale, "layers": [2, 5]} | ({} if parts == "scale" else {"shift": OFFSET})
     plan = Steering(artifact=stored("diagonal", **tensors), op="affine").compile(context)
@@ -160,7 +161,7 @@ def test_half_of_a_diagonal_map_is_one_edit(context, edited, hidden, parts):
 
 
 @pytest.mark.parametrize("op", ["add", "piecewise", "project_out"])
-def test_bounds_leave_rows_alone(context, edited, hidden, op):
+def test_bounds_leave_rows_alone(context, hidden: torch.Tensor, op):
     both = {"artifact": PLAIN, "op": op, "layers": [2]}
     free = Steering(**both).compile(context)
     bound = Steering(**both, only_above=-0.5, only_below=0.75).compile(context)
@@ -262,7 +263,7 @@ def test_residual_0_is_no_layers_output(context, registry: Registry):
 
 
 def test_maps_of_one_site_chain_in_order_and_have_so_much_room(
-    context, registry: Registry, edited, hidden
+    context, registry: Registry, hidden: torch.Tensor
 ):
     wide = stored("subspaces", vectors=normal(12, SIZE), layers=[3] * 12)
     out = {"method": "steering", "artifact": SUBSPACES, "op": "project_out", "layers": [3]}

@@ -15,6 +15,7 @@ from saccade_interventions.methods.function_vector import FunctionVector
 from saccade_interventions.methods.steering import Steering
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.registry import Registry
+from saccade_testing.plans import context_of, edited
 
 FINGERPRINT = "sha256:" + "c" * 64
 PROMPT = Prompt(12, images=((3, 6),))
@@ -39,8 +40,8 @@ STORE[_heads.digest] = _heads
 
 
 @pytest.fixture
-def context(make_context):
-    made = make_context(PROMPT, fingerprint=FINGERPRINT)
+def context():
+    made = context_of(PROMPT, fingerprint=FINGERPRINT)
     return replace(made, artifacts=STORE.get)
 
 
@@ -50,7 +51,7 @@ def refused(entry, context, registry):
     return caught.value
 
 
-def test_each_vector_goes_to_its_own_residual(edited, context, hidden):
+def test_each_vector_goes_to_its_own_residual(context, hidden: torch.Tensor):
     """CAA's worked example: 1.5 v moves the residual by 1.5 ||v|| along v, and nothing else."""
     plan = Steering(artifact=SEVERAL, coefficient=1.5).compile(context)
     assert [edit.layer for edit in plan.residuals] == [0, 5, 6]
@@ -65,7 +66,7 @@ def test_each_vector_goes_to_its_own_residual(edited, context, hidden):
         assert length == pytest.approx(1.5 * float(v.norm()), rel=1e-6)
 
 
-def test_the_numeric_example(edited, context):
+def test_the_numeric_example(context):
     """CAA moves by 1.5 ||v|| = 3.069 along v; RepE's operators end at 3.013, or keep the norm."""
     rng = np.random.default_rng(5)
     p = rng.normal(size=(20, 8)) + 2 * np.eye(8)[0]
@@ -93,7 +94,7 @@ def test_rows_follow_the_instruction_unless_said_otherwise(context):
     assert everywhere.residuals[0].phases == tuple(Phase)
 
 
-def test_a_strength_relative_to_the_residual(edited, context, hidden):
+def test_a_strength_relative_to_the_residual(context, hidden: torch.Tensor):
     """alpha = 8 in units of the RMS is a change of 8 / sqrt(D) of the norm: 0.144 at D = 3072."""
     assert 8 / math.sqrt(3072) == pytest.approx(0.144, abs=5e-4)
     plan = Steering(artifact=ONE, coefficient=8, unit="rms").compile(context)
@@ -102,7 +103,7 @@ def test_a_strength_relative_to_the_residual(edited, context, hidden):
     torch.testing.assert_close(ratio, torch.full_like(ratio, 8 / math.sqrt(64)), rtol=1e-6, atol=0)
 
 
-def test_piecewise_follows_the_sign_of_the_residuals_part(edited, context, hidden):
+def test_piecewise_follows_the_sign_of_the_residuals_part(context, hidden: torch.Tensor):
     linear = Steering(artifact=ONE, coefficient=0.5).compile(context)
     signed = Steering(artifact=ONE, coefficient=0.5, op="piecewise").compile(context)
     v = torch.from_numpy(VECTORS[0]).double()
@@ -114,14 +115,14 @@ def test_piecewise_follows_the_sign_of_the_residuals_part(edited, context, hidde
 
 
 @pytest.mark.parametrize("op", ["add", "piecewise", "project_out"])
-def test_the_norm_is_kept(edited, context, hidden, op):
+def test_the_norm_is_kept(context, hidden: torch.Tensor, op):
     plan = Steering(artifact=ONE, coefficient=0.5, op=op, keep_norm=True).compile(context)
     found = edited(plan, hidden, 2, Phase.LAST)
     torch.testing.assert_close(found.norm(dim=-1), hidden.norm(dim=-1))
     assert not torch.isclose(found, hidden).all(-1).any()
 
 
-def test_projecting_out_divides_by_the_square(edited, context, hidden):
+def test_projecting_out_divides_by_the_square(context, hidden: torch.Tensor):
     """Whatever the stored length; twice is once; a coefficient of 2 reflects."""
     v = torch.from_numpy(VECTORS[0]).double()
     plan = Steering(artifact=stored([2], 40 * VECTORS[:1]), op="project_out").compile(context)
@@ -134,7 +135,7 @@ def test_projecting_out_divides_by_the_square(edited, context, hidden):
     torch.testing.assert_close(there @ v, -(hidden @ v), rtol=1e-5, atol=1e-5)
 
 
-def test_clamping(edited, context, hidden):
+def test_clamping(context, hidden: torch.Tensor):
     plan = Steering(artifact=ONE, op="clamp", low=-0.5, high=0.25).compile(context)
     v = torch.from_numpy(VECTORS[0]).double()
     part = edited(plan, hidden, 2, Phase.LAST) @ (v / v.norm())
@@ -249,8 +250,8 @@ def test_an_artifact_is_required(context, registry: Registry):
     assert (error.code, error.param) == (Code.INVALID_PARAMS, "interventions[0].artifact")
 
 
-def test_another_models_artifact(make_context, registry: Registry):
-    context = replace(make_context(PROMPT, fingerprint=MISSING), artifacts=STORE.get)
+def test_another_models_artifact(registry: Registry):
+    context = replace(context_of(PROMPT, fingerprint=MISSING), artifacts=STORE.get)
     error = refused({"method": "steering", "artifact": SEVERAL}, context, registry)
     assert error.code is Code.ARTIFACT_MISMATCH
     assert "another model" in error.message
@@ -261,7 +262,7 @@ def test_another_models_artifact(make_context, registry: Registry):
     [(ONE, None, 2, 0), (ONE, 0, 1, 0), (ONE, 5, 6, 0), (SEVERAL, 4, 5, 0), (SEVERAL, 5, 6, 2)],
 )
 def test_a_function_vector_is_added_at_a_layers_output(
-    edited, context, hidden, artifact, layer, residual, row
+    context, hidden: torch.Tensor, artifact, layer, residual, row
 ):
     plan = FunctionVector(artifact=artifact, layer=layer).compile(context)
     (edit,) = plan.residuals
@@ -285,7 +286,7 @@ def test_where_a_function_vector_cannot_go(fields, code, context, registry: Regi
 
 
 def test_edits_of_one_residual_chain_in_the_order_of_the_request(
-    edited, context, registry: Registry, hidden
+    context, registry: Registry, hidden: torch.Tensor
 ):
     add = {"method": "function_vector", "artifact": ONE, "layer": 4}
     out = {"method": "steering", "artifact": SEVERAL, "op": "project_out", "layers": [5]}

@@ -20,6 +20,7 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.phases import Phase
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.thresholds import default_threshold
+from saccade_testing.plans import attend, context_of, residual_with
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -59,17 +60,17 @@ def expected(attention, prompt, sinks, rows="question+generated", **settings):
         (0.6, 0.8, [0.40, 0.20, 0.15, 0.05, 0.12, 0.08]),
     ],
 )
-def test_the_worked_example(make_context, attend, residual, p, rho, after):
+def test_the_worked_example(p, rho, after):
     row = torch.tensor([0.40, 0.20, 0.15, 0.05, 0.12, 0.08], dtype=torch.float64)
-    context = make_context(Prompt(6, images=((1, 4),)))
+    context = context_of(Prompt(6, images=((1, 4),)))
     plan = VAR(move_fraction=p, rho=rho).compile(context)
-    edited = attend(plan, row.log().expand(4, 6, 6), hidden=residual(6, [0, 1]))
+    edited = attend(plan, row.log().expand(4, 6, 6), hidden=residual_with(6, [0, 1]))
     torch.testing.assert_close(edited[0, 5], torch.tensor(after).double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ["var_prefill", "var_prefill_novisualsink"])
-def test_the_published_functions_agree(attend, name, exact):
+def test_the_published_functions_agree(name, exact):
     arrays = np.load(GOLDEN / f"{name}.npz")
     hyper = json.loads((GOLDEN / f"{name}.json").read_text())["hyper"]
     before, after = (torch.from_numpy(arrays[k][0]) for k in ("attn_in", "attn_out"))
@@ -115,14 +116,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_formula_written_out(make_context, attend, residual, case):
+def test_the_formula_written_out(case):
     images, sinks, options = CASES[case]
     prompt = Prompt(12, images=tuple(images))
     settings = {"move_fraction": 0.25, "min_visual_mass": 0.25, **options}
-    plan = VAR(**settings).compile(make_context(prompt))
+    plan = VAR(**settings).compile(context_of(prompt))
     scores = 2 * torch.randn(4, 16, 16, dtype=torch.float64)
     before = attend(None, scores)
-    edited = attend(plan, scores, hidden=residual(16, sinks), exact=True)
+    edited = attend(plan, scores, hidden=residual_with(16, sinks), exact=True)
     index = settings.get("image_index")
     after = expected(
         before,
@@ -138,23 +139,23 @@ def test_the_formula_written_out(make_context, attend, residual, case):
     torch.testing.assert_close(edited, after, rtol=0, atol=1e-14)
 
 
-def test_a_tie_is_selected(make_context, attend, residual):
+def test_a_tie_is_selected():
     """Both gates hold with equality: half of a quarter of the attention is on the sink."""
     row = torch.tensor([0.5, 0.125, 0.125, 0.25], dtype=torch.float64)
     plan = VAR(move_fraction=0.5, rho=0.5, min_visual_mass=0.25).compile(
-        make_context(Prompt(4, images=((1, 3),)))
+        context_of(Prompt(4, images=((1, 3),)))
     )
     # A softmax could miss the tie by a rounding.
-    edited = attend(plan, row.expand(4, 4, 4), hidden=residual(4, [1]), softmax=False)
+    edited = attend(plan, row.expand(4, 4, 4), hidden=residual_with(4, [1]), softmax=False)
     assert edited[0, 3].tolist() == [0.5, 0.0625, 0.1875, 0.25]
 
 
-def test_only_named_layers_and_heads(make_context, attend, residual):
+def test_only_named_layers_and_heads():
     prompt = Prompt(12, images=((3, 9),))
-    plan = VAR(heads={"3": [1, 2]}).compile(make_context(prompt))
+    plan = VAR(heads={"3": [1, 2]}).compile(context_of(prompt))
     scores = torch.randn(4, 14, 14)
     before = attend(None, scores)
-    hidden = residual(14, [0, 4])
+    hidden = residual_with(14, [0, 4])
     assert torch.equal(attend(plan, scores, layer=2, hidden=hidden), before)
     edited = attend(plan, scores, layer=3, hidden=hidden)
     assert torch.equal(edited[[0, 3]], before[[0, 3]])
@@ -166,21 +167,21 @@ def test_only_named_layers_and_heads(make_context, attend, residual):
     ("layers", "include_last", "chosen"),
     [(32, False, range(2, 31)), (32, True, range(2, 32)), (4, False, [2]), (3, False, range(3))],
 )
-def test_default_layers(make_context, layers, include_last, chosen):
-    context = make_context(Prompt(6, images=((1, 4),)), layers=layers)
+def test_default_layers(layers, include_last, chosen):
+    context = context_of(Prompt(6, images=((1, 4),)), layers=layers)
     sites = VAR(include_last_layer=include_last).sites(context)
     assert [layer for layer, _ in sites] == list(chosen)
 
 
-def test_threshold_scales_with_the_model(make_context):
+def test_threshold_scales_with_the_model():
     assert default_threshold(4096) == 20
-    context = make_context(Prompt(6, images=((1, 4),)), hidden_size=1024)
+    context = context_of(Prompt(6, images=((1, 4),)), hidden_size=1024)
     assert VAR().compile(context).rule(SinkRule).threshold == 10
     assert VAR(tau=5).compile(context).rule(SinkRule).threshold == 5
 
 
-def test_no_strength_is_no_plan(make_context):
-    context = make_context(Prompt(6, images=((1, 4),)))
+def test_no_strength_is_no_plan():
+    context = context_of(Prompt(6, images=((1, 4),)))
     assert compile_plan([VAR(move_fraction=0)], context) is None
     assert VAR(move_fraction=0).compile(context).rule(SinkRule) is None
 
@@ -195,14 +196,14 @@ def test_no_strength_is_no_plan(make_context):
         ({"sink_dims": [3, 64]}, {}, ((1, 4),), Code.INVALID_PARAMS, "sink_dims[1]"),
     ],
 )
-def test_refusals(make_context, options, facts, images, code, param):
+def test_refusals(options, facts, images, code, param):
     with pytest.raises(InterventionError) as caught:
-        VAR(**options).compile(make_context(Prompt(6, images=images), **facts))
+        VAR(**options).compile(context_of(Prompt(6, images=images), **facts))
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-def test_unknown_dimensions_name_the_way_out(make_context):
-    context = make_context(Prompt(6, images=((1, 4),)), sink_dims=())
+def test_unknown_dimensions_name_the_way_out():
+    context = context_of(Prompt(6, images=((1, 4),)), sink_dims=())
     with pytest.raises(InterventionError, match="pass them as sink_dims"):
         VAR().compile(context)
     assert VAR(sink_dims=[3]).compile(context).rule(SinkRule).dims == (3,)
@@ -218,21 +219,19 @@ def test_unknown_dimensions_name_the_way_out(make_context):
     length=st.integers(1, 3),
     sharpness=st.sampled_from([0.1, 3.0, 40.0]),
 )
-def test_rows_still_sum_to_one(
-    make_context, attend, residual, sinks, p, rho, require, start, length, sharpness
-):
+def test_rows_still_sum_to_one(sinks, p, rho, require, start, length, sharpness):
     prompt = Prompt(12, images=((start, start + length),))
     method = VAR(move_fraction=p, rho=rho, require_visual_sink=require, min_visual_mass=1e-6)
     scores = sharpness * torch.randn(4, 14, 14, dtype=torch.float64)
     edited = attend(
-        method.compile(make_context(prompt)), scores, hidden=residual(14, sorted(sinks))
+        method.compile(context_of(prompt)), scores, hidden=residual_with(14, sorted(sinks))
     )
     assert (edited >= 0).all()
     torch.testing.assert_close(edited.sum(-1), torch.ones(4, 14).double(), rtol=0, atol=1e-6)
 
 
-def test_rows_before_the_question_follow_no_program(make_context):
-    plan = VAR().compile(make_context(Prompt(12, images=((3, 9),))))
+def test_rows_before_the_question_follow_no_program():
+    plan = VAR().compile(context_of(Prompt(12, images=((3, 9),))))
     assert not plan.program(Phase.PREFIX).head_edits().any()
     assert plan.program_key(Phase.PREFIX) is None
     assert plan.program(Phase.LAST).head_edits().any()
@@ -240,38 +239,38 @@ def test_rows_before_the_question_follow_no_program(make_context):
 
 @pytest.mark.parametrize("rho", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("p", [0.5, 1.0])
-def test_ties_of_dyadic_shares_are_selected(make_context, attend, residual, rho, p):
+def test_ties_of_dyadic_shares_are_selected(rho, p):
     """Sink mass <= (1 - rho) of the image's, with equality, and just not: no division decides."""
     plan = VAR(move_fraction=p, rho=rho, min_visual_mass=0.5).compile(
-        make_context(Prompt(4, images=((1, 3),)))
+        context_of(Prompt(4, images=((1, 3),)))
     )
     for extra, moves in ((0.0, True), (2.0**-20, False)):
         sink = 0.5 * (1 - rho) + extra
         row = torch.tensor([0.25, sink, 0.5 - sink, 0.25], dtype=torch.float64)
-        edited = attend(plan, row.expand(4, 4, 4), hidden=residual(4, [1]), softmax=False)[0, 3]
+        edited = attend(plan, row.expand(4, 4, 4), hidden=residual_with(4, [1]), softmax=False)[
+            0, 3
+        ]
         after = row + torch.tensor([0, -p * sink, p * sink, 0]).double() if moves else row
         assert torch.equal(edited, after)
 
 
 @pytest.mark.parametrize("require", [True, False])
-def test_an_image_without_mass_outside_its_sinks_is_left_alone(
-    make_context, attend, residual, require
-):
+def test_an_image_without_mass_outside_its_sinks_is_left_alone(require):
     """Its other tokens are there, but the row does not look at them: m_VN = 0."""
     row = torch.tensor([0.25, 0.5, 0.0, 0.25], dtype=torch.float64)
     method = VAR(move_fraction=1.0, rho=1e-6, min_visual_mass=1e-6, require_visual_sink=require)
-    plan = method.compile(make_context(Prompt(4, images=((1, 3),))))
-    edited = attend(plan, row.expand(4, 4, 4), hidden=residual(4, [0, 1]), softmax=False)
+    plan = method.compile(context_of(Prompt(4, images=((1, 3),))))
+    edited = attend(plan, row.expand(4, 4, 4), hidden=residual_with(4, [0, 1]), softmax=False)
     assert torch.equal(edited[0, 3], row)
 
 
-def test_each_image_alone_where_they_share_no_head(make_context, attend, residual):
+def test_each_image_alone_where_they_share_no_head():
     """Own gates and budgets in different heads of a layer; in one head they are refused."""
     prompt = Prompt(12, images=((1, 4), (6, 9)))
     options = {"require_visual_sink": False, "min_visual_mass": 0.1, "layers": [2]}
     parts = [VAR(**options, image_index=i, heads=[i, i + 2]) for i in (0, 1)]
-    context = make_context(prompt)
-    hidden, scores = residual(14, [0, 2, 8]), 2 * torch.randn(4, 14, 14, dtype=torch.float64)
+    context = context_of(prompt)
+    hidden, scores = residual_with(14, [0, 2, 8]), 2 * torch.randn(4, 14, 14, dtype=torch.float64)
     edited = attend(compile_plan(parts, context), scores, hidden=hidden)
     for index, part in enumerate(parts):
         alone = attend(part.compile(context), scores, hidden=hidden)
@@ -294,10 +293,10 @@ def with_artifacts(context, *files):
     return replace(context, model=model, artifacts=known.get), list(known)
 
 
-def test_dimensions_from_an_artifact(make_context):
+def test_dimensions_from_an_artifact():
     """They go before those found on the model, and are enough where none were found."""
     for dims in ((7, 21), ()):
-        context = make_context(Prompt(6, images=((1, 4),)), sink_dims=dims)
+        context = context_of(Prompt(6, images=((1, 4),)), sink_dims=dims)
         context, (digest,) = with_artifacts(context, sinks_artifact([40, 3]))
         assert VAR(artifact=digest).compile(context).rule(SinkRule).dims == (40, 3)
     assert VAR(sink_dims=[5]).compile(context).rule(SinkRule).dims == (5,)
@@ -316,8 +315,8 @@ def test_dimensions_from_an_artifact(make_context):
     ],
     ids=["no such dimension", "another model", "another kind", "unknown"],
 )
-def test_artifacts_that_do_not_fit(make_context, file, code):
-    context = make_context(Prompt(6, images=((1, 4),)))
+def test_artifacts_that_do_not_fit(file, code):
+    context = context_of(Prompt(6, images=((1, 4),)))
     context, digests = with_artifacts(context, *([file] if file else []))
     digest = digests[0] if digests else "sha256:" + "3" * 64
     with pytest.raises(InterventionError) as caught:

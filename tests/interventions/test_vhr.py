@@ -9,12 +9,13 @@ from saccade_interventions.methods.vhr import VHR
 from saccade_interventions.phases import Phase
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import MeasuredGains
+from saccade_testing.plans import context_of
 
 PROMPT = Prompt(12, images=((2, 5), (6, 9)))
 
 
-def test_the_paper_s_defaults(make_context):
-    plan = VHR().compile(make_context(PROMPT, layers=32))
+def test_the_paper_s_defaults():
+    plan = VHR().compile(context_of(PROMPT, layers=32))
     assert plan.rule(MeasuredGains) == MeasuredGains((1, *range(18, 32)), 2.0, tuple(Phase))
     assert plan.needs.whole_prompt
     assert plan.needs.own_pages == dict(plan.needs.own_programs).keys() == set(Phase)
@@ -33,11 +34,11 @@ def test_the_paper_s_defaults(make_context):
         (40, (1, *range(22, 40))),
     ],
 )
-def test_default_layers_scale(make_context, layers, chosen):
-    assert VHR().compile(make_context(PROMPT, layers=layers)).rule(MeasuredGains).layers == chosen
+def test_default_layers_scale(layers, chosen):
+    assert VHR().compile(context_of(PROMPT, layers=layers)).rule(MeasuredGains).layers == chosen
 
 
-def test_options_arrive(make_context):
+def test_options_arrive():
     method = VHR(
         gain=1.5,
         layers=[3, 0],
@@ -49,7 +50,7 @@ def test_options_arrive(make_context):
         relative=True,
         diagnose=4,
     )
-    plan = method.compile(make_context(PROMPT))
+    plan = method.compile(context_of(PROMPT))
     assert plan.rule(MeasuredGains) == MeasuredGains(
         layers=(0, 3),
         gain=1.5,
@@ -64,15 +65,15 @@ def test_options_arrive(make_context):
     assert not plan.needs.whole_prompt
 
 
-def test_gain_one_is_no_plan_unless_it_diagnoses(make_context):
-    context = make_context(PROMPT)
+def test_gain_one_is_no_plan_unless_it_diagnoses():
+    context = context_of(PROMPT)
     assert compile_plan([VHR(gain=1)], context) is None
     rule = compile_plan([VHR(gain=1, diagnose=2)], context).rule(MeasuredGains)
     assert (rule.layers, rule.phases, rule.report) == ((), (), 2)
 
 
-def test_rows_with_gains_follow_a_program_of_their_own(make_context):
-    context = make_context(PROMPT)
+def test_rows_with_gains_follow_a_program_of_their_own():
+    context = context_of(PROMPT)
     plan = VHR(rows="last+generated").compile(context)
     assert plan.program_key(Phase.PREFIX) is plan.program_key(Phase.QUESTION) is None
     key = plan.program_key(Phase.LAST)
@@ -97,9 +98,9 @@ def test_entries_differ_by_content_only():
         ({"gain": 1, "layers": [9]}, {}, PROMPT, Code.LAYER_OUT_OF_RANGE, "layers[0]"),
     ],
 )
-def test_refusals(make_context, options, facts, prompt, code, param):
+def test_refusals(options, facts, prompt, code, param):
     with pytest.raises(InterventionError) as caught:
-        VHR(**options).compile(make_context(prompt, **facts))
+        VHR(**options).compile(context_of(prompt, **facts))
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
@@ -128,12 +129,12 @@ def test_bad_values(registry: Registry, fields, code, param):
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-def test_one_request_measures_once(make_context):
+def test_one_request_measures_once():
     with pytest.raises(InterventionError, match="only one of them can choose heads") as caught:
-        compile_plan([VHR(), VHR(gain=3)], make_context(PROMPT))
+        compile_plan([VHR(), VHR(gain=3)], context_of(PROMPT))
     assert caught.value.code is Code.CONFLICT
 
 
-def test_sources_name_the_entry(make_context):
-    plan = compile_plan([VHR(gain=1), VHR()], make_context(PROMPT))
+def test_sources_name_the_entry():
+    plan = compile_plan([VHR(gain=1), VHR()], context_of(PROMPT))
     assert plan.rule(MeasuredGains).source == 1
