@@ -20,7 +20,7 @@ SHAPES = [(2, 2, 64), (4, 1, 80), (7, 1, 32), (6, 2, 16), (16, 2, 16)]  # heads,
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch: pytest.MonkeyPatch):
     """Fresh memory is NaN, so that what a kernel fails to write shows."""
     fresh = torch.Tensor.new_empty
 
