@@ -51,7 +51,7 @@ class StubModel:
         self._zeros = torch.zeros(1, VOCABULARY)
         self._zeros[0, 1] = 1
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return torch.zeros(len(tokens), WIDTH)
 
     def encode_images(self, images: Sequence[Any]) -> list[ImageFeatures]:
@@ -67,6 +67,12 @@ class StubModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._zeros.expand(len(hidden), -1)
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.logits(hidden)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
     def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
         return self.logits(hidden)

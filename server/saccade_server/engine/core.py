@@ -198,7 +198,8 @@ class EngineCore:
         sequence.append(token)
         for branch in sequence.branches:
             branch.append(token)
-        self._runner.rules.accepted(sequence)
+        if sequence.plan is not None:
+            self._runner.rules.accepted(sequence)
         self._generated_tokens += 1
         ended = token in sampling.stop_token_ids or (
             not sampling.ignore_eos and token in self.info.eos_token_ids

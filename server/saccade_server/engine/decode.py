@@ -204,12 +204,13 @@ class PaddedDecoder:
         """
         sizes = self.search_sizes if Search.of(roster.wants) else self.sizes
         size = sizes[bisect_left(sizes, len(starts))]
-        block = self._host(size)
+        first = self.stages.first(roster, behind)
+        block = self._host(size, first)
         inputs = self._pad(block, size, len(starts))
         fill(inputs, self._seats, roster, starts, drawn)
         rows = StepRows(roster, starts, inputs)
-        stages, start = self.stages.write(block.numpy(), rows, behind)
-        self._send(block, size, start)
+        stages = self.stages.write(block.numpy(), rows, behind, first)
+        self._send(block, size)
         step = StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)]))
         for variant in self.stages.around(step, stages):
             self.play(variant)
@@ -221,16 +222,16 @@ class PaddedDecoder:
         The only way to run a variant outside of a step.
         """
         if isinstance(variant, StageVariant):
-            block = self._host(self.sizes[0])
+            block = self._host(self.sizes[0], 0)
             self.stages.pad(block.numpy(), variant)
             end = self.stages.size
             self._uploaded[:end].copy_(block[:end], non_blocking=True)
         else:
             if variant.search & Search.PER_HEAD_CLASSES:
                 self._tables.make_per_head()
-            block = self._host(variant.size)
+            block = self._host(variant.size, self.stages.size)
             self._pad(block, variant.size, 0)
-            self._send(block, variant.size, self.stages.size)
+            self._send(block, variant.size)
         return partial(self.compute, variant)
 
     def compute(self, variant: Variant) -> None:
@@ -298,22 +299,23 @@ class PaddedDecoder:
         classes = self._classes[bisect_left(self._classes, needed)]
         return classes, Reach.NOWHERE, Search.NOTHING
 
-    def _host(self, size: int) -> torch.Tensor:
-        """Room for parameters of stages and a step of this padded size."""
-        return host_block(self.stages.size + self._layouts[size].size, self._model.device)
+    def _host(self, size: int, first: int) -> torch.Tensor:
+        """Room for parameters of stages from a first byte on, and a step of this padded size."""
+        room = self.stages.size - first + self._layouts[size].size
+        return host_block(room, self._model.device)
 
     def _pad(self, block: torch.Tensor, size: int, count: int) -> DecodeInputs:
         """The arrays of a padded size on the host, with padding behind so many rows."""
-        layout, start = self._layouts[size], self.stages.size
-        inputs = DecodeInputs(*layout.arrays(block.numpy()[start : start + layout.size]))
+        layout = self._layouts[size]
+        inputs = DecodeInputs(*layout.arrays(block.numpy()[-layout.size :]))
         pad(inputs, count, self._block_start // 8)
         return inputs
 
-    def _send(self, block: torch.Tensor, size: int, start: int) -> None:
-        """Copy the host's block from byte ``start`` on, in stream order between two steps.
+    def _send(self, block: torch.Tensor, size: int) -> None:
+        """Copy the host's block to where it ends on the device, in stream order between two steps.
 
         Step t reads the block, then comes this copy, then step t + 1 reads the block.
         """
         end = self.stages.size + self._layouts[size].size
-        self._uploaded[start:end].copy_(block[start:end], non_blocking=True)
+        self._uploaded[end - len(block) : end].copy_(block, non_blocking=True)
         self._written = size

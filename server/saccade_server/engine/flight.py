@@ -49,5 +49,7 @@ class InFlight:
 
     def again(self, chunk: Chunk) -> Plan | None:
         """The plan under which the chunk's last row is to run again, dropping its token."""
+        if not self.pending:
+            return None
         plans = (pending.again(chunk) for pending in self.pending)
         return next((plan for plan in plans if plan is not None), None)

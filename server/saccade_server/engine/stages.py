@@ -134,37 +134,36 @@ class Stages:
         """The largest variant of each stage."""
         return [StageVariant(stage.name, stage.sizes[-1]) for stage in self._stages.values()]
 
-    def write(
-        self, block: NDArray[np.uint8], rows: StepRows, behind: bool
-    ) -> tuple[list[StageVariant], int]:
-        """Write the parameters of a step into its block.
+    def first(self, roster: Roster, behind: bool) -> int:
+        """The first byte that a step may write.
 
         Args:
             behind: stages behind the step run too.
-
-        Returns:
-            What to compute, in order; and where the first byte lies that was written.
         """
-        wanted = self._asked.get(rows.roster)
-        if wanted is None:
-            each = ((stage, stage.asked(rows.roster)) for stage in self._stages.values())
-            wanted = [(stage, asked) for stage, asked in each if asked is not None]
-            self._asked[rows.roster] = wanted
-        found, first = [], self.size
-        for stage, asked in wanted:
-            if not (behind or stage.ahead):
-                continue
-            count = stage.write(self._arrays(block, stage.name), asked, rows)
+        return min(
+            (self._starts[s.name] for s, _ in self._wanted(roster, behind)), default=self.size
+        )
+
+    def write(
+        self, block: NDArray[np.uint8], rows: StepRows, behind: bool, first: int = 0
+    ) -> list[StageVariant]:
+        """Write the parameters of a step; returns what to compute, in order.
+
+        Args:
+            block: bytes from ``first`` on; see :meth:`first`.
+        """
+        found = []
+        for stage, asked in self._wanted(rows.roster, behind):
+            count = stage.write(self._arrays(block, stage.name, first), asked, rows)
             if count:
                 size = stage.sizes[bisect_left(stage.sizes, count)]
-                self._pad(block, stage, count, size)
+                self._pad(block, stage, count, size, first)
                 found.append(StageVariant(stage.name, size))
-                first = min(first, self._starts[stage.name])
-        return found, first
+        return found
 
     def pad(self, block: NDArray[np.uint8], variant: StageVariant) -> None:
         """Write padding in every place of a variant."""
-        self._pad(block, self._stages[variant.stage], 0, variant.size)
+        self._pad(block, self._stages[variant.stage], 0, variant.size, 0)
 
     def compute(self, variant: StageVariant) -> None:
         """Do a variant's work for what was written for it."""
@@ -180,14 +179,24 @@ class Stages:
         behind = [found for found, first in zip(variants, ahead, strict=True) if not first]
         return [*before, step, *behind]
 
-    def _pad(self, block: NDArray[np.uint8], stage: Stage, count: int, size: int) -> None:
-        arrays = self._arrays(block, stage.name)
+    def _wanted(self, roster: Roster, behind: bool) -> list[tuple[Stage, Any]]:
+        wanted = self._asked.get(roster)
+        if wanted is None:
+            each = ((stage, stage.asked(roster)) for stage in self._stages.values())
+            wanted = [(stage, asked) for stage, asked in each if asked is not None]
+            self._asked[roster] = wanted
+        return wanted if behind else [(stage, asked) for stage, asked in wanted if stage.ahead]
+
+    def _pad(
+        self, block: NDArray[np.uint8], stage: Stage, count: int, size: int, first: int
+    ) -> None:
+        arrays = self._arrays(block, stage.name, first)
         for array, parameter in zip(arrays, stage.parameters, strict=True):
             array[count:size] = parameter.padding
         self._written[stage.name] = size
 
-    def _arrays(self, block: NDArray[np.uint8], name: str) -> list[NDArray[Any]]:
-        layout, start = self._layouts[name], self._starts[name]
+    def _arrays(self, block: NDArray[np.uint8], name: str, first: int) -> list[NDArray[Any]]:
+        layout, start = self._layouts[name], self._starts[name] - first
         return layout.arrays(block[start : start + layout.size])
 
 

@@ -163,7 +163,11 @@ class ServedModel:
 
         ``norm``: the final norm is applied to them first.
         """
-        return self.logits(ops.rms_norm(hidden, self.decoder.norm) if norm else hidden)
+        return self.logits(self.normed(hidden) if norm else hidden)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm of residuals [n, hidden_size]."""
+        return ops.rms_norm(hidden, self.decoder.norm)
 
     def _pixels(self, pixels: NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
         """Put one image's pixels where the model is."""

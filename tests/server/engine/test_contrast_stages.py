@@ -91,7 +91,7 @@ class Stand:
         roster = self.seats.roster([Chunk.of(sequence, 1) for sequence in self.sequences])
         starts = np.array([sequence.computed for sequence in self.sequences])
         rows = StepRows(roster, starts, DecodeInputs.empty(MOST, 1, 1))
-        played, _ = self.stages.write(self.memory.numpy(), rows, behind=True)
+        played = self.stages.write(self.memory.numpy(), rows, behind=True)
         self.outputs.greedy(len(self.sequences))
         for variant in played:
             self.stages.compute(variant)
@@ -168,9 +168,9 @@ def test_rows_are_combined_in_their_leaders_places(
 
 def test_sizes_go_by_pairs_and_by_exits(model: ServedModel) -> None:
     many = [member for rule in [EARLY[2]] * 5 + WITH_BRANCH for member in group(rule)]
-    assert Stand(model, many).run() == [("contrast", 2), ("early exits", 8)]
+    assert Stand(model, many).run() == [("contrast", 2), ("contrast with early layers", 8)]
     few = group(EARLY[2]) + group(EARLY[0])
-    assert Stand(model, few).run() == [("early exits", 2)]
+    assert Stand(model, few).run() == [("contrast with early layers", 2)]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -194,7 +194,7 @@ def test_what_is_not_finite_spoils_the_rows_made_from_it(bad: float, model: Serv
 
 
 def test_padding_reaches_nobody(model: ServedModel) -> None:
-    for name in ("contrast", "early exits"):
+    for name in ("contrast", "contrast with early layers"):
         for bad in (torch.nan, 1e300):
             stand = Stand(model, [group(None)[0] for _ in range(5)])
             stand.run()
@@ -254,7 +254,7 @@ def test_padded_steps_answer_as_ordinary_ones(changed: bool, overlap: bool) -> N
             assert one.logprob == pytest.approx(other.logprob, abs=1e-9)
             assert [token for token, _ in one.top] == [token for token, _ in other.top]
     stages = {variant.stage for variant in played if isinstance(variant, StageVariant)}
-    assert stages >= {"contrast", "early exits", "free draw", "filtered draw"}
+    assert stages >= {"contrast", "contrast with early layers", "free draw", "filtered draw"}
 
 
 def test_single_precision_gives_the_same_tokens() -> None:

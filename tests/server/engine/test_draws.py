@@ -68,7 +68,7 @@ class Stand:
         self.logits[: len(logits)] = logits
         at = np.array([sequence.generated for sequence in sequences])
         rows = StepRows(roster, at - 1 + roster.prompt_lengths, DecodeInputs.empty(MOST, 1, 1))
-        played, _ = self.stages.write(self.inputs.numpy(), rows, behind=True)
+        played = self.stages.write(self.inputs.numpy(), rows, behind=True)
         self.outputs.greedy(min(size for size in (1, 2, 4, 8, MOST) if size >= len(logits)))
         for variant in played:
             self.stages.compute(variant)

@@ -111,7 +111,7 @@ def test_groups_decode_in_the_padded_buffers(monkeypatch: pytest.MonkeyPatch) ->
     play, played = core._runner._decoder.play, []
     monkeypatch.setattr(core._runner._decoder, "play", lambda v: (played.append(v), play(v)))
     prompt = tiny.prompt("llava")
-    for method, rows, stage in ((VCD(), 2, "contrast"), (DoLa(), 1, "early exits")):
+    for method, rows, stage in ((VCD(), 2, "contrast"), (DoLa(), 1, "contrast with early layers")):
         run(core, [ask(prompt, [method], max_tokens=6)])
         assert sizes == [rows] * 5
         assert [v for v in played if isinstance(v, StageVariant)] == [(stage, 1)] * 5

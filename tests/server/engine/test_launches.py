@@ -195,7 +195,7 @@ STAGES = {
         "contrast_kernel": 1,
         "around": 11,  # whether all was finite, and the greedy draw in the leaders' rows
     },
-    "early exits": {
+    "contrast with early layers": {
         "parts_kernel": 4,  # as above, to compare and to combine
         "divergence_kernel": 1,
         "contrast_kernel": 1,

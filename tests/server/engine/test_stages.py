@@ -66,8 +66,8 @@ def stand(*stages: Stage) -> tuple[Stages, torch.Tensor, StepRows]:
 def test_rows_are_filled_up_with_padding() -> None:
     stage = Adding("a", 3)
     stages, memory, rows = stand(stage)
-    (variant,), start = stages.write(memory.numpy(), rows, behind=True)
-    assert (variant, start) == (("a", 4), 0)
+    (variant,) = stages.write(memory.numpy(), rows, behind=True)
+    assert variant == ("a", 4)
     stages.compute(variant)
     assert stage.sums.tolist() == [12.0] * 3 + [0.0] * 3 + [1.0]
     stages.pad(memory.numpy(), StageVariant("a", 8))
@@ -82,14 +82,15 @@ def test_a_step_runs_the_stages_that_it_asks_for_in_their_order() -> None:
     tables, late, last = Adding("tables", 1, ahead=True), Adding("late", 5), Adding("last", 1)
     stages, memory, rows = stand(nobody, silent, late, tables, last)
     for _ in range(2):
-        found, start = stages.write(memory.numpy(), rows, behind=True)
+        first = stages.first(rows.roster, behind=True)
+        found = stages.write(memory.numpy()[first:], rows, True, first)
         assert found == [("late", 8), ("tables", 1), ("last", 1)]
-        assert start == stages._starts["late"] > 0
+        assert first == stages._starts["silent"] > 0
     assert [s.asked_for for s in (nobody, silent, late, tables, last)] == [1] * 5
     step = StepVariant(1, PLAIN)
     assert stages.around(step, found) == [("tables", 1), step, ("late", 8), ("last", 1)]
-    alone, start = stages.write(memory.numpy(), rows, behind=False)
-    assert (alone, start) == ([("tables", 1)], stages._starts["tables"])
+    assert stages.write(memory.numpy(), rows, behind=False) == [("tables", 1)]
+    assert stages.first(rows.roster, behind=False) == stages._starts["tables"]
     assert stages.variants[:2] == [("last", 8), ("last", 4)]
     assert {variant.size for variant in stages.largest} == {8}
 

@@ -47,7 +47,7 @@ class _Compared(NamedTuple):
 class EarlyStage(Stage):
     """Contrast with early layers."""
 
-    name = "early exits"
+    name = "contrast with early layers"
 
     def __init__(self, model: ServedModel, outputs: StepOutputs) -> None:
         self.sizes = doubling(outputs.most * -(-model.layers // EXITS))
@@ -111,7 +111,7 @@ class EarlyStage(Stage):
         outputs, owners = self._outputs, owners.flatten()
         exits = outputs.residuals.flatten(0, 1).index_select(0, places.flatten())
         normed = is_normed.index_select(0, owners).bool()[:, None]
-        exits = torch.where(normed, ops.rms_norm(exits, self._model.decoder.norm), exits)
+        exits = torch.where(normed, self._model.normed(exits), exits)
         compared = _Compared(own, owners, is_jsd.index_select(0, owners).bool())
         gaps, logits = self._compare(exits, compared)
         index = (first[:, None] + self._span).clamp(max=len(exits) - 1)
