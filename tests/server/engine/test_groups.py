@@ -193,7 +193,7 @@ def test_whole_prompts_are_one_chunk_each_and_decodes_make_way_once() -> None:
         made.add(leader)
     advance(made)
     whole = form(request(33, measuring=25, start=300, phases=EVERY))
-    assert whole.whole_prompt
+    assert whole.needs.whole_prompt
     made.add(whole)
     # 58 tokens and four decodes are more than a step has.
     assert advance(made) == [(4, 1), (4, 1), (0, 33), (0, 25)]
