@@ -78,6 +78,8 @@ def count(core: EngineCore, launches: Launches, variant: StepVariant) -> tuple[i
     for used in (layers_, layers_[:-1]):
         model._layers = used
         run = padded.idle(variant)
+        with torch.inference_mode():
+            run()  # as before a capture: what is made at first use is made here
         launches.found.clear()
         with torch.inference_mode(), launches:
             run()
