@@ -173,7 +173,7 @@ class EngineCore:
         # Only now can pages be found by others; branches may come before their leader.
         kept: list[tuple[Chunk, Sample]] = []
         for chunk, drawn in landed:
-            plan = flight.again(chunk)
+            plan = flight.again(chunk) if flight.pending else None
             if plan is not None:
                 self._scheduler.run_again(chunk, plan)
                 continue
