@@ -170,18 +170,20 @@ class EngineCore:
         ]
         # Nothing ends between here and the tokens, and those end nobody else's sequence.
         landed = [(chunk, drawn) for chunk, drawn in found if self._runs(chunk.sequence)]
+        if flight.pending:
+            landed = [(c, drawn) for c, drawn in landed if not self._runs_again(flight, c)]
         # Only now can pages be found by others; branches may come before their leader.
-        kept: list[tuple[Chunk, Sample]] = []
-        for chunk, drawn in landed:
-            plan = flight.again(chunk) if flight.pending else None
-            if plan is not None:
-                self._scheduler.run_again(chunk, plan)
-                continue
+        for chunk, _ in landed:
             self._scheduler.complete(chunk)
-            if drawn is not None:
-                kept.append((chunk, drawn))
-        outputs += [self._accept(chunk.sequence, drawn) for chunk, drawn in kept]
+        outputs += [self._accept(c.sequence, drawn) for c, drawn in landed if drawn is not None]
         return outputs
+
+    def _runs_again(self, flight: InFlight, chunk: Chunk) -> bool:
+        """Have the last row of a chunk run again, without its token, if a rule has decided so."""
+        plan = flight.again(chunk)
+        if plan is not None:
+            self._scheduler.run_again(chunk, plan)
+        return plan is not None
 
     def _runs(self, sequence: Sequence) -> bool:
         """False if the sequence, or its group, has ended while it was computed."""
