@@ -13,6 +13,7 @@ import numpy as np
 
 from hosting.stub import FINGERPRINT, HEAD_DIM, HEADS, HIDDEN, LAYERS
 from saccade_interventions.artifacts import Artifact, read_artifact, write_artifact
+from saccade_interventions.registry import Registry
 
 Entry = dict[str, Any]
 Setting = Callable[[float], list[Entry]]
@@ -25,6 +26,10 @@ OTHER_HEADS = {str(at): [h for h in range(HEADS) if (h + at) % 3] for at in EVER
 """Two thirds of all heads, another list in every layer of three."""
 TEXT = "the second word"
 """In the prompts' text."""
+
+
+def _example(entry: Entry) -> Setting:
+    return lambda x: [entry]
 
 
 def _pairs(heads: Mapping[str, list[int]]) -> list[tuple[int, int]]:
@@ -56,7 +61,8 @@ def settings(named: Mapping[str, str]) -> dict[str, dict[str, Setting]]:
     """ "default" and "heavy" -> name -> setting; ``named`` are the digests of artifacts.
 
     Methods that a request cannot name alone get what they need. A method without numbers gets
-    another list of heads for another number.
+    another list of heads for another number, and one that is not listed its own example,
+    whatever the number.
     """
 
     def some(x: float) -> dict[str, list[int]]:
@@ -91,6 +97,8 @@ def settings(named: Mapping[str, str]) -> dict[str, dict[str, Setting]]:
         "vcd": lambda x: [{"method": "vcd", "alpha": x}],
         "vhr": lambda x: [{"method": "vhr", "gain": 2.0 * x}],
     }
+    for name, kind in Registry.discover().methods.items():
+        default.setdefault(name, _example(kind.example))
     sited = {"heads": OTHER_HEADS, "rows": EVERY_ROW}
 
     def more(method: str, **fields: Any) -> Setting:
