@@ -14,10 +14,10 @@ class Wants(IntFlag):
     PER_HEAD_CLASSES = auto()  # some of its heads have key classes of their own
     CLASSES_FOUND = auto()  # which are found in its own step
     PROBES = auto()  # a probe of its layers, where steps are not padded: those keep residuals
-    COMBINATION = auto()  # its token is drawn from what a rule makes of several rows
+    COMBINATION = auto()  # a stage changes its logits; in steps that are not padded, a handler
     OWN_TAG = auto()  # the class of its own token is found in its step
     COUNT = auto()  # of the rows whose masses move
-    CHOICE = auto()  # by the host, among candidates or plans
+    CHOICE = auto()  # a handler changes its logits or its token, or is told of them
     LOGPROBS = auto()
 
 

@@ -157,7 +157,11 @@ class RuleHandler(Generic[R]):
         self.parts = parts
 
     def wants(self, sequence: Sequence, rule: R, decodes: bool) -> Wants:
-        """What a single row of a sequence needs: a generated one, or the last of its prompt."""
+        """What a single row of a sequence needs: a generated one, or the last of its prompt.
+
+        ``combine`` and ``launched`` are called for its step only if it wants CHOICE, or
+        COMBINATION where stages do the same in padded steps.
+        """
         return Wants.NOTHING
 
     def stages(self, outputs: StepOutputs) -> Batch[Stage]:
