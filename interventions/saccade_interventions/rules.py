@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace as edited
+from math import expm1, log1p
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 
 from msgspec import Struct
@@ -142,6 +143,47 @@ class ContrastRule(Rule, frozen=True):
         return None
 
 
+class GrowingContrastRule(Rule, frozen=True):
+    """Tokens are drawn away from what a branch expects, the more, the longer the answer (M3ID).
+
+    Behind n generated tokens, with the distributions p of the sequence and q of ``branch``:
+
+        d = log p + w (log p - log q),    w = min(e^(rate (n + offset)) - 1, most_weight)
+
+    with tokens below ``cutoff`` max p excluded. Where w is 0, or some p is at least ``certain``,
+    the token is drawn from p as it is. Changes of single logits are as in :class:`ContrastRule`.
+    """
+
+    why_one: ClassVar[str] = "only one of them can contrast more with every token"
+    effects: ClassVar[frozenset[str]] = frozenset({"contrasted"})
+
+    branch: Branch
+    rate: float
+    offset: float
+    most_weight: float
+    certain: float
+    cutoff: float
+
+    def needs(self) -> Needs:
+        return Needs(branches=(replace(self.branch, source=self.source),))
+
+    def excludes(self, other: Rule) -> str | None:
+        if isinstance(other, ContrastRule):
+            return "{0} and {1} both contrast the next token's distribution"
+        if isinstance(other, SaliencyRule):
+            return (
+                "{1} judges candidates by the model's own distribution; {0} draws from another one"
+            )
+        if isinstance(other, ConfidenceRule):
+            return "{1} depends on the model's own distribution; {0} draws from another one"
+        return None
+
+    def weight(self, generated: int) -> float:
+        """w behind so many generated tokens."""
+        exponent = self.rate * (generated + self.offset)
+        return expm1(exponent) if exponent < log1p(self.most_weight) else self.most_weight
+
+
 class SaliencyRule(Rule, frozen=True):
     """Candidates whose saliency for the recent output is low are rejected (SGRS).
 
@@ -243,6 +285,7 @@ AnyRule = (
     | RecentRule
     | HeadSinkRule
     | ContrastRule
+    | GrowingContrastRule
     | MeasuredGains
     | SaliencyRule
     | ConfidenceRule

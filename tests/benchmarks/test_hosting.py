@@ -48,13 +48,13 @@ def settings(made: Any) -> Any:
 
 
 NAMES = ("plain", "act", "adaptvis", "dola", "function_vector", "head_ablation", "head_scale")
-NAMES += ("head_steering", "locore", "pai", "pai_contrast", "pasta", "scalingvis", "sgrs")
+NAMES += ("head_steering", "locore", "m3id", "pai", "pai_contrast", "pasta", "scalingvis", "sgrs")
 NAMES += ("steering", "vaf", "var", "vcd", "vhr")
 
 
 def test_every_method_is_measured(made: Any, settings: Any) -> None:
     assert set(settings["default"]) == {"plain", *made._registry.methods} == set(NAMES)
-    assert set(settings["heavy"]) >= set(NAMES) - {"plain", "pai_contrast"}
+    assert set(settings["heavy"]) >= set(NAMES) - {"plain", "m3id", "pai_contrast"}
 
 
 def calls_of(work: Callable[[], Any]) -> int:
@@ -109,7 +109,7 @@ def test_tables_travel_once_and_known_programs_not_at_all(
         uploads[name] = seen[0][0]
         saved[name] = seen[0][1] - seen[1][1]
     assert max(uploads.values()) <= 10, uploads
-    without = {"adaptvis", "dola", "pai_contrast", "plain", "sgrs", "vcd"}  # programs
+    without = {"adaptvis", "dola", "m3id", "pai_contrast", "plain", "sgrs", "vcd"}  # programs
     assert {name for name, some in saved.items() if some < 16_000} == without & set(saved)
 
 

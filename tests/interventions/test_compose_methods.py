@@ -47,6 +47,9 @@ OWN = "own distribution"
 REFUSED = {
     **{frozenset({a, b}): ONE_CONTRAST for a, b in product(CONTRASTS, CONTRASTS)},
     **{frozenset({a, b}): OWN for a, b in product(CONTRASTS, {"sgrs", "adaptvis"})},
+    **{frozenset({"m3id", other}): "both contrast the next token" for other in CONTRASTS},
+    **{frozenset({"m3id", other}): OWN for other in ("sgrs", "adaptvis")},
+    frozenset({"m3id"}): "only one of them can contrast more with every token",
     frozenset({"var"}): "one of them under a condition",
     frozenset({"locore"}): DISTANCE,
     frozenset({"vhr"}): "only one of them can choose heads by measuring",

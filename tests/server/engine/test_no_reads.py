@@ -17,9 +17,11 @@ from saccade_interventions.edits import Gate, ResidualEdit
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import (
+    AnyRule,
     Branch,
     ContrastRule,
     EarlyExit,
+    GrowingContrastRule,
     HeadSinkRule,
     MeasuredGains,
     RecentRule,
@@ -95,13 +97,18 @@ def plan(prompt: Any, window: bool = False) -> Plan:
     return builder.build()
 
 
-def contrasted(request: GenerateRequest, early: bool) -> GenerateRequest:
+def contrasted(
+    request: GenerateRequest, early: bool = False, growing: bool = False
+) -> GenerateRequest:
     """The request with a branch of the same tokens, or with early layers."""
     exits = EarlyExit((0, 1, 3)) if early else None
     branch = None if early else Branch("same")
     length = len(request.tokens)
     builder = PlanBuilder(ControlShape(4, 4, 16), length, 0)
-    builder.rule(ContrastRule(2.0, 1.0, 0.1, branch=branch, early=exits))
+    rule: AnyRule = ContrastRule(2.0, 1.0, 0.1, branch=branch, early=exits)
+    if growing:
+        rule = GrowingContrastRule(Branch("same"), 0.1, 5.0, 2.0, 0.9, 0.1)
+    builder.rule(rule)
     branches = () if early else (BranchInput(tokens=request.tokens),)
     return replace(request, plan=builder.build(), branches=branches)
 
@@ -148,7 +155,7 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-KINDS = ["plain", "planned", "contrasted", "measured", "judged", "calibrated"]
+KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated"]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
@@ -175,6 +182,8 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
             request = make_request(prompt, str(number), chosen, 4, **sampling)
             if kind == "contrasted" and number:
                 request = contrasted(request, early=number % 2 == 0)
+            if kind == "growing" and number:
+                request = contrasted(request, growing=True)
             if kind == "measured" and number:
                 request = measured(request, "prompt" if number % 2 else "last+generated")
             if kind == "calibrated" and number:

@@ -36,7 +36,7 @@ def told(result: Result) -> dict[str, Any]:
     if receipt is not None:
         heads = None
         for finding in receipt.findings:
-            heads = msgspec.to_builtins(finding)
+            heads = {"source": finding.source, **msgspec.to_builtins(finding)}
             del heads["type"]
             heads["divergence"] = [[round(v, SHOWN) for v in row] for row in heads["divergence"]]
             heads["total"] = None if heads["total"] is None else round(heads["total"], SHOWN)

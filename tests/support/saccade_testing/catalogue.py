@@ -75,6 +75,7 @@ STEER: Entry = {"method": "steering", "artifact": NAMED["vectors"], "coefficient
 PAI: Entry = {"method": "pai", "alpha": 0.8}
 VCD: Entry = {"method": "vcd", "alpha": 1.5, "noise_step": 700}
 CONTRAST: Entry = {"method": "pai_contrast", "gamma": 2.0}
+M3ID: Entry = {"method": "m3id", "rate": 0.2, "offset": 3}
 VAF: Entry = {"method": "vaf", "enhance": 1.5, "suppress": 0.5}
 GAIN: Entry = {"method": "head_scale", "gain": 1.5, "layers": [1]}
 VHR: Entry = {"method": "vhr", "gain": 3.0, "rows": "last+generated"}
@@ -189,6 +190,9 @@ SEEING: dict[str, Entry] = {
     "vcd": VCD,
     "vcd seed": {**VCD, "noise_seed": 3, "beta": 0.3, "noise_step": 900},
     "pai contrast": CONTRAST,
+    "m3id": M3ID,
+    "m3id certain": {**M3ID, "certain": 0.09, "cutoff": 0.02},
+    "m3id limited": {**M3ID, "certain": None, "limit": 1.5},
     "vhr": VHR,
     "vhr generated": {**VHR, "rows": "generated"},
     "vhr all rows": {**VHR, "rows": "prompt+generated"},

@@ -8,6 +8,7 @@ from saccade_server.engine.rules.base import RuleHandler
 from saccade_server.engine.rules.confidence import ConfidenceHandler
 from saccade_server.engine.rules.contrast import ContrastHandler
 from saccade_server.engine.rules.gains import GainHandler
+from saccade_server.engine.rules.growing_contrast import GrowingContrastHandler
 from saccade_server.engine.rules.head_sinks import HeadSinkHandler
 from saccade_server.engine.rules.recent import RecentHandler
 from saccade_server.engine.rules.saliency import SaliencyHandler
@@ -19,6 +20,7 @@ HANDLERS: tuple[type[RuleHandler[Any]], ...] = (
     HeadSinkHandler,
     GainHandler,
     ContrastHandler,
+    GrowingContrastHandler,
     SaliencyHandler,
     ConfidenceHandler,
 )
