@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.models.base import ImageFeatures, Positions
+from saccade_server.models.spec import DecoderSpec, LayerSpec
 
 LAYERS, HEADS, HEAD_DIM, HIDDEN = 32, 32, 128, 4096
 IMAGE_TOKENS = 576
@@ -44,6 +46,21 @@ class StubModel:
     bos_token_id = None
     parameters = 7_000_000_000
     dtype, device = torch.float32, torch.device("cpu")
+
+    decoder = SimpleNamespace(
+        spec=DecoderSpec(
+            layers=(LayerSpec(),) * LAYERS,
+            rotaries=(),
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            heads=HEADS,
+            kv_heads=1,
+            head_dim=HEAD_DIM,
+            epsilon=1e-5,
+            activation="silu",
+            scale=1.0,
+        )
+    )
 
     def __init__(self, stops: bool = False) -> None:
         """``stops``: a forward pass raises :class:`Reached`."""

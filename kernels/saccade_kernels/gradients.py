@@ -31,7 +31,7 @@ MOST_LOSSES = 16
 class RowGradients:
     """Saliency and gradients of the decodes' rows; M losses each, dtypes as in the arguments."""
 
-    saliency: torch.Tensor  # float32 [num_decodes, M, heads, max_context]; 0 for unseen keys
+    saliency: torch.Tensor  # float32 [num_decodes, M, heads, max_context]; of keys that rows see
     grad_query: torch.Tensor  # [num_decodes, M, heads, head_dim]
     grad_key: torch.Tensor  # [num_decodes, M, kv_heads, head_dim], of the row's own key only
     grad_value: torch.Tensor  # [num_decodes, M, kv_heads, head_dim], of its own value only
@@ -51,7 +51,8 @@ def saliency(
     """``|A'_j dL/dA'_j|`` of every key, and the gradients that lead on to lower layers.
 
     A' are the weights after the mass edit and before the head edit, so the head gain is part of
-    dL/dA'. This step's keys are already stored. Padded sequences get zeros.
+    dL/dA'. This step's keys are already stored. Gradients of padded sequences are zeros. Saliency
+    is 0 for keys that are hidden; for those outside of a row's context or window it is anything.
 
     Args:
         query: [num_decodes, heads, head_dim].

@@ -2,8 +2,8 @@
 
 It rounds as transformers' layers do: a norm is computed in float32 and rounded to the residual's
 dtype before its weight multiplies it (:class:`RMSNorm`), everything else is rounded after every
-operation. On a CPU the results are bit for bit those of transformers' modules. Autograd follows
-every function but those that store.
+operation. On a CPU the results are bit for bit those of transformers' modules.
+:mod:`~saccade_kernels.layer_gradients` goes back through them.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ class Rotation:
     sin: torch.Tensor  # likewise
 
 
-def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-    """Norm of [..., size], in the same dtype."""
+def rms_norm(hidden: torch.Tensor, norm: RMSNorm, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Norm of [..., size], in the same dtype, written to ``out`` if there is one."""
     weight, size, dtype = norm.weight, hidden.shape[-1:], hidden.dtype
     if norm.plus_one:
         normed = functional.rms_norm(hidden.to(torch.float32), size, None, norm.epsilon)
-        return (normed * (1.0 + weight.to(torch.float32))).to(dtype)
-    narrow = hidden.to(torch.float32) if dtype == torch.float64 else hidden
-    return weight * functional.rms_norm(narrow, size, None, norm.epsilon).to(dtype)
+        found = (normed * (1.0 + weight.to(torch.float32))).to(dtype)
+    else:
+        narrow = hidden.to(torch.float32) if dtype == torch.float64 else hidden
+        found = weight * functional.rms_norm(narrow, size, None, norm.epsilon).to(dtype)
+    return found if out is None else out.copy_(found)
 
 
 def add_norm(
@@ -144,18 +146,20 @@ def norm_rope_store(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As :func:`norm_rope`, with keys and values written where attention finds them.
 
     Args:
         key_cache, value_cache, slots: as in :func:`saccade_kernels.reference.store`.
+        out: [tokens, heads, head_dim], where queries are written.
 
     Returns:
         query [tokens, heads, head_dim].
     """
     query, key, value = norm_rope(merged, heads, rotation)
     store(key, value, key_cache, value_cache, slots)
-    return query
+    return query if out is None else out.copy_(query)
 
 
 def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:

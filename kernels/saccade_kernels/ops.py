@@ -16,6 +16,7 @@ from saccade_kernels import (
     distributions,
     gradients,
     head_sinks,
+    layer_gradients,
     layers,
     reference,
     residual_tables,
@@ -29,9 +30,9 @@ from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.sinks import SinkTags
 
 
-def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-    """See :func:`saccade_kernels.layers.rms_norm`; autograd follows it."""
-    return _tensor(_layers(hidden).rms_norm(hidden, norm))
+def rms_norm(hidden: torch.Tensor, norm: RMSNorm, out: torch.Tensor | None = None) -> torch.Tensor:
+    """See :func:`saccade_kernels.layers.rms_norm`."""
+    return _tensor(_backend(hidden).rms_norm(hidden, norm, out))
 
 
 def add_norm(
@@ -41,9 +42,9 @@ def add_norm(
     update_norm: RMSNorm | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See :func:`saccade_kernels.layers.add_norm`; no gradient goes to ``out``."""
+    """See :func:`saccade_kernels.layers.add_norm`."""
     norms = (norm, update_norm)
-    total, normed = _layers(residual, update).add_norm(residual, update, *norms, out=out)
+    total, normed = _backend(residual).add_norm(residual, update, *norms, out=out)
     return _tensor(total), _tensor(normed)
 
 
@@ -67,15 +68,16 @@ def norm_rope_store(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See :func:`saccade_kernels.layers.norm_rope_store`."""
     caches = (key_cache, value_cache, slots)
-    return _tensor(_backend(merged).norm_rope_store(merged, heads, rotation, *caches))
+    return _tensor(_backend(merged).norm_rope_store(merged, heads, rotation, *caches, out=out))
 
 
 def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
-    """See :func:`saccade_kernels.layers.gate`; autograd follows it."""
-    return _tensor(_layers(merged).gate(merged, activation))
+    """See :func:`saccade_kernels.layers.gate`."""
+    return _tensor(_backend(merged).gate(merged, activation))
 
 
 def attention(
@@ -111,21 +113,6 @@ def attention(
     return torch.cat([head, ops.prefill(query[decodes:], *arguments, second)])
 
 
-def decode(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    batch: AttentionBatch,
-    layer: int,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = 0,
-) -> torch.Tensor:
-    """Attend with single rows whose keys are in the cache already, as :func:`attention` does."""
-    arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
-    return _tensor(_backend(query).decode(query, *arguments, None))
-
-
 def saliency(
     query: torch.Tensor,
     grad_output: torch.Tensor,
@@ -142,6 +129,58 @@ def saliency(
     found = _backend(query).saliency(query, grad_output, *arguments)
     assert isinstance(found, RowGradients)
     return found
+
+
+def norm_gradient(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    norm: RMSNorm,
+    onto: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layer_gradients.norm_gradient`."""
+    return _tensor(_backend(grad).norm_gradient(grad, hidden, rows, norm, onto))
+
+
+def gate_gradient(
+    grad: torch.Tensor, merged: torch.Tensor, rows: torch.Tensor, activation: str
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layer_gradients.gate_gradient`."""
+    return _tensor(_backend(grad).gate_gradient(grad, merged, rows, activation))
+
+
+def rope_gradient(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    merged: torch.Tensor | None,
+    rows: torch.Tensor,
+    heads: Heads,
+    rotation: Rotation,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layer_gradients.rope_gradient`."""
+    return _tensor(_backend(parts[0]).rope_gradient(parts, merged, rows, heads, rotation))
+
+
+def residual_gradient(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    programs: torch.Tensor,
+    tables: ResidualTables,
+    site: int,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layer_gradients.residual_gradient`."""
+    return _tensor(_backend(grad).residual_gradient(grad, hidden, rows, programs, tables, site))
+
+
+def key_shares(
+    saliency: torch.Tensor,
+    context_lens: torch.Tensor,
+    window: int,
+    start: torch.Tensor,
+    end: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.layer_gradients.key_shares`."""
+    return _tensor(_backend(saliency).key_shares(saliency, context_lens, window, start, end))
 
 
 def column_sums(
@@ -183,8 +222,8 @@ def edit_residual(
     site: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See :func:`saccade_kernels.residual_tables.edit_residual`; no gradient goes to ``out``."""
-    return _tensor(_layers(hidden).edit_residual(hidden, rows, tables, site, out))
+    """See :func:`saccade_kernels.residual_tables.edit_residual`."""
+    return _tensor(_backend(hidden).edit_residual(hidden, rows, tables, site, out))
 
 
 def contrast_rows(
@@ -261,6 +300,11 @@ class _Reference:
     decode = staticmethod(reference.decode)
     prefill = staticmethod(reference.prefill)
     saliency = staticmethod(gradients.saliency)
+    norm_gradient = staticmethod(layer_gradients.norm_gradient)
+    gate_gradient = staticmethod(layer_gradients.gate_gradient)
+    rope_gradient = staticmethod(layer_gradients.rope_gradient)
+    residual_gradient = staticmethod(layer_gradients.residual_gradient)
+    key_shares = staticmethod(layer_gradients.key_shares)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
     contrast_rows = staticmethod(distributions.contrast_rows)
@@ -270,13 +314,6 @@ class _Reference:
     settle_sink_tags = staticmethod(sinks.settle_tags)
     find_head_sinks = staticmethod(head_sinks.find_head_sinks)
     settle_prompt_sinks = staticmethod(head_sinks.settle_prompt_sinks)
-
-
-def _layers(hidden: torch.Tensor, update: torch.Tensor | None = None) -> Any:
-    """The backend of a layer's small steps; the gradient of rows that have one no kernel knows."""
-    if hidden.requires_grad or (update is not None and update.requires_grad):
-        return _Reference
-    return _backend(hidden)
 
 
 def _backend(query: torch.Tensor) -> Any:

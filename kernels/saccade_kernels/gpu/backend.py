@@ -7,9 +7,12 @@ from saccade_kernels.gpu.decode import decode
 from saccade_kernels.gpu.distributions import contrast_rows, divergences
 from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import find_head_sinks, settle_prompt_sinks
+from saccade_kernels.gpu.key_shares import key_shares
+from saccade_kernels.gpu.layer_gradients import gate_gradient, norm_gradient, rope_gradient
 from saccade_kernels.gpu.norms import add_norm, rms_norm
 from saccade_kernels.gpu.prefill import prefill
 from saccade_kernels.gpu.residual import edit_residual
+from saccade_kernels.gpu.residual_gradients import residual_gradient
 from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
@@ -25,9 +28,14 @@ __all__ = [
     "edit_residual",
     "find_head_sinks",
     "gate",
+    "gate_gradient",
+    "key_shares",
+    "norm_gradient",
     "norm_rope_store",
     "prefill",
+    "residual_gradient",
     "rms_norm",
+    "rope_gradient",
     "rotation",
     "saliency",
     "settle_prompt_sinks",

@@ -70,11 +70,11 @@ def normed(x, factor, weight, TYPE: tl.constexpr, PLUS_ONE: tl.constexpr, UPCAST
         return narrow(rounded(x * factor, TYPE, UPCAST) * weight, TYPE, UPCAST)
 
 
-def rms_norm(hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+def rms_norm(hidden: torch.Tensor, norm: RMSNorm, out: torch.Tensor | None = None) -> torch.Tensor:
     """:func:`saccade_kernels.layers.rms_norm` in Triton; float64 in PyTorch."""
     if hidden.dtype == torch.float64:
-        return layers.rms_norm(hidden, norm)
-    return _launch(hidden, None, norm, None)[1]
+        return layers.rms_norm(hidden, norm, out)
+    return _launch(hidden, None, norm, None, normed=out)[1]
 
 
 def add_norm(
@@ -98,6 +98,7 @@ def _launch(
     before: RMSNorm | None,
     config: SmallConfig | None = None,
     out: torch.Tensor | None = None,
+    normed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     adds = update is not None
     before = before if adds else None
@@ -105,7 +106,8 @@ def _launch(
         assert used.weight.shape == residual.shape[-1:], "one weight for all rows"
         assert used.plus_one == norm.plus_one, "both norms of a launch have one form"
     x = residual.contiguous()
-    output = x.new_empty(x.shape)
+    output = x.new_empty(x.shape) if normed is None else normed
+    assert output.is_contiguous(), "rows lie one behind another"
     total = None
     if adds:
         total = x.new_empty(x.shape) if out is None else out

@@ -45,25 +45,36 @@ def residual_kernel(
     base, squares = h, 0.0  # what joined edits read, and its squares' sum
     for place in range(tl.load(count + cell)):
         edit = cell * EDITS + place
-        flag = tl.load(flags + edit)
-        if (flag & JOINED) == 0:
-            base = h
-            squares = tl.sum(h * h, 0)
-        read = tl.load(reads + edit)
-        vector = tl.load(bank + read.to(tl.int64) * D + at, mask=inside, other=0.0)
-        numbers_of = numbers + edit * NUMBERS
-        rms = tl.where((flag & RELATIVE) != 0, tl.sqrt(squares / D), 1.0)
-        if (flag & DIAGONAL) != 0:
-            h += moved(base, numbers_of, flag, rms) * vector
-        else:
-            delta = moved(tl.sum(base * vector, 0), numbers_of, flag, rms)
-            write = tl.load(writes + edit)
-            if write != read:
-                vector = tl.load(bank + write.to(tl.int64) * D + at, mask=inside, other=0.0)
-            h += delta * vector
-        if (flag & KEEP_NORM) != 0:
-            h *= regain(squares, tl.sum(h * h, 0))
+        h, base, squares = edited(
+            h, base, squares, bank, reads, writes, numbers, flags, edit, at, inside, D
+        )
     tl.store(output + token * D + at, h.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def edited(
+    h, base, squares, bank, reads, writes, numbers, flags, edit, at, inside, D: tl.constexpr
+):
+    """A row behind one more edit, what it has read, and the sum of squares of that."""
+    flag = tl.load(flags + edit)
+    if (flag & JOINED) == 0:
+        base = h
+        squares = tl.sum(h * h, 0)
+    read = tl.load(reads + edit)
+    vector = tl.load(bank + read.to(tl.int64) * D + at, mask=inside, other=0.0)
+    numbers_of = numbers + edit * NUMBERS
+    rms = tl.where((flag & RELATIVE) != 0, tl.sqrt(squares / D), 1.0)
+    if (flag & DIAGONAL) != 0:
+        h += moved(base, numbers_of, flag, rms) * vector
+    else:
+        delta = moved(tl.sum(base * vector, 0), numbers_of, flag, rms)
+        write = tl.load(writes + edit)
+        if write != read:
+            vector = tl.load(bank + write.to(tl.int64) * D + at, mask=inside, other=0.0)
+        h += delta * vector
+    if (flag & KEEP_NORM) != 0:
+        h *= regain(squares, tl.sum(h * h, 0))
+    return h, base, squares
 
 
 @triton.jit

@@ -93,14 +93,16 @@ def norm_rope_store(
     value_cache: torch.Tensor,
     slots: torch.Tensor,
     config: SmallConfig | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`saccade_kernels.layers.norm_rope_store` in Triton; float64 in PyTorch."""
     caches = (key_cache, value_cache, slots)
     if merged.dtype == torch.float64:
-        return layers.norm_rope_store(merged, heads, rotation, *caches)
+        return layers.norm_rope_store(merged, heads, rotation, *caches, out)
     merged = merged if merged.stride(-1) == 1 else merged.contiguous()
     tokens, norm = merged.shape[0], heads.norm
-    query = merged.new_empty((tokens, heads.heads, heads.head_dim))
+    query = merged.new_empty((tokens, heads.heads, heads.head_dim)) if out is None else out
+    assert query.is_contiguous(), "rows lie one behind another"
     config = config or small_config("rope", merged.dtype)
     pairs, block = head_block(heads.head_dim, config)
     if tokens:

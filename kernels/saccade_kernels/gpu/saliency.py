@@ -55,15 +55,21 @@ def saliency(
     seqs, losses, heads, dim = grad_output.shape
     assert losses <= MOST_LOSSES
     kv_heads, width, edited = key_cache.shape[2], batch.max_context, bool(batch.edit(layer))
-    made = empty_gradients(grad_output, kv_heads, width, torch.float32)
     if seqs == 0 or losses == 0 or width == 0:
-        return made
+        return empty_gradients(grad_output, kv_heads, width, torch.float32)
     shape = shape_of(heads, kv_heads, dim, losses, batch.classes if edited else 1, query.dtype)
     sloped, pages, splits = edited or softcap > 0, -(-width // PAGE), -(-width // SPLIT)
 
     def new(*size: int) -> torch.Tensor:
         return query.new_empty(size, dtype=torch.float32)
 
+    of_keys = (seqs, losses, kv_heads, dim)
+    made = RowGradients(
+        saliency=new(seqs, losses, heads, pages * PAGE)[..., :width],
+        grad_query=grad_output.new_empty(grad_output.shape),
+        grad_key=grad_output.new_empty(of_keys),
+        grad_value=grad_output.new_empty(of_keys),
+    )
     tensors = {
         "query": query,
         "grad_output": grad_output.contiguous(),

@@ -211,12 +211,15 @@ def gradient_kernel(
 
     to = (pair * KV_HEADS + kv_head).to(tl.int64) * D + column
     own = context - 1
-    if own >= 0:  # padding keeps its zeros
+    # Padding's, and those of a key that is hidden from its own row.
+    tl.store(grad_key + to, tl.zeros([DP], grad_key.dtype.element_ty), mask=is_column)
+    tl.store(grad_value + to, tl.zeros([DP], grad_value.dtype.element_ty), mask=is_column)
+    if own >= 0:
         tag = 0
         if EDITED:
             tag_row = tl.load(tag_rows + sequence).to(tl.int64)
             tag = tl.load(tags + (tag_row * layers + layer) * max_len + own).to(tl.int32)
-        if tag != NEVER_ATTEND:  # so does a key that is hidden from its own row
+        if tag != NEVER_ATTEND:
             page = tl.load(page_table + sequence * stride_pages + own // PAGE).to(tl.int64)
             at = ((page * PAGE + own % PAGE) * KV_HEADS + kv_head) * D + column
             v = tl.load(value_cache + at, mask=is_column, other=0.0).to(tl.float32)

@@ -19,6 +19,7 @@ from saccade_kernels.gpu.distributions import (
     divergence_kernel,
     parts_kernel,
 )
+from saccade_kernels.gpu.gradient_variants import gradient_variants
 from saccade_kernels.gpu.layer_variants import HIDDEN_SIZES, layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
@@ -54,7 +55,7 @@ def _launched() -> Iterator[Variant]:
 
 
 def _of_chip() -> Iterator[Variant]:
-    return itertools.chain(layer_variants(), _decodes(), prefills())
+    return itertools.chain(layer_variants(), gradient_variants(), _decodes(), prefills())
 
 
 def _residuals() -> Iterator[Variant]:

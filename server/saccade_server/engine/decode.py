@@ -47,6 +47,7 @@ from saccade_server.models.attention import AttentionMeasure, ForwardStep
 from saccade_server.models.family import ServedModel
 from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.residual import Reach, ResidualStep
+from saccade_server.models.tape import Activation, FixedTape
 
 PLAIN = 1
 """The variant without edits: one class of keys."""
@@ -141,9 +142,10 @@ class PaddedDecoder:
         model = self._model
         wide = torch.promote_types(model.dtype, torch.float32)
         shape = (model.layers, most + 1, model.hidden_size)  # the last row is padding's
+        residuals = torch.zeros(shape, dtype=model.dtype, device=model.device)
         return StepOutputs(
             torch.zeros((most + 1, model.vocab_size), dtype=wide, device=model.device),
-            torch.zeros(shape, dtype=model.dtype, device=model.device),
+            FixedTape(model.decoder.spec, residuals),
         )
 
     def _allocate(self, block: int) -> None:
@@ -247,7 +249,7 @@ class PaddedDecoder:
         assert size == self._written, "the block holds the inputs of another size"
         inputs = DecodeInputs(*self._layouts[size].tensors(self._block))
         tokens = self._words.index_select(0, inputs.sources)
-        kept = self.outputs.residuals[:, :size]
+        tape = self.outputs.tape.of(size)
         probes, measures = self._make_look(variant.search, inputs) if variant.search else ((), ())
         step = ForwardStep(
             self._batch(inputs, variant),
@@ -256,9 +258,9 @@ class PaddedDecoder:
             probes=probes,
             measures=measures,
             residuals=self._residuals[variant.reach],
-            kept=kept,
+            tape=tape,
         )
-        embeddings = self._model.embed(tokens, kept[0])
+        embeddings = self._model.embed(tokens, tape.room(Activation.RESIDUAL, 0))
         hidden = self._model.forward(embeddings, inputs.positions, step)
         self.outputs.logits[:size].copy_(self._model.logits(hidden))
         self.outputs.greedy(size)

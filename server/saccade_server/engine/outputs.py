@@ -12,6 +12,7 @@ from saccade_server.engine.batch import Ints
 from saccade_server.engine.logprobs import Logprobs
 from saccade_server.engine.sampler import Sample
 from saccade_server.engine.transfer import Download, Layout
+from saccade_server.models.tape import FixedTape
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,16 @@ class StepOutputs:
 
     news: News
 
-    def __init__(self, logits: torch.Tensor, residuals: torch.Tensor) -> None:
+    def __init__(self, logits: torch.Tensor, tape: FixedTape) -> None:
         """
         Args:
             logits: float32 or wider [most rows + 1, vocabulary].
-            residuals: [layers, most rows + 1, hidden_size], what enters each layer with its edits.
+            tape: activations of as many rows.
         """
         self.logits = logits
-        self.residuals = residuals
+        self.tape = tape
+        self.residuals = tape.residuals
+        """What enters each layer with its edits, [layers, most rows + 1, hidden_size]."""
         self.most = len(logits) - 1
         """The largest number of rows, and the row of padding."""
         self._fields = News.layout(self.most, logits.dtype)

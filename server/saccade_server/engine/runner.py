@@ -28,7 +28,7 @@ from saccade_server.engine.logprobs import queue_logprobs
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.rules import HANDLERS
-from saccade_server.engine.rules.base import Asking, EngineParts, ask
+from saccade_server.engine.rules.base import Asking, EngineParts, Pending, ask
 from saccade_server.engine.rules.handlers import Handlers, Looking
 from saccade_server.engine.sampler import Drawing, draw, draw_rows
 from saccade_server.engine.scheduler import Chunk
@@ -205,6 +205,7 @@ class Runner:
             kept = {} if self._decoder is None else self.rules.kept(self._decoder.outputs, asking)
             return self._choose(chunks, logits, asking, kept)
         drawing: Drawing | PaddedDrawing
+        pending: tuple[Pending, ...] = ()
         if self._decoder is None:
             draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
             drawing = draw_rows(logits, logits, draws, params, self._upload)
@@ -214,8 +215,9 @@ class Runner:
             tokens = self._drawn[: len(chunks)]
             logprobs = queue_logprobs(logits, params, tokens, self._upload)
             drawing = self._decoder.outputs.take(len(chunks), logprobs, roster.drawing)
+            pending = self.rules.staged(asking)
         self._drawn_rows.note(roster.sequences, roster.leaders)
-        return InFlight(tuple(chunks), drawing)
+        return InFlight(tuple(chunks), drawing, pending=pending)
 
     def _run_singles(self, roster: Roster, starts: Ints) -> torch.Tensor:
         """Logits of a row of each of the roster's sequences."""
@@ -262,6 +264,7 @@ class Runner:
             probes=tuple(probe for look in looking.values() for probe in look.probes),
             measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
+            tape=next((look.tape for look in looking.values() if look.tape is not None), None),
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         return self.model.logits(hidden.index_select(0, step.sampled))

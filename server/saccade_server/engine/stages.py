@@ -67,6 +67,8 @@ class Stage(ABC):
     sizes: tuple[int, ...]
     """Padded numbers of rows, ascending; graphs of rare stages may be few: see :func:`doubling`."""
     parameters: tuple[Parameter, ...]
+    reads: str = ""
+    """A stage before it whose parameters it reads, in place of its own."""
     ahead: bool = False
     """True if it runs before the step."""
 
@@ -162,14 +164,19 @@ class Stages:
         return found
 
     def pad(self, block: NDArray[np.uint8], variant: StageVariant) -> None:
-        """Write padding in every place of a variant."""
-        self._pad(block, self._stages[variant.stage], 0, variant.size, 0)
+        """Write padding in every place of a variant, and of the stage whose parameters it reads."""
+        stage = self._stages[variant.stage]
+        self._pad(block, stage, 0, variant.size, 0)
+        if stage.reads:
+            self._pad(block, self._stages[stage.reads], 0, variant.size, 0)
 
     def compute(self, variant: StageVariant) -> None:
         """Do a variant's work for what was written for it."""
         name, size = variant
-        assert size == self._written.get(name), "the block holds parameters of another size"
-        parameters = [parameter[:size] for parameter in self._tensors[name]]
+        owner = self._stages[name].reads or name
+        written = self._written.get(name), self._written.get(owner)
+        assert written == (size, size), "the block holds parameters of another size"
+        parameters = [parameter[:size] for parameter in self._tensors[owner]]
         self._stages[name].compute(parameters, size)
 
     def around(self, step: T, variants: Batch[StageVariant]) -> list[T | StageVariant]:

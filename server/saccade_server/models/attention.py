@@ -12,6 +12,7 @@ from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.residual import ResidualStep
+from saccade_server.models.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ForwardStep:
     """Everything one forward pass needs besides embeddings and positions.
 
     ``probes`` are the probes of this step, ``measures`` what looks at its attention; a plain step
-    has none. ``again`` computes attention in another way, for rows that already have been computed.
+    has none. ``tape`` takes the activations of rows whose layers are gone back through.
     """
 
     batch: AttentionBatch
@@ -28,9 +29,7 @@ class ForwardStep:
     probes: tuple[ResidualProbe, ...] = ()
     measures: tuple[AttentionMeasure, ...] = ()
     residuals: ResidualStep | None = None  # what it does to residuals; None: nothing
-    again: AttentionAgain | None = None
-    kept: torch.Tensor | None = None
-    """Where residuals entering layers are written, with edits: [layers, tokens, hidden_size]."""
+    tape: Tape | None = None
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,6 @@ class AttentionMeasure(Protocol):
 
     def after(self, call: AttentionCall, output: torch.Tensor) -> torch.Tensor:
         """Look at head outputs [tokens, heads, head_dim]; returns what goes on."""
-        ...
-
-
-class AttentionAgain(Protocol):
-    """Attention of rows whose keys and values are in the cache already."""
-
-    def attend(self, call: AttentionCall, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Head outputs [tokens, heads, head_dim]; nothing is stored.
-
-        Args:
-            key: the rows' own, [tokens, kv_heads, head_dim]; ``value`` likewise.
-        """
         ...
 
 

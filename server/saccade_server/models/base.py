@@ -158,6 +158,10 @@ class ServedModel:
         """As :meth:`logits`, in the dtype of the weights."""
         return linear(hidden, self._head)
 
+    def through_head(self, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of hidden states [n, hidden_size] that one of logits leads to."""
+        return torch.mm(grad.to(self._head.dtype), self._head)
+
     def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
         """Logits of residuals between layers [n, hidden_size], as :meth:`logits`.
 

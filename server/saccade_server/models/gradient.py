@@ -1,43 +1,51 @@
-"""What each key meant to candidate tokens: a row's layers once more, with gradient.
+"""What each key meant to candidate tokens: back through the layers of a row that a step computed.
 
 For candidates c of one query row, L_c = -log p(c), and attention weights A of the row in one layer
 and head, the saliency of key j is
 
     G_j = |A_j dL_c/dA_j|
 
-No earlier row sees this row, so the loss depends on its A through the row alone: running the row
-again, as a decode against the cache, gives the gradient of a forward pass over the whole sequence
-at the cost of one token. With K candidates, and layers 5 to 7 of 8 judged:
+The loss depends on A only through the row itself: earlier rows do not see it. So going back through
+this one row gives the gradient of a forward pass over the whole sequence. Nothing is computed
+again: what the step's layers computed for the row lies on a tape (tape.py), once for all
+candidates, and the gradients of several candidates are rows of the same products. Earlier keys are
+constants, the row's own key and value are not. Edits of attention and at the sites of a layer act
+as they did in the step.
 
-    the step      layers 0 to 7 of the row; the residual entering layer 5 is kept, K tokens drawn
-    behind it     layers 5 to 7 of K replicas of the row, forward, and backward from the K losses
-
-One backward pass through the sum of the losses gives G of all candidates, because replicas do not
-see one another. Attention runs once for all replicas of a row; its gradients come from
-:func:`saccade_kernels.ops.saliency`, in which keys and values of earlier rows are constants and the
-row's own are not. Edits of attention, and at the sites of a layer, act as in the step.
+    back = top_gradient(...)                              # [n * K, hidden_size]
+    for layer in reversed(layers from the lowest that counts):
+        back, parts[layer] = layer_gradient(layer, back, ...)
+    judged = share(parts, ...)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from saccade_kernels import ops
-from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.gradients import MOST_LOSSES
+from saccade_kernels.layers import RMSNorm, Rotation
 from saccade_kernels.residual import SiteKind, site_of
-from saccade_server.models.attention import AttentionCall, ForwardStep
+from saccade_server.models.attention import ForwardStep
 from saccade_server.models.base import ServedModel
+from saccade_server.models.decoder import Layer
+from saccade_server.models.tape import EDITED, Activation
 
-__all__ = ["MOST_LOSSES", "SMALLEST_NORM", "Judged", "Rows", "carry_up", "judge", "share"]
+__all__ = ["MOST_LOSSES", "SMALLEST_NORM", "Judged", "Recorded", "Rows", "judge", "share"]
 
 SMALLEST_NORM = 1e-9
 """A row of saliency with a smaller L2 norm counts as no evidence."""
+
+
+class Recorded(Protocol):
+    """A tape that was written."""
+
+    def read(self, what: Activation, layer: int) -> torch.Tensor:
+        """One activation of a layer, [rows of the tape, ...]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,11 @@ class Rows:
 
     step: ForwardStep  # the rows as decodes; no table of the step is written
     positions: torch.Tensor  # int64 [axes, n]
-    start: torch.Tensor  # int64 [n]: first of the keys J over which saliency is averaged
-    end: torch.Tensor  # int64 [n]: behind the last of J
+    start: torch.Tensor  # int64 [n]: first key of J
+    end: torch.Tensor  # int64 [n]: behind its last
+    counts: torch.Tensor  # bool [n, layers]: whose saliency counts
+    tape: Recorded
+    at: torch.Tensor  # int64 [n]: their rows of the tape
 
 
 @dataclass(frozen=True)
@@ -58,126 +69,116 @@ class Judged:
     evidence: torch.Tensor  # bool [n, K]: the row's gradient is not zero
 
 
-def carry_up(model: ServedModel, embeddings: torch.Tensor, rows: Rows, layer: int) -> torch.Tensor:
-    """The residual entering ``layer``, of rows that begin as ``embeddings`` [n, hidden_size]."""
-    step = _again(rows.step, _Again(rows.step.batch))
-    with _ordinary_tensors():
-        return model.decoder.residual(embeddings.clone(), rows.positions.clone(), step, 0, layer)
-
-
 def judge(
     model: ServedModel,
-    residual: torch.Tensor,
     rows: Rows,
-    layers: tuple[int, ...],
+    lowest: int,
     candidates: torch.Tensor,
 ) -> Judged:
-    """Saliency of each candidate, by :func:`share`, averaged over ``layers``.
+    """Saliency of each candidate, by :func:`share`.
 
     Args:
-        residual: [n, hidden_size], entering the lowest of ``layers``, edits of it included.
+        lowest: the lowest layer that counts for some row.
         candidates: int64 [n, K], at most :data:`MOST_LOSSES` token ids a row.
     """
-    count, first = candidates.shape[1], min(layers)
-    found = _Again(rows.step.batch, frozenset(layers), count)
-    step = _again(rows.step, found, first)
-    with _ordinary_tensors(), torch.enable_grad():
-        hidden = residual.clone().repeat_interleave(count, 0).requires_grad_()
-        positions = rows.positions.repeat_interleave(count, -1)
-        top = model.decoder.residual(hidden, positions, step, first, model.layers)
-        logprobs = model.early_logits(top, norm=True).log_softmax(-1)
-        loss = -logprobs.gather(1, candidates.reshape(-1, 1).clone()).sum()
-        torch.autograd.grad(loss, hidden)
-    shares = [share(found.saliency[layer], rows.start, rows.end) for layer in layers]
-    saliency = torch.stack([value for value, _ in shares]).mean(0)
-    evidence = torch.stack([known for _, known in shares]).any(0)
-    return Judged(saliency, evidence)
+    decoder = model.decoder
+    back = top_gradient(model, rows, candidates)
+    rotations = decoder.rotations(rows.positions, back.dtype)
+    found = []
+    for layer in reversed(decoder.layers[lowest:]):
+        on = layer.index > lowest
+        back, parts = layer_gradient(layer, back, rows, rotations[layer.rotary], on)
+        found.append(parts)
+    return share(torch.stack(found[::-1]), rows.start, rows.end, rows.counts[:, lowest:])
+
+
+def top_gradient(model: ServedModel, rows: Rows, candidates: torch.Tensor) -> torch.Tensor:
+    """dL_c / d(last layer's output) of each candidate, [n * K, hidden_size]."""
+    norm, count = model.decoder.norm, len(model.decoder.layers)
+    residual = rows.tape.read(Activation.RESIDUAL, count)
+    # Those of the step may be what a rule has made of them.
+    logits = model.early_logits(residual.index_select(0, rows.at), norm=True)
+    grad = logits.softmax(-1).repeat_interleave(candidates.shape[1], 0)
+    chosen = candidates.reshape(-1, 1)
+    grad.scatter_add_(1, chosen, grad.new_full((), -1.0).expand(chosen.shape))
+    back = ops.norm_gradient(model.through_head(grad), residual, rows.at, norm)
+    return _site(SiteKind.RESIDUAL, count, back, rows)
+
+
+def layer_gradient(
+    layer: Layer, back: torch.Tensor, rows: Rows, rotation: Rotation, on: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Back through one layer.
+
+    Args:
+        back: [n * K, hidden_size], of what the layer leaves.
+        on: go on behind its attention; otherwise the first result is no gradient.
+
+    Returns:
+        The gradient of what the layer reads, and parts of its saliency, see :func:`ops.key_shares`.
+    """
+    own, index, tape, at = layer.weights, layer.index, rows.tape, rows.at
+    grad = _site(SiteKind.MLP_OUTPUT, index, back, rows)
+    grad = _norm(Activation.MLP_OUTPUT, index, grad, rows, own.mlp_post_norm)
+    grad = torch.mm(grad, own.down.weight)
+    grad = ops.gate_gradient(grad, tape.read(Activation.GATES, index), at, layer.activation)
+    grad = torch.mm(grad, own.gate_up.weight)
+    back = ops.norm_gradient(grad, tape.read(Activation.MIDDLE, index), at, own.mlp_norm, back)
+    grad = _site(SiteKind.ATTENTION_OUTPUT, index, back, rows)
+    grad = _norm(Activation.ATTENTION_OUTPUT, index, grad, rows, own.attention_post_norm)
+    grad = torch.mm(grad, own.output.weight)
+    query, step = tape.read(Activation.QUERY, index).index_select(0, at), rows.step
+    heads = grad.view(len(query), -1, *query.shape[1:])
+    caches = (step.key_caches[index], step.value_caches[index], step.batch, index)
+    found = ops.saliency(query, heads, *caches, *layer.scores)
+    seen = (step.batch.context_lens, layer.scores[2])
+    parts = ops.key_shares(found.saliency, *seen, rows.start, rows.end)
+    if not on:
+        return back, parts
+    merged = None if own.head_norm is None else tape.read(Activation.MERGED, index)
+    through = (found.grad_query, found.grad_key, found.grad_value)
+    grad = torch.mm(ops.rope_gradient(through, merged, at, layer.heads, rotation), own.qkv.weight)
+    residual = tape.read(Activation.RESIDUAL, index)
+    back = ops.norm_gradient(grad, residual, at, own.attention_norm, back)
+    return _site(SiteKind.RESIDUAL, index, back, rows), parts
 
 
 def share(
-    saliency: torch.Tensor, start: torch.Tensor, end: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the keys J of a layer's saliency: mean over heads, divided by its norm over keys.
+    parts: torch.Tensor, start: torch.Tensor, end: torch.Tensor, counts: torch.Tensor
+) -> Judged:
+    """Mean over the layers that count, and over the keys J, of a row of saliency.
+
+    The row is a layer's mean over heads, divided by its norm over keys.
 
     Args:
-        saliency: [n, K, heads, keys].
+        parts: [layers, n, K, parts, 2], see :func:`saccade_kernels.ops.key_shares`; what does not
+            count may be anything.
         start, end: int64 [n], J of each row; 0 where it is empty.
-
-    Returns:
-        [n, K], and bool [n, K]: False where the norm is too small to divide by.
+        counts: bool [n, layers], some of each row's.
     """
-    row = saliency.mean(2)
-    norm = torch.linalg.vector_norm(row, dim=-1)
-    at = torch.arange(row.shape[-1], device=row.device)
-    inside = (at >= start[:, None]) & (at < end[:, None])
-    total = (row * inside[:, None]).sum(-1) / norm.clamp(min=SMALLEST_NORM)
-    return total / (end - start).clamp(min=1)[:, None], norm > SMALLEST_NORM
+    squares, inside = parts.sum(3).unbind(-1)  # [layers, n, K]
+    norm = squares.sqrt()
+    counted = counts.T[:, :, None]
+    shares = torch.where(counted, inside / norm.clamp(min=SMALLEST_NORM), 0.0).sum(0)
+    keys = (end - start).clamp(min=1) * counts.sum(1).clamp(min=1)
+    evidence = (counted & (norm > SMALLEST_NORM)).any(0)
+    return Judged(shares / keys[:, None], evidence)
 
 
-@dataclass(frozen=True)
-class _Again:
-    """Attention of rows that lie ``losses`` times in the step, replicas side by side."""
-
-    batch: AttentionBatch  # the rows once each, as decodes
-    layers: frozenset[int] = frozenset()  # whose saliency is kept
-    losses: int = 1
-    saliency: dict[int, torch.Tensor] = field(default_factory=dict)  # [n, losses, heads, keys]
-
-    def attend(self, call: AttentionCall, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """See :class:`~saccade_server.models.attention.AttentionAgain`."""
-        found: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-            call.query, key, value, call, self
-        )
-        return found
+def _site(kind: SiteKind, index: int, grad: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Back through the edits at a site, if the step has some there."""
+    residuals, site = rows.step.residuals, site_of(kind, index)
+    if residuals is None or site not in residuals.sites:
+        return grad
+    read = rows.tape.read(EDITED[kind], index)
+    programs = rows.step.batch.control_rows
+    return ops.residual_gradient(grad, read, rows.at, programs, residuals.tables, site)
 
 
-class _Attention(torch.autograd.Function):
-    """Decode attention of replicated rows; keys and values other than their own are constants."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        call: AttentionCall,
-        again: _Again,
-    ) -> torch.Tensor:
-        """[n * losses, heads, head_dim] in and out; ``key`` and ``value`` are in the cache."""
-        ctx.call, ctx.again = call, again
-        ctx.query = query[:: again.losses].detach().contiguous()
-        caches = (call.key_cache, call.value_cache, again.batch, call.layer)
-        output = ops.decode(ctx.query, *caches, call.scale, call.softcap, call.window)
-        return output.repeat_interleave(again.losses, 0)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        """Gradients of query, own key and own value; keeps the saliency."""
-        call, again = ctx.call, ctx.again
-        grad = grad_outputs[0].contiguous().view(-1, again.losses, *grad_outputs[0].shape[1:])
-        caches = (call.key_cache, call.value_cache, again.batch, call.layer)
-        found = ops.saliency(ctx.query, grad, *caches, call.scale, call.softcap, call.window)
-        if call.layer in again.layers:
-            again.saliency[call.layer] = found.saliency
-        flat = (found.grad_query, found.grad_key, found.grad_value)
-        return (*(part.flatten(0, 1) for part in flat), None, None)
-
-
-def _again(step: ForwardStep, again: _Again, edited: int | None = None) -> ForwardStep:
-    """The step with replicas of its rows, without the probes and measures that have seen the rows.
-
-    ``edited``: the residual that the replicas start from; its edits are in it and do not act again.
-    """
-    batch, residuals = step.batch, step.residuals
-    batch = replace(batch, control_rows=batch.control_rows.repeat_interleave(again.losses))
-    if residuals is not None and edited is not None:
-        done = site_of(SiteKind.RESIDUAL, edited)
-        residuals = replace(residuals, sites=residuals.sites - {done})
-    return replace(step, batch=batch, probes=(), measures=(), residuals=residuals, again=again)
-
-
-@contextmanager
-def _ordinary_tensors() -> Iterator[None]:
-    """Leave inference mode, whose tensors autograd cannot keep."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+def _norm(
+    what: Activation, index: int, grad: torch.Tensor, rows: Rows, norm: RMSNorm | None
+) -> torch.Tensor:
+    """Back through the norm behind attention or the MLP, in a family that has one."""
+    if norm is None:
+        return grad
+    return ops.norm_gradient(grad, rows.tape.read(what, index), rows.at, norm)

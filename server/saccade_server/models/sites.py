@@ -22,6 +22,8 @@ from saccade_kernels import ops
 from saccade_kernels.layers import RMSNorm
 from saccade_kernels.residual import SiteKind, site_of
 from saccade_server.models.attention import ForwardStep
+from saccade_server.models.merging import Linear, linear
+from saccade_server.models.tape import EDITED, OUTPUTS, Activation
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class Sites:
 
     @classmethod
     def of(cls, step: ForwardStep, visual: Visual | None = None) -> Sites:
-        """Collect the busy sites, once a step."""
-        assert visual is None or step.kept is None, "no residual is kept beside images"
+        """Find out once where something is to do."""
         busy: set[int] = set()
         if step.residuals is not None:
             busy |= step.residuals.sites
@@ -61,71 +62,94 @@ class Sites:
     def enter(
         self, index: int, residual: torch.Tensor, update: Update | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Residual ``index`` with half a layer's update, and the norm that the next half reads."""
-        if site_of(SiteKind.RESIDUAL, index) not in self.busy:
-            return add(residual, update, norm, self._place(index))
-        residual = self.complete(index, residual, update)
-        return residual, ops.rms_norm(residual, norm)
+        """Complete residual ``index``; returns it, and its norm for who reads it."""
+        if site_of(SiteKind.RESIDUAL, index) in self.busy:
+            residual = self.complete(index, residual, update)
+            return residual, ops.rms_norm(residual, norm)
+        return self.add(Activation.RESIDUAL, index, residual, update, norm)
 
     def complete(self, index: int, residual: torch.Tensor, update: Update | None) -> torch.Tensor:
         """Residual ``index`` as the layer of that number reads it, [tokens, hidden_size]."""
-        residuals, place = self.step.residuals, self._place(index)
-        is_edited = residuals is not None and site_of(SiteKind.RESIDUAL, index) in residuals.sites
         if update is not None:
-            residual = torch.add(residual, _normed(*update), out=None if is_edited else place)
+            is_edited = self._edits(SiteKind.RESIDUAL, index)
+            what = Activation.EDITED_RESIDUAL if is_edited else Activation.RESIDUAL
+            residual = torch.add(residual, _normed(*update), out=self.room(what, index))
         visual = self.visual
         if visual is not None and 1 <= index <= len(visual.levels):
             residual = _show(residual, visual.rows, visual.levels[index - 1])
-        return self.act(SiteKind.RESIDUAL, index, residual, out=place)[0]
+        residual = self.act(SiteKind.RESIDUAL, index, residual)[0]
+        return self.keep(Activation.RESIDUAL, index, residual)
 
-    def _place(self, index: int) -> torch.Tensor | None:
-        """Where residual ``index`` is kept; None: nowhere."""
-        kept = self.step.kept
-        return None if kept is None or index >= len(kept) else kept[index]
+    def _edits(self, kind: SiteKind, index: int) -> bool:
+        """True if the step edits this site."""
+        residuals = self.step.residuals
+        return residuals is not None and site_of(kind, index) in residuals.sites
 
-    def act(
+    def add(
+        self,
+        what: Activation,
+        index: int,
+        residual: torch.Tensor,
+        update: Update | None,
+        norm: RMSNorm,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual with the update, and its norm; the sum is kept as this one."""
+        added, update_norm = (None, None) if update is None else update
+        room = self.room(what, index)
+        residual, hidden = ops.add_norm(residual, added, norm, update_norm, room)
+        return self.keep(what, index, residual), hidden
+
+    def output(
         self,
         kind: SiteKind,
         index: int,
         hidden: torch.Tensor,
-        norm: RMSNorm | None = None,
-        out: torch.Tensor | None = None,
+        product: Linear,
+        norm: RMSNorm | None,
+    ) -> Update:
+        """As :meth:`act`, of the product of ``hidden`` that a half of the layer ends with."""
+        what = EDITED[kind] if norm is None else OUTPUTS[kind]
+        hidden = linear(hidden, product, self.room(what, index))
+        if norm is not None:
+            self.keep(what, index, hidden)
+        return self.act(kind, index, hidden, norm)
+
+    def room(self, what: Activation, index: int) -> torch.Tensor | None:
+        """Where an activation of layer ``index`` may be written; None: anywhere."""
+        tape = self.step.tape
+        return None if tape is None else tape.room(what, index)
+
+    def keep(self, what: Activation, index: int, made: torch.Tensor) -> torch.Tensor:
+        """Let the step's tape, if it has one, take an activation of layer ``index``."""
+        if self.step.tape is not None:
+            self.step.tape.keep(what, index, made)
+        return made
+
+    def act(
+        self, kind: SiteKind, index: int, hidden: torch.Tensor, norm: RMSNorm | None = None
     ) -> Update:
         """Apply ``norm``, then edits and probes, to what a site of layer ``index`` holds.
 
-        Args:
-            out: where an edited tensor is written.
-
-        Returns:
-            [tokens, hidden_size], and the norm that is still to be applied: None at a busy site,
-            ``norm`` at an idle one, where it is one launch with the sum that follows.
+        ``norm``: of what the site sees. Where nothing is to do it is left to the sum behind, with
+        which it is one launch.
         """
         site = site_of(kind, index)
         if site not in self.busy:
             return hidden, norm
-        hidden = _normed(hidden, norm)
-        residuals = self.step.residuals
-        if residuals is not None and site in residuals.sites:
-            hidden = ops.edit_residual(
-                hidden, self.step.batch.control_rows, residuals.tables, site, out
-            )
+        is_edited = self._edits(kind, index)
+        if norm is not None:
+            room = self.room(EDITED[kind], index) if is_edited else None
+            hidden = ops.rms_norm(hidden, norm, room)
+        if is_edited:
+            self.keep(EDITED[kind], index, hidden)
+            room = self.room(Activation.RESIDUAL, index) if kind is SiteKind.RESIDUAL else None
+            rows, residuals = self.step.batch.control_rows, self.step.residuals
+            assert residuals is not None
+            hidden = ops.edit_residual(hidden, rows, residuals.tables, site, room)
         for probe in self.step.probes:
             if probe.kind == kind and index in probe.layers:
                 probe.observe(index, hidden)
         return hidden, None
-
-
-def add(
-    residual: torch.Tensor,
-    update: Update | None,
-    norm: RMSNorm,
-    out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual with the update, written to ``out`` if there is both, and its norm."""
-    if update is None:
-        return ops.add_norm(residual, None, norm)
-    added, update_norm = update
-    return ops.add_norm(residual, added, norm, update_norm, out)
 
 
 def _normed(hidden: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:

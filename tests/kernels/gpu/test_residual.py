@@ -95,11 +95,3 @@ def test_ops_take_the_backend(monkeypatch: pytest.MonkeyPatch):
     hidden = torch.randn(ROWS, 8)
     wanted = residual_tables.edit_residual(hidden, rows, tables, 2)
     torch.testing.assert_close(ops.edit_residual(hidden, rows, tables, 2), wanted)
-
-
-def test_gradients_flow_whatever_the_backend(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "_backend", lambda hidden: backend)
-    tables, rows = random_tables(8), torch.arange(ROWS).int()
-    hidden = torch.randn(ROWS, 8, dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        assert torch.autograd.gradcheck(lambda h: ops.edit_residual(h, rows, tables, 2), hidden)

@@ -133,7 +133,7 @@ def test_logits_that_are_not_finite_fail_only_their_own(
 
     def poisoned(hidden: torch.Tensor) -> torch.Tensor:
         found = logits(hidden)
-        if len(hidden) in (2, 16) and next(count) == 4:
+        if len(hidden) in (2, 16) and next(count) == 3:  # a step, not what is behind it
             found = found.clone()
             found[1] = float("nan")
         return found

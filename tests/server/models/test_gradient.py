@@ -13,13 +13,14 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AttentionInterface
 
+from saccade_kernels import ops
 from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
 from saccade_kernels.residual_tables import ResidualTables
-from saccade_server.models.exits import ExitProbe
 from saccade_server.models.family import serve
-from saccade_server.models.gradient import Rows, carry_up, judge, share
+from saccade_server.models.gradient import Judged, Rows, judge, share
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
+from saccade_server.models.tape import RowsTape, wanted_of
 from saccade_testing import tiny
 from saccade_testing.tables import write_row
 
@@ -83,6 +84,7 @@ class Served:
 
     def __init__(self, model: Any, prompts: list[Any]) -> None:
         self.model = serve(model)
+        self.prompts = prompts
         self.cache = ScratchCache(self.model, len(prompts), 128)
         self.places = []
         for index, (prompt, generated) in enumerate(zip(prompts, GENERATED, strict=False)):
@@ -103,16 +105,23 @@ class Served:
             self.model.forward(embeddings[:-1], positions[:, :-1], step, *arguments)
             self.places.append((embeddings[-1:], positions[:, -1:]))
 
-    def last_step(self, prompts: list[Any]) -> tuple[torch.Tensor, torch.Tensor, Rows]:
-        """Compute the last tokens together: embeddings, residuals entering LAYERS[0], rows."""
+    def last_step(self, **changes: Any) -> Rows:
+        """Compute the last tokens together; returns their rows, with a tape.
+
+        ``changes``: of the step.
+        """
+        count, lengths = len(self.places), [len(prompt.tokens) for prompt in self.prompts]
         embeddings = torch.cat([e for e, _ in self.places])
         positions = torch.cat([p for _, p in self.places], dim=1)
-        probe = ExitProbe(frozenset({LAYERS[0]}), torch.arange(len(prompts)))
-        step = self.cache.step([(i, 1) for i in range(len(prompts))], (probe,))
+        order = torch.arange(count)
+        tape = RowsTape(order, LAYERS[0], wanted_of(self.model.decoder.spec))
+        step = replace(self.cache.step([(i, 1) for i in range(count)]), tape=tape)
+        step = replace(step, **{name: change(step) for name, change in changes.items()})
         self.model.forward(embeddings, positions, step)
-        start = torch.tensor([len(prompt.tokens) for prompt in prompts])
+        counts = torch.zeros(count, self.model.layers, dtype=torch.bool)
+        counts[:, LAYERS] = True
         end = step.batch.context_lens.long()
-        return embeddings, probe.seen[LAYERS[0]], Rows(step, positions, start, end)
+        return Rows(step, positions, torch.tensor(lengths), end, counts, tape, order)
 
 
 def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> None:
@@ -125,11 +134,9 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> 
     ]
     with torch.inference_mode():
         served = Served(model, prompts)
-        embeddings, residual, rows = served.last_step(prompts)
+        rows = served.last_step()
         before = [cache.clone() for cache in rows.step.key_caches]
-        lifted = carry_up(served.model, embeddings, rows, LAYERS[0])
-        torch.testing.assert_close(lifted, residual, rtol=0, atol=1e-12)
-        found = judge(served.model, residual, rows, LAYERS, torch.tensor(CANDIDATES))
+        found = judge(served.model, rows, LAYERS[0], torch.tensor(CANDIDATES))
     assert found.evidence.all()
     for index, sequence in enumerate(wanted):
         start, end = int(rows.start[index]), int(rows.end[index])
@@ -172,17 +179,24 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
     wanted = by_autograd(own, prompt, GENERATED[0], CANDIDATES[0])
     with torch.inference_mode():
         served = Served(model, [prompt])
-        embeddings, _, rows = served.last_step([prompt])
-        batch = replace(rows.step.batch, control_rows=torch.ones(1, dtype=torch.int32))
-        step = replace(rows.step, batch=batch, residuals=ResidualStep(tables, frozenset(sites)))
-        served.model.forward(embeddings, rows.positions, replace(step, probes=()))  # in the cache
-        rows = replace(rows, step=step)
-        lifted = carry_up(served.model, embeddings, rows, LAYERS[0])
-        found = judge(served.model, lifted, rows, LAYERS, torch.tensor(CANDIDATES[:1]))
+        ones, edits = torch.ones(1, dtype=torch.int32), ResidualStep(tables, frozenset(sites))
+        rows = served.last_step(
+            batch=lambda step: replace(step.batch, control_rows=ones), residuals=lambda _: edits
+        )
+        found = judge(served.model, rows, LAYERS[0], torch.tensor(CANDIDATES[:1]))
     span = int(rows.start[0]), int(rows.end[0])
     for place in range(len(CANDIDATES[0])):
         parts = [literal_share(wanted[layer][place], *span) for layer in LAYERS]
         assert abs(found.saliency[0, place] - sum(parts) / len(parts)) < 1e-6
+
+
+def shares(saliency: torch.Tensor, start: int, end: int) -> Judged:
+    """Of layers that all count, saliency [layers, n, K, heads, keys]."""
+    layers, count = saliency.shape[:2]
+    span = torch.tensor([start] * count), torch.tensor([end] * count)
+    seen = torch.tensor([saliency.shape[-1]] * count), 0
+    parts = torch.stack([ops.key_shares(layer, *seen, *span) for layer in saliency])
+    return share(parts, *span, torch.ones(count, layers, dtype=torch.bool))
 
 
 def test_the_worked_example() -> None:
@@ -198,9 +212,9 @@ def test_the_worked_example() -> None:
     ).double()
     saliency = (weights * grads).abs()[None]
     for end, wanted in ((6, [0.42290765313, 0.07103701401]), (5, [0.57092533173, 0.07695676518])):
-        found, known = share(saliency, torch.tensor([3]), torch.tensor([end]))
-        np.testing.assert_allclose(found[0], wanted, atol=1e-11)
-        assert known.all()
+        found = shares(saliency[None], 3, end)
+        np.testing.assert_allclose(found.saliency[0], wanted, atol=1e-11)
+        assert found.evidence.all()
 
 
 def test_the_official_reduction() -> None:
@@ -210,12 +224,25 @@ def test_the_official_reduction() -> None:
     row = hyper["query_row"]
     weights = torch.from_numpy(arrays["attn"])[None, :, :, row]
     saliency = (weights * torch.from_numpy(arrays["grad"])[:, :, :, row]).abs()
-    keys = torch.tensor([9]), torch.tensor([15])
-    parts = [share(saliency[None, :, layer], *keys)[0] for layer in hyper["layers_in_arrays"]]
-    np.testing.assert_allclose(torch.stack(parts).mean(0)[0], arrays["saliency"], atol=1e-12)
+    layers = torch.stack([saliency[None, :, layer] for layer in hyper["layers_in_arrays"]])
+    found = shares(layers, 9, 15)
+    np.testing.assert_allclose(found.saliency[0], arrays["saliency"], atol=1e-12)
 
 
 def test_a_row_without_gradient_is_no_evidence() -> None:
-    found, known = share(torch.zeros(1, 2, 3, 5), torch.tensor([0]), torch.tensor([5]))
-    assert not known.any()
-    assert not found.any()
+    found = shares(torch.zeros(1, 1, 2, 3, 5), 0, 5)
+    assert not found.evidence.any()
+    assert not found.saliency.any()
+
+
+def test_layers_that_do_not_count_may_hold_anything() -> None:
+    saliency = torch.rand(3, 2, 2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    wanted = shares(saliency[1:2], 1, 4).saliency[0]
+    start, end = torch.tensor([1, 1]), torch.tensor([4, 4])
+    parts = [ops.key_shares(layer, torch.tensor([5, 5]), 0, start, end) for layer in saliency]
+    parts = torch.stack(parts)
+    parts[::2, 0] = float("nan")
+    counts = torch.tensor([[False, True, False], [True, True, True]])
+    found = share(parts, start, end, counts)
+    torch.testing.assert_close(found.saliency[0], wanted)
+    assert found.evidence.all()

@@ -31,6 +31,7 @@ from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import AttentionMeasure
 from saccade_server.models.base import ServedModel
 from saccade_server.models.probes import ResidualProbe
+from saccade_server.models.tape import Tape
 
 R = TypeVar("R", bound=Rule)
 
@@ -98,6 +99,11 @@ class Look(Protocol):
         """What looks at attention."""
         ...
 
+    @property
+    def tape(self) -> Tape | None:
+        """What keeps activations to go back through the layers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -105,6 +111,7 @@ class Looks:
 
     probes: tuple[ResidualProbe, ...] = ()
     measures: tuple[AttentionMeasure, ...] = ()
+    tape: Tape | None = None
 
 
 class Pending(Protocol):
@@ -144,8 +151,8 @@ class RuleHandler(Generic[R]):
     Hooks of a step, in order of time:
 
         ordinary step     before, look, forward pass, combine, draws, launched
-        padded step       its stages, around the captured step; combine and launched only if a row
-                          draws from changed logits
+        padded step       its stages, around the captured step, and staged; or, if a row draws from
+                          changed logits, combine and launched behind it
         step on the host  note, choose and again of what launched gave, accepted for each token
     """
 
@@ -210,6 +217,10 @@ class RuleHandler(Generic[R]):
             rows: one for each chunk that draws, as tokens are drawn from them.
             look: as in :meth:`combine`.
         """
+        return None
+
+    def staged(self, asked: Batch[Asked[R]]) -> Pending | None:
+        """As :meth:`launched`, of a padded step whose stages have drawn."""
         return None
 
     def accepted(self, sequence: Sequence, rule: R) -> None:

@@ -60,6 +60,11 @@ class Exits:
         """None: attention is not looked at."""
         return ()
 
+    @property
+    def tape(self) -> None:
+        """None."""
+        return
+
     def log_probs(self, rule: EarlyExit, rows: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
         """log q of each row's own choice among the rule's layers.
 

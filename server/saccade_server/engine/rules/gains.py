@@ -100,6 +100,7 @@ class GainLook:
     """What a step measures: a measure for each different rule, and the pairs it is for."""
 
     probes: ClassVar[tuple[()]] = ()
+    tape: ClassVar[None] = None
     measures: tuple[HeadReinforcement, ...]
     pairs: tuple[tuple[Pair, ...], ...]
 

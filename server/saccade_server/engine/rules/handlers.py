@@ -141,6 +141,11 @@ class Handlers:
         )
         return tuple(pending for pending in found if pending is not None)
 
+    def staged(self, asking: Asking) -> tuple[Pending, ...]:
+        """As :meth:`launched`, of a padded step whose stages have drawn."""
+        found = (handler.staged(asked) for handler, asked in self._asked(asking))
+        return tuple(pending for pending in found if pending is not None)
+
     def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Rule]]:
         for rule in () if sequence.plan is None else sequence.plan.rules:
             yield self._handlers[type(rule)], rule

@@ -1,58 +1,55 @@
-"""Candidates of sequences that reject some: their pools, and what each key meant to them.
+"""Sequences that reject candidates: what each key meant to each candidate, beside the pools.
 
-A step that draws for such sequences also leaves, for each, a pool: the likeliest tokens of what the
-sampler would draw from, after logit bias, penalties, temperature, min-p, top-k and top-p. Their
-saliency is computed in the same launch, by one more pass of the sequences' rows through the upper
-layers (models/gradient.py), queued behind the step; the host reads all of it with the tokens and
-decides (acceptance.py). The row's residual is kept by a probe where the step has probes. A padded
-step, which may be a captured graph, has none, and the rows are carried up through the lower layers
-once more, which costs less than taking the whole batch off the fast path.
+A step that draws for such sequences also leaves a pool of candidates for each (candidates.py) and
+their saliency, computed in the same launch by going back through the layers of the sequences' rows
+(models/gradient.py). What the layers computed for a row lies on the step's tape (models/tape.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Batch
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from msgspec import structs
+from numpy.typing import NDArray
 
 from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.batch import Step, pack
 from saccade_server.engine.combined import Combined
-from saccade_server.engine.request import TokenLogprobs
-from saccade_server.engine.rules.acceptance import Acceptance, Candidate, descending, drawn
-from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler
-from saccade_server.engine.sampler import GREEDY_BELOW, Columns, Sample, keep_likely, uniforms
+from saccade_server.engine.outputs import StepOutputs
+from saccade_server.engine.rules.acceptance import Acceptance
+from saccade_server.engine.rules.base import Asked, EngineParts, RuleHandler
+from saccade_server.engine.rules.candidates import Pools, keys_of, pool_of, pool_params, span_of
+from saccade_server.engine.rules.saliency_stages import Passes, saliency_stages
+from saccade_server.engine.sampler import Columns
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.stages import Stage
 from saccade_server.engine.transfer import Download
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
-from saccade_server.models.exits import ExitProbe
-from saccade_server.models.gradient import Judged, Rows, carry_up, judge
+from saccade_server.models.gradient import Judged, Rows, judge
+from saccade_server.models.tape import FixedTape, RowsTape, wanted_of
 
 MOST_REPLICAS = 128
-"""Rows times candidates of one pass, which bounds the memory of its logits."""
+"""Rows times candidates of one pass, which bounds the memory of its gradients."""
 
 Group = tuple[Asked[SaliencyRule], ...]
-"""Chunks whose candidates one pass judges: their rules agree in layers and candidates."""
+"""Chunks whose candidates one pass judges."""
 
 
 @dataclass(frozen=True)
-class ResidualLook:
-    """Keeps the residuals that the passes behind a step start from."""
+class TapeLook:
+    """A step's tape, and which of its rows belong to which chunks."""
 
-    groups: Mapping[Group, ExitProbe]
+    tape: RowsTape | FixedTape
+    rows: Mapping[Chunk, int]
+    probes: ClassVar[tuple[()]] = ()
     measures: ClassVar[tuple[()]] = ()
-
-    @property
-    def probes(self) -> tuple[ExitProbe, ...]:
-        """One a group."""
-        return tuple(self.groups.values())
 
 
 class SaliencyHandler(RuleHandler[SaliencyRule]):
@@ -62,13 +59,18 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
 
     def __init__(self, parts: EngineParts) -> None:
         super().__init__(parts)
-        moved = parts.tables.tags.moved
-        self._unread = torch.zeros_like(moved)  # an ordinary tensor, as gradients need
+        self._wanted = wanted_of(parts.model.decoder.spec)
+        self._passes: Passes | None = None
         self._states: dict[Sequence, Acceptance] = {}
 
     def wants(self, sequence: Sequence, rule: SaliencyRule, decodes: bool) -> Wants:
-        """The host chooses, and a probe saves carrying the row up once more."""
-        return Wants.CHOICE | Wants.PROBES
+        """The host chooses; a step that is not padded keeps a tape, a padded one has stages."""
+        return Wants.NOTHING if self.parts.pads else Wants.CHOICE | Wants.PROBES
+
+    def stages(self, outputs: StepOutputs) -> Batch[Stage]:
+        """What goes back through the layers behind a padded step."""
+        self._passes = Passes(self.parts, outputs)
+        return saliency_stages(self._passes)
 
     def admit(self, sequence: Sequence, rule: SaliencyRule) -> None:
         """Remember nothing of its tokens yet."""
@@ -79,141 +81,92 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         self._states.pop(sequence, None)
 
     def rehearsal(self) -> SaliencyRule:
-        """Every layer runs again with gradient, from the first token on."""
+        """Every layer is gone back through, from the first token on."""
         return SaliencyRule(
             layers=(0,), candidates=5, draws=3, alpha=0.6, window=5, region="after_image"
         )
 
-    def look(self, step: Step, asked: Batch[Asked[SaliencyRule]]) -> ResidualLook | None:
-        """Residuals that enter the lowest layer of each group's rule."""
-        found = {}
-        for group in _groups(asked):
-            if _keys(group[0]):
-                rows = [step.starts[a.at] + a.chunk.length - 1 for a in group]
-                (at,) = self.parts.upload(np.array(rows, dtype=np.int64))
-                found[group] = ExitProbe(frozenset({min(group[0].rule.layers)}), at)
-        return ResidualLook(found) if found else None
+    def look(self, step: Step, asked: Batch[Asked[SaliencyRule]]) -> TapeLook | None:
+        """A tape of the rows that are gone back through, from the lowest layer that counts."""
+        found = [a for a in asked if a.row >= 0 and keys_of(a)]
+        if not found:
+            return None
+        rows = [step.starts[a.at] + a.chunk.length - 1 for a in found]
+        (at,) = self.parts.upload(np.array(rows, np.int64))
+        tape = RowsTape(at, _lowest(found), self._wanted)
+        return TapeLook(tape, {a.chunk: row for row, a in enumerate(found)})
 
     def launched(
-        self, rows: Combined, asked: Batch[Asked[SaliencyRule]], look: ResidualLook | None
+        self, rows: Combined, asked: Batch[Asked[SaliencyRule]], look: TapeLook | None
     ) -> Pools | None:
         """Queue the pools of candidates."""
-        parts = []
+        if look is None and self._passes is not None:
+            look = TapeLook(self._passes.outputs.tape, {a.chunk: a.at for a in asked})
+        parts: list[tuple[Batch[Asked[SaliencyRule]], Download]] = []
         for group in _groups(asked):
             (at,) = self.parts.upload(np.array([a.row for a in group], dtype=np.int64))
             found = self._pool(group, rows.select(at))
-            probe = None if look is None else look.groups.get(group)
-            judged = self._judge(group, probe, found[0])
+            judged = self._judge(group, look, found[0])
             parts.append((group, Download([*found, judged.saliency, judged.evidence])))
         return Pools(parts, self._states) if parts else None
 
-    def _pool(self, group: Group, rows: Combined) -> list[torch.Tensor]:
-        """Tokens, their probabilities among what is left, own log-probabilities: [rows, K]."""
-        params = [a.chunk.sequence.request.sampling for a in group]
-        # Greedy requests filter, too, as at temperature 1.
-        params = [
-            structs.replace(p, temperature=1.0) if p.temperature < GREEDY_BELOW else p
-            for p in params
-        ]
-        (values,) = self.parts.upload(Columns.table(params, [0.0] * len(params)))
-        probs, index = keep_likely(rows.edited, Columns(*values[:, :, None]))
-        count = min(group[0].rule.candidates, rows.logits.shape[-1])
-        tokens = index[:, :count]
-        logprobs = rows.logits.float().log_softmax(-1).gather(-1, tokens)
-        return [tokens, probs[:, :count], logprobs]
+    def staged(self, asked: Batch[Asked[SaliencyRule]]) -> Pools | None:
+        """Take what stages have found; queue here what they could not."""
+        assert self._passes is not None, "a padded step has stages"
+        judging = self._passes.take()
+        if judging is None:
+            logits = self._passes.outputs.logits
+            usable = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            drawing = [a._replace(row=a.at) for a in asked if a.row >= 0]
+            return self.launched(Combined(logits, logits, usable), drawing, None)
+        drawing = [a for a in asked if a.row >= 0]
+        assert [a.at for a in drawing] == judging.rows.tolist(), "stages know who is judged"
+        found = self._passes.found
+        download = Download([found if found.is_cuda else found.clone()])
+        return Pools([(drawing, download)], self._states, self._passes.fields)
 
-    def _judge(self, group: Group, probe: ExitProbe | None, tokens: torch.Tensor) -> Judged:
-        if not _keys(group[0]):  # nothing to be salient to
+    def _pool(self, group: Group, rows: Combined) -> list[torch.Tensor]:
+        params = [pool_params(a.chunk.sequence.request.sampling) for a in group]
+        (values,) = self.parts.upload(Columns.table(params, [0.0] * len(params)))
+        count = max(a.rule.candidates for a in group)
+        return pool_of(rows.edited, rows.logits, Columns(*values[:, :, None]), count)
+
+    def _judge(self, group: Group, look: TapeLook | None, tokens: torch.Tensor) -> Judged:
+        if not keys_of(group[0]):  # nothing to be salient to
             nothing = torch.zeros(tokens.shape, device=tokens.device)
             return Judged(nothing, nothing > 0)
-        chunks = [a.chunk for a in group]
+        assert look is not None, "a step with such rows has a tape"
+        parts, chunks = self.parts, [a.chunk for a in group]
         single = [structs.replace(c, start=c.end - 1, length=1) for c in chunks]
-        positions = [self.parts.positions(c.sequence) for c in chunks]
-        step = pack(single, positions, self.parts.tables, self.parts.upload, {})
-        spans = np.array([_span(a) for a in group], dtype=np.int64)
-        start, end = self.parts.upload(spans.T.copy())[0]
-        attention, tags = step.attention, step.attention.tags
-        if tags is not None:  # the step itself has counted these rows
-            tags = replace(tags, moved=self._unread)
-            attention = replace(attention, tags=tags, derived={})
-        caches = (self.parts.keys, self.parts.values)
-        forward = ForwardStep(attention, *caches, residuals=step.residuals)
-        rows = Rows(forward, step.positions, start, end)
-        model, layers = self.parts.model, group[0].rule.layers
-        lowest = min(layers)
-        if probe is not None:
-            residual = probe.seen[lowest]
-        else:
-            residual = carry_up(model, model.embed(step.tokens), rows, lowest)
-        return judge(model, residual, rows, layers, tokens)
-
-
-class Pools(News):
-    """The pools of a step's sequences, on their way to the host."""
-
-    def __init__(
-        self, parts: list[tuple[Group, Download]], states: Mapping[Sequence, Acceptance]
-    ) -> None:
-        self._parts = parts
-        self._states = states
-        self._found: dict[Chunk, tuple[SaliencyRule, list[Candidate], int]] = {}
-
-    def note(self) -> None:
-        """Read the pools, likeliest first; waits for the device."""
-        for group, download in self._parts:
-            columns = [part.tolist() for part in download.wait()]
-            for asked, *lists in zip(group, *columns, strict=True):
-                pool = [Candidate(*values) for values in zip(*lists, strict=True)]
-                left = [item for item in pool if item.weight > 0]
-                self._found[asked.chunk] = asked.rule, left, _keys(asked)
-
-    def choose(self, chunk: Chunk, sample: Sample) -> Sample:
-        """The token that the sequence accepts, in place of the sampler's own."""
-        state = self._states.get(chunk.sequence)  # an aborted one has none
-        if state is None or chunk not in self._found:
-            return sample
-        sequence, (rule, pool, keys) = chunk.sequence, self._found[chunk]
-        params = sequence.request.sampling
-        if params.temperature < GREEDY_BELOW:
-            order = descending(pool)
-        else:
-            order = drawn(pool, uniforms(params.seed, chunk.end - sequence.prompt_length))
-        choice = state.choose(pool, order, keys)
-        counted = (("draws", choice.draws), ("rejections", choice.rejections))
-        for name, times in (*counted, ("fallbacks", int(choice.fallback))):
-            if times:
-                sequence.count(rule.source, name, times)
-        token, logprobs = choice.candidate.token, sample.logprobs
-        if logprobs is not None:
-            logprobs = TokenLogprobs(token, choice.candidate.logprob, logprobs.top)
-        return Sample(token, logprobs)
+        positions = [parts.positions(chunk.sequence) for chunk in chunks]
+        step = pack(single, positions, parts.tables, parts.upload, {})
+        forward = ForwardStep(step.attention, parts.keys, parts.values, residuals=step.residuals)
+        at = np.array([look.rows[chunk] for chunk in chunks], np.int64)
+        spans = np.array([span_of(a) for a in group], np.int64)
+        place, (start, end), counts = parts.upload(at, spans.T.copy(), _counts(group, parts))
+        rows = Rows(forward, step.positions, start, end, counts.bool(), look.tape, place)
+        return judge(parts.model, rows, _lowest(group), tokens)
 
 
 def _groups(asked: Batch[Asked[SaliencyRule]]) -> list[Group]:
-    """The chunks that draw a token to keep, by what one pass can do together."""
-    groups: dict[object, list[Asked[SaliencyRule]]] = {}
-    for a in asked:
-        if a.row >= 0 and not a.chunk.is_tentative:
-            key = (a.rule.layers, a.rule.candidates, _keys(a) > 0)
-            groups.setdefault(key, []).append(a)
-    parts = []
-    for members in groups.values():
-        size = max(MOST_REPLICAS // members[0].rule.candidates, 1)
+    """The chunks that draw, by what one pass can do together."""
+    drawing = [a for a in asked if a.row >= 0]
+    parts: list[Group] = []
+    for members in ([a for a in drawing if keys_of(a)], [a for a in drawing if not keys_of(a)]):
+        most = max((a.rule.candidates for a in members), default=1)
+        size = max(MOST_REPLICAS // most, 1)
         parts += [tuple(members[at : at + size]) for at in range(0, len(members), size)]
     return parts
 
 
-def _span(asked: Asked[SaliencyRule]) -> tuple[int, int]:
-    """J, the keys that matter, of the chunk's last row."""
-    rule, chunk, plan = asked.rule, asked.chunk, asked.chunk.sequence.plan
-    assert plan is not None
-    start = plan.prompt_length
-    if rule.region == "after_image" and plan.question_start:
-        start = plan.question_start
-    return start, chunk.end if rule.with_self else chunk.end - 1
+def _lowest(asked: Batch[Asked[SaliencyRule]]) -> int:
+    """The lowest layer that counts for some of them."""
+    return min(min(a.rule.layers) for a in asked)
 
 
-def _keys(asked: Asked[SaliencyRule]) -> int:
-    """Size of J."""
-    start, end = _span(asked)
-    return max(end - start, 0)
+def _counts(asked: Batch[Asked[SaliencyRule]], parts: EngineParts) -> NDArray[np.uint8]:
+    """Whose saliency counts, [chunks, layers]."""
+    counts = np.zeros((len(asked), parts.model.layers), np.uint8)
+    for row, a in enumerate(asked):
+        counts[row, list(a.rule.layers)] = 1
+    return counts
