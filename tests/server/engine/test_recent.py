@@ -140,6 +140,30 @@ def test_one_write_for_all_sequences_of_a_step(
     assert tagged == [[], [11, 12, 13], [10, 11, 12, 13], [12, 13]]
 
 
+def test_a_window_moves_in_the_second_run_of_a_step_that_failed_before_it_was_moved(
+    table: TagTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the first run came: to the write, or to the stage that was to do it."""
+    recent, made = handler(table), sequence(1, plan())
+    recent.before(asked(at(made, 14)))
+    with monkeypatch.context() as patch:
+        patch.setattr(recent, "write", lambda changes: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recent.before(asked(at(made, 15)))
+    recent.before(asked(at(made, 15)))
+    assert table.tags[1, 0].nonzero().flatten().tolist() == [12, 13, 14]
+
+    stage = WindowStage(recent, table.tags, 1)
+    roster: Any = SimpleNamespace(sequences=[made])
+    rows: Any = SimpleNamespace(starts=np.array([16]))
+    memory = [np.zeros((2, *p.shape), p.dtype) for p in stage.parameters]
+    for _ in range(2):  # written, but not run; then run
+        assert stage.write(memory, stage.asked(roster) or [], rows) == 2
+    for _ in range(2):  # and run twice, for what fails may fail behind it
+        stage.compute([torch.from_numpy(array) for array in memory], 2)
+        assert table.tags[1, 0].nonzero().flatten().tolist() == [13, 14, 15]
+
+
 def test_whoever_gets_the_row_next_starts_anew(table: TagTable) -> None:
     recent = handler(table)
     first, second = sequence(1, plan()), sequence(1, plan())

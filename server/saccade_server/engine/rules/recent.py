@@ -44,8 +44,19 @@ class Change(NamedTuple):
     remap: Remap
 
 
+class Move(NamedTuple):
+    """The last move of a window: the position of the row that it was for, and between what."""
+
+    position: int
+    before: Window
+    after: Window
+
+
+NO_MOVE = Move(-1, NOTHING, NOTHING)
+
+
 class RecentHandler(RuleHandler[RecentRule]):
-    """Keeps the window of every sequence whose plan has one.
+    """Keeps the last move of the window of every sequence whose plan has one.
 
     A class inside a window stands for one outside (see RecentRule), so a tag that leaves goes back
     to what it was in its layer, a sink's too.
@@ -55,7 +66,7 @@ class RecentHandler(RuleHandler[RecentRule]):
 
     def __init__(self, parts: EngineParts) -> None:
         super().__init__(parts)
-        self._windows: dict[Sequence, Window] = {}
+        self._moves: dict[Sequence, Move] = {}
 
     def stages(self, outputs: StepOutputs) -> Batch[Stage]:
         """What moves the windows ahead of a padded step."""
@@ -67,19 +78,24 @@ class RecentHandler(RuleHandler[RecentRule]):
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
-        self._windows.pop(sequence, None)
+        self._moves.pop(sequence, None)
 
     def changes(self, rows: Iterable[tuple[Sequence, RecentRule, int]]) -> list[Change]:
-        """What must be written for query rows at these positions, which is taken for done."""
+        """What must be written for query rows at these positions, which is taken for done.
+
+        A step that fails may have written it or not; its rows are launched again at once. So a row
+        at the position of the one before has the same changes: made twice, they change nothing.
+        """
         found: list[Change] = []
         for sequence, rule, position in rows:
-            before = self._windows.get(sequence, NOTHING)
+            last = self._moves.get(sequence, NO_MOVE)
+            before = last.before if last.position == position else last.after
             after = window(position, sequence.prompt_length, rule)
             back = tuple((inside, outside) for outside, inside in rule.remap)
             row = sequence.tag_row
             found += [Change(row, key, rule.remap) for key in _without(after, before)]
             found += [Change(row, key, back) for key in _without(before, after)]
-            self._windows[sequence] = after
+            self._moves[sequence] = Move(position, before, after)
         return found
 
     def write(self, changes: Batch[Change]) -> None:
