@@ -88,7 +88,7 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
 
     def look(self, step: Step, asked: Batch[Asked[SaliencyRule]]) -> TapeLook | None:
         """A tape of the rows that are gone back through, from the lowest layer that counts."""
-        found = [a for a in asked if a.row >= 0 and keys_of(a)]
+        found = [a for a in _judged(asked) if keys_of(a)]
         if not found:
             return None
         rows = [step.starts[a.at] + a.chunk.length - 1 for a in found]
@@ -148,9 +148,14 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         return judge(parts.model, rows, _lowest(group), tokens)
 
 
+def _judged(asked: Batch[Asked[SaliencyRule]]) -> list[Asked[SaliencyRule]]:
+    """The chunks that draw a token to keep."""
+    return [a for a in asked if a.row >= 0 and not a.chunk.is_tentative]
+
+
 def _groups(asked: Batch[Asked[SaliencyRule]]) -> list[Group]:
-    """The chunks that draw, by what one pass can do together."""
-    drawing = [a for a in asked if a.row >= 0]
+    """The chunks that draw a token to keep, by what one pass can do together."""
+    drawing = _judged(asked)
     parts: list[Group] = []
     for members in ([a for a in drawing if keys_of(a)], [a for a in drawing if not keys_of(a)]):
         most = max((a.rule.candidates for a in members), default=1)
