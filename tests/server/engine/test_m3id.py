@@ -8,6 +8,7 @@ import torch
 
 from saccade_interventions.methods.m3id import M3ID
 from saccade_interventions.methods.pai import PAI
+from saccade_interventions.rules import GrowingContrastRule
 from saccade_testing import tiny
 from saccade_testing.distributions import agrees, changed, choose, decode, outputs
 from saccade_testing.engine import MakeCore, ask, core_with, run
@@ -83,6 +84,38 @@ def test_changes_of_single_logits_act_on_the_raw_logits_of_both(
         answer.append(choose(d, 0, 0, n))
     result = run(make_core("llava"), [ask(prompt, [method], "r", TOKENS, **asked)])["r"]
     assert result.tokens == answer
+
+
+def test_nothing_is_kept_of_a_sequence_that_ended_while_a_step_was_on_its_way() -> None:
+    """That step's row is booked behind the end, or the abort, of its sequence."""
+    core = core_with("llava", overlap=True)
+    kept = core._runner.rules[GrowingContrastRule]._contrasted
+    prompt, methods = tiny.prompt("llava", images=1, seed=3), [METHODS["strong"]]
+    tokens = run(core, [ask(prompt, methods, "r", 4)])["r"].tokens
+    assert not kept
+    ended = ask(prompt, methods, "r", 30, stop_token_ids=(tokens[2],))
+    assert len(run(core, [ended])["r"].tokens) <= 3
+    run(core, [ask(prompt, [], "r", 2)])
+    assert not kept
+    core.submit(ask(prompt, methods, "r", 30))
+    core.step()
+    core.step()
+    core.abort("r")
+    run(core, [ask(prompt, [], "r", 2)])
+    assert not kept
+
+
+def test_a_step_that_failed_behind_its_logits_leaves_nothing_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next draws nothing: it has the first part of a prompt."""
+    core = core_with("llava", max_batched_tokens=24)
+    prompt, methods = tiny.prompt("llava", images=1, seed=3, text=30), [METHODS["strong"]]
+    wanted = run(core, [ask(prompt, methods, "r", 4)])["r"].tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(core._runner, "_draw", lambda *_: 1 / 0)
+        assert run(core, [ask(prompt, methods, "r", 4)])["r"].last.error is not None
+    assert run(core, [ask(prompt, methods, "r", 4)])["r"].tokens == wanted
 
 
 @pytest.mark.parametrize("config", [{"cache_tokens": 512}, {"max_batched_tokens": 24}, {}])

@@ -30,12 +30,16 @@ class GrowingContrastHandler(RuleHandler[GrowingContrastRule]):
 
     def __init__(self, parts: EngineParts) -> None:
         super().__init__(parts)
-        self._contrasted: dict[Sequence, bool] = {}  # the token that comes next
+        self._contrasted: dict[Sequence, bool] = {}  # its last token that has come
         self._acted: torch.Tensor | None = None  # of the step that is being launched
 
     def wants(self, sequence: Sequence, rule: GrowingContrastRule, decodes: bool) -> Wants:
         """Rows are combined behind the step, and counted."""
         return Wants.CHOICE
+
+    def admit(self, sequence: Sequence, rule: GrowingContrastRule) -> None:
+        """Make a place for what its tokens are drawn from."""
+        self._contrasted[sequence] = False
 
     def combine(
         self, rows: Combined, views: Views, asked: Batch[Asked[GrowingContrastRule]], look: None
@@ -63,14 +67,14 @@ class GrowingContrastHandler(RuleHandler[GrowingContrastRule]):
     ) -> Contrasted | None:
         """Queue which rows were combined."""
         acted, self._acted = self._acted, None
-        if acted is None:
-            return None
         drawn = [a.chunk for a in asked if a.row >= 0]
+        if acted is None or not drawn:  # a step that failed may have left what it combined
+            return None
         return Contrasted(drawn, acted, self._contrasted)
 
     def accepted(self, sequence: Sequence, rule: GrowingContrastRule) -> None:
         """Count what the token was drawn from, and whether the weight had reached its limit."""
-        contrasted = self._contrasted.pop(sequence, False)
+        contrasted = self._contrasted[sequence]
         sequence.count(rule.source, "contrasted" if contrasted else "plain")
         if contrasted and rule.weight(sequence.generated - 1) == rule.most_weight:
             sequence.count(rule.source, "limited")
@@ -93,8 +97,9 @@ class Contrasted(News):
     def note(self) -> None:
         """Read it; waits for the device."""
         (acted,) = self._download.wait()
-        sequences = (chunk.sequence for chunk in self._chunks)
-        self._found.update(zip(sequences, acted.tolist(), strict=True))
+        for chunk, contrasted in zip(self._chunks, acted.tolist(), strict=True):
+            if chunk.sequence in self._found:  # it has not ended meanwhile
+                self._found[chunk.sequence] = contrasted
 
 
 def _places(asked: Asked[GrowingContrastRule], views: Views) -> tuple[int, int, int]:
