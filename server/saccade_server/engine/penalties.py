@@ -78,7 +78,7 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
 def _penalise(row: int, width: int, sequence: Sequence, repeated: _Cells, counted: _Cells) -> None:
     p, output = sequence.request.sampling, sequence.output_counts
     if p.repetition_penalty != 1:
-        seen = [*sequence.prompt_tokens.union(output)]
+        seen = [*sequence.request.distinct.union(output)]
         repeated.add(row, width, seen, np.full(len(seen), p.repetition_penalty))
     if output and (p.presence_penalty or p.frequency_penalty):
         counts = np.array([*output.values()], dtype=np.float32)

@@ -109,6 +109,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The tokens as an array, read-only."""
         return _ids(self.tokens)
 
+    @cached_property
+    def distinct(self) -> frozenset[int]:
+        """Which tokens the prompt has."""
+        return frozenset(self.tokens)
+
     @property
     def all_images(self) -> tuple[ImageInput, ...]:
         """The images of the sequence and of its branches."""

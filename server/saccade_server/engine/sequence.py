@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from saccade_interventions.rules import AnyFinding, Finding
 from saccade_server.engine.request import GenerateRequest
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Sequence:
     """Tokens so far, and what the sequence holds: pages, program rows, a tag row.
 
@@ -26,6 +25,9 @@ class Sequence:
 
     A sequence with ``branches`` leads a group, see groups.py; ``leader`` is None in a leader. A
     branch that ``measures`` leaves the group once its last prompt row is being computed.
+
+    Attributes have slots: every step reads several of every sequence, and a dictionary that is
+    looked at once, as a cached property does, makes them twice as slow.
     """
 
     request: GenerateRequest
@@ -34,6 +36,8 @@ class Sequence:
     ends: tuple[int, ...] = ()  # end-of-sequence and stop tokens, each once
     branches: list[Sequence] = field(default_factory=list)
     tokens: list[int] = field(init=False)
+    prompt_length: int = field(init=False)  # tokens the request came with
+    penalised: bool = field(init=False)  # a draw depends on the tokens before it
     computed: int = 0
     counted: int = 0
     drawing: int = 0
@@ -51,7 +55,11 @@ class Sequence:
     findings: dict[type[Finding], AnyFinding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        p = self.request.sampling
         self.tokens = list(self.request.tokens)
+        self.prompt_length = len(self.request.tokens)
+        penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
+        self.penalised = penalties != (1, 0, 0)
 
     def ids(self, start: int, end: int) -> NDArray[np.int64]:
         """The tokens from ``start`` to ``end``, all of them known."""
@@ -74,16 +82,6 @@ class Sequence:
     def needs(self) -> Needs:
         """What the rules of its plan need."""
         return NOTHING if self.plan is None else self.plan.needs
-
-    @cached_property
-    def prompt_tokens(self) -> frozenset[int]:
-        """Which tokens the prompt has."""
-        return frozenset(self.request.tokens)
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens the request came with."""
-        return len(self.request.tokens)
 
     @property
     def generated(self) -> int:
@@ -108,12 +106,6 @@ class Sequence:
         """
         short = self.length - self.prompt_length < self.request.sampling.min_tokens
         return self.ends if short else ()
-
-    @cached_property
-    def penalised(self) -> bool:
-        """True if a draw depends on the tokens before it, not only on logits and position."""
-        p = self.request.sampling
-        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
     @property
     def waits(self) -> bool:
