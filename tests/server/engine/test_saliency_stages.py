@@ -110,3 +110,25 @@ def test_what_memory_held_before_does_nothing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(core._runner._decoder, "play", poisoned)
     assert {name: told(result) for name, result in run(core, requests).items()} == wanted
+
+
+def test_a_step_that_failed_leaves_nothing_to_one_whose_rows_have_no_stages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have one row, which is the first of its step."""
+    core = core_with("llama", padded_decode=True)
+    failing, *_ = crowd(RULES[:1], ("",))
+    *_, request, _ = crowd(RULES[3:], ("", "", ""))  # another prompt, greedy
+    wanted = told(run(core, [request])[request.request_id])
+    decoder = core._runner._decoder
+    play = decoder.play
+
+    def fail(variant: Any) -> None:
+        if getattr(variant, "stage", "") == "saliency":
+            raise RuntimeError("no memory")
+        play(variant)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "play", fail)
+        assert run(core, [failing])[failing.request_id].last.error is not None
+    assert told(run(core, [request])[request.request_id]) == wanted

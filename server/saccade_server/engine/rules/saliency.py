@@ -113,13 +113,13 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
     def staged(self, asked: Batch[Asked[SaliencyRule]]) -> Pools | None:
         """Take what stages have found; queue here what they could not."""
         assert self._passes is not None, "a padded step has stages"
-        judging = self._passes.take()
+        drawing = [a for a in asked if a.row >= 0]
+        judging = self._passes.take([a.chunk.sequence for a in drawing])
         if judging is None:
             logits = self._passes.outputs.logits
             usable = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-            drawing = [a._replace(row=a.at) for a in asked if a.row >= 0]
-            return self.launched(Combined(logits, logits, usable), drawing, None)
-        drawing = [a for a in asked if a.row >= 0]
+            at = [a._replace(row=a.at) for a in drawing]
+            return self.launched(Combined(logits, logits, usable), at, None)
         assert [a.at for a in drawing] == judging.rows.tolist(), "stages know who is judged"
         found = self._passes.found
         download = Download([found if found.is_cuda else found.clone()])

@@ -33,6 +33,7 @@ from saccade_server.engine.rules.base import EngineParts
 from saccade_server.engine.rules.candidates import first_key, pool_of, pool_params
 from saccade_server.engine.sampler import OFF, Columns
 from saccade_server.engine.seats import Roster
+from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Parameter, Stage, StepRows, doubling
 from saccade_server.engine.transfer import Layout
 from saccade_server.models.attention import ForwardStep
@@ -56,6 +57,7 @@ LAYERS = 2
 class Judging:
     """The rows of a roster whose candidates are judged, and what is the same in all its steps."""
 
+    sequences: tuple[Sequence, ...]
     rows: Ints
     lowest: int  # layer that counts
     first: Ints  # of the keys J
@@ -106,10 +108,13 @@ class Passes:
         self.written: Judging | None = None
         self._asked: WeakKeyDictionary[Roster, Judging | None] = WeakKeyDictionary()
 
-    def take(self) -> Judging | None:
-        """The rows that stages go back through behind the step that was written last, once."""
+    def take(self, sequences: Batch[Sequence]) -> Judging | None:
+        """What stages go back through behind the step of these sequences; None: nothing.
+
+        A step that failed, of others, may have left what was written for it.
+        """
         found, self.written = self.written, None
-        return found
+        return found if found is not None and found.sequences == tuple(sequences) else None
 
     def asked(self, roster: Roster) -> Judging | None:
         """What of a roster is judged; None if nothing is, or stages cannot."""
@@ -142,6 +147,7 @@ class Passes:
         params = [pool_params(roster.requests[row].sampling) for row, _ in found]
         plans = [(roster.sequences[row].plan, rule) for row, rule in found]
         return Judging(
+            sequences=tuple(roster.sequences[row] for row, _ in found),
             rows=np.array([row for row, _ in found], np.int64),
             lowest=min(min(rule.layers) for _, rule in found),
             first=np.array([first_key(plan, rule) for plan, rule in plans], np.int64),
