@@ -195,7 +195,7 @@ def test_mixed_batches_give_each_what_it_gets_alone(
             assert found == pytest.approx(logprobs, abs=1e-5), name
     assert core.stats().preemptions > 0 or "cache_tokens" not in config
     assert core.stats().cache_usage == 0
-    assert not core._runner.rules[RecentRule]._windows
+    assert not core._runner.rules[RecentRule]._moves
     assert len({tuple(tokens) for tokens, _ in wanted.values()}) >= 8, "the plans must matter"
 
 
