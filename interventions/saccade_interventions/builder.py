@@ -135,7 +135,9 @@ class PlanBuilder:
     def gate(self, weights: Mapping[int, float], at_least: float) -> Gate:
         """The condition that the masses of the classes, each times its weight, sum so high."""
         self._check_classes(weights)
-        return Gate(tuple(weights.get(c, 0.0) for c in range(self._classes)), at_least)
+        # An int is equal but travels as other bytes, which fingerprints are made of.
+        row = tuple(float(weights.get(c, 0.0)) for c in range(self._classes))
+        return Gate(row, float(at_least))
 
     def vectors(self, values: NDArray[np.float32] | Vectors) -> str:
         """Bring vectors [rows, size] for edits to name. Returns their digest."""

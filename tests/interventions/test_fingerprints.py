@@ -22,6 +22,8 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains, RecentRule, Rule, SinkRule
 from saccade_kernels.controls import ControlShape
+from saccade_testing import catalogue, tiny
+from saccade_testing.engine import REGISTRY, ask
 
 SITES = ((0, (0, 2)), (1, (1,)))
 ROWS = (Phase.QUESTION, Phase.LAST)
@@ -206,6 +208,19 @@ def test_the_wire_changes_no_fingerprint() -> None:
     assert arrived == base
     assert dict(arrived.program_keys) == wanted
     assert arrived.tags_key() == base.tags_key()
+
+
+@pytest.mark.parametrize("name", catalogue.WITH_IMAGE)
+def test_no_method_makes_numbers_that_the_wire_writes_otherwise(name: str) -> None:
+    """1 == 1.0, but their bytes differ."""
+    prompt = tiny.prompt("llava", images=2, seed=1, text=30)
+    methods = REGISTRY.parse(list(catalogue.WITH_IMAGE[name]))
+    request = ask(prompt, methods, facts=catalogue.FACTS, artifacts=catalogue.STORE.get)
+    for made in (request.plan, *(branch.plan for branch in request.branches)):
+        if made is not None:
+            arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=Plan)
+            assert arrived == made
+            assert arrived.fingerprint() == made.fingerprint()
 
 
 def test_every_process_finds_the_same() -> None:
