@@ -204,7 +204,7 @@ class PaddedDecoder:
         Returns:
             Logits [rows, vocabulary], good until the next call.
         """
-        sizes = self.search_sizes if Search.of(roster.wants) else self.sizes
+        sizes = self.search_sizes if roster.wanted.search else self.sizes
         size = sizes[bisect_left(sizes, len(starts))]
         first = self.stages.first(roster, behind)
         block = self._host(size, first)
@@ -289,7 +289,7 @@ class PaddedDecoder:
         if rows == tags == {0}:
             return PLAIN, Reach.NOWHERE, Search.NOTHING
         residuals = self._tables.residual_step(rows)
-        search = Search.of(roster.wants)
+        search = roster.wanted.search
         if search:
             reach = Reach.NOWHERE if residuals is None and len(search) == 1 else Reach.EVERYWHERE
             return self._classes[-1], reach, search

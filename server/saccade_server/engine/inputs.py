@@ -85,8 +85,8 @@ def fill(
     inputs.context_lens[:count] = starts + 1
     inputs.tag_rows[:count] = roster.tag_rows
     inputs.control_rows[:count] = roster.control_rows
-    inputs.searched[: len(roster.searched)] = roster.searched
-    inputs.searched[len(roster.searched) :] = -1
+    if len(roster.searched):
+        inputs.searched[: len(roster.searched)] = roster.searched
     inputs.positions[:, :count] = starts + roster.delta
     for row in roster.prompt_rows(starts).tolist():
         sequence, at = roster.sequences[row], int(starts[row])

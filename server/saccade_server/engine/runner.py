@@ -37,7 +37,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Download, Uploader
-from saccade_server.engine.wants import Search, Wants
+from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
 
@@ -159,7 +159,7 @@ class Runner:
         self._set_threads(sum(chunk.length for chunk in chunks))
         self.tables.flush()  # a captured step reads them where they are and asks nobody
         roster = self._roster(chunks)
-        if roster is not None and not roster.wants & Wants.COUNT:
+        if roster is not None and not roster.wanted.count:
             return self._decode(chunks, roster)
         moving = [chunk for chunk in chunks if _moves(chunk.sequence)]
         rows = [chunk.sequence.tag_row for chunk in moving]
@@ -177,9 +177,9 @@ class Runner:
         if not all(c.length == 1 and c.samples for c in chunks) or len(chunks) > self._seats.count:
             return None
         roster = self._seats.roster(chunks)
-        if roster.wants & Wants.LAYERS:
+        if roster.wanted.layers:
             return None
-        if self._decoder is None and roster.wants & Wants.PROBES:
+        if self._decoder is None and roster.wanted.probes:
             return None
         for row in roster.prompt_rows(_starts(chunks)).tolist():
             wants = self.rules.wants(roster.sequences[row], decodes=False)
@@ -189,14 +189,14 @@ class Runner:
 
     def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
         """Queue a step of single tokens, in fixed places if there are such."""
-        asking = ask(chunks) if roster.wants & Wants.RULES else {}
+        asking = ask(chunks) if roster.wanted.rules else {}
         if self._decoder is None:
             self.rules.before(asking)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
         if self._decoder is None:  # stages are padded steps'
-            is_changed |= bool(roster.wants & Wants.COMBINATION)
-        params = [r.sampling for r in roster.requests] if roster.wants & Wants.LOGPROBS else []
+            is_changed |= roster.wanted.combination
+        params = [r.sampling for r in roster.requests] if roster.wanted.logprobs else []
         if self._decoder is None:
             logits = self._run_singles(roster, starts)
         else:
@@ -223,7 +223,7 @@ class Runner:
         """Logits of a row of each of the roster's sequences."""
         step = self._singles.pack(roster, starts, self._drawn_rows, self._drawn)
         caches = (self._keys, self._values)
-        search = Search.of(roster.wants)
+        search = roster.wanted.search
         looks = self.rules.look_padded(search, step.inputs) if search else ((), ())
         forward = ForwardStep(step.attention, *caches, *looks, step.residuals)
         embeddings = self.model.embed(step.tokens)

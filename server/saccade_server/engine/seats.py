@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass, fields
+from functools import cached_property
 from operator import is_
 
 import numpy as np
@@ -21,7 +22,7 @@ from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import AHEAD, Columns, DrawKind, Draws, numbers
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.wants import Wants
+from saccade_server.engine.wants import Wanted, Wants
 
 ALWAYS = int(np.iinfo(np.int64).max)
 
@@ -45,6 +46,11 @@ class Roster:
     searched: Ints  # rows whose key classes of single heads are found in the step
     draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
     columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """What the rows want, in the form for a launch."""
+        return Wanted.of(self.wants)
 
     def fits(self, chunks: Batch[Chunk], sequences: list[Sequence]) -> bool:
         """True if the roster of an earlier step serves a step of these chunks too."""

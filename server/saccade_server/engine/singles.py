@@ -18,7 +18,6 @@ from saccade_server.engine.inputs import DecodeInputs, fill
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader
-from saccade_server.engine.wants import Wants
 from saccade_server.models.residual import ResidualStep
 
 
@@ -95,7 +94,7 @@ class SinglesPacker:
             tag_rows=there.tag_rows,
             edits=edits,
             classes=self._tables.classes(tags) if edits else 1,
-            per_head_classes=bool(edits and roster.wants & Wants.PER_HEAD_CLASSES),
+            per_head_classes=bool(edits) and roster.wanted.per_head_classes,
             controls=self._tables.controls if edits else None,
             tags=self._tables.tags if edits else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from enum import IntFlag, auto
 
 
@@ -19,6 +20,27 @@ class Wants(IntFlag):
     COUNT = auto()  # of the rows whose masses move
     CHOICE = auto()  # a handler changes its logits or its token, or is told of them
     LOGPROBS = auto()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a step's rows want together, as its launch asks: flags cost a call at every question."""
+
+    rules: bool
+    layers: bool
+    probes: bool
+    combination: bool
+    per_head_classes: bool
+    count: bool
+    logprobs: bool
+    search: Search
+
+    @classmethod
+    def of(cls, wants: Wants) -> Wanted:
+        """The same as these flags."""
+        names = [field.name for field in fields(cls) if field.name != "search"]
+        found = {name: bool(wants & Wants[name.upper()]) for name in names}
+        return cls(**found, search=Search.of(wants))
 
 
 class Search(IntFlag):
