@@ -210,11 +210,13 @@ class PaddedDecoder:
         block = self._host(size, first)
         inputs = self._pad(block, size, len(starts))
         fill(inputs, self._seats, roster, starts, drawn)
-        rows = StepRows(roster, starts, inputs)
-        stages = self.stages.write(block.numpy(), rows, behind, first)
+        stages: list[StageVariant] = []
+        if first < self.stages.size:
+            rows = StepRows(roster, starts, inputs)
+            stages = self.stages.write(block.numpy(), rows, behind, first)
         self._send(block, size)
         step = StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)]))
-        for variant in self.stages.around(step, stages):
+        for variant in self.stages.around(step, stages) if stages else (step,):
             self.play(variant)
         return self.outputs.logits[: len(starts)]
 

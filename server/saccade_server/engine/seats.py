@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Batch
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import is_
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,7 @@ class Roster:
     searched: Ints  # rows whose key classes of single heads are found in the step
     draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
     columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
+    noted: dict[object, Any] = field(default_factory=dict)  # by who notes it, gone with the roster
 
     @cached_property
     def wanted(self) -> Wanted:

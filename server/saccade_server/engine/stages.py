@@ -21,7 +21,6 @@ from bisect import bisect_left
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -113,8 +112,6 @@ class Stages:
             self.size += layout.size
         self._tensors: dict[str, list[torch.Tensor]] = {}
         self._written: dict[str, int] = {}
-        # Of the roster alone, which goes when a sequence of it ends: nothing is to keep those.
-        self._asked: WeakKeyDictionary[Roster, list[tuple[Stage, Any]]] = WeakKeyDictionary()
 
     def bind(self, memory: torch.Tensor) -> None:
         """Say where parameters lie on the device: uint8 of :attr:`size`."""
@@ -142,9 +139,8 @@ class Stages:
         Args:
             behind: stages behind the step run too.
         """
-        return min(
-            (self._starts[s.name] for s, _ in self._wanted(roster, behind)), default=self.size
-        )
+        wanted = self._wanted(roster, behind)
+        return min(self._starts[stage.name] for stage, _ in wanted) if wanted else self.size
 
     def write(
         self, block: NDArray[np.uint8], rows: StepRows, behind: bool, first: int = 0
@@ -187,12 +183,14 @@ class Stages:
         return [*before, step, *behind]
 
     def _wanted(self, roster: Roster, behind: bool) -> list[tuple[Stage, Any]]:
-        wanted = self._asked.get(roster)
+        wanted: list[tuple[Stage, Any]] | None = roster.noted.get(self)
         if wanted is None:
             each = ((stage, stage.asked(roster)) for stage in self._stages.values())
             wanted = [(stage, asked) for stage, asked in each if asked is not None]
-            self._asked[roster] = wanted
-        return wanted if behind else [(stage, asked) for stage, asked in wanted if stage.ahead]
+            roster.noted[self] = wanted
+        if behind or not wanted:
+            return wanted
+        return [(stage, asked) for stage, asked in wanted if stage.ahead]
 
     def _pad(
         self, block: NDArray[np.uint8], stage: Stage, count: int, size: int, first: int
