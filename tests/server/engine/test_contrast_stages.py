@@ -1,5 +1,6 @@
 """Contrast and early exits behind a padded step, against their formulas in float64."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Stand:
             (LAYERS, MOST + 1, model.hidden_size), generator=generator, dtype=torch.float64
         )
         self.before = self.logits.clone()
-        self.outputs = StepOutputs(self.logits, self.residuals)
+        tape: Any = SimpleNamespace(residuals=self.residuals)
+        self.outputs = StepOutputs(self.logits, tape)
         self.outputs.bind(torch.randint(0, 256, (self.outputs.size,), dtype=torch.uint8))
         self.stages = Stages([ContrastStage(self.outputs), EarlyStage(model, self.outputs)])
         self.memory = torch.randint(0, 256, (self.stages.size,), dtype=torch.uint8)

@@ -1,6 +1,7 @@
 """Draws of padded decodes are the draws of ordinary steps, and only what must leaves the graphs."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class Stand:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.logits = torch.full((MOST + 1, SIZE), float("nan"), dtype=dtype)
         self.seats = Seats(MOST, 20, lambda sequence: pytest.fail("no position is asked for"))
-        self.outputs = StepOutputs(self.logits, torch.empty(0))
+        tape: Any = SimpleNamespace(residuals=torch.empty(0))
+        self.outputs = StepOutputs(self.logits, tape)
         self.outputs.bind(torch.randint(0, 256, (self.outputs.size,), dtype=torch.uint8))
         self.stages = Stages(draw_stages(self.outputs, self.seats, (1, 2, 4, 8, MOST)))
         self.inputs = torch.randint(0, 256, (self.stages.size,), dtype=torch.uint8)
