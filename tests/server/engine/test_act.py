@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.phases import parse_rows
 from saccade_interventions.registry import Registry
+from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.tables import PerHeadTable
 from saccade_server.engine.request import FinishReason
@@ -318,3 +321,17 @@ def test_a_row_that_is_handed_on_forgets_its_heads() -> None:
     assert tables.classes([2]) == 3
     tables.open_tags(2, plan)
     assert tables.tags.per_head.rows.tolist() == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("rows", ["question+last", "last", "generated"])
+def test_a_rule_whose_rows_are_not_all_edited(rows: str, make_core: MakeCore) -> None:
+    """As a plug-in may have one: nothing is found for rows that no edit reads."""
+    prompt = tiny.prompt("llava", images=1, seed=2)
+    start = prompt.images[0].start + prompt.images[0].length
+    builder = PlanBuilder(ControlShape(4, 4, 16), len(prompt.tokens), start)
+    sites = ((1, (0, 2)), (2, (1,)))
+    builder.per_head_mass(sites, [(0, 1, 0.5), (1, 1, -0.5)], parse_rows(rows))
+    builder.rule(HeadSinkRule(sites=sites, threshold=0.02))
+    core = make_core("llava")
+    result = run(core, [make_request(prompt, "r", builder.build(), 6)])["r"]
+    assert result.last.finish_reason != "error", result.last.error

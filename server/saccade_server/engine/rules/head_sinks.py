@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade_interventions.phases import Phase
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.head_sinks import HeadSinkOption, HeadSinkTables
 from saccade_kernels.tables import PerHeadTable
@@ -61,7 +62,7 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
         """A last prompt row goes by what its whole prompt had; see :meth:`look`."""
         if not decodes:
             return Wants.LAYERS
-        return Wants.CLASSES_FOUND if rule.decode in SEARCHING else Wants.NOTHING
+        return Wants.CLASSES_FOUND if _finds(sequence, rule) else Wants.NOTHING
 
     def before(self, asked: Asking) -> None:
         """Write the criteria of prompts, and where their heads' sums are."""
@@ -137,7 +138,7 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
             np.zeros(len(members), dtype=np.int32),
             np.array(off, dtype=np.int64),
         )
-        controls, tags = whole.tables()
+        controls, tags = self.parts.tables.controls, self.parts.tables.tags
         batch = replace(
             whole,
             slots=whole.slots.index_select(0, at),
@@ -169,7 +170,14 @@ def _searches(asked: Asked[HeadSinkRule]) -> bool:
     chunk = asked.chunk
     if chunk.start < chunk.sequence.prompt_length:
         return chunk.end == 1
-    return asked.rule.decode in SEARCHING
+    return _finds(chunk.sequence, asked.rule)
+
+
+def _finds(sequence: Sequence, rule: HeadSinkRule) -> bool:
+    """True if classes are found for generated rows, which nothing needs that are not edited."""
+    assert sequence.plan is not None
+    is_edited = sequence.plan.program_keys[Phase.GENERATED] is not None
+    return is_edited and rule.decode in SEARCHING
 
 
 def _layers(asked: Asking) -> frozenset[int]:

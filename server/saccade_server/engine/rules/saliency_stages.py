@@ -14,10 +14,11 @@ other steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import numpy as np
 import torch
@@ -106,7 +107,8 @@ class Passes:
         self.shares = torch.zeros((model.layers, *shape, splits, 2), dtype=wide, device=device)
         self.starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self.written: Judging | None = None
-        self._asked: WeakKeyDictionary[Roster, Judging | None] = WeakKeyDictionary()
+        self._rows: Callable[[], StepRows | None] = lambda: None
+        self._is_edited = False
 
     def take(self, sequences: Batch[Sequence]) -> Judging | None:
         """What stages go back through behind the step of these sequences; None: nothing.
@@ -118,16 +120,20 @@ class Passes:
 
     def asked(self, roster: Roster) -> Judging | None:
         """What of a roster is judged; None if nothing is, or stages cannot."""
-        if roster not in self._asked:
-            self._asked[roster] = self._judging(roster)
-        return self._asked[roster]
+        if self not in roster.noted:
+            roster.noted[self] = self._judging(roster)
+        found: Judging | None = roster.noted[self]
+        return found
 
     def edits(self, judging: Judging, rows: StepRows) -> bool:
         """True if some of these rows of a step are edited."""
-        tables = self.parts.tables
-        controls = set(rows.inputs.control_rows[judging.rows].tolist())
-        found = tables.edits(controls, rows.roster.hides)
-        return bool(found) or tables.residual_step(controls) is not None
+        if self._rows() is not rows:  # once for all stages of a step
+            tables = self.parts.tables
+            controls = set(rows.inputs.control_rows[judging.rows].tolist())
+            found = tables.edits(controls, rows.roster.hides)
+            self._is_edited = bool(found) or tables.residual_step(controls) is not None
+            self._rows = ref(rows)
+        return self._is_edited
 
     def _judging(self, roster: Roster) -> Judging | None:
         found: list[tuple[int, SaliencyRule]] = []
