@@ -79,6 +79,8 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence."""
         self._states.pop(sequence, None)
+        if self._passes is not None:
+            self._passes.forget(sequence)
 
     def rehearsal(self) -> SaliencyRule:
         """Every layer is gone back through, from the first token on."""

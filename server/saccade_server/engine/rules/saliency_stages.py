@@ -118,6 +118,11 @@ class Passes:
         found, self.written = self.written, None
         return found if found is not None and found.sequences == tuple(sequences) else None
 
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what a step that failed has left, if it is of this sequence."""
+        if self.written is not None and sequence in self.written.sequences:
+            self.written = None
+
     def asked(self, roster: Roster) -> Judging | None:
         """What of a roster is judged; None if nothing is, or stages cannot."""
         if self not in roster.noted:
