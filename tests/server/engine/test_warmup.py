@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from saccade_kernels.controls import Edit
+from saccade_server.engine.rules import saliency
 from saccade_server.engine.tables import count_classes
 from saccade_server.engine.warmup import dummy_plan, dummy_step, warm_up
-from saccade_server.models import gradient
 from saccade_testing import tiny
 from saccade_testing.engine import core_with, make_request, run
 
@@ -36,14 +36,13 @@ def test_steps_of_every_kind_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(embeddings, positions, step, *rest)
 
     judged: list[Any] = []
-    attend = gradient._Again.attend
+    judge = saliency.judge
 
-    def note_again(again: Any, call: Any, *own: Any) -> Any:
-        if call.layer == 3:
-            judged.append(len(again.batch.context_lens))
-        return attend(again, call, *own)
+    def note_judged(model: Any, rows: Any, *rest: Any) -> Any:
+        judged.append(len(rows.start))
+        return judge(model, rows, *rest)
 
-    monkeypatch.setattr(gradient._Again, "attend", note_again)
+    monkeypatch.setattr(saliency, "judge", note_judged)
     monkeypatch.setattr(core._runner.model, "forward", note)
     warm_up(core._runner, 512)
     every = Edit.SCORE | Edit.MASS | Edit.HEAD
