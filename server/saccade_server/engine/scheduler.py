@@ -323,8 +323,13 @@ class Scheduler:
                 self._release_pages(sequence)
             return []
         for sequence in group:
-            if sequence.counted == 0:  # later finds are mostly its own, from before preemption
-                sequence.cached_tokens = sequence.computed
+            if sequence.counted:  # what is found after preemption is its own, up to there
+                known = max(sequence.counted, sequence.cached_until)
+                found = min(sequence.computed, sequence.prompt_length)
+                sequence.cached_tokens += max(found - known, 0)
+                sequence.cached_until = max(found, known)
+            else:
+                sequence.cached_tokens = sequence.cached_until = sequence.computed
                 self.prefix_queries += sequence.prompt_length
                 self.prefix_hits += sequence.computed
         return [Chunk.of(sequence, length) for sequence, length in pairs if length]

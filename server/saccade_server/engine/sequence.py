@@ -45,6 +45,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
+    cached_until: int = 0  # position before which cached rows are among those
     tag_row: int = 0
     per_head_row: int = 0  # of heads with key classes of their own
     control_rows: dict[Phase, int] = field(default_factory=dict)
