@@ -8,6 +8,7 @@ know more of a rule adds a fact to :class:`saccade_interventions.rule_base.Rule`
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from saccade_interventions.registry import Registry
 from saccade_interventions.rules import KINDS
 from saccade_server.engine.rules import HANDLERS
+from saccade_server.engine.rules.base import RuleHandler
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
@@ -148,3 +150,10 @@ if __name__ == "__main__":
     for path, names in NAMED.items():
         if names:
             print(f'    "{path}": {set(names)},')
+
+
+def test_what_changes_logits_is_asked_in_padded_steps() -> None:
+    """By a stage, or by the ordinary draw that CHOICE asks for: else it would do nothing."""
+    for handler in HANDLERS:
+        if handler.combine is not RuleHandler.combine and handler.stages is RuleHandler.stages:
+            assert "Wants.CHOICE" in inspect.getsource(handler.wants), handler

@@ -133,6 +133,25 @@ def test_a_shared_prefix_leaves_one_token_to_compute() -> None:
     assert made.prefix_hits == 64
 
 
+def test_what_preemption_lets_a_sequence_find_of_another_is_cached_once() -> None:
+    """Up to what it had computed it finds its own."""
+    made = scheduler(budget=64)
+    item, twin = sequence(200), sequence(200)
+    made.add(item)
+    assert advance(made) == [(0, 64)]
+    made._preempt(item)
+    made.waiting.clear()
+    made.add(twin)
+    while twin.pending > 1:
+        advance(made)
+    made.remove(twin)
+    made.add(item)
+    for _ in range(2):  # it is preempted again before its step has run
+        made.schedule()
+        assert (item.computed, item.counted, item.cached_tokens) == (192, 64, 128)
+        made._preempt(item)
+
+
 def test_who_waits_for_rows_is_passed_by_who_holds_them() -> None:
     """Otherwise a sequence that was preempted would hold them for ever, and both would wait."""
     made = scheduler(programs=1, caching=False)
