@@ -296,6 +296,7 @@ def test_a_talkative_engine_leaves_everything_else_its_turn(
         seen: list[Any] = []
         monkeypatch.setattr(engine, "_receive", seen.append)
         with zmq.Context() as context, context.socket(zmq.PAIR) as other:
+            other.linger = 0  # nobody waits for what a closed engine will not read
             other.connect(engine._endpoint)
             for ticket in range(200):
                 other.send(encode(Stats(ticket, EngineStats())))
