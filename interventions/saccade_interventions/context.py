@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.errors import Code, InterventionError, brief
+from saccade_interventions.image_views import ImageView
 from saccade_interventions.model_facts import ModelFacts
 
 MOST_OCCURRENCES = 4096
@@ -36,6 +37,7 @@ class Prompt:
     text: str = ""
     offsets: Sequence[tuple[int, int]] = field(default=(), repr=False)
     image_numbers: tuple[int, ...] = ()  # none: every span is an image
+    views: tuple[ImageView, ...] = ()
 
     @property
     def spans_by_image(self) -> tuple[tuple[Span, ...], ...]:

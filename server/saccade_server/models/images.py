@@ -81,7 +81,7 @@ class ImagePreprocessor:
         # Without a stated format, an image one or three pixels high passes for channels first.
         form = {"return_tensors": "np", "input_data_format": "channels_last"}
         made = self._processor(image, **form, **self._layout.options)
-        return Pixels(self._layout.views(made, image.width, image.height))
+        return Pixels(self._layout.views(made, image.width, image.height), image.size)
 
     def _check(self) -> None:
         made, taken = self._layout.sizes(self.prepare(new("RGB", (64, 64))).views)

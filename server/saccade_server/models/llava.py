@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import LlavaImageProcessorPil
+from transformers.image_transforms import get_size_with_aspect_ratio
 
 from saccade_server.models.base import ImageFeatures, ImagePixels
 from saccade_server.models.composed import Composed
 from saccade_server.models.text import Llama, Mistral, Qwen2
-from saccade_server.models.views import WHOLE, Box, Cells, ImageLayout, View, cut, float32, side
+from saccade_server.models.views import Box, Cells, ImageLayout, Size, View, cut, float32, side
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
 """Model type of a tower, to the features that it makes before those of its patches."""
@@ -27,8 +29,9 @@ class FixedLayout(ImageLayout):
         )
         rows, columns = (length // patch for length in pixels.shape[-2:])
         lead = class_tokens(self.config) - dropped(self.config)
-        box = cut(self._box(width, height), self.config.vision_config)
-        cells = Cells(rows, columns, lead, box=box)
+        box = self._box(width, height, (pixels.shape[2], pixels.shape[1]))
+        seen = box and cut(box, self.config.vision_config)
+        cells = Cells(rows, columns, lead, box=seen) if seen else None
         return (View(pixels, None, rows * columns + lead, cells=cells),)
 
     def shrink(self, width: int, height: int) -> float:
@@ -43,14 +46,46 @@ class FixedLayout(ImageLayout):
         taken = side(self.config.vision_config, "image_size")
         return trial[0].pixels.shape[-2:], (taken, taken)
 
-    def _box(self, width: int, height: int) -> Box:
-        """What is left of the image in the middle where the processor crops it."""
-        shortest = self.processor.size.get("shortest_edge")
-        if not shortest or not getattr(self.processor, "do_center_crop", False):
-            return WHOLE
-        scale, crop = shortest / min(width, height), self.processor.crop_size
-        kept = crop["width"] / (width * scale), crop["height"] / (height * scale)
-        return (0.5 - kept[0] / 2, 0.5 - kept[1] / 2, 0.5 + kept[0] / 2, 0.5 + kept[1] / 2)
+    def _box(self, width: int, height: int, shown: Size) -> Box | None:
+        """What the processor's picture, of width and height ``shown``, shows of an image.
+
+        It pads to a square, resizes, crops in the middle: each if it is told to, and rounded as it
+        does. None: it does something else.
+        """
+        made, long = self.processor, max(width, height)
+        squared = bool(getattr(made, "do_pad", False)) and isinstance(made, LlavaImageProcessorPil)
+        canvas = (long, long) if squared else (width, height)
+        resized: Size | None = shown
+        if getattr(made, "do_center_crop", False):
+            crop = made.crop_size["width"], made.crop_size["height"]
+            resized = self._resized(*canvas) if made.do_resize else canvas
+            resized = resized if shown == crop else None
+        if resized is None:
+            return None
+        left, right = _seen(width, canvas[0], resized[0], shown[0])
+        top, bottom = _seen(height, canvas[1], resized[1], shown[1])
+        return left, top, right, bottom
+
+    def _resized(self, width: int, height: int) -> Size | None:
+        size, long = self.processor.size, max(width, height)
+        edge, longest = size.get("shortest_edge"), size.get("longest_edge")
+        if not edge:
+            return (size["width"], size["height"]) if size.get("width") else None
+        if longest:
+            down, across = get_size_with_aspect_ratio((height, width), edge, longest)
+            return across, down
+        other = int(edge * long / min(width, height))
+        return (edge, other) if width <= height else (other, edge)
+
+
+def _seen(image: int, canvas: int, resized: int, crop: int) -> tuple[float, float]:
+    """From where to where a crop shows an image, in fractions of the image's length.
+
+    The image is ``image`` pixels long, in the middle of a canvas that is resized and then cropped.
+    """
+    scale, before = resized / canvas, (canvas - image) // 2
+    first = (resized - crop) // 2
+    return (first / scale - before) / image, ((first + crop) / scale - before) / image
 
 
 class Llava(Composed):

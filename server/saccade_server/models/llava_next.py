@@ -17,7 +17,7 @@ from saccade_server.models.base import ImageFeatures, ImagePixels
 from saccade_server.models.composed import Composed, refuse
 from saccade_server.models.llava import CLASS_TOKENS, class_tokens, dropped
 from saccade_server.models.text import Llama, Mistral, Qwen2
-from saccade_server.models.views import Cells, Grid, ImageLayout, View, float32, side
+from saccade_server.models.views import WHOLE, Cells, Grid, ImageLayout, View, cut, float32, side
 
 
 class AnyResolutionLayout(ImageLayout):
@@ -27,7 +27,7 @@ class AnyResolutionLayout(ImageLayout):
         """The grid of the second view is what unpadding leaves of its patches."""
         tiles, vision = float32(made["pixel_values"][0]), self.config.vision_config
         patches = side(vision, "image_size") // side(vision, "patch_size")
-        whole = Cells(patches, patches)
+        whole = Cells(patches, patches, box=cut(WHOLE, vision))
         down, across = self._tiles(width, height)
         full = torch.empty(1, down * patches, across * patches, device="meta")
         left_over: torch.Tensor = unpad_image(full, (height, width))  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from saccade_server.models.folder import UnsupportedModelError, in_short, named
 from saccade_server.models.images import ImagePreprocessor
 from saccade_server.models.sanitize import Segment
 from saccade_server.models.template import ChatTemplate
-from saccade_server.models.views import Cells, Grid, Pixels
+from saccade_server.models.views import Cells, Grid, Pixels, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class PreparedImage:
 
     ``before`` and ``behind`` are how many tokens next to them name the view: they stand for the
     image's placeholder too. ``image`` counts the prompt's images from 0; None: each view is one.
+    ``size`` is the whole image's, see Pixels.
     """
 
     digest: str
@@ -47,6 +48,7 @@ class PreparedImage:
     before: int = 0
     behind: int = 0
     image: int | None = None
+    size: Size | None = None
 
     @property
     def span(self) -> tuple[int, int]:
@@ -371,6 +373,7 @@ class PromptProcessor:
                     before=len(before),
                     behind=len(behind),
                     image=number,
+                    size=image.size,
                 )
             )
             tokens += [*before, *[token] * view.features, *behind]

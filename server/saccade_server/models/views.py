@@ -25,6 +25,9 @@ Grid = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in fractions of an image's sides."""
 
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -37,17 +40,6 @@ class Cells:
     lead: int = 0  # features before the first cell's; -1: that is left out
     gap: int = 0  # features behind each row that are no cell's
     box: Box = WHOLE  # what the grid shows of the image; what lies outside of it is padding
-
-    def feature(self, row: int, column: int) -> int:
-        """The number of a cell's feature within its view."""
-        return self.lead + row * (self.columns + self.gap) + column
-
-    def cell_box(self, row: int, column: int) -> Box:
-        """What a cell shows of the image."""
-        left, top, right, bottom = self.box
-        width, height = (right - left) / self.columns, (bottom - top) / self.rows
-        corner = (left + column * width, top + row * height)
-        return (*corner, corner[0] + width, corner[1] + height)
 
 
 class View(NamedTuple):
@@ -73,9 +65,13 @@ class View(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """One preprocessed image."""
+    """One preprocessed image.
+
+    ``size``: width and height of the image in pixels, upright, before anything made it smaller.
+    """
 
     views: tuple[View, ...]
+    size: Size | None = None  # None: nothing is known
 
 
 class ImageLayout(ABC):

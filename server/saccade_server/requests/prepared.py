@@ -8,13 +8,14 @@ Whether this server can run it, say the checks of limits.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from saccade_interventions.artifacts import Artifact
 from saccade_interventions.base import Intervention
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
+from saccade_interventions.image_views import ImageView
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_server.engine.request import BranchInput, GenerateRequest, SamplingParams
@@ -94,5 +95,26 @@ def under(
 def described(prompt: RenderedPrompt) -> Prompt:
     """A rendered prompt in the words of the interventions."""
     return Prompt(
-        len(prompt.tokens), prompt.spans, prompt.text, prompt.offsets, prompt.image_numbers
+        length=len(prompt.tokens),
+        images=prompt.spans,
+        text=prompt.text,
+        offsets=prompt.offsets,
+        image_numbers=prompt.image_numbers,
+        views=tuple(_views(prompt)),
     )
+
+
+def _views(prompt: RenderedPrompt) -> Iterator[ImageView]:
+    for number, view in zip(prompt.image_numbers, prompt.images, strict=True):
+        cells, size = view.cells, view.size
+        if cells is not None and size is not None:
+            yield ImageView(
+                image=number,
+                span=view.span,
+                rows=cells.rows,
+                columns=cells.columns,
+                size=size,
+                lead=cells.lead,
+                gap=cells.gap,
+                box=cells.box,
+            )

@@ -30,7 +30,7 @@ def encode(image, kind, **options):
 
 
 def opened(data):
-    return ImageBudget(ApiSettings("test")).open(data, "here").decode()
+    return ImageBudget(ApiSettings("test")).open(data, "here").decode().picture
 
 
 def chunk(name, data=b""):

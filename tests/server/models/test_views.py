@@ -14,11 +14,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from saccade_interventions.image_views import ImageView
 from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.llava_next import AnyResolutionLayout
-from saccade_server.models.prompt import PreparedImage, PromptProcessor
+from saccade_server.models.prompt import PreparedImage, PromptProcessor, RenderedPrompt
 from saccade_server.models.views import Cells, View, cut
+from saccade_server.requests.prepared import described
 from saccade_testing import tiny
 from saccade_testing.processors import PromptFolder
 
@@ -38,6 +40,11 @@ def ramp(width: int, height: int) -> Image.Image:
 def views_of(family: str, prompt_folder: PromptFolder, picture: Image.Image) -> tuple[Any, Any]:
     prompts = PromptProcessor.load(prompt_folder(family)[0])
     return prompts, prompts.chat([Message("user", (picture, "What is it?"))]).images
+
+
+def grids(views: tuple[PreparedImage, ...]) -> tuple[ImageView, ...]:
+    """The same views in the words of the interventions."""
+    return described(RenderedPrompt((), "", (), views)).views
 
 
 def cell_pixels(view: PreparedImage) -> np.ndarray:
@@ -72,18 +79,18 @@ def test_a_cell_shows_what_its_box_says(
     prompts, views = views_of(family, prompt_folder, ramp(*size))
     processor = prompts._images._processor
     mean, std = (np.array(values) for values in (processor.image_mean, processor.image_std))
-    for view in views:
+    for view, shown in zip(views, grids(views), strict=True):
         seen = 0
-        shown = cell_pixels(view).mean(-1) * std + mean
+        means = cell_pixels(view).mean(-1) * std + mean
         for row in range(view.cells.rows):
             for column in range(view.cells.columns):
-                left, top, right, bottom = view.cells.cell_box(row, column)
+                left, top, right, bottom = shown.boxes[row, column]
                 if min(left, top) < -0.01 or max(right, bottom) > 1.01:
                     continue  # padding is black
                 near = max(right - left, bottom - top) / 4  # a quarter of a cell
                 seen += 1
-                assert shown[row, column, 0] == pytest.approx((left + right) / 2, abs=near)
-                assert shown[row, column, 1] == pytest.approx((top + bottom) / 2, abs=near)
+                assert means[row, column, 0] == pytest.approx((left + right) / 2, abs=near)
+                assert means[row, column, 1] == pytest.approx((top + bottom) / 2, abs=near)
         inner = (view.cells.rows - 2) * (view.cells.columns - 2)
         assert seen > 0.5 * inner
 
@@ -114,7 +121,7 @@ def test_a_cell_decides_its_feature_alone(
 ) -> None:
     _, views = views_of(family, prompt_folder, ramp(*size))
     served = serve(without_attention(tiny.build(family)))
-    for view in views:
+    for view, shown in zip(views, grids(views), strict=True):
         changed = view.pixels.copy()
         rows, columns = view.cells.rows, view.cells.columns
         row, column = rows - 1, columns // 2
@@ -125,7 +132,8 @@ def test_a_cell_decides_its_feature_alone(
             before, after = served.encode_images([(view.pixels, view.grid), (changed, view.grid)])
         assert len(before.features) == view.length
         moved = (before.features - after.features).abs().amax(-1) > 1e-9
-        assert moved.nonzero().flatten().tolist() == [view.cells.feature(row, column)]
+        places = shown.span[0] + moved.nonzero().flatten()
+        assert places.tolist() == [shown.positions[row, column]]
 
 
 def replaced(view: PreparedImage, pixels: np.ndarray) -> PreparedImage:

@@ -117,7 +117,8 @@ class ImageWorkers:
     def _pixels(self, image: OpenedImage) -> Pixels:
         factor = self._prompts.reduction(image.width, image.height)
         try:
-            return self._prompts.prepare_image(image.decode(factor))
+            picture, size = image.decode(factor)
+            return self._prompts.prepare_image(picture)._replace(size=size)
         except PromptError as error:
             message = f"{str(error)[0].upper()}{str(error)[1:]}."
             raise BadRequest(message, code="invalid_image", param=image.param) from None

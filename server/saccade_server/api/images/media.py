@@ -18,6 +18,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -79,6 +80,17 @@ _TURNS = {
 }
 
 
+_SIDEWAYS = frozenset(_TURNS[value] for value in (5, 6, 7, 8))
+"""Turns that make the width the height."""
+
+
+class Decoded(NamedTuple):
+    """A picture in RGB, upright; ``size`` is what its width and height are without reduction."""
+
+    picture: Image.Image
+    size: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class OpenedImage:
     """An image whose header was read and found acceptable; its pixels are still packed.
@@ -105,8 +117,8 @@ class OpenedImage:
         """Pixels that decoding will make."""
         return self.width * self.height
 
-    def decode(self, factor: int = 1) -> Image.Image:
-        """The picture in RGB, upright, each side about ``factor`` times shorter.
+    def decode(self, factor: int = 1) -> Decoded:
+        """Decode it, each side about ``factor`` times shorter.
 
         Raises:
             BadRequest: the file is broken.
@@ -118,7 +130,9 @@ class OpenedImage:
                 file.draft(None, (max(whole[0] // factor, 1), max(whole[1] // factor, 1)))
                 factor //= round(max(whole) / max(file.size))
             file.load()
-            return _upright(_to_rgb(file, self.bits, factor), file)
+            picture, turn = _to_rgb(file, self.bits, factor), _turn(file)
+            upright = picture if turn is None else picture.transpose(turn)
+            return Decoded(upright, whole[::-1] if turn in _SIDEWAYS else whole)
         except BOMBS:
             raise _damaged(self.param) from None
         except BROKEN:
@@ -226,12 +240,12 @@ def _high_byte(image: Image.Image, clear: int | None) -> Image.Image:
     return Image.fromarray(bytes_)
 
 
-def _upright(image: Image.Image, file: PillowFile) -> Image.Image:
+def _turn(file: PillowFile) -> Image.Transpose | None:
+    """What makes a picture upright."""
     try:
-        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except BROKEN:
-        turn = None  # unreadable EXIF says nothing about the orientation
-    return image if turn is None else image.transpose(turn)
+        return None  # unreadable EXIF says nothing about the orientation
 
 
 def _unsupported(data: bytes, param: str) -> BadRequest:
