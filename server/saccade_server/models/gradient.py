@@ -14,12 +14,16 @@ as they did in the step.
 
     back = top_gradient(...)                              # [n * K, hidden_size]
     for layer in reversed(layers from the lowest that counts):
-        back, parts[layer] = layer_gradient(layer, back, ...)
+        back, saliency = layer_gradient(layer, back, ...)
+        parts[layer] = region.parts(saliency, ...)
     judged = share(parts, ...)
+
+Or the saliency itself is what is asked for: :func:`maps`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +38,19 @@ from saccade_server.models.base import ServedModel
 from saccade_server.models.decoder import Layer
 from saccade_server.models.tape import EDITED, Activation
 
-__all__ = ["MOST_LOSSES", "SMALLEST_NORM", "Judged", "Recorded", "Rows", "judge", "share"]
+__all__ = [
+    "MOST_LOSSES",
+    "SMALLEST_NORM",
+    "Judged",
+    "Recorded",
+    "Region",
+    "Rows",
+    "judge",
+    "layer_gradient",
+    "maps",
+    "share",
+    "top_gradient",
+]
 
 SMALLEST_NORM = 1e-9
 """A row of saliency with a smaller L2 norm counts as no evidence."""
@@ -54,11 +70,29 @@ class Rows:
 
     step: ForwardStep  # the rows as decodes; no table of the step is written
     positions: torch.Tensor  # int64 [axes, n]
+    tape: Recorded
+    at: torch.Tensor  # int64 [n]: their rows of the tape
+
+    def sees(self, layer: Layer) -> torch.Tensor:
+        """The keys in a layer's reach, hidden ones too: bool [n, max_context]."""
+        batch, window = self.step.batch, layer.scores[2]
+        ends = batch.context_lens[:, None]
+        keys = torch.arange(batch.max_context, device=ends.device)
+        return (keys < ends) & ((keys >= ends - window) if window > 0 else True)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The keys J of n rows, whose share in a row's saliency is wanted, and in which layers."""
+
     start: torch.Tensor  # int64 [n]: first key of J
     end: torch.Tensor  # int64 [n]: behind its last
     counts: torch.Tensor  # bool [n, layers]: whose saliency counts
-    tape: Recorded
-    at: torch.Tensor  # int64 [n]: their rows of the tape
+
+    def parts(self, saliency: torch.Tensor, layer: Layer, rows: Rows) -> torch.Tensor:
+        """Of what :func:`layer_gradient` gave; see :func:`ops.key_shares`."""
+        seen = (rows.step.batch.context_lens, layer.scores[2])
+        return ops.key_shares(saliency, *seen, self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,7 @@ class Judged:
 def judge(
     model: ServedModel,
     rows: Rows,
+    region: Region,
     lowest: int,
     candidates: torch.Tensor,
 ) -> Judged:
@@ -87,9 +122,33 @@ def judge(
     found = []
     for layer in reversed(decoder.layers[lowest:]):
         on = layer.index > lowest
-        back, parts = layer_gradient(layer, back, rows, rotations[layer.rotary], on)
-        found.append(parts)
-    return share(torch.stack(found[::-1]), rows.start, rows.end, rows.counts[:, lowest:])
+        back, saliency = layer_gradient(layer, back, rows, rotations[layer.rotary], on)
+        found.append(region.parts(saliency, layer, rows))
+    parts = torch.stack(found[::-1])
+    return share(parts, region.start, region.end, region.counts[:, lowest:])
+
+
+def maps(
+    model: ServedModel, rows: Rows, layers: Collection[int], tokens: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Saliency of one token of each row by layer, the highest layer first.
+
+    Each is float32 (float64 for a float64 model) [n, heads, max_context], 0 for keys that a row
+    does not see.
+
+    Args:
+        layers: whose saliency is wanted; nothing is computed below the lowest.
+        tokens: int64 [n], token ids.
+    """
+    decoder, lowest = model.decoder, min(layers)
+    back = top_gradient(model, rows, tokens[:, None])
+    rotations = decoder.rotations(rows.positions, back.dtype)
+    for layer in reversed(decoder.layers[lowest:]):
+        on = layer.index > lowest
+        back, saliency = layer_gradient(layer, back, rows, rotations[layer.rotary], on)
+        if layer.index in layers:
+            found = saliency[:, 0]
+            yield layer.index, torch.where(rows.sees(layer)[:, None], found, found.new_zeros(()))
 
 
 def top_gradient(model: ServedModel, rows: Rows, candidates: torch.Tensor) -> torch.Tensor:
@@ -115,7 +174,8 @@ def layer_gradient(
         on: go on behind its attention; otherwise the first result is no gradient.
 
     Returns:
-        The gradient of what the layer reads, and parts of its saliency, see :func:`ops.key_shares`.
+        The gradient of what the layer reads, and its saliency, float32 or wider [n, K, heads,
+        max_context], which may be anything for keys that a row does not see.
     """
     own, index, tape, at = layer.weights, layer.index, rows.tape, rows.at
     grad = _site(SiteKind.MLP_OUTPUT, index, back, rows)
@@ -131,16 +191,14 @@ def layer_gradient(
     heads = grad.view(len(query), -1, *query.shape[1:])
     caches = (step.key_caches[index], step.value_caches[index], step.batch, index)
     found = ops.saliency(query, heads, *caches, *layer.scores)
-    seen = (step.batch.context_lens, layer.scores[2])
-    parts = ops.key_shares(found.saliency, *seen, rows.start, rows.end)
     if not on:
-        return back, parts
+        return back, found.saliency
     merged = None if own.head_norm is None else tape.read(Activation.MERGED, index)
     through = (found.grad_query, found.grad_key, found.grad_value)
     grad = torch.mm(ops.rope_gradient(through, merged, at, layer.heads, rotation), own.qkv.weight)
     residual = tape.read(Activation.RESIDUAL, index)
     back = ops.norm_gradient(grad, residual, at, own.attention_norm, back)
-    return _site(SiteKind.RESIDUAL, index, back, rows), parts
+    return _site(SiteKind.RESIDUAL, index, back, rows), found.saliency
 
 
 def share(

@@ -108,10 +108,8 @@ class Sites:
         norm: RMSNorm | None,
     ) -> Update:
         """As :meth:`act`, of the product of ``hidden`` that a half of the layer ends with."""
-        what = EDITED[kind] if norm is None else OUTPUTS[kind]
-        hidden = linear(hidden, product, self.room(what, index))
-        if norm is not None:
-            self.keep(what, index, hidden)
+        hidden = linear(hidden, product, self.room(OUTPUTS[kind], index))
+        self.keep(OUTPUTS[kind], index, hidden)
         return self.act(kind, index, hidden, norm)
 
     def room(self, what: Activation, index: int) -> torch.Tensor | None:

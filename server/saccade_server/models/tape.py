@@ -2,12 +2,14 @@
 
 A backward pass needs the inputs of all that is not linear. A step in fixed places writes them where
 they are kept from the start, at no launch more (:class:`FixedTape`); any other step copies the rows
-that somebody asks for (:class:`RowsTape`).
+that somebody asks for (:class:`RowsTape`). Who needs an activation only once reads it on the way
+(:class:`Readers`).
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,7 +25,7 @@ class Activation(enum.Enum):
     RESIDUAL = enum.auto()  # as the layer reads it, edits included
     MERGED = enum.auto()  # queries, keys and values, where heads have a norm
     QUERY = enum.auto()  # rotated, [rows, heads, head_dim]
-    ATTENTION_OUTPUT = enum.auto()  # of the product, where a norm follows; likewise that of the MLP
+    ATTENTION_OUTPUT = enum.auto()  # of the product, before a norm and edits; likewise of the MLP
     MIDDLE = enum.auto()  # the residual between attention and MLP
     GATES = enum.auto()  # gates and ups
     MLP_OUTPUT = enum.auto()
@@ -43,7 +45,10 @@ OUTPUTS = {
     SiteKind.ATTENTION_OUTPUT: Activation.ATTENTION_OUTPUT,
     SiteKind.MLP_OUTPUT: Activation.MLP_OUTPUT,
 }
-"""What is kept of the products that halves of a layer end with, where a norm follows."""
+"""What is kept of the products that halves of a layer end with.
+
+Going back needs it where a norm follows. Where none does it is what edits at the site read.
+"""
 
 
 def wanted_of(spec: DecoderSpec) -> frozenset[Activation]:
@@ -95,6 +100,43 @@ class RowsTape:
         return self.made[what, layer]
 
 
+@dataclass(frozen=True)
+class Readers:
+    """Reads activations as they are made, and keeps nothing."""
+
+    readers: Mapping[tuple[Activation, int], Sequence[Callable[[torch.Tensor], None]]]
+
+    def room(self, what: Activation, layer: int) -> torch.Tensor | None:
+        """See :class:`Tape`."""
+        return None
+
+    def keep(self, what: Activation, layer: int, made: torch.Tensor) -> None:
+        """See :class:`Tape`."""
+        for reader in self.readers.get((what, layer), ()):
+            reader(made)
+
+
+@dataclass(frozen=True)
+class Tapes:
+    """Several tapes of one step, none of which has room of its own."""
+
+    tapes: Sequence[Tape]
+
+    def room(self, what: Activation, layer: int) -> torch.Tensor | None:
+        """See :class:`Tape`."""
+        return None
+
+    def keep(self, what: Activation, layer: int, made: torch.Tensor) -> None:
+        """See :class:`Tape`."""
+        for tape in self.tapes:
+            tape.keep(what, layer, made)
+
+
+def together(tapes: Sequence[Tape]) -> Tape | None:
+    """One tape for all of these, none of which has room of its own; None if there are none."""
+    return tapes[0] if len(tapes) == 1 else Tapes(tapes) if tapes else None
+
+
 class FixedTape:
     """Room for the rows of the largest step, in all layers, at places that never change."""
 
@@ -112,6 +154,9 @@ class FixedTape:
         self._places = {name: residuals.new_zeros((rows, *shapes[name[0]])) for name in names}
         del self._places[Activation.EDITED_RESIDUAL, 0]  # nothing goes back below it
         self._places |= {(Activation.RESIDUAL, layer): residuals[layer] for layer in range(count)}
+        for kind, made in OUTPUTS.items():
+            for layer in range(count) if made not in kinds else ():
+                self._places[made, layer] = self._places[EDITED[kind], layer]
         self._rows = rows
 
     def of(self, rows: int) -> FixedTape:

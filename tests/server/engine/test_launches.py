@@ -27,7 +27,7 @@ from saccade_server.engine.stages import StageVariant
 from saccade_server.engine.wants import Search
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
-from saccade_server.models.gradient import Rows, judge
+from saccade_server.models.gradient import Region, Rows, judge
 from saccade_server.models.head_sinks import PromptSinks
 from saccade_server.models.probes import SinkProbe
 from saccade_server.models.residual import Reach
@@ -170,10 +170,10 @@ def test_going_back_launches(family: str, launches: Launches) -> None:
         step, at = cache.step([(0, 1), (1, 1)]), torch.arange(2)
         positions = torch.zeros(model.axes, 2, dtype=torch.int64)
         counts = torch.ones(2, len(used), dtype=torch.bool)
-        rows = Rows(step, positions, at, at + 1, counts, tape, at)
+        rows, region = Rows(step, positions, tape, at), Region(at, at + 1, counts)
         launches.found.clear()
         with torch.inference_mode(), launches:
-            judge(model, rows, 0, torch.zeros(2, 5).long())
+            judge(model, rows, region, 0, torch.zeros(2, 5).long())
         totals.append(launches.found.copy())
     each = (totals[0] - totals[1]).total()
     around = totals[0].total() - len(layers_) * each

@@ -39,7 +39,7 @@ def test_steps_of_every_kind_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = saliency.judge
 
     def note_judged(model: Any, rows: Any, *rest: Any) -> Any:
-        judged.append(len(rows.start))
+        judged.append(len(rows.at))
         return judge(model, rows, *rest)
 
     monkeypatch.setattr(saliency, "judge", note_judged)

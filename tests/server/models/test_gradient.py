@@ -13,11 +13,11 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AttentionInterface
 
-from saccade_kernels import ops
+from saccade_kernels import gradients, ops
 from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
 from saccade_kernels.residual_tables import ResidualTables
 from saccade_server.models.family import serve
-from saccade_server.models.gradient import Judged, Rows, judge, share
+from saccade_server.models.gradient import Judged, Region, Rows, judge, maps, share
 from saccade_server.models.residual import ResidualStep
 from saccade_server.models.scratch import ScratchCache
 from saccade_server.models.tape import RowsTape, wanted_of
@@ -105,23 +105,28 @@ class Served:
             self.model.forward(embeddings[:-1], positions[:, :-1], step, *arguments)
             self.places.append((embeddings[-1:], positions[:, -1:]))
 
-    def last_step(self, **changes: Any) -> Rows:
+    def last_step(self, first: int = LAYERS[0], **changes: Any) -> Rows:
         """Compute the last tokens together; returns their rows, with a tape.
 
-        ``changes``: of the step.
+        ``first``: layer that is kept; ``changes``: of the step.
         """
-        count, lengths = len(self.places), [len(prompt.tokens) for prompt in self.prompts]
+        count = len(self.places)
         embeddings = torch.cat([e for e, _ in self.places])
         positions = torch.cat([p for _, p in self.places], dim=1)
         order = torch.arange(count)
-        tape = RowsTape(order, LAYERS[0], wanted_of(self.model.decoder.spec))
+        tape = RowsTape(order, first, wanted_of(self.model.decoder.spec))
         step = replace(self.cache.step([(i, 1) for i in range(count)]), tape=tape)
         step = replace(step, **{name: change(step) for name, change in changes.items()})
         self.model.forward(embeddings, positions, step)
-        counts = torch.zeros(count, self.model.layers, dtype=torch.bool)
+        return Rows(step, positions, tape, order)
+
+    def generated(self) -> Region:
+        """The keys behind the prompts."""
+        lengths = [len(prompt.tokens) for prompt in self.prompts]
+        counts = torch.zeros(len(lengths), self.model.layers, dtype=torch.bool)
         counts[:, LAYERS] = True
-        end = step.batch.context_lens.long()
-        return Rows(step, positions, torch.tensor(lengths), end, counts, tape, order)
+        ends = torch.tensor(self.cache.lengths[: len(lengths)])
+        return Region(torch.tensor(lengths), ends, counts)
 
 
 def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> None:
@@ -136,10 +141,11 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> 
         served = Served(model, prompts)
         rows = served.last_step()
         before = [cache.clone() for cache in rows.step.key_caches]
-        found = judge(served.model, rows, LAYERS[0], torch.tensor(CANDIDATES))
+        region = served.generated()
+        found = judge(served.model, rows, region, LAYERS[0], torch.tensor(CANDIDATES))
     assert found.evidence.all()
     for index, sequence in enumerate(wanted):
-        start, end = int(rows.start[index]), int(rows.end[index])
+        start, end = int(region.start[index]), int(region.end[index])
         for place in range(len(CANDIDATES[index])):
             parts = [literal_share(sequence[layer][place], start, end) for layer in LAYERS]
             # The spec's own comparison came to 4e-16.
@@ -147,6 +153,43 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> 
     assert len(set(found.saliency.flatten().tolist())) == found.saliency.numel()
     for cache, old in zip(rows.step.key_caches, before, strict=True):
         assert torch.equal(cache, old), "nothing may be written"
+
+
+def test_maps_are_the_saliency_of_the_whole_sequence(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one token a row, in layers apart from each other, by head and key; 0 behind a context and
+    before a window, whatever the kernel leaves there."""
+
+    def poisoned(query: Any, grad: Any, keys: Any, values: Any, batch: Any, *rest: Any) -> Any:
+        found = gradients.saliency(query, grad, keys, values, batch, *rest)
+        window = rest[-1] or batch.max_context
+        for saliency, context in zip(found.saliency, batch.context_lens.tolist(), strict=True):
+            saliency[..., : max(context - window, 0)] = saliency[..., context:] = float("nan")
+        return found
+
+    monkeypatch.setattr(ops, "saliency", poisoned)
+    model = tiny.build(family)
+    prompts = [tiny.prompt(family, images=2, seed=1), tiny.prompt(family, images=1, seed=2)]
+    tokens, layers = [11, 95], {0, 1, 3}
+    wanted = [
+        by_autograd(copy.deepcopy(model), prompt, generated, [token])
+        for prompt, generated, token in zip(prompts, GENERATED, tokens, strict=True)
+    ]
+    with torch.inference_mode():
+        served = Served(model, prompts)
+        rows = served.last_step(first=0)
+        found = dict(maps(served.model, rows, layers, torch.tensor(tokens)))
+    assert found.keys() == layers
+    assert list(found) == [3, 1, 0]
+    for layer, saliency in found.items():
+        assert saliency.dtype == torch.float64
+        for index, sequence in enumerate(wanted):
+            row = sequence[layer][0]
+            keys = row.shape[1]
+            torch.testing.assert_close(saliency[index, :, :keys], row, rtol=0, atol=1e-12)
+            assert not saliency[index, :, keys:].any()
+            assert row.max() > 1e-6
 
 
 def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
@@ -183,8 +226,12 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
         rows = served.last_step(
             batch=lambda step: replace(step.batch, control_rows=ones), residuals=lambda _: edits
         )
-        found = judge(served.model, rows, LAYERS[0], torch.tensor(CANDIDATES[:1]))
-    span = int(rows.start[0]), int(rows.end[0])
+        region = served.generated()
+        found = judge(served.model, rows, region, LAYERS[0], torch.tensor(CANDIDATES[:1]))
+        seen = dict(maps(served.model, rows, LAYERS, torch.tensor(CANDIDATES[0][:1])))
+    for layer in LAYERS:
+        torch.testing.assert_close(seen[layer][0], wanted[layer][0], rtol=0, atol=1e-6)
+    span = int(region.start[0]), int(region.end[0])
     for place in range(len(CANDIDATES[0])):
         parts = [literal_share(wanted[layer][place], *span) for layer in LAYERS]
         assert abs(found.saliency[0, place] - sum(parts) / len(parts)) < 1e-6

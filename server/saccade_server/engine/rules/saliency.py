@@ -32,7 +32,7 @@ from saccade_server.engine.stages import Stage
 from saccade_server.engine.transfer import Download
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
-from saccade_server.models.gradient import Judged, Rows, judge
+from saccade_server.models.gradient import Judged, Region, Rows, judge
 from saccade_server.models.tape import FixedTape, RowsTape, wanted_of
 
 MOST_REPLICAS = 128
@@ -146,8 +146,9 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         at = np.array([look.rows[chunk] for chunk in chunks], np.int64)
         spans = np.array([span_of(a) for a in group], np.int64)
         place, (start, end), counts = parts.upload(at, spans.T.copy(), _counts(group, parts))
-        rows = Rows(forward, step.positions, start, end, counts.bool(), look.tape, place)
-        return judge(parts.model, rows, _lowest(group), tokens)
+        rows = Rows(forward, step.positions, look.tape, place)
+        region = Region(start, end, counts.bool())
+        return judge(parts.model, rows, region, _lowest(group), tokens)
 
 
 def _judged(asked: Batch[Asked[SaliencyRule]]) -> list[Asked[SaliencyRule]]:

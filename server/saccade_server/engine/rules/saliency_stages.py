@@ -38,7 +38,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Parameter, Stage, StepRows, doubling
 from saccade_server.engine.transfer import Layout
 from saccade_server.models.attention import ForwardStep
-from saccade_server.models.gradient import Rows, layer_gradient, share, top_gradient
+from saccade_server.models.gradient import Region, Rows, layer_gradient, share, top_gradient
 from saccade_server.models.residual import Reach, ResidualStep
 
 CANDIDATES = 8
@@ -206,8 +206,7 @@ class _SaliencyStage(Stage):
         )
         step = ForwardStep(batch, parts.keys, parts.values, residuals=self._residuals)
         tape, positions = self._passes.outputs.tape, inputs.positions.T.contiguous()
-        counts = inputs.counts > 0
-        return Rows(step, positions, inputs.start, inputs.end, counts, tape, inputs.row)
+        return Rows(step, positions, tape, inputs.row)
 
 
 class CandidatesStage(_SaliencyStage):
@@ -280,13 +279,15 @@ class LayersStage(_SaliencyStage):
     def compute(self, parameters: list[torch.Tensor], size: int) -> None:
         """See :class:`Stage`."""
         passes, decoder = self._passes, self._passes.parts.model.decoder
-        rows = self._rows(Inputs(*parameters), size)
+        inputs = Inputs(*parameters)
+        rows, region = self._rows(inputs, size), _region(inputs)
         place = passes.back[: size * passes.count]
         back, rotations = place, decoder.rotations(rows.positions, place.dtype)
         for index in reversed(self._layers):
             layer = decoder.layers[index]
             turn = rotations[layer.rotary]
-            back, shares = layer_gradient(layer, back, rows, turn, on=index > 0)
+            back, saliency = layer_gradient(layer, back, rows, turn, on=index > 0)
+            shares = region.parts(saliency, layer, rows)
             passes.shares[index, :size, :, : shares.shape[2]].copy_(shares)
         place.copy_(back)
 
@@ -301,9 +302,14 @@ class ShareStage(_SaliencyStage):
     def compute(self, parameters: list[torch.Tensor], size: int) -> None:
         """See :class:`Stage`."""
         inputs, passes = Inputs(*parameters), self._passes
-        judged = share(passes.shares[:, :size], inputs.start, inputs.end, inputs.counts > 0)
+        region = _region(inputs)
+        judged = share(passes.shares[:, :size], region.start, region.end, region.counts)
         passes.results[3][:size].copy_(judged.saliency)
         passes.results[4][:size].copy_(judged.evidence)
+
+
+def _region(inputs: Inputs) -> Region:
+    return Region(inputs.start, inputs.end, inputs.counts > 0)
 
 
 def saliency_stages(passes: Passes) -> Batch[Stage]:
