@@ -23,6 +23,7 @@ LAYERS = {
     "saccade_interventions": ("saccade_kernels",),
     "saccade_server.models": ("saccade_kernels", "saccade_server"),
     "saccade_server.engine": ("saccade_kernels", *PLANS, "saccade_server"),
+    "saccade_server.detectors": ("saccade_interventions",),
     "saccade_server.requests": ("saccade_kernels", "saccade_interventions", "saccade_server"),
 }
 # layer -> what it must not import, although it lies inside something it may
@@ -31,7 +32,9 @@ FORBIDDEN = {
     "saccade_server.engine": (*ABOVE, "saccade_server.requests"),
     "saccade_server.requests": ABOVE,
 }
-KNOW_NO_HTTP = ("saccade_server.requests", "saccade_server.engine", "saccade_server.models")
+KNOW_NO_HTTP = tuple(
+    f"saccade_server.{room}" for room in ("detectors", "requests", "engine", "models")
+)
 HTTP = ("fastapi", "starlette", "uvicorn", "httpx2", "h11", "httptools")
 KNOWS_TRANSFORMERS = ("saccade_server.models", "saccade_server.demo")
 TENSOR_FREE = [
@@ -134,10 +137,13 @@ def test_http_ends_at_the_api() -> None:
     assert not wrong
 
 
-def test_scheduling_is_free_of_tensors() -> None:
+def test_scheduling_and_detectors_are_free_of_tensors() -> None:
     wrong = [
         module
-        for module in TENSOR_FREE
+        for module in (
+            *TENSOR_FREE,
+            *(m for m in MODULES if within(m, ["saccade_server.detectors"])),
+        )
         if any(within(target, ["torch"]) for target in IMPORTS.get(module, []))
     ]
     assert not wrong

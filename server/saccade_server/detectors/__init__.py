@@ -1,0 +1,1 @@
+"""Detectors: what the arrays of a trace say about an answer. Pure functions; no torch, no HTTP."""
