@@ -53,6 +53,7 @@ class Needs(Struct, frozen=True, kw_only=True):
     - ``single_rows``: generated rows computed one at a time, again after preemption too: rows of
       one chunk share the key classes of their sequence, and the rule changes them row by row.
     - ``token_first``: the host knows a token before the next step is launched.
+    - ``draws``: the tokens of an answer are drawn, each behind its own row: it acts there.
     - ``last_row_twice``: the last prompt row runs again, under a plan that its first run decides.
     - ``own_pages``: rows of these phases follow what is measured for this sequence alone, so that
       no page from the first such row on is shared.
@@ -66,6 +67,7 @@ class Needs(Struct, frozen=True, kw_only=True):
     whole_prompt: bool = False
     single_rows: bool = False
     token_first: bool = False
+    draws: bool = False
     last_row_twice: bool = False
     own_pages: frozenset[Phase] = frozenset()
     own_programs: tuple[tuple[Phase, tuple[int, ...]], ...] = ()
@@ -86,6 +88,7 @@ def merged(needs: Iterable[Needs]) -> Needs:
         whole_prompt=any(some.whole_prompt for some in every),
         single_rows=any(some.single_rows for some in every),
         token_first=any(some.token_first for some in every),
+        draws=any(some.draws for some in every),
         last_row_twice=any(some.last_row_twice for some in every),
         own_pages=frozenset[Phase]().union(*(some.own_pages for some in every)),
         own_programs=tuple(own for some in every for own in some.own_programs),

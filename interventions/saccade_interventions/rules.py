@@ -133,9 +133,9 @@ class ContrastRule(Rule, frozen=True):
     early: EarlyExit | None = None
 
     def needs(self) -> Needs:
-        if self.branch is None:
-            return Needs()
-        return Needs(branches=(replace(self.branch, source=self.source),))
+        branch = self.branch
+        branches = () if branch is None else (replace(branch, source=self.source),)
+        return Needs(draws=True, branches=branches)
 
     def excludes(self, other: Rule) -> str | None:
         if self.branch is not None and self.branch.edited and isinstance(other, MeasuredGains):
@@ -165,7 +165,7 @@ class GrowingContrastRule(Rule, frozen=True):
     cutoff: float
 
     def needs(self) -> Needs:
-        return Needs(branches=(replace(self.branch, source=self.source),))
+        return Needs(draws=True, branches=(replace(self.branch, source=self.source),))
 
     def excludes(self, other: Rule) -> str | None:
         if isinstance(other, ContrastRule):
@@ -218,7 +218,7 @@ class SaliencyRule(Rule, frozen=True):
     exempt: tuple[int, ...] = ()
 
     def needs(self) -> Needs:
-        return Needs(token_first=True)
+        return Needs(token_first=True, draws=True)
 
     def excludes(self, other: Rule) -> str | None:
         if isinstance(other, ContrastRule):

@@ -195,8 +195,10 @@ class EngineCore:
         """Append a token, and end the sequence if it was the last one."""
         request, token = sequence.request, drawn.token
         sampling = request.sampling
-        if sequence.generated == 0:
-            self._prompt_tokens += sequence.prompt_length
+        if sequence.generated == len(request.given):
+            self._prompt_tokens += sequence.prompt_length + len(request.given)
+        if sequence.is_complete:  # its last row has run, and what it draws is not asked for
+            return self._finish(sequence, FinishReason.LENGTH)
         sequence.append(token)
         for branch in sequence.branches:
             branch.append(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from saccade_interventions.needs import NOTHING
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
@@ -70,20 +71,28 @@ def ends_of(sampling: SamplingParams, info: EngineInfo) -> tuple[int, ...]:
 
 def why_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a request can never run; the API has checked the same, this is the last line."""
-    if request.sampling.max_tokens < 1:
-        return "max_tokens must be at least 1"
     sampling = request.sampling
-    named = (*sampling.logit_bias, *sampling.stop_token_ids, *sampling.forced)
+    if sampling.max_tokens < len(request.given):
+        return f"max_tokens must be at least {len(request.given)}"
+    if request.given and acts_on_draws(request.plan):
+        return "the plan acts where tokens are drawn, and the answer's first tokens are not"
+    named = (*sampling.logit_bias, *sampling.stop_token_ids, *sampling.forced, *request.given)
     if any(not 0 <= token < info.vocab_size for token in named):
         return "a token is not in the vocabulary"
-    reason = why_min_tokens_refused(request.sampling, info)
+    reason = why_min_tokens_refused(sampling, info)
     if reason is not None:
         return reason
     for member in _members(request):
-        reason = _why_member_refused(member, request.sampling.max_tokens, info)
+        reason = _why_member_refused(member, sampling.max_tokens, info)
         if reason is not None:
             return reason
     return why_group_refused(request, info)
+
+
+def acts_on_draws(plan: Plan | None) -> bool:
+    """True if tokens of an answer must be drawn, one by one, for the plan to act as it says."""
+    needs = NOTHING if plan is None else plan.needs
+    return bool(needs.draws or needs.branches or needs.last_row_twice or needs.own_programs)
 
 
 def why_min_tokens_refused(sampling: SamplingParams, info: EngineInfo) -> str | None:

@@ -55,7 +55,7 @@ class ImageInput(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn; the names and meanings are the OpenAI API's and vLLM's."""
 
-    max_tokens: int
+    max_tokens: int  # given ones count; 0: nothing is drawn
     min_tokens: int = 0  # until then neither end-of-sequence nor stop tokens can be drawn
     temperature: float = 1.0
     top_p: float = 1.0
@@ -93,7 +93,10 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One sequence to generate. ``cache_salt``: it shares cache pages with equal salts only.
 
-    ``branches`` are those that the plan's rules need, in their order (Needs.branches).
+    ``branches`` are those that the plan's rules need, in their order (Needs.branches). ``given``
+    are the first tokens of the answer, known from the start: they are rows of the answer to every
+    edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
+    them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
     """
 
     request_id: str
@@ -103,6 +106,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     plan: Plan | None = None
     branches: tuple[BranchInput, ...] = ()
     cache_salt: str = ""
+    given: tuple[int, ...] = ()
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:

@@ -59,6 +59,8 @@ class Sequence:
         p = self.request.sampling
         self.tokens = list(self.request.tokens)
         self.prompt_length = len(self.request.tokens)
+        for token in self.request.given:
+            self.append(token)
         penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
         self.penalised = penalties != (1, 0, 0)
 
@@ -86,8 +88,13 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Tokens sampled so far."""
+        """Tokens of the answer so far."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def is_complete(self) -> bool:
+        """True if its last token is known: nothing is drawn behind its last row."""
+        return self.generated >= self.request.sampling.max_tokens
 
     @property
     def length(self) -> int:
