@@ -96,7 +96,7 @@ class EngineCore:
 
     def submit(self, request: GenerateRequest) -> EngineOutput | None:
         """Queue a request; returns its only output at once if it cannot be run."""
-        reason = why_refused(request, self.info)
+        reason = why_refused(request, self.info) or self._runner.rules.why_refused(request)
         if request.request_id in self._sequences:
             reason = "a request with this id is running"
         if reason is not None:
@@ -219,6 +219,7 @@ class EngineCore:
             tokens=(token,),
             logprobs=logprobs,
             cached_tokens=sequence.cached_tokens,
+            trace=() if sequence.traced is None else sequence.traced.take(),
         )
 
     def _diverge(self, sequence: Sequence) -> EngineOutput:
@@ -247,6 +248,7 @@ class EngineCore:
             error=error,
             cached_tokens=sequence.cached_tokens,
             receipt=receipt,
+            trace=() if sequence.traced is None else sequence.traced.take(last=True),
             **news,  # type: ignore[arg-type]
         )
 

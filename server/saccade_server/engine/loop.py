@@ -87,7 +87,8 @@ class _Commands:
         for output in outputs:
             last = output.finish_reason is not None
             number = self._numbers.get(output.request_id)
-            if last or output.logprobs or len(output.tokens) != 1 or number is None:
+            more = last or output.logprobs or output.trace
+            if more or len(output.tokens) != 1 or number is None:
                 others.append(output)
             else:
                 numbers.append(number)

@@ -15,24 +15,8 @@ from numpy.typing import NDArray
 
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding
-
-
-class Array(msgspec.Struct, frozen=True):
-    """A dense array on the wire."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    @classmethod
-    def pack(cls, array: NDArray[np.generic]) -> Array:
-        """Copy ``array`` into wire form."""
-        return cls(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
-
-    def unpack(self) -> NDArray[np.generic]:
-        """A read-only array over the received bytes."""
-        return np.frombuffer(self.data, dtype=np.dtype(self.dtype)).reshape(self.shape)
-
+from saccade_server.engine.arrays import Array as Array
+from saccade_server.engine.traces.data import Trace, TracePiece
 
 EMPTY = Array("|u1", (0,), b"")
 """Stands for pixels that are elsewhere."""
@@ -97,6 +81,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     are the first tokens of the answer, known from the start: they are rows of the answer to every
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
+    ``trace``: what it wants to see of its rows, which changes nothing.
     """
 
     request_id: str
@@ -107,11 +92,17 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     branches: tuple[BranchInput, ...] = ()
     cache_salt: str = ""
     given: tuple[int, ...] = ()
+    trace: Trace | None = None
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
         """The tokens as an array, read-only."""
         return _ids(self.tokens)
+
+    @cached_property
+    def computed_from(self) -> int | None:
+        """The first position whose row must be computed; None: any may come from the cache."""
+        return None if self.trace is None else self.trace.first_row
 
     @cached_property
     def distinct(self) -> frozenset[int]:
@@ -196,6 +187,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     diverged: bool = False  # the error: under a plan the model's numbers overflowed
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
+    trace: tuple[TracePiece, ...] = ()  # what steps since the last output have read
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

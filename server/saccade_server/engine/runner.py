@@ -36,10 +36,12 @@ from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.traces.tracing import TraceHandler
 from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
+from saccade_server.models.tape import together
 
 SMALL_WORK = 30_000_000
 """Multiply-adds of a step that one CPU thread does sooner than several that must be woken."""
@@ -92,7 +94,7 @@ class Runner:
             sink_dims=sink_dims,
             pads=pads,
         )
-        self.rules = Handlers(HANDLERS, parts)
+        self.rules = Handlers((*HANDLERS, TraceHandler), parts)
         pages = -(-max_model_len // PAGE)
         self._seats = Seats(seats, pages, self._positions_of, self.rules.wants)
         self._singles = SinglesPacker(self._seats, self.tables, model.axes, self._upload)
@@ -264,7 +266,7 @@ class Runner:
             probes=tuple(probe for look in looking.values() for probe in look.probes),
             measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
-            tape=next((look.tape for look in looking.values() if look.tape is not None), None),
+            tape=together([look.tape for look in looking.values() if look.tape is not None]),
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
         return self.model.logits(hidden.index_select(0, step.sampled))

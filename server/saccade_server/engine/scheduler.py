@@ -338,7 +338,7 @@ class Scheduler:
         """Hold cached pages of the prefix; at least one token is always left to compute."""
         if not self._prefix_caching or is_whole(sequence.group):
             return 0
-        usable = (len(sequence.tokens) - 1) // PAGE
+        usable = sequence.cacheable // PAGE
         keyer = self._keyers[sequence]
         keyer.extend(sequence, usable * PAGE)
         sequence.pages = self.pages.match(sequence.page_keys[:usable], keyer.needs)

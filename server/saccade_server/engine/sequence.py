@@ -12,6 +12,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding, Finding
 from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.traces.log import TraceLog
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -54,6 +55,7 @@ class Sequence:
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
     findings: dict[type[Finding], AnyFinding] = field(default_factory=dict)
+    traced: TraceLog | None = field(init=False)  # what its trace has read; None: it has none
 
     def __post_init__(self) -> None:
         p = self.request.sampling
@@ -63,6 +65,7 @@ class Sequence:
             self.append(token)
         penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
         self.penalised = penalties != (1, 0, 0)
+        self.traced = None if self.request.trace is None else TraceLog()
 
     def ids(self, start: int, end: int) -> NDArray[np.int64]:
         """The tokens from ``start`` to ``end``, all of them known."""
@@ -85,6 +88,14 @@ class Sequence:
     def needs(self) -> Needs:
         """What the rules of its plan need."""
         return NOTHING if self.plan is None else self.plan.needs
+
+    @property
+    def cacheable(self) -> int:
+        """Tokens whose rows may be taken from the prefix cache: the last is always computed, and so
+        is a row that a trace reads, until a step has computed it.
+        """
+        most, first = len(self.tokens) - 1, self.request.computed_from
+        return most if first is None else min(most, max(first, self.counted))
 
     @property
     def generated(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from saccade_interventions.artifacts import Artifact
@@ -21,6 +22,7 @@ from saccade_server.engine.request import (
     ImageInput,
     SamplingParams,
 )
+from saccade_server.engine.traces.data import TracePiece
 from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests.prepared import prepare
@@ -34,6 +36,21 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     last: EngineOutput | None = None
+    pieces: list[TracePiece] = field(default_factory=list)
+
+    @property
+    def trace(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What its trace has read, by name: rows in order, each of which must be there once."""
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        starts: dict[str, int] = {}
+        for piece in self.pieces:
+            array, known = piece.array.unpack(), found.get(piece.name)
+            if known is None:
+                found[piece.name], starts[piece.name] = array, piece.start
+                continue
+            assert piece.start == starts[piece.name] + len(known), "rows are missing, or twice"
+            found[piece.name] = np.concatenate([known, array])
+        return found
 
 
 def make_request(
@@ -68,6 +85,7 @@ def run(core: EngineCore, requests: Sequence[GenerateRequest]) -> dict[str, Resu
             result = results[output.request_id]
             result.tokens += output.tokens
             result.logprobs += output.logprobs
+            result.pieces += output.trace
             result.last = output
 
     for request in requests:

@@ -4,6 +4,9 @@ A rule is data in a plan (:mod:`saccade_interventions.rules`). The core sees to 
 without knowing its kind. What a kind of rule does while tokens are computed is its *handler*, one
 file a kind in this folder. A step's chunks are gone through once (:func:`ask`), and a handler is
 called with the chunks whose plans have its kind of rule; in a step without rules no handler is.
+
+A request's trace goes the same way, behind its plan's rules: it is a kind of its own, with one
+handler (:mod:`saccade_server.engine.traces`).
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from msgspec import Struct
 
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import Rule
 from saccade_server.engine.batch import PromptPositions, Step
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
@@ -33,11 +36,14 @@ from saccade_server.models.base import ServedModel
 from saccade_server.models.probes import ResidualProbe
 from saccade_server.models.tape import Tape
 
-R = TypeVar("R", bound=Rule)
+R = TypeVar("R", bound=Struct)
+"""A kind of rule, or the trace."""
+
+Kind = type[Struct]
 
 
 class Asked(NamedTuple, Generic[R]):
-    """One chunk of a step whose plan has a rule."""
+    """One chunk of a step whose plan has a rule, or whose request has a trace."""
 
     rule: R
     chunk: Chunk
@@ -45,21 +51,28 @@ class Asked(NamedTuple, Generic[R]):
     row: int  # among the rows that tokens are drawn from; -1: none is drawn behind it
 
 
-Asking = Mapping[type[Rule], Batch[Asked[Rule]]]
+Asking = Mapping[Kind, Batch[Asked[Any]]]
 """Kind of rule -> the chunks of a step that ask for it, in their order."""
 
 
 def ask(chunks: Batch[Chunk]) -> Asking:
     """Which rules the chunks of a step ask for; empty if none does."""
-    found: dict[type[Rule], list[Asked[Rule]]] = {}
+    found: dict[Kind, list[Asked[Any]]] = {}
     drawn = 0
     for at, chunk in enumerate(chunks):
-        plan, draws = chunk.sequence.plan, chunk.draws
-        for rule in () if plan is None else plan.rules:
-            asked: Asked[Rule] = Asked(rule, chunk, at, drawn if draws else -1)
+        draws = chunk.draws
+        for rule in asks_of(chunk.sequence):
+            asked: Asked[Any] = Asked(rule, chunk, at, drawn if draws else -1)
             found.setdefault(type(rule), []).append(asked)
         drawn += draws
     return found
+
+
+def asks_of(sequence: Sequence) -> tuple[Struct, ...]:
+    """The rules of a sequence's plan, and its trace."""
+    plan, trace = sequence.request.plan, sequence.request.trace
+    rules = () if plan is None else plan.rules
+    return rules if trace is None else (*rules, trace)
 
 
 @dataclass(frozen=True)
@@ -156,12 +169,16 @@ class RuleHandler(Generic[R]):
         step on the host  note, choose and again of what launched gave, accepted for each token
     """
 
-    kind: ClassVar[type[Rule]]
+    kind: ClassVar[Kind]
     search: Search = Search.NOTHING
     """What :meth:`look_padded` looks for."""
 
     def __init__(self, parts: EngineParts) -> None:
         self.parts = parts
+
+    def why_refused(self, rule: R) -> str | None:
+        """Why this can never be carried out; the API has checked the same."""
+        return None
 
     def wants(self, sequence: Sequence, rule: R, decodes: bool) -> Wants:
         """What a single row of a sequence needs: a generated one, or the last of its prompt.

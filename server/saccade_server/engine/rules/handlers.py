@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 
-from saccade_interventions.rules import (
-    AnyRule,
-    Rule,
-)
+from saccade_interventions.rules import AnyRule
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import (
     Asked,
     Asking,
     EngineParts,
+    Kind,
     Look,
     Pending,
     RuleHandler,
     Views,
+    asks_of,
 )
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -33,7 +34,7 @@ from saccade_server.engine.wants import Search, Wants
 from saccade_server.models.attention import AttentionMeasure
 from saccade_server.models.probes import ResidualProbe
 
-Looking = dict[type[Rule], Look]
+Looking = dict[Kind, Look]
 """What each kind has in the layers of a step."""
 
 Looked = tuple[tuple[ResidualProbe, ...], tuple[AttentionMeasure, ...]]
@@ -47,11 +48,16 @@ class Handlers:
         self._upload = parts.upload
         self._handlers = {kind.kind: kind(parts) for kind in kinds}
 
-    def __getitem__(self, kind: type[Rule]) -> RuleHandler[Any]:
+    def __getitem__(self, kind: Kind) -> RuleHandler[Any]:
         return self._handlers[kind]
 
     def __iter__(self) -> Iterator[RuleHandler[Any]]:
         return iter(self._handlers.values())
+
+    def why_refused(self, request: GenerateRequest) -> str | None:
+        """Why what a request asks for can never be carried out."""
+        trace = request.trace
+        return None if trace is None else self._handlers[type(trace)].why_refused(trace)
 
     def wants(self, sequence: Sequence, decodes: bool = True) -> Wants:
         """What a generated row of a sequence needs, or the last of its prompt."""
@@ -146,8 +152,8 @@ class Handlers:
         found = (handler.staged(asked) for handler, asked in self._asked(asking))
         return tuple(pending for pending in found if pending is not None)
 
-    def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Rule]]:
-        for rule in () if sequence.plan is None else sequence.plan.rules:
+    def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Struct]]:
+        for rule in asks_of(sequence):
             yield self._handlers[type(rule)], rule
 
     def _asked(self, asking: Asking) -> Iterator[tuple[RuleHandler[Any], Batch[Asked[Any]]]]:

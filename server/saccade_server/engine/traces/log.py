@@ -1,0 +1,37 @@
+"""What a sequence's trace has read and not handed out yet. No tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade_server.engine.arrays import Array
+from saccade_server.engine.traces.data import SUMMED, TracePiece
+
+
+class TraceLog:
+    """Pieces on their way out with the sequence's next output, and sums that grow until the last"""
+
+    def __init__(self) -> None:
+        self._pieces: list[TracePiece] = []
+        self._sums: dict[str, NDArray[Any]] = {}
+
+    def add(self, name: str, start: int, array: NDArray[np.generic]) -> None:
+        """Note rows from position ``start`` on, [rows, ...]."""
+        self._pieces.append(TracePiece(name, start, Array.pack(array)))
+
+    def sum(self, name: str, array: NDArray[Any]) -> None:
+        """Note what rows have added up to."""
+        known = self._sums.get(name)
+        self._sums[name] = array.copy() if known is None else known + array
+
+    def take(self, last: bool = False) -> tuple[TracePiece, ...]:
+        """What is new; with the ``last`` output the sums too."""
+        if last:
+            for name, array in self._sums.items():
+                self.add(name, SUMMED, array)
+            self._sums = {}
+        taken, self._pieces = tuple(self._pieces), []
+        return taken

@@ -1,0 +1,10 @@
+"""All readers, one for each kind of reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saccade_server.engine.traces.base import Reader
+from saccade_server.engine.traces.entropy import EntropyReader
+
+READERS: tuple[type[Reader[Any]], ...] = (EntropyReader,)
