@@ -19,6 +19,10 @@ MOST_RANK = RESIDUAL_EDITS
 """Of a map in one layer."""
 RANKED = ("subspaces", "low_rank")
 """Kinds with several vectors a layer."""
+NEARLY = 1e-4
+"""Of 1, of a sum of weights; and of a covariance's largest entry, how far it is from symmetric."""
+FLATTEST = 1e-9
+"""Least variance in any direction, as a share of the largest entry."""
 LEAST_ANGLE = 1e-4
 """Least singular value of a subspace's unit vectors; below it rounding decides what they span."""
 
@@ -50,6 +54,8 @@ def check_values(kind: str, tensors: Tensors) -> None:
         _check_independent(tensors)
     if kind == "diagonal":
         _check_changes(tensors)
+    if kind == "density":
+        _check_density(tensors)
 
 
 def rows_of(layers: NDArray[Any]) -> dict[int, list[int]]:
@@ -92,6 +98,19 @@ def _check_changes(tensors: Tensors) -> None:
         changes |= tensors["shift"].any(1)
     if not changes.all():
         raise ValueError(f"scale: entry {int(changes.argmin())} changes nothing")
+
+
+def _check_density(tensors: Tensors) -> None:
+    weights, scale = tensors["weights"], tensors["scale"]
+    if weights.min() <= 0 or abs(float(weights.sum(dtype=np.float64)) - 1) > NEARLY:
+        raise ValueError("weights: they are above 0 and add up to 1")
+    if scale.min() <= 0:
+        raise ValueError("scale: a number is not above 0")
+    covariances = tensors["covariances"].astype(np.float64)
+    largest = np.abs(covariances).max((1, 2))
+    uneven = np.abs(covariances - covariances.swapaxes(1, 2)).max((1, 2)) > NEARLY * largest
+    if uneven.any() or (np.linalg.eigvalsh(covariances)[:, 0] <= FLATTEST * largest).any():
+        raise ValueError("covariances: one is not symmetric and positive definite")
 
 
 def _keys(values: NDArray[Any]) -> NDArray[Any]:

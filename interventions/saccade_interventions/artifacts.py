@@ -15,6 +15,9 @@ where and how strongly to use it). Kinds, with n >= 1; all heads are query heads
     head_vectors  heads int32 [n, 2], vectors float32 [n, head_dim], optional sigma float32 [n]
     head_means    means float32 [layers, heads, head_dim]: mean head outputs, before the projection
     sinks         dims int32 [n]: dimensions of massive activations
+    density       weights float32 [n], means float32 [n, 3], covariances float32 [n, 3, 3]: a
+                  mixture of Gaussians over (x - center) / scale, both float32 [3], of three
+                  features x of right answers, for the detector anatomy_of_a_lie
 
 Layers are numbers of residuals, unless the defaults name another site. A residual is numbered by
 the layer it enters; the one that leaves the last layer has the number of layers. The output of
@@ -93,6 +96,13 @@ KINDS: Mapping[str, Mapping[str, TensorSpec]] = {
     },
     "head_means": {"means": TensorSpec("F32", ("layers", "heads", "head_dim"))},
     "sinks": {"dims": TensorSpec("I32", ("n",))},
+    "density": {
+        "weights": TensorSpec("F32", ("n",)),
+        "means": TensorSpec("F32", ("n", 3)),
+        "covariances": TensorSpec("F32", ("n", 3, 3)),
+        "center": TensorSpec("F32", (3,)),
+        "scale": TensorSpec("F32", (3,)),
+    },
 }
 """Kind -> its tensors."""
 

@@ -70,6 +70,33 @@ def test_bad_maps(kind, tensors, message):
         write_artifact(kind, MODEL, tensors)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": np.array([0.5, 0.4])}, "add up to 1"),
+        ({"weights": np.array([1.5, -0.5])}, "above 0"),
+        ({"scale": np.array([1.0, 0, 1])}, "scale"),
+        ({"covariances": np.array([np.eye(3), -np.eye(3)])}, "positive definite"),
+        ({"covariances": np.array([np.eye(3), np.ones((3, 3))])}, "positive definite"),
+        ({"covariances": np.array([np.eye(3), np.eye(3) + np.eye(3, k=1) / 9])}, "symmetric"),
+        ({"means": np.zeros((2, 2))}, "shape"),
+        ({"means": np.zeros((3, 3))}, "n"),
+        ({"means": np.full((2, 3), np.inf)}, "finite"),
+    ],
+)
+def test_bad_densities(changed, message):
+    good = {
+        "weights": np.array([0.5, 0.5]),
+        "means": np.zeros((2, 3)),
+        "covariances": np.array([np.eye(3)] * 2),
+        "center": np.zeros(3),
+        "scale": np.ones(3),
+    }
+    read_artifact(write_artifact("density", MODEL, good))
+    with pytest.raises(ArtifactError, match=message):
+        write_artifact("density", MODEL, good | changed)
+
+
 def test_nearly_dependent_vectors_are_found_in_any_layer():
     """Each rank is checked in all its layers at once."""
     vectors = RNG.normal(size=(40, 64))

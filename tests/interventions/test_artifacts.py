@@ -44,6 +44,13 @@ GOOD = {
     },
     "head_means": {"means": RNG.normal(size=(6, 4, 8))},
     "sinks": {"dims": np.array([63, 0])},
+    "density": {
+        "weights": np.array([0.25, 0.75]),
+        "means": RNG.normal(size=(2, 3)),
+        "covariances": np.array([np.eye(3), [[2, 0.5, 0], [0.5, 1, 0], [0, 0, 1e-4]]]),
+        "center": RNG.normal(size=3),
+        "scale": np.array([1, 0.5, 3]),
+    },
 }
 
 
