@@ -6,7 +6,7 @@ if the layers from there on added nothing. Behind the last layer it is the model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -45,6 +45,22 @@ def entropy(logprobs: torch.Tensor) -> torch.Tensor:
     """
     found: torch.Tensor = torch.special.entr(logprobs.exp()).sum(-1)
     return found
+
+
+def shares(
+    model: ServedModel, residuals: torch.Tensor, groups: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The probability of each group of tokens, int64 ids each, of residuals [n, hidden_size].
+
+    Returns:
+        float32 (float64 for a float64 model) [n, groups]; 0 for a group of none.
+    """
+    return torch.cat(
+        [
+            torch.stack([logs.index_select(-1, ids).exp().sum(-1) for ids in groups], -1)
+            for logs in _logprobs(model, residuals)
+        ]
+    )
 
 
 def projections(hidden: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,15 @@ class EntropyReading(Reading, frozen=True, kw_only=True, tag=True):
     """
 
 
+class TokenShareReading(Reading, frozen=True, kw_only=True, tag=True):
+    """The probability that the model's own distribution gives groups of tokens: [rows, groups].
+
+    A group may hold none, and has 0.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+
 class AttentionReading(Reading, frozen=True, kw_only=True, tag=True):
     """Shares of attention, as heads really used them: [rows, layers, heads, keys].
 
@@ -127,6 +136,7 @@ class ScoreReading(Reading, frozen=True, kw_only=True, tag=True):
 
 AnyReading = (
     EntropyReading
+    | TokenShareReading
     | AttentionReading
     | SinkReading
     | ProjectionReading

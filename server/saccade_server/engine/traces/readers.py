@@ -6,5 +6,6 @@ from typing import Any
 
 from saccade_server.engine.traces.base import Reader
 from saccade_server.engine.traces.entropy import EntropyReader
+from saccade_server.engine.traces.token_shares import TokenShareReader
 
-READERS: tuple[type[Reader[Any]], ...] = (EntropyReader,)
+READERS: tuple[type[Reader[Any]], ...] = (EntropyReader, TokenShareReader)
