@@ -118,10 +118,15 @@ def threshold(scores: Floats, labels: Labels, side: Side, most: float = 0.05) ->
     allowed = int(most * len(right))
     ordered = np.sort(right) if side == "low" else -np.sort(-right)
     line = float(ordered[allowed])
-    false, true = (float(_beyond(found, line, side).mean()) for found in (right, wrong))
-    return Threshold(line, false, true, len(right), len(wrong))
+    return rates(scores, labels, side, line)
 
 
-def _beyond(scores: Floats, line: float, side: Side) -> Labels:
-    found: Labels = scores < line if side == "low" else scores > line
-    return found
+def rates(scores: Floats, labels: Labels, side: Side, line: float) -> Threshold:
+    """What a line flags; a rate of none is NaN."""
+    flagged = scores < line if side == "low" else scores > line
+    right, wrong = flagged[~labels], flagged[labels]
+    return Threshold(line, _share(right), _share(wrong), len(right), len(wrong))
+
+
+def _share(flagged: Labels) -> float:
+    return float(flagged.mean()) if len(flagged) else math.nan
