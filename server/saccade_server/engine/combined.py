@@ -19,6 +19,7 @@ class Combined:
     logits: torch.Tensor  # [rows, vocabulary], before the requests' changes of single logits
     edited: torch.Tensor  # behind them; ``logits`` itself if no request of the step has any
     usable: torch.Tensor  # bool [rows]: all logits that went into the row were finite
+    tokens: torch.Tensor | None = None  # int64 [rows]: which were drawn, once they are
 
     @classmethod
     def of(cls, logits: torch.Tensor, sampling: Batch[Chunk], upload: Uploader) -> Combined:

@@ -248,6 +248,8 @@ class Runner:
         sampling = [chunk for chunk in chunks if chunk.samples]
         rows = self.rules.combine(logits, sampling, asking, looking)
         drawing = self._draw(sampling, rows) if sampling else None
+        if drawing is not None:
+            rows = replace(rows, tokens=drawing.tokens)
         pending = self.rules.launched(rows, asking, looking)
         return InFlight(tuple(chunks), drawing, pending=pending)
 

@@ -24,6 +24,7 @@ from saccade_server.engine.batch import PromptPositions, Step
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -176,8 +177,8 @@ class RuleHandler(Generic[R]):
     def __init__(self, parts: EngineParts) -> None:
         self.parts = parts
 
-    def why_refused(self, rule: R) -> str | None:
-        """Why this can never be carried out; the API has checked the same."""
+    def why_refused(self, request: GenerateRequest, rule: R) -> str | None:
+        """Why this can never be carried out for a request; the API has checked the same."""
         return None
 
     def wants(self, sequence: Sequence, rule: R, decodes: bool) -> Wants:
@@ -231,7 +232,7 @@ class RuleHandler(Generic[R]):
         """Queue what the host is to know of the step.
 
         Args:
-            rows: one for each chunk that draws, as tokens are drawn from them.
+            rows: one for each chunk that draws, as tokens are drawn from them, and which were.
             look: as in :meth:`combine`.
         """
         return None

@@ -57,7 +57,7 @@ class Handlers:
     def why_refused(self, request: GenerateRequest) -> str | None:
         """Why what a request asks for can never be carried out."""
         trace = request.trace
-        return None if trace is None else self._handlers[type(trace)].why_refused(trace)
+        return None if trace is None else self._handlers[type(trace)].why_refused(request, trace)
 
     def wants(self, sequence: Sequence, decodes: bool = True) -> Wants:
         """What a generated row of a sequence needs, or the last of its prompt."""

@@ -9,6 +9,7 @@ and rows beside the traced ones are computed as if nobody looked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from saccade_kernels.batch import AttentionBatch
 from saccade_server.engine.batch import Ints
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import EngineParts
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
@@ -81,6 +83,16 @@ class LayerQueries:
         return AttentionCall(query, *caches, self.layer, scale, softcap, window)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What the tokens of a step were drawn from, and which were; memory that later steps write."""
+
+    logits: torch.Tensor  # [rows, vocabulary]
+    edited: torch.Tensor  # behind changes of single logits
+    tokens: torch.Tensor | None  # int64 [rows]; None: none was drawn
+    places: Mapping[Chunk, int]  # the row of each chunk that draws
+
+
 class Watch:
     """What a reader looks at in one step, and what it makes of it. Every hook may do nothing.
 
@@ -102,7 +114,7 @@ class Watch:
     def attend(self, queries: LayerQueries) -> None:
         """Look at the attention of a layer, key classes and edits of which are settled."""
 
-    def results(self) -> list[torch.Tensor]:
+    def results(self, drawn: Drawn) -> list[torch.Tensor]:
         """Queue what the host is to know; no tensor may be memory that later steps write."""
         return []
 
@@ -118,8 +130,8 @@ class Reader(Generic[R]):
     def __init__(self, parts: EngineParts) -> None:
         self.parts = parts
 
-    def why_refused(self, reading: R) -> str | None:
-        """Why this model can never be read so."""
+    def why_refused(self, reading: R, request: GenerateRequest) -> str | None:
+        """Why this model, or the request, can never be read so."""
         return None
 
     @property
@@ -136,8 +148,16 @@ class Reader(Generic[R]):
         """What it looks at in a step of which readings want these rows; at least one."""
         raise NotImplementedError
 
+    def accepted(self, sequence: Sequence) -> None:
+        """A token was added to a sequence with a plan."""
+
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence, which may never have asked."""
+
+
+def rows_of(traced: Batch[Traced[Any]]) -> Ints:
+    """The rows of the step that these are about."""
+    return np.concatenate([one.rows for one in traced])
 
 
 def spread(traced: Batch[Traced[Any]], array: NDArray[Any]) -> None:

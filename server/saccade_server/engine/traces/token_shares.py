@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import EngineParts
-from saccade_server.engine.traces.base import Reader, Traced, Watch, spread
+from saccade_server.engine.traces.base import Drawn, Reader, Traced, Watch, spread
 from saccade_server.engine.traces.data import TokenShareReading
 from saccade_server.models import lens
 from saccade_server.models.tape import Activation
@@ -24,7 +25,7 @@ class TokenShareReader(Reader[TokenShareReading]):
 
     kind = TokenShareReading
 
-    def why_refused(self, reading: TokenShareReading) -> str | None:
+    def why_refused(self, reading: TokenShareReading, request: GenerateRequest) -> str | None:
         """Tokens that the model does not have."""
         size = self.parts.model.vocab_size
         if any(not 0 <= token < size for group in reading.groups for token in group):
@@ -60,7 +61,7 @@ class TokenShareWatch(Watch):
         """See :class:`Watch`."""
         self._kept = [made.index_select(0, rows) for rows in self._rows]
 
-    def results(self) -> list[torch.Tensor]:
+    def results(self, drawn: Drawn) -> list[torch.Tensor]:
         """Of each set of groups [rows, groups]."""
         pairs = zip(self._kept, self._groups, strict=True)
         return [lens.shares(self._parts.model, kept, groups) for kept, groups in pairs]

@@ -20,10 +20,11 @@ import torch
 from saccade_server.engine.batch import Step
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.outputs import StepOutputs
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
-from saccade_server.engine.traces.base import LayerQueries, Reader, Traced, Watch
+from saccade_server.engine.traces.base import Drawn, LayerQueries, Reader, Traced, Watch
 from saccade_server.engine.traces.data import Reading, Trace
 from saccade_server.engine.traces.readers import READERS
 from saccade_server.engine.transfer import Download
@@ -45,7 +46,7 @@ class TraceHandler(RuleHandler[Trace]):
         }
         self._outputs: StepOutputs | None = None
 
-    def why_refused(self, rule: Trace) -> str | None:
+    def why_refused(self, request: GenerateRequest, rule: Trace) -> str | None:
         """Why readings cannot be read, of this model or at all."""
         names = [reading.name for reading in rule.readings]
         if len(set(names)) < len(names):
@@ -54,7 +55,7 @@ class TraceHandler(RuleHandler[Trace]):
             reader = self._readers.get(type(reading))
             if reader is None:
                 return f"the engine has no reader of {type(reading).__name__}"
-            reason = _why_outside(reading, reader.places) or reader.why_refused(reading)
+            reason = _why_outside(reading, reader.places) or reader.why_refused(reading, request)
             if reason is not None:
                 return f"{reading.name}: {reason}"
         return None
@@ -71,6 +72,11 @@ class TraceHandler(RuleHandler[Trace]):
         """None: what padded steps leave is read behind them, as far as anybody asks."""
         self._outputs = outputs
         return ()
+
+    def accepted(self, sequence: Sequence, rule: Trace) -> None:
+        """Tell the readers."""
+        for reader in self._readers.values():
+            reader.accepted(sequence)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what readers keep."""
@@ -93,13 +99,22 @@ class TraceHandler(RuleHandler[Trace]):
         self, rows: Combined, asked: Batch[Asked[Trace]], look: TraceLook | None
     ) -> TraceNews | None:
         """Queue what was read."""
-        return None if look is None else TraceNews(look.watches)
+        if look is None:
+            return None
+        places = {a.chunk: a.row for a in asked if a.row >= 0}
+        drawn = Drawn(rows.logits, rows.edited, rows.tokens, places)
+        return TraceNews(look.watches, drawn)
 
     def staged(self, asked: Batch[Asked[Trace]]) -> TraceNews | None:
         """As :meth:`kept` and :meth:`launched`."""
-        assert self._outputs is not None, "a padded step has outputs"
-        look = self.kept(self._outputs, asked)
-        return None if look is None else TraceNews(look.watches)
+        outputs = self._outputs
+        assert outputs is not None, "a padded step has outputs"
+        look = self.kept(outputs, asked)
+        if look is None:
+            return None
+        places = {a.chunk: a.at for a in asked if a.row >= 0}
+        drawn = Drawn(outputs.logits, outputs.logits, outputs.news.tokens, places)
+        return TraceNews(look.watches, drawn)
 
     def _watches(self, asked: Batch[Asked[Trace]], starts: Batch[int]) -> list[Watch]:
         """``starts``: the first row of each chunk of the step."""
@@ -202,8 +217,8 @@ class TraceMeasure:
 class TraceNews(News):
     """What a step has read, on its way to the host."""
 
-    def __init__(self, watches: list[Watch]) -> None:
-        self._parts = [(watch, Download(watch.results())) for watch in watches]
+    def __init__(self, watches: list[Watch], drawn: Drawn) -> None:
+        self._parts = [(watch, Download(watch.results(drawn))) for watch in watches]
 
     def note(self) -> None:
         """Log it; waits for the device."""

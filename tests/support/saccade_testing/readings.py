@@ -1,0 +1,100 @@
+"""What traces are compared with: transformers' modules over a whole sequence, in float64."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from saccade_kernels.batch import PAGE
+from saccade_server.engine.core import EngineCore
+from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.traces.data import AnyReading, Trace
+from saccade_testing import tiny
+from saccade_testing.engine import core_with
+from saccade_testing.steered import output_of
+from saccade_testing.tiny import TinyPrompt
+
+TOKENS = 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "chunks": {"max_batched_tokens": 23},
+    "padded": {"padded_decode": True},
+    "as on a GPU": {"padded_decode": True, "overlap": True},
+    "preempted": {"max_batched_tokens": 48},
+}
+"""Configurations of an engine in which rows run in different kinds of steps."""
+
+
+def prompts_of(family: str, count: int = 2) -> list[TinyPrompt]:
+    """Some that fill their last pages but for two tokens."""
+    short = len(tiny.prompt(family, text=0).tokens)
+    return [tiny.prompt(family, seed=seed, text=-(short + 2) % PAGE) for seed in range(count)]
+
+
+def core_for(setting: str, prompts: list[TinyPrompt], family: str) -> EngineCore:
+    """Its cache holds the prompts, and where it preempts no more pages than those."""
+    pages = sum(-(-len(prompt.tokens) // PAGE) for prompt in prompts)
+    room = {"cache_tokens": pages * PAGE} if setting == "preempted" else {}
+    return core_with(family, **{**SETTINGS[setting], **room})
+
+
+def with_trace(request: GenerateRequest, *readings: AnyReading) -> GenerateRequest:
+    """The request with a trace of these."""
+    return replace(request, trace=Trace(readings))
+
+
+def all_rows(prompt: TinyPrompt, tokens: int = TOKENS) -> tuple[int, int]:
+    """Of the prompt and of an answer."""
+    return 0, len(prompt.tokens) + tokens - 1
+
+
+def answer_rows(prompt: TinyPrompt, tokens: int = TOKENS) -> tuple[int, int]:
+    """Those that an answer is drawn from."""
+    return len(prompt.tokens) - 1, len(prompt.tokens) + tokens - 1
+
+
+@dataclass
+class Modules:
+    """What a transformers model's modules gave and got, hooks registered before it included."""
+
+    model: Any
+    residuals: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Entering each layer, and behind the last: [rows, hidden_size]."""
+    outputs: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """What attention and MLP add, by site and layer."""
+
+    def __post_init__(self) -> None:
+        decoder = self.model.get_decoder()
+        for index, layer in enumerate((*decoder.layers, decoder.norm)):
+            layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
+        for index, layer in enumerate(decoder.layers):
+            for site in ("attention_output", "mlp_output"):
+                output_of(layer, site).register_forward_hook(self._behind(site, index))
+
+    @torch.no_grad()
+    def run(self, prompt: TinyPrompt, tokens: list[int]) -> torch.Tensor:
+        """Logits of all rows that an answer's tokens have, [rows, vocabulary]."""
+        ids = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
+        inputs = {"input_ids": ids, **prompt.arguments(ids, self.model.dtype)}
+        found: torch.Tensor = self.model(**inputs, use_cache=False).logits[0]
+        return found
+
+    def at(self, site: str, layer: int) -> torch.Tensor:
+        """What a site holds."""
+        return self.residuals[layer] if site == "residual" else self.outputs[site][layer]
+
+    def _before(self, index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            self.residuals[index] = (args[0] if args else kwargs["hidden_states"])[0]
+
+        return hook
+
+    def _behind(self, site: str, index: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            self.outputs[site][index] = (output[0] if isinstance(output, tuple) else output)[0]
+
+        return hook
