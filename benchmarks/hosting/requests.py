@@ -31,7 +31,7 @@ import torch
 from report import Target
 
 from hosting.settings import TEXT, Setting, artifacts, settings
-from hosting.stub import FINGERPRINT, IMAGE_TOKENS, VOCABULARY, Reached, engine
+from hosting.stub import FINGERPRINT, IMAGE_SIDE, IMAGE_TOKENS, VOCABULARY, Reached, engine
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context
 from saccade_interventions.registry import Registry
@@ -41,6 +41,7 @@ from saccade_server.engine.lending import with_pixels
 from saccade_server.engine.messages import Submit, decode_command, encode
 from saccade_server.engine.request import EMPTY, SamplingParams
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.models.views import Cells
 from saccade_server.requests.facts import facts_of
 from saccade_server.requests.prepared import described, under
 
@@ -120,9 +121,14 @@ class Requests:
         )
         rng = np.random.default_rng(length)
         self._tokens = [0, *rng.integers(3, VOCABULARY, length - 1).tolist()]
-        pixels = rng.normal(size=(3, 336, 336)).astype(np.float32)
+        side, cells = (IMAGE_SIDE, IMAGE_SIDE), Cells(24, IMAGE_TOKENS // 24)
+        pixels = rng.normal(size=(3, *side)).astype(np.float32)
         self._images = tuple(
-            PreparedImage(f"{at}", 8 + at * (IMAGE_TOKENS + 4), IMAGE_TOKENS, pixels, None)
+            PreparedImage(
+                *(f"{at}", 8 + at * (IMAGE_TOKENS + 4), IMAGE_TOKENS, pixels, None),
+                cells=cells,
+                size=side,
+            )
             for at in range(images)
         )
         self._text = f"{TEXT} " + "a" * (length - len(TEXT) - 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hosting.stub import FINGERPRINT, HEAD_DIM, HEADS, HIDDEN, LAYERS
+from hosting.stub import FINGERPRINT, HEAD_DIM, HEADS, HIDDEN, IMAGE_SIDE, LAYERS
 from saccade_interventions.artifacts import Artifact, read_artifact, write_artifact
 from saccade_interventions.registry import Registry
 
@@ -26,6 +26,14 @@ OTHER_HEADS = {str(at): [h for h in range(HEADS) if (h + at) % 3] for at in EVER
 """Two thirds of all heads, another list in every layer of three."""
 TEXT = "the second word"
 """In the prompts' text."""
+
+
+def _disc(side: int) -> dict[str, list[int]]:
+    """A mask that marks a disc in the middle, two thirds as wide as the image."""
+    down, across = np.indices((side, side)) - (side - 1) / 2
+    marked = (down**2 + across**2 < (side / 3) ** 2).T.ravel()
+    edges = np.flatnonzero(np.diff(marked, prepend=False, append=True))
+    return {"size": [side, side], "counts": np.diff(edges, prepend=0).tolist()}
 
 
 def _example(entry: Entry) -> Setting:
@@ -82,6 +90,9 @@ def settings(named: Mapping[str, str]) -> dict[str, dict[str, Setting]]:
             {"method": "head_steering", "artifact": named["some_vectors"], "alpha": 15 * x}
         ],
         "locore": lambda x: [{"method": "locore", "beta": 0.15 * x}],
+        "look_at": lambda x: [
+            {"method": "look_at", "regions": [{"box": [50, 60, 200, 250]}], "strength": 2 * x}
+        ],
         "pai": lambda x: [{"method": "pai", "alpha": 0.2 * x}],
         "pai_contrast": lambda x: [{"method": "pai_contrast", "gamma": 1.2 * x}],
         "pasta": lambda x: [
@@ -122,6 +133,12 @@ def settings(named: Mapping[str, str]) -> dict[str, dict[str, Setting]]:
         "head_steering": more("head_steering", artifact=named["head_vectors"], rows=EVERY_ROW),
         "locore": more("locore", heads=OTHER_HEADS, variant="literal"),
         "pai": more("pai", **sited),
+        "look_at": more(
+            "look_at",
+            regions=[{"image": 1, "mask": _disc(IMAGE_SIDE)}, {"text": TEXT}],
+            elsewhere=-1,
+            **sited,
+        ),
         "pasta": more("pasta", **sited),
         "scalingvis": more("scalingvis", heads=OTHER_HEADS),
         "sgrs": more("sgrs", layers=EVERY_LAYER[6:], region="after_image"),

@@ -20,6 +20,7 @@ from saccade_server.models.spec import DecoderSpec, LayerSpec
 
 LAYERS, HEADS, HEAD_DIM, HIDDEN = 32, 32, 128, 4096
 IMAGE_TOKENS = 576
+IMAGE_SIDE = 336
 SINK_DIMS = (1415, 2533)
 VOCABULARY = 1000
 WIDTH = 8

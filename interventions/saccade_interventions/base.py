@@ -33,6 +33,9 @@ Grid = tuple[Mapping[str, Any], ...]
 PROBE_TEXT = "Describe the image."
 """What the self-test asks the model, about an image if it takes any."""
 
+PROBE_SIDE = 128
+"""Pixels along a side of that image."""
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -49,12 +52,23 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class ImageSize:
+    """The pixels that an image must have at least; ``exact``: or these sides, times a number."""
+
+    image: int
+    width: int
+    height: int
+    exact: bool = False
+
+
+@dataclass(frozen=True)
 class Needs:
-    """What an entry needs of a prompt: images, texts in it, and tokens before its end."""
+    """What an entry needs of a prompt: images and their sizes, texts, and tokens before its end."""
 
     images: int = 0
     texts: tuple[str, ...] = ()
     tokens: int = 0
+    sizes: tuple[ImageSize, ...] = ()
 
 
 class Intervention(BaseModel):

@@ -87,8 +87,10 @@ def _translate(
     if "at" in error.get("ctx", {}):
         loc.append(error["ctx"]["at"])
     steps = _steps(loc, entry)
+    if error["type"] == "missing" and steps[-1:] != loc[-1:]:
+        steps.append(loc[-1])
     code = CODES.get(error["type"], Code.INVALID_PARAMS)
-    if code is Code.UNKNOWN_FIELD:
+    if code is Code.UNKNOWN_FIELD and len(steps) == 1:
         message = unknown(f"field of {method.method_id()}", str(loc[-1]), method.model_fields)
         return InterventionError(code, message, _path(steps))
     if error["type"] == "greater_than_equal" and loc[0] in RANGE_CODES:
@@ -103,8 +105,7 @@ def _translate(
 def _steps(loc: Sequence[int | str], entry: Mapping[str, Any]) -> list[int | str]:
     """``loc`` without the tags of unions, which are not part of the request.
 
-    A tag is a step that the value has no place for; the last step of an error about a missing
-    field has none either, and it is a field name.
+    A tag is a step that the value has no place for.
     """
     steps: list[int | str] = []
     value: Any = entry

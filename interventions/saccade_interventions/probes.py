@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from saccade_interventions.artifacts import Artifact, read_artifact
-from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.base import PROBE_SIDE, PROBE_TEXT, Intervention
 from saccade_interventions.context import Context, Prompt
+from saccade_interventions.image_views import ImageView
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.parsing import parse_entries
 
@@ -16,7 +17,8 @@ def usual_prompt(with_image: bool) -> Prompt:
     images = ((1, 5),) if with_image else ()
     start = images[0][1] if images else 0
     offsets = [(0, 0)] * start + [(i, i + 1) for i in range(len(PROBE_TEXT))]
-    return Prompt(len(offsets), images, PROBE_TEXT, tuple(offsets))
+    views = tuple(ImageView(0, span, 2, 2, (PROBE_SIDE, PROBE_SIDE)) for span in images)
+    return Prompt(len(offsets), images, PROBE_TEXT, tuple(offsets), views=views)
 
 
 def probes(method: type[Intervention], model: ModelFacts) -> Iterator[tuple[Intervention, Context]]:

@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 from saccade_interventions.artifacts import Artifact, read_artifact
-from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.base import PROBE_SIDE, PROBE_TEXT, Intervention
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import NO_LIMIT, ResidualEdit
 from saccade_interventions.errors import InterventionError
@@ -70,7 +70,6 @@ TOKENS = 4
 """Of each answer: enough for rows behind generated ones, and for a candidate to be rejected."""
 
 ALTERNATIVES = 20
-IMAGE_SIDE = 128
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
 """What a change of a log-probability must exceed, by the model's type."""
 HALF_ROUNDING = 0.1
@@ -329,7 +328,7 @@ def _render(prompts: PromptProcessor) -> RenderedPrompt:
     """
     parts: list[str | Image.Image] = [PROBE_TEXT]
     if prompts.accepts_images:
-        values = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        values = np.random.default_rng(0).integers(0, 256, (PROBE_SIDE, PROBE_SIDE, 3), np.uint8)
         parts.insert(0, Image.fromarray(values))
     renderings: list[Callable[[], RenderedPrompt]] = [
         lambda: prompts.chat([Message("user", tuple(parts))]),

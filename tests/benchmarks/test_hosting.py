@@ -48,7 +48,17 @@ def settings(made: Any) -> Any:
 
 
 NAMES = ("plain", "act", "adaptvis", "dola", "function_vector", "head_ablation", "head_scale")
-NAMES += ("head_steering", "locore", "m3id", "pai", "pai_contrast", "pasta", "scalingvis", "sgrs")
+NAMES += (
+    "head_steering",
+    "locore",
+    "look_at",
+    "m3id",
+    "pai",
+    "pai_contrast",
+    "pasta",
+    "scalingvis",
+    "sgrs",
+)
 NAMES += ("steering", "vaf", "var", "vcd", "vhr")
 
 

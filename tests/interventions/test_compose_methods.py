@@ -12,9 +12,11 @@ import torch
 from msgspec import structs
 
 from saccade_interventions.artifacts import read_artifact
+from saccade_interventions.base import PROBE_SIDE
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Prompt
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.image_views import ImageView
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
@@ -34,7 +36,9 @@ from saccade_testing.tables import edit_masses, write_row
 METHODS = tuple(Registry.discover().methods)
 TEXT = "<s>USER: .......... Describe the image. ASSISTANT:"
 START, END = TEXT.index("."), TEXT.index(" Describe")
-PROMPT = Prompt(len(TEXT), ((START, END),), TEXT, [(i, i + 1) for i in range(len(TEXT))])
+VIEW = ImageView(0, (START, END), 2, 5, (PROBE_SIDE, PROBE_SIDE))
+CHARACTERS = [(i, i + 1) for i in range(len(TEXT))]
+PROMPT = Prompt(len(TEXT), ((START, END),), TEXT, CHARACTERS, views=(VIEW,))
 KEYS = PROMPT.length + 7
 SINKS = [0, START + 2, END + 3, KEYS - 5]
 ROWS = (START, END + 1, PROMPT.length - 1, PROMPT.length, KEYS - 1)  # of every phase
@@ -58,6 +62,7 @@ REFUSED = {
     frozenset({"vhr", "adaptvis"}): "runs the last prompt row twice",
     frozenset({"act", "adaptvis"}): "runs the last prompt row twice",
     frozenset({"act"}): "only one of them can find sinks of single heads",
+    frozenset({"look_at", "var"}): "moves attention to keys that look_at",
     frozenset({"act", "var"}): "both move attention in layer 0, head 0, by classes",
 }
 """Pairs that exclude each other wherever they act, and a part of the reason."""

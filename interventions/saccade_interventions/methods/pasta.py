@@ -23,30 +23,20 @@ to steer, and no choice suits every model, so a request names its ``heads`` or `
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import PROBE_TEXT, Grid, Level, Needs, Probe
-from saccade_interventions.context import Context, Prompt, Span, runs
-from saccade_interventions.errors import Code, InterventionError, brief
-from saccade_interventions.indices import Index
+from saccade_interventions.context import Context, Prompt, runs
+from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
+from saccade_interventions.spans import Text, TokenSpan, occurrences, tokens_of
 from saccade_interventions.targets import Rows, Sited
-
-
-def _forward(span: list[int]) -> list[int]:
-    if span[0] >= span[1]:
-        raise PydanticCustomError("span", "a span is [start, end), with start before end")
-    return span
-
-
-TokenSpan = Annotated[list[Index], Field(min_length=2, max_length=2), AfterValidator(_forward)]
-Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class PASTA(Sited):
@@ -128,26 +118,14 @@ class PASTA(Sited):
         """Which prompt positions are highlighted, bool [prompt length]."""
         chosen = np.zeros(prompt.length, np.bool_)
         for text in dict.fromkeys(self.highlight):
-            for start, end in self._find(prompt, text):
+            param = f"highlight[{self.highlight.index(text)}]"
+            for start, end in occurrences(prompt, text, param):
                 chosen[start:end] = True
-        for index, (start, end) in enumerate(self.spans):
-            if end > prompt.length:
-                message = f"[{start}, {end}) is not inside the prompt of {prompt.length} tokens"
-                raise InterventionError(Code.TARGET_NOT_FOUND, message, f"spans[{index}]")
+        for index, span in enumerate(self.spans):
+            start, end = tokens_of(prompt, span, f"spans[{index}]")
             chosen[start:end] = True
         if self.mode == "exclude" and chosen.all():
             raise InterventionError(
                 Code.TARGET_NOT_FOUND, "all of the prompt is highlighted; nothing is left to weaken"
             )
         return chosen
-
-    def _find(self, prompt: Prompt, text: str) -> tuple[Span, ...]:
-        param = f"highlight[{self.highlight.index(text)}]"
-        try:
-            found = prompt.find(text)
-        except InterventionError as error:
-            raise error.within(param) from None
-        if not found:
-            message = f"the prompt does not contain {brief(text)}"
-            raise InterventionError(Code.TARGET_NOT_FOUND, message, param)
-        return found

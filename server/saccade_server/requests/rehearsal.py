@@ -9,17 +9,19 @@ server that computes one sequence at a time contrasts nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from saccade_interventions.artifacts import Artifact
-from saccade_interventions.base import PROBE_TEXT, Intervention
+from saccade_interventions.base import PROBE_TEXT, ImageSize, Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.model_facts import ModelFacts
 from saccade_server.engine.limits import why_too_many
 from saccade_server.engine.request import EngineInfo, SamplingParams
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.models.views import Cells
 from saccade_server.requests.limits import check_group, room
 from saccade_server.requests.prepared import prepare
 
@@ -61,6 +63,8 @@ def depends_on_prompt(interventions: Sequence[Intervention]) -> list[str]:
             found.append(f"{name} needs {needs.images} image{'s' if needs.images > 1 else ''}")
         if needs.texts or needs.tokens:
             found.append(f"{name} needs the texts and positions that it names")
+        if needs.sizes:
+            found.append(f"{name} needs images of the sizes that its regions are of")
     if len(interventions) > 1:
         found.append("whether entries meet at the same keys, and may")
     if interventions:
@@ -78,24 +82,39 @@ def _stand_ins(
     text = "\n\n".join([PROBE_TEXT, *dict.fromkeys(texts), "."])
     length = max((each.tokens for each in needs), default=0)
     images = max((each.images for each in needs), default=0)
+    sizes = [size for each in needs for size in each.sizes]
+
+    def prompt(count: int) -> RenderedPrompt:
+        shown = [_image(at, sizes) for at in range(count)]
+        return _prompt(text, shown, length, room)
+
     if not images:
-        yield _prompt(text, 0, length, room)
+        yield prompt(0)
     if model.accepts_images:
-        yield _prompt(text, max(images, 1), length, room)
-        yield _prompt(text, images + 1, length, room)
+        yield prompt(max(images, 1))
+        yield prompt(images + 1)
     elif images:
-        yield _prompt(text, 0, length, room)
+        yield prompt(0)
 
 
-def _prompt(text: str, images: int, length: int, room: int) -> RenderedPrompt:
-    """A token before and behind every image, then a token for each character.
+def _image(number: int, sizes: Sequence[ImageSize]) -> PreparedImage:
+    """An image as large as it needs to be, whatever its pixels, which are two tokens side by side.
 
-    The images are of one pixel.
+    Of sides that it must have in proportion, it has the longest.
     """
-    stride, pixel = IMAGE_TOKENS + 1, np.zeros((1, 3, 1, 1), np.float32)
-    starts = [1 + at * stride for at in range(images)]
-    views = tuple(PreparedImage("", start, IMAGE_TOKENS, pixel, None) for start in starts)
-    start = images * stride + 1 if images else 0
+    needed = [size for size in sizes if size.image == number]
+    exact = [(size.width, size.height) for size in needed if size.exact]
+    width, height = max(exact, default=(1, 1))
+    times = max((max(s.width / width, s.height / height) for s in needed), default=1)
+    size = (width * math.ceil(times), height * math.ceil(times))
+    start, pixel = 1 + number * (IMAGE_TOKENS + 1), np.zeros((1, 3, 1, 1), np.float32)
+    cells = Cells(1, IMAGE_TOKENS)
+    return PreparedImage("", start, IMAGE_TOKENS, pixel, None, cells=cells, size=size)
+
+
+def _prompt(text: str, views: Sequence[PreparedImage], length: int, room: int) -> RenderedPrompt:
+    """A token before and behind every image, then a token for each character."""
+    start = views[-1].span[1] + 1 if views else 0
     offsets = [(0, 0)] * start + [(at, at + 1) for at in range(len(text))]
     offsets += [(len(text), len(text))] * (min(length + 1, room - 1) - len(offsets))
-    return RenderedPrompt((0,) * len(offsets), text, tuple(offsets), views)
+    return RenderedPrompt((0,) * len(offsets), text, tuple(offsets), tuple(views))

@@ -10,7 +10,7 @@ import pytest
 from saccade_interventions.artifacts import KINDS, read_artifact, write_artifact
 from saccade_interventions.registry import Registry
 from saccade_server.requests.facts import facts_of
-from saccade_testing.api.bodies import PICTURE, chat_body, image_messages
+from saccade_testing.api.bodies import PROBED, chat_body, image_messages
 from saccade_testing.api.fakes import INFO, BytePrompts
 from saccade_testing.api.server import start_server
 
@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, server):
         self.server = server
-        self.messages = image_messages(PICTURE, text="Describe the image.")
+        self.messages = image_messages(PROBED, text="Describe the image.")
 
     def entry(self, name, **fields):
         return {**probe(name).entry, **fields}

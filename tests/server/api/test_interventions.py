@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import artifact_id, write_artifact
-from saccade_testing.api.bodies import MODEL, PICTURE, image_messages
+from saccade_testing.api.bodies import MODEL, PICTURE, PROBED, image_messages
 from saccade_testing.api.fakes import INFO, FakeEngine
 from saccade_testing.api.server import REGISTRY, MakeServer, Server
 
 PAI = {"method": "pai", "layers": [1, 2], "heads": [0, 3]}
+
+
+BY_PROMPT = {"look_at", "var"}
+"""They conflict where a region is a part of an image, which an image may be too small for."""
 
 
 def validate(server, **body):
@@ -63,19 +67,20 @@ def test_without_a_prompt_pairs_conflict_as_with_one(server: Server):
     services = server.app.state.services
     kinds = REGISTRY.methods.values()
     probes = [k.probe(services.facts).entry for k in kinds if not k.needs_artifact]
-    messages = image_messages(PICTURE, text="Describe the image.")
+    messages = image_messages(PROBED, text="Describe the image.")
     conflicts = 0
     for one in probes:
         for other in probes:
             pair = [one, other]
             rehearsed = validate(server, interventions=pair)
             refused = other["method"] in services.conflicts[one["method"]]
-            assert rehearsed.status_code == (400 if refused else 200), (pair, rehearsed.text)
+            known = refused and {one["method"], other["method"]} != BY_PROMPT
+            assert rehearsed.status_code == (400 if known else 200), (pair, rehearsed.text)
             conflicts += refused
             if refused:
                 real = validate(server, interventions=pair, messages=messages)
-                assert rehearsed.json() == real.json()
-                assert rehearsed.json()["error"]["code"] == "intervention_conflict"
+                assert rehearsed.json() == real.json() if known else real.status_code == 400
+                assert real.json()["error"]["code"] == "intervention_conflict"
     assert conflicts > 10
 
 

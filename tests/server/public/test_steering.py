@@ -125,6 +125,7 @@ def test_every_method_runs_whole_streamed_and_twice(demo):
     """V14: each that needs no artifact. From shikiw/OPERA#43, InternLM/lmdeploy#2287."""
     listing = demo.http.get("/v1/interventions").json()["data"]
     wanted = {
+        "look_at": {"regions": [{"box": [8, 8, 40, 40]}]},
         "pasta": {"highlight": ["the image"], "layers": [2, 3]},
         "head_scale": {"gain": 2, "layers": [3]},
         "head_ablation": {"layers": [3]},

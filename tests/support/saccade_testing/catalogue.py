@@ -89,6 +89,11 @@ VAR: Entry = {
     "move_fraction": 0.6,
     "layers": [1, 2],
 }
+LOOKS: Entry = {"method": "look_at", "regions": [{"tokens": [2, 6]}], "strength": 3.0}
+SEES: Entry = {
+    **{"method": "look_at", "regions": [{"box": [20, 10, 70, 50]}, {"tokens": [3, 5]}]},
+    **{"strength": 3.0, "elsewhere": -3.0},
+}
 MARKS: Entry = {"method": "pasta", "alpha": 0.05, "spans": [[2, 6], [8, 9]], "layers": [0, 2]}
 
 TEXT: dict[str, Entry] = {
@@ -169,6 +174,9 @@ TEXT: dict[str, Entry] = {
     },
     "ablation uniform": {"method": "head_ablation", "mode": "uniform", "heads": {"1": [0, 2]}},
     "pasta": MARKS,
+    "look at": LOOKS,
+    "look away": {**LOOKS, "strength": "suppress", "heads": {"1": [0, 2], "3": [1]}},
+    "look at, all rows": {**LOOKS, "rows": "prompt+generated", "layers": [1, 2]},
     "pasta include": {**MARKS, "mode": "include", "rows": "last+generated"},
 }
 """Methods that need no image."""
@@ -178,6 +186,8 @@ SEEING: dict[str, Entry] = {
     "pai prompt": {**PAI, "rows": "prompt+generated", "heads": {"1": [0, 2], "2": [1]}},
     "pai generated": {**PAI, "rows": "generated", "layers": [0, 3]},
     "vaf": VAF,
+    "look at box": SEES,
+    "look at box only": {**SEES, "elsewhere": "suppress", "rows": "generated"},
     "scalingvis": WEIGHS,
     "var": VAR,
     "var generated": {**VAR, "sinks_in_generated": True},
@@ -231,6 +241,8 @@ TOGETHER: dict[str, Entries] = {
     "act + vcd edited": (ACT, {**VCD, "edit_branch": True}),
     "locore + vcd edited": ({**VCD, "edit_branch": True}, {**LOCORE, "region": "after_image"}),
     "sgrs + var": (SGRS, VAR),
+    "look at + vaf + vcd edited": (SEES, VAF, {**VCD, "edit_branch": True}),
+    "look at + look away + pai": (SEES, LOOKS, PAI),
     "sgrs + vhr": (SGRS, VHR),
     "sgrs + adaptvis": (UNSURE, SGRS),
     "sgrs + pai + locore": (LOCORE, PAI, {**SGRS, "region": "after_image"}),

@@ -25,6 +25,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.models.views import Cells
 from saccade_server.requests.prepared import prepare
 from saccade_testing import tiny
 
@@ -123,6 +124,9 @@ def core_with(family: str = "llama", **config: Any) -> EngineCore:
     return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings), SINK_DIMS)
 
 
+IMAGE_SIZE = (90, 60)
+"""That images of tiny prompts have for regions, which tokens divide into columns."""
+
 REGISTRY = Registry.discover()
 TINY = ModelFacts(layers=4, heads=4, kv_heads=2, head_dim=16, hidden_size=64)
 
@@ -172,7 +176,9 @@ def ask(
             copies=2 if view.pixels.ndim == 2 else 1,
             before=view.before,
             behind=view.behind,
+            cells=Cells(1, view.length),
             image=view.image,
+            size=IMAGE_SIZE,
         )
         for view in prompt.images
     )

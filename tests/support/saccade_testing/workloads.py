@@ -39,7 +39,7 @@ STRENGTHS = {
     **{"pai": "alpha", "locore": "beta", "vaf": "enhance", "head_scale": "gain"},
     **{"steering": "coefficient", "head_steering": "alpha", "var": "move_fraction"},
     **{"vcd": "alpha", "pai_contrast": "gamma", "dola": "strength", "sgrs": "alpha"},
-    **{"m3id": "rate"},
+    **{"m3id": "rate", "look_at": "strength"},
     **{"act": "theta", "scalingvis": "w", "vhr": "gain", "adaptvis": "w1", "pasta": "alpha"},
 }
 """Method -> the field that is sometimes changed a little, so that programs differ."""

@@ -6,6 +6,8 @@ import json
 
 from PIL import Image
 
+from saccade_interventions.base import PROBE_SIDE
+
 MODEL = "saccade-test"
 """The name that the servers of these tests give their model."""
 
@@ -42,3 +44,5 @@ def image_messages(*urls: str, text: str = "What is this?") -> list[dict[str, ob
 
 
 PICTURE = data_url(encode(Image.new("RGB", (8, 6), "red")))
+PROBED = data_url(encode(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE), "red")))
+"""As large as methods' probes expect."""

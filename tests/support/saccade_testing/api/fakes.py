@@ -3,7 +3,7 @@
 import asyncio
 import codecs
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
-from saccade_server.models.views import Pixels, View
+from saccade_server.models.views import Cells, Pixels, View
 
 EOS = 256
 IMAGE = 257
@@ -114,7 +114,8 @@ class BytePrompts:
                     assert isinstance(part, Pixels)
                     (view,) = part.views
                     place = (view.digest(), len(tokens), view.features)
-                    images.append(PreparedImage(*place, view.pixels, view.grid))
+                    shown = PreparedImage(*place, view.pixels, view.grid, cells=view.cells)
+                    images.append(replace(shown, size=part.size))
                     tokens.extend([IMAGE] * IMAGE_LENGTH)
                     offsets.extend([(len(text), len(text))] * IMAGE_LENGTH)
         if continue_final_message:
@@ -129,7 +130,7 @@ class BytePrompts:
     def prepare_image(self, image: Image.Image) -> Pixels:
         assert image.mode == "RGB"
         pixels = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
-        return Pixels((View(pixels, None, IMAGE_LENGTH),))
+        return Pixels((View(pixels, None, IMAGE_LENGTH, cells=Cells(2, 2)),), image.size)
 
     def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True

@@ -1,0 +1,169 @@
+"""Regions of images in requests: pixels of what was sent, whatever was made of it, and refusals."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade_testing.api.bodies import chat_body, data_url, encode, image_messages
+from saccade_testing.api.server import Server
+
+# The test's prompts show every image in 2 x 2 tokens.
+
+
+def picture(width: int, height: int, turn: int = 1) -> str:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(data, "PNG", exif=exif)
+    return data_url(data.getvalue())
+
+
+def look(server: Server, *urls: str, **fields):
+    entry = {"method": "look_at", **fields}
+    return server.chat(messages=image_messages(*urls), interventions=[entry])
+
+
+def looked(server: Server, *urls: str, **fields) -> list[int]:
+    """Which tokens of the first image belong to the regions, 0 to 3."""
+    response = look(server, *urls, **fields)
+    assert response.status_code == 200, response.text
+    (request,) = server.engine.requests
+    server.engine.requests.clear()
+    start = request.images[0].start
+    return (np.flatnonzero(request.plan.base_tags() == 1) - start).tolist()
+
+
+def refused(server: Server, code: str, param: str, *urls: str, **fields) -> str:
+    response = look(server, *urls, **fields)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (f"intervention_{code}", f"interventions[0]{param}")
+    assert not server.engine.requests
+    return error["message"]
+
+
+def box(*sides: float, image: int = 0) -> dict:
+    return {"regions": [{"image": image, "box": list(sides)}]}
+
+
+@pytest.mark.parametrize(
+    ("turn", "size"),
+    [(1, (60, 20)), (3, (60, 20)), (6, (20, 60)), (8, (20, 60)), (5, (20, 60))],
+)
+def test_pixels_are_those_of_the_upright_image(server: Server, turn: int, size) -> None:
+    """A file of 60 x 20 pixels, turned by what it says."""
+    width, height = size
+    url = picture(60, 20, turn)
+    assert looked(server, url, **box(0, 0, width, height)) == [0, 1, 2, 3]
+    assert looked(server, url, **box(width / 2, 0, width, height / 2)) == [1]
+    wide, high = box(0, 0, width + 1, height), box(0, 0, width, height + 1)
+    for outside in (wide, high):
+        message = refused(server, "target_not_found", ".regions[0].box", url, **outside)
+        assert f"{width} x {height} pixels" in message
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_pixels_are_those_of_the_image_before_it_was_made_smaller(
+    server: Server, monkeypatch: pytest.MonkeyPatch, kind: str, turn: int
+) -> None:
+    seen = []
+    honest = server.prompts.prepare_image
+    monkeypatch.setattr(server.prompts, "reduction", lambda width, height: 5, raising=False)
+    monkeypatch.setattr(
+        server.prompts,
+        "prepare_image",
+        lambda image: seen.append(image.size) or honest(image),
+        raising=False,
+    )
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    url = data_url(encode(Image.new("RGB", (401, 203), "red"), kind, exif=exif))
+    size = (401, 203) if turn == 1 else (203, 401)
+    assert looked(server, url, **box(0, 0, *size)) == [0, 1, 2, 3]
+    assert looked(server, url, **box(0, size[1] * 0.6, 20, size[1])) == [2]
+    assert max(seen[0]) < 110
+    refused(server, "target_not_found", ".regions[0].box", url, **box(0, 0, size[0] + 1, 9))
+
+
+def test_the_second_of_two_images(server: Server) -> None:
+    urls = (picture(60, 20), picture(10, 10))
+    response = look(server, *urls, **box(0, 0, 5, 5, image=1))
+    assert response.status_code == 200
+    (request,) = server.engine.requests
+    (found,) = np.flatnonzero(request.plan.base_tags() == 1)
+    assert found == request.images[1].start
+
+
+WRONG = [
+    ({"box": [0, 0, 61, 20]}, "target_not_found", ".box"),
+    ({"box": [20, 0, 10, 20]}, "invalid_params", ".box"),
+    ({"box": [20, 5, 30, 5]}, "invalid_params", ".box"),
+    ({"box": [0, 0, -1, 5]}, "invalid_params", ".box[2]"),
+    ({"image": 1, "box": [0, 0, 5, 5]}, "target_not_found", ".image"),
+    ({"image": 10**30, "box": [0, 0, 5, 5]}, "target_not_found", ".image"),
+    ({"mask": {"size": [60, 20], "counts": [0, 1200]}}, "target_not_found", ".mask.size"),
+    ({"mask": {"size": [40, 120], "counts": [0, 4800]}}, "target_not_found", ".mask.size"),
+    ({"mask": {"size": [20, 60], "counts": [0, 1201]}}, "invalid_params", ".mask.counts"),
+    ({"mask": {"size": [10**9, 10**9], "counts": [0, 10**18]}}, "invalid_params", ".mask.size[0]"),
+    ({"mask": {"size": [20, 60], "counts": "PPYo1"}}, "invalid_params", ".mask.counts"),
+    ({"tokens": [0, 5000]}, "target_not_found", ".tokens"),
+    ({"text": "zebra"}, "target_not_found", ".text"),
+    ({"box": [0, 0, 5, 5], "weight": 1}, "unknown_field", ".weight"),
+]
+
+
+@pytest.mark.parametrize(("region", "code", "path"), WRONG)
+def test_a_wrong_region_is_refused_at_its_path(server: Server, region, code, path) -> None:
+    good = {"box": [0, 0, 10, 10]}
+    url = picture(60, 20)
+    refused(server, code, f".regions[1]{path}", url, regions=[good, region])
+    assert look(server, url, regions=[good]).status_code == 200
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none(server: Server, number: str) -> None:
+    entry = {"method": "look_at", "regions": [{"box": [0, 0, 5, 12345]}]}
+    fields = chat_body(messages=image_messages(picture(60, 20)), interventions=[entry])
+    body = json.dumps(fields).replace("12345", number)
+    headers = {"content-type": "application/json"}
+    response = server.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400, response.text
+    assert not server.engine.requests
+
+
+def test_too_many(server: Server) -> None:
+    region = {"box": [0, 0, 10, 10]}
+    url = picture(60, 20)
+    assert look(server, url, regions=[region] * 64).status_code == 200
+    server.engine.requests.clear()
+    refused(server, "invalid_params", ".regions", url, regions=[region] * 65)
+    runs = {"mask": {"size": [1, 34_000], "counts": [1, 1] * 17_000}}
+    response = look(server, url, regions=[runs])
+    assert (response.status_code, response.json()["error"]["param"]) == (413, "interventions")
+
+
+def test_a_prompt_without_images(server: Server) -> None:
+    refused(server, "requires_image", ".regions[0].image", **box(0, 0, 5, 5))
+    response = look(server, regions=[{"text": "What"}])
+    assert response.status_code == 200
+
+
+def test_without_a_prompt_sizes_are_whatever_is_needed(server: Server) -> None:
+    def validate(*regions):
+        entry = {"method": "look_at", "regions": list(regions)}
+        body = {"interventions": [entry]}
+        return server.http.post("/v1/interventions/validate", json=body)
+
+    far = {"image": 1, "box": [0, 900, 4000, 3000]}
+    mask = {"image": 1, "mask": {"size": [30, 40], "counts": [0, 1200]}}
+    found = validate(far, mask, {"text": "x"})
+    assert found.status_code == 200, found.text
+    assert any("sizes" in line for line in found.json()["depends_on_prompt"])
+    other = {"image": 1, "mask": {"size": [40, 30], "counts": [0, 1200]}}
+    refusal = validate(far, mask, other)
+    assert refusal.status_code == 400
+    assert refusal.json()["error"]["param"] == "interventions[0].regions[2].mask.size"
