@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 import saccade_server
 from saccade_server.api.body.schemas import Sampled
-from saccade_server.api.generation import Delta, Generation
+from saccade_server.api.generation import Choice, Delta, Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
@@ -25,6 +25,7 @@ from saccade_server.engine.request import TokenLogprobs
 from saccade_server.requests.noops import noops
 from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.receipts import applied, fingerprint, published
+from saccade_server.requests.traces.options import TraceOptions
 
 FINGERPRINT_HEADER = "x-intervention-fingerprint"
 
@@ -43,6 +44,7 @@ class Answer:
     prefix: str
     object: str
     ignored: Mapping[str, str] = field(default_factory=dict)  # header of fields without effect
+    trace: TraceOptions | None = None
     name: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -125,9 +127,10 @@ class Answer:
 
     async def _events(self, events: Events, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """What is to be written at once: the events of a step, or that nothing was said."""
+        patience = self.services.settings.sse_keep_alive
         async with self.generation as work:
-            async for told in work.told(events, self.services.settings.sse_keep_alive):
-                yield b"".join(told) or KEEP_ALIVE
+            async for told in work.told(partial(self._unless_traced, events), patience):
+                yield b"".join([await self._event(events, item) for item in told]) or KEEP_ALIVE
         self.book()
         if include_usage:  # a chunk after the last choice has ended
             yield frame(self.envelope(choices=[], usage=self.usage(), **self.receipt()))
@@ -137,8 +140,28 @@ class Answer:
         async with self.generation as generation:
             async for _ in generation.told(lambda delta: collected[delta.index].add(delta)):
                 pass
+            for choice, found in zip(generation.choices, collected, strict=True):
+                found.trace = await self._trace(choice)
         self.book()
         return collected
+
+    def _unless_traced(self, events: Events, delta: Delta) -> bytes | Delta:
+        """The events of a delta; the delta itself if it needs a trace that is still to be made."""
+        choice = self.generation.choices[delta.index]
+        return delta if delta.finish_reason and choice.trace is not None else events(delta)
+
+    async def _event(self, events: Events, told: bytes | Delta) -> bytes:
+        if isinstance(told, bytes):
+            return told
+        trace = await self._trace(self.generation.choices[told.index])
+        return events(msgspec.structs.replace(told, trace=trace))
+
+    async def _trace(self, choice: Choice) -> msgspec.Raw | None:
+        """What a choice that has ended says of its trace."""
+        if self.trace is None or choice.trace is None or choice.pieces is None:
+            return None
+        make = self.services.traces.answer
+        return await make(self.trace, choice.trace, choice.pieces, choice.completion_tokens)
 
     @cached_property
     def system_fingerprint(self) -> str:
@@ -159,6 +182,7 @@ class Collected:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    trace: msgspec.Raw | None = None
 
     def add(self, delta: Delta) -> None:
         """Append what is new."""
@@ -166,3 +190,8 @@ class Collected:
         self.logprobs += delta.logprobs
         self.offsets += delta.offsets
         self.finish_reason = delta.finish_reason
+
+
+def traced(said: Delta | Collected) -> dict[str, Any]:
+    """What a choice has besides: its trace, if there is one."""
+    return {} if said.trace is None else {"trace": said.trace}

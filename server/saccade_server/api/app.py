@@ -35,6 +35,7 @@ from saccade_server.api.profiles_list import profiles_router
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
+from saccade_server.api.traces.route import traces_router
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.requests.profiles import Profile
@@ -105,6 +106,7 @@ def create_app(
         interventions_router,
         profiles_router,
         artifacts_router,
+        traces_router,
         health_router,
     )
     for router in (*answering, *(make(services) for make in others)):

@@ -6,29 +6,24 @@ key; what calibration found is worth trusting only as far as whoever may put it 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 from io import BufferedReader
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
 
 from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
-from saccade_server.api.artifact_store import HEX, PREFIX, StoreFullError
+from saccade_server.api.artifact_store import PREFIX, StoreFullError
+from saccade_server.api.digest_folder import HEX
 from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
 from saccade_server.api.layers.auth import check_admin
 from saccade_server.api.openapi.catalog_replies import ArtifactCard, ArtifactList
 from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
-from saccade_server.api.sse import unless_disconnected
+from saccade_server.api.whole_file import CONTENT, WholeFile
 
 logger = logging.getLogger("saccade.artifacts")
-
-MEDIA_TYPE = "application/octet-stream"
-PIECE_BYTES = 256 * 1024
 
 
 def artifacts_router(services: Services) -> APIRouter:
@@ -85,41 +80,9 @@ def artifacts_router(services: Services) -> APIRouter:
     async def get_artifact(digest: str) -> Response:
         """The bytes of an artifact."""
         file = await services.in_worker(lambda: _find(services, digest))
-        # The name is the content, so nobody has to ask again.
-        headers = {
-            "cache-control": "private, max-age=31536000, immutable",
-            "etag": f'"{digest}"',
-            "accept-ranges": "none",
-        }
-        return _WholeFile(file, headers)
+        return WholeFile(file, digest)
 
     return router
-
-
-class _WholeFile(Response):
-    """An open file, whatever becomes of its name; a request for a part is answered with all."""
-
-    media_type = MEDIA_TYPE
-
-    def __init__(self, file: BufferedReader, headers: dict[str, str]) -> None:
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-        super().__init__(headers={**headers, "content-length": str(self.size)})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.file:
-            await unless_disconnected(receive, self._send(scope, send))
-
-    async def _send(self, scope: Scope, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        left = self.size if scope["method"] == "GET" else 0
-        while left:
-            piece = await asyncio.to_thread(self.file.read, min(left, PIECE_BYTES))
-            if not piece:
-                raise OSError("an artifact's file became shorter while it was sent")
-            left -= len(piece)
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
 
 
 def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:
@@ -152,14 +115,13 @@ def _find(services: Services, digest: str) -> BufferedReader:
     return file
 
 
-_FILE = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 _UPLOAD = operation(
     ArtifactCard,
     statuses=(200, 201),
     refusals=(400, 403, 408, 413, 415),
     admin=True,
-    requestBody={"required": True, "content": _FILE},
+    requestBody={"required": True, "content": CONTENT},
 )
 _BYTES = operation(
-    refusals=(404,), responses={"200": {"description": "Its bytes.", "content": _FILE}}
+    refusals=(404,), responses={"200": {"description": "Its bytes.", "content": CONTENT}}
 )

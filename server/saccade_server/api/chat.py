@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from saccade_server.api.answers import Answer
+from saccade_server.api.answers import Answer, traced
 from saccade_server.api.body.foreign import CHAT
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
@@ -22,7 +22,12 @@ from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
 from saccade_server.api.openapi.replies import ChatChunk, ChatCompletion
 from saccade_server.api.rendering import prepare_chat
-from saccade_server.api.sampling import check_request, generation, sampling_params
+from saccade_server.api.sampling import (
+    check_request,
+    generation,
+    sampling_params,
+    trace_plans,
+)
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import frame, unless_disconnected
@@ -59,6 +64,7 @@ def chat_router(services: Services) -> APIRouter:
                         "message": {"role": "assistant", "content": choice.text, "refusal": None},
                         "logprobs": _logprobs(answer, body, choice.logprobs),
                         "finish_reason": choice.finish_reason,
+                        **traced(choice),
                     }
                     for index, choice in enumerate(choices)
                 ],
@@ -79,10 +85,11 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     deadline = Deadline(services.settings.request_timeout)
     async with deadline.kept():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
-    work = generation(services, body, [prompt], params, body.length[0], deadline)
+        traces = await trace_plans(services, body, [prompt], body.length[0])
+    work = generation(services, body, [prompt], params, body.length[0], deadline, traces)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
-    return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored)
+    return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored, body.trace)
 
 
 class _Events:
@@ -92,6 +99,7 @@ class _Events:
         self._answer = answer
         self._body = body
         self._started: set[int] = set()
+        self._open = len(answer.generation.choices)
         self._texts = TextEvents(lambda index, text: self._chunk(index, {"content": text}))
 
     def __call__(self, delta: Delta) -> bytes:
@@ -102,9 +110,9 @@ class _Events:
         if delta.text or delta.logprobs:
             events += self._said(delta)
         if delta.finish_reason:
-            choice = _choice(delta.index, {}, finish_reason=delta.finish_reason)
-            last = all(choice.done for choice in self._answer.generation.choices)
-            receipt = self._answer.receipt() if last else {}
+            self._open -= 1
+            choice = _choice(delta.index, {}, finish_reason=delta.finish_reason) | traced(delta)
+            receipt = {} if self._open else self._answer.receipt()
             events += frame(self._envelope(choice, **receipt))
         return events
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from saccade_server.api.answers import Answer, Collected
+from saccade_server.api.answers import Answer, Collected, traced
 from saccade_server.api.body.foreign import COMPLETION
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
@@ -22,7 +22,12 @@ from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
 from saccade_server.api.openapi.replies import TextChunk, TextCompletion
 from saccade_server.api.rendering import prepare_completion
-from saccade_server.api.sampling import check_request, generation, sampling_params
+from saccade_server.api.sampling import (
+    check_request,
+    generation,
+    sampling_params,
+    trace_plans,
+)
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import frame, unless_disconnected
@@ -86,13 +91,15 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
             )
             for at, prompt in enumerate(asked)
         ]
-    length, _ = body.length
-    if length is None:
-        shortest = min(services.room - item.length for item in prompts)
-        length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
-    work = generation(services, body, prompts, params, length, deadline)
+        length, _ = body.length
+        if length is None:
+            shortest = min(services.room - item.length for item in prompts)
+            length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
+        traces = await trace_plans(services, body, prompts, length)
+    work = generation(services, body, prompts, params, length, deadline, traces)
     ignored = note_ignored(services, body, COMPLETION)
-    return Answer(services, selection, prompts, work, "cmpl", "text_completion", ignored)
+    kind = "text_completion"
+    return Answer(services, selection, prompts, work, "cmpl", kind, ignored, body.trace)
 
 
 class _Events:
@@ -101,6 +108,7 @@ class _Events:
     def __init__(self, answer: Answer, body: CompletionRequest) -> None:
         self._answer = answer
         self._body = body
+        self._open = len(answer.generation.choices)
         self._texts = TextEvents(lambda index, text: self._chunk(Delta(index, text)))
 
     def __call__(self, delta: Delta) -> bytes:
@@ -111,8 +119,8 @@ class _Events:
 
     def _chunk(self, delta: Delta) -> dict[str, Any]:
         answer = self._answer
-        last = delta.finish_reason and all(choice.done for choice in answer.generation.choices)
-        receipt = answer.receipt() if last else {}
+        self._open -= delta.finish_reason is not None
+        receipt = answer.receipt() if delta.finish_reason and not self._open else {}
         choices = [_choice(answer, self._body, delta.index, delta)]
         return answer.envelope(choices=choices, **answer.usage_so_far(self._body), **receipt)
 
@@ -129,4 +137,5 @@ def _choice(
         "text": said.text,
         "logprobs": logprobs,
         "finish_reason": said.finish_reason,
+        **traced(said),
     }

@@ -214,12 +214,10 @@ def from_exception(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
-        case InterventionError():
+        case InterventionError() | RequestError():
             refusal = BadRequest(str(error.message), code=error.code, param=error.param)
             refusal.status = error.status
             return refusal
-        case RequestError():
-            return BadRequest(error.message, code=error.code, param=error.param)
         case CapacityError():
             return Unavailable("The server has no room for this request now; try again soon.")
         case EngineDeadError():

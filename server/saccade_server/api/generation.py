@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from saccade_server.engine.request import (
 )
 from saccade_server.requests.errors import diverged
 from saccade_server.requests.receipts import Run
+from saccade_server.requests.traces.resolve import TracePlan
 
 CONFIRM_SECONDS = 5.0
 """How long an aborted sequence may take to report what it did."""
@@ -45,13 +46,17 @@ class Decoder(Protocol):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin."""
+    """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin.
+
+    ``trace`` is JSON, with the last delta of a choice that has one, once it is made.
+    """
 
     index: int
     text: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()
     offsets: tuple[int, ...] = ()
     finish_reason: str | None = None
+    trace: msgspec.Raw | None = None
 
 
 class Choice:
@@ -65,6 +70,7 @@ class Choice:
         stops: StopStrings,
         end_tokens: frozenset[int],
         methods: tuple[str, ...] = (),
+        trace: TracePlan | None = None,
     ) -> None:
         """``methods``: the interventions of the request, for its error."""
         self.index = index
@@ -72,6 +78,8 @@ class Choice:
         self.completion_tokens = 0
         self.done = False
         self.run = Run(request.plan)
+        self.trace = trace
+        self.pieces = None if trace is None else trace.collect()
         self._decoder = decoder
         self._stops = stops
         self._least = request.sampling.min_tokens
@@ -99,6 +107,8 @@ class Choice:
         return self._delta(self._decode(token, None))
 
     def _accept_output(self, output: EngineOutput) -> Delta:
+        if self.pieces is not None:
+            self.pieces.add(output.trace)
         text = ""
         logprobs = iter(output.logprobs)
         last = len(output.tokens) - 1
@@ -180,14 +190,19 @@ class Generation:
         choices: Sequence[Choice],
         deadline: Deadline,
         at_once: bool = True,
+        room: AbstractContextManager[None] | None = None,
     ) -> None:
-        """``at_once``: tokens are wanted as they come, not only when there is more than tokens."""
+        """``at_once``: tokens are wanted as they come, not only when there is more than tokens.
+
+        ``room`` is held while it lasts.
+        """
         self.choices = choices
         self._engine = engine
         self._lifecycle = lifecycle
         self._deadline = deadline
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
+        self._room = room
         self._silence: _Silence | None = None
         self._past: Shortcut | None = None
         self._tell: Callable[[Delta], bytes]
@@ -203,6 +218,8 @@ class Generation:
     async def __aenter__(self) -> Generation:
         self._exit.enter_context(self._lifecycle.on_stop(lambda: self._fail(draining())))
         try:
+            if self._room is not None:
+                self._exit.enter_context(self._room)
             for choice in self.choices:
                 deliver = partial(self._deliver, choice)
                 self._closers.append(self._engine.open(choice.request, deliver))

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -64,10 +65,11 @@ def open_regular(path: Path) -> BufferedReader | None:
     return os.fdopen(handle, "rb")
 
 
-def write_whole(path: Path, data: bytes, prefix: str) -> None:
+def write_whole(path: Path, data: Iterable[bytes | memoryview], prefix: str) -> None:
     """Write a file: a reader, or a server that starts after a crash, sees the whole of it or none.
 
     Args:
+        data: its bytes, in pieces.
         prefix: of the name that the file has in the same folder until it is complete.
 
     Raises:
@@ -76,7 +78,8 @@ def write_whole(path: Path, data: bytes, prefix: str) -> None:
     handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for piece in data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o640)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from msgspec.structs import replace
 
@@ -16,7 +17,9 @@ from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import SamplingParams
 from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
-from saccade_server.requests.prepared import Prepared
+from saccade_server.requests.prepared import Prepared, described
+from saccade_server.requests.traces.resolve import TracePlan, check_bytes, resolve
+from saccade_server.requests.traces.scope import Scope
 
 SEEDS = 2**63
 
@@ -57,19 +60,25 @@ def generation(
     params: SamplingParams,
     max_tokens: int | None,
     deadline: Deadline,
+    traces: tuple[TracePlan, ...] = (),
 ) -> Generation:
-    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i."""
+    """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
+
+    ``traces`` are those of the prompts, if they have any.
+    """
     first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
     info = services.engine.info
     eos = () if params.ignore_eos else info.eos_token_ids
     ends = frozenset({*params.stop_token_ids, *eos})
     name = new_id()
     choices: list[Choice] = []
-    for prepared in prompts:
+    for prepared, trace in zip_longest(prompts, traces):
         length = answer_length(prepared, max_tokens, info, body.length[1])
         sized = replace(params, max_tokens=length)
         check_min_tokens(sized, info)
         asked = prepared.request("", sized)
+        if trace is not None:
+            asked = replace(asked, trace=trace.trace)
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
@@ -77,9 +86,37 @@ def generation(
             decoder = services.prompts.detokenizer(request.tokens)
             named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)
-            choices.append(Choice(len(choices), request, decoder, stops, ends, named))
+            choices.append(Choice(len(choices), request, decoder, stops, ends, named, trace))
     at_once = bool(body.stream or body.stops)
-    return Generation(services.engine, services.lifecycle, choices, deadline, at_once)
+    room = services.traces.room(traces * (body.n or 1)) if traces else None
+    return Generation(services.engine, services.lifecycle, choices, deadline, at_once, room)
+
+
+async def trace_plans(
+    services: Services, body: Sampled, prompts: Sequence[Prepared], max_tokens: int | None
+) -> tuple[TracePlan, ...]:
+    """What is traced of each prompt's answers; nothing if nothing was asked for.
+
+    Raises:
+        RequestError: something is not there, or there would be too much.
+        InterventionError: an artifact that is not there, or another than is needed.
+    """
+    options = body.trace
+    if options is None or not options.chosen():
+        return ()
+    info, field = services.engine.info, body.length[1]
+
+    def work() -> tuple[TracePlan, ...]:
+        plans = []
+        for prepared in prompts:
+            length = answer_length(prepared, max_tokens, info, field)
+            prompt = described(prepared.prompt)
+            scope = Scope(services.facts, prompt, length, services.artifacts.get)
+            plans.append(resolve(options, scope))
+        check_bytes(plans, body.n or 1, options, services.settings.max_trace_bytes)
+        return tuple(plans)
+
+    return await services.in_worker(work)
 
 
 def check_request(services: Services, body: Sampled, prompts: int = 1) -> None:

@@ -22,6 +22,7 @@ from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.settings import ApiSettings
+from saccade_server.api.traces.work import TraceWork
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
 from saccade_server.requests.conflicts import find_conflicts
@@ -57,6 +58,7 @@ class Services:
     workers: ThreadPoolExecutor = field(init=False)
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
+    traces: TraceWork = field(init=False)
 
     def __post_init__(self) -> None:
         # Not asyncio's own pool: whatever else runs there would wait behind prompts.
@@ -65,6 +67,7 @@ class Services:
         object.__setattr__(self, "images", ImageWorkers(self.settings, self.prompts))
         store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
         object.__setattr__(self, "artifacts", store)
+        object.__setattr__(self, "traces", TraceWork(self.settings, self.prompts))
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
         """Run CPU work other than images off the event loop, a bounded number at a time.
@@ -81,6 +84,7 @@ class Services:
         self.images.close()
         self.fetcher.close()
         self.artifacts.close()
+        self.traces.close()
 
     def check_model(self, name: str | None) -> str | None:
         """Refuse any name but the served one and its aliases ``<model>+<profile>``.

@@ -12,7 +12,7 @@ MIB = 1024 * 1024
 class ApiSettings:
     """Names, limits and times of the API. Sizes are bytes, times seconds.
 
-    ``artifacts`` is the folder of artifacts; None: a private one that is gone when the server ends.
+    ``artifacts`` and ``traces`` are folders; None: a private one that is gone when the server ends.
     ``admin_keys`` open the upload of artifacts; without one nobody may upload.
     ``max_fetched_bytes`` is what the images of one request may have together that the server
     fetches itself; those of all requests may have ``max_bodies_bytes``, as bodies may.
@@ -43,6 +43,11 @@ class ApiSettings:
     max_artifact_bytes: int = 64 * MIB
     max_artifacts_bytes: int = 4096 * MIB  # all artifacts together
     upload_timeout: float = 120.0
+
+    traces: Path | None = None
+    max_trace_bytes: int = 64 * MIB  # of one request, whatever it allows itself
+    max_traces_bytes: int = 512 * MIB  # of all requests that are being answered
+    max_stored_traces_bytes: int = 1024 * MIB  # files behind links; the oldest leave
 
     allow_image_urls: bool = False
     allowed_media_domains: tuple[str, ...] = ()  # lower case; empty: any public host

@@ -14,14 +14,23 @@ from saccade_interventions.errors import Code, InterventionError
 class RequestError(ValueError):
     """A request that the served model, or this server, can never run.
 
-    ``code`` is stable and meant for programs; ``param`` is the JSON path of what is wrong.
+    ``code`` is stable and meant for programs; ``param`` is the JSON path of what is wrong;
+    ``status`` is the HTTP status that it deserves.
     """
+
+    status = 400
 
     def __init__(self, message: str, *, code: str = "invalid_value", param: str) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.param = param
+
+
+class TooMuch(RequestError):
+    """A request for more than the server gives, or than the request itself allows."""
+
+    status = 413
 
 
 def diverged(methods: Sequence[str]) -> InterventionError:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
-from saccade_server.api.artifact_store import ABANDONED_SECONDS, ArtifactStore, StoreFullError
+from saccade_server.api.artifact_store import ArtifactStore, StoreFullError
+from saccade_server.api.digest_folder import ABANDONED_SECONDS
 from saccade_server.api.layers import read_out
 from saccade_testing.api.server import MakeServer, start_server
 
@@ -105,7 +106,7 @@ def test_another_server_on_the_same_folder_has_it(serving, make_server: MakeServ
 
 def test_without_a_folder_uploads_last_as_long_as_the_server(make_server: MakeServer):
     server = make_server(admin_keys=("root",))
-    folder = server.app.state.services.artifacts._folder
+    folder = server.app.state.services.artifacts._files.folder
     assert put(server, HEADS).status_code == 201
     assert server.http.get(PATH).content == HEADS
     assert folder.stat().st_mode & 0o077 == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
-from saccade_server.api import artifact_store
+from saccade_server.api import digest_folder
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.errors import Unavailable
 from saccade_testing.api.server import MakeServer
@@ -102,13 +102,13 @@ def test_a_link_to_a_file_is_followed(store, folder, tmp_path: Path):
 def test_a_folder_that_is_taken_away_is_made_again(folder, private):
     store = ArtifactStore(None if private else folder, 10**6)
     assert store.put(ARTIFACT, DATA)
-    shutil.rmtree(store._folder)
+    shutil.rmtree(store._files.folder)
     assert store.listing() == []
     assert store.get(ARTIFACT.digest) is None
     assert store.put(ARTIFACT, DATA)
     assert store.get(ARTIFACT.digest) == ARTIFACT
     if private:
-        assert stat.S_IMODE(store._folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE(store._files.folder.stat().st_mode) == 0o700
     store.close()
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_read_now_is_not_called_absent(
         raise OSError(number, os.strerror(number))
 
     store.put(ARTIFACT, DATA)
-    monkeypatch.setattr(artifact_store, "open_regular", fail)
+    monkeypatch.setattr(digest_folder, "open_regular", fail)
     assert store.get(ARTIFACT.digest) == ARTIFACT  # from memory
     with pytest.raises(Unavailable):
         store.open(ARTIFACT.digest)

@@ -17,6 +17,8 @@ from saccade_testing.api.server import MakeServer, Server
 
 KEYS = {"api_keys": ("user",), "admin_keys": ("root",)}
 USER, ROOT = ({"authorization": f"Bearer {key}"} for key in ("user", "root"))
+LINK = f"/v1/traces/{'0' * 64}"
+TRACED = {"prompt": "Hi", "trace": {"entropy": True, "delivery": "link"}}
 PROBES = ("/live", "/ready", "/health")
 GETS = (
     "/v1/models",
@@ -68,8 +70,14 @@ def late_body(server, method, path, kind):
         assert b"408" in link.recv(65536) + link.recv(65536)
 
 
+def link_of_a_trace(server):
+    """Where a trace is that an answer of the server linked to."""
+    answer = server.http.post("/v1/completions", json=TRACED, headers=ROOT)
+    return answer.json()["choices"][0]["trace"]["link"] if answer.is_success else LINK
+
+
 def all_routes(server, data, artifact, headers):
-    for path in GETS:
+    for path in (*GETS, link_of_a_trace(server)):
         server.http.get(path, headers=headers)
     for path, body in POSTS.items():
         server.http.post(path, json=body, headers=headers)
@@ -95,7 +103,7 @@ def bad_requests(server, data, artifact):
     seen = {"messages": [{"role": "user", "content": [url]}], "interventions": []}
     for path in ("/v1/chat/completions", "/v1/interventions/validate", "/tokenize"):
         server.http.post(path, json=seen, headers=USER)
-    for path in ("/v1/models/x", "/v1/interventions/x", f"/v1/artifacts/{'0' * 64}"):
+    for path in ("/v1/models/x", "/v1/interventions/x", f"/v1/artifacts/{'0' * 64}", LINK):
         server.http.get(path, headers=USER)
     server.http.put(artifact, content=b"no", headers=ROOT)
     server.http.put(artifact, content=data, headers=USER)

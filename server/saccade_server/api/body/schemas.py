@@ -28,6 +28,7 @@ from saccade_server.api.body.values import (
     false_is_none,
 )
 from saccade_server.api.errors import BadRequest
+from saccade_server.requests.traces.options import TraceOptions
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -126,6 +127,9 @@ class Sampled(Strict, Selecting):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    trace: TraceOptions | None = Field(
+        None, description="What to record of the forward passes; see docs/traces.md."
+    )
     user: Any = Field(None, description=describe("user"))
     safety_identifier: Any = Field(None, description=describe("safety_identifier"))
     metadata: Any = Field(None, description=describe("metadata"))

@@ -3,7 +3,7 @@
 Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.body.noeffect`), as
 OpenAI SDKs send new ones all the time, with two exceptions: features that change the answer and
 that this server lacks, unless they are set to what it does anyway; and names that look like a
-misspelt ``interventions``, for which the answer would come back unedited.
+misspelt ``interventions`` or ``trace``, for which the answer would come back without.
 """
 
 from __future__ import annotations
@@ -42,6 +42,22 @@ OTHER_NAMES = frozenset(
         "steering_vectors",
     }
 )
+TRACES = frozenset(
+    {
+        "attention_maps",
+        "output_attentions",
+        "output_hidden_states",
+        "return_attention",
+        "return_attentions",
+        "return_trace",
+        "return_traces",
+        "trace_options",
+        "traced",
+        "traces",
+        "tracing",
+    }
+)
+"""Names that were probably meant to be ``trace``."""
 CLOSE_ENOUGH = 0.75
 MOST_UNKNOWN = 100
 
@@ -77,8 +93,15 @@ def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]
 
 
 def refuse_near_misses(names: Iterable[str]) -> None:
-    """Refuse names that were probably meant to be ``interventions``."""
+    """Refuse names that were probably meant to be ``interventions`` or ``trace``."""
     for name in names:
+        if _plain(name) in TRACES:
+            raise BadRequest(
+                f"Unknown field {brief(name)}: what is to be recorded is given as the top-level "
+                'field "trace", an object of kinds.',
+                code="unknown_field",
+                param=bounded(name, 64),
+            )
         if _another_name(name) or _resembles(name):
             raise BadRequest(
                 f"Unknown field {brief(name)}: interventions are given as the top-level "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from saccade_server.api.openapi.replies import Absent
+from saccade_server.api.openapi.absent import Absent
 
 
 class ModelCard(BaseModel):

@@ -18,7 +18,7 @@ from saccade_server.api.body import schemas
 from saccade_server.api.layers.admission import PROBES, needs_place
 from saccade_server.api.layers.auth import is_open_route
 from saccade_server.api.layers.hosts import checks_host
-from saccade_server.api.openapi import catalog_replies, replies
+from saccade_server.api.openapi import catalog_replies, replies, trace_replies
 from saccade_server.api.settings import ApiSettings
 
 REFERENCE = "#/components/schemas/{model}"
@@ -114,7 +114,7 @@ def _definitions() -> dict[str, Any]:
     """The schema of every model of a body or an answer."""
     models = [
         (model, "validation")
-        for module in (schemas, replies, catalog_replies)
+        for module in (schemas, replies, trace_replies, catalog_replies)
         for model in vars(module).values()
         if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel
     ]

@@ -1,27 +1,17 @@
 """What the server answers, as pydantic models: they are documented, and tests hold every answer
 against them. Nothing is validated while serving.
-
-A field that some answers leave out is not null there; :data:`Absent` says so in the schema.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
-from pydantic.json_schema import SkipJsonSchema
 
-Kind = TypeVar("Kind")
+from saccade_server.api.openapi.absent import Absent, no_default
+from saccade_server.api.openapi.trace_replies import AnswerTrace
 
 FINISH = Literal["stop", "length"]
-
-
-def _no_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
-
-
-Absent = Annotated[Kind | SkipJsonSchema[None], Field(None, json_schema_extra=_no_default)]
-"""A field that is there or is not, and never null."""
 
 
 class Failure(BaseModel):
@@ -161,6 +151,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FINISH
+    trace: Absent[AnswerTrace]
 
 
 class ChatCompletion(Envelope):
@@ -184,13 +175,14 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: FINISH | None
+    trace: Absent[AnswerTrace]
 
 
 class ChatChunk(Envelope):
     """The data of one event of a streamed chat; the last event's data is ``[DONE]``."""
 
     choices: list[ChunkChoice]
-    usage: Annotated[Usage | None, Field(None, json_schema_extra=_no_default)]
+    usage: Annotated[Usage | None, Field(None, json_schema_extra=no_default)]
 
 
 class TextChoice(BaseModel):
@@ -200,6 +192,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FINISH | None
+    trace: Absent[AnswerTrace]
 
 
 class TextCompletion(Envelope):
@@ -213,7 +206,7 @@ class TextChunk(Envelope):
     """The data of one event of a streamed completion; the last event's data is ``[DONE]``."""
 
     choices: list[TextChoice]
-    usage: Annotated[Usage | None, Field(None, json_schema_extra=_no_default)]
+    usage: Annotated[Usage | None, Field(None, json_schema_extra=no_default)]
 
 
 class Tokenized(BaseModel):

@@ -22,10 +22,12 @@ from saccade_server.engine.request import (
     SiteCount,
     TokenLogprobs,
 )
+from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.views import Cells, Pixels, View
+from saccade_testing.api.traced import pieces
 
 EOS = 256
 IMAGE = 257
@@ -177,6 +179,7 @@ class FakeEngine:
     moves: bool = True
     forgets: bool = False
     cached_tokens: int = 0
+    loses_traces: bool = False
     requests: list[GenerateRequest] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -194,7 +197,7 @@ class FakeEngine:
         async def pump() -> None:
             try:
                 async for output in self.submit(request):
-                    more = output.logprobs or output.finish_reason
+                    more = output.logprobs or output.finish_reason or output.trace
                     deliver(output if more else output.tokens[0])
             except EngineDeadError as error:
                 deliver(error)
@@ -249,7 +252,8 @@ class FakeEngine:
                 yield self._last(request, count, FinishReason.LENGTH, (token,), entry)
                 return
             else:
-                yield EngineOutput(request_id=name, tokens=(token,), logprobs=entry)
+                trace = self._trace(request, count)
+                yield EngineOutput(request_id=name, tokens=(token,), logprobs=entry, trace=trace)
 
     def _logprobs(self, request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]:
         wanted = request.sampling.logprobs
@@ -273,7 +277,20 @@ class FakeEngine:
             finish_reason=reason,
             cached_tokens=self.cached_tokens,
             receipt=self._receipt(request, generated),
+            trace=self._trace(request, generated, last=True) if tokens else self._sums(request),
         )
+
+    def _trace(
+        self, request: GenerateRequest, generated: int, last: bool = False
+    ) -> tuple[TracePiece, ...]:
+        """What the rows behind the last output gave."""
+        if self.loses_traces:
+            return ()
+        end = len(request.tokens) - 1 + generated
+        return pieces(request, 0 if generated == 1 else end - 1, end, last)
+
+    def _sums(self, request: GenerateRequest) -> tuple[TracePiece, ...]:
+        return pieces(request, 0, 0, last=True)
 
     def _receipt(self, request: GenerateRequest, generated: int) -> Receipt | None:
         plan = request.plan

@@ -1,0 +1,1 @@
+"""Traces in answers: as JSON, or as files behind links."""

@@ -1,0 +1,337 @@
+"""The field ``trace`` of a request: closed objects, strict types, everything checked that needs
+neither the model nor the prompt; the rest is :mod:`~saccade_server.requests.traces.scope`'s.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from saccade_interventions.artifacts import DIGEST
+from saccade_interventions.indices import Indices
+from saccade_interventions.vectors import Site
+
+MIB = 2**20
+DEFAULT_BYTES = 16 * MIB
+MOST_DIRECTIONS = 16
+MOST_RANKS = 20
+MOST_RANGES = 64
+RECENT = 8
+"""Keys before a row that are its recent ones, unless the request says how many."""
+
+INT64 = 2**63
+Kind = TypeVar("Kind")
+
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number, and some languages write 16 as 16.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _ordered(pair: list[int]) -> list[int]:
+    if pair[0] >= pair[1]:
+        message = "a range has its first number and then, larger, the first that is left out"
+        raise PydanticCustomError("empty_range", message)
+    return pair
+
+
+def _apart(ranges: list[list[int]]) -> list[list[int]]:
+    if any(before[1] > after[0] for before, after in pairwise(ranges)):
+        raise PydanticCustomError("overlap", "ranges ascend and do not overlap")
+    return ranges
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("duplicate", "an axis is named twice")
+    return values
+
+
+def _switch_kind(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "switch"
+    return "options" if isinstance(value, dict | BaseModel) else None
+
+
+def _rows_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "name"
+    return "range" if isinstance(value, dict | BaseModel) else None
+
+
+def _keys_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "name"
+    return "ranges" if isinstance(value, list) else None
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=INT64)]
+Range = Annotated[list[Whole], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
+"""First and end, exclusive."""
+
+Ranges = Annotated[list[Range], Field(min_length=1, max_length=MOST_RANGES), AfterValidator(_apart)]
+"""Several, ascending."""
+
+
+class Closed(BaseModel):
+    """Strict types; unknown fields are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class RowRange(Closed):
+    """Some rows: of answer tokens, counted from 0, or of prompt positions."""
+
+    answer: Range | None = None
+    prompt: Range | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> RowRange:
+        if (self.answer is None) == (self.prompt is None):
+            raise PydanticCustomError("one_range", "name either answer or prompt")
+        return self
+
+
+Rows = Annotated[
+    Annotated[Literal["answer", "prompt", "all"], Tag("name")] | Annotated[RowRange, Tag("range")],
+    Discriminator(
+        _rows_kind,
+        custom_error_type="rows",
+        custom_error_message='rows are "answer", "prompt", "all" or an object with a range',
+    ),
+    Field(
+        description="Query rows. answer: those that the answer's tokens were drawn from, one for "
+        "each token; prompt: all of the prompt's; all: both; or a range of either, its end "
+        "exclusive."
+    ),
+]
+Keys = Annotated[
+    Annotated[Literal["prompt", "image", "question", "answer", "all"], Tag("name")]
+    | Annotated[Ranges, Tag("ranges")],
+    Discriminator(
+        _keys_kind,
+        custom_error_type="keys",
+        custom_error_message='keys are "prompt", "image", "question", "answer", "all" or a list of '
+        "ranges of positions",
+    ),
+    Field(
+        description="Keys: of the prompt, of its images, of what is behind the last image, of the "
+        "answer, of both; or ranges of positions, their ends exclusive."
+    ),
+]
+Reduced = Annotated[
+    list[Literal["layer", "head"]],
+    AfterValidator(_distinct),
+    Field(description="Axes to average over; [] keeps both."),
+]
+Layers = Annotated[
+    Indices | None, Field(description="Decoder layers, counted from 0. Left out: all.")
+]
+Heads = Annotated[
+    Indices | None, Field(description="Query heads, the same in each layer. Left out: all.")
+]
+Tau = Annotated[
+    Annotated[float, Field(gt=0, le=1000)] | None,
+    Field(description="Sink threshold. Left out: 20 sqrt(hidden_size / 4096), as in `var`."),
+]
+Direction = Annotated[list[float], Field(min_length=1, fail_fast=True)]
+
+
+def _by_head() -> list[Literal["layer", "head"]]:
+    return ["head"]
+
+
+class Rowed(Closed):
+    """Of chosen rows."""
+
+    rows: Rows = "answer"
+
+
+class Layered(Rowed):
+    """Of chosen rows and layers."""
+
+    layers: Layers = None
+
+
+class ByHead(Layered):
+    """Of chosen rows, layers and heads."""
+
+    heads: Heads = None
+    reduce: Reduced = Field(default_factory=_by_head)
+
+
+class Masses(ByHead):
+    """How much of its attention a row gives to each class of keys."""
+
+    sinks: Literal["group", "keep"] = Field(
+        "group", description="Attention sinks: a class of their own, or keys like all others."
+    )
+    tau: Tau = None
+    recent: Whole = Field(
+        RECENT, description="Keys before a row that count as its recent ones, itself among them."
+    )
+
+
+class Attention(ByHead):
+    """Shares of attention, key by key."""
+
+    keys: Keys = "prompt"
+
+
+class HeatMaps(ByHead):
+    """Shares of attention on the grid of each image."""
+
+    images: Indices | None = Field(
+        None, description="Images of the prompt, counted from 0. Left out: all."
+    )
+    tau: Tau = None
+    sinks: Literal["keep", "mark", "drop"] = Field(
+        "keep",
+        description="Cells that are attention sinks: as they are, told in an array of their own, "
+        "or told and set to 0.",
+    )
+
+
+class Columns(ByHead):
+    """Shares of attention of each key, summed over rows."""
+
+    keys: Keys = "prompt"
+
+
+class Projections(Layered):
+    """Dot products of what a site holds with unit directions."""
+
+    artifact: Annotated[str, StringConstraints(pattern=DIGEST)] | None = None
+    directions: (
+        Annotated[list[Direction], Field(min_length=1, max_length=MOST_DIRECTIONS)] | None
+    ) = Field(None, description="Of hidden_size numbers each; their lengths do not count.")
+    site: Site | None = Field(
+        None,
+        description="Where: the residual entering a layer (one more than there are layers: behind "
+        "the last), or what a part of a layer adds to it. Left out: the artifact's, or residual.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Projections:
+        if (self.artifact is None) == (self.directions is None):
+            raise PydanticCustomError("one_source", "name either an artifact or directions")
+        return self
+
+
+class LogitLens(Layered):
+    """The likeliest tokens of layers, by the model's own output projection."""
+
+    top: Annotated[Whole, Field(ge=1, le=MOST_RANKS)] = 5
+
+
+class Entropy(Rowed):
+    """Of the distribution of the next token, the model's last or that of layers."""
+
+    layers: Indices | None = Field(
+        None,
+        description="Residuals entering these layers, or behind the last, read as if the rest added "
+        "nothing. Left out: the model's own distribution alone.",
+    )
+
+
+class Divergence(Layered):
+    """How far head outputs are from those without the images; rows are of the answer."""
+
+    top: Annotated[Whole, Field(ge=1)] | None = Field(
+        None,
+        description="Heads of each layer whose divergences T-VHD sums, the largest. Left out: half.",
+    )
+
+
+class VisualAttention(Closed):
+    """Shares of attention on images, divided by those on what stands before them."""
+
+    layers: Layers = None
+
+
+class Sinks(Closed):
+    """Scores of attention sinks, and in how many layers a key is one."""
+
+    layers: Layers = None
+    tau: Tau = None
+
+
+Chosen = Annotated[
+    Annotated[bool, Tag("switch")] | Annotated[Kind, Tag("options")],
+    Discriminator(
+        _switch_kind,
+        custom_error_type="trace_kind",
+        custom_error_message="true, or an object of options, is expected",
+    ),
+]
+"""A kind of trace as a request names it: true, or its options."""
+
+
+class TraceOptions(Closed):
+    """What to record of the forward passes of a request; nothing of its answer changes.
+
+    Every kind is ``true``, or an object of options; projections need options.
+    """
+
+    masses: Chosen[Masses] | None = None
+    attention: Chosen[Attention] | None = None
+    heatmaps: Chosen[HeatMaps] | None = None
+    columns: Chosen[Columns] | None = None
+    projections: Projections | None = None
+    logit_lens: Chosen[LogitLens] | None = None
+    entropy: Chosen[Entropy] | None = None
+    vhd: Chosen[Divergence] | None = None
+    vas: Chosen[VisualAttention] | None = None
+    saliency: Chosen[ByHead] | None = None
+    sinks: Chosen[Sinks] | None = None
+    max_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        DEFAULT_BYTES,
+        description="What all arrays of all choices may have together, as raw numbers; more is "
+        "refused before anything runs.",
+    )
+    encoding: Literal["list", "base64"] = Field(
+        "list",
+        description="Of arrays in the answer: nested lists, or one text of little-endian numbers.",
+    )
+    delivery: Literal["auto", "inline", "link"] = Field(
+        "auto",
+        description="Arrays in the answer, or as a safetensors file behind a link; auto: by size.",
+    )
+
+    def chosen(self) -> dict[str, Closed]:
+        """The kinds that are asked for, with their options, in the order above."""
+        found = {}
+        for name, default in KINDS.items():
+            value = getattr(self, name)
+            if value:
+                found[name] = default() if value is True else value
+        return found
+
+
+KINDS: dict[str, type[Closed]] = {
+    "masses": Masses,
+    "attention": Attention,
+    "heatmaps": HeatMaps,
+    "columns": Columns,
+    "projections": Projections,
+    "logit_lens": LogitLens,
+    "entropy": Entropy,
+    "vhd": Divergence,
+    "vas": VisualAttention,
+    "saliency": ByHead,
+    "sinks": Sinks,
+}
+"""Every kind, and its options."""

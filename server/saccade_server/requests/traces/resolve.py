@@ -1,0 +1,138 @@
+"""From the field ``trace`` and a rendered prompt to what the engine is asked to read.
+
+plan = resolve(options, scope)              # all checks; nothing runs
+check_bytes([plan], n, options, most)       # refuses what is beyond a budget
+pieces = plan.collect()                     # of one sequence
+arrays = pieces.arrays(generated)           # by name
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from saccade_interventions.image_views import ImageView
+from saccade_server.engine.traces.data import Trace
+from saccade_server.engine.traces.readers import READERS
+from saccade_server.requests.errors import RequestError, TooMuch
+from saccade_server.requests.traces.arrays import ROW, ArraySpec
+from saccade_server.requests.traces.joining import TraceSum
+from saccade_server.requests.traces.kinds import RESOLVERS
+from saccade_server.requests.traces.options import TraceOptions
+from saccade_server.requests.traces.scope import Scope
+
+FIELD = "trace"
+TOO_LARGE = "trace_too_large"
+READ = frozenset(reader.kind for reader in READERS)
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """A trace of one prompt's answers: what is read, and which arrays come of it."""
+
+    trace: Trace
+    arrays: tuple[ArraySpec, ...]
+    scope: Scope
+
+    @property
+    def bytes(self) -> int:
+        """Those of all arrays of one answer, if it is as long as it may be."""
+        return sum(spec.bytes for spec in self.arrays)
+
+    def collect(self) -> TraceSum:
+        """Where the pieces of one sequence are put together."""
+        return TraceSum(self.arrays, self.scope.length)
+
+    def prefixed(self, prefix: str) -> TracePlan:
+        """The same with other names of its readings, to stand beside others in one trace."""
+        named = tuple(replace(r, name=prefix + r.name) for r in self.trace.readings)
+
+        def renamed(spec: ArraySpec) -> ArraySpec:
+            return dataclasses.replace(spec, readings=tuple(prefix + n for n in spec.readings))
+
+        return TracePlan(Trace(named), tuple(map(renamed, self.arrays)), self.scope)
+
+    def facts(self) -> dict[str, Any]:
+        """What helps to read the arrays, for JSON."""
+        return {
+            "prompt_tokens": self.scope.length,
+            "question": list(self.scope.question),
+            "images": [[_view(view) for view in views] for views in self.scope.images],
+        }
+
+
+def resolve(options: TraceOptions, scope: Scope) -> TracePlan:
+    """Look up everything that a trace names.
+
+    Raises:
+        RequestError: something is not there, or the model cannot show it.
+    """
+    asked = []
+    for name, chosen in options.chosen().items():
+        path = f"{FIELD}.{name}"
+        if name not in RESOLVERS:
+            message = f"{path} is not supported by this server."
+            raise RequestError(message, code="unsupported_parameter", param=path)
+        found = RESOLVERS[name](scope, chosen, path)
+        if any(type(reading) not in READ for reading in found.readings):
+            message = f"{path} is not supported by this server yet."
+            raise RequestError(message, code="unsupported_parameter", param=path)
+        asked.append(found)
+    readings = tuple(reading for each in asked for reading in each.readings)
+    arrays = tuple(spec for each in asked for spec in each.arrays)
+    return TracePlan(Trace(readings), arrays, scope)
+
+
+def check_bytes(plans: Sequence[TracePlan], n: int, options: TraceOptions, most: int) -> None:
+    """Refuse traces that may become larger than the request allows, or the server.
+
+    Args:
+        plans: one for each prompt.
+        n: answers to each.
+        options: with the request's own limit.
+        most: the server's, in bytes.
+
+    Raises:
+        TooMuch: the message says which, and what would help.
+    """
+    needed = n * sum(plan.bytes for plan in plans)
+    if needed <= min(options.max_bytes, most):
+        return
+    own = options.max_bytes
+    allows = f"this server allows {most}" if most < own else f"{FIELD}.max_bytes is {own}"
+    specs = [spec for plan in plans for spec in plan.arrays]
+    largest = max(specs, key=lambda spec: spec.bytes)
+    shape = " x ".join(f"{axis.size} {axis.name}s" for axis in largest.axes)
+    message = (
+        f"The trace may have {needed} bytes, all answers together; {allows}. The most is "
+        f"{largest.name} ({shape}). What would help: {', '.join(_helps(largest))}."
+    )
+    raise TooMuch(message, code=TOO_LARGE, param=f"{FIELD}.max_bytes")
+
+
+def _helps(largest: ArraySpec) -> Iterator[str]:
+    names = [axis.name for axis in largest.axes]
+    if ROW in names:
+        yield "a smaller max_tokens, or fewer rows"
+    for name in ("layer", "head"):
+        if name in names:
+            yield f"fewer {name}s"
+    if "head" in names:
+        yield 'reduce: ["head"]'
+    if "key" in names:
+        yield "fewer keys"
+
+
+def _view(view: ImageView) -> dict[str, Any]:
+    start, end = view.span
+    return {
+        "start": start,
+        "length": end - start,
+        "grid": [view.rows, view.columns],
+        "box": list(view.box),
+        "size": list(view.size),
+    }
