@@ -43,13 +43,16 @@ class TokenNames(Protocol):
 
 
 class TraceWork:
-    """Makes answers of traces, and keeps the files that they link to."""
+    """Makes answers of traces, and keeps the files that they link to.
+
+    ``taken`` are the bytes that traces of requests may have that are being answered.
+    """
 
     def __init__(self, settings: ApiSettings, names: TokenNames) -> None:
         self.store = TraceStore(settings.traces, settings.max_stored_traces_bytes)
         self._names = names
         self._most = settings.max_traces_bytes
-        self._taken = 0
+        self.taken = 0
         self._thread = ThreadPoolExecutor(1, "saccade-trace")
 
     def close(self) -> None:
@@ -65,14 +68,14 @@ class TraceWork:
             Unavailable: there is too little left now.
         """
         needed = sum(plan.bytes for plan in plans)
-        if self._taken + needed > self._most:
+        if self.taken + needed > self._most:
             message = "The server is keeping as many traces as it may at once; try again soon."
             raise Unavailable(message, retry_after=RETRY_SECONDS)
-        self._taken += needed
+        self.taken += needed
         try:
             yield
         finally:
-            self._taken -= needed
+            self.taken -= needed
 
     async def answer(
         self, options: TraceOptions, plan: TracePlan, pieces: TraceSum, generated: int

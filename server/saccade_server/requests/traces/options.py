@@ -242,8 +242,8 @@ class Entropy(Rowed):
 
     layers: Indices | None = Field(
         None,
-        description="Residuals entering these layers, or behind the last, read as if the rest added "
-        "nothing. Left out: the model's own distribution alone.",
+        description="Residuals entering these layers, or behind the last, read as if the rest "
+        "added nothing. Left out: the model's own distribution alone.",
     )
 
 
@@ -252,7 +252,8 @@ class Divergence(Layered):
 
     top: Annotated[Whole, Field(ge=1)] | None = Field(
         None,
-        description="Heads of each layer whose divergences T-VHD sums, the largest. Left out: half.",
+        description="Heads of each layer whose divergences T-VHD sums, the largest. Left out: "
+        "half of them.",
     )
 
 
