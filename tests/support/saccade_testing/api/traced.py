@@ -46,7 +46,7 @@ def values(reading: Any, rows: range) -> np.ndarray[Any, Any]:
 
 
 def _axes(reading: Any) -> Iterator[list[int]]:
-    over = getattr(reading, "over", frozenset())
+    over: frozenset[str] = getattr(reading, "over", frozenset())
     if isinstance(reading, EntropyReading) and not reading.layers:
         return
     if "layer" not in over:
