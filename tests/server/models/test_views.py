@@ -14,14 +14,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from saccade_interventions.image_views import ImageView
 from saccade_server.models.conversation import Message
 from saccade_server.models.family import serve
 from saccade_server.models.llava_next import AnyResolutionLayout
-from saccade_server.models.prompt import PreparedImage, PromptProcessor, RenderedPrompt
+from saccade_server.models.prompt import PreparedImage, PromptProcessor
 from saccade_server.models.views import Cells, View, cut
-from saccade_server.requests.prepared import described
 from saccade_testing import tiny
+from saccade_testing.cells import cell_pixels, grids
 from saccade_testing.processors import PromptFolder
 
 TILED = ["llava_next", "internvl", "idefics3", "smolvlm"]
@@ -40,35 +39,6 @@ def ramp(width: int, height: int) -> Image.Image:
 def views_of(family: str, prompt_folder: PromptFolder, picture: Image.Image) -> tuple[Any, Any]:
     prompts = PromptProcessor.load(prompt_folder(family)[0])
     return prompts, prompts.chat([Message("user", (picture, "What is it?"))]).images
-
-
-def grids(views: tuple[PreparedImage, ...]) -> tuple[ImageView, ...]:
-    """The same views in the words of the interventions."""
-    return described(RenderedPrompt((), "", (), views)).views
-
-
-def cell_pixels(view: PreparedImage) -> np.ndarray:
-    """The pixels of every cell, [rows, columns, 3, values], by formulas of this test."""
-    cells, pixels = view.cells, view.pixels
-    assert cells is not None
-    if pixels.ndim == 2:  # patches in squares of 2 x 2, [square row, square column, patch]
-        return (
-            pixels.reshape(cells.rows, cells.columns, 4, 3, -1)
-            .transpose(0, 1, 3, 2, 4)
-            .reshape(cells.rows, cells.columns, 3, -1)
-        )
-    if pixels.ndim == 5:
-        down, across, _, height, width = pixels.shape
-        pixels = pixels.transpose(2, 0, 3, 1, 4).reshape(3, down * height, across * width)
-        patch = height // 3
-        top = (pixels.shape[1] - cells.rows * patch) // 2
-        left = (pixels.shape[2] - cells.columns * patch) // 2
-        pixels = pixels[:, top : top + cells.rows * patch, left : left + cells.columns * patch]
-    _, height, width = pixels.shape
-    split = pixels.reshape(
-        3, cells.rows, height // cells.rows, cells.columns, width // cells.columns
-    )
-    return split.transpose(1, 3, 0, 2, 4).reshape(cells.rows, cells.columns, 3, -1)
 
 
 @pytest.mark.parametrize("size", SIZES)
