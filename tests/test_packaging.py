@@ -25,6 +25,7 @@ CLIENT = ROOT / "clients/python"
 SOURCE_ROOTS = [ROOT / "kernels", ROOT / "interventions", ROOT / "server", CLIENT]
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEMO = ROOT / "server/saccade_server/demo"
+PLAYGROUND = ROOT / "server/saccade_server/api/playground"
 
 
 def packages(source_root: Path) -> list[str]:
@@ -190,7 +191,7 @@ def test_no_text_installs_the_name_of_another_project() -> None:
         ), page
 
 
-def test_the_wheel_holds_every_module_and_the_demo(server_wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_every_module_the_demo_and_the_page(server_wheel: zipfile.ZipFile) -> None:
     names = set(server_wheel.namelist())
     sources = {
         path.relative_to(root).as_posix()
@@ -198,6 +199,7 @@ def test_the_wheel_holds_every_module_and_the_demo(server_wheel: zipfile.ZipFile
         for path in root.glob("saccade_*/**/*.py")
     }
     files = [*DEMO.glob("*.json"), *DEMO.glob("model/**/*"), *DEMO.glob("samples/**/*")]
+    files += [*PLAYGROUND.glob("*.html"), *PLAYGROUND.glob("static/**/*")]
     data = {path.relative_to(ROOT / "server").as_posix() for path in files if path.is_file()}
     assert sources | data <= names
     assert not [name for name in names if name.startswith(("tests", "saccade_client", "kernels"))]

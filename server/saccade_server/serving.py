@@ -241,7 +241,7 @@ def _say(text: str) -> None:
 
 
 def greeting(config: ServerConfig, exposed: bool = False) -> str:
-    """What an operator sees when the server is up: a request to paste.
+    """What an operator sees when the server is up: its pages, and a request to paste.
 
     Args:
         exposed: the server has no keys and others than this machine reach it.
@@ -251,7 +251,10 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{config.port}"
     name = config.api.served_model_name
-    lines = [f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)"]
+    lines = [
+        f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)",
+        f"Playground: {url}/   API in a browser: {url}/docs",
+    ]
     if exposed:
         lines.append(f"WARNING: {EXPOSED}")
     if name == DEMO_NAME:

@@ -30,7 +30,9 @@ from saccade_server.api.layers.read_out import ReadOut
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
-from saccade_server.api.openapi.page import docs_router
+from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
+from saccade_server.api.pages import add_page
+from saccade_server.api.playground.page import PLAYGROUND_PARTS, PLAYGROUND_POLICY
 from saccade_server.api.profiles_list import profiles_router
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
@@ -111,7 +113,8 @@ def create_app(
     )
     for router in (*answering, *(make(services) for make in others)):
         app.include_router(router)
-    app.include_router(docs_router())
+    add_page(app.router, DOCS_PARTS, DOCS_POLICY)
+    add_page(app.router, PLAYGROUND_PARTS, PLAYGROUND_POLICY)
     for refusal in REFUSALS:
         app.add_exception_handler(refusal, _refuse)
     app.openapi = lambda: document(app, settings)  # type: ignore[method-assign]

@@ -14,12 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade_server.api.errors import Forbidden, Unauthorized
 from saccade_server.api.layers.admission import PROBES
-from saccade_server.api.openapi.page import PARTS
+from saccade_server.api.openapi.page import DOCS_PARTS
+from saccade_server.api.playground.page import PLAYGROUND_PARTS
 
 
 def is_open_route(path: str) -> bool:
-    """True for what needs no key: the probes, and the page that shows the API's document."""
-    return path in PROBES or path in PARTS
+    """True for what needs no key: the probes, and the pages."""
+    return path in PROBES or path in DOCS_PARTS or path in PLAYGROUND_PARTS
 
 
 class Authenticate:

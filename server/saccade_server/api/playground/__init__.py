@@ -1,0 +1,1 @@
+"""The playground, a page at ``/``: ask, edit, and see what became of the answer."""

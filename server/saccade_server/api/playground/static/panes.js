@@ -1,0 +1,57 @@
+// The two answers, side by side.
+
+import { html, names } from "./html.js";
+import { meaning, receiptLine } from "./receipt.js";
+import { Tokens } from "./tokens.js";
+
+const STATES = { waiting: "waiting for the first token", streaming: "answering", stopped: "stopped" };
+const FINISHES = { stop: "ended by itself", length: "cut off by max tokens" };
+
+function progress({ state, tokens, finish }) {
+  const count = `${tokens.length} token${tokens.length === 1 ? "" : "s"}`;
+  if (state === "waiting") return STATES.waiting;
+  if (state === "done") return `${count}, ${FINISHES[finish] ?? finish}`;
+  return STATES[state] ? `${count}, ${STATES[state]}` : count;
+}
+
+export function Pane({ name, title, answer, marks, at, point, again, children }) {
+  return html`
+    <section class="pane pane-${name}" aria-labelledby="pane-${name}">
+      <header>
+        <h2 id="pane-${name}">${title}</h2>
+        ${answer && html`<span class="progress" role="status">${progress(answer)}</span>`}
+      </header>
+      ${answer
+        ? html`<${Tokens} id=${name} label="The ${name} answer, token by token" tokens=${answer.tokens}
+            marks=${marks} at=${at} point=${point} live=${answer.state === "streaming"} />`
+        : null}
+      ${answer?.error && html`<${Trouble} answer=${answer} again=${again} />`}
+      ${answer?.ignored && html`<p class="note">Without effect: <code>${answer.ignored}</code></p>`}
+      ${answer?.receipt.length > 0 && html`<${Receipt} entries=${answer.receipt} />`}
+      ${children}
+    </section>`;
+}
+
+function Trouble({ answer, again }) {
+  const { error, state, tokens } = answer;
+  return html`
+    <div class="trouble" role="alert">
+      <p>${error.message} ${error.param && html`<code>${error.param}</code>`}</p>
+      ${state === "broken" && tokens.length > 0 && html`<p>What came before it is kept above.</p>`}
+      ${state === "broken" && html`<button type="button" onClick=${again}>Ask again</button>`}
+    </div>`;
+}
+
+function Receipt({ entries }) {
+  return html`
+    <div class="receipt">
+      <h3>What really ran</h3>
+      <ul>
+        ${entries.map((entry) => html`
+          <li key=${entry.index} class=${names("status", `status-${entry.status}`)}>
+            <strong>${entry.method}</strong> ${receiptLine(entry)}
+            <span class="meaning">${meaning(entry)}</span>
+          </li>`)}
+      </ul>
+    </div>`;
+}
