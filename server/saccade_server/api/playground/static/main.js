@@ -9,7 +9,6 @@ import { Code } from "./code.js";
 import { compareSoFar } from "./diff.js";
 import { Door, Header } from "./header.js";
 import { html, names } from "./html.js";
-import * as inside from "./inside.js";
 import { Inspector } from "./inspector.js";
 import { Methods, beginning } from "./methods.js";
 import { Pane } from "./panes.js";
@@ -42,7 +41,6 @@ function Desk({ server, card }) {
   const [question, setQuestion] = useState("Describe the image.");
   const [methods, setMethods] = useMethods();
   const [typed, setTyped] = useState(BEGINNING);
-  const [wanted, setWanted] = useState(() => inside.beginning(card));
   const { answers, running, start, stop } = useAnswers();
   const images = card.accepts_images;
   useEffect(() => {
@@ -58,7 +56,6 @@ function Desk({ server, card }) {
     picture: shown,
     question,
     sampling: samplingOf(typed),
-    trace: inside.traceOf(wanted, shown),
   };
   const bodies = {
     plain: chatBody(request, []),
@@ -104,10 +101,6 @@ function Desk({ server, card }) {
           <section>
             <h2>Sampling</h2>
             <${Sampling} typed=${typed} change=${setTyped} />
-          </section>
-          <section>
-            <h2>Look inside</h2>
-            <${inside.Inside} wanted=${wanted} change=${setWanted} picture=${shown} />
           </section>
           <div class="go">
             <${ProblemAt} path="model" />
