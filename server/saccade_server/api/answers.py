@@ -14,10 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import saccade_server
+from saccade_server.api import prompt_scores
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.generation import Choice, Delta, Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.prompt_scores import PromptScores, PromptScoring, entries_of
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_disconnected
@@ -43,6 +45,7 @@ class Answer:
     generation: Generation
     prefix: str
     object: str
+    scoring: PromptScoring
     ignored: Mapping[str, str] = field(default_factory=dict)  # header of fields without effect
     trace: TraceOptions | None = None
     name: str = field(default_factory=new_id)
@@ -68,6 +71,28 @@ class Answer:
             "system_fingerprint": self.system_fingerprint,
             **content,
         }
+
+    def echo_of(self, index: int) -> str:
+        """What stands before the answer's own text in a choice."""
+        if not self.scoring.echo:
+            return ""
+        return self.prompts[index * len(self.prompts) // len(self.generation.choices)].prompt.text
+
+    def prompt_of(self, index: int) -> PromptScores:
+        """The prompt of a choice that has begun, as its answer shows it."""
+        choices = self.generation.choices
+        copies = len(choices) // len(self.prompts)
+        prepared = self.prompts[index // copies]
+        own, first = choices[index], choices[index - index % copies]
+        methods = [item.method_id() for item in prepared.interventions]
+        return PromptScores(self.scoring, prepared, entries_of(own.scores or first.scores, methods))
+
+    async def written(self, write: Callable[[], dict[str, Any]]) -> Response:
+        """A body that is not streamed, as ``write`` makes it: in a worker if it takes long."""
+        copies = len(self.generation.choices) // len(self.prompts)
+        if self.scoring.numbers(self.prompts, copies) > prompt_scores.OFF_LOOP_NUMBERS:
+            return await self.services.in_worker(lambda: self.json(write()))
+        return self.json(write())
 
     def usage(self) -> dict[str, Any]:
         """Token counts; a prompt counts once however many answers it has."""

@@ -21,6 +21,7 @@ from saccade_server.api.logprobs import chat_logprobs
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
 from saccade_server.api.openapi.replies import ChatChunk, ChatCompletion
+from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import prepare_chat
 from saccade_server.api.sampling import (
     check_request,
@@ -56,8 +57,8 @@ def chat_router(services: Services) -> APIRouter:
         if body.stream:
             return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
-        return answer.json(
-            answer.envelope(
+        return await answer.written(
+            lambda: answer.envelope(
                 choices=[
                     {
                         "index": index,
@@ -69,6 +70,7 @@ def chat_router(services: Services) -> APIRouter:
                     for index, choice in enumerate(choices)
                 ],
                 usage=answer.usage(),
+                **answer.prompt_of(0).listed(services.prompts),
                 **answer.receipt(),
             )
         )
@@ -79,6 +81,7 @@ def chat_router(services: Services) -> APIRouter:
 async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> Answer:
     refuse_unsupported(body.model_extra or {}, CHAT, services.prompts.knows_thinking)
     check_request(services, body)
+    scoring = PromptScoring.of(body)
     how = templating(services.prompts, body)
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, headers)
@@ -86,10 +89,12 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     async with deadline.kept():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
         traces = await trace_plans(services, body, [prompt], body.length[0])
-    work = generation(services, body, [prompt], params, body.length[0], deadline, traces)
+    work = generation(services, body, [prompt], params, body.length[0], deadline, scoring, traces)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
-    return Answer(services, selection, [prompt], work, "chatcmpl", kind, ignored, body.trace)
+    return Answer(
+        services, selection, [prompt], work, "chatcmpl", kind, scoring, ignored, body.trace
+    )
 
 
 class _Events:
@@ -105,8 +110,10 @@ class _Events:
     def __call__(self, delta: Delta) -> bytes:
         events = b""
         if delta.index not in self._started:
+            said = _choice(delta.index, {"role": "assistant", "content": ""})
+            more = {} if self._started else self._listed(delta.index)
+            events += frame(self._envelope(said, **more))
             self._started.add(delta.index)
-            events += frame(self._chunk(delta.index, {"role": "assistant", "content": ""}))
         if delta.text or delta.logprobs:
             events += self._said(delta)
         if delta.finish_reason:
@@ -121,6 +128,10 @@ class _Events:
             return self._texts.event(delta.index, delta.text)
         logprobs = _logprobs(self._answer, self._body, list(delta.logprobs))
         return frame(self._chunk(delta.index, {"content": delta.text}, logprobs))
+
+    def _listed(self, index: int) -> dict[str, Any]:
+        """What the first event of all says of the prompt."""
+        return self._answer.prompt_of(index).listed(self._answer.services.prompts)
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None

@@ -21,6 +21,7 @@ from saccade_server.api.logprobs import completion_logprobs
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
 from saccade_server.api.openapi.replies import TextChunk, TextCompletion
+from saccade_server.api.prompt_scores import PromptScores, PromptScoring
 from saccade_server.api.rendering import prepare_completion
 from saccade_server.api.sampling import (
     check_request,
@@ -58,9 +59,12 @@ def completions_router(services: Services) -> APIRouter:
         if body.stream:
             return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
-        return answer.json(
-            answer.envelope(
-                choices=[_choice(answer, body, index, said) for index, said in enumerate(choices)],
+        return await answer.written(
+            lambda: answer.envelope(
+                choices=[
+                    _choice(answer, body, index, said, answer.prompt_of(index))
+                    for index, said in enumerate(choices)
+                ],
                 usage=answer.usage(),
                 **answer.receipt(),
             )
@@ -73,6 +77,7 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     refuse_unsupported(body.model_extra or {}, COMPLETION, services.prompts.knows_thinking)
     asked = body.prompts
     check_request(services, body, len(asked))
+    scoring = PromptScoring.of(body)
     if body.add_special_tokens and any(isinstance(prompt, list) for prompt in asked):
         message = "add_special_tokens is for texts; a prompt of tokens is taken as it is."
         raise BadRequest(message, param="add_special_tokens")
@@ -96,46 +101,60 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
             shortest = min(services.room - item.length for item in prompts)
             length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
         traces = await trace_plans(services, body, prompts, length)
-    work = generation(services, body, prompts, params, length, deadline, traces)
+    work = generation(services, body, prompts, params, length, deadline, scoring, traces)
     ignored = note_ignored(services, body, COMPLETION)
-    kind = "text_completion"
-    return Answer(services, selection, prompts, work, "cmpl", kind, ignored, body.trace)
+    kind, trace = "text_completion", body.trace
+    return Answer(services, selection, prompts, work, "cmpl", kind, scoring, ignored, trace)
 
 
 class _Events:
-    """The events of a streamed answer: one for each delta."""
+    """The events of a streamed answer: one for each delta, a choice's first with its prompt."""
 
     def __init__(self, answer: Answer, body: CompletionRequest) -> None:
         self._answer = answer
         self._body = body
         self._open = len(answer.generation.choices)
         self._texts = TextEvents(lambda index, text: self._chunk(Delta(index, text)))
+        self._begun: set[int] = set()
 
     def __call__(self, delta: Delta) -> bytes:
+        if self._answer.scoring.shows and delta.index not in self._begun:
+            self._begun.add(delta.index)
+            return frame(self._chunk(delta, self._answer.prompt_of(delta.index)))
         plain = self._body.logprobs is None and not self._body.continuous_usage
         if plain and delta.finish_reason is None:
             return self._texts.event(delta.index, delta.text)
         return frame(self._chunk(delta))
 
-    def _chunk(self, delta: Delta) -> dict[str, Any]:
+    def _chunk(self, delta: Delta, prompt: PromptScores | None = None) -> dict[str, Any]:
         answer = self._answer
         self._open -= delta.finish_reason is not None
         receipt = answer.receipt() if delta.finish_reason and not self._open else {}
-        choices = [_choice(answer, self._body, delta.index, delta)]
+        choices = [_choice(answer, self._body, delta.index, delta, prompt)]
         return answer.envelope(choices=choices, **answer.usage_so_far(self._body), **receipt)
 
 
 def _choice(
-    answer: Answer, body: CompletionRequest, index: int, said: Delta | Collected
+    answer: Answer,
+    body: CompletionRequest,
+    index: int,
+    said: Delta | Collected,
+    prompt: PromptScores | None,
 ) -> dict[str, Any]:
-    logprobs: dict[str, Any] | None = None
+    """What is new about a choice; behind its ``prompt``, if that is new too."""
+    names, logprobs = answer.services.prompts, None
     if body.logprobs is not None:
-        names = answer.services.prompts
-        logprobs = completion_logprobs(names, said.logprobs, said.offsets)
+        behind = len(answer.echo_of(index))
+        offsets = [behind + offset for offset in said.offsets]
+        logprobs = completion_logprobs(names, said.logprobs, offsets)
+    if prompt is not None and logprobs is not None:
+        before = prompt.echoed(names)
+        logprobs = {field: before.get(field, []) + told for field, told in logprobs.items()}
     return {
         "index": index,
-        "text": said.text,
+        "text": said.text if prompt is None else prompt.text + said.text,
         "logprobs": logprobs,
         "finish_reason": said.finish_reason,
+        **({} if prompt is None else prompt.listed(names)),
         **traced(said),
     }

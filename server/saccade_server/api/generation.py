@@ -31,6 +31,7 @@ from saccade_server.engine.request import (
 )
 from saccade_server.requests.errors import diverged
 from saccade_server.requests.receipts import Run
+from saccade_server.requests.scores import ScoreLog
 from saccade_server.requests.traces.resolve import TracePlan
 
 CONFIRM_SECONDS = 5.0
@@ -80,6 +81,7 @@ class Choice:
         self.run = Run(request.plan)
         self.trace = trace
         self.pieces = None if trace is None else trace.collect()
+        self.scores = ScoreLog.of(request)
         self._decoder = decoder
         self._stops = stops
         self._least = request.sampling.min_tokens
@@ -93,6 +95,13 @@ class Choice:
     def stopped(self) -> bool:
         """A stop string was found."""
         return self._stops.stopped
+
+    @property
+    def last_row(self) -> int:
+        """Position of the last row that must have run for what is known; -1: none must have."""
+        if self.completion_tokens == 0 and not self.done:
+            return -1
+        return len(self.request.tokens) + max(self.completion_tokens, 1) - 2
 
     def accept(self, news: int | EngineOutput) -> Delta:
         """Take what the engine sent; the result may say nothing new."""
@@ -110,6 +119,8 @@ class Choice:
         if self.pieces is not None:
             self.pieces.add(output.trace)
         text = ""
+        if self.scores is not None:
+            self.scores.take(output.trace)
         logprobs = iter(output.logprobs)
         last = len(output.tokens) - 1
         for position, token in enumerate(output.tokens):

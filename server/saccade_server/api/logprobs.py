@@ -1,14 +1,27 @@
-"""Log-probabilities in the two shapes that the OpenAI API has for them."""
+"""Log-probabilities in the two shapes that the OpenAI API has for them, and in vLLM's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from saccade_server.engine.request import TokenLogprobs
+from saccade_server.requests.scores import TokenScore
 
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM's number."""
+
+
+class Entry(Protocol):
+    """A token, how likely it was, and the likeliest ones in its place."""
+
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def logprob(self) -> float: ...
+
+    @property
+    def top(self) -> tuple[tuple[int, float], ...]: ...
 
 
 class TokenNames(Protocol):
@@ -17,7 +30,7 @@ class TokenNames(Protocol):
     def token_text(self, token: int) -> tuple[str, bytes]: ...
 
 
-def chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
+def chat_logprobs(names: TokenNames, entries: Sequence[Entry]) -> dict[str, Any]:
     """The ``logprobs`` object of a chat choice."""
 
     def item(token: int, logprob: float) -> dict[str, Any]:
@@ -35,9 +48,9 @@ def chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs]) -> dict[s
 
 
 def completion_logprobs(
-    names: TokenNames, entries: Sequence[TokenLogprobs], offsets: Sequence[int]
-) -> dict[str, Any]:
-    """The ``logprobs`` object of a plain completion; ``offsets`` count in the answer's text."""
+    names: TokenNames, entries: Sequence[Entry], offsets: Sequence[int]
+) -> dict[str, list[Any]]:
+    """The ``logprobs`` object of a plain completion; ``offsets`` count in the choice's text."""
     return {
         "tokens": [names.token_text(entry.token)[0] for entry in entries],
         "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
@@ -51,3 +64,35 @@ def completion_logprobs(
         ],
         "text_offset": list(offsets),
     }
+
+
+def echoed_logprobs(
+    names: TokenNames, first: int, entries: Sequence[Entry], offsets: Sequence[int]
+) -> dict[str, list[Any]]:
+    """As :func:`completion_logprobs`, of a prompt: nothing predicts its ``first`` token."""
+    told = completion_logprobs(names, entries, offsets)
+    told["tokens"].insert(0, names.token_text(first)[0])
+    told["token_logprobs"].insert(0, None)
+    told["top_logprobs"].insert(0, None)
+    return told
+
+
+def prompt_logprobs(
+    names: TokenNames, entries: Sequence[TokenScore], most: int
+) -> list[dict[str, dict[str, Any]] | None]:
+    """The ``prompt_logprobs`` of a choice: one object a token of the prompt, null for its first.
+
+    By token id: the token itself, then the ``most`` likeliest in its place, each once.
+    """
+
+    def item(token: int, logprob: float, rank: int) -> dict[str, Any]:
+        text = names.token_text(token)[0]
+        return {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": text}
+
+    found: list[dict[str, dict[str, Any]] | None] = [None]
+    for entry in entries:
+        own = {str(entry.token): item(entry.token, entry.logprob, entry.rank)}
+        for rank, (token, logprob) in enumerate(entry.top[:most], start=1):
+            own.setdefault(str(token), item(token, logprob, rank))
+        found.append(own)
+    return found

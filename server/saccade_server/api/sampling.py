@@ -12,6 +12,7 @@ from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Choice, Generation
 from saccade_server.api.ids import new_id, new_seed
+from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
@@ -60,12 +61,15 @@ def generation(
     params: SamplingParams,
     max_tokens: int | None,
     deadline: Deadline,
+    scoring: PromptScoring,
     traces: tuple[TracePlan, ...] = (),
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
 
-    ``traces`` are those of the prompts, if they have any.
+    The first copy reads the scores of their prompt; in a stream, where any may be the first to say
+    something, each does. ``traces`` are those of the prompts, if they have any.
     """
+    scoring.check(prompts, body.n or 1, max_tokens)
     first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
     info = services.engine.info
     eos = () if params.ignore_eos else info.eos_token_ids
@@ -83,6 +87,8 @@ def generation(
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
             request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
+            if copy == 0 or body.stream:
+                request = scoring.on(request)
             decoder = services.prompts.detokenizer(request.tokens)
             named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)

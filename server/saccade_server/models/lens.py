@@ -33,6 +33,34 @@ def early_tokens(
     return torch.cat(tokens).int(), torch.cat(logs)
 
 
+def scores(
+    model: ServedModel, residuals: torch.Tensor, tokens: torch.Tensor, top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How likely ``tokens`` are under the distributions of residuals, and the likeliest ones.
+
+    NaN stays where a distribution has none.
+
+    Args:
+        residuals: [n, hidden_size], as of :func:`early_tokens`.
+        tokens: int64 [n], one for each.
+        top: at most the size of the vocabulary.
+
+    Returns:
+        Log-probabilities [n], in nats; ranks, int32 [n]: 1 and how many tokens are likelier;
+        the likeliest tokens and their log-probabilities, as of :func:`early_tokens`.
+    """
+    found: list[tuple[torch.Tensor, ...]] = []
+    for logprobs, own in zip(
+        _logprobs(model, residuals), torch.split(tokens, AT_ONCE), strict=True
+    ):
+        values = logprobs.gather(-1, own[:, None])
+        ranks = (logprobs > values).sum(-1, dtype=torch.int32) + 1
+        best = logprobs.topk(top)
+        found.append((values.squeeze(-1), ranks, best.indices.int(), best.values))
+    chosen, ranks, likeliest, their = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return chosen, ranks, likeliest, their
+
+
 def entropies(model: ServedModel, residuals: torch.Tensor) -> torch.Tensor:
     """Entropy of the distributions of residuals [n, hidden_size], in nats: [n]."""
     return torch.cat([entropy(logprobs) for logprobs in _logprobs(model, residuals)])

@@ -24,7 +24,9 @@ class Finished(Protocol):
     def run(self) -> Run: ...
 
     @property
-    def completion_tokens(self) -> int: ...
+    def last_row(self) -> int:
+        """Position of the last row that must have run; -1: none must have."""
+        ...
 
 
 def noops(interventions: Sequence[Intervention], sequences: Sequence[Finished]) -> list[str]:
@@ -43,7 +45,7 @@ def _lost(index: int, sequence: Finished) -> bool:
         return False
     edits = [edit for edit in plan.edits if edit.source == index]
     rules = any(rule.source == index and not rule.silent for rule in plan.rules)
-    there = _phases(plan, sequence.completion_tokens)
+    there = _phases(plan, sequence.last_row)
     phases = {phase for edit in edits for phase in edit.phases}
     if not (phases & there or (rules and there)):
         return False
@@ -56,11 +58,8 @@ def _reported(index: int, receipt: Receipt) -> bool:
     return found or any(c.source == index and c.value for c in receipt.counters)
 
 
-def _phases(plan: Plan, generated: int) -> set[Phase]:
-    """The phases of which the sequence must have had rows; the last token has none of its own."""
-    if not generated:
-        return set()
-    last = plan.prompt_length + generated - 2
+def _phases(plan: Plan, last: int) -> set[Phase]:
+    """The phases of which the sequence must have had rows, up to position ``last``."""
     # Phases are runs of positions: each has a row at one of these places.
     places = (0, plan.question_start, plan.prompt_length - 1, last)
-    return {plan.phase(position) for position in places if position <= last}
+    return {plan.phase(position) for position in places if 0 <= position <= last}

@@ -112,6 +112,12 @@ def acts(index: int, plans: Sequence[Plan | None]) -> bool:
     )
 
 
+def phases(index: int, plan: Plan) -> set[Phase]:
+    """Every phase of whose rows the intervention at ``index`` edits some, or may."""
+    later = [edit for rule in plan.rules for edit in rule.later_heads(1) if edit.source == index]
+    return {phase for edit in (*_edits(plan, index), *later) for phase in edit.phases}
+
+
 def published(runs: Sequence[Run]) -> dict[str, int] | None:
     """What rules of these runs count for the usage of a response, by its name there, summed.
 

@@ -122,7 +122,6 @@ UNSUPPORTED = {
     "enable_thinking": True,
     "guided_json": {"type": "object"},
     "structured_outputs": {"regex": "x"},
-    "prompt_logprobs": 0,
     "truncate_prompt_tokens": 5,
     "bad_words": ["x"],
     "echo": True,

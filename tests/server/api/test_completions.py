@@ -90,7 +90,6 @@ def test_sixteen_tokens_unless_asked_for_more(server: Server):
         ({"prompt": [-1]}, None, "prompt[0]"),
         ({"prompt": "x" * 512}, "context_length_exceeded", "prompt"),
         ({"prompt": "x", "max_tokens": 512}, "context_length_exceeded", "max_tokens"),
-        ({"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
         ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
         ({"prompt": "x", "best_of": 2}, "unsupported_parameter", "best_of"),
         (

@@ -82,6 +82,7 @@ SAMPLED = {
     "presence_penalty": number([-2, 1], [0], [3, True]),
     "frequency_penalty": number([-2, 1], [0], [3, True]),
     "n": number([2], [1], [0, -1, 17, 1.5, True]),
+    "prompt_logprobs": number([0, 1, 20], [False], [21, -1, 1.5, True]),
     "seed": number([0, -1, 2**62], [1], [2**63, 1.5, True], null=False),
     "stop": Verdict(["wor", ["x", "wor"]], [[]], ["", [""], [1], 5, {}, ["x"] * 65]),
     "stop_token_ids": Verdict([[5], [5, 6]], [[]], [[-1], [999], ["5"], 5, [5] * 129]),
@@ -136,6 +137,7 @@ VERDICTS = {
         ["a", ["a"], ["a", "b"], [1], [[1], [2, 3]]], [], [[], [[]], 5, {}, [1, "x"], [999]]
     ),
     "CompletionRequest.logprobs": number([0, 1, 20], [False], [21, -1, 1.5, True]),
+    "CompletionRequest.echo": switch(),
     "CompletionRequest.add_special_tokens": Verdict([False], [True], [1, "x"]),
     "ValidateRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]], null=False),
     "ValidateRequest.prompt_tokens": Verdict([[1]], [], [[], {}, [999]], without=("messages",)),

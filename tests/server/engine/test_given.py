@@ -7,6 +7,7 @@ same for every method that lets its tokens be given.
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -15,8 +16,9 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.limits import acts_on_draws, one_step_tokens
 from saccade_server.engine.request import FinishReason, GenerateRequest
+from saccade_server.requests.scores import scoring
 from saccade_testing import catalogue, tiny
-from saccade_testing.answers import differences, told
+from saccade_testing.answers import NEAR, differences, told
 from saccade_testing.crowds import served
 from saccade_testing.engine import SINK_DIMS, MakeCore, Result, ask, make_request, run
 
@@ -69,6 +71,18 @@ def fits(request: GenerateRequest, core: EngineCore) -> bool:
     return one_step_tokens([request]) <= core.info.max_batched_tokens
 
 
+def given(request: GenerateRequest) -> GenerateRequest:
+    """The same answer with these tokens known from the start, which are scored."""
+    known = replace(request, given=GIVEN)
+    return scoring(known, len(request.tokens) - 1, GIVEN, 2)
+
+
+def scores(result: Result) -> list[float]:
+    """Of the given tokens, as :func:`~saccade_testing.answers.told` tells those of forced ones."""
+    own, best = (result.trace[f"scores.{name}"] for name in ("logprobs", "top_logprobs"))
+    return np.concatenate([own[:, None], best], 1).ravel().tolist()
+
+
 def behind(result: Result) -> dict[str, Any]:
     """What was told, without the tokens that were forced."""
     said = told(result)
@@ -84,7 +98,7 @@ def test_they_are_to_every_method_what_forced_tokens_are(family: str, way: str) 
     core = core_of(family, **WAYS[way])
     asked = {name: r for name, r in requests(family).items() if fits(r, core)}
     assert len(asked) > 20
-    found = run(core, [replace(request, given=GIVEN) for request in asked.values()])
+    found = run(core, [given(request) for request in asked.values()])
     if way == "preempted":
         assert core.stats().preemptions
     wrong = [
@@ -93,6 +107,9 @@ def test_they_are_to_every_method_what_forced_tokens_are(family: str, way: str) 
         for difference in differences(behind(found[name]), behind(forced(family)[name]))
     ]
     assert not wrong, "\n".join(wrong)
+    for name in asked:
+        wanted = told(forced(family)[name])["logprobs"][: 3 * len(GIVEN)]
+        assert scores(found[name]) == pytest.approx(wanted, abs=NEAR), name
 
 
 def test_where_a_plan_acts_on_draws_they_are_refused(make_core: MakeCore) -> None:

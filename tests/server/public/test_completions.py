@@ -83,11 +83,32 @@ def test_logprobs_of_one_are_the_tokens_own(demo):
         assert top == {token: logprob}
 
 
+def test_a_prompt_is_echoed_with_its_log_probabilities(demo):
+    """P07. From EleutherAI/lm-evaluation-harness#1411 and #4158, ggml-org/llama.cpp#27174: what
+    multiple choice asks for, with a token that it throws away and without."""
+    for length in (1, 0):
+        fields = {"echo": True, "logprobs": 1, "max_tokens": length}
+        (choice,) = asking.answered(demo.complete("There is", **fields))["choices"]
+        found = choice["logprobs"]
+        assert choice["text"].startswith("There is")
+        assert [len(told) for told in found.values()] == [3 + length] * 4
+        assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+        for logprob, top in zip(
+            found["token_logprobs"][1:], found["top_logprobs"][1:], strict=True
+        ):
+            assert logprob in top.values()
+
+
+def test_log_probabilities_of_a_prompt_have_a_field_of_their_own(demo):
+    """P07."""
+    body = asking.answered(demo.complete("There is", prompt_logprobs=1))
+    first, *others = body["choices"][0]["prompt_logprobs"]
+    assert first is None
+    assert len(others) == 2
+    assert all(1 in [told["rank"] for told in one.values()] for one in others)
+
+
 WAITING = {
-    # Prompt log-probabilities for multiple choice have an issue of their own; refused meanwhile.
-    # EleutherAI/lm-evaluation-harness#1411 and #4158, ggml-org/llama.cpp#27174
-    "P07-echo": ({"echo": True, "logprobs": 1, "max_tokens": 1}, "echo"),
-    "P07-prompt-logprobs": ({"prompt_logprobs": 1}, "prompt_logprobs"),
     "P24-suffix": ({"suffix": "."}, "suffix"),
     "P30-best-of": ({"best_of": 4}, "best_of"),
 }

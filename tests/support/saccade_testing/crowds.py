@@ -108,7 +108,7 @@ class Finished:
     """What the count of lost interventions looks at."""
 
     run: Run
-    completion_tokens: int
+    last_row: int
 
 
 def follow(workload: Workload) -> Course:
@@ -211,7 +211,8 @@ def _alone(family: str, request: GenerateRequest) -> dict[str, Any]:
 def _lost(arrival: Arrival, result: Result) -> list[str]:
     assert result.last is not None
     ran = Run(arrival.request.plan, result.last.receipt, result.last.cached_tokens)
-    return noops(arrival.methods, [Finished(ran, len(result.tokens))])
+    rows = len(arrival.request.tokens) + len(result.tokens) - 1
+    return noops(arrival.methods, [Finished(ran, rows - 1 if result.tokens else -1)])
 
 
 def _leftovers(core: EngineCore, alive: "weakref.WeakSet[Sequence]") -> list[str]:

@@ -45,7 +45,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "penalty_alpha": (0,),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
     "reasoning": ({"enabled": False}, {"effort": "none"}),
     "reasoning_effort": ("none",),
     "regex": (),
@@ -95,7 +94,6 @@ CHAT: dict[str, tuple[Any, ...]] = SHARED | {
 }
 COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
     "best_of": (1,),
-    "echo": (),
     "add_generation_prompt": NULL_ONLY,  # a plain prompt goes through no template
     "chat_template": (),
     "chat_template_kwargs": (),

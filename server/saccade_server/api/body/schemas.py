@@ -74,15 +74,20 @@ class Selecting(BaseModel):
 class Sampled(Strict, Selecting):
     """The fields that both generation endpoints share."""
 
-    max_tokens: Whole | None = Field(None, ge=1, lt=INT64)
+    max_tokens: Whole | None = Field(
+        None,
+        ge=0,
+        lt=INT64,
+        description="The most tokens of an answer. 0, where only the prompt is asked about.",
+    )
     max_completion_tokens: Whole | None = Field(
         None,
-        ge=1,
+        ge=0,
         lt=INT64,
         description="The newer name of max_tokens; both may be given if equal.",
     )
     max_new_tokens: Whole | None = Field(
-        None, ge=1, lt=INT64, description="Hugging Face's name of max_tokens; likewise."
+        None, ge=0, lt=INT64, description="Hugging Face's name of max_tokens; likewise."
     )
     min_tokens: Whole | None = Field(
         None,
@@ -115,6 +120,13 @@ class Sampled(Strict, Selecting):
     )
     stop_token_ids: Annotated[list[Token], Field(fail_fast=True, max_length=128)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[Whole | None, BeforeValidator(false_is_none)] = Field(
+        None,
+        ge=0,
+        le=MOST_ALTERNATIVES,
+        description="Give the log-probability of every token of the prompt but the first, with "
+        "that many rivals, in vLLM's form.",
+    )
     logit_bias: (
         Annotated[
             dict[
@@ -229,6 +241,9 @@ class CompletionRequest(Sampled):
         ge=0,
         le=MOST_ALTERNATIVES,
         description="Give log-probabilities, with that many rivals for every token.",
+    )
+    echo: bool | None = Field(
+        None, description="Begin with the prompt: its text, and its `logprobs` if they are given."
     )
     add_special_tokens: bool | None = Field(
         None, description="Put the tokenizer's own, such as a BOS, around a text. Left out: true."

@@ -51,12 +51,26 @@ class ChatLogprobs(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """Of a plain completion; offsets count characters of the answer."""
+    """Of a plain completion; offsets count characters of the choice's text. Of an echoed prompt the
+    first token has none.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class PromptLogprob(BaseModel):
+    """How likely a token was in its place of the prompt; the likeliest has rank 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""Of each token of a prompt: itself and its rivals, by their ids; null for the first."""
 
 
 class PromptDetails(BaseModel):
@@ -159,6 +173,7 @@ class ChatCompletion(Envelope):
 
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: Absent[PromptLogprobs]
 
 
 class Delta(BaseModel):
@@ -183,6 +198,7 @@ class ChatChunk(Envelope):
 
     choices: list[ChunkChoice]
     usage: Annotated[Usage | None, Field(None, json_schema_extra=no_default)]
+    prompt_logprobs: Absent[PromptLogprobs]
 
 
 class TextChoice(BaseModel):
@@ -193,6 +209,7 @@ class TextChoice(BaseModel):
     logprobs: TextLogprobs | None
     finish_reason: FINISH | None
     trace: Absent[AnswerTrace]
+    prompt_logprobs: Absent[PromptLogprobs]
 
 
 class TextCompletion(Envelope):

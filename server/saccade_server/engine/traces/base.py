@@ -160,10 +160,13 @@ def rows_of(traced: Batch[Traced[Any]]) -> Ints:
     return np.concatenate([one.rows for one in traced])
 
 
-def spread(traced: Batch[Traced[Any]], array: NDArray[Any]) -> None:
-    """Log the rows of ``array``, [rows of all of these, ...], by the readings that want them."""
+def spread(traced: Batch[Traced[Any]], array: NDArray[Any], suffix: str = "") -> None:
+    """Log the rows of ``array``, [rows of all of these, ...], by the readings that want them.
+
+    ``suffix``: of the array's name, behind that of a reading with several.
+    """
     first = 0
     for one in traced:
         last = first + one.end - one.start
-        one.log.add(one.reading.name, one.start, array[first:last])
+        one.log.add(one.reading.name + suffix, one.start, array[first:last])
         first = last

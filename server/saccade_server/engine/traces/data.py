@@ -127,10 +127,13 @@ class DivergenceReading(Reading, frozen=True, kw_only=True, tag=True):
 
 
 class ScoreReading(Reading, frozen=True, kw_only=True, tag=True):
-    """The log-probability of the prompt's token that follows each row, and its rank; and the
-    ``top`` likeliest tokens with theirs.
+    """How likely ``tokens`` are, one behind each row, by the model's own distribution.
+
+    Four arrays, by the reading's name with a suffix: ``.logprobs`` and ``.ranks``, [rows] each;
+    ``.top_tokens`` and ``.top_logprobs`` of the likeliest tokens in their places, [rows, top] each.
     """
 
+    tokens: tuple[int, ...]
     top: int = 0
 
 

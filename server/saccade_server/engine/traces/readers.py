@@ -8,11 +8,13 @@ from saccade_server.engine.traces.base import Reader
 from saccade_server.engine.traces.entropy import EntropyReader
 from saccade_server.engine.traces.lens import LensReader
 from saccade_server.engine.traces.projections import ProjectionReader
+from saccade_server.engine.traces.scores import ScoreReader
 from saccade_server.engine.traces.token_shares import TokenShareReader
 
 READERS: tuple[type[Reader[Any]], ...] = (
     EntropyReader,
     LensReader,
     ProjectionReader,
+    ScoreReader,
     TokenShareReader,
 )

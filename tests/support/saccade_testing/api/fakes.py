@@ -27,6 +27,7 @@ from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.views import Cells, Pixels, View
+from saccade_testing.api.scored import read_scores, with_scores
 from saccade_testing.api.traced import pieces
 
 EOS = 256
@@ -178,6 +179,7 @@ class FakeEngine:
     lag: Lag = field(default_factory=Lag)
     moves: bool = True
     forgets: bool = False
+    unscored: object = None
     cached_tokens: int = 0
     loses_traces: bool = False
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -226,6 +228,11 @@ class FakeEngine:
     async def _outputs(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         tokens = [*self.answer.encode(), EOS]
         name = request.request_id
+        read = read_scores(request, self.unscored)
+        if request.sampling.max_tokens == len(request.given):
+            last = self._last(request, len(request.given) + 1, FinishReason.LENGTH)
+            yield with_scores(last, read)
+            return
         for count, token in enumerate(tokens, 1):
             await asyncio.sleep(self.delay)
             while self.stall_after is not None and count > self.stall_after:
@@ -247,13 +254,16 @@ class FakeEngine:
                 return
             entry = self._logprobs(request, token)
             if token == EOS:
-                yield self._last(request, count, FinishReason.STOP, (token,), entry)
+                last = self._last(request, count, FinishReason.STOP, (token,), entry)
+                yield with_scores(last, read)
             elif count == request.sampling.max_tokens:
-                yield self._last(request, count, FinishReason.LENGTH, (token,), entry)
+                last = self._last(request, count, FinishReason.LENGTH, (token,), entry)
+                yield with_scores(last, read)
                 return
             else:
-                trace = self._trace(request, count)
+                trace = (*self._trace(request, count), *read)
                 yield EngineOutput(request_id=name, tokens=(token,), logprobs=entry, trace=trace)
+                read = ()
 
     def _logprobs(self, request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]:
         wanted = request.sampling.logprobs

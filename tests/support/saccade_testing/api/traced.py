@@ -11,6 +11,7 @@ from saccade_server.engine.traces.data import (
     SUMMED,
     AttentionReading,
     EntropyReading,
+    ScoreReading,
     SinkReading,
     TracePiece,
 )
@@ -20,7 +21,8 @@ def pieces(
     request: GenerateRequest, start: int, end: int, last: bool = False
 ) -> tuple[TracePiece, ...]:
     """Of rows ``start`` to ``end``; with the last output what is summed over all rows, too."""
-    readings = request.trace.readings if request.trace else ()
+    traced = request.trace.readings if request.trace else ()
+    readings = [reading for reading in traced if not isinstance(reading, ScoreReading)]
     return tuple(piece for reading in readings for piece in _pieces(reading, start, end, last))
 
 
