@@ -25,8 +25,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
 LEFT_OUT: Mapping[str, str] = {
     "function_vector": "it needs the vector of a task shown by examples in the prompt, and the "
     "demo world has no such tasks",
-    "look_at": "it needs another region in every picture; `benchmarks/gaze.py` measures it with the "
-    "boxes of the scenes",
+    "look_at": "it needs another region in every picture; `benchmarks/gaze.py` measures it",
 }
 
 
