@@ -19,6 +19,7 @@ from saccade_server import __version__
 from saccade_server.calibration import commands as calibrate_commands
 from saccade_server.evaluation import commands as eval_commands
 from saccade_server.exit_codes import EPILOG
+from saccade_server.inspect_command import inspect_command
 from saccade_server.options import (
     Artifacts,
     Device,
@@ -55,6 +56,7 @@ LEAVE_SECONDS = 3.0
 """What threads that nobody waits for, such as a decoder in a large image, get to end."""
 
 app.command("serve", epilog=EPILOG)(serve_command)
+app.command("inspect", short_help="Score an answer with a detector.")(inspect_command)
 
 
 def _version(asked: bool) -> None:

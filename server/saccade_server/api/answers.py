@@ -16,6 +16,7 @@ from starlette.responses import Response
 import saccade_server
 from saccade_server.api import prompt_scores
 from saccade_server.api.body.schemas import Sampled
+from saccade_server.api.detections import detected
 from saccade_server.api.generation import Choice, Delta, Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
@@ -167,19 +168,22 @@ class Answer:
                 pass
             for choice, found in zip(generation.choices, collected, strict=True):
                 found.trace = await self._trace(choice)
+                found.detectors = await detected(self.services, choice)
         self.book()
         return collected
 
     def _unless_traced(self, events: Events, delta: Delta) -> bytes | Delta:
-        """The events of a delta; the delta itself if it needs a trace that is still to be made."""
+        """The events of a delta; the delta itself if something is still to be made of a trace."""
         choice = self.generation.choices[delta.index]
-        return delta if delta.finish_reason and choice.trace is not None else events(delta)
+        reads = choice.trace is not None or choice.watched is not None
+        return delta if delta.finish_reason and reads else events(delta)
 
     async def _event(self, events: Events, told: bytes | Delta) -> bytes:
         if isinstance(told, bytes):
             return told
-        trace = await self._trace(self.generation.choices[told.index])
-        return events(msgspec.structs.replace(told, trace=trace))
+        choice = self.generation.choices[told.index]
+        trace, found = await self._trace(choice), await detected(self.services, choice)
+        return events(msgspec.structs.replace(told, trace=trace, detectors=found))
 
     async def _trace(self, choice: Choice) -> msgspec.Raw | None:
         """What a choice that has ended says of its trace."""
@@ -208,6 +212,7 @@ class Collected:
     offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     trace: msgspec.Raw | None = None
+    detectors: list[dict[str, Any]] | None = None
 
     def add(self, delta: Delta) -> None:
         """Append what is new."""
@@ -218,5 +223,6 @@ class Collected:
 
 
 def traced(said: Delta | Collected) -> dict[str, Any]:
-    """What a choice has besides: its trace, if there is one."""
-    return {} if said.trace is None else {"trace": said.trace}
+    """What a choice has besides: its trace and what detectors found, as far as there is any."""
+    found = {"trace": said.trace, "detectors": said.detectors}
+    return {name: value for name, value in found.items() if value is not None}

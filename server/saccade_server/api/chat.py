@@ -15,6 +15,7 @@ from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
+from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Delta
 from saccade_server.api.logprobs import chat_logprobs
@@ -33,6 +34,7 @@ from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import frame, unless_disconnected
 from saccade_server.api.templating import templating
+from saccade_server.requests.detectors import parse_detectors
 
 
 def chat_router(services: Services) -> APIRouter:
@@ -85,11 +87,15 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     how = templating(services.prompts, body)
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, headers)
+    detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
     async with deadline.kept():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
-        traces = await trace_plans(services, body, [prompt], body.length[0])
-    work = generation(services, body, [prompt], params, body.length[0], deadline, scoring, traces)
+        length = body.length[0]
+        traces = await trace_plans(services, body, [prompt], length)
+        detected = await detections(services, body, detectors, [prompt], length)
+    read = (traces, detected)
+    work = generation(services, body, [prompt], params, length, deadline, scoring, *read)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
     return Answer(

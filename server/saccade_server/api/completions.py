@@ -15,6 +15,7 @@ from saccade_server.api.body.schemas import CompletionRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
+from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Delta
 from saccade_server.api.logprobs import completion_logprobs
@@ -32,6 +33,7 @@ from saccade_server.api.sampling import (
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.sse import frame, unless_disconnected
+from saccade_server.requests.detectors import parse_detectors
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's default on this endpoint."""
@@ -84,6 +86,7 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     params = sampling_params(services, body, body.logprobs)
     selection = select(services, body, headers)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+    detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
     async with deadline.kept():
         prompts = [
@@ -101,7 +104,9 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
             shortest = min(services.room - item.length for item in prompts)
             length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
         traces = await trace_plans(services, body, prompts, length)
-    work = generation(services, body, prompts, params, length, deadline, scoring, traces)
+        detected = await detections(services, body, detectors, prompts, length)
+    read = (traces, detected)
+    work = generation(services, body, prompts, params, length, deadline, scoring, *read)
     ignored = note_ignored(services, body, COMPLETION)
     kind, trace = "text_completion", body.trace
     return Answer(services, selection, prompts, work, "cmpl", kind, scoring, ignored, trace)

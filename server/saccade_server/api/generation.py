@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from saccade_server.engine.request import (
     GenerateRequest,
     TokenLogprobs,
 )
+from saccade_server.requests.detection import Detection
 from saccade_server.requests.errors import diverged
 from saccade_server.requests.receipts import Run
 from saccade_server.requests.scores import ScoreLog
@@ -49,7 +50,8 @@ class Decoder(Protocol):
 class Delta(msgspec.Struct, frozen=True):
     """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin.
 
-    ``trace`` is JSON, with the last delta of a choice that has one, once it is made.
+    ``trace`` and ``detectors`` come with the last delta of a choice that has some, once they are
+    made; the first is JSON.
     """
 
     index: int
@@ -58,6 +60,7 @@ class Delta(msgspec.Struct, frozen=True):
     offsets: tuple[int, ...] = ()
     finish_reason: str | None = None
     trace: msgspec.Raw | None = None
+    detectors: list[dict[str, Any]] | None = None
 
 
 class Choice:
@@ -72,8 +75,13 @@ class Choice:
         end_tokens: frozenset[int],
         methods: tuple[str, ...] = (),
         trace: TracePlan | None = None,
+        detection: Detection | None = None,
+        shows_logprobs: bool = True,
     ) -> None:
-        """``methods``: the interventions of the request, for its error."""
+        """``methods``: the interventions of the request, for its error.
+
+        ``shows_logprobs``: False if none but detectors asked for them.
+        """
         self.index = index
         self.request = request
         self.completion_tokens = 0
@@ -82,6 +90,8 @@ class Choice:
         self.trace = trace
         self.pieces = None if trace is None else trace.collect()
         self.scores = ScoreLog.of(request)
+        self.watched = None if detection is None else detection.collect()
+        self._shows_logprobs = shows_logprobs
         self._decoder = decoder
         self._stops = stops
         self._least = request.sampling.min_tokens
@@ -118,6 +128,8 @@ class Choice:
     def _accept_output(self, output: EngineOutput) -> Delta:
         if self.pieces is not None:
             self.pieces.add(output.trace)
+        if self.watched is not None:
+            self.watched.add(output.trace)
         text = ""
         if self.scores is not None:
             self.scores.take(output.trace)
@@ -151,7 +163,9 @@ class Choice:
         piece = self._decoder.push(token)
         start = self._decoded
         self._decoded += len(piece)
-        if entry is not None:
+        if self.watched is not None:
+            self.watched.say(token, None if entry is None else entry.logprob)
+        if entry is not None and self._shows_logprobs:
             self._waiting.append((self._decoded, start, entry))
         if self.completion_tokens <= self._least:
             return self._stops.skip(piece)

@@ -17,6 +17,8 @@ from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import SamplingParams
+from saccade_server.engine.traces.data import Trace
+from saccade_server.requests.detection import Detection
 from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
 from saccade_server.requests.prepared import Prepared, described
 from saccade_server.requests.traces.resolve import TracePlan, check_bytes, resolve
@@ -63,11 +65,12 @@ def generation(
     deadline: Deadline,
     scoring: PromptScoring,
     traces: tuple[TracePlan, ...] = (),
+    detections: tuple[Detection, ...] = (),
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
 
     The first copy reads the scores of their prompt; in a stream, where any may be the first to say
-    something, each does. ``traces`` are those of the prompts, if they have any.
+    something, each does. ``traces`` and ``detections`` are those of the prompts, if they have any.
     """
     scoring.check(prompts, body.n or 1, max_tokens)
     first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
@@ -76,13 +79,20 @@ def generation(
     ends = frozenset({*params.stop_token_ids, *eos})
     name = new_id()
     choices: list[Choice] = []
-    for prepared, trace in zip_longest(prompts, traces):
+    shows = params.logprobs is not None
+    if any(detection.blind is not None for detection in detections) and not shows:
+        params = replace(params, logprobs=0)
+    for prepared, trace, detection in zip_longest(prompts, traces, detections):
         length = answer_length(prepared, max_tokens, info, body.length[1])
         sized = replace(params, max_tokens=length)
         check_min_tokens(sized, info)
         asked = prepared.request("", sized)
-        if trace is not None:
-            asked = replace(asked, trace=trace.trace)
+        readings = (
+            *(() if trace is None else trace.trace.readings),
+            *(() if detection is None else detection.readings),
+        )
+        if readings:
+            asked = replace(asked, trace=Trace(readings))
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
@@ -92,10 +102,21 @@ def generation(
             decoder = services.prompts.detokenizer(request.tokens)
             named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)
-            choices.append(Choice(len(choices), request, decoder, stops, ends, named, trace))
+            choice = Choice(
+                len(choices), request, decoder, stops, ends, named, trace, detection, shows
+            )
+            choices.append(choice)
     at_once = bool(body.stream or body.stops)
-    room = services.traces.room(traces * (body.n or 1)) if traces else None
+    read = (*traces, *(plan for detection in detections for plan in detection.plans))
+    room = services.traces.room(read * (body.n or 1)) if read else None
     return Generation(services.engine, services.lifecycle, choices, deadline, at_once, room)
+
+
+def scope_of(services: Services, prepared: Prepared, max_tokens: int) -> Scope:
+    """What there is to trace of the answers to a prompt."""
+    size = services.engine.info.vocab_size
+    prompt = described(prepared.prompt)
+    return Scope(services.facts, prompt, max_tokens, services.artifacts.get, size)
 
 
 async def trace_plans(
@@ -116,8 +137,7 @@ async def trace_plans(
         plans = []
         for prepared in prompts:
             length = answer_length(prepared, max_tokens, info, field)
-            prompt = described(prepared.prompt)
-            scope = Scope(services.facts, prompt, length, services.artifacts.get)
+            scope = scope_of(services, prepared, length)
             plans.append(resolve(options, scope))
         check_bytes(plans, body.n or 1, options, services.settings.max_trace_bytes)
         return tuple(plans)

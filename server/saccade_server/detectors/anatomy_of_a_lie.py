@@ -33,7 +33,7 @@ from pydantic import Field, StringConstraints
 
 from saccade_interventions.artifacts import ArtifactId
 from saccade_interventions.model_facts import ModelFacts
-from saccade_server.detectors.base import Detector
+from saccade_server.detectors.base import Detector, TokenOf
 from saccade_server.detectors.mixture import Mixture
 from saccade_server.detectors.traced import Floats, Scores, Traced, nothing
 
@@ -79,6 +79,7 @@ class AnatomyOfALie(Detector):
     unit: ClassVar[str] = "nats"
     suspect: ClassVar[Literal["low", "high"]] = "high"
     needs_image: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     name: Literal["anatomy_of_a_lie"] = "anatomy_of_a_lie"
 
@@ -92,12 +93,11 @@ class AnatomyOfALie(Detector):
     words: list[Word] = Field(default_factory=lambda: list(HEDGES), max_length=256)
     """Hedging words; each counts with a space before it and a capital, too."""
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
-        return {
-            "entropy": True,
-            "token_mass": {"words": [self.words]},
-            "logprobs": {"images": "both"},
-        }
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
+        forms = (f for word in self.words for f in (word, word.capitalize()))
+        spaced = (text for form in forms for text in (form, f" {form}"))
+        found = {token_of(text) for text in spaced} - {None}
+        return {"entropy": True, "token_shares": {"tokens": [sorted(found)]}}
 
     def scores(self, traced: Traced) -> Scores:
         if not traced.images:
@@ -107,7 +107,7 @@ class AnatomyOfALie(Detector):
         evidence, answer = self._stages(traced.texts)
         if not len(answer):
             return nothing(f"the answer does not say {self.marker!r} and then something")
-        hedged = binary_entropy(traced.drawing("token_mass")[:, 0])
+        hedged = binary_entropy(traced.drawing("token_shares")[:, 0])
         conflicts = conflict(traced.drawing("logprobs"), traced.drawing("logprobs.without_images"))
         decisions = traced.drawing("entropy") / math.log(2)
         values = {

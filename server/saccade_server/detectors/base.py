@@ -8,6 +8,7 @@ and ``scores`` is a pure function of the arrays that came back.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -17,12 +18,15 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.targets import check_layers
 from saccade_server.detectors.traced import Scores, Traced
 
+TokenOf = Callable[[str], int | None]
+"""The token that a text inside a prompt is, None if it is none or several."""
+
 
 class Detector(BaseModel):
     """One entry of ``detectors``. Subclasses set the class facts, ``trace`` and ``scores``.
 
-    ``suspect`` says on which side of a threshold an answer is flagged, None for scores that rank
-    tokens or positions and judge no answer. Unknown fields and lax types are refused.
+    ``suspect`` says on which side of a threshold an answer is flagged. Unknown fields and lax types
+    are refused.
     """
 
     model_config = ConfigDict(
@@ -39,12 +43,15 @@ class Detector(BaseModel):
     unit: ClassVar[str]
     suspect: ClassVar[Literal["low", "high"]]
     needs_image: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    """Whether it also reads ``logprobs`` and ``logprobs.without_images``: those of the answer's
+    tokens behind the prompt, and behind the prompt without its images, [row] nats each."""
 
     threshold: float | None = None
     """Where an answer is flagged. None: it is scored and not judged."""
 
     @abstractmethod
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         """The request's ``trace`` that :meth:`scores` reads.
 
         Raises:

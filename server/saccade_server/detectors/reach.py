@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from saccade_interventions.model_facts import ModelFacts
-from saccade_server.detectors.base import InLayers
+from saccade_server.detectors.base import InLayers, TokenOf
 from saccade_server.detectors.traced import Floats, Traced
 
 CHOSEN_LAYERS = 5
@@ -35,7 +35,7 @@ class OverReach(InLayers):
     def default_layers(self, model: ModelFacts) -> tuple[int, ...]:
         return middle_layers(model.layers)
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         layers = self.layers_of(model)
         return {"attention": {"layers": layers, "keys": "all", "reduce": []}}
 

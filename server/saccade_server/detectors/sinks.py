@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from saccade_interventions.model_facts import ModelFacts
-from saccade_server.detectors.base import InLayers
+from saccade_server.detectors.base import InLayers, TokenOf
 from saccade_server.detectors.traced import Floats, Scores, Traced
 
 LATE_BY = 15
@@ -55,7 +55,7 @@ class Sinks(InLayers):
     epsilon: float = Field(0.3, gt=0, lt=1)
     """Column mean above which a head sinks into a position."""
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         layers = self.layers_of(model)
         return {
             "columns": {"layers": layers, "rows": "prompt", "keys": "prompt", "reduce": []},

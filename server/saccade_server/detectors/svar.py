@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.targets import layers_of_32
-from saccade_server.detectors.base import InLayers
+from saccade_server.detectors.base import InLayers, TokenOf
 from saccade_server.detectors.traced import Reduce, Scores, Traced, by_token, nothing
 
 
@@ -34,13 +34,13 @@ class SVAR(InLayers):
 
     name: Literal["svar"] = "svar"
 
-    reduce: Reduce = "min"
+    reduce: Reduce = "mean"
     """How the tokens' scores become the answer's: its least, mean or greatest."""
 
     def default_layers(self, model: ModelFacts) -> tuple[int, ...]:
         return tuple(layers_of_32(model.layers, 5, 18))
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         layers = self.layers_of(model)
         return {"masses": {"layers": layers, "reduce": ["head"], "sinks": "keep", "recent": 0}}
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from saccade_interventions.model_facts import ModelFacts
-from saccade_server.detectors.base import InLayers
+from saccade_server.detectors.base import InLayers, TokenOf
 from saccade_server.detectors.traced import Scores, Traced, nothing
 
 
@@ -37,7 +37,7 @@ class VAS(InLayers):
 
     name: Literal["vas"] = "vas"
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         return {"vas": {"layers": self.layers_of(model)}}
 
     def scores(self, traced: Traced) -> Scores:

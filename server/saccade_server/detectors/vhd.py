@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from saccade_interventions.model_facts import ModelFacts
-from saccade_server.detectors.base import InLayers
+from saccade_server.detectors.base import InLayers, TokenOf
 from saccade_server.detectors.traced import Floats, Reduce, Scores, Traced, by_token, nothing
 
 
@@ -39,10 +39,10 @@ class VHD(InLayers):
     top: int | None = Field(None, ge=1)
     """The largest so many heads of a layer count. None: half of them, rounded up."""
 
-    reduce: Reduce = "min"
+    reduce: Reduce = "mean"
     """How the tokens' scores become the answer's: its least, mean or greatest."""
 
-    def trace(self, model: ModelFacts) -> dict[str, Any]:
+    def trace(self, model: ModelFacts, token_of: TokenOf) -> dict[str, Any]:
         return {"vhd": {"layers": self.layers_of(model)}}
 
     def scores(self, traced: Traced) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Asker:
             SettingRefused: the server does not do this; the message says why.
             EvaluationError: it failed.
         """
-        answer = await self._chat(messages, entries, sampling)
+        answer = await self.chat(messages, entries, sampling)
         receipt = answer.get("interventions_applied") or []
         return Reply(
             text=str(answer["choices"][0]["message"]["content"]),
@@ -78,7 +78,7 @@ class Asker:
     ) -> dict[str, float]:
         """The likeliest first tokens of the answer, as text, with their log-probabilities."""
         sampling = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": count}
-        answer = await self._chat(messages, entries, sampling)
+        answer = await self.chat(messages, entries, sampling)
         (position,) = answer["choices"][0]["logprobs"]["content"]
         return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
 
@@ -90,10 +90,14 @@ class Asker:
         found: list[dict[str, Any]] = answer.json()["data"]
         return found
 
-    async def _chat(
-        self, messages: list[dict[str, Any]], entries: Entries, sampling: dict[str, Any]
+    async def chat(
+        self, messages: list[dict[str, Any]], entries: Entries, sampling: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """A chat completion; an assistant's message at the end is continued."""
+        """A chat completion; an assistant's message at the end is continued.
+
+        Raises:
+            SettingRefused, EvaluationError: as :meth:`ask`.
+        """
         body = {
             "model": self.model,
             "messages": messages,

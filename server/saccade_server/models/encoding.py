@@ -74,6 +74,11 @@ class TextEncoder:
             length += len(segment.text)
         return self._framed(whole) if add_special_tokens else whole
 
+    def token_of(self, text: str) -> int | None:
+        """The one token that a text inside a prompt is; None if it is several, or none."""
+        found = self.inside(text).ids
+        return found[0] if len(found) == 1 else None
+
     def inside(self, text: str) -> Encoded:
         """``text`` that no client typed, inside a prompt between control tokens."""
         return self._continued(self._normal, text, True) if text else Encoded([], [])

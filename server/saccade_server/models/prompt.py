@@ -115,6 +115,7 @@ class PromptProcessor:
             known = ChatTemplate(template, special, items=images is not None)
             self._chat = ChatWriter(known, self._encoder)
         self.special_token_ids = self._encoder.special_ids
+        self.token_of = self._encoder.token_of
         self._bytes = TokenBytes(self._backend)
         self._data = TokenData(self._backend, self.special_token_ids)
         self._alone: dict[int, str] = {}

@@ -11,7 +11,7 @@ from saccade_interventions.errors import InterventionError, brief
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.suggest import unknown
 from saccade_interventions.wording import about
-from saccade_server.detectors.base import Detector
+from saccade_server.detectors.base import Detector, TokenOf
 from saccade_server.detectors.registry import DETECTORS
 from saccade_server.requests.errors import RequestError
 
@@ -36,7 +36,7 @@ def parse_detectors(value: object) -> tuple[Detector, ...]:
     return tuple(_entry(entry, f"{FIELD}[{at}]") for at, entry in enumerate(value))
 
 
-def trace_of(detector: Detector, model: ModelFacts, path: str) -> dict[str, Any]:
+def trace_of(detector: Detector, model: ModelFacts, token_of: TokenOf, path: str) -> dict[str, Any]:
     """The ``trace`` that a detector reads on this model.
 
     Raises:
@@ -45,7 +45,7 @@ def trace_of(detector: Detector, model: ModelFacts, path: str) -> dict[str, Any]
     if detector.needs_image and not model.accepts_images:
         raise _invalid(f"{detector.detector_id()} looks at images; the model takes none", path)
     try:
-        return detector.trace(model)
+        return detector.trace(model, token_of)
     except InterventionError as error:
         within = error.within(path)
         raise _invalid(within.message, within.param) from None

@@ -77,6 +77,9 @@ SAMPLED = {
     "temperature": number([0, 0.5, 2], [1, 1.0], [-1, 3, True]),
     "top_p": number([0, 0.5], [1], [-0.1, 1.1, True]),
     "top_k": number([1, 50], [0, -1], [-2, 1.5, True]),
+    "detectors": Verdict(
+        [[{"name": "svar"}]], [[]], ["svar", {}, [1], [{}], [{"name": "savr"}], 1, True]
+    ),
     "min_p": number([0.1, 1], [0], [-0.1, 1.1, True]),
     "repetition_penalty": number([0.5, 2], [1], [0, 11, True]),
     "presence_penalty": number([-2, 1], [0], [3, True]),

@@ -50,11 +50,11 @@ def test_svar_sums_layers_and_leaves_out_the_row_that_ended_the_answer() -> None
         traced(2, {"masses": masses}, {"masses": {"row": rows(3), "class": CLASSES}})
     )
     assert found.tokens == pytest.approx([0.5, 0.05])
-    assert found.answer == pytest.approx(0.05)
-    mean = SVAR(reduce="mean").scores(
+    assert found.answer == pytest.approx(0.275)
+    least = SVAR(reduce="min").scores(
         traced(2, {"masses": masses}, {"masses": {"row": rows(3), "class": CLASSES}})
     )
-    assert mean.answer == pytest.approx(0.275)
+    assert least.answer == pytest.approx(0.05)
 
 
 def test_vas_is_a_mean_of_ratios() -> None:
@@ -85,7 +85,7 @@ def test_t_vhd_adds_the_largest_heads_of_each_layer() -> None:
     assert t_vhd(two, 1) == pytest.approx([2 * 11.313708499])
     arrays, axes = {"vhd": np.concatenate([two, 0 * two])}, {"vhd": {"row": rows(2)}}
     assert VHD(top=1).scores(traced(1, arrays, axes)).answer == pytest.approx(22.627416998)
-    assert VHD(top=1).scores(traced(2, arrays, axes)).answer == 0
+    assert VHD(top=1).scores(traced(2, arrays, axes)).answer == pytest.approx(11.313708499)
 
 
 def test_sinks_are_scored_by_columns_and_by_massive_activations() -> None:
@@ -234,7 +234,7 @@ def of_a_lie(density: Any = None, texts: Any = TEXTS) -> Traced:
     every = np.vstack([VOCABULARY, VOCABULARY[:1], ANSWER])
     entropies = -(every * np.log(every)).sum(1)
     arrays = {
-        "token_mass": every[:, [1, 3]].sum(1, keepdims=True),
+        "token_shares": every[:, [1, 3]].sum(1, keepdims=True),
         "entropy": entropies,
         "logprobs": np.log(every[:, 0]),
         "logprobs.without_images": np.log([0.5, 0.5, 0.5, 0.7, 0.2]),

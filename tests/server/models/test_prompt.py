@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from transformers import Qwen3Config
 
+from saccade_server.demo import model_path
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 from saccade_testing import processors
@@ -311,3 +312,11 @@ def test_unknown_text_has_no_longest_token(prompt_folder: Folder) -> None:
     prompts, _ = load("llama", prompt_folder)
     prompts._bytes.fallback.clear()
     assert prompts._bytes.longest is None
+
+
+def test_a_text_that_is_one_token_is_known() -> None:
+    prompts = PromptProcessor.load(str(model_path()))
+    token = prompts.token_of(" red")
+    assert token is not None
+    assert prompts.token_text(token)[0] == " red"
+    assert prompts.token_of(" probably") is prompts.token_of("") is None

@@ -142,6 +142,11 @@ class Sampled(Strict, Selecting):
     trace: TraceOptions | None = Field(
         None, description="What to record of the forward passes; see docs/traces.md."
     )
+    detectors: Any = Field(
+        None,
+        description="Detectors that score the answer: objects with a `name` and its own "
+        "parameters; see docs/detectors.md.",
+    )
     user: Any = Field(None, description=describe("user"))
     safety_identifier: Any = Field(None, description=describe("safety_identifier"))
     metadata: Any = Field(None, description=describe("metadata"))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from saccade_server.api.openapi.absent import Absent, no_default
+from saccade_server.api.openapi.detector_replies import Detected
 from saccade_server.api.openapi.trace_replies import AnswerTrace
 
 FINISH = Literal["stop", "length"]
@@ -166,6 +167,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: FINISH
     trace: Absent[AnswerTrace]
+    detectors: Absent[list[Detected]]
 
 
 class ChatCompletion(Envelope):
@@ -191,6 +193,7 @@ class ChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: FINISH | None
     trace: Absent[AnswerTrace]
+    detectors: Absent[list[Detected]]
 
 
 class ChatChunk(Envelope):
@@ -209,6 +212,7 @@ class TextChoice(BaseModel):
     logprobs: TextLogprobs | None
     finish_reason: FINISH | None
     trace: Absent[AnswerTrace]
+    detectors: Absent[list[Detected]]
     prompt_logprobs: Absent[PromptLogprobs]
 
 

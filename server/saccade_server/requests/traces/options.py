@@ -28,6 +28,9 @@ MIB = 2**20
 DEFAULT_BYTES = 16 * MIB
 MOST_DIRECTIONS = 16
 MOST_RANKS = 20
+MOST_GROUPS = 16
+MOST_GROUPED = 1024
+"""Tokens of a group."""
 MOST_RANGES = 64
 RECENT = 8
 """Keys before a row that are its recent ones, unless the request says how many."""
@@ -247,6 +250,15 @@ class Entropy(Rowed):
     )
 
 
+class TokenShares(Rowed):
+    """The probability of groups of tokens being next."""
+
+    tokens: Annotated[
+        list[Annotated[list[Whole], Field(fail_fast=True, max_length=MOST_GROUPED)]],
+        Field(min_length=1, max_length=MOST_GROUPS, fail_fast=True),
+    ] = Field(description="Groups of token ids; a group's probability is the sum of theirs.")
+
+
 class Divergence(Layered):
     """How far head outputs are from those without the images; rows are of the answer."""
 
@@ -294,6 +306,7 @@ class TraceOptions(Closed):
     projections: Projections | None = None
     logit_lens: Chosen[LogitLens] | None = None
     entropy: Chosen[Entropy] | None = None
+    token_shares: TokenShares | None = None
     vhd: Chosen[Divergence] | None = None
     vas: Chosen[VisualAttention] | None = None
     saliency: Chosen[ByHead] | None = None
@@ -330,6 +343,7 @@ KINDS: dict[str, type[Closed]] = {
     "projections": Projections,
     "logit_lens": LogitLens,
     "entropy": Entropy,
+    "token_shares": TokenShares,
     "vhd": Divergence,
     "vas": VisualAttention,
     "saliency": ByHead,

@@ -25,6 +25,7 @@ UNSUPPORTED_MODEL = "trace_unsupported_model"
 class Scope:
     """The model, a prompt, and how many tokens its answer may have.
 
+    ``vocabulary``: how many tokens there are; None: whoever runs it knows.
     Rows and keys are positions: of a prompt of P tokens, row P - 1 predicts the first token.
     """
 
@@ -32,6 +33,7 @@ class Scope:
     prompt: Prompt
     max_tokens: int
     artifacts: Callable[[str], Artifact | None] | None = None
+    vocabulary: int | None = None
 
     @property
     def length(self) -> int:
@@ -91,6 +93,17 @@ class Scope:
             RequestError: the model does not have one.
         """
         return _chosen(heads, self.model.heads, "query head", path)
+
+    def check_tokens(self, tokens: Sequence[int], path: str) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            RequestError: names the first.
+        """
+        for at, token in enumerate(tokens):
+            if self.vocabulary is not None and token >= self.vocabulary:
+                message = f"There is no token {token}; ids go from 0 to {self.vocabulary - 1}."
+                raise RequestError(message, code=OUT_OF_RANGE, param=f"{path}[{at}]")
 
     def chosen_images(self, images: Sequence[int] | None, path: str) -> tuple[int, ...]:
         """Numbers of images, ascending; None: all.

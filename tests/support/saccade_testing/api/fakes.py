@@ -159,6 +159,9 @@ class BytePrompts:
     def token_name(self, token: int) -> str:
         return f"<{token}>"
 
+    def token_of(self, text: str) -> int | None:
+        return text.encode()[0] if len(text) == 1 and text.isascii() else None
+
     def token_text(self, token: int) -> tuple[str, bytes]:
         data = bytes([token]) if token < 256 else b""
         return data.decode("utf-8", "replace"), data

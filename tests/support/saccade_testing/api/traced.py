@@ -13,6 +13,7 @@ from saccade_server.engine.traces.data import (
     EntropyReading,
     ScoreReading,
     SinkReading,
+    TokenShareReading,
     TracePiece,
 )
 
@@ -49,6 +50,9 @@ def values(reading: Any, rows: range) -> np.ndarray[Any, Any]:
 
 def _axes(reading: Any) -> Iterator[list[int]]:
     over: frozenset[str] = getattr(reading, "over", frozenset())
+    if isinstance(reading, TokenShareReading):
+        yield list(range(len(reading.groups)))
+        return
     if isinstance(reading, EntropyReading) and not reading.layers:
         return
     if "layer" not in over:

@@ -1,0 +1,90 @@
+"""What ``saccade inspect`` prints: detectors as a table, scores by answer, token and position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+BAR = 24
+"""Characters of the longest bar."""
+
+MOST_POSITIONS = 12
+SINK_COLUMNS = ("positions", "phi", "lifetime", "kind", "sink_rate")
+
+
+def listing(kinds: Sequence[Mapping[str, Any]]) -> Table:
+    """All detectors."""
+    table = Table(box=None)
+    for title in ("detector", "suspicious", "needs"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what it says", overflow="fold", ratio=1)
+    for kind in kinds:
+        needs = "image" if kind["needs_image"] else ""
+        table.add_row(kind["id"], kind["suspect"], needs, kind["summary"])
+    return table
+
+
+def verdict(found: Mapping[str, Any]) -> Text:
+    """The answer's score and what it means: ``svar 0.412 (...): not flagged, below 0.3 is``."""
+    text = Text(str(found["name"]), "bold")
+    if found["score"] is None:
+        return text.append(f": no score, because {found['reason']}", "dim")
+    text.append(f" {number(found['score'])}")
+    text.append(f" ({found['unit']})", "dim")
+    side = "below" if found["suspect"] == "low" else "above"
+    if found["threshold"] is None:
+        return text.append(f"; no threshold is set, {found['suspect']} is suspicious", "dim")
+    line = f"{side} {number(found['threshold'])} is"
+    if found["flagged"]:
+        return text.append(": flagged", "red").append(f", {line}", "dim")
+    return text.append(": not flagged", "green").append(f", {line}", "dim")
+
+
+def by_token(texts: Sequence[str], scores: Sequence[float | None]) -> Table:
+    """A line for each token, with a bar as long as its score is large."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify, no_wrap=True)
+    known = [score for score in scores if score is not None]
+    most = max(map(abs, known), default=0.0)
+    for text, score in zip(texts, scores, strict=True):
+        shown = "" if score is None else number(score)
+        length = 0 if score is None or not most else round(BAR * abs(score) / most)
+        table.add_row(Text(repr(text)[1:-1]), shown, Text("█" * length, "cyan"))
+    return table
+
+
+def sinks(values: Mapping[str, Any]) -> Table:
+    """The prompt's sinks, the strongest first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("position", "phi", "layers", "kind", "heads that sink into it"):
+        table.add_column(title, no_wrap=True)
+    rows = list(zip(*(values[name] for name in SINK_COLUMNS), strict=True))
+    rows.sort(key=lambda row: (-row[4], -row[1]))
+    for position, phi, lifetime, kind, rate in rows[:MOST_POSITIONS]:
+        table.add_row(str(position), number(phi), str(lifetime), kind, f"{rate:.1%}")
+    if len(rows) > MOST_POSITIONS:
+        table.add_row(f"and {len(rows) - MOST_POSITIONS} more; --json has all")
+    return table
+
+
+def shown(found: Mapping[str, Any], texts: Sequence[str]) -> Iterator[Text | Table]:
+    """All that is printed of one detector's result."""
+    yield verdict(found)
+    if found["tokens"] is not None:
+        yield by_token(texts, found["tokens"])
+    elif found["values"] and found["name"] == "sinks":
+        yield sinks(found["values"])
+    else:
+        numbers = {name: v for name, v in found["values"].items() if isinstance(v, float)}
+        if numbers:
+            yield Text(", ".join(f"{name} {number(v)}" for name, v in numbers.items()))
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
