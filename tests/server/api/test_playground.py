@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,16 +13,21 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 import saccade_server
 from saccade_server.api.playground.page import PLAYGROUND_PARTS
-from saccade_testing.api.bodies import MODEL
+from saccade_server.demo import sample_path
+from saccade_server.receipt_line import receipt_line
+from saccade_server.word_diff import word_diff
+from saccade_testing.api.bodies import MODEL, encode
 from saccade_testing.api.browsing import Tab
 from saccade_testing.api.fakes import INFO, FakeEngine
 from saccade_testing.api.server import REGISTRY, start_server, wait_for
 
 OWN = [path for path in PLAYGROUND_PARTS if "/vendor/" not in path and not path.endswith(".png")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 KEYED = {"api_keys": ("user-key",)}
 
 
@@ -264,9 +271,8 @@ def test_the_reader_stops_an_answer(make_server, tab):
 
 
 def test_a_server_that_dies_while_it_streams(tab):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "saccade_testing.api.alone", "0.02"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
         try:
             tab.page.goto(server.stdout.readline().strip())
             page = tab.page
@@ -315,6 +321,73 @@ def test_three_widths(two, browser, scheme):
     tab.context.close()
 
 
+def test_a_region_is_drawn_moved_turned_and_removed(two, tab):
+    page = open_page(tab, two)
+    frame = page.locator(".frame").bounding_box()
+    corner = frame["x"] + 2, frame["y"] + 2
+    page.mouse.move(*corner)
+    page.mouse.down()
+    page.mouse.move(corner[0] + frame["width"] / 4, corner[1] + frame["height"] / 2, steps=3)
+    page.mouse.up()
+    expect(page.locator(".method h3")).to_have_text("look_at")
+    (entry,) = shown_body(page)["interventions"]
+    assert entry == {"method": "look_at", "regions": entry["regions"]}
+    left, top, right, bottom = entry["regions"][0]["box"]  # of 64 x 64 pixels
+    assert (right - left, bottom - top) == (pytest.approx(16, abs=0.3), pytest.approx(32, abs=0.3))
+    page.click("text=Look away")
+    assert shown_body(page)["interventions"][0]["strength"] == -2
+    # The same by keyboard.
+    page.focus(".region")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    (moved,) = shown_body(page)["interventions"][0]["regions"]
+    assert moved["box"] == pytest.approx([left + 1.28, top, right + 1.28, bottom + 1.28], abs=0.11)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert shown_body(page)["interventions"][0]["regions"][0]["box"][0] == 0, "it stays inside"
+    ask(page)
+    answered(page, "edited")
+    expect(page.locator(".receipt")).to_contain_text("look_at applied")
+    page.focus("text=Add a region")
+    page.keyboard.press("Enter")
+    expect(page.locator(".region").nth(1)).to_be_focused()
+    page.keyboard.press("Delete")
+    page.focus(".region")
+    page.keyboard.press("Delete")
+    expect(page.locator(".method")).to_have_count(0)
+    assert "interventions" not in shown_body(page) or not shown_body(page)["interventions"]
+    assert tab.errors() == []
+
+
+def test_pictures_come_from_files_the_clipboard_and_drops(two, tab, tmp_path):
+    page = open_page(tab, two)
+    path = tmp_path / "mine.png"
+    path.write_bytes(encode(Image.new("RGB", (30, 20), "red")))
+    page.set_input_files("input[type=file]", path)
+    picture = page.locator(".frame img")
+    expect(picture).to_have_attribute("alt", "The picture: mine.png")
+    for kind, name, field in (
+        ("paste", "pasted", "clipboardData"),
+        ("drop", "gone", "dataTransfer"),
+    ):
+        page.evaluate(BRING, [kind, f"{name}.png", field])
+        expect(picture).to_have_attribute("alt", f"The picture: {name}.png")
+    (tmp_path / "not.png").write_bytes(b"no picture")
+    page.set_input_files("input[type=file]", tmp_path / "not.png")
+    expect(page.locator(".picture [role=alert]")).to_contain_text("no picture")
+    page.click("text=No picture")
+    assert isinstance(shown_body(page)["messages"][0]["content"], str)
+
+
+BRING = """async ([kind, name, field]) => {
+  const canvas = new OffscreenCanvas(9, 7);
+  canvas.getContext("2d").fillRect(0, 0, 9, 7);
+  const data = new DataTransfer();
+  data.items.add(new File([await canvas.convertToBlob()], name, { type: "image/png" }));
+  document.dispatchEvent(Object.assign(new Event(kind, { cancelable: true }), { [field]: data }));
+}"""
+
+
 # Forms, words and code.
 
 
@@ -325,19 +398,105 @@ def test_every_method_has_a_form_that_makes_a_valid_entry(two, tab):
         add(page, method)
         card = page.locator(".method").nth(index)
         card.locator("summary").click()
-        fields = set(about["schema"]["properties"]) - {"method"}
-        fixed = {name for name, of in about["schema"]["properties"].items() if "const" in of}
-        for name in fields - fixed:
-            shown = card.locator(f"[id^='field-interventions-{index}-{name}']").first
-            expect(shown).to_be_visible()
         card.locator("text=Fill in the example").click()
         if about["needs_artifact"]:
             artifact = about["example"].get("artifact")
             if artifact:
                 page.fill(f"#field-interventions-{index}-artifact", artifact)
     entries = shown_body(page)["interventions"]
+    shown = page.evaluate("() => [...document.querySelectorAll('.field')].map((e) => e.innerHTML)")
+    for index, method in enumerate(REGISTRY.methods):
+        properties = REGISTRY.describe(method)["schema"]["properties"]
+        for name, of in properties.items():
+            there = any(f"field-interventions-{index}-{name}" in text for text in shown)
+            assert there == ("const" not in of), (method, name)
     for method, entry in zip(REGISTRY.methods, entries, strict=True):
         example = REGISTRY.describe(method)["example"]
         (made,) = REGISTRY.parse([entry])
         (wanted,) = REGISTRY.parse([example])
         assert made.normalised() == wanted.normalised()
+
+
+def test_the_code_asks_what_the_page_asked(two, tab, tmp_path):
+    page = open_page(tab, two)
+    add(page, "pai")
+    odd = 'What is "there"? $HOME `id` \\n {x} é'
+    page.fill("#question", odd)
+    page.fill("#field-seed", "7")
+    ask(page)
+    answered(page, "edited")
+    asked = next(request for request in two.engine.requests[-2:] if request.plan is not None)
+    sample = sample_path("absent-1")
+    (tmp_path / "picture.png").write_bytes(sample.read_bytes())
+    for form, run in RUNS.items():
+        if shutil.which(run[0]) is None:
+            continue
+        page.locator(f".choices button >> text='{form}'").click()
+        code = page.inner_text(".code pre")
+        done = subprocess.run(
+            [*run, code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert EDITED in done.stdout, (form, done.stderr)
+        again = two.engine.requests[-1]
+        assert again.tokens == asked.tokens, form
+        assert again.sampling == asked.sampling, form
+        assert again.plan is not None
+
+
+RUNS = {
+    "curl": ("bash", "-c"),
+    "Python": (sys.executable, "-c"),
+    "Python, openai": (sys.executable, "-c"),
+    "TypeScript": ("node", "--input-type=module", "-e"),
+}
+
+
+def test_words_and_receipts_are_those_of_the_command_line(two, tab):
+    page = open_page(tab, two)
+    rng = random.Random(3)
+    pairs = [
+        [
+            "".join(rng.choices(["a ", "b", " cat", ", ", "dog.", "\n"], k=rng.randrange(12)))
+            for _ in "12"
+        ]
+        for _ in range(60)
+    ]
+    found = page.evaluate(COMPARED, pairs)
+    for (first, second), (gone, new) in zip(pairs, found, strict=True):
+        told = word_diff(first, second)
+        marked = {"red": "", "green": ""}
+        for span in told.spans:
+            marked[str(span.style)] += told.plain[span.start + 2 : span.end - 2]
+        for ours, theirs in ((gone, marked["red"]), (new, marked["green"])):
+            assert re.sub(r"\s", "", ours) == re.sub(r"\s", "", theirs), (first, second)
+    entries = [
+        applied(rng, status, layers)
+        for status in ("applied", "no_effect", "cached")
+        for layers in ([], [3], [1, 2, 3, 7], [0, 2, 3])
+    ]
+    assert page.evaluate(IN_WORDS, entries) == [receipt_line(entry) for entry in entries]
+
+
+COMPARED = """async (pairs) => {
+  const { compare } = await import("/playground/diff.js");
+  const cut = (text, places) => places.map(([a, b]) => text.slice(a, b)).join("");
+  return pairs.map(([a, b]) => [compare(a, b)].map((d) => [cut(a, d.first), cut(b, d.second)])[0]);
+}"""
+IN_WORDS = """async (entries) => {
+  const { receiptLine } = await import("/playground/receipt.js");
+  return entries.map(receiptLine);
+}"""
+
+
+def applied(rng, status, layers):
+    counts = {name: rng.randrange(3) for name in ("prompt", "generated", "cached")}
+    moved = rng.choice([None, 3])
+    return {
+        "status": status,
+        "rows": counts,
+        "heads": rng.randrange(3),
+        "layers": layers,
+        "edits": {"evaluated": 9, "moved": moved},
+        "counters": rng.choice([{}, {"contrasted": 2, "draws": 1}]),
+        "filled_in": rng.choice([{}, {"layers": [1], "alpha": 0.5}]),
+    }

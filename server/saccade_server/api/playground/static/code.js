@@ -64,7 +64,7 @@ function pythonMessages(messages, picture, indent) {
 
 function pythonPicture(picture) {
   if (!picture) return [];
-  return [`picture = b64encode(open("${fileOf(picture).name}", "rb").read()).decode()`, ""];
+  return [`picture = b64encode(Path("${fileOf(picture).name}").read_bytes()).decode()`, ""];
 }
 
 const keywords = (fields, indent) =>
@@ -75,7 +75,7 @@ export function sdk(body, picture, keyed) {
   const { trace, ...known } = rest;
   const extra = trace ? { extra: { trace } } : {};
   return [
-    ...(picture ? ["from base64 import b64encode", ""] : []),
+    ...(picture ? ["from base64 import b64encode", "from pathlib import Path", ""] : []),
     "from saccade_client import Saccade",
     "",
     ...(keyed ? [`# The key is read from the variable ${VARIABLE}.`] : []),
@@ -99,7 +99,7 @@ export function openai(body, picture, keyed) {
   const value = keyed ? `os.environ["${VARIABLE}"]` : '"unused"';
   return [
     ...(keyed ? ["import os"] : []),
-    ...(picture ? ["from base64 import b64encode"] : []),
+    ...(picture ? ["from base64 import b64encode", "from pathlib import Path"] : []),
     ...(keyed || picture ? [""] : []),
     "from openai import OpenAI",
     "",

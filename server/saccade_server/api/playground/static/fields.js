@@ -4,6 +4,8 @@ import { html, names } from "./html.js";
 import { ProblemAt, useProblem } from "./problem.js";
 import { howToWrite, written } from "./schema.js";
 
+const FARTHEST = 100;
+
 /** A label, an input, its description and, if it was wrong, why. `typed` undefined: left alone. */
 export function Field({ field, typed, change, path, artifacts = [] }) {
   const id = `field-${path.replaceAll(/[^\w]+/g, "-")}`;
@@ -42,10 +44,28 @@ function placeholder(field) {
 }
 
 function TextInput({ field, typed, change, common }) {
-  const numeric = field.kind === "number" || field.kind === "integer";
   return html`<input type="text" ...${common} value=${typed ?? ""} placeholder=${placeholder(field)}
-    inputmode=${numeric ? "decimal" : undefined} autocomplete="off" spellcheck=${false}
-    onInput=${(event) => change(event.target.value)} />`;
+    autocomplete="off" spellcheck=${false} onInput=${(event) => change(event.target.value)} />`;
+}
+
+/** A number to type and, if it has two bounds that are not far apart, to slide. */
+function NumberInput({ field, typed, change, common }) {
+  const { minimum, maximum, fallback } = field;
+  const slides = maximum - minimum <= FARTHEST;
+  const now = Number(typed === undefined || typed === "" ? (fallback ?? minimum) : typed);
+  return html`
+    <div class=${names("number", slides && "slides")}>
+      <${TextInput} ...${{ field, typed, change, common: { ...common, inputmode: "decimal" } }} />
+      ${slides && html`<input type="range" min=${minimum} max=${maximum} step=${step(field)} value=${now}
+        aria-label="${field.label}, by sliding" onInput=${(event) => change(event.target.value)} />`}
+    </div>`;
+}
+
+/** About a hundredth of the range, as a round number. */
+function step({ kind, minimum, maximum }) {
+  if (kind === "integer") return 1;
+  const power = 10 ** Math.floor(Math.log10((maximum - minimum) / 100));
+  return [1, 2, 5].map((round) => round * power).find((size) => size * 100 >= maximum - minimum) ?? 10 * power;
 }
 
 function Lines({ field, typed, change, common }) {
@@ -97,6 +117,8 @@ function Artifact({ typed, change, common, id, artifacts }) {
 }
 
 const INPUTS = {
+  number: NumberInput,
+  integer: NumberInput,
   choice: Choice,
   switch: Switch,
   words: Words,

@@ -2,15 +2,18 @@
 
 import { render } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { ENDED, ask } from "./answer.js";
-import { get, key } from "./api.js";
-import { chatBody, streamed } from "./body.js";
+import { ENDED } from "./answer.js";
+import { useAnswers } from "./answers.js";
+import { key } from "./api.js";
+import { chatBody } from "./body.js";
+import { looking, useMethods } from "./chosen.js";
 import { Code } from "./code.js";
 import { compareSoFar } from "./diff.js";
 import { Door, Header } from "./header.js";
 import { html, names } from "./html.js";
 import { Inspector } from "./inspector.js";
-import { Methods, beginning } from "./methods.js";
+import { LOOK_AT, MIDDLE, boxesOf } from "./look.js";
+import { Methods } from "./methods.js";
 import { Pane } from "./panes.js";
 import { PictureInput, sample } from "./picture.js";
 import { Problem, ProblemAt } from "./problem.js";
@@ -18,8 +21,6 @@ import { BEGINNING, Sampling, samplingOf } from "./sampling.js";
 import { entryOf, fieldsOf } from "./schema.js";
 import { places, tokenAt } from "./tokens.js";
 import { useServer } from "./server.js";
-
-const NO_ANSWERS = { plain: null, edited: null };
 
 function Page() {
   const server = useServer();
@@ -37,7 +38,6 @@ function Page() {
 
 function Desk({ server, card }) {
   const [picture, setPicture] = useState(null);
-  const [regions, setRegions] = useState([]);
   const [question, setQuestion] = useState("Describe the image.");
   const [methods, setMethods] = useMethods();
   const [typed, setTyped] = useState(BEGINNING);
@@ -49,6 +49,11 @@ function Desk({ server, card }) {
   }, []);
 
   const shown = images ? picture : null;
+  const boxes = shown ? boxesOf(methods, shown) : [];
+  const offered = server.methods.some(({ id, supported }) => id === LOOK_AT && supported);
+  const look = shown && offered ? looking(methods, setMethods, shown) : null;
+  const add = (name) =>
+    name === LOOK_AT && look ? look.add(MIDDLE, { apart: true }) : setMethods.add(name);
   const entries = methods.map(({ about, typed: set }) => entryOf(about.id, fieldsOf(about.schema), set));
   const profile = server.profiles.find(({ model }) => model === card.id);
   const request = {
@@ -80,11 +85,7 @@ function Desk({ server, card }) {
           ${images && html`
             <section class="for-picture">
               <h2>Picture</h2>
-              <${PictureInput} picture=${picture} regions=${regions} changeRegions=${setRegions} canLook=${false}
-                choose=${(next) => {
-                  setPicture(next);
-                  setRegions([]);
-                }} />
+              <${PictureInput} picture=${picture} choose=${setPicture} boxes=${boxes} look=${look} />
             </section>`}
           <section>
             <h2><label for="question">Question</label></h2>
@@ -96,7 +97,7 @@ function Desk({ server, card }) {
           <section class="methods">
             <h2>Methods</h2>
             ${profile && html`<${ProfileNote} profile=${profile} replaced=${entries.length > 0} />`}
-            <${Methods} server=${server} chosen=${methods} ...${setMethods} />
+            <${Methods} server=${server} chosen=${methods} ...${setMethods} add=${add} />
           </section>
           <section>
             <h2>Sampling</h2>
@@ -119,49 +120,6 @@ function ProfileNote({ profile, replaced }) {
     <p class="note">${replaced
       ? "These take the place of the profile's own methods."
       : `The profile ${profile.id} runs ${names}. ${profile.description}`}</p>`;
-}
-
-/** The chosen methods, and what can be done to the list. */
-function useMethods() {
-  const [chosen, setChosen] = useState([]);
-  const count = useRef(0);
-  const add = async (name) => {
-    const about = await get(`v1/interventions/${encodeURIComponent(name)}`);
-    count.current += 1;
-    const item = { id: count.current, about, typed: beginning(about), fresh: true };
-    setChosen((list) => [...list, item]);
-  };
-  const change = (id, typed) =>
-    setChosen((list) => list.map((item) => (item.id === id ? { ...item, typed } : item)));
-  const move = (index, by) =>
-    setChosen((list) => {
-      const next = [...list];
-      [next[index], next[index + by]] = [next[index + by], next[index]];
-      return next;
-    });
-  const remove = (id) => setChosen((list) => list.filter((item) => item.id !== id));
-  return [chosen, { add, change, move, remove }];
-}
-
-/** The two answers while they come. */
-function useAnswers() {
-  const [answers, setAnswers] = useState(NO_ANSWERS);
-  const asked = useRef([]);
-  const stop = () => asked.current.forEach(({ abort }) => abort());
-  const start = (bodies) => {
-    stop();
-    const round = [];
-    asked.current = round;
-    setAnswers(NO_ANSWERS);
-    for (const [name, body] of Object.entries(bodies)) {
-      if (!body) continue;
-      const report = (answer) =>
-        asked.current === round && setAnswers((all) => ({ ...all, [name]: answer }));
-      round.push(ask(streamed(body), report));
-    }
-  };
-  const running = Object.values(answers).some((answer) => answer && !ENDED.includes(answer.state));
-  return { answers, running, start, stop };
 }
 
 const textOf = (answer) => (answer?.tokens ?? []).map(({ text }) => text).join("");

@@ -37,13 +37,13 @@ export function Methods({ server, chosen, add, change, move, remove }) {
           up=${() => after(() => move(index, -1), index - 1)}
           down=${() => after(() => move(index, 1), index + 1)}
           remove=${() => after(() => remove(item.id), index)} />`)}
-      <${Adder} methods=${server.methods} add=${add} />
+      <${Adder} methods=${server.methods} add=${add} focusOnLast=${() => setTimeout(() => focusOn(chosen.length))} />
       <${ProblemAt} path="interventions" />
     </div>`;
 }
 
 /** A list to choose from, with what each method does; closed until it is wanted. */
-function Adder({ methods, add }) {
+function Adder({ methods, add, focusOnLast }) {
   const [open, setOpen] = useState(false);
   const [sought, setSought] = useState("");
   const find = useRef(null);
@@ -58,9 +58,10 @@ function Adder({ methods, add }) {
   };
   const wanted = methods.filter(({ id, title, summary: says }) =>
     `${id} ${title} ${says}`.toLowerCase().includes(sought.trim().toLowerCase()));
-  const choose = (method) => {
+  const choose = async (method) => {
     close();
-    add(method.id);
+    await add(method.id);
+    focusOnLast();
   };
   const onKey = (event) => {
     if (event.key === "Escape") close();
@@ -93,7 +94,6 @@ function Adder({ methods, add }) {
 function Method({ item, index, count, artifacts, change, up, down, remove }) {
   const { about, typed } = item;
   const heading = useRef(null);
-  useEffect(() => item.fresh && heading.current?.focus(), []);
   const [main, rest] = split(fieldsOf(about.schema), about);
   const show = (field) => html`
     <${Field} key=${field.name} field=${field} typed=${typed[field.name]} artifacts=${artifacts}

@@ -49,8 +49,8 @@ function Receipt({ entries }) {
       <ul>
         ${entries.map((entry) => html`
           <li key=${entry.index} class=${names("status", `status-${entry.status}`)}>
-            <strong>${entry.method}</strong> ${receiptLine(entry)}
-            <span class="meaning">${meaning(entry)}</span>
+            <strong>${entry.method}</strong> ${receiptLine(entry)} ${" "}
+            <span class="meaning">(${meaning(entry)})</span>
           </li>`)}
       </ul>
     </div>`;

@@ -40,7 +40,7 @@ export async function sample(name = SAMPLES[0].name) {
 const firstImage = (files) => [...(files ?? [])].find((file) => file.type.startsWith("image/"));
 
 /** Shows the picture with its regions, and takes another one in every way that there is. */
-export function PictureInput({ picture, choose, regions, changeRegions, canLook }) {
+export function PictureInput({ picture, choose, boxes, look }) {
   const [note, setNote] = useState("");
   const [over, setOver] = useState(false);
   const input = useRef(null);
@@ -72,7 +72,7 @@ export function PictureInput({ picture, choose, regions, changeRegions, canLook 
 
   return html`
     <div class=${names("picture", over && "over")}>
-      ${picture && html`<${Regions} ...${{ picture, regions, changeRegions, canLook }} />`}
+      ${picture && html`<${Regions} ...${{ picture, boxes, look }} />`}
       <div class="picture-tools">
         <label class="button">
           <input type="file" accept="image/*" class="hidden" ref=${input} onChange=${(event) => {

@@ -2,6 +2,7 @@
 
 import { useRef, useState } from "preact/hooks";
 import { html, names } from "./html.js";
+import { MIDDLE } from "./look.js";
 
 const SMALL = 200; // pixels; a smaller picture is shown with its pixels sharp
 const TALLEST = 18; // rem
@@ -29,10 +30,10 @@ function resized([left, top, right, bottom], dx, dy) {
 }
 
 /**
- * The picture with boxes, as fractions [left, top, right, bottom] of its sides.
- * `canLook` false: the picture alone.
+ * The picture with its boxes, {id, place, box, away}. `look` changes them: `add(box)`,
+ * `set(id, place, box)`, `drop(id, place)`, `turn(away)`; null: the picture alone.
  */
-export function Regions({ picture, regions, changeRegions, canLook }) {
+export function Regions({ picture, boxes, look }) {
   const frame = useRef(null);
   const [drawing, setDrawing] = useState(null);
 
@@ -41,7 +42,7 @@ export function Regions({ picture, regions, changeRegions, canLook }) {
     return [within((event.clientX - left) / width), within((event.clientY - top) / height)];
   };
   const begin = (event) => {
-    if (!canLook || event.button !== 0 || event.target.closest(".region")) return;
+    if (!look || event.button !== 0 || event.target.closest(".region")) return;
     event.preventDefault();
     frame.current.setPointerCapture(event.pointerId);
     setDrawing({ from: place(event), to: place(event) });
@@ -50,33 +51,38 @@ export function Regions({ picture, regions, changeRegions, canLook }) {
   const finish = () => {
     if (!drawing) return;
     const box = between(drawing.from, drawing.to);
-    if (large(box)) changeRegions([...regions, box]);
+    if (large(box)) look.add(box);
     setDrawing(null);
   };
-  const set = (index, box) => changeRegions(regions.map((old, k) => (k === index ? box : old)));
-  const drop = (index) => changeRegions(regions.filter((_, k) => k !== index));
-  const add = () => {
-    changeRegions([...regions, [0.3, 0.3, 0.7, 0.7]]);
-    setTimeout(() => frame.current.querySelector(".region:last-of-type")?.focus());
+  const add = async () => {
+    await look.add(MIDDLE);
+    setTimeout(() => [...frame.current.querySelectorAll(".region")].at(-1)?.focus());
   };
 
   return html`
-    <div class=${names("frame", canLook && "drawable")} ref=${frame} style=${widthOf(picture)} onPointerDown=${begin}
+    <div class=${names("frame", look && "drawable")} ref=${frame} style=${widthOf(picture)} onPointerDown=${begin}
       onPointerMove=${draw} onPointerUp=${finish} onPointerCancel=${() => setDrawing(null)}>
       <img src=${picture.url} alt="The picture: ${picture.name}" class=${names(picture.width < SMALL && "small")}
         width=${picture.width} height=${picture.height} draggable=${false} />
-      ${regions.map((box, index) => html`
-        <${Region} key=${index} ...${{ box, index }} frame=${frame}
-          set=${(next) => set(index, next)} drop=${() => drop(index)} />`)}
+      ${boxes.map(({ id, place: at, box, away }, index) => html`
+        <${Region} key="${id}-${at}" ...${{ box, index, away, frame }}
+          set=${(next) => look.set(id, at, next)} drop=${() => look.drop(id, at)} />`)}
       ${drawing && html`<div class="region drawing" style=${styleOf(between(drawing.from, drawing.to))}></div>`}
     </div>
-    ${canLook && html`
+    ${look && html`
       <div class="region-tools">
         <button type="button" class="quiet" onClick=${add}>Add a region</button>
-        ${regions.length > 0
-          ? html`<button type="button" class="quiet" onClick=${() => changeRegions([])}>Remove all</button>`
-          : html`<span class="hint">or draw one on the picture</span>`}
+        ${boxes.length ? html`<${Direction} away=${boxes.at(-1).away} turn=${look.turn} />`
+          : html`<span class="hint">or draw one, to make the model look there or away</span>`}
       </div>`}`;
+}
+
+function Direction({ away, turn }) {
+  return html`
+    <div class="choices" role="group" aria-label="The model is to look">
+      <button type="button" aria-pressed=${!away} onClick=${() => turn(false)}>Look there</button>
+      <button type="button" aria-pressed=${away} onClick=${() => turn(true)}>Look away</button>
+    </div>`;
 }
 
 /** As wide as there is room for, and not too tall. */
@@ -94,7 +100,7 @@ function styleOf([left, top, right, bottom]) {
   };
 }
 
-function Region({ box, index, frame, set, drop }) {
+function Region({ box, index, away, frame, set, drop }) {
   const dragged = useRef(null);
   const onKey = (event) => {
     if (event.key === "Delete" || event.key === "Backspace") {
@@ -119,12 +125,12 @@ function Region({ box, index, frame, set, drop }) {
   };
   const end = () => (dragged.current = null);
   const [left, top, right, bottom] = box.map((side) => Math.round(side * 100));
-  const said = `Region ${index + 1}: ${left} to ${right} % across, ${top} to ${bottom} % down. `
+  const said = `Region ${index + 1} to look ${away ? "away from" : "at"}: ${left} to ${right} % across, ${top} to ${bottom} % down. `
     + "Arrow keys move it, with Shift they size it, Delete removes it.";
   return html`
-    <div class="region" tabindex="0" role="group" aria-label=${said} style=${styleOf(box)}
+    <div class=${names("region", away && "away")} tabindex="0" role="group" aria-label=${said} style=${styleOf(box)}
       onKeyDown=${onKey} onPointerDown=${begin} onPointerMove=${drag} onPointerUp=${end} onPointerCancel=${end}>
-      <span class="number">${index + 1}</span>
+      <span class="number">${index + 1}${away ? " away" : ""}</span>
       <button type="button" class="drop" tabindex="-1" aria-label="Remove region ${index + 1}"
         onPointerDown=${(event) => event.stopPropagation()} onClick=${drop}>✕</button>
       <span class="grip"></span>

@@ -71,23 +71,30 @@ function arrayKind(items) {
   return items.type === "string" ? "texts" : "json";
 }
 
-/** Several forms of one field: lists of heads, or words and a list of numbers. */
+/** Several forms of one field: lists of heads, or words and a number or a list of numbers. */
 function oneOf(forms) {
   if (forms.some((form) => form.patternProperties)) return { kind: "heads" };
+  const number = forms.find((form) => form.type === "number" || form.type === "integer");
   const words = forms.flatMap((form) => form.enum ?? (form.const !== undefined ? [form.const] : []));
   const lists = forms.some((form) => form.type === "array" && form.items?.type === "integer");
-  return words.length && lists ? { kind: "integers", options: words } : { kind: "json" };
+  if (words.length && lists) return { kind: "integers", options: words };
+  if (words.length && number) {
+    const { minimum, maximum } = number;
+    return { kind: number.type, options: words, minimum, maximum };
+  }
+  return { kind: "json" };
 }
 
 /** How a field is to be written, in a few words. */
 export function howToWrite(field) {
+  const words = field.options?.join(", ");
   const ways = {
-    integers: `numbers, as in 2-4, 7${field.options ? `, or ${field.options.join(", ")}` : ""}`,
+    integers: `numbers, as in 2-4, 7${words ? `, or ${words}` : ""}`,
     heads: "all, or heads as in 0, 2, or by layer as in 1: 0, 2; 3: 4",
     texts: "a text a line",
     json: "JSON",
   };
-  return ways[field.kind] ?? range(field);
+  return ways[field.kind] ?? range(field) + (range(field) && words ? ` or ${words}` : "");
 }
 
 function range({ kind, minimum, maximum }) {
