@@ -131,24 +131,24 @@ def judge(
 def maps(
     model: ServedModel, rows: Rows, layers: Collection[int], tokens: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Saliency of one token of each row by layer, the highest layer first.
+    """Saliency of some tokens of each row by layer, the highest layer first.
 
-    Each is float32 (float64 for a float64 model) [n, heads, max_context], 0 for keys that a row
+    Each is float32 (float64 for a float64 model) [n, K, heads, max_context], 0 for keys that a row
     does not see.
 
     Args:
         layers: whose saliency is wanted; nothing is computed below the lowest.
-        tokens: int64 [n], token ids.
+        tokens: int64 [n, K], at most :data:`MOST_LOSSES` token ids a row.
     """
     decoder, lowest = model.decoder, min(layers)
-    back = top_gradient(model, rows, tokens[:, None])
+    back = top_gradient(model, rows, tokens)
     rotations = decoder.rotations(rows.positions, back.dtype)
     for layer in reversed(decoder.layers[lowest:]):
         on = layer.index > lowest
         back, saliency = layer_gradient(layer, back, rows, rotations[layer.rotary], on)
         if layer.index in layers:
-            found = saliency[:, 0]
-            yield layer.index, torch.where(rows.sees(layer)[:, None], found, found.new_zeros(()))
+            seen = rows.sees(layer)[:, None, None]
+            yield layer.index, torch.where(seen, saliency, saliency.new_zeros(()))
 
 
 def top_gradient(model: ServedModel, rows: Rows, candidates: torch.Tensor) -> torch.Tensor:

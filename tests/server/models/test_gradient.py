@@ -158,7 +158,7 @@ def test_one_row_equals_the_gradient_through_the_whole_sequence(family: str) -> 
 def test_maps_are_the_saliency_of_the_whole_sequence(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one token a row, in layers apart from each other, by head and key; 0 behind a context and
+    """Of two tokens a row, in layers apart from each other, by head and key; 0 behind a context and
     before a window, whatever the kernel leaves there."""
 
     def poisoned(query: Any, grad: Any, keys: Any, values: Any, batch: Any, *rest: Any) -> Any:
@@ -171,10 +171,10 @@ def test_maps_are_the_saliency_of_the_whole_sequence(
     monkeypatch.setattr(ops, "saliency", poisoned)
     model = tiny.build(family)
     prompts = [tiny.prompt(family, images=2, seed=1), tiny.prompt(family, images=1, seed=2)]
-    tokens, layers = [11, 95], {0, 1, 3}
+    tokens, layers = [[11, 40], [95, 3]], {0, 1, 3}
     wanted = [
-        by_autograd(copy.deepcopy(model), prompt, generated, [token])
-        for prompt, generated, token in zip(prompts, GENERATED, tokens, strict=True)
+        by_autograd(copy.deepcopy(model), prompt, generated, some)
+        for prompt, generated, some in zip(prompts, GENERATED, tokens, strict=True)
     ]
     with torch.inference_mode():
         served = Served(model, prompts)
@@ -185,11 +185,12 @@ def test_maps_are_the_saliency_of_the_whole_sequence(
     for layer, saliency in found.items():
         assert saliency.dtype == torch.float64
         for index, sequence in enumerate(wanted):
-            row = sequence[layer][0]
-            keys = row.shape[1]
-            torch.testing.assert_close(saliency[index, :, :keys], row, rtol=0, atol=1e-12)
-            assert not saliency[index, :, keys:].any()
-            assert row.max() > 1e-6
+            wanted_row = torch.stack(sequence[layer])
+            keys = wanted_row.shape[-1]
+            found_row = saliency[index, ..., :keys]
+            torch.testing.assert_close(found_row, wanted_row, rtol=0, atol=1e-12)
+            assert not saliency[index, ..., keys:].any()
+            assert wanted_row.amax((1, 2)).min() > 1e-6
 
 
 def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
@@ -228,9 +229,9 @@ def test_the_gradient_goes_through_edits_where_it_begins_and_ends() -> None:
         )
         region = served.generated()
         found = judge(served.model, rows, region, LAYERS[0], torch.tensor(CANDIDATES[:1]))
-        seen = dict(maps(served.model, rows, LAYERS, torch.tensor(CANDIDATES[0][:1])))
+        seen = dict(maps(served.model, rows, LAYERS, torch.tensor(CANDIDATES[:1])))
     for layer in LAYERS:
-        torch.testing.assert_close(seen[layer][0], wanted[layer][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(seen[layer][0], torch.stack(wanted[layer]), rtol=0, atol=1e-6)
     span = int(region.start[0]), int(region.end[0])
     for place in range(len(CANDIDATES[0])):
         parts = [literal_share(wanted[layer][place], *span) for layer in LAYERS]

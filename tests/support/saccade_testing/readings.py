@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.traces.data import AnyReading, Trace
 from saccade_testing import tiny
 from saccade_testing.engine import core_with
+from saccade_testing.oracle import attend
 from saccade_testing.steered import output_of
 from saccade_testing.tiny import TinyPrompt
 
@@ -98,3 +100,37 @@ class Modules:
             self.outputs[site][index] = (output[0] if isinstance(output, tuple) else output)[0]
 
         return hook
+
+
+Weights = Callable[[int, torch.Tensor], torch.Tensor]
+"""``weights(layer, scores) -> A'``, both [heads, rows, keys]; scores of hidden keys are -inf."""
+
+
+def plain(layer: int, scores: torch.Tensor) -> torch.Tensor:
+    """A softmax."""
+    return scores.softmax(-1)
+
+
+def saliency(
+    model: Any, prompt: TinyPrompt, tokens: list[int], weights: Weights = plain
+) -> torch.Tensor:
+    """|A' dL/dA'| of the rows that tokens are drawn from, L = -log p of the row's own token.
+
+    By one pass over the sequence and a gradient for each row: [rows, layers, heads, keys].
+    """
+    used: dict[int, torch.Tensor] = {}
+
+    def weigh(layer: int, scores: torch.Tensor) -> torch.Tensor:
+        used[layer] = weights(layer, scores)
+        return used[layer]
+
+    attend(model, weigh)
+    ids = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
+    inputs = {"input_ids": ids, **prompt.arguments(ids, model.dtype)}
+    logs = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
+    every, first, found = [used[layer] for layer in sorted(used)], len(prompt.tokens) - 1, []
+    for row, token in enumerate(tokens, first):
+        grads = torch.autograd.grad(-logs[row, token], every, retain_graph=True)
+        pairs = zip(every, grads, strict=True)
+        found.append(torch.stack([(a * g).abs()[:, row].detach() for a, g in pairs]))
+    return torch.stack(found)

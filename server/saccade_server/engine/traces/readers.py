@@ -8,6 +8,7 @@ from saccade_server.engine.traces.base import Reader
 from saccade_server.engine.traces.entropy import EntropyReader
 from saccade_server.engine.traces.lens import LensReader
 from saccade_server.engine.traces.projections import ProjectionReader
+from saccade_server.engine.traces.saliency import SaliencyReader
 from saccade_server.engine.traces.scores import ScoreReader
 from saccade_server.engine.traces.token_shares import TokenShareReader
 
@@ -16,5 +17,6 @@ READERS: tuple[type[Reader[Any]], ...] = (
     LensReader,
     ProjectionReader,
     ScoreReader,
+    SaliencyReader,
     TokenShareReader,
 )
