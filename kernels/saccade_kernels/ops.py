@@ -215,6 +215,21 @@ def attention_rows(
     return _tensor(_backend(query).attention_rows(query, *arguments))
 
 
+def head_weights(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.reference.head_weights`."""
+    arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
+    return _tensor(_backend(query).head_weights(query, *arguments))
+
+
 def edit_residual(
     hidden: torch.Tensor,
     rows: torch.Tensor,
@@ -307,6 +322,7 @@ class _Reference:
     key_shares = staticmethod(layer_gradients.key_shares)
     column_sums = staticmethod(columns_reference.column_sums)
     attention_rows = staticmethod(columns_reference.attention_rows)
+    head_weights = staticmethod(reference.head_weights)
     contrast_rows = staticmethod(distributions.contrast_rows)
     divergences = staticmethod(distributions.divergences)
     edit_residual = staticmethod(residual_tables.edit_residual)

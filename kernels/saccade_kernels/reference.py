@@ -8,12 +8,13 @@ or foreign slots hold, NaN included, cannot reach it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission
+from saccade_kernels.columns_reference import longest_context
 from saccade_kernels.controls import NEVER_ATTEND, Edit
 from saccade_kernels.edits import (
     LayerTables,
@@ -105,6 +106,46 @@ def prefill(
     return outputs[-1] if len(outputs) <= 2 else torch.cat(outputs)
 
 
+def head_weights(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> torch.Tensor:
+    """A', the weights that heads multiply values with: behind score edits and mass edits.
+
+    No row counts as moved by it.
+
+    Args:
+        query: [tokens, heads, head_dim], this step's, whose keys and values are stored already.
+        batch: with control and tag tables, even if it edits nothing.
+
+    Returns:
+        [tokens, heads, longest context of the batch], float32 (float64 for a float64 query), 0 for
+        keys that a row does not see; rows of padded sequences are zeros.
+    """
+    work = torch.promote_types(query.dtype, torch.float32)
+    found = query.new_zeros(*query.shape[:2], longest_context(batch), dtype=work)
+    groups = [(0, batch.num_decodes, 1, max(batch.max_context, 1))] if batch.num_decodes else []
+    groups += [
+        (seq, seq + 1, known.queries, max(known.context, 1))
+        for seq, known in enumerate(batch.prefills, batch.num_decodes)
+    ]
+    first = 0
+    for *members, queries, context in groups:
+        group = _group(batch, members, (queries, context), key_cache, query.dtype, window)
+        last = first + group.tag_rows.numel() * queries
+        arguments = (key_cache, batch, group, layer, scale, softcap, None)
+        weights = _weigh(query[first:last], *arguments)[0].transpose(1, 2).flatten(0, 1)
+        found[first:last, :, :context] = weights[..., : found.shape[2]]
+        first = last
+    return found
+
+
 # Plain integers: an enum's operators cost as much as a small tensor operation.
 SCORE, MASS, HEAD, HIDE = (flag.value for flag in (Edit.SCORE, Edit.MASS, Edit.HEAD, Edit.HIDE))
 
@@ -126,7 +167,7 @@ class _Group:
 
 def _group(
     batch: AttentionBatch,
-    members: tuple[int, int],
+    members: Sequence[int],
     sizes: tuple[int, int],
     key_cache: torch.Tensor,
     dtype: torch.dtype,
@@ -187,12 +228,41 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of one group; query and output are [seqs * queries, heads, head_dim]."""
     seqs, heads = group.tag_rows.numel(), query.shape[1]
+    attention, moved = _weigh(query, key_cache, batch, group, layer, scale, softcap, emit)
+    if moved is not None:
+        count = moved.sum(-1, dtype=torch.int32)
+        batch.tables()[1].moved.select(1, layer).index_add_(0, group.tag_rows, count)
+    value = _gather(value_cache, group).to(attention.dtype)
+    output = torch.bmm(attention.view(value.shape[0], -1, group.keys), value)
+    output = output.view(seqs, heads, group.queries, -1)
+    if group.padded is not None:
+        output = output.masked_fill_(group.padded, 0.0)
+    output = output.transpose(1, 2)
+    if int(batch.edit(layer, group.first)) & HEAD:
+        controls, rows = batch.tables()[0], group.control_rows
+        gain = controls.gain.select(1, layer)[rows].to(output.dtype)
+        output = gain[..., None] * output + controls.shift.select(1, layer)[rows].to(output.dtype)
+    return output.reshape(query.shape).to(query.dtype)
+
+
+def _weigh(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    batch: AttentionBatch,
+    group: _Group,
+    layer: int,
+    scale: float,
+    softcap: float,
+    emit: Emission | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A' of one group, [seqs, heads, queries, keys]; and if masses are edited, whose moved."""
+    seqs, moved = group.tag_rows.numel(), None
     edit = int(batch.edit(layer, group.first))
     scores = _scores(query, key_cache, group, scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if edit or emit is not None:
-        controls, tables = batch.tables()
+        _, tables = batch.tables()
         tags = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
     if emit is not None or edit & (SCORE | MASS):
         members = class_members(tags, scores.dtype)
@@ -226,19 +296,7 @@ def _attend(
             rows = torch.arange(len(matrix), device=which.device).view(seqs, each)[which].flatten()
             edited = apply_head_masses(before[which], matrix[rows], threshold[rows], by_head)
             attention[which], moved[which] = edited
-        count = moved.sum(-1, dtype=torch.int32)
-        tables.moved.select(1, layer).index_add_(0, group.tag_rows, count)
-    value = _gather(value_cache, group).to(attention.dtype)
-    output = torch.bmm(attention.view(value.shape[0], -1, group.keys), value)
-    output = output.view(seqs, heads, group.queries, -1)
-    if group.padded is not None:
-        output = output.masked_fill_(group.padded, 0.0)
-    output = output.transpose(1, 2)
-    if edit & HEAD:
-        rows = group.control_rows
-        gain = controls.gain.select(1, layer)[rows].to(output.dtype)
-        output = gain[..., None] * output + controls.shift.select(1, layer)[rows].to(output.dtype)
-    return output.reshape(query.shape).to(query.dtype)
+    return attention, moved
 
 
 OwnClasses = tuple[torch.Tensor, torch.Tensor]

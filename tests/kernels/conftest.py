@@ -288,16 +288,40 @@ def oracle() -> Callable[..., torch.Tensor]:
     return dense_attention
 
 
+@pytest.fixture
+def oracle_weights() -> Callable[..., torch.Tensor]:
+    """The weights of :func:`oracle`, behind all edits of scores and masses."""
+    return dense_weights
+
+
 def dense_attention(
+    case: Case, layer: int = 1, scale: float | None = None, softcap: float = 0.0, window: int = 0
+) -> torch.Tensor:
+    heads = case.query.shape[1]
+    weights = dense_weights(case, layer, scale, softcap, window)
+    output = torch.zeros(case.query.shape, dtype=torch.float64)
+    for seq, (first, last) in enumerate(pairwise(case.batch.query_starts.tolist())):
+        values = case.values[seq].double()
+        values = values.repeat_interleave(heads // values.shape[1], 1)
+        for row in range(first, last):
+            program = case.programs[int(case.batch.control_rows[row])]
+            own = torch.einsum("hk,khd->hd", weights[row, :, : len(values)], values)
+            gain = torch.from_numpy(program.gain[layer]).double()
+            output[row] = own * gain[:, None] + torch.from_numpy(program.shift[layer])
+    return output
+
+
+def dense_weights(
     case: Case, layer: int = 1, scale: float | None = None, softcap: float = 0.0, window: int = 0
 ) -> torch.Tensor:
     heads, dim = case.query.shape[1:]
     scale = dim**-0.5 if scale is None else scale
-    output = np.zeros(case.query.shape)
+    longest = max(case.batch.context_lens.tolist(), default=0)
+    found = np.zeros((len(case.query), heads, longest))
     starts = case.batch.query_starts.tolist()
     _, tables = case.tables
     for seq, (first, last) in enumerate(pairwise(starts)):
-        keys, values = case.keys[seq].double().numpy(), case.values[seq].double().numpy()
+        keys = case.keys[seq].double().numpy()
         context, group = len(keys), heads // keys.shape[1]
         tag_row = int(case.batch.tag_rows[seq])
         tags = tables.tags[tag_row, layer].numpy()
@@ -311,11 +335,8 @@ def dense_attention(
                 z = keys[seen, h // group] @ case.query[row, h].double().numpy() * scale
                 if softcap:
                     z = softcap * np.tanh(z / softcap)
-                attention = edited_row(z, tags[seen], beta[seen], program, layer, h)
-                output[row, h] = attention @ values[seen, h // group]
-                output[row, h] *= program.gain[layer, h]
-                output[row, h] += program.shift[layer, h]
-    return torch.from_numpy(output)
+                found[row, h, seen] = edited_row(z, tags[seen], beta[seen], program, layer, h)
+    return torch.from_numpy(found)
 
 
 def edited_row(

@@ -7,6 +7,7 @@ from saccade_kernels.gpu.decode import decode
 from saccade_kernels.gpu.distributions import contrast_rows, divergences
 from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import find_head_sinks, settle_prompt_sinks
+from saccade_kernels.gpu.head_weights import head_weights
 from saccade_kernels.gpu.key_shares import key_shares
 from saccade_kernels.gpu.layer_gradients import gate_gradient, norm_gradient, rope_gradient
 from saccade_kernels.gpu.norms import add_norm, rms_norm
@@ -29,6 +30,7 @@ __all__ = [
     "find_head_sinks",
     "gate",
     "gate_gradient",
+    "head_weights",
     "key_shares",
     "norm_gradient",
     "norm_rope_store",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from saccade_kernels.gpu import columns, head_sinks, saliency, tuning
+from saccade_kernels.gpu import columns, head_sinks, head_weights, saliency, tuning
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import PER_HEAD_KEYS, shape_of, split_kernel, with_per_head_classes
 from saccade_kernels.gpu.distributions import (
@@ -38,8 +38,8 @@ def shipped() -> Iterator[Variant]:
     yield from _residuals()
     yield from _distributions()
     yield from _launched()
-    for found in itertools.chain(saliency.variants(), columns.variants(), head_sinks.variants()):
-        yield Variant(*found)
+    for part in (saliency, columns, head_sinks, head_weights):
+        yield from (Variant(*found) for found in part.variants())
 
 
 def _launched() -> Iterator[Variant]:
@@ -97,11 +97,13 @@ def _decodes() -> Iterator[Variant]:
         yield from _decode(dtype, dim, group, classes)
     for classes in (0, 4):
         yield from _decode(torch.bfloat16, 256, 2, classes, capped=True)
-    yield from _decode(torch.bfloat16, 128, 7, 8, emit=True)
+    for dim, group, classes in itertools.product(HEAD_DIMS, (1, 7), (1, 8)):
+        yield from _decode(torch.bfloat16, dim, group, classes, emit=True)
     # With heads apart: one of each number of rows of a tile, and of each kind of element.
     for dim, group, classes in ((64, 4, 4), (128, 1, 2), (128, 7, 4), (128, 8, 8), (256, 2, 4)):
         yield from _decode(torch.bfloat16, dim, group, classes, per_head_classes=True)
     yield from _decode(torch.float32, 128, 1, 2, per_head_classes=True)
+    yield from _decode(torch.bfloat16, 128, 7, 4, emit=True, per_head_classes=True)
 
 
 def _decode(

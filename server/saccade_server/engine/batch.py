@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +76,45 @@ def pack(
         positions: go with ``chunks``.
         drawn: rows of the sequences whose last tokens the step before has drawn.
     """
-    lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
-    starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    decodes = sum(1 for chunk in chunks if chunk.length == 1)
+    starts = _starts(chunks)
+    last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
+    attention, (tokens, at, sampled) = attention_of(
+        chunks,
+        tables,
+        upload,
+        _tokens(chunks, decodes),
+        _positions(chunks, positions, decodes),
+        np.array(last, dtype=np.int64),
+    )
+    rows = {
+        row for chunk in chunks for row, _ in chunk.sequence.control_runs(chunk.start, chunk.end)
+    }
+    return Step(
+        chunks=tuple(chunks),
+        starts=tuple(starts[:-1].tolist()),
+        tokens=tokens,
+        sources=_sources(chunks, upload, drawn, int(starts[-1])),
+        positions=at,
+        sampled=sampled,
+        attention=attention,
+        residuals=tables.residual_step(rows),
+    )
+
+
+def attention_of(
+    chunks: Batch[Chunk], tables: DeviceTables, upload: Uploader, *more: NDArray[Any]
+) -> tuple[AttentionBatch, list[torch.Tensor]]:
+    """The rows of chunks, single tokens first, as a batch; their keys need not be new.
+
+    Args:
+        more: arrays that are uploaded with the batch's.
+    """
+    starts = _starts(chunks)
     contexts = np.array([chunk.end for chunk in chunks], dtype=np.int32)
     runs = [chunk.sequence.control_runs(chunk.start, chunk.end) for chunk in chunks]
     controls = [[row for row, _ in some] for some in runs]
-    decodes = int((lengths == 1).sum())
+    decodes = sum(1 for chunk in chunks if chunk.length == 1)
     edits = edits_of(tables, chunks[:decodes], controls[:decodes])
     prefills = tuple(
         _prefill(tables, chunk, some)
@@ -88,27 +122,24 @@ def pack(
     )
     edited = bool(edits) or any(run.edits for prefill in prefills for run in prefill.runs)
     tag_rows = [chunk.sequence.tag_row for chunk in chunks]
-    last = [end - 1 for c, end in zip(chunks, starts[1:], strict=True) if c.samples]
-    arrays = upload(
+    slots, at, lengths, pages, programs, tagged, *others = upload(
         _slots(chunks, decodes),
         starts,
         contexts,
         _page_table(chunks),
         _spread(runs),
         np.array(tag_rows, dtype=np.int32),
-        _tokens(chunks, decodes),
-        _positions(chunks, positions, decodes),
-        np.array(last, dtype=np.int64),
+        *more,
     )
-    attention = AttentionBatch(
-        slots=arrays[0],
-        query_starts=arrays[1],
-        context_lens=arrays[2],
-        page_table=arrays[3],
+    batch = AttentionBatch(
+        slots=slots,
+        query_starts=at,
+        context_lens=lengths,
+        page_table=pages,
         num_decodes=decodes,
         max_context=max(contexts[:decodes].tolist(), default=0),
-        control_rows=arrays[4],
-        tag_rows=arrays[5],
+        control_rows=programs,
+        tag_rows=tagged,
         edits=edits,
         prefills=prefills,
         classes=tables.classes(tag_rows) if edited else 1,
@@ -116,16 +147,7 @@ def pack(
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
     )
-    return Step(
-        chunks=tuple(chunks),
-        starts=tuple(starts[:-1].tolist()),
-        tokens=arrays[6],
-        sources=_sources(chunks, upload, drawn, int(starts[-1])),
-        positions=arrays[7],
-        sampled=arrays[8],
-        attention=attention,
-        residuals=tables.residual_step({row for rows in controls for row in set(rows)}),
-    )
+    return batch, others
 
 
 def fill_in(tokens: torch.Tensor, sources: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -155,6 +177,12 @@ def has_per_head_classes(chunks: Batch[Chunk]) -> bool:
         plan is not None and plan.phase(start) in plan.needs.per_head_classes
         for plan, start in plans
     )
+
+
+def _starts(chunks: Batch[Chunk]) -> NDArray[np.int32]:
+    """First row of each chunk, and the one behind the last."""
+    lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
+    return np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
 
 
 def _spread(runs: Batch[list[tuple[int, int]]]) -> NDArray[np.int32]:

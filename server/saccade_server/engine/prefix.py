@@ -13,8 +13,8 @@ keys of their phases are salted, so that only the sequence itself finds its page
 may bring a salt for all its pages, too.
 
 A plan may need more of a page than keys and values (Needs.page_extra), such as the sink scores of
-its tokens. Pages that have it say so with an *extra* (see pages.py): such a plan finds only those,
-a plain request finds any.
+its tokens; so may a trace. Pages that have it say so with an *extra* (see pages.py): such a request
+finds only those, a plain one finds any.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ _SALTS = count()
 """For each sequence of this process whose pages, or some of them, are its own."""
 
 
+SCORED = PageExtra("sink scores of all layers")
+"""What a trace that tells sinks apart needs of a prompt's pages; by the model's own dimensions."""
+
+
 class PageKeyer:
     """Computes the page keys of one sequence, in order."""
 
@@ -51,6 +55,8 @@ class PageKeyer:
             self._programs = _programs(self._plan)
             self._tags = self._plan.tags_key()
             self._extra = self._plan.needs.page_extra
+        if request.trace is not None and request.trace.needs_sinks:
+            self._extra = SCORED
         self._edited = self._plan is not None and self._plan.hides
         self._spans = [(i.digest, i.start, i.start + i.length) for i in request.images]
         self._encoded: dict[tuple[int, tuple[tuple[Phase, int], ...]], msgspec.Raw] = {}
@@ -75,9 +81,9 @@ class PageKeyer:
 
     def extra(self, page: int) -> str | None:
         """The extra that this request's page number ``page`` carries once it is full."""
-        if self._plan is None or self._extra is None:
+        if self._extra is None:
             return None
-        there = self._extra.generated or (page + 1) * PAGE <= self._plan.prompt_length
+        there = self._extra.generated or (page + 1) * PAGE <= len(self._request.tokens)
         return self._extra.key if there else None
 
     def _images(self, start: int) -> list[tuple[str, int]]:

@@ -154,7 +154,7 @@ def free_memory(core: Any) -> Iterator[torch.Tensor]:
         yield asking.pop("sums")
         yield from (t[1:] for t in asking.values())
     sinks = runner.rules[SinkRule]
-    yield from (tensor for tensor in (sinks._scores, sinks._met) if tensor is not None)
+    yield from (tensor for tensor in (sinks.parts.sink_scores, sinks._met) if tensor is not None)
     if runner._decoder is not None:
         outputs = runner._decoder.outputs
         yield from (runner._decoder._uploaded, outputs.logits, outputs.residuals)

@@ -51,3 +51,53 @@ def var(
     factor[..., vs | ts] = 1 - move
     factor = torch.where(vn, (1 + move * (m_vs + m_ts) / m_vn)[..., None], factor)
     return torch.where(chosen[..., None], weights * factor, weights), chosen
+
+
+def act_rows(
+    tensor: torch.Tensor,
+    length: int,
+    beta: float = 0.4,
+    theta: float = 0.1,
+    relative: bool = False,
+    decode: str = "running",
+    least: int = 4,
+    first_found: bool = False,
+    spare_receiver: bool = False,
+) -> torch.Tensor:
+    """One head's attention [rows, keys] calibrated, number by number; prompt of ``length``."""
+    weights = tensor.numpy()
+    edited = weights.copy()
+    rows = len(weights)
+
+    def sinks(last: int, first: int, fewest: int) -> set[int]:
+        """By the means over rows ``first`` to ``last``, of keys that so many rows have seen."""
+        keys, hits = last + 1, []
+        bound = theta / keys if relative else theta
+        for k in range(keys):
+            seen = [i for i in range(max(first, k), last + 1)]
+            mean = sum(float(weights[i, k]) for i in seen) / len(seen)
+            if mean > bound and len(seen) >= fewest:
+                hits.append(k)
+        return set(hits[1:]) if first_found else set(hits) - {0}
+
+    of_prompt = sinks(length - 1, 0, 1)
+    for i in range(rows):
+        if i < length or decode == "frozen":
+            chosen = of_prompt
+        elif decode == "off":
+            chosen = set()
+        elif decode == "row":
+            chosen = sinks(i, i, 1)
+        else:
+            chosen = sinks(i, 0, least)
+        m_s = sum(float(weights[i, k]) for k in chosen if k <= i)
+        kept = {0} if spare_receiver else set()
+        m_n = sum(float(weights[i, k]) for k in range(i + 1) if k not in chosen | kept)
+        if m_s == 0 or m_n == 0:
+            continue
+        for k in range(i + 1):
+            if k in chosen:
+                edited[i, k] = beta * weights[i, k]
+            elif k not in kept:
+                edited[i, k] = weights[i, k] * (1 + (1 - beta) * m_s / m_n)
+    return torch.from_numpy(edited)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -62,16 +63,16 @@ def ask(chunks: Batch[Chunk]) -> Asking:
     drawn = 0
     for at, chunk in enumerate(chunks):
         draws = chunk.draws
-        for rule in asks_of(chunk.sequence):
+        for rule in asks_of(chunk.sequence.request):
             asked: Asked[Any] = Asked(rule, chunk, at, drawn if draws else -1)
             found.setdefault(type(rule), []).append(asked)
         drawn += draws
     return found
 
 
-def asks_of(sequence: Sequence) -> tuple[Struct, ...]:
-    """The rules of a sequence's plan, and its trace."""
-    plan, trace = sequence.request.plan, sequence.request.trace
+def asks_of(request: GenerateRequest) -> tuple[Struct, ...]:
+    """The rules of a request's plan, and its trace."""
+    plan, trace = request.plan, request.trace
     rules = () if plan is None else plan.rules
     return rules if trace is None else (*rules, trace)
 
@@ -93,6 +94,14 @@ class EngineParts:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+    @cached_property
+    def sink_scores(self) -> torch.Tensor:
+        """How much of a sink each cached token is: float32 [layers, slots], by cache slot, so that
+        a shared prefix brings its scores along. Nothing is spent before somebody asks.
+        """
+        shape = (self.model.layers, self.slots)
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
     @property
     def slots(self) -> int:

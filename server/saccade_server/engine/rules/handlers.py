@@ -56,8 +56,9 @@ class Handlers:
 
     def why_refused(self, request: GenerateRequest) -> str | None:
         """Why what a request asks for can never be carried out."""
-        trace = request.trace
-        return None if trace is None else self._handlers[type(trace)].why_refused(request, trace)
+        asked = ((self._handlers[type(rule)], rule) for rule in asks_of(request))
+        reasons = (handler.why_refused(request, rule) for handler, rule in asked)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def wants(self, sequence: Sequence, decodes: bool = True) -> Wants:
         """What a generated row of a sequence needs, or the last of its prompt."""
@@ -153,7 +154,7 @@ class Handlers:
         return tuple(pending for pending in found if pending is not None)
 
     def _of(self, sequence: Sequence) -> Iterator[tuple[RuleHandler[Any], Struct]]:
-        for rule in asks_of(sequence):
+        for rule in asks_of(sequence.request):
             yield self._handlers[type(rule)], rule
 
     def _asked(self, asking: Asking) -> Iterator[tuple[RuleHandler[Any], Batch[Asked[Any]]]]:

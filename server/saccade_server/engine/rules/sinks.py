@@ -18,6 +18,7 @@ from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.batch import Ints, Step, slots_of
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
+from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
 from saccade_server.engine.rules.examined import Examined, examined
 from saccade_server.engine.rules.sink_stage import SinkStage
@@ -29,9 +30,9 @@ from saccade_server.models.probes import SinkProbe
 
 
 class SinkHandler(RuleHandler[SinkRule]):
-    """Keeps the sink scores of every cached token and builds each step's probes.
+    """Builds each step's probes, which score its tokens and settle tags.
 
-    Scores live beside the keys and values, by cache slot, so that a shared prefix brings its
+    Scores live beside the keys and values, so that a shared prefix brings its
     scores along; a page key names the rule they were made by (see prefix.py). A chunk of the prompt
     settles the tags of all positions so far, generated tokens only their own, unless they could be
     what the rule requires.
@@ -41,11 +42,18 @@ class SinkHandler(RuleHandler[SinkRule]):
 
     def __init__(self, parts: EngineParts) -> None:
         super().__init__(parts)
-        self._scores: torch.Tensor | None = None
         self._met: torch.Tensor | None = None
         self._examined: dict[Sequence, Examined] = {}
         self._stage: SinkStage | None = None
         self.search = Search.OWN_TAGS if parts.sink_dims and parts.pads else Search.NOTHING
+
+    def why_refused(self, request: GenerateRequest, rule: SinkRule) -> str | None:
+        """A token has one place for its score, so a trace cannot have it scored by others."""
+        if request.trace is None or not request.trace.needs_sinks:
+            return None
+        if rule.dims == self.parts.sink_dims:
+            return None
+        return "its trace and its plan look for sinks in different dimensions"
 
     def stages(self, outputs: StepOutputs) -> Batch[Stage]:
         """What tells the device which generated tokens a padded step examines."""
@@ -98,13 +106,11 @@ class SinkHandler(RuleHandler[SinkRule]):
     def _pooled(self, layers: frozenset[int], dims: tuple[int, ...]) -> SinkProbe:
         """A probe of nothing, with the pools of scores and of what is met."""
         tags, device = self.parts.tables.tags.tags, self.parts.device
-        if self._scores is None or self._met is None:  # nothing is spent before a request asks
-            shape = (tags.shape[1], self.parts.slots)
-            self._scores = torch.zeros(shape, dtype=torch.float32, device=device)
+        if self._met is None:  # nothing is spent before a request asks
             self._met = torch.zeros(tags.shape[1], len(tags), dtype=torch.uint8, device=device)
         (which, none) = self.parts.upload(np.array(dims, dtype=np.int64), np.zeros(0, np.int64))
         nobody = SinkTags(*[none] * 9)
-        return SinkProbe(layers, none, which, none, self._scores, nobody, tags, self._met)
+        return SinkProbe(layers, none, which, none, self.parts.sink_scores, nobody, tags, self._met)
 
     def _examines(self, sequence: Sequence) -> SinkRule | None:
         """The rule by which a padded step examines the sequence's generated tokens, if it does.

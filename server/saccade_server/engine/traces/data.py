@@ -38,6 +38,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     rows: Span
     layers: tuple[int, ...] = ()
 
+    @property
+    def needs_sinks(self) -> bool:
+        """True if it must be known which keys are sinks."""
+        return False
+
 
 class EntropyReading(Reading, frozen=True, kw_only=True, tag=True):
     """Entropy, in nats, of the model's own distribution over the next token: [rows].
@@ -79,6 +84,11 @@ class AttentionReading(Reading, frozen=True, kw_only=True, tag=True):
     threshold: float = 20.0
     over: frozenset[Axis] = frozenset()
 
+    @property
+    def needs_sinks(self) -> bool:
+        """See :class:`Reading`."""
+        return self.sinks != "keep"
+
 
 class SinkReading(Reading, frozen=True, kw_only=True, tag=True):
     """How much of a sink each token is: [rows, layers].
@@ -88,6 +98,11 @@ class SinkReading(Reading, frozen=True, kw_only=True, tag=True):
     """
 
     computes: ClassVar[bool] = False
+
+    @property
+    def needs_sinks(self) -> bool:
+        """See :class:`Reading`."""
+        return True
 
 
 class ProjectionReading(Reading, frozen=True, kw_only=True, tag=True):
@@ -159,6 +174,11 @@ class Trace(msgspec.Struct, frozen=True):
     def first_row(self) -> int | None:
         """The first row that must be computed, whatever is cached; None: any may be cached."""
         return min((r.rows[0] for r in self.readings if r.computes), default=None)
+
+    @property
+    def needs_sinks(self) -> bool:
+        """True if it must be known which keys are sinks: then all rows are scored."""
+        return any(reading.needs_sinks for reading in self.readings)
 
 
 class TracePiece(msgspec.Struct, frozen=True):

@@ -17,10 +17,16 @@ class TraceLog:
     def __init__(self) -> None:
         self._pieces: list[TracePiece] = []
         self._sums: dict[str, NDArray[Any]] = {}
+        self._until: dict[str, int] = {}
 
     def add(self, name: str, start: int, array: NDArray[np.generic]) -> None:
         """Note rows from position ``start`` on, [rows, ...]."""
         self._pieces.append(TracePiece(name, start, Array.pack(array)))
+        self._until[name] = start + len(array)
+
+    def until(self, name: str) -> int:
+        """Position behind the last row that was noted; 0 before any."""
+        return self._until.get(name, 0)
 
     def sum(self, name: str, array: NDArray[Any]) -> None:
         """Note what rows have added up to."""
@@ -31,7 +37,7 @@ class TraceLog:
         """What is new; with the ``last`` output the sums too."""
         if last:
             for name, array in self._sums.items():
-                self.add(name, SUMMED, array)
+                self._pieces.append(TracePiece(name, SUMMED, Array.pack(array)))
             self._sums = {}
         taken, self._pieces = tuple(self._pieces), []
         return taken

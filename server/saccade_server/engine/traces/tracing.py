@@ -27,6 +27,7 @@ from saccade_server.engine.stages import Stage
 from saccade_server.engine.traces.base import Drawn, LayerQueries, Reader, Traced, Watch
 from saccade_server.engine.traces.data import Reading, Trace
 from saccade_server.engine.traces.readers import READERS
+from saccade_server.engine.traces.sinks import SinkScorer
 from saccade_server.engine.transfer import Download
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import AttentionCall
@@ -118,6 +119,8 @@ class TraceHandler(RuleHandler[Trace]):
 
     def _watches(self, asked: Batch[Asked[Trace]], starts: Batch[int]) -> list[Watch]:
         """``starts``: the first row of each chunk of the step."""
+        scored = [(a.chunk, starts[a.at]) for a in asked if a.rule.needs_sinks]
+        scorer = [SinkScorer(self.parts, scored)] if scored else []
         found: dict[type[Reading], list[Traced[Any]]] = {}
         for a in asked:
             for traced in _rows_of(a, starts[a.at]):
@@ -125,7 +128,7 @@ class TraceHandler(RuleHandler[Trace]):
         watches = (
             reader.watch(found[kind]) for kind, reader in self._readers.items() if kind in found
         )
-        return [watch for watch in watches if watch is not None]
+        return [*scorer, *(watch for watch in watches if watch is not None)]
 
     def _show(self, watch: Watch, outputs: StepOutputs) -> None:
         """Show a watch what a padded step has left."""
@@ -152,12 +155,14 @@ def _why_outside(reading: Reading, places: int) -> str | None:
 def _rows_of(asked: Asked[Trace], row: int) -> Iterator[Traced[Any]]:
     """Which rows of a chunk, the first of which is ``row``, are read; none a second time.
 
-    A tentative row is read when it runs again.
+    A tentative row is read when it runs again. Of a reading that computes nothing also rows of the
+    cache are read, before the chunk.
     """
     chunk = asked.chunk
-    first = max(chunk.start, chunk.sequence.counted)
+    known = chunk.sequence.counted
     last = chunk.end - chunk.is_tentative
     for reading in asked.rule.readings:
+        first = max(known, chunk.start) if reading.computes else known
         start, end = max(first, reading.rows[0]), min(last, reading.rows[1])
         if start < end:
             yield Traced(reading, chunk, start, end, row + start - chunk.start)
