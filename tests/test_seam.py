@@ -33,7 +33,7 @@ KNOWING = (
     "server/saccade_server/engine/rules",
 )
 SEAM = ("base.py", "handlers.py")
-TRACES = ("server/saccade_server/engine/traces", "server/saccade_server/requests/traces.py")
+TRACES = ("server/saccade_server/engine/traces", "server/saccade_server/requests/traces")
 """What traces read has the names of what rules look at: sinks, recent keys, saliency."""
 
 ALLOWED = {

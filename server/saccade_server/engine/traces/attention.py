@@ -1,8 +1,8 @@
 """Attention of traced rows: shares of groups of keys, or of single keys, reduced on the device.
 
-The rows of a step that somebody wants are cut into *blocks*, each a batch of its own (blocks.py), so
-the step's own batch is what it is without them. In each layer the weights that the heads of a block
-use are computed once, whoever reads them, and each reading takes its rows, heads and keys.
+The rows of a step that somebody wants are cut into *blocks*, each a batch of its own (blocks.py),
+so the step's own batch is what it is without them. In each layer the weights that the heads of a
+block use are computed once, whoever reads them, and each reading takes its rows, heads and keys.
 
 The memory of a block's weights is bounded, whatever the length of prompts.
 """
