@@ -48,6 +48,7 @@ ENV PATH=/srv/saccade/bin:$PATH \
     TRITON_CACHE_DIR=/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     SACCADE_ARTIFACTS=/cache/artifacts \
+    SACCADE_TRACES=/cache/traces \
     SACCADE_HOST=0.0.0.0 \
     SACCADE_PORT=8000 \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-IN_THE_IMAGE = {"SACCADE_HOST", "SACCADE_ARTIFACTS"}
+IN_THE_IMAGE = {"SACCADE_HOST", "SACCADE_ARTIFACTS", "SACCADE_TRACES"}
 """Places inside the container, which the Dockerfile fixes."""
 
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from saccade_server.shell.paths import folder
 
 AllowedHosts = Annotated[
     list[str] | None,
@@ -94,6 +97,40 @@ PixelsInFlight = Annotated[
         "decoded, as they are or as the model is shown them, whichever is more; beyond it requests "
         "with images get a 503.",
         envvar="SACCADE_MAX_PIXELS_IN_FLIGHT",
+    ),
+]
+Traces = Annotated[
+    Path | None,
+    typer.Option(
+        callback=folder,
+        help="Folder of traces behind links, which servers may share; if absent a private one, "
+        "gone when the server ends.",
+        envvar="SACCADE_TRACES",
+    ),
+]
+MaxTraceBytes = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Bytes that the arrays of one request's trace may have; more gets a 413.",
+        envvar="SACCADE_MAX_TRACE_BYTES",
+    ),
+]
+TraceMemory = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="MiB that the traces of all requests may have in memory together, counted as if "
+        "every answer were as long as it may be; more get a 503.",
+        envvar="SACCADE_TRACE_MEMORY",
+    ),
+]
+TraceDisk = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="MiB of traces that are kept behind links; the oldest leave.",
+        envvar="SACCADE_TRACE_DISK",
     ),
 ]
 RequestTimeout = Annotated[

@@ -23,8 +23,12 @@ from saccade_server.http_options import (
     KeepAliveTimeout,
     MaxConnections,
     MaxRequests,
+    MaxTraceBytes,
     PixelsInFlight,
     RequestTimeout,
+    TraceDisk,
+    TraceMemory,
+    Traces,
     listed,
 )
 from saccade_server.options import (
@@ -103,6 +107,7 @@ def serve_command(
         ),
     ] = None,
     artifacts: Artifacts = None,
+    traces: Traces = None,
     profiles: Annotated[
         Path | None,
         typer.Option(
@@ -198,6 +203,9 @@ def serve_command(
     keep_alive_timeout: KeepAliveTimeout = 5,
     image_workers: ImageWorkers = 2,
     max_pixels_in_flight: PixelsInFlight = 200_000_000,
+    max_trace_bytes: MaxTraceBytes = 64 * 2**20,
+    trace_memory: TraceMemory = 512,
+    trace_disk: TraceDisk = 1024,
     request_timeout: RequestTimeout = 600.0,
     shutdown_timeout: Annotated[
         float,
@@ -252,7 +260,7 @@ def serve_command(
         check_model(model)
         keys = _keys(api_key, "SACCADE_API_KEY")
         admin_keys = _keys(admin_key, "SACCADE_ADMIN_KEY")
-        _check(host, port, artifacts, profiles)
+        _check(host, port, artifacts, traces, profiles)
         names = [*listed(allowed_host, "SACCADE_ALLOWED_HOST"), *given_name(host)]
         allowed_hosts = check_patterns(names)
         origins = check_origins(listed(cors_origin, "SACCADE_CORS_ORIGIN"))
@@ -292,6 +300,10 @@ def serve_command(
                 header_timeout=header_timeout,
                 keep_alive_timeout=keep_alive_timeout,
                 artifacts=artifacts,
+                traces=traces,
+                max_trace_bytes=max_trace_bytes,
+                max_traces_bytes=trace_memory * MIB,
+                max_stored_traces_bytes=trace_disk * MIB,
                 allow_image_urls=allow_image_urls,
                 allowed_media_domains=domains,
                 image_workers=image_workers,
@@ -317,17 +329,20 @@ def serve_command(
     raise typer.Exit(code)
 
 
-def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) -> None:
+def _check(
+    host: str, port: int, artifacts: Path | None, traces: Path | None, profiles: Path | None
+) -> None:
     """Refuse what can be refused before torch is imported, which takes seconds.
 
     Raises:
         ListenError: the address cannot be had.
-        OSError: the folder of artifacts cannot be used.
+        OSError: the folder of artifacts or traces cannot be used.
         PluginError: an installed package offers a method that cannot run.
         ProfileError: the file of profiles is not usable.
     """
     from saccade_interventions.registry import Registry
     from saccade_server.api.artifact_store import ArtifactStore
+    from saccade_server.api.traces.store import TraceStore
     from saccade_server.listening import release, take
     from saccade_server.requests.profiles import load_profiles
 
@@ -336,6 +351,8 @@ def _check(host: str, port: int, artifacts: Path | None, profiles: Path | None) 
         load_profiles(profiles, registry)
     if artifacts is not None:
         ArtifactStore(artifacts, 0).close()
+    if traces is not None:
+        TraceStore(traces, 0).close()
     release(take(host, port))
 
 

@@ -24,6 +24,7 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.traces.store import TraceStore
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import SHOWN_SAMPLE, sample_path
 from saccade_server.demo.story import Story
@@ -97,6 +98,7 @@ async def _load_and_serve(
     registry = Registry.discover()
     profiles = load_profiles(config.profiles, registry) if config.profiles else {}
     ArtifactStore(config.api.artifacts, config.api.max_artifacts_bytes).close()
+    TraceStore(config.api.traces, config.api.max_stored_traces_bytes).close()
     engine, prompts = await _unless(signals.stop.wait(), load(config.engine))
     hung = asyncio.create_task(hangs(engine, config.api, report_only=not config.exit_on_hang))
     try:

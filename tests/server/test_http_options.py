@@ -2,13 +2,14 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from saccade_server.api.settings import ApiSettings
+from saccade_server.api.settings import MIB, ApiSettings
 from saccade_server.cli import app
 from saccade_server.config import ServerConfig, engine_config
 from saccade_server.listening import reached_from_outside, release, take
@@ -138,3 +139,15 @@ def test_options_are_refused_in_our_words(options: list[str], words: str) -> Non
     assert words in said
     assert "Input should" not in said
     assert "Value error" not in said
+
+
+def test_traces(configured: Any, tmp_path: Path) -> None:
+    api = configured().api
+    assert (api.traces, api.max_trace_bytes) == (None, 64 * MIB)
+    assert (api.max_traces_bytes, api.max_stored_traces_bytes) == (512 * MIB, 1024 * MIB)
+    api = configured(
+        "--traces", str(tmp_path / "traces"), "--max-trace-bytes", "1000", "--trace-memory", "2",
+        SACCADE_TRACE_DISK="3",
+    ).api  # fmt: skip
+    assert (api.traces, api.max_trace_bytes) == (tmp_path / "traces", 1000)
+    assert (api.max_traces_bytes, api.max_stored_traces_bytes) == (2 * MIB, 3 * MIB)

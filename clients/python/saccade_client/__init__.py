@@ -36,6 +36,7 @@ from saccade_client.images import image_part
 from saccade_client.interventions import Intervention
 from saccade_client.options import ChatOptions, CompletionOptions
 from saccade_client.stream import AsyncStream, Stream
+from saccade_client.traces import Trace, TraceArray
 from saccade_client.types import (
     AppliedIntervention,
     ChatChunk,
@@ -77,6 +78,8 @@ __all__ = [
     "StreamInterrupted",
     "Timeout",
     "TooLarge",
+    "Trace",
+    "TraceArray",
     "Usage",
     "Validation",
     "artifact_id",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from saccade_client.traces import Trace
 from saccade_client.types import (
     ChatChunk,
     ChatCompletion,
@@ -44,6 +45,7 @@ class Answer:
     pieces: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
+    trace: Trace | None = None
 
     def add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         for name, values in logprobs.items():
@@ -69,6 +71,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
             answer = self._answers.setdefault(choice.index, Answer())
             answer.pieces.append(choice.text)
             answer.finish_reason = choice.finish_reason or answer.finish_reason
+            answer.trace = choice.trace or answer.trace
             if choice.logprobs is not None:
                 answer.add_logprobs(choice.logprobs.model_dump(exclude_unset=True))
 
@@ -87,5 +90,6 @@ class Accumulator(Generic[ChunkT, FinalT]):
             "index": index,
             "finish_reason": answer.finish_reason,
             "logprobs": answer.logprobs or None,
+            "trace": answer.trace,
             **self._kind.content("".join(answer.pieces)),
         }

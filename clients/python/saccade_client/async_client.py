@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Self, Unpack
 
 import httpx2
 
-from saccade_client import calls
+from saccade_client import calls, traces
 from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
 from saccade_client.artifacts import Artifact, ArtifactFacts, ArtifactSource
 from saccade_client.base import (
@@ -37,6 +38,7 @@ from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
 from saccade_client.options import ChatOptions, CompletionOptions
 from saccade_client.stream import AsyncChatStream, AsyncCompletionStream, AsyncStream
+from saccade_client.traces import Trace
 from saccade_client.types import ChatCompletion, Completion, ReplyT
 
 
@@ -155,6 +157,12 @@ class AsyncSaccade(BaseClient):
             return False
         return True
 
+    async def load_trace(self, trace: Trace) -> Trace:
+        """Fetch the arrays behind a trace's link, which must be there before one is asked for."""
+        if trace.pending:
+            trace.fill((await self._send(calls.get_trace(trace.link))).content)
+        return trace
+
     async def ready(self) -> bool:
         """Whether the server takes requests now; False too where nothing answers. Never retries."""
         return await self._probe("/ready")
@@ -171,7 +179,9 @@ class AsyncSaccade(BaseClient):
             return False
 
     async def _run(self, call: Call[ReplyT]) -> ReplyT:
-        return call.read(await self._send(await self._completed(call)))
+        answer = call.read(await self._send(await self._completed(call)))
+        traces.attach(answer, None, call.pictures)
+        return answer
 
     @asynccontextmanager
     async def _stream(
@@ -180,7 +190,8 @@ class AsyncSaccade(BaseClient):
         call = (await self._completed(call)).streaming()
         response = await self._send(call, stream=True)
         check_event_stream(response)
-        async with aclosing(AsyncStream(response, kind)) as stream:
+        told = partial(traces.attach, fetch=None, pictures=call.pictures)
+        async with aclosing(AsyncStream(response, kind, told)) as stream:
             yield stream
 
     async def _completed(self, call: Call[ReplyT]) -> Call[ReplyT]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import ValidationError
 
-from saccade_client import artifacts, catalog, options
+from saccade_client import artifacts, catalog, options, traces
 from saccade_client.artifacts import ArtifactSource
 from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, decoded
 from saccade_client.images import Images
@@ -70,6 +70,11 @@ class Call(Generic[ReplyT]):
         except ValidationError as error:
             raise unreadable(response, f"{self.path}: {error}") from error
         return with_request_id(answer, request_id)
+
+    @property
+    def pictures(self) -> list[str]:
+        """The images in the body, for what its answer shows of them."""
+        return traces.pictures_of(self.body)
 
 
 def unreadable(response: httpx2.Response, message: str) -> APIError:
@@ -148,6 +153,10 @@ def artifact_bytes(name: str, response: httpx2.Response) -> bytes:
     if artifacts.digest(data) != artifacts.checked(name):
         raise unreadable(response, "these are not the bytes that the artifact is named for")
     return data
+
+
+def get_trace(link: str | None) -> Call[Reply]:
+    return Call("GET", f"/v1/traces/{traces.link_digest(link)}", Reply)
 
 
 def probe(path: str) -> Call[Reply]:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Self, Unpack
 
 import httpx2
 
-from saccade_client import calls
+from saccade_client import calls, traces
 from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
 from saccade_client.artifacts import Artifact, ArtifactFacts, ArtifactSource
 from saccade_client.base import (
@@ -38,6 +39,7 @@ from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
 from saccade_client.options import ChatOptions, CompletionOptions
 from saccade_client.stream import ChatStream, CompletionStream, Stream
+from saccade_client.traces import Trace
 from saccade_client.types import ChatCompletion, Completion, ReplyT
 
 
@@ -152,6 +154,12 @@ class Saccade(BaseClient):
             return False
         return True
 
+    def load_trace(self, trace: Trace) -> Trace:
+        """Fetch the arrays behind a trace's link, which asking for one does by itself."""
+        if trace.pending:
+            trace.fill(self._fetch_trace(trace.link))
+        return trace
+
     def ready(self) -> bool:
         """Whether the server takes requests now; False too where nothing answers. Never retries."""
         return self._probe("/ready")
@@ -167,8 +175,13 @@ class Saccade(BaseClient):
         except httpx2.TransportError:
             return False
 
+    def _fetch_trace(self, link: str | None) -> bytes:
+        return self._send(calls.get_trace(link)).content
+
     def _run(self, call: Call[ReplyT]) -> ReplyT:
-        return call.read(self._send(self._completed(call)))
+        answer = call.read(self._send(self._completed(call)))
+        traces.attach(answer, self._fetch_trace, call.pictures)
+        return answer
 
     @contextmanager
     def _stream(
@@ -177,7 +190,8 @@ class Saccade(BaseClient):
         call = self._completed(call).streaming()
         response = self._send(call, stream=True)
         check_event_stream(response)
-        with closing(Stream(response, kind)) as stream:
+        told = partial(traces.attach, fetch=self._fetch_trace, pictures=call.pictures)
+        with closing(Stream(response, kind, told)) as stream:
             yield stream
 
     def _completed(self, call: Call[ReplyT]) -> Call[ReplyT]:

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     ignore_eos             go on to max_tokens, for measurements
     n                      answers to the same prompt
     *_penalty, logit_bias  changes of the logits
+    trace                  what to record of the forward passes, such as {"masses": True}
     """
 
     model: str | None
@@ -57,6 +58,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     logit_bias: Mapping[str, float] | Mapping[int, float] | None
+    trace: Mapping[str, Any] | None
 
 
 class ChatOptions(Options, total=False):

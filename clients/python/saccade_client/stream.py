@@ -4,7 +4,7 @@
 response into it. The client closes the response when the `with` block ends, however it ends.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic
 
 import httpx2
@@ -35,8 +35,15 @@ END = "[DONE]"
 class StreamReader(Generic[ChunkT, FinalT]):
     """Turns bytes into chunks and keeps the sum. After the end it ignores whatever still comes."""
 
-    def __init__(self, kind: StreamKind[ChunkT, FinalT], request_id: str | None) -> None:
+    def __init__(
+        self,
+        kind: StreamKind[ChunkT, FinalT],
+        request_id: str | None,
+        attach: Callable[[ChunkT], object] | None = None,
+    ) -> None:
+        """`attach` is told of every chunk before it is handed out."""
         self.request_id = request_id
+        self._attach = attach
         self.ended = False
         self._kind = kind
         self._sum = Accumulator(kind)
@@ -88,18 +95,26 @@ class StreamReader(Generic[ChunkT, FinalT]):
         if isinstance(payload, dict) and payload.get("error"):
             raise streamed_error(payload, self.request_id)
         try:
-            return self._kind.chunk(payload)
+            chunk = self._kind.chunk(payload)
         except ValidationError as error:
             excerpt = data[:LONGEST_EXCERPT]
             raise self.interrupted(f"the stream sent what is no chunk: {excerpt!r}") from error
+        if self._attach is not None:
+            self._attach(chunk)
+        return chunk
 
 
 class StreamedAnswer(Generic[ChunkT, FinalT]):
     """What a stream can be asked, whether it is read synchronously or not."""
 
-    def __init__(self, response: httpx2.Response, kind: StreamKind[ChunkT, FinalT]) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        kind: StreamKind[ChunkT, FinalT],
+        attach: Callable[[ChunkT], object] | None = None,
+    ) -> None:
         self._response = response
-        self._reader = StreamReader(kind, response.headers.get(REQUEST_ID_HEADER))
+        self._reader = StreamReader(kind, response.headers.get(REQUEST_ID_HEADER), attach)
 
     @property
     def text(self) -> str:
@@ -124,8 +139,13 @@ class StreamedAnswer(Generic[ChunkT, FinalT]):
 class Stream(StreamedAnswer[ChunkT, FinalT]):
     """Iterate once for the chunks; afterwards `final` is the whole answer, receipt included."""
 
-    def __init__(self, response: httpx2.Response, kind: StreamKind[ChunkT, FinalT]) -> None:
-        super().__init__(response, kind)
+    def __init__(
+        self,
+        response: httpx2.Response,
+        kind: StreamKind[ChunkT, FinalT],
+        attach: Callable[[ChunkT], object] | None = None,
+    ) -> None:
+        super().__init__(response, kind, attach)
         self._chunks = self._read()
 
     def __iter__(self) -> Iterator[ChunkT]:
@@ -150,8 +170,13 @@ class Stream(StreamedAnswer[ChunkT, FinalT]):
 class AsyncStream(StreamedAnswer[ChunkT, FinalT]):
     """Iterate once for the chunks; afterwards `final` is the whole answer, receipt included."""
 
-    def __init__(self, response: httpx2.Response, kind: StreamKind[ChunkT, FinalT]) -> None:
-        super().__init__(response, kind)
+    def __init__(
+        self,
+        response: httpx2.Response,
+        kind: StreamKind[ChunkT, FinalT],
+        attach: Callable[[ChunkT], object] | None = None,
+    ) -> None:
+        super().__init__(response, kind, attach)
         self._chunks = self._read()
 
     def __aiter__(self) -> AsyncIterator[ChunkT]:

@@ -6,15 +6,16 @@ so that client and server may be of different ages. The wire's own field names a
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, PrivateAttr
+
+from saccade_client.traces import Trace
+from saccade_client.wire import WIRE
 
 
 class Wire(BaseModel):
     """Base of all answers: immutable, and open to fields of newer servers."""
 
-    model_config = ConfigDict(
-        extra="allow", frozen=True, coerce_numbers_to_str=True, protected_namespaces=()
-    )
+    model_config = WIRE
 
 
 class Reply(Wire):
@@ -145,6 +146,7 @@ class ChatChoice(Wire):
     message: Message
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    trace: Trace | None = None
 
     @property
     def text(self) -> str:
@@ -158,6 +160,7 @@ class TextChoice(Wire):
     text: str = ""
     finish_reason: str | None = None
     logprobs: TextLogprobs | None = None
+    trace: Trace | None = None
 
 
 class Delta(Wire):
@@ -174,6 +177,7 @@ class ChatChunkChoice(Wire):
     delta: Delta = Delta()
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    trace: Trace | None = None
 
     @property
     def text(self) -> str:
@@ -206,6 +210,11 @@ class ChatCompletion(Generation):
         """The text of the first choice."""
         return first_text(self.choices)
 
+    @property
+    def trace(self) -> Trace | None:
+        """The trace of the first choice, if the request asked for one."""
+        return self.choices[0].trace if self.choices else None
+
 
 class Completion(Generation):
     """The answer of /v1/completions; `interventions_applied` is the receipt."""
@@ -218,6 +227,11 @@ class Completion(Generation):
     def text(self) -> str:
         """The text of the first choice."""
         return first_text(self.choices)
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace of the first choice, if the request asked for one."""
+        return self.choices[0].trace if self.choices else None
 
 
 class ChatChunk(Generation):
