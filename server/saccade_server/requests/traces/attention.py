@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from saccade_interventions.context import Span, runs
 from saccade_interventions.image_views import NOWHERE, ImageView
 from saccade_kernels.thresholds import default_threshold
-from saccade_server.engine.traces.data import AttentionReading, SinkReading
+from saccade_server.engine.traces.data import AttentionReading, SaliencyReading, SinkReading
 from saccade_server.requests.errors import RequestError
 from saccade_server.requests.traces.arrays import KEY, ArraySpec, Asked, Axis, Make, Values, same
 from saccade_server.requests.traces.options import (
@@ -19,6 +19,7 @@ from saccade_server.requests.traces.options import (
     Columns,
     HeatMaps,
     Masses,
+    Saliency,
     Sinks,
     VisualAttention,
 )
@@ -41,11 +42,13 @@ class Chosen:
         self.heads = scope.heads(options.heads, f"{path}.heads")
         self.over = frozenset(options.reduce)
 
-    def spec(self, name: str, reading: str, *last: Axis, make: Make = same) -> ArraySpec:
+    def spec(
+        self, name: str, reading: str, *last: Axis, make: Make = same, unit: str = SHARE
+    ) -> ArraySpec:
         """An array by rows and what is left of layers and heads, with ``last`` behind."""
         axes = (Axis.rows(self.rows), *self._left(), *last)
         over = self.mean_over
-        return ArraySpec(name, (reading,), axes, SHARE, rows=self.rows, mean_over=over, make=make)
+        return ArraySpec(name, (reading,), axes, unit, rows=self.rows, mean_over=over, make=make)
 
     def summed(self, name: str, *last: Axis) -> ArraySpec:
         """The same without rows."""
@@ -118,6 +121,22 @@ def columns(scope: Scope, options: Columns, path: str) -> Asked:
         over=of.over | {"row"},
     )
     return Asked((reading,), (of.summed("columns", _keys(spans)),))
+
+
+def saliency(scope: Scope, options: Saliency, path: str) -> Asked:
+    """|A dL/dA| of each drawn token, L its negative log-probability."""
+    scope.answer_rows(options.rows, f"{path}.rows")
+    of = Chosen(scope, options, path)
+    spans = scope.keys(options.keys, f"{path}.keys")
+    reading = SaliencyReading(
+        name="saliency",
+        rows=of.rows,
+        layers=of.layers,
+        heads=of.heads,
+        keys=spans,
+        over=of.over,
+    )
+    return Asked((reading,), (of.spec("saliency", "saliency", _keys(spans), unit="|A dL/dA|"),))
 
 
 def heatmaps(scope: Scope, options: HeatMaps, path: str) -> Asked:

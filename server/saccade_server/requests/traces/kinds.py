@@ -22,5 +22,6 @@ RESOLVERS: Mapping[str, Resolve] = {
     "entropy": values.entropy,
     "token_shares": values.token_shares,
     "vas": attention.vas,
+    "saliency": attention.saliency,
     "sinks": attention.sinks,
 }

@@ -214,6 +214,12 @@ class Columns(ByHead):
     keys: Keys = "prompt"
 
 
+class Saliency(ByHead):
+    """What each key meant to the tokens that were drawn; rows are of the answer."""
+
+    keys: Keys = "prompt"
+
+
 class Projections(Layered):
     """Dot products of what a site holds with unit directions."""
 
@@ -309,7 +315,7 @@ class TraceOptions(Closed):
     token_shares: TokenShares | None = None
     vhd: Chosen[Divergence] | None = None
     vas: Chosen[VisualAttention] | None = None
-    saliency: Chosen[ByHead] | None = None
+    saliency: Chosen[Saliency] | None = None
     sinks: Chosen[Sinks] | None = None
     max_bytes: Annotated[Whole, Field(ge=1)] = Field(
         DEFAULT_BYTES,
@@ -346,7 +352,7 @@ KINDS: dict[str, type[Closed]] = {
     "token_shares": TokenShares,
     "vhd": Divergence,
     "vas": VisualAttention,
-    "saliency": ByHead,
+    "saliency": Saliency,
     "sinks": Sinks,
 }
 """Every kind, and its options."""

@@ -70,6 +70,18 @@ class Scope:
         _within(rows.prompt[1], self.length, "the prompt has", f"{path}.prompt[1]")
         return rows.prompt[0], rows.prompt[1]
 
+    def answer_rows(self, rows: str | RowRange, path: str) -> Span:
+        """The same of rows that tokens are drawn from, and no others.
+
+        Raises:
+            RequestError: tokens that cannot be there, or rows of the prompt.
+        """
+        found = self.rows(rows, path)
+        if found[0] < self.length - 1:
+            message = f"{path} may be of the answer only: nothing is drawn from other rows."
+            raise RequestError(message, code=UNDEFINED, param=path)
+        return found
+
     def layers(self, layers: Sequence[int] | None, path: str) -> tuple[int, ...]:
         """Decoder layers, ascending; None: all.
 
@@ -129,7 +141,11 @@ class Scope:
             if keys == "image":
                 self.check_image(path)
                 return self.prompt.images
-            return ({"question": self.question, **self._keys}[keys],)
+            span = {"question": self.question, **self._keys}[keys]
+            if span[0] >= span[1]:
+                message = f"{path} is empty: nothing of the {keys} is read again."
+                raise RequestError(message, code=UNDEFINED, param=path)
+            return (span,)
         for at, (_, end) in enumerate(keys):
             most = self._keys["all"][1]
             _within(end, most, "prompt and answer have at most", f"{path}[{at}][1]")
