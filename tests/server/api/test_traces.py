@@ -238,6 +238,16 @@ def test_rows_of_the_prompt(server: Server):
     assert found["arrays"]["entropy"]["data"] == list(range(found["prompt_tokens"] + 2))
 
 
+def test_without_a_token_of_an_answer(server: Server):
+    body = PATHS["/v1/completions"] | {"max_tokens": 0, "echo": True, "logprobs": 0}
+    answer = server.http.post("/v1/completions", json=body | {"trace": {"entropy": True}})
+    assert answer.json()["error"]["param"] == "trace.entropy.rows"
+    for rows in ("prompt", "all", {"prompt": [0, 2]}):
+        kind = {"trace": {"entropy": {"rows": rows}}}
+        (found,) = traces(server.http.post("/v1/completions", json=body | kind))
+        assert found["arrays"]["entropy"]["data"] == [0, 1]
+
+
 def test_rows_that_an_answer_does_not_reach(server: Server):
     ends = len(server.engine.answer) + 1  # with the token that ends it
     rows = {"answer": [ends - 1, ends + 4]}

@@ -21,13 +21,14 @@ class TraceSum:
     def __init__(self, specs: Sequence[ArraySpec], prompt_length: int) -> None:
         self._specs = specs
         self._length = prompt_length
-        self._pieces: dict[str, list[tuple[int, Values]]] = {}
+        names = {name for spec in specs for name in spec.readings}
+        self._pieces: dict[str, list[tuple[int, Values]]] = {name: [] for name in names}
 
     def add(self, pieces: Iterable[TracePiece]) -> None:
-        """Keep what a step read."""
+        """Keep what a step read of the arrays that are wanted here."""
         for piece in pieces:
-            found = self._pieces.setdefault(piece.name, [])
-            found.append((piece.start, piece.array.unpack()))
+            if piece.name in self._pieces:
+                self._pieces[piece.name].append((piece.start, piece.array.unpack()))
 
     def arrays(self, generated: int) -> dict[str, TraceArray]:
         """All arrays, by name, once the sequence has ended with so many tokens.

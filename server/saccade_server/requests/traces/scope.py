@@ -62,7 +62,11 @@ class Scope:
         first = self.length - 1
         end = first + self.max_tokens
         if isinstance(rows, str):
-            return {"answer": (first, end), "prompt": (0, self.length), "all": (0, end)}[rows]
+            if rows == "answer" and not self.max_tokens:
+                message = f"{path} is empty: no token is drawn; name rows of the prompt."
+                raise RequestError(message, code=UNDEFINED, param=path)
+            everything = (0, max(end, self.length))
+            return {"answer": (first, end), "prompt": (0, self.length), "all": everything}[rows]
         if rows.answer is not None:
             _within(rows.answer[1], self.max_tokens, "the answer has at most", f"{path}.answer[1]")
             return first + rows.answer[0], first + rows.answer[1]
@@ -154,7 +158,7 @@ class Scope:
     @property
     def _keys(self) -> dict[str, Span]:
         # The last token is drawn and never read.
-        end = self.length + self.max_tokens - 1
+        end = max(self.length + self.max_tokens - 1, self.length)
         return {"prompt": (0, self.length), "answer": (self.length, end), "all": (0, end)}
 
     def check_image(self, path: str) -> None:

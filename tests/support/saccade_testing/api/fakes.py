@@ -234,7 +234,8 @@ class FakeEngine:
         read = read_scores(request, self.unscored)
         if request.sampling.max_tokens == len(request.given):
             last = self._last(request, len(request.given) + 1, FinishReason.LENGTH)
-            yield with_scores(last, read)
+            length = len(request.tokens)
+            yield with_scores(last, (*pieces(request, 0, length), *read))
             return
         for count, token in enumerate(tokens, 1):
             await asyncio.sleep(self.delay)
