@@ -1,17 +1,13 @@
-"""A server on a real socket over a scripted engine and a byte-level prompt processor; a browser."""
+"""A server on a real socket over a scripted engine and a byte-level prompt processor."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from saccade_server.api.settings import ApiSettings
 from saccade_testing.api import fakes
 from saccade_testing.api.bodies import MODEL
-from saccade_testing.api.browsing import QUIET, Tab
 from saccade_testing.api.server import (
     MakeServer,
     Server,
@@ -57,24 +53,3 @@ def server(shared_server: Server) -> Server:
     """One server for all tests, its engine as new."""
     shared_server.renew()
     return shared_server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium without a window; not for the session, whose other tests have loops of their own."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        assert "CI" not in os.environ, ".ci/run installs a browser"
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Tab]:
-    """A new tab that remembers what it asked for and what its console said."""
-    tab = Tab(browser)
-    yield tab
-    tab.context.close()

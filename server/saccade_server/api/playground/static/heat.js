@@ -1,13 +1,14 @@
 // Where a token looked: attention over the picture, drawn on it.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { html } from "./html.js";
+import { html, names } from "./html.js";
+import { isSmall, styleOf } from "./regions.js";
 import { Traced } from "./trace.js";
 
 // Anchors of a colour scale from nothing to most; lightness grows all the way.
 const SCALE = [
-  [12, 8, 38, 0.55],
-  [87, 21, 110, 0.55],
+  [12, 8, 38, 0.4],
+  [87, 21, 110, 0.5],
   [187, 55, 84, 0.6],
   [249, 142, 9, 0.7],
   [252, 255, 164, 0.85],
@@ -72,6 +73,24 @@ export function total(maps) {
   return maps.reduce((sum, map) => map.cells.reduce((x, y) => x + (y || 0), sum), 0);
 }
 
+/** How much of [a1, a2) lies in [b1, b2), as a share of the first. */
+const overlap = (a1, a2, b1, b2) => Math.max(0, Math.min(a2, b2) - Math.max(a1, b1)) / (a2 - a1);
+
+/** The attention within boxes on the picture, which may lie over each other. */
+export function inside(maps, boxes) {
+  let sum = 0;
+  for (const { box: [left, top, right, bottom], cells, width, height } of maps) {
+    const [dx, dy] = [(right - left) / width, (bottom - top) / height];
+    cells.forEach((value, k) => {
+      const x = left + (k % width) * dx;
+      const y = top + Math.floor(k / width) * dy;
+      const covered = boxes.map(({ box }) => overlap(x, x + dx, box[0], box[2]) * overlap(y, y + dy, box[1], box[3]));
+      sum += (value || 0) * Math.max(0, ...covered);
+    });
+  }
+  return sum;
+}
+
 const ACROSS = ["left", "centre", "right"];
 const DOWN = ["top", "middle", "bottom"];
 
@@ -91,8 +110,8 @@ export function whereabouts(maps) {
   return down === "middle" && across === "centre" ? "centre" : `${down} ${across}`;
 }
 
-/** The picture under its maps. `most`: the value that gets the brightest colour. */
-export function HeatMap({ picture, maps, most, label }) {
+/** The picture under its maps, with boxes. `most`: the value that gets the brightest colour. */
+export function HeatMap({ picture, maps, most, label, boxes }) {
   const canvas = useRef(null);
   const [size, setSize] = useState(null);
   useEffect(() => {
@@ -103,8 +122,10 @@ export function HeatMap({ picture, maps, most, label }) {
   useEffect(() => paint(canvas.current, picture, maps, most), [maps, most, size, picture]);
   return html`
     <div class="heat">
-      <img src=${picture.url} alt="" width=${picture.width} height=${picture.height} />
+      <img src=${picture.url} alt="" class=${names(isSmall(picture) && "small")} width=${picture.width} height=${picture.height} />
       <canvas ref=${canvas} role="img" aria-label=${label}></canvas>
+      ${boxes.map(({ id, place, box, away }) => html`
+        <i key="${id}-${place}" class=${names(away && "away")} style=${styleOf(box)}></i>`)}
     </div>`;
 }
 

@@ -39,7 +39,6 @@ export function Inside({ wanted, change, picture }) {
           </select>
         </label>`}
       ${check("masses", "attention masses by layer")}
-      ${check("lens", "what each layer would have said")}
       <${ProblemAt} path="trace" />
     </div>`;
 }

@@ -1,7 +1,7 @@
 // What there is to see of one token, in the plain answer and in the edited one.
 
 import { useState } from "preact/hooks";
-import { HeatMap, highest, layersOf, mapsOf, total, whereabouts } from "./heat.js";
+import { HeatMap, highest, inside, layersOf, mapsOf, total, whereabouts } from "./heat.js";
 import { html } from "./html.js";
 import { Lens, lensOf } from "./lens.js";
 import { Legend, Masses, massesOf } from "./masses.js";
@@ -14,8 +14,10 @@ function percent(logprob) {
   return `${share.toFixed(share < 10 ? 1 : 0)} %`;
 }
 
+const share = (part) => `${(part * 100).toFixed(1)} %`;
+
 /** `sides`: [{name, answer, token}] with the token's place, for each answer that has one. */
-export function Inspector({ sides, picture }) {
+export function Inspector({ sides, picture, boxes }) {
   const [view, setView] = useState({ layer: null, sinks: false });
   if (!sides.length) {
     return html`
@@ -27,7 +29,7 @@ export function Inspector({ sides, picture }) {
   return html`
     <section class="inspector" aria-label="One token">
       <${Alternatives} sides=${sides} />
-      ${picture && html`<${Maps} ...${{ sides, picture, view, setView }} />`}
+      ${picture && html`<${Maps} ...${{ sides, picture, boxes, view, setView }} />`}
       <${Shares} sides=${sides} />
       <${Guesses} sides=${sides} />
     </section>`;
@@ -60,7 +62,7 @@ function options({ token, logprob, alternatives }) {
   return all.map((option) => ({ ...option, chosen: option.token === token }));
 }
 
-function Maps({ sides, picture, view, setView }) {
+function Maps({ sides, picture, boxes, view, setView }) {
   const drawn = sides.map((side) => ({ ...side, maps: mapsOf(side.answer, side.token, view) }));
   const some = drawn.filter(({ maps }) => maps.length);
   if (!some.length) return null;
@@ -80,12 +82,13 @@ function Maps({ sides, picture, view, setView }) {
         <label><input type="checkbox" checked=${view.sinks}
           onChange=${({ target }) => setView({ ...view, sinks: target.checked })} /> with sinks</label>
       </div>
-      <div class="sides">${some.map(({ name, maps }) => html`
+      <div class="sides close">${some.map(({ name, maps }) => html`
         <figure key=${name} class="side side-${name}">
-          <${HeatMap} picture=${picture} maps=${maps} most=${most}
+          <${HeatMap} ...${{ picture, maps, most }} boxes=${name === "edited" ? boxes : []}
             label="Attention of the ${name} answer's token, most at the ${whereabouts(maps)}" />
-          <figcaption>${name}: ${(total(maps) * 100).toFixed(1)} % of its attention, most at the
-            ${" "}${whereabouts(maps)}</figcaption>
+          <figcaption>${name}: ${share(total(maps))} of its attention, most at the ${whereabouts(maps)}${
+            boxes.length > 0 && html`; <b>${share(inside(maps, boxes))} in the region${boxes.length > 1 && "s"}</b>`
+          }</figcaption>
         </figure>`)}
       </div>
     </div>`;
@@ -99,7 +102,7 @@ function Shares({ sides }) {
   return html`
     <div class="part">
       <h3>What it attended to, by layer</h3>
-      <div class="sides">${found.map(({ name, masses }) => html`
+      <div class="sides close">${found.map(({ name, masses }) => html`
         <div key=${name} class="side side-${name}"><${Masses} masses=${masses} title=${name} /></div>`)}
       </div>
       <${Legend} classes=${found[0].masses.classes} />

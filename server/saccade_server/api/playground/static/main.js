@@ -11,6 +11,7 @@ import { Code } from "./code.js";
 import { compareSoFar } from "./diff.js";
 import { Door, Header } from "./header.js";
 import { html, names } from "./html.js";
+import * as inside from "./inside.js";
 import { Inspector } from "./inspector.js";
 import { LOOK_AT, MIDDLE, boxesOf } from "./look.js";
 import { Methods } from "./methods.js";
@@ -41,6 +42,7 @@ function Desk({ server, card }) {
   const [question, setQuestion] = useState("Describe the image.");
   const [methods, setMethods] = useMethods();
   const [typed, setTyped] = useState(BEGINNING);
+  const [wanted, setWanted] = useState(() => inside.beginning(card));
   const { answers, running, start, stop } = useAnswers();
   const images = card.accepts_images;
   useEffect(() => {
@@ -61,6 +63,7 @@ function Desk({ server, card }) {
     picture: shown,
     question,
     sampling: samplingOf(typed),
+    trace: inside.traceOf(wanted, shown),
   };
   const bodies = {
     plain: chatBody(request, []),
@@ -103,13 +106,17 @@ function Desk({ server, card }) {
             <h2>Sampling</h2>
             <${Sampling} typed=${typed} change=${setTyped} />
           </section>
+          <section>
+            <h2>Look inside</h2>
+            <${inside.Inside} wanted=${wanted} change=${setWanted} picture=${shown} />
+          </section>
           <div class="go">
             <${ProblemAt} path="model" />
             ${problem && html`<p class="problem" role="alert">${problem.message}</p>`}
             <button type="submit" class="primary" onClick=${halt}>${running ? "Stop" : "Ask"}</button>
           </div>
         </form>
-        <${Results} ...${{ answers, bodies, picture: shown, again: submit }} />
+        <${Results} ...${{ answers, bodies, picture: shown, boxes, again: submit }} />
       </main>
     <//>`;
 }
@@ -124,7 +131,7 @@ function ProfileNote({ profile, replaced }) {
 
 const textOf = (answer) => (answer?.tokens ?? []).map(({ text }) => text).join("");
 
-function Results({ answers, bodies, picture, again }) {
+function Results({ answers, bodies, picture, boxes, again }) {
   const { plain, edited } = answers;
   const [pinned, pin] = useState(null);
   const [over, hover] = useState(null);
@@ -167,7 +174,7 @@ function Results({ answers, bodies, picture, again }) {
           <//>`}
       </div>
       ${!bodies.edited && html`<p class="note invitation">Add a method to see beside it what the method changes.</p>`}
-      <${Inspector} sides=${sides} picture=${picture} />
+      <${Inspector} ...${{ sides, picture, boxes }} />
       <${Code} body=${bodies.edited ?? bodies.plain} picture=${picture} keyed=${key.get() !== null} />
     </div>`;
 }

@@ -42,14 +42,14 @@ export function Masses({ masses, title }) {
         })}
       </svg>
       <div class="axis" aria-hidden="true"><span>layer ${layers[0]}</span><span>${layers.at(-1)}</span></div>
-      <table class="hidden">
+      <div class="hidden"><table>
         <thead><tr><th>layer</th>${classes.map((name) => html`<th key=${name}>${name}</th>`)}</tr></thead>
         <tbody>
           ${layers.map((layer, k) => html`
             <tr key=${layer}><th>${layer}</th>${shares[k].map((share, which) => html`
               <td key=${which}>${percent(share)}</td>`)}</tr>`)}
         </tbody>
-      </table>
+      </table></div>
     </figure>`;
 }
 

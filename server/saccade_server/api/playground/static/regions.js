@@ -4,7 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import { html, names } from "./html.js";
 import { MIDDLE } from "./look.js";
 
-const SMALL = 200; // pixels; a smaller picture is shown with its pixels sharp
+const SMALL = 200; // pixels
 const TALLEST = 18; // rem
 const LEAST = 0.02;
 const STEP = 0.02;
@@ -42,7 +42,8 @@ export function Regions({ picture, boxes, look }) {
     return [within((event.clientX - left) / width), within((event.clientY - top) / height)];
   };
   const begin = (event) => {
-    if (!look || event.button !== 0 || event.target.closest(".region")) return;
+    // A finger scrolls past the picture; it drags the region that the button adds.
+    if (!look || event.button !== 0 || event.pointerType === "touch" || event.target.closest(".region")) return;
     event.preventDefault();
     frame.current.setPointerCapture(event.pointerId);
     setDrawing({ from: place(event), to: place(event) });
@@ -62,7 +63,7 @@ export function Regions({ picture, boxes, look }) {
   return html`
     <div class=${names("frame", look && "drawable")} ref=${frame} style=${widthOf(picture)} onPointerDown=${begin}
       onPointerMove=${draw} onPointerUp=${finish} onPointerCancel=${() => setDrawing(null)}>
-      <img src=${picture.url} alt="The picture: ${picture.name}" class=${names(picture.width < SMALL && "small")}
+      <img src=${picture.url} alt="The picture: ${picture.name}" class=${names(isSmall(picture) && "small")}
         width=${picture.width} height=${picture.height} draggable=${false} />
       ${boxes.map(({ id, place: at, box, away }, index) => html`
         <${Region} key="${id}-${at}" ...${{ box, index, away, frame }}
@@ -85,12 +86,16 @@ function Direction({ away, turn }) {
     </div>`;
 }
 
+/** Whether a picture is shown with its pixels sharp. */
+export const isSmall = ({ width }) => width < SMALL;
+
 /** As wide as there is room for, and not too tall. */
 function widthOf({ width, height }) {
   return { width: `${(TALLEST * width) / height}rem` };
 }
 
-function styleOf([left, top, right, bottom]) {
+/** A box of fractions as a place in percent. */
+export function styleOf([left, top, right, bottom]) {
   const percent = (value) => `${value * 100}%`;
   return {
     left: percent(left),
