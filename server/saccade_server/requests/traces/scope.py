@@ -13,7 +13,7 @@ from saccade_interventions.context import Prompt, Span
 from saccade_interventions.image_views import ImageView
 from saccade_interventions.model_facts import ModelFacts
 from saccade_server.requests.errors import RequestError
-from saccade_server.requests.traces.options import RowRange
+from saccade_server.requests.traces.fields import RowRange
 
 OUT_OF_RANGE = "trace_out_of_range"
 REQUIRES_IMAGE = "trace_requires_image"

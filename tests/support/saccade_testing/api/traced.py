@@ -11,6 +11,9 @@ from saccade_server.engine.traces.data import (
     SUMMED,
     AttentionReading,
     EntropyReading,
+    LensReading,
+    ProjectionReading,
+    SaliencyReading,
     ScoreReading,
     SinkReading,
     TokenShareReading,
@@ -34,7 +37,18 @@ def _pieces(reading: Any, start: int, end: int, last: bool) -> Iterator[TracePie
             total = values(reading, range(reading.rows[0], min(reading.rows[1], end))).sum(0)
             yield TracePiece(reading.name, SUMMED, Array.pack(total))
     elif first < behind:
-        yield TracePiece(reading.name, first, Array.pack(values(reading, range(first, behind))))
+        array = values(reading, range(first, behind))
+        if isinstance(reading, LensReading):
+            ranks = np.arange(reading.top, dtype=np.float32)
+            lens: dict[str, np.ndarray[Any, Any]] = {
+                ".tokens": (65 + ranks).astype(np.int32),
+                ".logprobs": -ranks,
+            }
+            for name, row in lens.items():
+                found = np.broadcast_to(row, (*array.shape, reading.top))
+                yield TracePiece(reading.name + name, first, Array.pack(found))
+        else:
+            yield TracePiece(reading.name, first, Array.pack(array))
 
 
 def values(reading: Any, rows: range) -> np.ndarray[Any, Any]:
@@ -57,7 +71,13 @@ def _axes(reading: Any) -> Iterator[list[int]]:
         return
     if "layer" not in over:
         yield list(reading.layers)
-    if isinstance(reading, AttentionReading):
+    if isinstance(reading, ProjectionReading):
+        yield list(range(reading.vectors.shape[0]))
+    elif isinstance(reading, SaliencyReading):
+        if "head" not in over:
+            yield list(reading.heads)
+        yield [at for start, end in reading.keys for at in range(start, end)]
+    elif isinstance(reading, AttentionReading):
         if "head" not in over:
             yield list(reading.heads)
         if reading.each:
@@ -66,4 +86,4 @@ def _axes(reading: Any) -> Iterator[list[int]]:
             count = (reading.sinks == "group") + bool(reading.recent) + len(reading.keys) + 1
             yield list(range(count))
     else:
-        assert isinstance(reading, EntropyReading | SinkReading), reading
+        assert isinstance(reading, EntropyReading | SinkReading | LensReading), reading

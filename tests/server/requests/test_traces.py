@@ -1,0 +1,333 @@
+"""From options to readings and back to arrays: what each kind asks for and becomes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from saccade_interventions.artifacts import read_artifact, write_artifact
+from saccade_interventions.context import Prompt
+from saccade_interventions.errors import InterventionError
+from saccade_interventions.image_views import NOWHERE, ImageView
+from saccade_interventions.model_facts import ModelFacts
+from saccade_kernels.thresholds import default_threshold
+from saccade_server.engine.traces.data import TracePiece
+from saccade_server.requests.errors import RequestError, TooMuch
+from saccade_server.requests.traces.joining import TraceLostError
+from saccade_server.requests.traces.options import TraceOptions
+from saccade_server.requests.traces.resolve import TracePlan, check_bytes, resolve
+from saccade_server.requests.traces.scope import Scope
+from saccade_testing.api import traced
+
+MODEL = ModelFacts(
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    hidden_size=16,
+    sink_dims=(1,),
+    fingerprint="sha256:" + "0" * 64,
+)
+BLIND = ModelFacts(layers=3, heads=4, kv_heads=2, head_dim=4, hidden_size=16, accepts_images=False)
+VIEWS = (
+    ImageView(image=0, span=(2, 10), rows=2, columns=3, size=(60, 40), gap=1),
+    ImageView(image=0, span=(12, 15), rows=2, columns=2, size=(60, 40), lead=-1),
+    ImageView(image=1, span=(16, 19), rows=1, columns=2, size=(9, 9), lead=1),
+)
+PROMPT = Prompt(
+    length=25,
+    images=tuple(view.span for view in VIEWS),
+    image_numbers=(0, 0, 1),
+    views=VIEWS,
+)
+TEXT = Prompt(length=25)
+TOKENS = 6
+
+
+def scope(prompt: Prompt = PROMPT, model: ModelFacts = MODEL, **more: Any) -> Scope:
+    return Scope(model, prompt, more.pop("max_tokens", TOKENS), **more)
+
+
+def plan(where: Scope | None = None, **kinds: Any) -> TracePlan:
+    return resolve(TraceOptions.model_validate(kinds), where or scope())
+
+
+def pieces(found: TracePlan, generated: int) -> list[TracePiece]:
+    """What an engine would read of an answer of so many tokens, row by row."""
+    request: Any = SimpleNamespace(trace=found.trace)
+    length = found.scope.length
+    end = max(length, length - 1 + generated)
+    return [
+        piece for at in range(end) for piece in traced.pieces(request, at, at + 1, at == end - 1)
+    ]
+
+
+def arrays(found: TracePlan, generated: int = TOKENS) -> dict[str, Any]:
+    joined = found.collect()
+    joined.add(pieces(found, generated))
+    return joined.arrays(generated)
+
+
+def filled(generated: int = TOKENS, where: Scope | None = None, **kinds: Any) -> dict[str, Any]:
+    return arrays(plan(where, **kinds), generated)
+
+
+def refused(where: Scope | None = None, **kinds: Any) -> tuple[str, str]:
+    with pytest.raises(RequestError) as failed:
+        plan(where, **kinds)
+    return failed.value.code, failed.value.param
+
+
+def test_classes_are_in_the_order_that_is_promised():
+    found = filled(masses={"layers": [1], "heads": [2], "reduce": []})["masses"]
+    axes = {axis.name: axis.coordinates for axis in found.spec.axes}
+    assert list(axes) == ["row", "layer", "head", "class"]
+    assert axes["class"] == ("image", "sinks", "question", "recent", "rest")
+    # The engine's columns are sinks, recent, image, question, rest; the last digits number them.
+    assert np.rint(found.values[0, 0, 0] * 64**3 % 64).tolist() == [2, 0, 3, 1, 4]
+    (reading,) = plan(masses=True).trace.readings
+    assert reading.keys == (PROMPT.images, ((19, 25),))
+    assert (reading.sinks, reading.recent) == ("group", 8)
+    assert reading.threshold == default_threshold(16)
+    assert reading.over == {"head"}
+
+
+def test_classes_that_are_not_there():
+    kept = plan(masses={"sinks": "keep", "recent": 0})
+    assert kept.arrays[0].axes[-1].coordinates == ("image", "question", "rest")
+    assert kept.trace.readings[0].sinks == "keep"
+    unknown = plan(scope(model=BLIND, prompt=TEXT), masses={"tau": 3.0})
+    assert unknown.arrays[0].axes[-1].coordinates == ("image", "question", "recent", "rest")
+    assert unknown.trace.readings[0].keys == ((), ((0, 25),))
+    assert plan(masses={"tau": 3}).trace.readings[0].threshold == 3
+
+
+def test_every_cell_has_the_share_of_its_token():
+    found = filled(heatmaps={"layers": [2], "heads": [1], "reduce": []})
+    assert list(found) == ["heatmaps.0.0", "heatmaps.0.1", "heatmaps.1"]
+    for array, view in zip(found.values(), VIEWS, strict=True):
+        assert array.values.shape == (TOKENS, 1, 1, view.rows, view.columns)
+        keys = np.rint((array.values * np.float32(64**3)) % 64)
+        there = view.positions != NOWHERE
+        assert (keys[..., there] == view.positions[there]).all()
+        assert (array.values[..., ~there] == 0).all()
+        assert [axis.coordinates for axis in array.spec.axes[-2:]] == [None, None]
+    assert not (VIEWS[1].positions != NOWHERE).all()
+    (reading,) = plan(heatmaps={"images": [1]}).trace.readings
+    assert reading.keys == (((17, 19),),)
+    assert reading.each
+
+
+@pytest.mark.parametrize("sinks", ["mark", "drop"])
+def test_cells_that_are_sinks_are_marked(sinks):
+    found = plan(heatmaps={"layers": [0, 2], "sinks": sinks, "tau": 12.5})
+    heat, scored = found.trace.readings
+    assert heat.sinks == {"mark": "keep", "drop": "drop"}[sinks]
+    assert heat.threshold == 12.5
+    assert (scored.rows, scored.layers) == ((0, 25), (0, 2))
+    made = arrays(found)
+    assert len(made) == 6
+    for number, view in zip(("0.0", "0.1", "1"), VIEWS, strict=True):
+        marks = made[f"heatmaps.{number}.sinks"]
+        assert marks.values.dtype == np.uint8
+        # The fake's score of a row is its position and a little more, by layer.
+        assert np.array_equal(marks.values[0], view.positions >= 13)
+        assert marks.values.shape == (2, view.rows, view.columns)
+
+
+def test_keys_and_their_coordinates():
+    for keys, places in (
+        ("prompt", range(25)),
+        ("image", [*range(2, 10), *range(12, 15), *range(16, 19)]),
+        ("question", range(19, 25)),
+        ("answer", range(25, 30)),
+        ("all", range(30)),
+        ([[1, 3], [28, 30]], [1, 2, 28, 29]),
+    ):
+        for kind in ("attention", "columns"):
+            found = filled(**{kind: {"keys": keys, "layers": [0], "heads": [0]}})[kind]
+            assert found.spec.axes[-1].coordinates == tuple(places)
+    attention = filled(attention={"keys": [[1, 3]], "layers": [0], "reduce": []})["attention"]
+    assert np.rint(attention.values[0, 0, 0] * 64**3 % 64).tolist() == [1, 2]
+
+
+def test_keys_behind_an_answer_that_ended_are_cut_off():
+    found = filled(3, attention={"keys": "all"}, columns={"keys": [[0, 2], [26, 30]]})
+    assert found["attention"].spec.axes[-1].coordinates == tuple(range(27))
+    assert found["attention"].values.shape == (3, 3, 27)
+    assert found["columns"].spec.axes[-1].coordinates == (0, 1, 26)
+
+
+def test_sums_over_rows_have_no_rows():
+    found = filled(columns={"layers": [1], "heads": [0], "reduce": [], "rows": "all"})["columns"]
+    assert [axis.name for axis in found.spec.axes] == ["layer", "head", "key"]
+    assert found.values.shape == (1, 1, 25)
+    rows = np.arange(30)
+    assert np.allclose(found.values[0, 0, 5], (rows + 1 / 64 + 5 / 64**3).sum())
+
+
+@pytest.mark.parametrize(
+    ("reduce", "axes"),
+    [
+        ([], ["layer", "head"]),
+        (["head"], ["layer"]),
+        (["layer"], ["head"]),
+        (["layer", "head"], []),
+    ],
+)
+def test_axes_that_are_averaged_over_are_gone_and_told(reduce, axes):
+    options = {"layers": [2, 0], "heads": [3, 1], "reduce": reduce}
+    for kind, last in (("masses", ["class"]), ("attention", ["key"]), ("saliency", ["key"])):
+        (spec,) = plan(**{kind: options}).arrays
+        assert [axis.name for axis in spec.axes] == ["row", *axes, *last]
+        whole = {"layer": (0, 2), "head": (1, 3)}
+        assert spec.mean_over == {name: whole[name] for name in reduce}
+
+
+def test_sinks_of_the_prompt():
+    found = filled(sinks={"layers": [0, 2], "tau": 20})
+    scores = found["sinks.scores"]
+    assert scores.values.shape == (2, 25)
+    assert np.array_equal(found["sinks.found"].values, scores.values >= 20)
+    assert found["sinks.lifetime"].values.tolist() == [0] * 20 + [2] * 5
+    assert [array.spec.dtype for array in found.values()] == ["float32", "uint8", "int32"]
+
+
+def test_directions_are_unit_vectors():
+    given = [[3.0] + [0.0] * 14 + [4.0], [1e300] * 16]
+    found = plan(projections={"directions": given, "layers": [3, 0]})
+    assert [reading.layers for reading in found.trace.readings] == [(0,), (3,)]
+    vectors = found.trace.readings[0].vectors.unpack()
+    assert vectors.dtype == np.float32
+    assert np.allclose(vectors[0, [0, 15]], [0.6, 0.8])
+    assert np.allclose(vectors[1], 0.25)
+    assert found.arrays[0].shape == (TOKENS, 2, 2)
+    assert refused(projections={"directions": [[1.0] * 15]})[1] == "trace.projections.directions[0]"
+    assert refused(projections={"directions": [[0.0] * 16]})[1] == "trace.projections.directions[0]"
+    given = {"directions": [[1.0] * 16], "layers": [3]}
+    assert plan(projections=given).trace.readings[0].site == "residual"
+    for site in ("attention_output", "mlp_output"):
+        assert refused(projections=given | {"site": site})[1] == "trace.projections.layers[0]"
+
+
+def test_directions_of_an_artifact():
+    tensors = {"vectors": np.eye(3, 16, dtype=np.float32) * 2, "layers": np.int32([1, 3, 3])}
+    known = read_artifact(write_artifact("subspaces", MODEL.fingerprint, tensors))
+    where = scope(artifacts={known.digest: known}.get)
+    found = plan(where, projections={"artifact": known.digest})
+    assert [len(reading.vectors.unpack()) for reading in found.trace.readings] == [1, 2]
+    made = arrays(found)["projections"]
+    assert made.values.shape == (TOKENS, 2, 2)
+    assert np.isnan(made.values[:, 0, 1]).all()
+    assert np.isfinite(made.values[:, 1]).all()
+    one = plan(where, projections={"artifact": known.digest, "layers": [3]})
+    assert one.arrays[0].axes[1].coordinates == (3,)
+    code, param = refused(where, projections={"artifact": known.digest, "layers": [2]})
+    assert (code, param) == ("trace_out_of_range", "trace.projections.layers")
+    with pytest.raises(InterventionError) as failed:
+        plan(scope(), projections={"artifact": known.digest})
+    assert (failed.value.status, failed.value.param) == (404, "trace.projections.artifact")
+
+
+def test_what_is_not_there():
+    out = "trace_out_of_range"
+    assert refused(masses={"layers": [0, 3]}) == (out, "trace.masses.layers[1]")
+    assert refused(attention={"heads": [4]}) == (out, "trace.attention.heads[0]")
+    assert refused(heatmaps={"images": [0, 2]}) == (out, "trace.heatmaps.images[1]")
+    assert refused(columns={"keys": [[0, 31]]}) == (out, "trace.columns.keys[0][1]")
+    assert refused(logit_lens={"layers": [4]}) == (out, "trace.logit_lens.layers[0]")
+    assert refused(entropy={"rows": {"answer": [0, 7]}}) == (out, "trace.entropy.rows.answer[1]")
+    assert refused(sinks={"layers": [3]}) == (out, "trace.sinks.layers[0]")
+    assert refused(saliency={"rows": "all"}) == ("trace_undefined", "trace.saliency.rows")
+    short = scope(max_tokens=1)
+    assert refused(short, attention={"keys": "answer"}) == (
+        "trace_undefined",
+        "trace.attention.keys",
+    )
+    nothing = scope(max_tokens=0)
+    assert refused(nothing, masses=True) == ("trace_undefined", "trace.masses.rows")
+
+
+def test_what_needs_images_or_sinks():
+    text, blind = scope(prompt=TEXT), scope(prompt=TEXT, model=BLIND)
+    for kinds, path in (
+        ({"heatmaps": True}, "trace.heatmaps"),
+        ({"vas": True}, "trace.vas"),
+        ({"attention": {"keys": "image"}}, "trace.attention.keys"),
+    ):
+        assert refused(text, **kinds) == ("trace_requires_image", path)
+        assert refused(blind, **kinds) == ("trace_unsupported_model", path)
+    assert refused(blind, sinks=True) == ("trace_unsupported_model", "trace.sinks")
+    unknown = scope(model=ModelFacts(layers=3, heads=4, kv_heads=2, head_dim=4, hidden_size=16))
+    code, path = refused(unknown, heatmaps={"sinks": "drop"})
+    assert (code, path) == ("trace_unsupported_model", "trace.heatmaps.sinks")
+    assert plan(unknown, heatmaps=True)
+    placeless = Prompt(length=25, images=((2, 6),))
+    assert refused(scope(prompt=placeless), heatmaps=True)[0] == "trace_unsupported_model"
+    assert refused(vas=True) == ("trace_undefined", "trace.vas")
+
+
+def test_bytes_are_those_of_the_shapes():
+    found = plan(masses=True, entropy={"layers": [0]}, sinks={"layers": [1]})
+    made = arrays(found)
+    assert found.bytes == sum(array.values.nbytes for array in made.values())
+    assert found.bytes == 4 * (TOKENS * 3 * 5 + TOKENS) + 25 * (4 + 1 + 4)
+    options = TraceOptions.model_validate({"masses": True, "max_bytes": 2 * found.bytes})
+    check_bytes([found], 2, options, 2 * found.bytes)
+    with pytest.raises(TooMuch):
+        check_bytes([found, found], 2, options, 10**9)
+    with pytest.raises(TooMuch, match=f"allows {found.bytes}"):
+        check_bytes([found], 2, options, found.bytes)
+
+
+def test_names_beside_others():
+    found = plan(masses=True, columns=True, entropy=True).prefixed("detectors.0.")
+    assert {r.name for r in found.trace.readings} == {
+        f"detectors.0.{name}" for name in ("masses", "columns", "entropy")
+    }
+    assert list(arrays(found)) == ["masses", "columns", "entropy"]
+
+
+def test_the_lens_has_tokens_and_their_logarithms():
+    found = filled(logit_lens={"layers": [0, 3], "top": 2})
+    tokens, logprobs = found["logit_lens.tokens"], found["logit_lens.logprobs"]
+    assert tokens.values.shape == logprobs.values.shape == (TOKENS, 2, 2)
+    assert (tokens.values.dtype, logprobs.values.dtype) == (np.int32, np.float32)
+    assert tokens.values[0, 0].tolist() == [65, 66]
+    assert tokens.spec.tokens
+    assert not logprobs.spec.tokens
+
+
+def lost(found: TracePlan, some: list[TracePiece], generated: int = TOKENS) -> str:
+    joined = found.collect()
+    joined.add(some)
+    with pytest.raises(TraceLostError) as failed:
+        joined.arrays(generated)
+    return str(failed.value)
+
+
+def test_what_the_engine_leaves_out_is_missed():
+    found = plan(entropy=True, columns=True)
+    whole = pieces(found, TOKENS)
+    for at in range(len(whole)):
+        assert lost(found, whole[:at] + whole[at + 1 :])
+    assert "next" in lost(found, [*whole, whole[1]])
+    assert lost(found, [])
+    joined = found.collect()
+    joined.add([*whole[::-1], TracePiece("another", 0, whole[0].array)])
+    assert list(joined.arrays(TOKENS)) == ["columns", "entropy"]
+
+
+def test_rows_may_come_in_any_order_and_behind_the_end():
+    found = plan(entropy=True)
+    joined = found.collect()
+    joined.add(pieces(found, TOKENS)[::-1])
+    assert joined.arrays(2)["entropy"].values.tolist() == [24, 25]
+
+
+@pytest.mark.parametrize("options", [{"top": 21}, {"top": 2.5}, {"layers": "all"}, {"heads": [0]}])
+def test_options_are_closed(options):
+    with pytest.raises(ValidationError):
+        TraceOptions.model_validate({"logit_lens": options})
