@@ -30,6 +30,7 @@ def form(request: GenerateRequest) -> Sequence:
             sampling=sampling,
             images=branch.images,
             plan=branch.plan,
+            trace=branch.trace,
             cache_salt=request.cache_salt,
         )
         leader.branches.append(Sequence(own, leader=leader, measures=branch.measures))

@@ -111,8 +111,8 @@ def why_group_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
 
 def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
     """Why a sequence and its branches can never run together, however short they are."""
-    if _kinds(request) != _wanted(request.plan):
-        return "the branches are not those that the plan asks for"
+    if _kinds(request) != _wanted(request):
+        return "the branches are not those that the plan asks for, or the trace"
     members = _members(request)
     if len(members) > info.max_num_seqs:
         return (
@@ -200,14 +200,16 @@ def _longest(member: Member, max_tokens: int) -> int:
     return len(member.tokens) + (0 if measures else max_tokens)
 
 
-def _kinds(request: GenerateRequest) -> tuple[int, int]:
-    """Branches that contrast, and that measure."""
+def _kinds(request: GenerateRequest) -> tuple[int, int, int]:
+    """Branches that contrast, that measure, and that a trace compares with."""
+    compared = sum(1 for branch in request.branches if branch.trace is not None)
     measuring = sum(1 for branch in request.branches if branch.measures)
-    return len(request.branches) - measuring, measuring
+    return len(request.branches) - measuring - compared, measuring, compared
 
 
-def _wanted(plan: Plan | None) -> tuple[int, int]:
-    if plan is None:
-        return 0, 0
-    measuring = sum(1 for branch in plan.needs.branches if branch.measures)
-    return len(plan.needs.branches) - measuring, measuring
+def _wanted(request: GenerateRequest) -> tuple[int, int, int]:
+    """The same of what a request asks for."""
+    needs = NOTHING if request.plan is None else request.plan.needs
+    measuring = sum(1 for branch in needs.branches if branch.measures)
+    compared = request.trace is not None and request.trace.compares
+    return len(needs.branches) - measuring, measuring, int(compared)

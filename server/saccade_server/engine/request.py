@@ -59,14 +59,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A branch of a sequence: another view of its prompt, followed by the same generated tokens.
 
-    It exists because a rule of the sequence's plan asks for it. ``measures``: it is needed until
-    the last prompt row only; otherwise to the end.
+    It exists because a rule of the sequence's plan asks for it, or its trace: that one has a
+    ``trace`` of its own, of what is compared, and comes last. ``measures``: it is needed until the
+    last prompt row only; otherwise to the end.
     """
 
     tokens: tuple[int, ...]
     images: tuple[ImageInput, ...] = ()
     plan: Plan | None = None
     measures: bool = False
+    trace: Trace | None = None
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -77,7 +79,8 @@ class BranchInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One sequence to generate. ``cache_salt``: it shares cache pages with equal salts only.
 
-    ``branches`` are those that the plan's rules need, in their order (Needs.branches). ``given``
+    ``branches`` are those that the plan's rules need, in their order (Needs.branches), and behind
+    them one that the trace needs. ``given``
     are the first tokens of the answer, known from the start: they are rows of the answer to every
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.

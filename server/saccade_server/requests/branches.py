@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from saccade_interventions.branches import bare_plan, deleted_plan, hidden_plan, same_plan
+from saccade_interventions.context import Span
 from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.kept import Kept
 from saccade_interventions.needs import Branch, Noise
 from saccade_interventions.plan import Plan
 from saccade_server.engine.request import Array, BranchInput, ImageInput
+from saccade_server.engine.traces.data import DivergenceReading, Trace
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.errors import RequestError
 from saccade_server.requests.noise import Seed, digest_of, noised
 
 MOST_BYTES = 64 * 2**20
@@ -35,6 +40,24 @@ def branches_of(plan: Plan | None, prompt: RenderedPrompt) -> tuple[BranchInput,
     if plan is None:
         return ()
     return tuple(_branch(plan, branch, prompt) for branch in plan.needs.branches)
+
+
+def traced_branch(
+    plan: Plan | None, prompt: RenderedPrompt, readings: Sequence[DivergenceReading]
+) -> BranchInput:
+    """The prompt without its images, under the request's edits, read where ``readings`` compare.
+
+    Raises:
+        RequestError: nothing of the prompt is left.
+    """
+    tokens, extents = _without(prompt)
+    if not tokens:
+        message = "without its images the prompt is empty, and trace.vhd compares with that"
+        raise RequestError(message, code="target_not_found", param="trace.vhd")
+    gone = len(prompt.tokens) - len(tokens)
+    shifted = (replace(r, rows=(r.rows[0] - gone, r.rows[1] - gone)) for r in readings)
+    own = None if plan is None else deleted_plan(plan, extents)
+    return BranchInput(tokens=tokens, plan=own, trace=Trace(tuple(shifted)))
 
 
 def image_input(image: PreparedImage) -> ImageInput:
@@ -60,15 +83,21 @@ def _branch(plan: Plan, branch: Branch, prompt: RenderedPrompt) -> BranchInput:
 
 
 def _without_images(plan: Plan | None, prompt: RenderedPrompt, branch: Branch) -> BranchInput:
-    tokens = list(prompt.tokens)
-    extents = [view.extent for view in prompt.images]
-    for start, end in reversed(extents):
-        del tokens[start:end]
+    tokens, extents = _without(prompt)
     if not tokens:
         message = "without its images the prompt is empty, and the method compares with that"
         raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{branch.source}]")
     own = None if plan is None else deleted_plan(plan, extents)
-    return BranchInput(tokens=tuple(tokens), plan=own, measures=branch.measures)
+    return BranchInput(tokens=tokens, plan=own, measures=branch.measures)
+
+
+def _without(prompt: RenderedPrompt) -> tuple[tuple[int, ...], list[Span]]:
+    """The tokens that do not stand for images, and where the others are."""
+    tokens = list(prompt.tokens)
+    extents = [view.extent for view in prompt.images]
+    for start, end in reversed(extents):
+        del tokens[start:end]
+    return tuple(tokens), extents
 
 
 def _noised(images: Sequence[PreparedImage], noise: Noise) -> tuple[ImageInput, ...]:

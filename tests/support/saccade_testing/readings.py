@@ -134,3 +134,27 @@ def saliency(
         pairs = zip(every, grads, strict=True)
         found.append(torch.stack([(a * g).abs()[:, row].detach() for a, g in pairs]))
     return torch.stack(found)
+
+
+@torch.no_grad()
+def head_outputs(
+    model: Any, prompt: TinyPrompt, tokens: list[int], gains: dict[tuple[int, int], float]
+) -> torch.Tensor:
+    """What output projections read, of the rows that tokens are drawn from, each head times its
+    gain in those rows, by (layer, head): [rows, layers, heads, head_dim].
+    """
+    first, found = len(prompt.tokens) - 1, {}
+
+    def behind(layer: int, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        for (at, head), gain in gains.items():
+            if at == layer:
+                output[head, first:] *= gain
+        found[layer] = output[:, first:].transpose(0, 1)
+        return output
+
+    attend(model, plain, behind)
+    ids = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
+    inputs = {"input_ids": ids, **prompt.arguments(ids, model.dtype)}
+    model(**inputs, use_cache=False)
+    return torch.stack([found[layer] for layer in sorted(found)], 1)

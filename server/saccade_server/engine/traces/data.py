@@ -138,7 +138,12 @@ class SaliencyReading(Reading, frozen=True, kw_only=True, tag=True):
 
 
 class DivergenceReading(Reading, frozen=True, kw_only=True, tag=True):
-    """How far head outputs are from those without the images: [rows, layers, heads]."""
+    """How far head outputs are from those without the images: [rows, layers, heads].
+
+    VHD_i = ||z_i - z0_i||, z being what the output projection reads of head i, edits included, and
+    z0 the same of the request's last branch, whose trace has the reading at the rows that go with
+    these. Rows are those that tokens are drawn from.
+    """
 
 
 class ScoreReading(Reading, frozen=True, kw_only=True, tag=True):
@@ -179,6 +184,11 @@ class Trace(msgspec.Struct, frozen=True):
     def needs_sinks(self) -> bool:
         """True if it must be known which keys are sinks: then all rows are scored."""
         return any(reading.needs_sinks for reading in self.readings)
+
+    @property
+    def compares(self) -> bool:
+        """True if it compares with a branch without the images."""
+        return any(isinstance(reading, DivergenceReading) for reading in self.readings)
 
 
 class TracePiece(msgspec.Struct, frozen=True):

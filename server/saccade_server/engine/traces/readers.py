@@ -6,6 +6,7 @@ from typing import Any
 
 from saccade_server.engine.traces.attention import AttentionReader
 from saccade_server.engine.traces.base import Reader
+from saccade_server.engine.traces.divergence import DivergenceReader
 from saccade_server.engine.traces.entropy import EntropyReader
 from saccade_server.engine.traces.lens import LensReader
 from saccade_server.engine.traces.projections import ProjectionReader
@@ -17,6 +18,7 @@ from saccade_server.engine.traces.token_shares import TokenShareReader
 READERS: tuple[type[Reader[Any]], ...] = (
     AttentionReader,
     SinkReader,
+    DivergenceReader,
     EntropyReader,
     LensReader,
     ProjectionReader,
