@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from saccade_interventions.registry import Registry
+from saccade_server.engine.traces.data import AttentionReading
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, ask, run
 from saccade_testing.oracle import Edit, Oracle, check
+from saccade_testing.readings import with_trace
 
 REGISTRY = Registry.discover()
 STEPS = 7
@@ -63,3 +66,26 @@ def test_suppressed_in_two_layers_and_all_rows(padded: bool, make_core: MakeCore
     result = run(core, [ask(prompt, methods, "r", STEPS, logprobs=1)])["r"]
     wanted = Oracle(tiny.build("llava"), edit).run(prompt, STEPS)
     check(result, wanted[: len(result.tokens)])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("strength", [-2.0, 1.5, 6.0])
+def test_the_gaze_moves_by_the_formula(strength: float, padded: bool, make_core: MakeCore) -> None:
+    """Of one layer, whose queries and keys no edit has changed: shares before and after."""
+    prompt = tiny.prompt("llava", images=2, seed=3, text=20)
+    last, layer = len(prompt.tokens) - 1, 1
+    (view,) = (view for view in prompt.images if view.image == 1)
+    region = (view.start, view.start + (view.length + 1) // 2)
+    reading = AttentionReading(
+        name="gaze", rows=(last, last + 1), layers=(layer,), heads=(0, 1, 2, 3), keys=((region,),)
+    )
+    core = make_core("llava", padded_decode=padded)
+    entry = {**LEFT, "strength": strength, "layers": [layer], "heads": [1, 3]}
+    methods = REGISTRY.parse([entry])
+    plain, looking = ask(prompt, [], "plain", 2), ask(prompt, methods, "look", 2)
+    requests = [with_trace(request, reading) for request in (plain, looking)]
+    found = {name: result.trace["gaze"][0, 0] for name, result in run(core, requests).items()}
+    before, after = found["plain"][:, 0].astype(float), found["look"][:, 0].astype(float)
+    wanted = before * np.exp(strength) / (1 - before + before * np.exp(strength))
+    np.testing.assert_allclose(after[[1, 3]], wanted[[1, 3]], rtol=2e-6)
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
