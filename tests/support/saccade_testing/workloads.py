@@ -195,7 +195,7 @@ def _entries(seeing: bool, rng: np.random.Generator) -> list[Entry]:
 
 def _varied(entry: Entry, rng: np.random.Generator) -> Entry:
     field = STRENGTHS.get(entry["method"])
-    if field is None or field not in entry or entry[field] in (0.0, 1.0):
+    if field is None or entry.get(field, 0.0) in (0.0, 1.0, "suppress"):
         return entry
     return {**entry, field: round(entry[field] * rng.choice((0.8, 0.9, 0.95)), 4)}
 
