@@ -29,6 +29,7 @@ from saccade_interventions.rules import (
     SinkRule,
 )
 from saccade_kernels import ops
+from saccade_kernels.columns_reference import longest_context
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.gradients import RowGradients
 from saccade_server.engine.config import EngineConfig
@@ -36,10 +37,16 @@ from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.request import BranchInput, GenerateRequest
 from saccade_server.engine.sampler import Sample
+from saccade_server.engine.traces.data import (
+    AttentionReading,
+    EntropyReading,
+    SinkReading,
+    Trace,
+)
 from saccade_server.models import sites
 from saccade_server.models.family import ImageFeatures, serve
 from saccade_testing import tiny
-from saccade_testing.engine import make_request
+from saccade_testing.engine import SINK_DIMS, make_request
 
 
 class OnlyAsyncCopies(TorchDispatchMode):
@@ -145,6 +152,28 @@ def calibrated(request: GenerateRequest, decode: str) -> GenerateRequest:
     return replace(request, plan=builder.build())
 
 
+def traced(request: GenerateRequest) -> GenerateRequest:
+    """The request with readings of all its rows."""
+    whole: dict[str, Any] = {"rows": (0, 1000), "layers": (0, 2), "heads": (1, 3)}
+    keys = (((0, 5), (7, 9)), ((8, 12),))
+    every = Trace(
+        (
+            EntropyReading(name="entropy", rows=(0, 1000)),
+            AttentionReading(name="groups", keys=keys, sinks="group", recent=3, **whole),
+            AttentionReading(name="keys", keys=keys, sinks="drop", each=True, **whole),
+            AttentionReading(name="sums", keys=keys, over=frozenset({"row", "head"}), **whole),
+            SinkReading(name="sinks", rows=(0, 1000), layers=(1, 2)),
+        )
+    )
+    return replace(request, trace=every)
+
+
+def no_weights(query: torch.Tensor, *given: Any) -> torch.Tensor:
+    """The shape of heads' weights."""
+    width = longest_context(given[2])
+    return query.new_empty(*query.shape[:2], width, dtype=torch.float32)
+
+
 SAMPLING: list[dict[str, Any]] = [
     {"ignore_eos": True},
     {"ignore_eos": True, "temperature": 0.7},
@@ -155,7 +184,7 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated"]
+KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated", "traced"]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
@@ -165,13 +194,14 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
     """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
     monkeypatch.setattr(ops, "saliency", no_gradients)
+    monkeypatch.setattr(ops, "head_weights", no_weights)
     for measuring in ("column_sums", "settle_prompt_sinks", "find_head_sinks"):
         monkeypatch.setattr(ops, measuring, lambda *_: None)
     monkeypatch.setattr(ops, "residual_gradient", lambda grad, *_: grad)  # by autograd, slowly
     config = EngineConfig(
         model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
     )
-    core = EngineCore(serve(tiny.build(family).to("meta")), config)
+    core = EngineCore(serve(tiny.build(family).to("meta")), config, SINK_DIMS)
     pretend_to_wait(monkeypatch)
     refuse_lists(monkeypatch)
     prompt = tiny.prompt(family, images=0, text=20)
@@ -188,6 +218,8 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
                 request = measured(request, "prompt" if number % 2 else "last+generated")
             if kind == "calibrated" and number:
                 request = calibrated(request, ("running", "row", "frozen", "off")[number % 4])
+            if kind == "traced":
+                request = traced(request)
             if kind == "judged" and number:
                 chosen = plan(prompt).with_rules(JUDGED)
                 request = replace(request, plan=chosen)
