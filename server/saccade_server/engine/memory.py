@@ -11,7 +11,7 @@ import torch
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.config import CPU_CACHE_TOKENS, EngineConfig
 from saccade_server.engine.runner import Runner
-from saccade_server.engine.warmup import dummy_step
+from saccade_server.engine.warmup import dummy_step, dummy_trace
 from saccade_server.models.family import ServedModel
 
 ADVICE = (
@@ -97,6 +97,8 @@ def _measure(model: ServedModel, config: EngineConfig, max_model_len: int) -> in
     # because they are needed; graphs are not, but what they compute has memory of its own.
     runner = Runner(model, config, max_model_len, pages * PAGE)
     runner.launch(chunks).wait()
+    longest = min(config.max_batched_tokens, max_model_len)
+    runner.launch(dummy_step([longest], trace=dummy_trace(runner.tables.shape))).wait()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

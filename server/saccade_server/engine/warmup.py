@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as Batch
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
+from saccade_server.engine.traces.data import AttentionReading, Axis, Trace
 
 CLASS_COUNTS = (1, 2, 4, CLASSES)
 """Numbers of key classes that edited kernels are compiled for; the others are rounded up."""
@@ -23,7 +25,9 @@ ROW = 1
 """The row of either table that a dummy plan uses; its first real owner writes it anew."""
 
 
-def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
+def dummy_step(
+    lengths: Batch[int], plan: Plan | None = None, trace: Trace | None = None
+) -> list[Chunk]:
     """Prompts of these lengths, in the first pages, drawn the costliest way."""
     chunks: list[Chunk] = []
     free = 1
@@ -33,6 +37,7 @@ def dummy_step(lengths: Batch[int], plan: Plan | None = None) -> list[Chunk]:
             tokens=(0,) * length,
             sampling=SamplingParams(max_tokens=1, top_p=0.9),
             plan=plan,
+            trace=trace,
         )
         sequence = Sequence(request)
         if plan is not None:
@@ -55,15 +60,16 @@ def warm_up(runner: Runner, longest: int) -> None:
         longest: tokens that a step, and a sequence, may have.
     """
     length = min(PAGE, longest)
+    trace = dummy_trace(runner.tables.shape)
     _run(runner, dummy_step([1]))
-    _run(runner, dummy_step([1, length] if length > 1 else [1]))
+    _run(runner, dummy_step([1, length] if length > 1 else [1], trace=trace))
     for classes in CLASS_COUNTS if length >= CLASSES else ():
         plan = dummy_plan(runner.tables.shape, length, classes)
         plan = replace(plan, question_start=1).with_rules(*runner.rules.rehearsal())
         runner.tables.write_program(ROW, plan.packed(Phase.LAST))
         runner.tables.write_residuals(ROW, dummy_residuals(plan.shape.layers))
         runner.tables.open_tags(ROW, plan)
-        chunks = dummy_step([length, length], plan)
+        chunks = dummy_step([length, length], plan, trace)
         chunks[0] = _last_token(chunks[0])  # its context is what the cache holds, which is zeros
         _run(runner, chunks)
         if classes == 1:
@@ -87,6 +93,14 @@ def dummy_plan(shape: ControlShape, length: int, classes: int) -> Plan:
         masses=(MassEdit(sites, every, halved),) if tags else (),
         heads=(HeadEdit(sites, every, 1.5),),
     )
+
+
+def dummy_trace(shape: ControlShape) -> Trace:
+    """Looks at the attention of all rows, which needs the most memory, in every layer."""
+    layers, heads = tuple(range(shape.layers)), tuple(range(shape.heads))
+    rows = (0, sys.maxsize)
+    over: frozenset[Axis] = frozenset({"layer"})
+    return Trace((AttentionReading(name="", rows=rows, layers=layers, heads=heads, over=over),))
 
 
 def dummy_residuals(layers: int) -> ResidualProgram:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace as replace_fields
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade_kernels import ops
@@ -24,6 +25,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.decode import PLAIN, StepVariant
 from saccade_server.engine.stages import StageVariant
+from saccade_server.engine.traces.data import AttentionReading, Trace
 from saccade_server.engine.wants import Search
 from saccade_server.models.attention import AttentionCall
 from saccade_server.models.family import serve
@@ -34,6 +36,7 @@ from saccade_server.models.residual import Reach
 from saccade_server.models.scratch import ScratchCache
 from saccade_server.models.tape import FixedTape
 from saccade_testing import tiny
+from saccade_testing.engine import SINK_DIMS, make_request
 
 
 class Launches(TorchDispatchMode):
@@ -90,6 +93,14 @@ def count(core: EngineCore, launches: Launches, variant: StepVariant) -> tuple[i
     model.layers = layers_
     each = totals[0] - totals[1]
     return each, totals[0] - len(layers_) * each
+
+
+KEYS = (((2, 5),), ((6, 8),))
+
+
+def reading(**fields: Any) -> AttentionReading:
+    over = frozenset({"head"})
+    return AttentionReading(name="", rows=(0, 99), heads=(0, 1, 2, 3), over=over, **fields)
 
 
 EDITED, RESIDUALS = (CLASSES, Reach.NOWHERE), (CLASSES, Reach.RESIDUALS)
@@ -298,3 +309,34 @@ def test_sinks_of_heads_are_found_for_all_prompts_at_once(launches: Launches) ->
         "triton::column_kernel": 1,
         "triton::settle_prompts_kernel": 1,
     }
+
+
+READ = {
+    "masses": (reading(keys=KEYS, recent=4), 9),
+    "masses and sinks": (reading(keys=KEYS, recent=4, sinks="group"), 15),
+    "a map": (reading(keys=KEYS, each=True), 12),
+}
+"""Launches that a layer of a trace of one decode takes, means over heads: its weights take five.
+Where sinks are told apart one more in every layer of the model scores the row."""
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_trace_launches(kind: str, launches: Launches) -> None:
+    """Behind the step, and nothing else of the step changes; without a trace there is nothing."""
+    totals = []
+    for layers in ((), (1,), (1, 2)):
+        model = serve(tiny.build("llama", dtype=torch.bfloat16))
+        settings = {"dtype": "bfloat16", "padded_decode": True, "overlap": True}
+        config = EngineConfig(model="llama", cache_tokens=2048, **settings)
+        core = EngineCore(model, config, SINK_DIMS)
+        trace = Trace((replace_fields(READ[kind][0], layers=layers),)) if layers else None
+        request = make_request(tiny.prompt("llama"), max_tokens=8, ignore_eos=True)
+        core.submit(replace_fields(request, trace=trace))
+        core.step()
+        launches.found.clear()
+        with torch.inference_mode(), launches:
+            core.step()
+        totals.append(launches.found.copy())
+    plain, one, two = totals
+    assert (two - one).total() == READ[kind][1], dict(two - one)
+    assert not plain - one

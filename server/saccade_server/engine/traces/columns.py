@@ -30,6 +30,7 @@ class Columns:
         if reading.sinks != "keep":
             slots = slots_of(traced.sequence.pages, 0, end)
         self._keys, self._slots = parts.upload(keys, slots)
+        self._known: dict[tuple[int, int], torch.Tensor] = {}  # by first row and width
 
     def reduce(self, weights: torch.Tensor, layer: int, first: int) -> torch.Tensor:
         """Columns of rows from position ``first`` on, [rows, heads, columns].
@@ -42,30 +43,44 @@ class Columns:
         return weights @ self._members(weights, layer, first)
 
     def _each(self, weights: torch.Tensor, layer: int) -> torch.Tensor:
-        keys, width = self._keys, weights.shape[2]
-        found = weights.index_select(2, keys.clamp(max=width - 1))
-        counted = keys < width
+        found = weights.index_select(2, self._keys.clamp(max=weights.shape[2] - 1))
+        found = found.masked_fill_(self._keys >= weights.shape[2], 0.0)
         if self._reading.sinks == "drop":
             sinks = self._sinks(layer)
-            counted = counted & ~sinks[keys.clamp(max=len(sinks) - 1)]
-        return found * counted
+            own = sinks.index_select(0, self._keys.clamp(max=len(sinks) - 1))
+            found = found.masked_fill_(own, 0.0)
+        return found
 
     def _members(self, weights: torch.Tensor, layer: int, first: int) -> torch.Tensor:
         """Which column each key counts to, one-hot, [rows or 1, keys, columns]."""
-        reading, width = self._reading, weights.shape[2]
+        width = weights.shape[2]
+        members = self._known.get((first, width))
+        if members is None:
+            members = self._others(weights, first)
+            if len(members) == 1:  # all layers need it, and it is small
+                self._known[first, width] = members
+        if self._reading.sinks == "keep":
+            return members
+        sinks = self._sinks(layer)[:width]
+        members = members.clone()
+        members[:, : len(sinks)].masked_fill_(sinks[:, None], 0.0)
+        if self._reading.sinks == "group":
+            members[:, : len(sinks), 0] = sinks.to(members.dtype)
+        return members
+
+    def _others(self, weights: torch.Tensor, first: int) -> torch.Tensor:
+        """The same if no key were a sink."""
+        reading, (rows, _, width) = self._reading, weights.shape
         groups = self._keys[:width][None]
-        place = int(reading.sinks == "group")
         if reading.recent:
-            row = torch.arange(first, first + len(weights), device=groups.device)[:, None]
+            row = torch.arange(first, first + rows, device=groups.device)[:, None]
             key = torch.arange(groups.shape[1], device=groups.device)
+            place = int(reading.sinks == "group")
             groups = torch.where(row - key < reading.recent, place, groups)
-        if reading.sinks != "keep":
-            sink = 0 if reading.sinks == "group" else self.count  # beyond the columns: nowhere
-            groups = torch.where(self._sinks(layer)[: groups.shape[1]], sink, groups)
         column = torch.arange(self.count, device=groups.device)
-        members = (groups[..., None] == column).to(weights.dtype)
-        missing = width - groups.shape[1]  # keys behind the last row, which no row sees
-        return torch.nn.functional.pad(members, (0, 0, 0, missing)) if missing else members
+        members = weights.new_zeros(len(groups), width, self.count)  # keys behind the last: nowhere
+        members[:, : groups.shape[1]] = (groups[..., None] == column).to(weights.dtype)
+        return members
 
     def _sinks(self, layer: int) -> torch.Tensor:
         """Which keys are sinks of the layer, bool [keys]."""
