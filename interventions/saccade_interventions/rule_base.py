@@ -91,6 +91,9 @@ class Rule(Struct, frozen=True, tag=True, kw_only=True):
     """True for a rule that only gives keys classes: it has an effect through edits that name such a
     class, and shows in the rows of those edits."""
 
+    chooses: ClassVar[bool] = False
+    """True for a rule that chooses among drawn tokens: how likely a token is stays as it was."""
+
     effects: ClassVar[frozenset[str]] = frozenset()
     """Names of the rule's counters that mean a change; other counters only say what was seen."""
 

@@ -198,6 +198,7 @@ class SaliencyRule(Rule, frozen=True):
     """
 
     why_one: ClassVar[str] = "only one of them can reject candidates"
+    chooses: ClassVar[bool] = True
     effects: ClassVar[frozenset[str]] = frozenset({"rejections", "fallbacks"})
     published: ClassVar[Mapping[str, str]] = {
         "saliency_draws": "draws",

@@ -34,6 +34,7 @@ from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
 from saccade_server.api.pages import add_page
 from saccade_server.api.playground.page import PLAYGROUND_PARTS, PLAYGROUND_POLICY
 from saccade_server.api.profiles_list import profiles_router
+from saccade_server.api.score import score_router
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
@@ -89,7 +90,7 @@ def create_app(
         yield
         services.close()
 
-    answering = [chat_router(services), completions_router(services)]
+    answering = [chat_router(services), completions_router(services), score_router(services)]
     app = FastAPI(
         title="Saccade",
         version=saccade_server.__version__,

@@ -111,7 +111,8 @@ class Choice:
         """Position of the last row that must have run for what is known; -1: none must have."""
         if self.completion_tokens == 0 and not self.done:
             return -1
-        return len(self.request.tokens) + max(self.completion_tokens, 1) - 2
+        known = len(self.request.tokens) + len(self.request.given)
+        return known + max(self.completion_tokens, 1) - 2
 
     def accept(self, news: int | EngineOutput) -> Delta:
         """Take what the engine sent; the result may say nothing new."""
@@ -216,10 +217,12 @@ class Generation:
         deadline: Deadline,
         at_once: bool = True,
         room: AbstractContextManager[None] | None = None,
+        leads: bool = False,
     ) -> None:
         """``at_once``: tokens are wanted as they come, not only when there is more than tokens.
 
-        ``room`` is held while it lasts.
+        ``room`` is held while it lasts. The first choice ``leads``: the others begin once it has
+        ended, and find what it has computed of their prompt.
         """
         self.choices = choices
         self._engine = engine
@@ -228,6 +231,7 @@ class Generation:
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
         self._room = room
+        self._led = tuple(choices[1:]) if leads else ()
         self._silence: _Silence | None = None
         self._past: Shortcut | None = None
         self._tell: Callable[[Delta], bytes]
@@ -245,14 +249,17 @@ class Generation:
         try:
             if self._room is not None:
                 self._exit.enter_context(self._room)
-            for choice in self.choices:
-                deliver = partial(self._deliver, choice)
-                self._closers.append(self._engine.open(choice.request, deliver))
+            self._open(self.choices[: len(self.choices) - len(self._led)])
         except BaseException:
             self._close()
             raise
         self._later(self._deadline.left, None, too_late())
         return self
+
+    def _open(self, choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            deliver = partial(self._deliver, choice)
+            self._closers.append(self._engine.open(choice.request, deliver))
 
     async def __aexit__(self, *error: object) -> None:
         self._close()
@@ -311,6 +318,9 @@ class Generation:
         if choice.stopped and not was_stopped and not choice.done:
             self._engine.abort(choice.request.request_id)
             self._later(CONFIRM_SECONDS, choice, None)
+        if self._led and choice.done:
+            led, self._led = self._led, ()
+            self._open(led)
         return delta if delta.text or delta.logprobs or delta.finish_reason else None
 
     def _deliver(self, choice: Choice, news: News) -> None:

@@ -48,7 +48,7 @@ async def prepare_chat(
     render, brief = await rendering(services, messages, how)
 
     def work() -> Prepared:
-        return _compile(services, render(), interventions, "messages")
+        return compiled(services, render(), interventions, "messages")
 
     return work() if brief and not interventions else await services.in_worker(work)
 
@@ -101,7 +101,7 @@ async def prepare_completion(
             check_tokens(prompt, services.engine.info.vocab_size, param)
         with refusing(param):
             rendered = services.prompts.completion(prompt, add_special_tokens=add_special_tokens)
-        return _compile(services, rendered, interventions, param)
+        return compiled(services, rendered, interventions, param)
 
     most = BRIEF_PROMPT if isinstance(prompt, str) else BRIEF_TOKENS
     brief = len(prompt) <= most and services.prompts.quick
@@ -186,9 +186,14 @@ def _convert(messages: Sequence[ChatMessage], pixels: Mapping[str, Pixels]) -> l
     return made
 
 
-def _compile(
+def compiled(
     services: Services, prompt: RenderedPrompt, interventions: Sequence[Intervention], param: str
 ) -> Prepared:
+    """A prompt under interventions; ``param`` is where the request has it. Reads artifacts.
+
+    Raises:
+        ApiError, RequestError, InterventionError: it cannot be served.
+    """
     info, length = services.engine.info, len(prompt.tokens)
     if not length:
         raise BadRequest("The prompt is empty.", code="invalid_prompt", param=param)

@@ -83,6 +83,14 @@ class TextEncoder:
         """``text`` that no client typed, inside a prompt between control tokens."""
         return self._continued(self._normal, text, True) if text else Encoded([], [])
 
+    def behind(self, text: str, *, typed: bool) -> Encoded:
+        """``text`` behind a prompt, as if the prompt had ended with a control token.
+
+        Raises:
+            ValueError: a typed control token cannot be encoded as plain text.
+        """
+        return self._typed(text, True) if typed else self.inside(text)
+
     def hides_controls(self, text: str, *, by_assistant: bool) -> bool:
         """True if normalising ``text``, which has no control tokens, would make some."""
         forbidden = self.special_ids if by_assistant else self._added

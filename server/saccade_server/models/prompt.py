@@ -7,12 +7,10 @@ completion prompt is taken as it is: whoever sends one writes the template himse
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image
 from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 
@@ -24,69 +22,11 @@ from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import load_config
 from saccade_server.models.folder import UnsupportedModelError, in_short, named
 from saccade_server.models.images import ImagePreprocessor
+from saccade_server.models.rendered import PreparedImage as PreparedImage
+from saccade_server.models.rendered import RenderedPrompt as RenderedPrompt
 from saccade_server.models.sanitize import Segment
 from saccade_server.models.template import ChatTemplate
-from saccade_server.models.views import Cells, Grid, Pixels, Size
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImage:
-    """One view of an image of a prompt; its features are at [start, start + length).
-
-    ``before`` and ``behind`` are how many tokens next to them name the view: they stand for the
-    image's placeholder too. ``image`` counts the prompt's images from 0; None: each view is one.
-    ``size`` is the whole image's, see Pixels.
-    """
-
-    digest: str
-    start: int
-    length: int
-    pixels: NDArray[np.float32]
-    grid: Grid | None
-    copies: int = 1  # see View
-    cells: Cells | None = None
-    before: int = 0
-    behind: int = 0
-    image: int | None = None
-    size: Size | None = None
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The positions of its features."""
-        return self.start, self.start + self.length
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """The same, with the tokens that name it."""
-        return self.start - self.before, self.start + self.length + self.behind
-
-
-@dataclass(frozen=True)
-class RenderedPrompt:
-    """A prompt with its images' placeholders repeated, once for each feature.
-
-    ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for all but the first
-    token that stands for a placeholder. ``images`` are views, in order. ``idle`` names variables
-    of the chat template that change nothing here.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    offsets: tuple[tuple[int, int], ...]
-    images: tuple[PreparedImage, ...] = ()
-    idle: tuple[str, ...] = ()
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """The positions of every view's features."""
-        return tuple(view.span for view in self.images)
-
-    @property
-    def image_numbers(self) -> tuple[int, ...]:
-        """Which image of the prompt each view shows."""
-        return tuple(
-            at if view.image is None else view.image for at, view in enumerate(self.images)
-        )
+from saccade_server.models.views import Pixels
 
 
 class PromptProcessor:
@@ -261,6 +201,19 @@ class PromptProcessor:
         """The tokens of a text, whatever it is: an image's placeholder in it is one of them."""
         segments = [Segment(text, False)]
         return self._encoder.encode(segments, add_special_tokens=add_special_tokens).ids
+
+    def behind(self, text: str, *, typed: bool) -> list[int]:
+        """The tokens of a text that stands behind a prompt, by itself.
+
+        ``typed``: no control token is read in it, as in what an assistant says.
+
+        Raises:
+            PromptError: a control token in it cannot be written as plain text.
+        """
+        try:
+            return self._encoder.behind(text, typed=typed).ids
+        except ValueError as error:
+            raise PromptError(str(error)) from error
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included.

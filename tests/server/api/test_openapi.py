@@ -34,6 +34,7 @@ GETS = (
 POSTS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
     "/v1/completions": {"prompt": "Hi"},
+    "/v1/score": {"prompt": "Hi", "continuations": ["x"]},
     "/v1/interventions/validate": {"interventions": [{"method": "locore"}]},
     "/tokenize": {"prompt": "Hi"},
     "/detokenize": {"tokens": [72, 105]},
@@ -103,6 +104,7 @@ def bad_requests(server, data, artifact):
     seen = {"messages": [{"role": "user", "content": [url]}], "interventions": []}
     for path in ("/v1/chat/completions", "/v1/interventions/validate", "/tokenize"):
         server.http.post(path, json=seen, headers=USER)
+    server.http.post("/v1/score", json=seen | {"continuations": ["x"]}, headers=USER)
     for path in ("/v1/models/x", "/v1/interventions/x", f"/v1/artifacts/{'0' * 64}", LINK):
         server.http.get(path, headers=USER)
     server.http.put(artifact, content=b"no", headers=ROOT)
@@ -125,7 +127,8 @@ def slow_preparation(server, monkeypatch):
         monkeypatch.setattr(server.prompts, name, lambda *_, **__: may_end.wait(60))
     body = {"interventions": [], "prompt_tokens": [1]}
     server.http.post("/v1/interventions/validate", json=body, headers=USER)
-    server.http.post("/tokenize", json=POSTS["/tokenize"], headers=USER)
+    for path in ("/tokenize", "/v1/score"):
+        server.http.post(path, json=POSTS[path], headers=USER)
     monkeypatch.undo()
     may_end.set()
 

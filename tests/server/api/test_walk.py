@@ -21,6 +21,7 @@ from saccade_server.api.body.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ScoreRequest,
     TokenizeRequest,
     ValidateRequest,
 )
@@ -36,6 +37,7 @@ ROUTES = {
     ChatRequest: ("/v1/chat/completions", {"messages": [USER], "seed": 1}),
     CompletionRequest: ("/v1/completions", {"prompt": "Hi", "seed": 1}),
     ValidateRequest: ("/v1/interventions/validate", {"interventions": [], "messages": [USER]}),
+    ScoreRequest: ("/v1/score", {"messages": [USER], "continuations": ["a"]}),
     TokenizeRequest: ("/tokenize", {"messages": [USER]}),
     DetokenizeRequest: ("/detokenize", {"tokens": [72, 105]}),
 }
@@ -144,6 +146,19 @@ VERDICTS = {
     "CompletionRequest.add_special_tokens": Verdict([False], [True], [1, "x"]),
     "ValidateRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]], null=False),
     "ValidateRequest.prompt_tokens": Verdict([[1]], [], [[], {}, [999]], without=("messages",)),
+    "ScoreRequest.prompt": Verdict(
+        ["a", [1, 2]], [], [[], "", 5, {}, [1, "x"], [999], ["a"]], without=("messages",)
+    ),
+    "ScoreRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]], null=False),
+    "ScoreRequest.continuations": Verdict(
+        [["b"], ["a", "b"], [[1]], [[1, 2], "a"]],
+        [],
+        [[], [""], [[]], "a", [1], [[999]], [[-1]], {}, 5, [["a"]], ["a"] * 65],
+        null=False,
+    ),
+    "ScoreRequest.add_special_tokens": Verdict(
+        [False], [True], [1, "x"], without=("messages",), beside={"prompt": "Hi"}
+    ),
     "TokenizeRequest.model": Verdict([], ["saccade-test"], ["x", 5]),
     "TokenizeRequest.prompt": Verdict(["a"], [], [5, []], without=("messages",)),
     "TokenizeRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]], null=False),
@@ -371,7 +386,7 @@ def test_features_of_other_servers_ask_for_nothing_or_are_refused(bundled, model
 def test_fields_that_nobody_knows_are_named(bundled):
     for model, (path, base) in ROUTES.items():
         answer, found = send(bundled, path, base | {"some_future_field": 1})
-        if model is ValidateRequest:
+        if model in (ValidateRequest, ScoreRequest):
             assert answer.status_code == 400
             continue
         assert found == send(bundled, path, base)[1]

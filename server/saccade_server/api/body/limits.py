@@ -31,6 +31,10 @@ def check_lengths(services: Services, value: dict[str, Any]) -> None:
             _check_room(services, item, f"prompt[{at}]")
     else:
         _check_room(services, prompt, "prompt")
+    _at_most(settings.max_prompts, value, "continuations")
+    continuations = value.get("continuations")
+    for at, item in enumerate(continuations if isinstance(continuations, list) else ()):
+        _check_room(services, item, f"continuations[{at}]")
     for name in ("prompt_tokens", "tokens"):
         _check_room(services, value.get(name), name)
 

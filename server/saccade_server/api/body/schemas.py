@@ -271,6 +271,38 @@ class ValidateRequest(Closed, Selecting, Templated):
     prompt_tokens: Tokens | None = None
 
 
+def _text_or_tokens(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "tokens" if isinstance(value, list) else None
+
+
+TextOrTokens = Annotated[
+    Annotated[str, Field(min_length=1), Tag("text")] | Annotated[Tokens, Tag("tokens")],
+    Discriminator(
+        _text_or_tokens,
+        custom_error_type="not_text_or_tokens",
+        custom_error_message="a text or a list of tokens is expected",
+    ),
+]
+
+
+class ScoreRequest(Closed, Selecting, Templated):
+    """POST /v1/score: a prompt, or a conversation, and what may follow it."""
+
+    prompt: TextOrTokens | None = None
+    messages: Messages | None = None
+    continuations: Annotated[list[TextOrTokens], Field(fail_fast=True, min_length=1)] = Field(
+        description="What may follow the prompt, each by itself: what an assistant might say to a "
+        "conversation."
+    )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Put the tokenizer's own, such as a BOS, before a prompt of text. Left out: "
+        "true. A conversation has those of its template.",
+    )
+
+
 class TokenizeRequest(Strict, Templated):
     """POST /tokenize: a plain prompt, or a conversation as a chat would have it."""
 

@@ -53,6 +53,17 @@ VALIDATION = {
         messages=_look("Describe the image."),
     ),
 }
+SCORE = {
+    "text": _example(
+        "Which of two words follows", prompt="There is a red", continuations=[" circle", " cat"]
+    ),
+    "image": _example(
+        "How likely two answers are about an image, under a method",
+        messages=_look("Is there a circle?"),
+        continuations=["Yes", "No"],
+        interventions=[{"method": "pai", "alpha": 0.5}],
+    ),
+}
 TOKENIZE = {
     "prompt": _example("A plain prompt", prompt="There is a red", return_token_strs=True),
     "messages": _example(

@@ -230,6 +230,25 @@ class TextChunk(Envelope):
     usage: Annotated[Usage | None, Field(None, json_schema_extra=no_default)]
 
 
+class ContinuationScore(BaseModel):
+    """How likely a continuation is behind the prompt."""
+
+    index: int
+    logprob: float = Field(description="The sum of `token_logprobs`, in nats.")
+    is_greedy: bool = Field(description="Each token is the likeliest where it stands.")
+    token_count: int
+    tokens: list[str]
+    token_ids: list[int]
+    token_logprobs: list[float]
+
+
+class Scored(Envelope):
+    """What each continuation was given, in order."""
+
+    scores: list[ContinuationScore]
+    usage: Usage
+
+
 class Tokenized(BaseModel):
     """The tokens of a prompt."""
 

@@ -150,6 +150,9 @@ class BytePrompts:
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [*text.encode(), *(() if add_special_tokens else (255,))]  # to be seen
 
+    def behind(self, text: str, *, typed: bool) -> list[int]:
+        return [*text.encode()]
+
     def text(self, tokens: list[int]) -> str:
         return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
 
@@ -229,7 +232,7 @@ class FakeEngine:
             self.running.discard(request.request_id)
 
     async def _outputs(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
-        tokens = [*self.answer.encode(), EOS]
+        tokens = [*(request.sampling.forced or self.answer.encode()), EOS]
         name = request.request_id
         read = read_scores(request, self.unscored)
         if request.sampling.max_tokens == len(request.given):
