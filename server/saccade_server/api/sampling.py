@@ -21,7 +21,7 @@ from saccade_server.engine.traces.data import Trace
 from saccade_server.requests.detection import Detection
 from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
 from saccade_server.requests.prepared import Prepared, described
-from saccade_server.requests.traces.resolve import TracePlan, check_bytes, resolve
+from saccade_server.requests.traces.resolve import TracePlan, check_bytes, check_plan, resolve
 from saccade_server.requests.traces.scope import Scope
 
 SEEDS = 2**63
@@ -139,6 +139,7 @@ async def trace_plans(
             length = answer_length(prepared, max_tokens, info, field)
             scope = scope_of(services, prepared, length)
             plans.append(resolve(options, scope))
+            check_plan(plans[-1], prepared.plan, services.facts)
         check_bytes(plans, body.n or 1, options, services.settings.max_trace_bytes)
         return tuple(plans)
 

@@ -8,16 +8,18 @@ import pytest
 from pydantic import ValidationError
 
 from saccade_interventions.artifacts import read_artifact, write_artifact
-from saccade_interventions.context import Prompt
+from saccade_interventions.compose import compile_plan
+from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.image_views import NOWHERE, ImageView
 from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.registry import Registry
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.traces.joining import TraceLostError
 from saccade_server.requests.traces.options import TraceOptions
-from saccade_server.requests.traces.resolve import TracePlan, check_bytes, resolve
+from saccade_server.requests.traces.resolve import TracePlan, check_bytes, check_plan, resolve
 from saccade_server.requests.traces.scope import Scope
 from saccade_testing.api import traced
 
@@ -42,6 +44,7 @@ PROMPT = Prompt(
     image_numbers=(0, 0, 1),
     views=VIEWS,
 )
+REGISTRY = Registry.discover()
 TEXT = Prompt(length=25)
 TOKENS = 6
 
@@ -267,6 +270,26 @@ def test_what_needs_images_or_sinks():
     placeless = Prompt(length=25, images=((2, 6),))
     assert refused(scope(prompt=placeless), heatmaps=True)[0] == "trace_unsupported_model"
     assert refused(vas=True) == ("trace_undefined", "trace.vas")
+
+
+def test_sinks_of_a_plan_and_of_a_trace_are_the_same():
+    (var,) = REGISTRY.parse([{"method": "var", "sink_dims": [3]}])
+    ours = compile_plan([var], Context(MODEL, PROMPT))
+    (var,) = REGISTRY.parse([{"method": "var"}])
+    models = compile_plan([var], Context(MODEL, PROMPT))
+    for kinds in ({"masses": True}, {"sinks": True}, {"heatmaps": {"sinks": "mark"}}):
+        check_plan(plan(**kinds), models, MODEL)
+        with pytest.raises(RequestError, match=r"interventions\[0\]"):
+            check_plan(plan(**kinds), ours, MODEL)
+    for kinds in ({"masses": {"sinks": "keep"}}, {"heatmaps": True}, {"entropy": True}):
+        check_plan(plan(**kinds), ours, MODEL)
+
+
+def test_nothing_behind_the_image():
+    short = Prompt(length=10, images=((2, 10),), views=VIEWS[:1])
+    (reading,) = plan(scope(prompt=short), masses=True).trace.readings
+    assert reading.keys == (short.images, ())
+    assert refused(scope(prompt=short), attention={"keys": "question"})[0] == "trace_undefined"
 
 
 def test_bytes_are_those_of_the_shapes():

@@ -81,7 +81,7 @@ def masses(scope: Scope, options: Masses, path: str) -> Asked:
         rows=of.rows,
         layers=of.layers,
         heads=of.heads,
-        keys=(scope.prompt.images, (scope.question,)),
+        keys=(scope.prompt.images, scope.question_keys),
         recent=options.recent,
         sinks="group" if grouped else "keep",
         threshold=_threshold(scope, options.tau),

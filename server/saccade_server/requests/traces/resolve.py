@@ -16,6 +16,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from saccade_interventions.image_views import ImageView
+from saccade_interventions.key_rules import SinkRule
+from saccade_interventions.model_facts import ModelFacts
+from saccade_interventions.plan import Plan
 from saccade_server.engine.traces.data import Trace
 from saccade_server.engine.traces.readers import READERS
 from saccade_server.requests.errors import RequestError, TooMuch
@@ -23,7 +26,7 @@ from saccade_server.requests.traces.arrays import ROW, ArraySpec
 from saccade_server.requests.traces.joining import TraceSum
 from saccade_server.requests.traces.kinds import RESOLVERS
 from saccade_server.requests.traces.options import TraceOptions
-from saccade_server.requests.traces.scope import Scope
+from saccade_server.requests.traces.scope import UNDEFINED, Scope
 
 FIELD = "trace"
 TOO_LARGE = "trace_too_large"
@@ -85,6 +88,24 @@ def resolve(options: TraceOptions, scope: Scope) -> TracePlan:
     readings = tuple(reading for each in asked for reading in each.readings)
     arrays = tuple(spec for each in asked for spec in each.arrays)
     return TracePlan(Trace(readings), arrays, scope)
+
+
+def check_plan(found: TracePlan, plan: Plan | None, model: ModelFacts) -> None:
+    """Refuse a trace that cannot be read beside a request's interventions.
+
+    Raises:
+        RequestError: both look for sinks, in different dimensions; a token has one score.
+    """
+    if plan is None or not found.trace.needs_sinks:
+        return
+    for rule in plan.rules:
+        if isinstance(rule, SinkRule) and rule.dims != model.sink_dims:
+            message = (
+                f"interventions[{rule.source}] looks for sinks in other dimensions than the trace; "
+                'leave out its sink_dims, or what of the trace tells sinks (masses: {"sinks": '
+                '"keep"}, heatmaps: {"sinks": "keep"}).'
+            )
+            raise RequestError(message, code=UNDEFINED, param=FIELD)
 
 
 def check_bytes(plans: Sequence[TracePlan], n: int, options: TraceOptions, most: int) -> None:

@@ -46,6 +46,11 @@ class Scope:
         return self.prompt.question_start, self.length
 
     @property
+    def question_keys(self) -> tuple[Span, ...]:
+        """The same as keys: none where nothing is behind the last image."""
+        return (self.question,) if self.question[0] < self.question[1] else ()
+
+    @property
     def images(self) -> tuple[tuple[ImageView, ...], ...]:
         """The views of each image of the prompt."""
         found: list[list[ImageView]] = [[] for _ in self.prompt.spans_by_image]
