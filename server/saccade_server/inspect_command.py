@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from saccade_server.evaluation.errors import EvaluationError
 from saccade_server.options import (
     Artifacts,
     Device,
@@ -120,7 +122,7 @@ def inspect_command(
             _inspect(found, where, prompt or "", image or [], intervention or [], sampling, as_json)
     except typer.BadParameter:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EvaluationError) as error:
         raise fail(error) from error
 
 
@@ -182,7 +184,7 @@ def _inspect(
     console = Console(highlight=False)
     console.print(got.text, markup=False)
     for part in shown(got.found, got.tokens):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _calibrate(
@@ -240,10 +242,8 @@ def _entry(detector: Detector) -> dict[str, Any]:
 
 def _asked(work: Callable[[], Any]) -> Any:
     """Run a question; what the server refuses is said in the words of the command line."""
-    from saccade_server.evaluation.errors import EvaluationError, SettingRefused
-
     try:
         return asyncio.run(work())
-    except (SettingRefused, EvaluationError) as error:
+    except EvaluationError as error:
         said = str(error).removesuffix(f" ({PLACE})").replace(f"{PLACE}.", "")
         raise ValueError(said) from error

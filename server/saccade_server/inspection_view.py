@@ -44,32 +44,34 @@ def verdict(found: Mapping[str, Any]) -> Text:
     return text.append(": not flagged", "green").append(f", {line}", "dim")
 
 
-def by_token(texts: Sequence[str], scores: Sequence[float | None]) -> Table:
+def by_token(texts: Sequence[str], scores: Sequence[float | None]) -> Text:
     """A line for each token, with a bar as long as its score is large."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for justify in ("left", "right", "left"):
-        table.add_column(justify=justify, no_wrap=True)
-    known = [score for score in scores if score is not None]
-    most = max(map(abs, known), default=0.0)
-    for text, score in zip(texts, scores, strict=True):
-        shown = "" if score is None else number(score)
-        length = 0 if score is None or not most else round(BAR * abs(score) / most)
-        table.add_row(Text(repr(text)[1:-1]), shown, Text("█" * length, "cyan"))
-    return table
+    names = [repr(text)[1:-1] for text in texts]
+    numbers = ["" if score is None else number(score) for score in scores]
+    widths = [max(map(len, column), default=0) for column in (names, numbers)]
+    most = max((abs(score) for score in scores if score is not None), default=0.0)
+    lines = Text()
+    for name, shown, score in zip(names, numbers, scores, strict=True):
+        length = round(BAR * abs(score) / most) if score and most else 0
+        lines.append(f"{name:<{widths[0]}}  {shown:>{widths[1]}}".rstrip())
+        lines.append(f"  {'█' * length}" if length else "", "cyan")
+        lines.append("\n")
+    lines.right_crop(1)
+    return lines
 
 
-def sinks(values: Mapping[str, Any]) -> Table:
-    """The prompt's sinks, the strongest first."""
+def sinks(values: Mapping[str, Any]) -> Iterator[Text | Table]:
+    """The prompt's sinks, the longest-lived first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("position", "phi", "layers", "kind", "heads that sink into it"):
+    for title in ("position", "phi", "layers", "kind", "heads"):
         table.add_column(title, no_wrap=True)
     rows = list(zip(*(values[name] for name in SINK_COLUMNS), strict=True))
-    rows.sort(key=lambda row: (-row[4], -row[1]))
+    rows.sort(key=lambda row: (-row[2], -row[4], -row[1]))
     for position, phi, lifetime, kind, rate in rows[:MOST_POSITIONS]:
         table.add_row(str(position), number(phi), str(lifetime), kind, f"{rate:.1%}")
+    yield table
     if len(rows) > MOST_POSITIONS:
-        table.add_row(f"and {len(rows) - MOST_POSITIONS} more; --json has all")
-    return table
+        yield Text(f"and {len(rows) - MOST_POSITIONS} more, which --json lists", "dim")
 
 
 def shown(found: Mapping[str, Any], texts: Sequence[str]) -> Iterator[Text | Table]:
@@ -78,7 +80,7 @@ def shown(found: Mapping[str, Any], texts: Sequence[str]) -> Iterator[Text | Tab
     if found["tokens"] is not None:
         yield by_token(texts, found["tokens"])
     elif found["values"] and found["name"] == "sinks":
-        yield sinks(found["values"])
+        yield from sinks(found["values"])
     else:
         numbers = {name: v for name, v in found["values"].items() if isinstance(v, float)}
         if numbers:

@@ -43,6 +43,7 @@ from saccade_client.types import (
     ChatCompletion,
     Completion,
     CompletionChunk,
+    Detected,
     Usage,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "CompletionChunk",
     "CompletionOptions",
     "ConnectionFailed",
+    "Detected",
     "Intervention",
     "InterventionDetail",
     "InterventionInfo",

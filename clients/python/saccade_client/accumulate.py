@@ -10,6 +10,7 @@ from saccade_client.types import (
     ChatCompletion,
     Completion,
     CompletionChunk,
+    Detected,
 )
 
 ChunkT = TypeVar("ChunkT", bound=ChatChunk | CompletionChunk)
@@ -46,6 +47,7 @@ class Answer:
     finish_reason: str | None = None
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     trace: Trace | None = None
+    detectors: list[Detected] | None = None
 
     def add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         for name, values in logprobs.items():
@@ -72,6 +74,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
             answer.pieces.append(choice.text)
             answer.finish_reason = choice.finish_reason or answer.finish_reason
             answer.trace = choice.trace or answer.trace
+            answer.detectors = choice.detectors or answer.detectors
             if choice.logprobs is not None:
                 answer.add_logprobs(choice.logprobs.model_dump(exclude_unset=True))
 
@@ -91,5 +94,6 @@ class Accumulator(Generic[ChunkT, FinalT]):
             "finish_reason": answer.finish_reason,
             "logprobs": answer.logprobs or None,
             "trace": answer.trace,
+            "detectors": answer.detectors,
             **self._kind.content("".join(answer.pieces)),
         }

@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     n                      answers to the same prompt
     *_penalty, logit_bias  changes of the logits
     trace                  what to record of the forward passes, such as {"masses": True}
+    detectors              what scores the answer, such as [{"name": "svar", "threshold": 1.2}]
     """
 
     model: str | None
@@ -59,6 +60,7 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     logit_bias: Mapping[str, float] | Mapping[int, float] | None
     trace: Mapping[str, Any] | None
+    detectors: Sequence[Mapping[str, Any]] | None
 
 
 class ChatOptions(Options, total=False):

@@ -139,6 +139,25 @@ class Message(Wire):
     content: str | None = None
 
 
+class Detected(Wire):
+    """What one detector found in an answer.
+
+    `score` is of the whole answer, None where it has none, and then `reason` says why; `tokens`
+    are scores of the answer's tokens, `values` what they are made of. `flagged` is whether the
+    score lies on the suspicious side (`suspect`) of the request's `threshold`.
+    """
+
+    name: str
+    score: float | None = None
+    unit: str = ""
+    suspect: str = ""
+    threshold: float | None = None
+    flagged: bool | None = None
+    reason: str | None = None
+    tokens: list[float | None] | None = None
+    values: dict[str, Any] = {}
+
+
 class ChatChoice(Wire):
     """One of the `n` answers; `finish_reason` is "stop", "length" or a server's own word."""
 
@@ -147,6 +166,7 @@ class ChatChoice(Wire):
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     trace: Trace | None = None
+    detectors: list[Detected] | None = None
 
     @property
     def text(self) -> str:
@@ -161,6 +181,7 @@ class TextChoice(Wire):
     finish_reason: str | None = None
     logprobs: TextLogprobs | None = None
     trace: Trace | None = None
+    detectors: list[Detected] | None = None
 
 
 class Delta(Wire):
@@ -178,6 +199,7 @@ class ChatChunkChoice(Wire):
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     trace: Trace | None = None
+    detectors: list[Detected] | None = None
 
     @property
     def text(self) -> str:
@@ -215,6 +237,11 @@ class ChatCompletion(Generation):
         """The trace of the first choice, if the request asked for one."""
         return self.choices[0].trace if self.choices else None
 
+    @property
+    def detectors(self) -> list[Detected]:
+        """What detectors found in the first choice, in the order of the request."""
+        return (self.choices[0].detectors if self.choices else None) or []
+
 
 class Completion(Generation):
     """The answer of /v1/completions; `interventions_applied` is the receipt."""
@@ -232,6 +259,11 @@ class Completion(Generation):
     def trace(self) -> Trace | None:
         """The trace of the first choice, if the request asked for one."""
         return self.choices[0].trace if self.choices else None
+
+    @property
+    def detectors(self) -> list[Detected]:
+        """What detectors found in the first choice, in the order of the request."""
+        return (self.choices[0].detectors if self.choices else None) or []
 
 
 class ChatChunk(Generation):

@@ -7,14 +7,14 @@ By attention ("When Attention Sink Emerges"), from column sums over the prompt's
 
 and by massive activations, from the residual x entering each layer ("Massive Activations"):
 
-    phi(x) = max over dimensions d of |x_d| / RMS(x)
+    phi(x) = max |x_d| / RMS(x) over the dimensions d in which the model's sinks show
 
-with the layers in which the server counts a position as a sink, its lifetime ("Secondary Attention
-Sinks": lasting nearly as long as the model is deep, it is like the BOS; shorter, secondary; up to
-four layers, noise). Uniform causal attention gives position 0 an alpha of H_T / T, .34 at T = 8, so
+with the layers in which phi makes a position a sink, its lifetime ("Secondary Attention Sinks":
+lasting nearly as long as the model is deep, it is like the BOS; shorter, secondary; up to four
+layers, noise). Uniform causal attention gives position 0 an alpha of H_T / T, .34 at T = 8, so
 epsilon = .3 says nothing of texts that short; ``uniform`` is that number for the prompt at hand.
 
-The answer's score is the number of sinks among the image's positions.
+The answer's score is the number of sinks among the images' positions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from saccade_interventions.model_facts import ModelFacts
@@ -93,10 +92,3 @@ def kind(lifetime: int, layers: int) -> str:
     if lifetime >= max(layers - LATE_BY, layers / 2):
         return "like BOS"
     return "secondary" if lifetime > min(NOISE, layers / 8) else "noise"
-
-
-def phi(residuals: NDArray[Any]) -> Floats:
-    """max |x_d| / RMS(x) of residuals [..., hidden]; at most the root of hidden."""
-    x = np.asarray(residuals, np.float64)
-    found: Floats = np.abs(x).max(-1) / np.sqrt((x**2).mean(-1))
-    return found

@@ -222,7 +222,8 @@ def _prepared(detector: Detector, scope: Scope, token_of: TokenOf, path: str) ->
         plan = resolve(options, scope)
     except RequestError as error:
         if error.code in LACKING:
-            return Part(detector, None, error.message)
+            why = error.message.partition(": ")[2] or error.message
+            return Part(detector, None, why.rstrip("."))
         raise RequestError(error.message, code=error.code, param=path) from None
     return Part(detector, plan.prefixed(f"{path}."), None, density)
 

@@ -11,7 +11,7 @@ import pytest
 
 from saccade_server.detectors.anatomy_of_a_lie import AnatomyOfALie
 from saccade_server.detectors.fai import FAI
-from saccade_server.detectors.sinks import Sinks, kind, phi
+from saccade_server.detectors.sinks import Sinks, kind
 from saccade_server.detectors.svar import SVAR
 from saccade_server.detectors.traced import Traced
 from saccade_server.detectors.vas import VAS
@@ -109,14 +109,6 @@ def test_sinks_are_scored_by_columns_and_by_massive_activations() -> None:
     assert got.values["lifetime"].tolist() == [int(found[:, key].sum()) for key in positions]
     assert got.values["uniform"] == pytest.approx(sum(1 / k for k in range(1, PROMPT + 1)) / PROMPT)
     assert got.answer == 1  # position 2 lies in the image; 0 does not, and 5 is of the answer
-
-
-def test_the_planted_massive_activations_have_the_phi_of_the_specification() -> None:
-    x = np.random.default_rng(1).normal(size=(5, 4096)) * 0.02
-    x[0, [1415, 2533]] = [-458.55, 767.6]
-    assert phi(x)[0] == pytest.approx(54.94, abs=0.05)
-    assert phi(x)[1:].max() < 5
-    assert phi(np.eye(1, 4096)) == pytest.approx(64)  # the root of hidden, its bound
 
 
 def test_a_sink_is_named_by_its_lifetime() -> None:

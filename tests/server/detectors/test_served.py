@@ -21,13 +21,19 @@ from saccade_testing.demo_arrays import Answered
 QUESTION = "Describe the image."
 ENTRIES: list[dict[str, Any]] = [
     {"name": "anatomy_of_a_lie", "words": ["red", "blue", "probably"]},
+    {"name": "svar", "threshold": 9},
+    {"name": "svar", "layers": [5, 0], "reduce": "max", "threshold": 0.01},
+    {"name": "waad"},
+    {"name": "fai", "near": 2, "far": 5},
+    {"name": "sinks", "epsilon": 0.1},
+    {"name": "vas"},
 ]
 """All that the one answer of these tests is scored with."""
 
 
 @pytest.fixture(scope="module")
-def served() -> tuple[str, Mapping[str, Mapping[str, Any]]]:
-    """An answer about a sample, and what every detector found, by name."""
+def served() -> tuple[str, list[Mapping[str, Any]]]:
+    """An answer about a sample, and what every detector found."""
 
     async def main() -> Any:
         config = engine_config(None, enforce_eager=True, cache_tokens=8192)
@@ -36,8 +42,7 @@ def served() -> tuple[str, Mapping[str, Mapping[str, Any]]]:
             return await ask(client, "demo", QUESTION, [sample_path("absent-1")], [], sampling)
 
     answer = asyncio.run(main())
-    found = answer["choices"][0]["detectors"]
-    return text_of(answer), {entry["name"]: entry for entry in found}
+    return text_of(answer), answer["choices"][0]["detectors"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def own(served: Any) -> Answered:
 
 
 def test_the_anatomy_of_an_answer_is_that_of_transformers(served: Any, own: Answered) -> None:
-    found = served[1]["anatomy_of_a_lie"]
+    found = served[1][0]
     logs, blind, drawn = own.logprobs(True), own.logprobs(False), own.answered
     assert len(drawn) == 14
     each = range(len(drawn))
@@ -63,6 +68,55 @@ def test_the_anatomy_of_an_answer_is_that_of_transformers(served: Any, own: Answ
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     assert found["values"]["evidence"] == pytest.approx(bits.mean(), abs=1e-5)
     assert max(bits) > 1e-3
+
+
+def test_svar_is_that_of_transformers(served: Any, own: Answered) -> None:
+    _, low, high, *_ = served[1]
+    start, end = own.image_span
+    shares = own.attention[:, :, own.rows, start:end].sum(-1).mean(1)  # [layer, token]
+    assert low["tokens"] == pytest.approx(shares[1:4].sum(0).tolist(), abs=1e-4)
+    assert low["score"] == pytest.approx(shares[1:4].sum(0).mean(), abs=1e-4)
+    assert np.array(low["values"]["ratios"]) == pytest.approx(shares[1:4].T, abs=1e-4)
+    assert high["score"] == pytest.approx(shares[[0, 5]].sum(0).max(), abs=1e-4)
+    assert (low["flagged"], high["flagged"]) == (True, False)
+
+
+def test_waad_and_fai_are_those_of_transformers(served: Any, own: Answered) -> None:
+    _, _, _, near, far, *_ = served[1]
+    first, last = own.prompt, len(own.tokens)
+    layers = own.attention[[2, 3, 4]]
+    each = range(first, last)  # the answer ended, so every token of it has a row
+    reach = np.stack(
+        [(layers[:, :, t, : t + 1] * (t - np.arange(t + 1))).sum(-1) for t in each]
+    ).mean(0)
+    order = np.argsort(reach, axis=None)
+    flat, count = layers.reshape(-1, *layers.shape[2:]), int(0.3 * reach.size)
+    local, spread = flat[order[:count]].mean(0), flat[order[-count:]].mean(0)
+    waad = [sum(local[t, s] * min(t - s, 10) for s in range(t + 1)) for t in each]
+    assert near["tokens"] == pytest.approx(waad, abs=1e-3)
+    fai = [spread[s + 2 : min(s + 6, last), s].mean() if s + 2 < last else None for s in each]
+    assert far["tokens"][-2:] == [None, None]
+    assert far["tokens"][:-2] == pytest.approx(fai[:-2], abs=1e-5)
+
+
+def test_sinks_are_those_of_transformers(served: Any, own: Answered) -> None:
+    values = served[1][5]["values"]
+    sums = own.attention[:, :, : own.prompt, : own.prompt].sum(2)
+    means = sums / np.arange(own.prompt, 0, -1)
+    rates = (means > 0.1).mean((0, 1))
+    assert set(np.flatnonzero(rates)) <= set(values["positions"])
+    assert values["sink_rate"] == pytest.approx(rates[values["positions"]].tolist())
+    start, end = own.image_span
+    pairs = zip(values["positions"], values["lifetime"], strict=True)
+    found = [position for position, lifetime in pairs if lifetime and start <= position < end]
+    assert served[1][5]["score"] == len(found) > 0
+    assert values["kind"][values["positions"].index(0)] == "like BOS"
+
+
+def test_a_prompt_without_a_system_prompt_has_no_vas(served: Any) -> None:
+    found = served[1][6]
+    assert found["score"] is None
+    assert found["reason"] == "nothing is before the first user's turn"
 
 
 def _tokens(*texts: str) -> list[int]:
