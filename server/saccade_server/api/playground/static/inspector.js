@@ -10,11 +10,11 @@ const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ | $/g, "·") |
 
 function percent(logprob) {
   const share = Math.exp(logprob) * 100;
-  if (share > 0 && share < 0.1) return "< 0.1 %";
-  return `${share.toFixed(share < 10 ? 1 : 0)} %`;
+  if (share > 0 && share < 0.1) return "< 0.1\u00a0%";
+  return `${share.toFixed(share < 10 ? 1 : 0)}\u00a0%`;
 }
 
-const share = (part) => `${(part * 100).toFixed(1)} %`;
+const share = (part) => `${(part * 100).toFixed(1)}\u00a0%`;
 
 /** `sides`: [{name, answer, token}] with the token's place, for each answer that has one. */
 export function Inspector({ sides, picture, boxes }) {

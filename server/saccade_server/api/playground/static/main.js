@@ -112,7 +112,6 @@ function Desk({ server, card }) {
           </section>
           <div class="go">
             <${ProblemAt} path="model" />
-            ${problem && html`<p class="problem" role="alert">${problem.message}</p>`}
             <button type="submit" class="primary" onClick=${halt}>${running ? "Stop" : "Ask"}</button>
           </div>
         </form>
@@ -142,7 +141,8 @@ function Results({ answers, bodies, picture, boxes, again }) {
   }, [begun]);
   const whole = [plain, edited].every((answer) => !answer || ENDED.includes(answer.state));
   const texts = [textOf(plain), textOf(edited)];
-  const differ = useMemo(() => edited && compareSoFar(...texts, whole), [...texts, whole]);
+  const both = texts[0] !== "" && texts[1] !== "";
+  const differ = useMemo(() => (both ? compareSoFar(...texts, whole) : null), [...texts, whole]);
   const at = valid(over, answers) ?? valid(pinned, answers);
   const sides = sidesOf(at, answers, differ);
   const tokenOf = (name) => sides.find((side) => side.name === name)?.token ?? -1;
@@ -173,7 +173,9 @@ function Results({ answers, bodies, picture, boxes, again }) {
               <p class="note">The same words.</p>`}
           <//>`}
       </div>
-      ${!bodies.edited && html`<p class="note invitation">Add a method to see beside it what the method changes.</p>`}
+      ${!bodies.edited && html`
+        <p class="note invitation">Add a method${picture ? ", or draw a region on the picture," : ""} to see
+          ${" "}beside it what changes.</p>`}
       <${Inspector} ...${{ sides, picture, boxes }} />
       <${Code} body=${bodies.edited ?? bodies.plain} picture=${picture} keyed=${key.get() !== null} />
     </div>`;

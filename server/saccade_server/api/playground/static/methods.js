@@ -38,7 +38,7 @@ export function Methods({ server, chosen, add, change, move, remove }) {
           down=${() => after(() => move(index, 1), index + 1)}
           remove=${() => after(() => remove(item.id), index)} />`)}
       <${Adder} methods=${server.methods} add=${add} focusOnLast=${() => setTimeout(() => focusOn(chosen.length))} />
-      <${ProblemAt} path="interventions" />
+      <${ProblemAt} path="interventions" below=${chosen.map((_, index) => `interventions[${index}]`)} />
     </div>`;
 }
 
@@ -95,9 +95,10 @@ function Method({ item, index, count, artifacts, change, up, down, remove }) {
   const { about, typed } = item;
   const heading = useRef(null);
   const [main, rest] = split(fieldsOf(about.schema), about);
+  const path = `interventions[${index}]`;
   const show = (field) => html`
     <${Field} key=${field.name} field=${field} typed=${typed[field.name]} artifacts=${artifacts}
-      path="interventions[${index}].${field.name}"
+      path="${path}.${field.name}"
       change=${(value) => change({ ...typed, [field.name]: value })} />`;
   return html`
     <section class="method" aria-labelledby="method-${item.id}">
@@ -114,7 +115,8 @@ function Method({ item, index, count, artifacts, change, up, down, remove }) {
       </header>
       <p class="summary">${about.summary} <span class="paper">${about.paper}</span></p>
       ${main.map(show)}
-      <${More} fields=${rest} show=${show} path="interventions[${index}]" />
+      <${More} fields=${rest} show=${show} path=${path} />
+      <${ProblemAt} path=${path} below=${[...main, ...rest].map(({ name }) => `${path}.${name}`)} />
       <button type="button" class="link" onClick=${() => change(beginning(about, true))}>
         Fill in the example
       </button>
@@ -132,7 +134,9 @@ function More({ fields, show, path }) {
   const [open, setOpen] = useState(false);
   const wrong = useProblem(path);
   const within = wrong && fields.some(({ name }) => lies(wrong.param, `${path}.${name}`));
-  useEffect(() => within && setOpen(true), [within]);
+  useEffect(() => {
+    if (within) setOpen(true);
+  }, [within]);
   if (!fields.length) return null;
   return html`
     <details open=${open} onToggle=${(event) => setOpen(event.target.open)}>

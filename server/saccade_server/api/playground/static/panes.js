@@ -32,11 +32,17 @@ export function Pane({ name, title, answer, marks, at, point, again, children })
     </section>`;
 }
 
+/** The focus goes to the field that was wrong. */
+function toTheField() {
+  document.querySelector("[aria-invalid]")?.focus();
+}
+
 function Trouble({ answer, again }) {
   const { error, state, tokens } = answer;
   return html`
     <div class="trouble" role="alert">
-      <p>${error.message} ${error.param && html`<code>${error.param}</code>`}</p>
+      <p>${error.message} ${error.param && html`
+        <button type="button" class="link" onClick=${toTheField}><code>${error.param}</code></button>`}</p>
       ${state === "broken" && tokens.length > 0 && html`<p>What came before it is kept above.</p>`}
       ${state === "broken" && html`<button type="button" onClick=${again}>Ask again</button>`}
     </div>`;

@@ -17,8 +17,9 @@ export function useProblem(path) {
   return problem?.param && lies(problem.param, path) ? problem : null;
 }
 
-/** The problem of the field at a path, in words. */
-export function ProblemAt({ path, id }) {
+/** The problem at a path, in words; not if it lies at one of the paths `below`, which show their own. */
+export function ProblemAt({ path, id, below = [] }) {
   const problem = useProblem(path);
-  return problem && html`<p class="problem" id=${id}>${problem.message} <code>${problem.param}</code></p>`;
+  const shown = problem && !below.some((inner) => lies(problem.param, inner));
+  return shown && html`<p class="problem" id=${id}>${problem.message} <code>${problem.param}</code></p>`;
 }

@@ -74,7 +74,7 @@ export function Regions({ picture, boxes, look }) {
       <div class="region-tools">
         <button type="button" class="quiet" onClick=${add}>Add a region</button>
         ${boxes.length ? html`<${Direction} away=${boxes.at(-1).away} turn=${look.turn} />`
-          : html`<span class="hint">or draw one, to make the model look there or away</span>`}
+          : html`<span class="hint">or draw one on the picture</span>`}
       </div>`}`;
 }
 
