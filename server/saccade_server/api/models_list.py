@@ -27,6 +27,7 @@ def models_router(services: Services) -> APIRouter:
             "owned_by": "saccade",
             "max_model_len": services.room,
             "accepts_images": info.accepts_images,
+            "knows_sinks": bool(info.sink_dims),
             "layers": info.layers,
             "heads": info.heads,
             "kv_heads": info.kv_heads,

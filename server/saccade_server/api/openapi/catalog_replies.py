@@ -18,6 +18,9 @@ class ModelCard(BaseModel):
     owned_by: str
     max_model_len: int
     accepts_images: bool
+    knows_sinks: bool = Field(
+        description="Whether attention sinks can be told, as methods and traces about them need."
+    )
     layers: int
     heads: int
     kv_heads: int

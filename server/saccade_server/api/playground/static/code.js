@@ -72,8 +72,6 @@ const keywords = (fields, indent) =>
 
 export function sdk(body, picture, keyed) {
   const { model, messages, rest } = split(body);
-  const { trace, ...known } = rest;
-  const extra = trace ? { extra: { trace } } : {};
   return [
     ...(picture ? ["from base64 import b64encode", "from pathlib import Path", ""] : []),
     "from saccade_client import Saccade",
@@ -84,7 +82,7 @@ export function sdk(body, picture, keyed) {
     "answer = client.chat(",
     `    ${pythonMessages(messages, picture, "    ")},`,
     `    model=${JSON.stringify(model)},`,
-    ...keywords({ ...known, ...extra }, "    "),
+    ...keywords(rest, "    "),
     ")",
     "print(answer.text)",
     "for done in answer.interventions_applied:",

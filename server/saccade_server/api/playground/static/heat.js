@@ -29,6 +29,11 @@ export function viewsOf(answer) {
   })).filter(({ name }) => answer.arrays[name]);
 }
 
+/** Whether an answer says which cells are sinks. */
+export function knowsSinks(answer) {
+  return viewsOf(answer).some(({ name }) => answer.arrays[`${name}.sinks`]);
+}
+
 /** The layers that heat maps tell apart; [] if they are a mean. */
 export function layersOf(answer) {
   const [view] = viewsOf(answer);

@@ -12,9 +12,12 @@ export function beginning(model) {
   return { maps: model.layers > FEW_LAYERS ? "mean" : "layers", masses: true, lens: false };
 }
 
-/** The `trace` of a body, or undefined. */
-export function traceOf({ maps, masses, lens }, picture) {
-  const heatmaps = { sinks: "mark", reduce: maps === "mean" ? ["head", "layer"] : ["head"] };
+/** The `trace` of a body, or undefined. `model`: its card. */
+export function traceOf({ maps, masses, lens }, picture, model) {
+  const heatmaps = {
+    sinks: model.knows_sinks ? "mark" : "keep",
+    reduce: maps === "mean" ? ["head", "layer"] : ["head"],
+  };
   const kinds = {
     ...(picture && maps !== "none" && { heatmaps }),
     ...(masses && { masses: true }),
@@ -39,6 +42,7 @@ export function Inside({ wanted, change, picture }) {
           </select>
         </label>`}
       ${check("masses", "attention masses by layer")}
+      ${check("lens", "what each layer would have said")}
       <${ProblemAt} path="trace" />
     </div>`;
 }

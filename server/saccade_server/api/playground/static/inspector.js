@@ -1,7 +1,7 @@
 // What there is to see of one token, in the plain answer and in the edited one.
 
 import { useState } from "preact/hooks";
-import { HeatMap, highest, inside, layersOf, mapsOf, total, whereabouts } from "./heat.js";
+import { HeatMap, highest, inside, knowsSinks, layersOf, mapsOf, total, whereabouts } from "./heat.js";
 import { html } from "./html.js";
 import { Lens, lensOf } from "./lens.js";
 import { Legend, Masses, massesOf } from "./masses.js";
@@ -79,8 +79,9 @@ function Maps({ sides, picture, boxes, view, setView }) {
               onInput=${({ target }) => setView({ ...view, layer: target.value < 0 ? null : Number(target.value) })} />
             <output>${view.layer === null ? "all" : layers[view.layer]}</output>
           </label>`}
-        <label><input type="checkbox" checked=${view.sinks}
-          onChange=${({ target }) => setView({ ...view, sinks: target.checked })} /> with sinks</label>
+        ${knowsSinks(some[0].answer) && html`
+          <label><input type="checkbox" checked=${view.sinks}
+            onChange=${({ target }) => setView({ ...view, sinks: target.checked })} /> with sinks</label>`}
       </div>
       <div class="sides close">${some.map(({ name, maps }) => html`
         <figure key=${name} class="side side-${name}">

@@ -1,4 +1,5 @@
-// What the model would have said after each layer: the logit lens.
+// What the model would have said from the residual that enters each layer, and from the last: the
+// logit lens.
 
 import { html } from "./html.js";
 import { rowOf } from "./heat.js";

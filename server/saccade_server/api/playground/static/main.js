@@ -63,7 +63,7 @@ function Desk({ server, card }) {
     picture: shown,
     question,
     sampling: samplingOf(typed),
-    trace: inside.traceOf(wanted, shown),
+    trace: inside.traceOf(wanted, shown, card),
   };
   const bodies = {
     plain: chatBody(request, []),
