@@ -17,7 +17,6 @@ from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import SamplingParams
-from saccade_server.engine.traces.data import Trace
 from saccade_server.requests.detection import Detection
 from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
 from saccade_server.requests.prepared import Prepared, described
@@ -86,13 +85,11 @@ def generation(
         length = answer_length(prepared, max_tokens, info, body.length[1])
         sized = replace(params, max_tokens=length)
         check_min_tokens(sized, info)
-        asked = prepared.request("", sized)
         readings = (
             *(() if trace is None else trace.trace.readings),
             *(() if detection is None else detection.readings),
         )
-        if readings:
-            asked = replace(asked, trace=Trace(readings))
+        asked = prepared.request("", sized, readings=readings)
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)

@@ -103,7 +103,7 @@ def check_group(
     info: EngineInfo,
     why: Callable[[GenerateRequest, EngineInfo], str | None] = why_group_refused,
 ) -> None:
-    """Refuse a request whose interventions make it too large for this server.
+    """Refuse a request whose interventions, or trace, make it too large for this server.
 
     Raises:
         RequestError: they do.
@@ -111,7 +111,9 @@ def check_group(
     reason = why(request, info)
     if reason is not None:
         message = f"{reason[0].upper()}{reason[1:]}."
-        raise RequestError(message, code="request_too_large", param="interventions")
+        compares = request.trace is not None and request.trace.compares
+        param = "trace.vhd" if compares and request.plan is None else "interventions"
+        raise RequestError(message, code="request_too_large", param=param)
 
 
 def _needs_one_step(prepared: Prepared) -> int:

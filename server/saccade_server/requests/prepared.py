@@ -19,8 +19,9 @@ from saccade_interventions.image_views import ImageView
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_server.engine.request import BranchInput, GenerateRequest, SamplingParams
+from saccade_server.engine.traces.data import AnyReading, DivergenceReading, Trace
 from saccade_server.models.prompt import RenderedPrompt
-from saccade_server.requests.branches import branches_of, image_input
+from saccade_server.requests.branches import branches_of, image_input, traced_branch
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,28 @@ class Prepared:
         return self.prompt.tokens
 
     def request(
-        self, request_id: str, sampling: SamplingParams, cache_salt: str = ""
+        self,
+        request_id: str,
+        sampling: SamplingParams,
+        cache_salt: str = "",
+        readings: tuple[AnyReading, ...] = (),
     ) -> GenerateRequest:
-        """One answer to it."""
+        """One answer to it, of which these are read, with the branch that some compare with.
+
+        Raises:
+            RequestError: nothing of the prompt is left in that branch.
+        """
+        compared = tuple(r for r in readings if isinstance(r, DivergenceReading))
+        beside = (traced_branch(self.plan, self.prompt, compared),) if compared else ()
         return GenerateRequest(
             request_id=request_id,
             tokens=tuple(self.tokens),
             sampling=sampling,
             images=tuple(map(image_input, self.prompt.images)),
             plan=self.plan,
-            branches=self.branches,
+            branches=(*self.branches, *beside),
             cache_salt=cache_salt,
+            trace=Trace(readings) if readings else None,
         )
 
 

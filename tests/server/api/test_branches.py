@@ -39,6 +39,43 @@ def test_vcd_sends_the_same_tokens_with_noised_images(server: Server):
     assert len(seen) == 3  # one picture twice, noised in two ways
 
 
+@pytest.mark.parametrize("entries", [[], [VCD_ENTRY]])
+def test_vhd_sends_the_text_alone_beside_what_methods_send(server: Server, entries):
+    """Each of two answers has one, behind the method's own, read at the rows that go with its."""
+    messages = image_messages(PICTURE)
+    trace = {"vhd": {"layers": [1], "rows": {"answer": [0, 2]}}, "entropy": True}
+    found = server.chat(messages=messages, interventions=entries, trace=trace, n=2, max_tokens=3)
+    assert found.status_code == 200, found.text
+    assert len(server.engine.requests) == 2
+    for request, choice in zip(server.engine.requests, found.json()["choices"], strict=True):
+        *others, branch = request.branches
+        assert len(others) == len(entries)
+        gone = len(request.tokens) - len(branch.tokens)
+        assert gone > 0
+        assert branch.images == ()
+        first = len(request.tokens) - 1
+        (reading,) = branch.trace.readings
+        assert reading.rows == (first - gone, first - gone + 2)
+        assert reading in [
+            with_fields(own, rows=reading.rows)
+            for own in request.trace.readings
+            if own.rows == (first, first + 2)
+        ]
+        arrays = choice["trace"]["arrays"]
+        assert arrays["vhd"]["shape"] == [2, 1, 4]
+        assert arrays["t_vhd"]["shape"] == [2]
+
+
+def test_vhd_is_refused_where_its_branch_has_no_room(make_server: MakeServer):
+    info = with_fields(INFO, max_num_seqs=1)
+    server = make_server(engine=FakeEngine(info=info))
+    trace = {"vhd": {"rows": {"answer": [0, 1]}}}
+    found = server.chat(messages=image_messages(PICTURE), trace=trace, max_tokens=2)
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] == "trace.vhd"
+    assert "2 sequences at once" in found.json()["error"]["message"]
+
+
 def test_noised_images_are_kept_for_the_same_image_seed_and_share_alone(server: Server):
     def pixels(entry):
         (branch,) = asked(server, entry)[-1].branches

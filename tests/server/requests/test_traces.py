@@ -189,6 +189,39 @@ def test_axes_that_are_averaged_over_are_gone_and_told(reduce, axes):
         assert spec.mean_over == {name: whole[name] for name in reduce}
 
 
+def test_divergences_and_the_largest_of_them():
+    found = filled(vhd={"layers": [0, 2], "top": 3})
+    vhd, total = found["vhd"].values, found["t_vhd"].values
+    assert vhd.shape == (TOKENS, 2, 4)
+    assert total.shape == (TOKENS,)
+    assert np.allclose(total, np.sort(vhd, -1)[..., 1:].sum((1, 2)))
+    half = filled(vhd={"layers": [0, 2]})["t_vhd"].values
+    assert np.allclose(half, np.sort(vhd, -1)[..., 2:].sum((1, 2)))
+    assert [axis.name for axis in found["vhd"].spec.axes] == ["row", "layer", "head"]
+    assert plan(vhd={"rows": {"answer": [1, 3]}}).trace.compares
+    assert refused(vhd={"top": 5}) == ("trace_out_of_range", "trace.vhd.top")
+    assert refused(vhd={"rows": "prompt"}) == ("trace_undefined", "trace.vhd.rows")
+
+
+def test_looking_at_images_rather_than_at_the_system_prompt():
+    text = "B SYS USER: look? ASSISTANT:"
+    offsets = [(0, 1), (2, 5), (6, 11), *[(11, 11)] * 3, (12, 17), (18, 28)]
+    where = scope(prompt=Prompt(8, ((3, 6),), text, offsets))
+    (reading,) = plan(where, vas=True).trace.readings
+    assert (reading.rows, reading.keys) == ((6, 7), (((1, 2),), ((3, 6),)))
+    assert plan(where, vas={"with_first": True}).trace.readings[0].keys[0] == ((0, 2),)
+    found = filled(where=where, vas={"layers": [1]})
+    shares = found["vas.shares"]
+    assert shares.spec.axes[-1].coordinates == ("image", "system", "rest")
+    image, system, _ = np.moveaxis(shares.values.astype(np.float64), -1, 0)
+    assert np.allclose(found["vas"].values, image / system)
+    assert found["vas"].values.shape == (1, 1, 4)
+    (axis,) = found["vas.summary"].spec.axes
+    assert axis.coordinates[:2] == ("mean of ratios", "ratio of sums")
+    wanted = [(image / system).mean(), image.sum() / system.sum(), image.mean(), system.mean()]
+    assert np.allclose(found["vas.summary"].values[:4], wanted)
+
+
 def test_sinks_of_the_prompt():
     found = filled(sinks={"layers": [0, 2], "tau": 20})
     scores = found["sinks.scores"]
@@ -258,6 +291,7 @@ def test_what_needs_images_or_sinks():
     for kinds, path in (
         ({"heatmaps": True}, "trace.heatmaps"),
         ({"vas": True}, "trace.vas"),
+        ({"vhd": True}, "trace.vhd"),
         ({"attention": {"keys": "image"}}, "trace.attention.keys"),
     ):
         assert refused(text, **kinds) == ("trace_requires_image", path)

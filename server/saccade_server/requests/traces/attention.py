@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,14 @@ from saccade_server.requests.traces.options import (
     VisualAttention,
 )
 from saccade_server.requests.traces.scope import UNDEFINED, Scope
-from saccade_server.requests.visual_attention import ratios, regions
+from saccade_server.requests.visual_attention import ratios, regions, summary
 
 SHARE = "share of attention"
 MARK = "1 for a sink"
 CLASSES = ("image", "sinks", "question", "recent", "rest")
+VAS_CLASSES = ("image", "system", "rest")
+STATISTICS = ("mean of ratios", "ratio of sums", *VAS_CLASSES)
+RATIO = "image's share by the system prompt's"
 READ_AS = ("sinks", "recent", "image", "question", "rest")
 """The order of the engine's columns, in which a key is in the first class that it fits."""
 
@@ -176,15 +180,26 @@ def vas(scope: Scope, options: VisualAttention, path: str) -> Asked:
     layers = scope.layers(options.layers, f"{path}.layers")
     heads = scope.heads(None, path)
     try:
-        found = regions(scope.prompt)
+        found = regions(scope.prompt, with_first=options.with_first)
     except ValueError as error:
         message = f"{path} is not defined for this prompt: {error}."
         raise RequestError(message, code=UNDEFINED, param=path) from None
     keys, rows = ((found.system,), found.images), found.rows
     reading = AttentionReading(name="vas.masses", rows=rows, layers=layers, heads=heads, keys=keys)
     axes = (Axis.rows(rows), Axis.of("layer", layers), Axis.of("head", heads))
-    unit = "image's share by the system prompt's"
-    return Asked((reading,), (ArraySpec("vas", (reading.name,), axes, unit, rows=rows, make=_vas),))
+    classes, statistics = Axis.of("class", VAS_CLASSES), Axis.of("statistic", STATISTICS)
+
+    def array(name: str, axes: tuple[Axis, ...], unit: str, make: Make) -> ArraySpec:
+        return ArraySpec(name, (reading.name,), axes, unit, rows=rows, make=make)
+
+    return Asked(
+        (reading,),
+        (
+            array("vas", axes, RATIO, _vas),
+            array("vas.shares", (*axes, classes), SHARE, _vas_shares),
+            array("vas.summary", (statistics,), f"{RATIO}; {SHARE}", _vas_summary),
+        ),
+    )
 
 
 def sinks(scope: Scope, options: Sinks, path: str) -> Asked:
@@ -265,3 +280,13 @@ def _marks(name: str, view: ImageView, scored: SinkReading, threshold: float) ->
 def _vas(values: Values) -> Values:
     """From columns of the system prompt, images and the rest."""
     return ratios(values[..., 1], values[..., 0])
+
+
+def _vas_shares(values: Values) -> Values:
+    """Images first."""
+    return values[..., [1, 0, 2]]
+
+
+def _vas_summary(values: Values) -> Values:
+    """All rows, layers and heads together."""
+    return np.array(astuple(summary(values[..., 1], values[..., 0])))

@@ -21,6 +21,7 @@ RESOLVERS: Mapping[str, Resolve] = {
     "logit_lens": values.logit_lens,
     "entropy": values.entropy,
     "token_shares": values.token_shares,
+    "vhd": values.vhd,
     "vas": attention.vas,
     "saliency": attention.saliency,
     "sinks": attention.sinks,

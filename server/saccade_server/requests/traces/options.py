@@ -166,9 +166,14 @@ class Divergence(Layered):
 
 
 class VisualAttention(Closed):
-    """Shares of attention on images, divided by those on what stands before them."""
+    """Shares of attention on images, divided by those on the system prompt."""
 
     layers: Layers = None
+    with_first: bool = Field(
+        False,
+        description="The first token of all counts to the system prompt. It is an attention sink, "
+        "and outweighs the others.",
+    )
 
 
 class Sinks(Closed):

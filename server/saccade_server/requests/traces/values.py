@@ -12,8 +12,10 @@ from saccade_interventions.artifacts import Artifact
 from saccade_interventions.context import Context
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.vectors import RESIDUAL, Site, unit_vectors
+from saccade_server.detectors.vhd import t_vhd
 from saccade_server.engine.arrays import Array
 from saccade_server.engine.traces.data import (
+    DivergenceReading,
     EntropyReading,
     LensReading,
     ProjectionReading,
@@ -21,7 +23,13 @@ from saccade_server.engine.traces.data import (
 )
 from saccade_server.requests.errors import RequestError
 from saccade_server.requests.traces.arrays import ArraySpec, Asked, Axis, Make, Values
-from saccade_server.requests.traces.options import Entropy, LogitLens, Projections, TokenShares
+from saccade_server.requests.traces.options import (
+    Divergence,
+    Entropy,
+    LogitLens,
+    Projections,
+    TokenShares,
+)
 from saccade_server.requests.traces.scope import OUT_OF_RANGE, Scope
 
 NATS = "nats"
@@ -70,6 +78,23 @@ def logit_lens(scope: Scope, options: LogitLens, path: str) -> Asked:
 
     tokens = array("tokens", "token", "int32", True)
     return Asked((reading,), (tokens, array("logprobs", NATS, "float32", False)))
+
+
+def vhd(scope: Scope, options: Divergence, path: str) -> Asked:
+    """How far heads are from what they are without the images, and T-VHD."""
+    scope.check_image(path)
+    rows = scope.answer_rows(options.rows, f"{path}.rows")
+    layers = scope.layers(options.layers, f"{path}.layers")
+    heads, top = scope.heads(None, path), options.top
+    if top is not None and top > len(heads):
+        message = f"{path}.top is {top}; a layer has {len(heads)} heads."
+        raise RequestError(message, code=OUT_OF_RANGE, param=f"{path}.top")
+    reading = DivergenceReading(name="vhd", rows=rows, layers=layers)
+    row, layer, head = Axis.rows(rows), Axis.of("layer", layers), Axis.of("head", heads)
+    unit = "norm of a difference of head outputs"
+    every = ArraySpec("vhd", ("vhd",), (row, layer, head), unit, rows=rows)
+    total = ArraySpec("t_vhd", ("vhd",), (row,), unit, rows=rows, make=lambda v: t_vhd(v, top))
+    return Asked((reading,), (every, total))
 
 
 def projections(scope: Scope, options: Projections, path: str) -> Asked:

@@ -10,6 +10,7 @@ from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.traces.data import (
     SUMMED,
     AttentionReading,
+    DivergenceReading,
     EntropyReading,
     LensReading,
     ProjectionReading,
@@ -19,6 +20,9 @@ from saccade_server.engine.traces.data import (
     TokenShareReading,
     TracePiece,
 )
+
+HEADS = 4
+"""Of every model that is played here."""
 
 
 def pieces(
@@ -73,6 +77,8 @@ def _axes(reading: Any) -> Iterator[list[int]]:
         yield list(reading.layers)
     if isinstance(reading, ProjectionReading):
         yield list(range(reading.vectors.shape[0]))
+    elif isinstance(reading, DivergenceReading):
+        yield list(range(HEADS))
     elif isinstance(reading, SaliencyReading):
         if "head" not in over:
             yield list(reading.heads)
