@@ -34,6 +34,13 @@ CHAT = {
         max_tokens=32,
         temperature=0,
     ),
+    "traced": _example(
+        "What each layer attends to while it answers, and heat maps of the image",
+        messages=_look("Describe the image."),
+        trace={"masses": True, "heatmaps": {"reduce": ["layer", "head"]}},
+        max_tokens=8,
+        temperature=0,
+    ),
     "streamed": _example(
         "A stream that ends with the counts of tokens",
         messages=[{"role": "user", "content": "Describe the image."}],
