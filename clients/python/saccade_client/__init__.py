@@ -34,7 +34,7 @@ from saccade_client.errors import (
 )
 from saccade_client.images import image_part
 from saccade_client.interventions import Intervention
-from saccade_client.options import ChatOptions, CompletionOptions
+from saccade_client.options import ChatOptions, CompletionOptions, ScoreOptions
 from saccade_client.stream import AsyncStream, Stream
 from saccade_client.traces import Trace, TraceArray
 from saccade_client.types import (
@@ -43,7 +43,9 @@ from saccade_client.types import (
     ChatCompletion,
     Completion,
     CompletionChunk,
+    ContinuationScore,
     Detected,
+    Scores,
     Usage,
 )
 
@@ -63,6 +65,7 @@ __all__ = [
     "CompletionChunk",
     "CompletionOptions",
     "ConnectionFailed",
+    "ContinuationScore",
     "Detected",
     "Intervention",
     "InterventionDetail",
@@ -74,6 +77,8 @@ __all__ = [
     "RateLimited",
     "Saccade",
     "SaccadeError",
+    "ScoreOptions",
+    "Scores",
     "ServerBusy",
     "ServerError",
     "Stream",

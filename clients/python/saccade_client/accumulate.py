@@ -11,13 +11,18 @@ from saccade_client.types import (
     Completion,
     CompletionChunk,
     Detected,
+    PromptLogprobs,
+    TextChoice,
 )
 
 ChunkT = TypeVar("ChunkT", bound=ChatChunk | CompletionChunk)
 FinalT = TypeVar("FinalT", bound=ChatCompletion | Completion)
 
 
-HEAD = ("id", "created", "model", "system_fingerprint", "intervention_profile", "usage")
+HEAD = (
+    *("id", "created", "model", "system_fingerprint", "intervention_profile", "usage"),
+    "prompt_logprobs",
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Answer:
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     trace: Trace | None = None
     detectors: list[Detected] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     def add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         for name, values in logprobs.items():
@@ -75,6 +81,8 @@ class Accumulator(Generic[ChunkT, FinalT]):
             answer.finish_reason = choice.finish_reason or answer.finish_reason
             answer.trace = choice.trace or answer.trace
             answer.detectors = choice.detectors or answer.detectors
+            if isinstance(choice, TextChoice):
+                answer.prompt_logprobs = choice.prompt_logprobs or answer.prompt_logprobs
             if choice.logprobs is not None:
                 answer.add_logprobs(choice.logprobs.model_dump(exclude_unset=True))
 
@@ -95,5 +103,6 @@ class Accumulator(Generic[ChunkT, FinalT]):
             "logprobs": answer.logprobs or None,
             "trace": answer.trace,
             "detectors": answer.detectors,
+            "prompt_logprobs": answer.prompt_logprobs,
             **self._kind.content("".join(answer.pieces)),
         }

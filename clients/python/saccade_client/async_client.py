@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Self, Unpack
@@ -24,7 +24,7 @@ from saccade_client.base import (
     is_event_stream,
     is_up,
 )
-from saccade_client.calls import Call, TextPrompt
+from saccade_client.calls import Call, Continuations, TextPrompt
 from saccade_client.catalog import (
     InterventionDetail,
     InterventionInfo,
@@ -36,10 +36,10 @@ from saccade_client.errors import NotFound
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
-from saccade_client.options import ChatOptions, CompletionOptions
+from saccade_client.options import ChatOptions, CompletionOptions, ScoreOptions
 from saccade_client.stream import AsyncChatStream, AsyncCompletionStream, AsyncStream
 from saccade_client.traces import Trace
-from saccade_client.types import ChatCompletion, Completion, ReplyT
+from saccade_client.types import ChatCompletion, Completion, ReplyT, Scores
 
 
 class AsyncSaccade(BaseClient):
@@ -105,6 +105,20 @@ class AsyncSaccade(BaseClient):
         """Like `complete`, in pieces."""
         async with self._stream(calls.complete(prompt, options), TEXT) as stream:
             yield stream
+
+    async def score(
+        self,
+        continuations: Continuations,
+        *,
+        prompt: str | Sequence[int] | None = None,
+        messages: Prompt | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Scores:
+        """Tell how likely continuations are, of a text as it stands or of messages.
+
+        `messages` are a question or a list, as `chat` takes them; ScoreOptions lists the options.
+        """
+        return await self._run(calls.score(continuations, prompt, messages, options))
 
     async def validate(
         self,

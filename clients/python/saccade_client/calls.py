@@ -21,8 +21,16 @@ from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, dec
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions, plain
 from saccade_client.messages import Prompt, chat_messages
-from saccade_client.types import ChatCompletion, Completion, Reply, ReplyT, with_request_id
+from saccade_client.types import (
+    ChatCompletion,
+    Completion,
+    Reply,
+    ReplyT,
+    Scores,
+    with_request_id,
+)
 
+Continuations: TypeAlias = "Sequence[str | Sequence[int]]"
 TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]"
 
 
@@ -97,6 +105,27 @@ def complete(prompt: TextPrompt, given: Mapping[str, Any]) -> Call[Completion]:
     own = {"prompt": plain(prompt, "prompt")}
     body = options.request_body(own, given, options.CompletionOptions)
     return Call("POST", "/v1/completions", Completion, body)
+
+
+def score(
+    continuations: Continuations,
+    prompt: str | Sequence[int] | None,
+    messages: Prompt | None,
+    given: Mapping[str, Any],
+) -> Call[Scores]:
+    if (prompt is None) == (messages is None):
+        raise InvalidInput("give a prompt or messages, one of them")
+    if messages is None and given.get("images") is not None:
+        raise InvalidInput("images need messages to go into")
+    if isinstance(continuations, str):
+        raise InvalidInput("continuations are a list, also of one text")
+    own: dict[str, Any] = {"continuations": plain(continuations, "continuations")}
+    if messages is None:
+        own["prompt"] = plain(prompt, "prompt")
+    else:
+        own["messages"] = chat_messages(messages, given.get("images"))
+    body = options.request_body(own, given, options.ScoreOptions)
+    return Call("POST", "/v1/score", Scores, body)
 
 
 def validate(

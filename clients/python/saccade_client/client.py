@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Self, Unpack
@@ -25,7 +25,7 @@ from saccade_client.base import (
     is_event_stream,
     is_up,
 )
-from saccade_client.calls import Call, TextPrompt
+from saccade_client.calls import Call, Continuations, TextPrompt
 from saccade_client.catalog import (
     InterventionDetail,
     InterventionInfo,
@@ -37,10 +37,10 @@ from saccade_client.errors import NotFound
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
-from saccade_client.options import ChatOptions, CompletionOptions
+from saccade_client.options import ChatOptions, CompletionOptions, ScoreOptions
 from saccade_client.stream import ChatStream, CompletionStream, Stream
 from saccade_client.traces import Trace
-from saccade_client.types import ChatCompletion, Completion, ReplyT
+from saccade_client.types import ChatCompletion, Completion, ReplyT, Scores
 
 
 class Saccade(BaseClient):
@@ -102,6 +102,20 @@ class Saccade(BaseClient):
         """Like `complete`, in pieces."""
         with self._stream(calls.complete(prompt, options), TEXT) as stream:
             yield stream
+
+    def score(
+        self,
+        continuations: Continuations,
+        *,
+        prompt: str | Sequence[int] | None = None,
+        messages: Prompt | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Scores:
+        """Tell how likely continuations are, of a text as it stands or of messages.
+
+        `messages` are a question or a list, as `chat` takes them; ScoreOptions lists the options.
+        """
+        return self._run(calls.score(continuations, prompt, messages, options))
 
     def validate(
         self,

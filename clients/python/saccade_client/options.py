@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     ignore_eos             go on to max_tokens, for measurements
     n                      answers to the same prompt
     *_penalty, logit_bias  changes of the logits
+    prompt_logprobs        log probabilities of the prompt's tokens, with that many rivals
     trace                  what to record of the forward passes, such as {"masses": True}
     detectors              what scores the answer, such as [{"name": "svar", "threshold": 1.2}]
     """
@@ -59,6 +60,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     logit_bias: Mapping[str, float] | Mapping[int, float] | None
+    prompt_logprobs: int | None
     trace: Mapping[str, Any] | None
     detectors: Sequence[Mapping[str, Any]] | None
 
@@ -88,14 +90,33 @@ class CompletionOptions(Options, total=False):
 
     add_special_tokens  False: without a BOS and the like
     logprobs            return log probabilities, with that many rivals for every token
+    echo                begin with the prompt, and with its log probabilities if there are some
     """
 
     add_special_tokens: bool | None
     logprobs: int | None
+    echo: bool | None
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of a score; those of the same name are as in a chat or a plain continuation.
+
+    images  go before the text of the last user message
+    """
+
+    model: str | None
+    interventions: Interventions | None
+    profile: str | None
+    extra: Mapping[str, Any] | None
+    images: Images | None
+    add_special_tokens: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
 
 
 def request_body(
-    own: Mapping[str, Any], given: Mapping[str, Any], known: type[Options]
+    own: Mapping[str, Any], given: Mapping[str, Any], known: type[Options] | type[ScoreOptions]
 ) -> dict[str, Any]:
     """Return `own` fields and options as one body. Raises InvalidInput, TypeError on odd names."""
     check_names(given, known)
@@ -107,7 +128,7 @@ def request_body(
     return merged(body, given.get("extra"))
 
 
-def check_names(given: Mapping[str, Any], known: type[Options]) -> None:
+def check_names(given: Mapping[str, Any], known: type[Options] | type[ScoreOptions]) -> None:
     names = known.__annotations__
     for name in given:
         if name not in names:

@@ -123,8 +123,23 @@ class ChatLogprobs(Wire):
     content: list[TokenLogprob] | None = None
 
 
+class PromptLogprob(Wire):
+    """How likely a token was in its place of the prompt; the likeliest has rank 1."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""Of each token of a prompt itself and its rivals, by their ids; None for the first."""
+
+
 class TextLogprobs(Wire):
-    """Log probabilities as /v1/completions gives them: parallel lists, one item a token."""
+    """Log probabilities as /v1/completions gives them: parallel lists, one item a token.
+
+    The first token of an echoed prompt has none.
+    """
 
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
@@ -182,6 +197,7 @@ class TextChoice(Wire):
     logprobs: TextLogprobs | None = None
     trace: Trace | None = None
     detectors: list[Detected] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Delta(Wire):
@@ -209,7 +225,8 @@ class ChatChunkChoice(Wire):
 class Generation(Reply):
     """What whole answers and chunks of a stream have in common.
 
-    `intervention_profile` is the profile that the interventions came from, if they did.
+    `intervention_profile` is the profile that the interventions came from, if they did;
+    `prompt_logprobs` are those of a chat's prompt.
     """
 
     id: str = ""
@@ -218,6 +235,7 @@ class Generation(Reply):
     system_fingerprint: str | None = None
     intervention_profile: str | None = None
     usage: Usage | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatCompletion(Generation):
@@ -264,6 +282,39 @@ class Completion(Generation):
     def detectors(self) -> list[Detected]:
         """What detectors found in the first choice, in the order of the request."""
         return (self.choices[0].detectors if self.choices else None) or []
+
+
+class ContinuationScore(Wire):
+    """How likely a continuation is: `logprob` is the sum of `token_logprobs`, in nats.
+
+    `is_greedy`: each token is the likeliest where it stands.
+    """
+
+    index: int = 0
+    logprob: float
+    is_greedy: bool
+    token_count: int
+    tokens: list[str] = []
+    token_ids: list[int] = []
+    token_logprobs: list[float] = []
+
+
+class Scores(Generation):
+    """The answer of /v1/score, in the order of the continuations."""
+
+    object: str = "score"
+    scores: list[ContinuationScore]
+    interventions_applied: Receipt = []
+
+    @property
+    def logprobs(self) -> list[float]:
+        """The log probability of each continuation."""
+        return [score.logprob for score in self.scores]
+
+    @property
+    def likeliest(self) -> int:
+        """The place of the likeliest continuation; of equal ones the first."""
+        return max(range(len(self.scores)), key=lambda index: self.scores[index].logprob)
 
 
 class ChatChunk(Generation):
