@@ -13,9 +13,11 @@ import numpy as np
 from gpu.problems import image_span
 from gpu.serving import SINK_DIMS, Branches
 from saccade_interventions.artifacts import Artifact, read_artifact
+from saccade_interventions.base import PROBE_SIDE
 from saccade_interventions.compose import compile_plan
 from saccade_interventions.context import Context, Prompt
 from saccade_interventions.errors import Code, InterventionError
+from saccade_interventions.image_views import ImageView
 from saccade_interventions.plan import Plan
 from saccade_interventions.registry import Registry
 from saccade_server.engine.request import EngineInfo
@@ -91,7 +93,8 @@ def _described(length: int) -> Prompt:
     pieces[start:end] = ["<image>", *[""] * (end - start - 1)]
     pieces[length - len(QUESTION) :] = QUESTION
     offsets = tuple(pairwise(accumulate(map(len, pieces), initial=0)))
-    return Prompt(length, ((start, end),), "".join(pieces), offsets)
+    view = ImageView(0, (start, end), 1, end - start, (PROBE_SIDE, PROBE_SIDE))
+    return Prompt(length, (view.span,), "".join(pieces), offsets, views=(view,))
 
 
 def _finder(artifact: Artifact | None) -> Callable[[str], Artifact | None]:
