@@ -308,7 +308,7 @@ def test_other_media_types(server: Server, headers):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/v1", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/../../etc/passwd", 404),

@@ -1,15 +1,11 @@
 """The playground at /: what it sends, and what a person does with it in a real browser."""
 
 import json
-import os
-import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -18,28 +14,23 @@ from playwright.sync_api import Page, expect
 
 import saccade_server
 from saccade_server.api.playground.page import PLAYGROUND_PARTS
-from saccade_server.demo import sample_path
-from saccade_server.receipt_line import receipt_line
-from saccade_server.word_diff import word_diff
 from saccade_testing.api.bodies import MODEL, encode
 from saccade_testing.api.browsing import Tab
 from saccade_testing.api.fakes import INFO, FakeEngine
-from saccade_testing.api.server import REGISTRY, start_server, wait_for
+from saccade_testing.api.playground import (
+    ENVIRONMENT,
+    PLAIN,
+    TwoAnswers,
+    add,
+    answered,
+    ask,
+    open_page,
+    shown_body,
+)
+from saccade_testing.api.server import start_server, wait_for
 
 OWN = [path for path in PLAYGROUND_PARTS if "/vendor/" not in path and not path.endswith(".png")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 KEYED = {"api_keys": ("user-key",)}
-
-
-PLAIN, EDITED = "a red circle, a blue square", "a red circle, a blue cross"
-
-
-class TwoAnswers(FakeEngine):
-    """Says something else under a plan."""
-
-    def _outputs(self, request):
-        said = PLAIN if request.plan is None else EDITED
-        return FakeEngine._outputs(replace(self, answer=said), request)
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +40,6 @@ def two() -> Iterator:
     )
     yield server
     server.stop()
-
-
-def open_page(tab: Tab, server) -> Page:
-    page = tab.page
-    page.goto(server.url)
-    page.wait_for_selector(".frame img")
-    return page
-
-
-def add(page: Page, method: str) -> None:
-    count = page.locator(".method").count()
-    page.click("text=Add a method")
-    page.click(f".adder b >> text='{method}'")
-    expect(page.locator(".method")).to_have_count(count + 1)
-
-
-def ask(page: Page) -> None:
-    page.click(".go button")
-
-
-def answered(page: Page, name: str = "plain") -> None:
-    expect(page.locator(f".pane-{name} .progress")).to_contain_text("ended")
-
-
-def shown_body(page: Page) -> dict:
-    """The body in the page's curl command, which is the edited request."""
-    code = page.inner_text(".code pre")
-    return json.loads(code.split("<<JSON\n")[1].removesuffix("\nJSON").replace("\\$", "$"))
 
 
 # What is sent.
@@ -122,7 +85,7 @@ def test_the_page_has_the_layers_of_other_routes(make_server):
 
 
 def test_two_answers_side_by_side_with_their_differences(two, tab):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     add(page, "pai")
     page.fill("#question", "What is there?")
     ask(page)
@@ -144,7 +107,7 @@ def test_two_answers_side_by_side_with_their_differences(two, tab):
 
 
 def test_everything_by_keyboard(two, tab):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     page.focus("#question")
     page.keyboard.press("Control+A")
     page.keyboard.type("What is there?")
@@ -212,7 +175,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(make_server, tab):
 
 
 def test_a_mistake_stands_beside_its_field(two, tab):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     add(page, "vcd")
     add(page, "pai")
     page.fill("#field-interventions-1-alpha", "lots")
@@ -243,7 +206,7 @@ def test_a_mistake_stands_beside_its_field(two, tab):
 
 
 def test_methods_are_ordered_and_removed(two, tab):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     add(page, "pai")
     add(page, "vcd")
     page.click("[aria-label='Move vcd up']")
@@ -263,7 +226,7 @@ def test_methods_are_ordered_and_removed(two, tab):
 
 def test_the_reader_stops_an_answer(make_server, tab):
     server = make_server(FakeEngine(answer="word " * 200, delay=0.02))
-    page = open_page(tab, server)
+    page = open_page(tab, server.url)
     ask(page)
     expect(page.locator(".pane-plain .token")).not_to_have_count(0)
     page.click(".go button")
@@ -305,17 +268,22 @@ def test_a_model_of_text_has_no_picture(make_server, tab):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_three_widths(two, browser, scheme):
+def test_three_widths(two, browser, tmp_path, scheme):
     tab = Tab(browser, color_scheme=scheme, viewport={"width": 360, "height": 740})
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     add(page, "steering")
     page.locator(".method summary").click()
+    path = tmp_path / "wide.png"
+    path.write_bytes(encode(Image.new("RGB", (900, 300), "red")))
+    page.set_input_files("input[type=file]", path)
     ask(page)
     answered(page)
     for width in (360, 768, 1280):
         page.set_viewport_size({"width": width, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator(".go button").is_visible()
+        assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(NAMELESS) == []
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (min(int(n) for n in re.findall(r"\d+", paper)) < 60) == (scheme == "dark")
     page.select_option(".theme select", "light" if scheme == "dark" else "dark")
@@ -325,7 +293,7 @@ def test_three_widths(two, browser, scheme):
 
 
 def test_a_region_is_drawn_moved_turned_and_removed(two, tab):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     frame = page.locator(".frame").bounding_box()
     corner = frame["x"] + 2, frame["y"] + 2
     page.mouse.move(*corner)
@@ -363,7 +331,7 @@ def test_a_region_is_drawn_moved_turned_and_removed(two, tab):
 
 
 def test_pictures_come_from_files_the_clipboard_and_drops(two, tab, tmp_path):
-    page = open_page(tab, two)
+    page = open_page(tab, two.url)
     path = tmp_path / "mine.png"
     path.write_bytes(encode(Image.new("RGB", (30, 20), "red")))
     page.set_input_files("input[type=file]", path)
@@ -391,115 +359,15 @@ BRING = """async ([kind, name, field]) => {
 }"""
 
 
-# Forms, words and code.
+OUTSIDE = """() => [...document.querySelectorAll("section *")].filter((e) => {
+  const inside = e.closest(".picture, .method, .pane");
+  return inside && !e.closest(".hidden, .number") &&
+    e.getBoundingClientRect().right > inside.getBoundingClientRect().right + 1;
+}).map((e) => e.outerHTML.slice(0, 200))"""
+"""What sticks out of the part of the page that it belongs to."""
 
-
-def test_every_method_has_a_form_that_makes_a_valid_entry(two, tab):
-    page = open_page(tab, two)
-    for index, method in enumerate(REGISTRY.methods):
-        about = REGISTRY.describe(method)
-        add(page, method)
-        card = page.locator(".method").nth(index)
-        card.locator("summary").click()
-        card.locator("text=Fill in the example").click()
-        if about["needs_artifact"]:
-            artifact = about["example"].get("artifact")
-            if artifact:
-                page.fill(f"#field-interventions-{index}-artifact", artifact)
-    entries = shown_body(page)["interventions"]
-    shown = page.evaluate("() => [...document.querySelectorAll('.field')].map((e) => e.innerHTML)")
-    for index, method in enumerate(REGISTRY.methods):
-        properties = REGISTRY.describe(method)["schema"]["properties"]
-        for name, of in properties.items():
-            there = any(f"field-interventions-{index}-{name}" in text for text in shown)
-            assert there == ("const" not in of), (method, name)
-    for method, entry in zip(REGISTRY.methods, entries, strict=True):
-        example = REGISTRY.describe(method)["example"]
-        (made,) = REGISTRY.parse([entry])
-        (wanted,) = REGISTRY.parse([example])
-        assert made.normalised() == wanted.normalised()
-
-
-def test_the_code_asks_what_the_page_asked(two, tab, tmp_path):
-    page = open_page(tab, two)
-    add(page, "pai")
-    odd = 'What is "there"? $HOME `id` \\n {x} é'
-    page.fill("#question", odd)
-    page.fill("#field-seed", "7")
-    ask(page)
-    answered(page, "edited")
-    asked = next(request for request in two.engine.requests[-2:] if request.plan is not None)
-    sample = sample_path("absent-1")
-    (tmp_path / "picture.png").write_bytes(sample.read_bytes())
-    for form, run in RUNS.items():
-        if shutil.which(run[0]) is None:
-            continue
-        page.locator(f".choices button >> text='{form}'").click()
-        code = page.inner_text(".code pre")
-        done = subprocess.run(
-            [*run, code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
-        assert EDITED in done.stdout, (form, done.stderr)
-        again = two.engine.requests[-1]
-        assert again.tokens == asked.tokens, form
-        assert again.sampling == asked.sampling, form
-        assert again.plan is not None
-
-
-RUNS = {
-    "curl": ("bash", "-c"),
-    "Python": (sys.executable, "-c"),
-    "Python, openai": (sys.executable, "-c"),
-    "TypeScript": ("node", "--input-type=module", "-e"),
-}
-
-
-def test_words_and_receipts_are_those_of_the_command_line(two, tab):
-    page = open_page(tab, two)
-    rng = random.Random(3)
-    pairs = [
-        [
-            "".join(rng.choices(["a ", "b", " cat", ", ", "dog.", "\n"], k=rng.randrange(12)))
-            for _ in "12"
-        ]
-        for _ in range(60)
-    ]
-    found = page.evaluate(COMPARED, pairs)
-    for (first, second), (gone, new) in zip(pairs, found, strict=True):
-        told = word_diff(first, second)
-        marked = {"red": "", "green": ""}
-        for span in told.spans:
-            marked[str(span.style)] += told.plain[span.start + 2 : span.end - 2]
-        for ours, theirs in ((gone, marked["red"]), (new, marked["green"])):
-            assert re.sub(r"\s", "", ours) == re.sub(r"\s", "", theirs), (first, second)
-    entries = [
-        applied(rng, status, layers)
-        for status in ("applied", "no_effect", "cached")
-        for layers in ([], [3], [1, 2, 3, 7], [0, 2, 3])
-    ]
-    assert page.evaluate(IN_WORDS, entries) == [receipt_line(entry) for entry in entries]
-
-
-COMPARED = """async (pairs) => {
-  const { compare } = await import("/playground/diff.js");
-  const cut = (text, places) => places.map(([a, b]) => text.slice(a, b)).join("");
-  return pairs.map(([a, b]) => [compare(a, b)].map((d) => [cut(a, d.first), cut(b, d.second)])[0]);
-}"""
-IN_WORDS = """async (entries) => {
-  const { receiptLine } = await import("/playground/receipt.js");
-  return entries.map(receiptLine);
-}"""
-
-
-def applied(rng, status, layers):
-    counts = {name: rng.randrange(3) for name in ("prompt", "generated", "cached")}
-    moved = rng.choice([None, 3])
-    return {
-        "status": status,
-        "rows": counts,
-        "heads": rng.randrange(3),
-        "layers": layers,
-        "edits": {"evaluated": 9, "moved": moved},
-        "counters": rng.choice([{}, {"contrasted": 2, "draws": 1}]),
-        "filled_in": rng.choice([{}, {"layers": [1], "alpha": 0.5}]),
-    }
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex]")]
+  .filter((e) => !e.ariaLabel && !e.textContent.trim() && !e.labels?.length)
+  .filter((e) => !e.querySelector("img[alt]"))
+  .map((e) => e.outerHTML.slice(0, 200))"""
+"""What can be used and has no name for who cannot see it."""
