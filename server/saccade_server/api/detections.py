@@ -42,7 +42,7 @@ async def detections(
         found = []
         for prompt in prompts:
             length = answer_length(prompt, max_tokens, info, field)
-            scope = scope_of(services, prompt, length)
+            scope = scope_of(services, body, prompt, length)
             token_of = services.prompts.token_of
             found.append(prepare_detection(detectors, scope, prompt, token_of, most))
         return tuple(found)

@@ -127,10 +127,6 @@ class Choice:
         return self._delta(self._decode(token, None))
 
     def _accept_output(self, output: EngineOutput) -> Delta:
-        if self.pieces is not None:
-            self.pieces.add(output.trace)
-        if self.watched is not None:
-            self.watched.add(output.trace)
         text = ""
         if self.scores is not None:
             self.scores.take(output.trace)
@@ -144,6 +140,9 @@ class Choice:
             ends = output.finish_reason is FinishReason.STOP and position == last
             if not (ends and token in self._end_tokens):
                 text += self._decode(token, entry)
+        for traced in (self.pieces, self.watched):
+            if traced is not None:
+                traced.add(output.trace, self.completion_tokens)
         if output.finish_reason is None:
             return self._delta(text)
         self.done = True

@@ -109,11 +109,11 @@ def generation(
     return Generation(services.engine, services.lifecycle, choices, deadline, at_once, room)
 
 
-def scope_of(services: Services, prepared: Prepared, max_tokens: int) -> Scope:
+def scope_of(services: Services, body: Sampled, prepared: Prepared, max_tokens: int) -> Scope:
     """What there is to trace of the answers to a prompt."""
-    size = services.engine.info.vocab_size
+    size, may_stop = services.engine.info.vocab_size, bool(body.stops)
     prompt = described(prepared.prompt)
-    return Scope(services.facts, prompt, max_tokens, services.artifacts.get, size)
+    return Scope(services.facts, prompt, max_tokens, services.artifacts.get, size, may_stop)
 
 
 async def trace_plans(
@@ -134,7 +134,7 @@ async def trace_plans(
         plans = []
         for prepared in prompts:
             length = answer_length(prepared, max_tokens, info, field)
-            scope = scope_of(services, prepared, length)
+            scope = scope_of(services, body, prepared, length)
             plans.append(resolve(options, scope))
             check_plan(plans[-1], prepared.plan, services.facts)
         check_bytes(plans, body.n or 1, options, services.settings.max_trace_bytes)

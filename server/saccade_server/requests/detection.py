@@ -111,12 +111,12 @@ class Watched:
         self._logprobs: list[float] = []
         self._sums = [None if p.plan is None else p.plan.collect() for p in detection.parts]
 
-    def add(self, pieces: Iterable[TracePiece]) -> None:
-        """Keep what a step read."""
+    def add(self, pieces: Iterable[TracePiece], generated: int | None = None) -> None:
+        """Keep what a step read; see :meth:`TraceSum.add`."""
         listed = list(pieces)
         for each in self._sums:
             if each is not None:
-                each.add(listed)
+                each.add(listed, generated)
 
     def say(self, token: int, logprob: float | None) -> None:
         """Note a token that the answer shows."""

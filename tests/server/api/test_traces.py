@@ -255,14 +255,20 @@ def test_rows_that_an_answer_does_not_reach(server: Server):
         len(trace_of(server, trace={"entropy": {"rows": rows}})["arrays"]["entropy"]["data"]) == 1
     )
     rows = {"answer": [ends, ends + 4]}
-    entry = trace_of(server, trace={"entropy": {"rows": rows}})["arrays"]["entropy"]
+    kinds = {"entropy": {"rows": rows}, "columns": {"rows": rows, "layers": [0]}}
+    found = trace_of(server, trace=kinds)
+    entry = found["arrays"]["entropy"]
     assert (entry["shape"], entry["data"], entry["coordinates"]["row"]) == ([0], [], [])
+    assert array(found["arrays"]["columns"]).tolist() == [[0] * found["prompt_tokens"]]
 
 
 def test_a_stop_text_cuts_the_rows(server: Server):
     server.engine.delay = 0.01
-    found = trace_of(server, trace={"entropy": True}, stop="lo")
+    kinds = {"entropy": True, "columns": {"layers": [0], "rows": "all"}}
+    found = trace_of(server, trace=kinds, stop="lo")
     assert len(found["arrays"]["entropy"]["data"]) == 5
+    rows = np.arange(found["prompt_tokens"] + 4)
+    assert np.isclose(array(found["arrays"]["columns"])[0, 0], rows.sum())
 
 
 def test_a_trace_that_is_not_whole_fails(server: Server, caplog: pytest.LogCaptureFixture):

@@ -50,8 +50,9 @@ class ArraySpec:
     """One array of a trace.
 
     ``readings`` name the engine's that it is made of, each of all rows that came, by ``make``.
-    ``rows`` are those of its readings; None: they are summed over. ``mean_over``: axes that are
-    averaged over, and what of them. ``tokens``: its numbers are tokens.
+    ``rows`` are those of its readings; None: they are summed over, and ``sums`` says what each
+    reading is a sum of. ``mean_over``: axes that are averaged over, and what of them. ``tokens``:
+    its numbers are tokens.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ArraySpec:
     unit: str
     dtype: str = "float32"
     rows: Span | None = None
+    sums: Mapping[str, Span] = field(default_factory=dict)
     mean_over: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     make: Make = same
     tokens: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from saccade_interventions.context import Span, runs
 from saccade_interventions.image_views import NOWHERE, ImageView
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.engine.traces.data import AttentionReading, SaliencyReading, SinkReading
-from saccade_server.requests.errors import RequestError
+from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.traces.arrays import KEY, ArraySpec, Asked, Axis, Make, Values, same
 from saccade_server.requests.traces.options import (
     Attention,
@@ -24,10 +24,12 @@ from saccade_server.requests.traces.options import (
     Sinks,
     VisualAttention,
 )
-from saccade_server.requests.traces.scope import UNDEFINED, Scope
+from saccade_server.requests.traces.scope import TOO_LARGE, UNDEFINED, Scope
 from saccade_server.requests.visual_attention import ratios, regions, summary
 
 SHARE = "share of attention"
+MOST_ROW_BYTES = 2**20
+"""Of sums whose rows come one by one."""
 MARK = "1 for a sink"
 CLASSES = ("image", "sinks", "question", "recent", "rest")
 VAS_CLASSES = ("image", "system", "rest")
@@ -54,11 +56,11 @@ class Chosen:
         over = self.mean_over
         return ArraySpec(name, (reading,), axes, unit, rows=self.rows, mean_over=over, make=make)
 
-    def summed(self, name: str, *last: Axis) -> ArraySpec:
-        """The same without rows."""
+    def summed(self, name: str, sums: Mapping[str, Span], *last: Axis) -> ArraySpec:
+        """The same without rows; ``sums`` are the readings that it is made of, and their rows."""
         axes = (*self._left(), *last)
         unit = f"sum over rows of the {SHARE}"
-        return ArraySpec(name, (name,), axes, unit, mean_over=self.mean_over)
+        return ArraySpec(name, tuple(sums), axes, unit, sums=sums, mean_over=self.mean_over)
 
     @property
     def mean_over(self) -> dict[str, tuple[int, ...]]:
@@ -112,19 +114,41 @@ def attention(scope: Scope, options: Attention, path: str) -> Asked:
 
 
 def columns(scope: Scope, options: Columns, path: str) -> Asked:
-    """Shares key by key, summed over rows."""
+    """Shares key by key, summed over rows.
+
+    Where a stop text may cut an answer, the engine has run rows that are not to count, so those of
+    the answer come one by one and are added up here.
+    """
     of = Chosen(scope, options, path)
     spans = scope.keys(options.keys, f"{path}.keys")
-    reading = AttentionReading(
-        name="columns",
-        rows=of.rows,
-        layers=of.layers,
-        heads=of.heads,
-        keys=(spans,),
-        each=True,
-        over=of.over | {"row"},
+    start, end = of.rows
+    parts = {"columns": (start, end)}
+    if scope.may_stop and end > scope.length:
+        first = max(start, scope.length)
+        parts = {"columns.prompt": (start, first), "columns.answer": (first, end)}
+    parts = {name: rows for name, rows in parts.items() if rows[0] < rows[1]}
+    spec = of.summed("columns", parts, _keys(spans))
+    if "columns.answer" in parts and spec.bytes > MOST_ROW_BYTES:
+        message = (
+            f"With stop texts {path} may have {MOST_ROW_BYTES} bytes, not {spec.bytes}: fewer "
+            "layers, heads or keys would help, or rows of the prompt only."
+        )
+        raise TooMuch(message, code=TOO_LARGE, param=path)
+    return Asked(
+        tuple(
+            AttentionReading(
+                name=name,
+                rows=rows,
+                layers=of.layers,
+                heads=of.heads,
+                keys=(spans,),
+                each=True,
+                over=of.over if name == "columns.answer" else of.over | {"row"},
+            )
+            for name, rows in parts.items()
+        ),
+        (spec,),
     )
-    return Asked((reading,), (of.summed("columns", _keys(spans)),))
 
 
 def saliency(scope: Scope, options: Saliency, path: str) -> Asked:

@@ -23,11 +23,20 @@ class TraceSum:
         self._length = prompt_length
         names = {name for spec in specs for name in spec.readings}
         self._pieces: dict[str, list[tuple[int, Values]]] = {name: [] for name in names}
+        self._summed = {name for spec in specs for name in spec.sums}
 
-    def add(self, pieces: Iterable[TracePiece]) -> None:
-        """Keep what a step read of the arrays that are wanted here."""
+    def add(self, pieces: Iterable[TracePiece], generated: int | None = None) -> None:
+        """Keep what a step read of the arrays that are wanted here.
+
+        Args:
+            pieces: of the next output.
+            generated: tokens of the answer so far; rows of later ones are in no sum. None: it is
+                not cut.
+        """
         for piece in pieces:
-            if piece.name in self._pieces:
+            if piece.name in self._summed and piece.start != SUMMED:
+                self._add_up(piece, generated)
+            elif piece.name in self._pieces:
                 self._pieces[piece.name].append((piece.start, piece.array.unpack()))
 
     def arrays(self, generated: int) -> dict[str, TraceArray]:
@@ -38,7 +47,7 @@ class TraceSum:
         Raises:
             TraceLostError: rows or arrays are missing.
         """
-        end = max(self._length, self._length - 1 + generated)
+        end = self._end(generated)
         try:
             return {spec.name: self._filled(spec, end) for spec in self._specs}
         except (ValueError, KeyError) as error:
@@ -46,17 +55,32 @@ class TraceSum:
 
     def _filled(self, spec: ArraySpec, end: int) -> TraceArray:
         if spec.rows is None:
-            return spec.filled(*map(self._summed, spec.readings), end=end)
+            return spec.filled(self._total(spec, end), end=end)
         rows = spec.rows[0], max(min(spec.rows[1], end), spec.rows[0])
         if rows[0] == rows[1]:
             return spec.empty()
         return spec.filled(*(self._joined(name, rows) for name in spec.readings), end=end)
 
-    def _summed(self, name: str) -> Values:
-        ((start, whole),) = self._pieces[name]
-        if start != SUMMED:
-            raise ValueError(f"{name} came for rows from {start} on")
-        return whole
+    def _end(self, generated: int) -> int:
+        """The position behind the last row of an answer of so many tokens."""
+        return max(self._length, self._length - 1 + generated)
+
+    def _add_up(self, piece: TracePiece, generated: int | None) -> None:
+        rows, known = piece.array.unpack(), self._pieces[piece.name]
+        if generated is not None:
+            rows = rows[: max(self._end(generated) - piece.start, 0)]
+        if len(rows):
+            total = rows.sum(0)
+            known[:] = [(SUMMED, total if not known else known[0][1] + total)]
+
+    def _total(self, spec: ArraySpec, end: int) -> Values:
+        """The sum over all rows that there are, 0 without any."""
+        total: Values = np.zeros(spec.shape, spec.dtype)
+        for name, rows in spec.sums.items():
+            if rows[0] < end:
+                ((_, own),) = self._pieces[name]
+                total = total + own
+        return total
 
     def _joined(self, name: str, rows: Span) -> Values:
         """What came of these rows, [rows, ...]; later ones may have come, too."""

@@ -26,10 +26,9 @@ from saccade_server.requests.traces.arrays import ROW, ArraySpec
 from saccade_server.requests.traces.joining import TraceSum
 from saccade_server.requests.traces.kinds import RESOLVERS
 from saccade_server.requests.traces.options import TraceOptions
-from saccade_server.requests.traces.scope import UNDEFINED, Scope
+from saccade_server.requests.traces.scope import TOO_LARGE, UNDEFINED, Scope
 
 FIELD = "trace"
-TOO_LARGE = "trace_too_large"
 READ = frozenset(reader.kind for reader in READERS)
 
 
@@ -55,7 +54,9 @@ class TracePlan:
         named = tuple(replace(r, name=prefix + r.name) for r in self.trace.readings)
 
         def renamed(spec: ArraySpec) -> ArraySpec:
-            return dataclasses.replace(spec, readings=tuple(prefix + n for n in spec.readings))
+            names = tuple(prefix + n for n in spec.readings)
+            sums = {prefix + n: rows for n, rows in spec.sums.items()}
+            return dataclasses.replace(spec, readings=names, sums=sums)
 
         return TracePlan(Trace(named), tuple(map(renamed, self.arrays)), self.scope)
 

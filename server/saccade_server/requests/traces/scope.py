@@ -19,13 +19,15 @@ OUT_OF_RANGE = "trace_out_of_range"
 REQUIRES_IMAGE = "trace_requires_image"
 UNDEFINED = "trace_undefined"
 UNSUPPORTED_MODEL = "trace_unsupported_model"
+TOO_LARGE = "trace_too_large"
 
 
 @dataclass(frozen=True)
 class Scope:
     """The model, a prompt, and how many tokens its answer may have.
 
-    ``vocabulary``: how many tokens there are; None: whoever runs it knows.
+    ``vocabulary``: how many tokens there are; None: whoever runs it knows. ``may_stop``: a text may
+    end the answer before the engine does.
     Rows and keys are positions: of a prompt of P tokens, row P - 1 predicts the first token.
     """
 
@@ -34,6 +36,7 @@ class Scope:
     max_tokens: int
     artifacts: Callable[[str], Artifact | None] | None = None
     vocabulary: int | None = None
+    may_stop: bool = False
 
     @property
     def length(self) -> int:

@@ -294,7 +294,9 @@ class FakeEngine:
             finish_reason=reason,
             cached_tokens=self.cached_tokens,
             receipt=self._receipt(request, generated),
-            trace=self._trace(request, generated, last=True) if tokens else self._sums(request),
+            trace=self._trace(request, generated, last=True)
+            if tokens
+            else self._sums(request, generated),
         )
 
     def _trace(
@@ -306,8 +308,9 @@ class FakeEngine:
         end = len(request.tokens) - 1 + generated
         return pieces(request, 0 if generated == 1 else end - 1, end, last)
 
-    def _sums(self, request: GenerateRequest) -> tuple[TracePiece, ...]:
-        return pieces(request, 0, 0, last=True)
+    def _sums(self, request: GenerateRequest, generated: int) -> tuple[TracePiece, ...]:
+        end = max(len(request.tokens), len(request.tokens) - 1 + generated)
+        return pieces(request, end, end, last=True)
 
     def _receipt(self, request: GenerateRequest, generated: int) -> Receipt | None:
         plan = request.plan

@@ -37,7 +37,7 @@ def pieces(
 def _pieces(reading: Any, start: int, end: int, last: bool) -> Iterator[TracePiece]:
     first, behind = max(start, reading.rows[0]), min(end, reading.rows[1])
     if "row" in getattr(reading, "over", ()):
-        if last:
+        if last and reading.rows[0] < end:
             total = values(reading, range(reading.rows[0], min(reading.rows[1], end))).sum(0)
             yield TracePiece(reading.name, SUMMED, Array.pack(total))
     elif first < behind:
