@@ -9,7 +9,6 @@ verdict here.
 
 import copy
 import typing
-from dataclasses import dataclass, field
 
 import msgspec
 import pytest
@@ -27,6 +26,8 @@ from saccade_server.api.body.schemas import (
 )
 from saccade_testing.api.bodies import PICTURE
 from saccade_testing.api.server import start_server
+from saccade_testing.api.trace_verdicts import TRACES, trace_body
+from saccade_testing.api.verdicts import Verdict, number, switch
 
 USER = {"role": "user", "content": "Hi"}
 SAID = {"role": "assistant", "content": "There"}
@@ -41,32 +42,6 @@ ROUTES = {
     TokenizeRequest: ("/tokenize", {"messages": [USER]}),
     DetokenizeRequest: ("/detokenize", {"tokens": [72, 105]}),
 }
-
-
-@dataclass
-class Verdict:
-    """What values do.
-
-    ``beside``: fields that the request has anyway; ``without``: fields that it lacks. ``null``:
-    null is the same as leaving the field out, and not something that depends on chance, on the
-    role of a message, or on what is tried here.
-    """
-
-    changes: list = field(default_factory=list)
-    default: list = field(default_factory=list)
-    refused: list = field(default_factory=list)
-    beside: dict = field(default_factory=dict)
-    without: tuple = ()
-    null: bool = True
-    no_effect: bool = False
-
-
-def number(changes, default, refused, **more):
-    return Verdict(changes, default, [*refused, "1", [1], {}], **more)
-
-
-def switch(**more):
-    return Verdict([True], [False], [1, "true", []], **more)
 
 
 NOWHERE = Verdict(no_effect=True)
@@ -94,6 +69,9 @@ SAMPLED = {
     "ignore_eos": switch(),
     "logit_bias": Verdict([{"5": 1}, {"5": -100}], [{}], [{"x": 1}, {"999": 1}, {"5": 101}, []]),
     "stream": switch(),
+    "trace": Verdict(
+        [{"entropy": True}], [{}, {"entropy": False}], [True, [], "x", 5, {"x": True}]
+    ),
     "stream_options": Verdict(default=[{}], refused=[5, [], "x"], beside={"stream": True}),
     **dict.fromkeys(
         (
@@ -168,6 +146,7 @@ VERDICTS = {
     "TokenizeRequest.return_token_strs": switch(),
     "DetokenizeRequest.model": Verdict([], ["saccade-test"], ["x", 5]),
     "DetokenizeRequest.tokens": Verdict([[], [1]], [], [[-1], [999], {}, "x"]),
+    **TRACES,
     "StreamOptions.include_usage": switch(),
     "StreamOptions.continuous_usage_stats": switch(),
     "StreamOptions.include_obfuscation": NOWHERE,
@@ -212,6 +191,8 @@ OWNERS = {
 
 def place(owner, name, value):
     """Fields of a chat, with ``value`` in the field ``name`` of a model inside the body."""
+    if f"{owner}.{name}" in TRACES:
+        return trace_body(owner, name, [] if value is ABSENT else [value])
     image = {"type": "image_url", "image_url": {"url": PICTURE}}
     call = copy.deepcopy(CALL)
     places = {
@@ -242,11 +223,7 @@ def place(owner, name, value):
 def body_of(model, owner, name, value):
     _, base = ROUTES[model]
     if name not in model.model_fields or owner_of(model, name) != owner:
-        return base | place(
-            owner,
-            name,
-            value,
-        )
+        return base | place(owner, name, value)
     verdict = VERDICTS[f"{owner}.{name}"]
     body = {key: kept for key, kept in base.items() if key not in verdict.without}
     body |= verdict.beside
@@ -278,7 +255,7 @@ def all_fields():
             waiting.extend(models_in(info.annotation))
 
 
-FIELDS = list(all_fields())
+FIELDS = list(dict.fromkeys(all_fields()))  # kinds of traces inherit some
 
 
 @pytest.fixture(scope="module")
@@ -325,16 +302,7 @@ def test_a_field_does_what_its_verdict_says(bundled, model, owner, name, optiona
     verdict, (path, _) = VERDICTS[f"{owner}.{name}"], ROUTES[model]
 
     def tried(value):
-        answer, found = send(
-            bundled,
-            path,
-            body_of(
-                model,
-                owner,
-                name,
-                value,
-            ),
-        )
+        answer, found = send(bundled, path, body_of(model, owner, name, value))
         named = answer.headers.get(IGNORED_HEADER, "").split(".")[-1]
         return answer, found, named == name
 

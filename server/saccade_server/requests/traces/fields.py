@@ -68,9 +68,16 @@ Ranges = Annotated[list[Range], Field(min_length=1, max_length=MOST_RANGES), Aft
 
 
 class Closed(BaseModel):
-    """Strict types; unknown fields are refused."""
+    """Strict types; unknown fields are refused, and null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None}
 
 
 class RowRange(Closed):
