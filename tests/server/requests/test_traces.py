@@ -16,9 +16,11 @@ from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.engine.traces.data import TracePiece
+from saccade_server.engine.traces.readers import READERS
 from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.traces.joining import TraceLostError
-from saccade_server.requests.traces.options import TraceOptions
+from saccade_server.requests.traces.kinds import RESOLVERS
+from saccade_server.requests.traces.options import KINDS, TraceOptions
 from saccade_server.requests.traces.resolve import TracePlan, check_bytes, check_plan, resolve
 from saccade_server.requests.traces.scope import Scope
 from saccade_testing.api import traced
@@ -81,6 +83,25 @@ def refused(where: Scope | None = None, **kinds: Any) -> tuple[str, str]:
     with pytest.raises(RequestError) as failed:
         plan(where, **kinds)
     return failed.value.code, failed.value.param
+
+
+def test_every_kind_is_resolved_and_read():
+    assert RESOLVERS.keys() == KINDS.keys()
+    assert KINDS.keys() | {"max_bytes", "encoding", "delivery"} == TraceOptions.model_fields.keys()
+    text = "a USER: b" + "." * 16
+    offsets = tuple((at, at + 1) for at in range(25))
+    prompt = Prompt(25, ((12, 16),), text, offsets, (0,), (ImageView(0, (12, 16), 2, 2, (4, 4)),))
+    asked = dict.fromkeys(KINDS, True) | {
+        "projections": {"directions": [[1.0] * 16]},
+        "token_shares": {"tokens": [[1]]},
+        "heatmaps": {"sinks": "mark"},
+    }
+    found = plan(scope(prompt=prompt, vocabulary=9), **asked)
+    readers = {reader.kind for reader in READERS}
+    assert {type(reading) for reading in found.trace.readings} <= readers
+    names = [spec.name for spec in found.arrays]
+    assert len(set(names)) == len(names)
+    assert {name.partition(".")[0] for name in names} == KINDS.keys() | {"t_vhd"}
 
 
 def test_classes_are_in_the_order_that_is_promised():

@@ -20,7 +20,6 @@ from saccade_interventions.key_rules import SinkRule
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_server.engine.traces.data import Trace
-from saccade_server.engine.traces.readers import READERS
 from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.traces.arrays import ROW, ArraySpec
 from saccade_server.requests.traces.joining import TraceSum
@@ -29,7 +28,6 @@ from saccade_server.requests.traces.options import TraceOptions
 from saccade_server.requests.traces.scope import TOO_LARGE, UNDEFINED, Scope
 
 FIELD = "trace"
-READ = frozenset(reader.kind for reader in READERS)
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,8 @@ def resolve(options: TraceOptions, scope: Scope) -> TracePlan:
     Raises:
         RequestError: something is not there, or the model cannot show it.
     """
-    asked = []
-    for name, chosen in options.chosen().items():
-        path = f"{FIELD}.{name}"
-        if name not in RESOLVERS:
-            message = f"{path} is not supported by this server."
-            raise RequestError(message, code="unsupported_parameter", param=path)
-        found = RESOLVERS[name](scope, chosen, path)
-        if any(type(reading) not in READ for reading in found.readings):
-            message = f"{path} is not supported by this server yet."
-            raise RequestError(message, code="unsupported_parameter", param=path)
-        asked.append(found)
+    kinds = options.chosen().items()
+    asked = [RESOLVERS[name](scope, chosen, f"{FIELD}.{name}") for name, chosen in kinds]
     readings = tuple(reading for each in asked for reading in each.readings)
     arrays = tuple(spec for each in asked for spec in each.arrays)
     return TracePlan(Trace(readings), arrays, scope)
