@@ -81,11 +81,14 @@ def _stand_ins(
     # Every entry's texts twice as far apart as they need to be, and something outside of them.
     text = "\n\n".join([PROBE_TEXT, *dict.fromkeys(texts), "."])
     length = max((each.tokens for each in needs), default=0)
-    images = max((each.images for each in needs), default=0)
-    sizes = [size for each in needs for size in each.sizes]
+    # Of more images than there is room for the last are missing, as in any prompt.
+    images = min(max((each.images for each in needs), default=0), room // IMAGE_TOKENS)
+    sizes: dict[int, list[ImageSize]] = {}
+    for size in (size for each in needs for size in each.sizes):
+        sizes.setdefault(size.image, []).append(size)
 
     def prompt(count: int) -> RenderedPrompt:
-        shown = [_image(at, sizes) for at in range(count)]
+        shown = [_image(at, sizes.get(at, [])) for at in range(count)]
         return _prompt(text, shown, length, room)
 
     if not images:
@@ -97,12 +100,11 @@ def _stand_ins(
         yield prompt(0)
 
 
-def _image(number: int, sizes: Sequence[ImageSize]) -> PreparedImage:
+def _image(number: int, needed: Sequence[ImageSize]) -> PreparedImage:
     """An image as large as it needs to be, whatever its pixels, which are two tokens side by side.
 
     Of sides that it must have in proportion, it has the longest.
     """
-    needed = [size for size in sizes if size.image == number]
     exact = [(size.width, size.height) for size in needed if size.exact]
     width, height = max(exact, default=(1, 1))
     times = max((max(s.width / width, s.height / height) for s in needed), default=1)

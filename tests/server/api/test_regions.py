@@ -167,3 +167,15 @@ def test_without_a_prompt_sizes_are_whatever_is_needed(server: Server) -> None:
     refusal = validate(far, mask, other)
     assert refusal.status_code == 400
     assert refusal.json()["error"]["param"] == "interventions[0].regions[2].mask.size"
+
+
+@pytest.mark.parametrize("number", [10**7, 10**30])
+def test_no_prompt_has_so_many_images(server: Server, number: int) -> None:
+    """A rehearsal makes up no more of them than tokens."""
+    for entry in (
+        {"method": "look_at", **box(0, 0, 5, 5, image=number)},
+        {"method": "pai", "image_index": number},
+    ):
+        response = server.http.post("/v1/interventions/validate", json={"interventions": [entry]})
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "intervention_target_not_found"
