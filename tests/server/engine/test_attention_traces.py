@@ -343,6 +343,29 @@ def test_sink_scores_come_with_cached_pages(setting: str) -> None:
     assert again.last.cached_tokens == PAGE
 
 
+@pytest.mark.parametrize("setting", ["padded", "as on a GPU"])
+def test_a_last_prompt_row_alone_is_read_behind_a_padded_step(setting: str) -> None:
+    """The rest of its prompt is cached."""
+    short = len(tiny.prompt("llava", text=0).tokens)
+    prompt = tiny.prompt("llava", text=(1 - short) % PAGE)
+    core = core_with("llava", **SETTINGS[setting])
+    request = make_request(prompt, max_tokens=TOKENS, ignore_eos=True)
+    last = len(prompt.tokens) - 1
+    wanted = tuple(replace(one, rows=(last, 10_000)) for one in named() if one.rows == (0, 10_000))
+    run(core, [traced(request, *wanted)])
+    ordinary: list[int] = []
+    inner = core._runner._ordinary
+    core._runner._ordinary = lambda chunks: (ordinary.append(1), inner(chunks))[1]
+    result = run(core, [traced(request, *wanted)])["r"]
+    assert not ordinary
+    assert result.last is not None
+    assert result.last.cached_tokens == last
+    weights, sinks = whole("llava", prompt, result.tokens)
+    for one in wanted:
+        expected = reduced(weights, sinks, one)
+        np.testing.assert_allclose(result.trace[one.name], expected, atol=1e-6, err_msg=one.name)
+
+
 BAD = {
     "heads are not": reading(heads=(4,)),
     "no heads or no layers": reading(heads=()),

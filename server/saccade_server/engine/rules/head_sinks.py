@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Batch
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.rules import HeadSinkRule
 from saccade_kernels.head_sinks import HeadSinkOption, HeadSinkTables
 from saccade_kernels.tables import PerHeadTable
-from saccade_server.engine.batch import Step
+from saccade_server.engine.batch import Step, attention_of
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
 from saccade_server.engine.sequence import Sequence
@@ -126,38 +125,26 @@ class HeadSinkHandler(RuleHandler[HeadSinkRule]):
         return places
 
     def _prompts(self, step: Step, prompts: Asking) -> PromptSinks:
-        members = [a.at for a in prompts]
-        lengths = [a.chunk.length for a in prompts]
-        spans = zip([step.starts[i] for i in members], lengths, strict=True)
+        chunks = [a.chunk for a in prompts]
+        starts = [step.starts[a.at] for a in prompts]
+        rows = [np.arange(start, start + c.length) for start, c in zip(starts, chunks, strict=True)]
         off = [a.chunk.sequence.tag_row for a in prompts if a.rule.decode == "off"]
-        whole = step.attention
-        at, of, ends, none, leaving = self.parts.upload(
-            np.concatenate([np.arange(start, start + length) for start, length in spans]),
-            np.array(members, dtype=np.int64),
-            np.array([0, *accumulate(lengths)], dtype=np.int32),
-            np.zeros(len(members), dtype=np.int32),
-            np.array(off, dtype=np.int64),
-        )
         controls, tags = self.parts.tables.controls, self.parts.tables.tags
+        whole, (at, none, leaving) = attention_of(
+            chunks,
+            self.parts.tables,
+            self.parts.upload,
+            np.concatenate(rows),
+            np.zeros(len(chunks), np.int32),
+            np.array(off, np.int64),
+        )
         batch = replace(
             whole,
-            slots=whole.slots.index_select(0, at),
-            query_starts=ends,
-            context_lens=whole.context_lens.index_select(0, of),
-            page_table=whole.page_table.index_select(0, of),
-            num_decodes=0,
-            max_context=0,
-            control_rows=whole.control_rows.index_select(0, at),
-            tag_rows=whole.tag_rows.index_select(0, of),
-            edits=(),
-            prefills=tuple(whole.prefills[i - whole.num_decodes] for i in members),
             per_head_classes=False,
             controls=controls,
             tags=replace(tags, moved=torch.zeros_like(tags.moved)),
-            derived={},
         )
-        layers, sinks = _layers(prompts), self.tables
-        return PromptSinks(layers, at, none, batch, sinks, leaving)
+        return PromptSinks(_layers(prompts), at, none, batch, self.tables, leaving)
 
 
 def _is_prompt(asked: Asked[HeadSinkRule]) -> bool:
