@@ -16,12 +16,15 @@ the prompt's step apart, where rows of it are read. Ratios are medians over roun
 
     python benchmarks/traces.py [--rounds 7] [--neighbours 4] [--tokens 48] [--device cuda]
 
-On a GPU the clock is the wall's, and the device has finished before it is read: not measured.
+On a GPU the clock is the wall's, and the device has finished before it is read: not measured. On a
+CPU glibc is told to keep what is freed: else it gives memory back to the system in every step, or in
+none, and which of the two depends on a few kilobytes more.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from dataclasses import dataclass
@@ -57,6 +60,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "entropy of all rows": {"entropy": {"rows": "all"}},
     "logit lens of the answer": {"logit_lens": True},
 }
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of mallopt, in malloc.h."""
 RUNS = ("alone", "traced", "beside", "with")
 
 
@@ -162,6 +167,13 @@ def _spread(ratios: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": low, "high": high}
 
 
+def keep_memory() -> None:
+    """Have glibc neither trim its heap nor map single arrays."""
+    libc = ctypes.CDLL("libc.so.6")
+    assert libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
+    assert libc.mallopt(M_MMAP_THRESHOLD, 2**25) == 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -170,6 +182,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     bench = Bench(options.tokens, options.device)
     found = [measure(options, kind, bench) for kind in KINDS]
     targets = []

@@ -9,7 +9,6 @@ import torch
 from msgspec.structs import replace
 
 from saccade_kernels.batch import PAGE
-from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.traces import blocks
 from saccade_server.engine.traces.columns import names
@@ -364,40 +363,3 @@ def test_a_last_prompt_row_alone_is_read_behind_a_padded_step(setting: str) -> N
     for one in wanted:
         expected = reduced(weights, sinks, one)
         np.testing.assert_allclose(result.trace[one.name], expected, atol=1e-6, err_msg=one.name)
-
-
-BAD = {
-    "heads are not": reading(heads=(4,)),
-    "no heads or no layers": reading(heads=()),
-    "keys are no positions": reading(keys=(((3, 3),),)),
-    "columns of their own": reading(keys=(((0, 3),),), each=True, recent=2),
-}
-
-
-@pytest.mark.parametrize("words", BAD)
-def test_what_is_not_there_is_refused(words: str) -> None:
-    output = core_with("llama").submit(traced(make_request(tiny.prompt("llama")), BAD[words]))
-    assert output is not None
-    assert words in (output.error or "")
-
-
-def test_sinks_that_nobody_knows_are_refused() -> None:
-    from saccade_server.engine.config import EngineConfig
-    from saccade_server.models.family import serve
-
-    core = EngineCore(serve(tiny.build("llama")), EngineConfig(model="llama", cache_tokens=512))
-    for wanted in (reading(sinks="drop"), SinkReading(name="s", rows=(0, 3), layers=(0,))):
-        output = core.submit(traced(make_request(tiny.prompt("llama")), wanted))
-        assert output is not None
-        assert "this model's sinks show" in (output.error or "")
-
-
-def test_a_plan_that_looks_for_other_sinks_is_refused_beside_a_trace_that_looks() -> None:
-    prompt = tiny.prompt("llava")
-    entry = {**FACTORIES["var"][0], "sink_dims": [4, 5]}
-    request = ask(prompt, REGISTRY.parse([entry]), max_tokens=TOKENS)
-    core = core_with("llava")
-    output = core.submit(traced(request, READINGS["sinks"]))
-    assert output is not None
-    assert "different dimensions" in (output.error or "")
-    assert core.submit(traced(request, READINGS["groups"])) is None
