@@ -50,7 +50,7 @@ def traced_branch(
     Raises:
         RequestError: nothing of the prompt is left.
     """
-    tokens, extents = _without(prompt)
+    tokens, extents = text_alone(prompt)
     if not tokens:
         message = "without its images the prompt is empty, and trace.vhd compares with that"
         raise RequestError(message, code="target_not_found", param="trace.vhd")
@@ -83,7 +83,7 @@ def _branch(plan: Plan, branch: Branch, prompt: RenderedPrompt) -> BranchInput:
 
 
 def _without_images(plan: Plan | None, prompt: RenderedPrompt, branch: Branch) -> BranchInput:
-    tokens, extents = _without(prompt)
+    tokens, extents = text_alone(prompt)
     if not tokens:
         message = "without its images the prompt is empty, and the method compares with that"
         raise InterventionError(Code.TARGET_NOT_FOUND, message, f"interventions[{branch.source}]")
@@ -91,7 +91,7 @@ def _without_images(plan: Plan | None, prompt: RenderedPrompt, branch: Branch) -
     return BranchInput(tokens=tokens, plan=own, measures=branch.measures)
 
 
-def _without(prompt: RenderedPrompt) -> tuple[tuple[int, ...], list[Span]]:
+def text_alone(prompt: RenderedPrompt) -> tuple[tuple[int, ...], list[Span]]:
     """The tokens that do not stand for images, and where the others are."""
     tokens = list(prompt.tokens)
     extents = [view.extent for view in prompt.images]

@@ -25,13 +25,14 @@ from saccade_server.detectors.traced import Scores, Traced
 from saccade_server.engine.limits import acts_on_draws
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.traces.data import AnyReading, TracePiece
+from saccade_server.requests.branches import text_alone
 from saccade_server.requests.detectors import FIELD, trace_of
 from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.scores import scoring
 from saccade_server.requests.traces.arrays import TraceArray
 from saccade_server.requests.traces.options import TraceOptions
-from saccade_server.requests.traces.resolve import TracePlan, resolve
+from saccade_server.requests.traces.resolve import TracePlan, check_plan, resolve
 from saccade_server.requests.traces.scope import REQUIRES_IMAGE, UNDEFINED, Scope
 
 LACKING = (REQUIRES_IMAGE, UNDEFINED)
@@ -179,7 +180,7 @@ def prepare_detection(
         RequestError: something is not there, or the model cannot show it, or it is too much.
     """
     parts = tuple(
-        _prepared(detector, scope, token_of, f"{FIELD}[{at}]")
+        _prepared(detector, scope, prompt.plan, token_of, f"{FIELD}[{at}]")
         for at, detector in enumerate(detectors)
     )
     for at, part in enumerate(parts):
@@ -197,35 +198,40 @@ def prepare_detection(
 
 
 def _blind(prompt: Prepared, path: str) -> Blind:
-    plan, extents = prompt.plan, [view.extent for view in prompt.prompt.images]
-    if acts_on_draws(plan):
+    if acts_on_draws(prompt.plan):
         message = (
             f"{path} reads the answer again without its images, which the request's interventions "
             "cannot: one of them acts where a token is drawn."
         )
         raise RequestError(message, code="intervention_conflict", param=path)
-    tokens = list(prompt.tokens)
-    for start, end in reversed(extents):
-        del tokens[start:end]
+    tokens, extents = text_alone(prompt.prompt)
     if not tokens:
         message = f"{path} compares with the prompt without its images, which is empty."
         raise RequestError(message, param=path)
-    return Blind(tuple(tokens), None if plan is None else deleted_plan(plan, extents))
+    plan = None if prompt.plan is None else deleted_plan(prompt.plan, extents)
+    return Blind(tokens, plan)
 
 
-def _prepared(detector: Detector, scope: Scope, token_of: TokenOf, path: str) -> Part:
+def _prepared(
+    detector: Detector, scope: Scope, plan: Plan | None, token_of: TokenOf, path: str
+) -> Part:
     options = TraceOptions.model_validate(trace_of(detector, scope.model, token_of, path))
     density = _density(detector, scope, path)
     if detector.needs_image and not scope.prompt.images:
         return Part(detector, None, "the prompt has no image")
     try:
-        plan = resolve(options, scope)
+        found = resolve(options, scope)
     except RequestError as error:
         if error.code in LACKING:
             why = error.message.partition(": ")[2] or error.message
             return Part(detector, None, why.rstrip("."))
         raise RequestError(error.message, code=error.code, param=path) from None
-    return Part(detector, plan.prefixed(f"{path}."), None, density)
+    try:
+        check_plan(found, plan, scope.model)
+    except RequestError as error:
+        message = f"{path} cannot be read beside the request's interventions: {error.message}"
+        raise RequestError(message, code="intervention_conflict", param=path) from None
+    return Part(detector, found.prefixed(f"{path}."), None, density)
 
 
 def _density(detector: Detector, scope: Scope, path: str) -> Density | None:

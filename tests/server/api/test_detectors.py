@@ -128,6 +128,14 @@ def test_mistakes_have_a_path(server: Server, path):
     assert not server.engine.requests
 
 
+def test_names_that_resemble_the_field_are_refused_with_a_hint(server: Server):
+    for name in ("detector", "Detections"):
+        answer = server.chat(**{name: [LIE]})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == name
+        assert 'the top-level field "detectors"' in answer.json()["error"]["message"]
+
+
 def test_a_density_that_is_not_there_is_named(server: Server):
     answer = ask(server, LIE, {**LIE, "artifact": "sha256:" + "0" * 64})
     assert answer.status_code == 404
@@ -143,6 +151,16 @@ def test_methods_that_act_where_a_token_is_drawn_exclude_a_second_reading(server
     own, blind = server.engine.requests
     assert own.plan is not None
     assert blind.plan is not None
+
+
+def test_sinks_in_other_dimensions_than_a_method_s_are_refused(server: Server):
+    var = {"method": "var", "sink_dims": [1]}
+    answer = ask(server, LIE, {"name": "sinks"}, interventions=[var])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "detectors[1]"
+    assert detectors(
+        ask(server, {"name": "sinks"}, interventions=[{"method": "var"}], max_tokens=4)
+    )
 
 
 def test_more_than_the_server_may_trace_is_refused(make_server):

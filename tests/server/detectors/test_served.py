@@ -14,11 +14,14 @@ import pytest
 
 from saccade_server.config import engine_config
 from saccade_server.demo import sample_path
+from saccade_server.evaluation.asking import user_message
+from saccade_server.evaluation.images import file_url
 from saccade_server.inprocess import open_server
-from saccade_server.oneshot import ask, text_of
+from saccade_server.oneshot import text_of
 from saccade_testing.demo_arrays import Answered
 
 QUESTION = "Describe the image."
+SYSTEM = "You answer questions about images."
 ENTRIES: list[dict[str, Any]] = [
     {"name": "anatomy_of_a_lie", "words": ["red", "blue", "probably"]},
     {"name": "svar", "threshold": 9},
@@ -27,22 +30,40 @@ ENTRIES: list[dict[str, Any]] = [
     {"name": "fai", "near": 2, "far": 5},
     {"name": "sinks", "epsilon": 0.1},
     {"name": "vas"},
+    {"name": "vhd", "reduce": "min"},
 ]
 """All that the one answer of these tests is scored with."""
 
 
+Served = tuple[str, list[Mapping[str, Any]]]
+"""An answer, and what every detector found in it."""
+
+
 @pytest.fixture(scope="module")
-def served() -> tuple[str, list[Mapping[str, Any]]]:
-    """An answer about a sample, and what every detector found."""
+def both() -> tuple[Served, Served]:
+    """About a sample, without a system prompt and with one."""
 
-    async def main() -> Any:
+    async def main() -> list[Any]:
         config = engine_config(None, enforce_eager=True, cache_tokens=8192)
+        messages = user_message(QUESTION, [file_url(sample_path("absent-1"))])
+        body = {"temperature": 0, "max_tokens": 40, "detectors": ENTRIES}
         async with open_server(config, "demo") as client:
-            sampling = {"temperature": 0, "max_tokens": 40, "detectors": ENTRIES}
-            return await ask(client, "demo", QUESTION, [sample_path("absent-1")], [], sampling)
+            asked = (messages, [{"role": "system", "content": SYSTEM}, *messages])
+            posted = [
+                await client.post("/v1/chat/completions", json=body | {"messages": each})
+                for each in asked
+            ]
+        return [answer.json() for answer in posted]
 
-    answer = asyncio.run(main())
-    return text_of(answer), answer["choices"][0]["detectors"]
+    first, second = (
+        (text_of(answer), answer["choices"][0]["detectors"]) for answer in asyncio.run(main())
+    )
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def served(both: tuple[Served, Served]) -> Served:
+    return both[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +120,15 @@ def test_waad_and_fai_are_those_of_transformers(served: Any, own: Answered) -> N
     assert far["tokens"][:-2] == pytest.approx(fai[:-2], abs=1e-5)
 
 
+def test_vhd_is_that_of_transformers(served: Any, own: Answered) -> None:
+    found = served[1][7]
+    apart = np.linalg.norm(own.heads(True) - own.heads(False), axis=-1)  # [token, layer, head]
+    largest = np.sort(apart, -1)[..., 3:].sum((1, 2))
+    assert found["tokens"] == pytest.approx(largest.tolist(), abs=1e-3)
+    assert found["score"] == pytest.approx(largest.min(), abs=1e-3)
+    assert np.array(found["values"]["vhd"]) == pytest.approx(apart[0], abs=1e-3)
+
+
 def test_sinks_are_those_of_transformers(served: Any, own: Answered) -> None:
     values = served[1][5]["values"]
     sums = own.attention[:, :, : own.prompt, : own.prompt].sum(2)
@@ -117,6 +147,20 @@ def test_a_prompt_without_a_system_prompt_has_no_vas(served: Any) -> None:
     found = served[1][6]
     assert found["score"] is None
     assert found["reason"] == "nothing is before the first user's turn"
+
+
+def test_vas_is_that_of_transformers(both: tuple[Served, Served]) -> None:
+    """Of the rows of the user's text behind the image; the system prompt ends where USER begins."""
+    text, found = both[1]
+    own = Answered(sample_path("absent-1"), QUESTION, text, SYSTEM)
+    start, end = own.image_span
+    system = range(1, own.position("USER"))
+    rows = range(end, own.position("ASSISTANT"))
+    shares = own.attention[:, :, rows]
+    below = np.maximum(shares[..., system].sum(-1), 1e-6)
+    ratios = shares[..., start:end].sum(-1) / below  # [layer, head, row]
+    assert found[6]["score"] == pytest.approx(ratios.mean(), rel=1e-2)
+    assert found[6]["values"]["by_layer"] == pytest.approx(ratios.mean((1, 2)).tolist(), rel=1e-2)
 
 
 def _tokens(*texts: str) -> list[int]:

@@ -39,6 +39,7 @@ class Answered:
     image: Path
     question: str
     answer: str
+    system: str | None = None
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -63,6 +64,13 @@ class Answered:
         token = _loaded()[1].config.image_token_id
         at = [position for position, found in enumerate(self.tokens) if found == token]
         return at[0], at[-1] + 1
+
+    def position(self, word: str) -> int:
+        """Where a word of the template begins, which is tokens of its own there."""
+        processor, _ = _loaded()
+        texts = [processor.tokenizer.decode([token]) for token in self.tokens]
+        at = [p for p in range(len(texts)) if "".join(texts[p:]).startswith(word)]
+        return at[0]
 
     @cached_property
     def attention(self) -> Floats:
@@ -91,7 +99,9 @@ class Answered:
     def _inputs(self) -> Any:
         processor, _ = _loaded()
         content = [{"type": "image"}, {"type": "text", "text": self.question}]
-        chat = [{"role": "user", "content": content}]
+        chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system is not None:
+            chat.insert(0, {"role": "system", "content": self.system})
         text = processor.apply_chat_template(chat, add_generation_prompt=True)
         with Image.open(self.image) as image:
             return processor(images=[image.convert("RGB")], text=[text], return_tensors="pt")

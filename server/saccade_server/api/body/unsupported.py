@@ -3,7 +3,8 @@
 Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.body.noeffect`), as
 OpenAI SDKs send new ones all the time, with two exceptions: features that change the answer and
 that this server lacks, unless they are set to what it does anyway; and names that look like a
-misspelt ``interventions`` or ``trace``, for which the answer would come back without.
+misspelt ``interventions``, ``trace`` or ``detectors``, for which the answer would come back
+without.
 """
 
 from __future__ import annotations
@@ -58,6 +59,13 @@ TRACES = frozenset(
     }
 )
 """Names that were probably meant to be ``trace``."""
+DETECTORS = frozenset({"detect", "detection", "detections", "detector", "detector_options"})
+"""Names that were probably meant to be ``detectors``."""
+MEANT = {
+    TRACES: 'what is to be recorded is given as the top-level field "trace", an object of kinds.',
+    DETECTORS: 'detectors are given as the top-level field "detectors", a list of objects with a '
+    '"name".',
+}
 CLOSE_ENOUGH = 0.75
 MOST_UNKNOWN = 100
 
@@ -93,15 +101,12 @@ def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]
 
 
 def refuse_near_misses(names: Iterable[str]) -> None:
-    """Refuse names that were probably meant to be ``interventions`` or ``trace``."""
+    """Refuse names that were probably meant to be ``interventions``, ``trace`` or ``detectors``."""
     for name in names:
-        if _plain(name) in TRACES:
-            raise BadRequest(
-                f"Unknown field {brief(name)}: what is to be recorded is given as the top-level "
-                'field "trace", an object of kinds.',
-                code="unknown_field",
-                param=bounded(name, 64),
-            )
+        for others, said in MEANT.items():
+            if _plain(name) in others:
+                message = f"Unknown field {brief(name)}: {said}"
+                raise BadRequest(message, code="unknown_field", param=bounded(name, 64))
         if _another_name(name) or _resembles(name):
             raise BadRequest(
                 f"Unknown field {brief(name)}: interventions are given as the top-level "

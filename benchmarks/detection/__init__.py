@@ -1,0 +1,1 @@
+"""Parts of detectors.py: what is asked, what is counted, the table."""
