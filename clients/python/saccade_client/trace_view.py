@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -18,7 +19,8 @@ WIDTH = 240
 """Pixels that a heat map is wide; those of single rows are a third."""
 MOST_ROWS = 12
 """Heat maps of single rows that are shown."""
-HEAT = (224, 72, 32)
+HEAT = (230, 0, 122)
+"""A colour that pictures seldom have."""
 COLOURS = {
     "image": "#d9541e",
     "sinks": "#7a5ba8",
@@ -47,14 +49,16 @@ def _heatmaps(trace: Trace, pictures: Sequence[str]) -> Iterator[str]:
             continue
         number, _, at = name.removeprefix("heatmaps.").partition(".")
         view = trace.images[int(number)][int(at or 0)]
-        picture = pictures[int(number)] if int(number) < len(pictures) else ""
+        picture = _Picture(view, pictures[int(number)] if int(number) < len(pictures) else "")
         array = trace[name]
         yield _title(f"{name}: {array.unit}, mean over everything but the grid")
-        yield _over(view, _grid(array), picture, WIDTH)
+        yield f"<div>{picture.under(_grid(array), WIDTH)}</div>"
         if "row" in array.axes and 1 < array.shape[0] <= MOST_ROWS:
             for row in array.coordinates["row"]:
-                title = f"row {row}, token {row - trace.prompt_tokens + 1} of the answer"
-                yield _over(view, _grid(array.at(row=row)), picture, WIDTH // 3, title)
+                token = row - trace.prompt_tokens + 1
+                said = f"row {row}" if token < 0 else f"token {token}"
+                shown = picture.under(_grid(array.at(row=row)), WIDTH // 3)
+                yield f'<div style="display:inline-block;margin-right:6px">{shown}<br><small>{said}</small></div>'
 
 
 def _grid(array: TraceArray) -> NDArray[Any]:
@@ -63,22 +67,41 @@ def _grid(array: TraceArray) -> NDArray[Any]:
     return (array.mean(*others) if others else array).values
 
 
-def _over(view: View, grid: NDArray[Any], picture: str, width: int, title: str = "") -> str:
-    """A heat map where it lies on its image."""
-    wide, high = view.size if all(view.size) else (grid.shape[1], grid.shape[0])
-    left, top, right, bottom = (
-        share * side for share, side in zip(view.box, (wide, high) * 2, strict=True)
-    )
-    place = f'x="{left:g}" y="{top:g}" width="{right - left:g}" height="{bottom - top:g}"'
-    shown = f'<image href="{escape(picture)}" width="{wide}" height="{high}"/>' if picture else ""
-    heat = base64.b64encode(_heat(grid)).decode()
-    said = escape(title or f"largest {_number(float(grid.max(initial=0)))}")
-    return (
-        f'<svg viewBox="0 0 {wide} {high}" width="{width}" role="img" '
-        f'style="margin:2px;background:#fff;outline:1px solid #8884"><title>{said}</title>{shown}'
-        f'<image href="data:image/png;base64,{heat}" {place} preserveAspectRatio="none" '
-        'style="image-rendering:pixelated"/></svg>'
-    )
+class _Picture:
+    """An image under heat maps; however many there are, it is written once."""
+
+    def __init__(self, view: View, url: str) -> None:
+        self._view = view
+        self._url = url
+        self._name = f"saccade-{uuid.uuid4().hex}"
+        self._written = False
+
+    def under(self, grid: NDArray[Any], width: int) -> str:
+        """A heat map where it lies on the image."""
+        rows, columns = grid.shape
+        wide, high = self._view.size if all(self._view.size) else (columns, rows)
+        left, top, right, bottom = (
+            share * side for share, side in zip(self._view.box, (wide, high) * 2, strict=True)
+        )
+        place = f'x="{left:g}" y="{top:g}" width="{right - left:g}" height="{bottom - top:g}"'
+        heat = base64.b64encode(_heat(grid)).decode()
+        said = f"largest {_number(float(grid.max(initial=0)))}"
+        return (
+            f'<svg viewBox="0 0 {wide} {high}" width="{width}" role="img" '
+            'style="margin:2px;background:#fff;outline:1px solid #8884">'
+            f"<title>{said}</title>{self._image(wide, high)}"
+            f'<image href="data:image/png;base64,{heat}" {place} preserveAspectRatio="none" '
+            'style="image-rendering:pixelated"/></svg>'
+        )
+
+    def _image(self, wide: int, high: int) -> str:
+        if not self._url:
+            return ""
+        if self._written:
+            return f'<use href="#{self._name}"/>'
+        self._written = True
+        size = f'width="{wide}" height="{high}" opacity="0.6"'
+        return f'<image id="{self._name}" href="{escape(self._url)}" {size}/>'
 
 
 def _heat(grid: NDArray[Any]) -> bytes:

@@ -187,6 +187,12 @@ def test_a_heat_map_lies_where_its_view_does():
     found = pixels(base64.b64decode(heat.get("href").partition(",")[2]))
     assert found[..., 3].tolist() == [[115, 0, 0], [0, 0, 230]]
     assert shown.count("<svg") == 3  # the mean, and both rows
+    assert shown.count(PICTURE) == 1
+    name = image.get("id")
+    assert shown.count(f'<use href="#{name}"/>') == 2
+    assert ">token 0<" in shown
+    assert name not in trace.html([PICTURE])
+    assert "<use" not in trace.html()
 
 
 def test_html_shows_all_and_needs_nothing(client):
