@@ -19,6 +19,7 @@ WIDTH = 240
 """Pixels that a heat map is wide; those of single rows are a third."""
 MOST_ROWS = 12
 """Heat maps of single rows that are shown."""
+SMALL = "display:inline-block;margin-right:6px"
 HEAT = (230, 0, 122)
 """A colour that pictures seldom have."""
 COLOURS = {
@@ -58,7 +59,7 @@ def _heatmaps(trace: Trace, pictures: Sequence[str]) -> Iterator[str]:
                 token = row - trace.prompt_tokens + 1
                 said = f"row {row}" if token < 0 else f"token {token}"
                 shown = picture.under(_grid(array.at(row=row)), WIDTH // 3)
-                yield f'<div style="display:inline-block;margin-right:6px">{shown}<br><small>{said}</small></div>'
+                yield f'<div style="{SMALL}">{shown}<br><small>{said}</small></div>'
 
 
 def _grid(array: TraceArray) -> NDArray[Any]:
