@@ -16,9 +16,9 @@ the prompt's step apart, where rows of it are read. Ratios are medians over roun
 
     python benchmarks/traces.py [--rounds 7] [--neighbours 4] [--tokens 48] [--device cuda]
 
-On a GPU the clock is the wall's, and the device has finished before it is read: not measured. On a
-CPU glibc is told to keep what is freed: else it gives memory back to the system in every step, or in
-none, and which of the two depends on a few kilobytes more.
+On a GPU the clock is the wall's, and the device has finished before it is read: not measured. On
+a CPU glibc is told to keep what is freed: else it gives memory back to the system in every step, or
+in none, and which of the two depends on a few kilobytes more.
 """
 
 from __future__ import annotations

@@ -154,8 +154,11 @@ class Answer:
     async def _events(self, events: Events, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """What is to be written at once: the events of a step, or that nothing was said."""
         patience = self.services.settings.sse_keep_alive
+        tell: Callable[[Delta], bytes | Delta] = events
+        if any(_reads(choice) for choice in self.generation.choices):
+            tell = partial(self._unless_traced, events)
         async with self.generation as work:
-            async for told in work.told(partial(self._unless_traced, events), patience):
+            async for told in work.told(tell, patience):
                 yield b"".join([await self._event(events, item) for item in told]) or KEEP_ALIVE
         self.book()
         if include_usage:  # a chunk after the last choice has ended
@@ -174,8 +177,7 @@ class Answer:
 
     def _unless_traced(self, events: Events, delta: Delta) -> bytes | Delta:
         """The events of a delta; the delta itself if something is still to be made of a trace."""
-        choice = self.generation.choices[delta.index]
-        reads = choice.trace is not None or choice.watched is not None
+        reads = _reads(self.generation.choices[delta.index])
         return delta if delta.finish_reason and reads else events(delta)
 
     async def _event(self, events: Events, told: bytes | Delta) -> bytes:
@@ -220,6 +222,11 @@ class Collected:
         self.logprobs += delta.logprobs
         self.offsets += delta.offsets
         self.finish_reason = delta.finish_reason
+
+
+def _reads(choice: Choice) -> bool:
+    """Whether something is to be made of what a choice reads, once it has ended."""
+    return choice.trace is not None or choice.watched is not None
 
 
 def traced(said: Delta | Collected) -> dict[str, Any]:
