@@ -1,5 +1,5 @@
 """How well each detector tells what the demo model made up, on held-out scenes; writes
-results/detectors-*.json and the table of its page.
+results/detectors-*.json and the table of docs/detectors.md.
 
     python benchmarks/detectors.py
 
