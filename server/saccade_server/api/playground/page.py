@@ -37,7 +37,7 @@ def _parts() -> dict[str, Part]:
 def _policy() -> str:
     (inline,) = INLINE.findall(Part(OURS, "index.html").read())
     digest = base64.b64encode(hashlib.sha256(inline).digest()).decode()
-    return policy(scripts=f"'self' 'sha256-{digest}'", images="'self' data: blob:")
+    return policy(scripts=f"'self' 'sha256-{digest}'")
 
 
 PLAYGROUND_PARTS = _parts()

@@ -14,12 +14,19 @@ function progress({ state, tokens, finish }) {
   return STATES[state] ? `${count}, ${STATES[state]}` : count;
 }
 
+/** The same without a count that changes with every token. */
+function spoken(answer) {
+  return answer.state === "streaming" ? STATES.streaming : progress(answer);
+}
+
 export function Pane({ name, title, answer, marks, at, point, again, children }) {
   return html`
     <section class="pane pane-${name}" aria-labelledby="pane-${name}">
       <header>
         <h2 id="pane-${name}">${title}</h2>
-        ${answer && html`<span class="progress" role="status">${progress(answer)}</span>`}
+        ${answer && html`
+          <span class="progress" aria-hidden="true">${progress(answer)}</span>
+          <span class="hidden" role="status">${title}: ${spoken(answer)}</span>`}
       </header>
       ${answer
         ? html`<${Tokens} id=${name} label="The ${name} answer, token by token" tokens=${answer.tokens}
@@ -39,12 +46,14 @@ function toTheField() {
 
 function Trouble({ answer, again }) {
   const { error, state, tokens } = answer;
+  // The server's trouble, before the answer or within it; not the request's.
+  const passing = state === "broken" || error.status >= 500 || error.status < 400;
   return html`
     <div class="trouble" role="alert">
       <p>${error.message} ${error.param && html`
         <button type="button" class="link" onClick=${toTheField}><code>${error.param}</code></button>`}</p>
-      ${state === "broken" && tokens.length > 0 && html`<p>What came before it is kept above.</p>`}
-      ${state === "broken" && html`<button type="button" onClick=${again}>Ask again</button>`}
+      ${passing && tokens.length > 0 && html`<p>What came before it is kept above.</p>`}
+      ${passing && html`<button type="button" onClick=${again}>Ask again</button>`}
     </div>`;
 }
 
