@@ -171,7 +171,7 @@ class Answer:
                 pass
             for choice, found in zip(generation.choices, collected, strict=True):
                 found.trace = await self._trace(choice)
-                found.detectors = await detected(self.services, choice)
+                found.detectors = await self._detected(choice)
         self.book()
         return collected
 
@@ -184,8 +184,15 @@ class Answer:
         if isinstance(told, bytes):
             return told
         choice = self.generation.choices[told.index]
-        trace, found = await self._trace(choice), await detected(self.services, choice)
+        trace, found = await self._trace(choice), await self._detected(choice)
         return events(msgspec.structs.replace(told, trace=trace, detectors=found))
+
+    async def _detected(self, choice: Choice) -> list[dict[str, Any]] | None:
+        """What detectors found in a choice that has ended."""
+        if choice.watched is None:
+            return None
+        async with self.generation.deadline.kept():
+            return await detected(self.services, choice, choice.watched)
 
     async def _trace(self, choice: Choice) -> msgspec.Raw | None:
         """What a choice that has ended says of its trace."""

@@ -13,7 +13,7 @@ from saccade_server.api.sampling import scope_of
 from saccade_server.api.services import Services
 from saccade_server.detectors.base import Detector
 from saccade_server.engine.request import FinishReason
-from saccade_server.requests.detection import Blind, Detection, prepare_detection
+from saccade_server.requests.detection import Blind, Detection, Watched, prepare_detection
 from saccade_server.requests.limits import answer_length
 from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.scores import ScoreLog
@@ -50,15 +50,12 @@ async def detections(
     return await services.in_worker(work)
 
 
-async def detected(services: Services, choice: Choice) -> list[dict[str, Any]] | None:
-    """What the detectors of a choice that has ended found; None if it has none.
+async def detected(services: Services, choice: Choice, watched: Watched) -> list[dict[str, Any]]:
+    """What the detectors of a choice that has ended found.
 
     Raises:
         EngineFailure: the engine left out something that was asked for.
     """
-    watched = choice.watched
-    if watched is None:
-        return None
     tokens, blind = tuple(watched.tokens), watched.detection.blind
     without = [] if blind is None or not tokens else await _without(services, choice, blind, tokens)
     drawn = choice.completion_tokens

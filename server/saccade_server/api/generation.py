@@ -226,7 +226,7 @@ class Generation:
         self.choices = choices
         self._engine = engine
         self._lifecycle = lifecycle
-        self._deadline = deadline
+        self.deadline = deadline
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
         self._room = room
@@ -252,7 +252,7 @@ class Generation:
         except BaseException:
             self._close()
             raise
-        self._later(self._deadline.left, None, too_late())
+        self._later(self.deadline.left, None, too_late())
         return self
 
     def _open(self, choices: Sequence[Choice]) -> None:

@@ -1,5 +1,6 @@
 """Detectors through HTTP: what is refused, what is asked of the engine, and what comes back."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,22 @@ def test_more_than_the_server_may_trace_is_refused(make_server):
     assert answer.status_code == 413
     assert answer.json()["error"]["param"] == "detectors[0]"
     assert detectors(ask(server, LIE, max_tokens=8))
+
+
+def test_the_second_reading_ends_with_the_request_s_time(make_server):
+    """The scripted engine gives a given answer at once, unless it is stalled before."""
+    server = make_server(request_timeout=0.5)
+    submit = server.engine.submit
+
+    async def never(request):
+        if request.given:
+            await asyncio.sleep(60)
+        async for output in submit(request):
+            yield output
+
+    server.engine.submit = never
+    answer = ask(server, LIE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
 
 
 def test_what_the_engine_leaves_out_is_no_answer(server: Server):

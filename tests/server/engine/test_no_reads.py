@@ -41,6 +41,7 @@ from saccade_server.engine.traces.data import (
     AttentionReading,
     EntropyReading,
     SinkReading,
+    TokenShareReading,
     Trace,
 )
 from saccade_server.models import sites
@@ -159,6 +160,7 @@ def traced(request: GenerateRequest) -> GenerateRequest:
     every = Trace(
         (
             EntropyReading(name="entropy", rows=(0, 1000)),
+            TokenShareReading(name="shares", rows=(0, 1000), groups=((3, 5), (), (7,))),
             AttentionReading(name="groups", keys=keys, sinks="group", recent=3, **whole),
             AttentionReading(name="keys", keys=keys, sinks="drop", each=True, **whole),
             AttentionReading(name="sums", keys=keys, over=frozenset({"row", "head"}), **whole),
