@@ -27,7 +27,7 @@ quick := tests/interventions tests/kernels tests/clients tests/benchmarks tests/
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo check test test-long compiled real-model test-real-model lint format bench
+.PHONY: help serve demo check test test-long compiled real-model test-real-model lm-eval lint format bench
 .PHONY: known-bench gpu-bench gpu-wheels train-demo wheels docker clean
 
 help: ## list the targets
@@ -63,6 +63,11 @@ real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm
 test-real-model: $(VENV)/.saccade-dev ## test on it: minutes; skipped where it cannot be had
 	@$(bin)/python scripts/real_model.py --if-available
 	@$(bin)/pytest -m long -rs tests/server/test_real_model.py $(ARGS)
+
+lm-eval: ## install lm-evaluation-harness in build/lm-eval, for a test of test-long
+	@$(PYTHON) -m venv build/lm-eval
+	@build/lm-eval/bin/pip install --disable-pip-version-check --quiet \
+		"lm_eval[api]==0.4.13" "$$(grep '^transformers==' constraints.txt)"
 
 lint: $(VENV)/.saccade-dev ## ruff and mypy
 	@$(bin)/ruff check

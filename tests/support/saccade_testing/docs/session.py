@@ -207,6 +207,8 @@ class Session:
         if isinstance(body, list) or "method" in body:
             path = "/v1/interventions/validate"
             body = {"interventions": body if isinstance(body, list) else [body]}
+        elif "continuations" in body:
+            path = "/v1/score"
         elif "messages" in body:
             path = "/v1/chat/completions"
         elif "prompt" in body:
