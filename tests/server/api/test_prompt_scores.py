@@ -3,6 +3,8 @@
 import pytest
 
 from saccade_server.api import prompt_scores
+from saccade_server.api.logprobs import completion_logprobs
+from saccade_server.requests.scores import TokenScore
 from saccade_testing.api.bodies import MODEL, parse_events
 from saccade_testing.api.fakes import FakeEngine
 from saccade_testing.api.scored import fake_score
@@ -65,6 +67,19 @@ def test_an_echo_has_log_probabilities_of_prompt_and_answer(server: Server):
 def test_without_rivals_each_token_has_itself(server: Server):
     (choice,) = choices(server, prompt="ab", echo=True, logprobs=0, max_tokens=0)
     assert choice["logprobs"]["top_logprobs"] == [None, {"b": own("b")}]
+
+
+def test_of_tokens_with_one_text_the_likeliest_is_told():
+    """Halves of characters all read the same."""
+
+    class Halves:
+        def token_text(self, token):
+            return "\ufffd", bytes([token])
+
+    entries = [TokenScore(7, -3.0, 3, ((5, -0.5), (6, -1.0))), TokenScore(5, -0.5, 1, ((5, -0.5),))]
+    told = completion_logprobs(Halves(), entries, [0, 0])
+    assert told["top_logprobs"] == [{"\ufffd": -0.5}, {"\ufffd": -0.5}]
+    assert told["token_logprobs"] == [-3.0, -0.5]
 
 
 def test_nothing_is_generated_where_nothing_is_asked_for(server: Server):

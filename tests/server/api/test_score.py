@@ -174,6 +174,11 @@ class TestInterventions:
             "context_length_exceeded",
             "continuations[1]",
         ),
+        (
+            {"prompt": "a", "continuations": ["x", [5] * 512]},
+            "context_length_exceeded",
+            "continuations[1]",
+        ),
         ({"prompt": "a" * 512, "continuations": ["x"]}, "context_length_exceeded", "prompt"),
         ({"prompt": "a", "continuations": ["x"], "max_tokens": 1}, "invalid_value", "max_tokens"),
         ({"prompt": "a", "continuations": ["x"], "enable_thinking": False}, None, None),

@@ -34,7 +34,7 @@ def check_lengths(services: Services, value: dict[str, Any]) -> None:
     _at_most(settings.max_prompts, value, "continuations")
     continuations = value.get("continuations")
     for at, item in enumerate(continuations if isinstance(continuations, list) else ()):
-        _check_room(services, item, f"continuations[{at}]")
+        _check_continuation(services, item, f"continuations[{at}]")
     for name in ("prompt_tokens", "tokens"):
         _check_room(services, value.get(name), name)
 
@@ -68,6 +68,20 @@ def _check_room(services: Services, prompt: object, param: str) -> None:
         _check_characters(services, len(prompt), param)
     elif isinstance(prompt, list):
         check_length(len(prompt), services.engine.info, param)
+
+
+def _check_continuation(services: Services, item: object, param: str) -> None:
+    """Refuse one that fits behind no prompt."""
+    longest = services.prompts.max_token_chars
+    least = len(item) if isinstance(item, list) else 0
+    if isinstance(item, str) and longest is not None:
+        least = -(-len(item) // longest)
+    if least >= services.room:
+        message = (
+            f"The continuation has {least} tokens at least; with its prompt it may have "
+            f"{services.room}."
+        )
+        raise BadRequest(message, code="context_length_exceeded", param=param)
 
 
 def _check_characters(services: Services, characters: int, param: str) -> None:
