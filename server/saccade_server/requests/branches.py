@@ -48,8 +48,14 @@ def traced_branch(
     """The prompt without its images, under the request's edits, read where ``readings`` compare.
 
     Raises:
-        RequestError: nothing of the prompt is left.
+        RequestError: nothing of the prompt is left, or a method runs its last row twice.
     """
+    if plan is not None and plan.needs.last_row_twice:
+        message = (
+            "trace.vhd compares rows with those of a prompt without images, step by step, and one "
+            "of the interventions runs the last row of the prompt twice"
+        )
+        raise RequestError(message, code="intervention_conflict", param="trace.vhd")
     tokens, extents = text_alone(prompt)
     if not tokens:
         message = "without its images the prompt is empty, and trace.vhd compares with that"

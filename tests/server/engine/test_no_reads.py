@@ -32,6 +32,7 @@ from saccade_kernels import ops
 from saccade_kernels.columns_reference import longest_context
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.gradients import RowGradients
+from saccade_server.engine.arrays import Array
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.flight import InFlight
@@ -40,6 +41,9 @@ from saccade_server.engine.sampler import Sample
 from saccade_server.engine.traces.data import (
     AttentionReading,
     EntropyReading,
+    LensReading,
+    ProjectionReading,
+    SaliencyReading,
     SinkReading,
     TokenShareReading,
     Trace,
@@ -125,11 +129,11 @@ JUDGED = SaliencyRule((1, 2), candidates=5, draws=3, alpha=0.6, window=5)
 """Candidates may be rejected; their gradient follows all that the plan edits."""
 
 
-def no_gradients(query: torch.Tensor, grad_output: torch.Tensor, *_: Any) -> RowGradients:
-    """Shapes of what the saliency kernel gives, without knowing how many keys there are."""
-    seqs, losses, heads, _ = grad_output.shape
+def no_gradients(query: torch.Tensor, grad_output: torch.Tensor, *given: Any) -> RowGradients:
+    """Shapes of what the saliency kernel gives, without knowing how many keys rows have."""
+    (seqs, losses, heads, _), width = grad_output.shape, given[2].max_context
     return RowGradients(
-        saliency=grad_output.new_empty(seqs, losses, heads, 32, dtype=torch.float32),
+        saliency=grad_output.new_empty(seqs, losses, heads, width, dtype=torch.float32),
         grad_query=torch.empty_like(grad_output),
         grad_key=grad_output[:, :, :2].clone(),
         grad_value=grad_output[:, :, :2].clone(),
@@ -157,6 +161,8 @@ def traced(request: GenerateRequest) -> GenerateRequest:
     """The request with readings of all its rows."""
     whole: dict[str, Any] = {"rows": (0, 1000), "layers": (0, 2), "heads": (1, 3)}
     keys = (((0, 5), (7, 9)), ((8, 12),))
+    answer = len(request.tokens) - 1, 1000
+    given = Array.pack(np.eye(2, 64, dtype=np.float32))
     every = Trace(
         (
             EntropyReading(name="entropy", rows=(0, 1000)),
@@ -165,6 +171,14 @@ def traced(request: GenerateRequest) -> GenerateRequest:
             AttentionReading(name="keys", keys=keys, sinks="drop", each=True, **whole),
             AttentionReading(name="sums", keys=keys, over=frozenset({"row", "head"}), **whole),
             SinkReading(name="sinks", rows=(0, 1000), layers=(1, 2)),
+            LensReading(name="lens", rows=(0, 1000), layers=(0, 4)),
+            SaliencyReading(name="saliency", **{**whole, "rows": answer}, keys=((0, 1000),)),
+            *(
+                ProjectionReading(
+                    name=site, rows=(0, 1000), layers=(0, 3), site=site, vectors=given
+                )
+                for site in ("residual", "attention_output", "mlp_output")
+            ),
         )
     )
     return replace(request, trace=every)

@@ -13,15 +13,18 @@ from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.traces.data import DivergenceReading, EntropyReading, Trace
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.requests.branches import traced_branch
+from saccade_server.requests.errors import RequestError
 from saccade_testing import steered, tiny
-from saccade_testing.engine import ask, core_with, make_request, run
+from saccade_testing.engine import REGISTRY, ask, core_with, make_request, run
 from saccade_testing.readings import (
     SETTINGS,
     TOKENS,
     answer_rows,
+    compared,
     core_for,
     head_outputs,
     prompts_of,
+    rendered,
     with_trace,
 )
 from saccade_testing.tiny import TinyPrompt
@@ -31,28 +34,14 @@ GAINS = {(1, 0): 3.0, (2, 3): 3.0, (2, 1): 3.0}
 ENTRY = {"method": "head_scale", "gain": 3, "heads": {"1": [0], "2": [3, 1]}}
 
 
-def rendered(prompt: TinyPrompt) -> RenderedPrompt:
-    images = tuple(
-        PreparedImage(
-            *(f"{hash(view.pixels.tobytes()):x}", view.start, view.length, view.pixels, view.grid),
-            before=view.before,
-            behind=view.behind,
-            image=view.image,
-        )
-        for view in prompt.images
-    )
-    return RenderedPrompt(tuple(prompt.tokens), "", (), images)
-
-
-def compared(request: GenerateRequest, prompt: TinyPrompt) -> GenerateRequest:
+def with_both(request: GenerateRequest, prompt: TinyPrompt) -> GenerateRequest:
     """With a reading of all of its answer, one of its end, and their branch."""
     rows = answer_rows(prompt)
     both = (
         DivergenceReading(name="vhd", rows=rows, layers=LAYERS),
         DivergenceReading(name="end", rows=(rows[1] - 2, rows[1]), layers=(2, 3)),
     )
-    branch = traced_branch(request.plan, rendered(prompt), both)
-    request = replace(request, branches=(*request.branches, branch))
+    request = compared(request, prompt, both)
     return with_trace(request, *both, EntropyReading(name="entropy", rows=rows))
 
 
@@ -83,7 +72,7 @@ def test_divergence_of_every_family(family: str, setting: str) -> None:
     core = core_for(setting, prompts, family)
     request = make_request(prompts[0], "r", max_tokens=TOKENS, ignore_eos=True)
     other = make_request(prompts[1], "other", max_tokens=TOKENS, ignore_eos=True)
-    result = run(core, [compared(request, prompts[0]), other])["r"]
+    result = run(core, [with_both(request, prompts[0]), other])["r"]
     check(result.trace, wanted(prompts[0], result.tokens, family, {}))
     assert len(result.trace["entropy"]) == TOKENS
 
@@ -95,7 +84,7 @@ def test_edits_act_in_both(setting: str) -> None:
     core = core_for(setting, prompts, "llava")
     plan = steered.plan_for(core, prompts[0], [{**ENTRY, "rows": "last+generated"}])
     requests = [
-        compared(make_request(prompt, str(n), some, TOKENS, ignore_eos=True), prompt)
+        with_both(make_request(prompt, str(n), some, TOKENS, ignore_eos=True), prompt)
         for n, (prompt, some) in enumerate(zip(prompts[:2], (plan, None), strict=True))
     ]
     requests.append(make_request(prompts[2], "2", max_tokens=TOKENS))
@@ -114,7 +103,7 @@ def test_rules_find_their_own_branches(setting: str) -> None:
     for methods in ([VCD()], [VHR(layers=[1, 2])]):
         request = ask(prompt, methods, max_tokens=TOKENS, logprobs=1)
         plain = run(core_with("llava", **SETTINGS[setting]), [request])["r"]
-        result = run(core_with("llava", **SETTINGS[setting]), [compared(request, prompt)])["r"]
+        result = run(core_with("llava", **SETTINGS[setting]), [with_both(request, prompt)])["r"]
         assert (result.tokens, result.logprobs) == (plain.tokens, plain.logprobs)
         assert result.trace["vhd"].shape == (TOKENS, len(LAYERS), 4)
 
@@ -124,7 +113,7 @@ def test_vhr_finds_what_the_first_row_tells() -> None:
     for, is the same."""
     prompt = tiny.prompt("llava", seed=1)
     methods = [VHR(layers=[1, 2], diagnose=1)]
-    request = compared(ask(prompt, methods, max_tokens=TOKENS), prompt)
+    request = with_both(ask(prompt, methods, max_tokens=TOKENS), prompt)
     result = run(core_with("llava"), [request])["r"]
     assert result.last is not None
     assert result.last.receipt is not None
@@ -142,7 +131,7 @@ def test_a_neighbour_notices_nothing(setting: str) -> None:
         core = core_for(setting, [other, other, prompt], "llava")
         request = make_request(other, "other", None, TOKENS, ignore_eos=True, logprobs=2)
         requests = [
-            compared(request, other) if reads else request,
+            with_both(request, other) if reads else request,
             make_request(prompt, "r", None, 8, ignore_eos=True, logprobs=2),
         ]
         return {n: (r.tokens, r.logprobs) for n, r in run(core, requests).items()}
@@ -161,7 +150,7 @@ def test_a_neighbour_notices_nothing(setting: str) -> None:
 )
 def test_what_cannot_be_compared_is_refused(words: str) -> None:
     core, prompt = core_with("llava"), tiny.prompt("llava")
-    request = compared(make_request(prompt, max_tokens=TOKENS), prompt)
+    request = with_both(make_request(prompt, max_tokens=TOKENS), prompt)
     assert request.trace is not None
     vhd, *others = request.trace.readings
     changed = {
@@ -177,9 +166,22 @@ def test_what_cannot_be_compared_is_refused(words: str) -> None:
     assert words in (output.error or "")
 
 
+def test_a_row_that_runs_twice_is_not_compared() -> None:
+    """AdaptVis tries the last prompt row first; a branch has run it by then."""
+    core, prompt = core_with("llava"), tiny.prompt("llava")
+    plain = with_both(make_request(prompt, max_tokens=TOKENS), prompt)
+    unsure = REGISTRY.parse([{"method": "adaptvis", "threshold": 0.99}])
+    plan = ask(prompt, unsure, max_tokens=TOKENS).plan
+    output = core.submit(replace(plain, plan=plan))
+    assert output is not None
+    assert "runs the last prompt row twice" in (output.error or "")
+    with pytest.raises(RequestError, match="runs the last row of the prompt twice"):
+        with_both(make_request(prompt, plan=plan, max_tokens=TOKENS), prompt)
+
+
 def test_the_branch_of_a_trace_is_the_last() -> None:
     core, prompt = core_with("llava"), tiny.prompt("llava")
-    request = compared(ask(prompt, [VCD()], max_tokens=TOKENS), prompt)
+    request = with_both(ask(prompt, [VCD()], max_tokens=TOKENS), prompt)
     output = core.submit(replace(request, branches=request.branches[::-1]))
     assert output is not None
     assert "no branch goes with it" in (output.error or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.request import GenerateRequest
-from saccade_server.engine.traces.data import AnyReading, Trace
+from saccade_server.engine.traces.data import AnyReading, DivergenceReading, Trace
+from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.requests.branches import traced_branch
 from saccade_testing import tiny
 from saccade_testing.engine import core_with
 from saccade_testing.oracle import attend
@@ -57,6 +59,30 @@ def all_rows(prompt: TinyPrompt, tokens: int = TOKENS) -> tuple[int, int]:
 def answer_rows(prompt: TinyPrompt, tokens: int = TOKENS) -> tuple[int, int]:
     """Those that an answer is drawn from."""
     return len(prompt.tokens) - 1, len(prompt.tokens) + tokens - 1
+
+
+def rendered(prompt: TinyPrompt) -> RenderedPrompt:
+    """The prompt as requests know it."""
+    images = tuple(
+        PreparedImage(
+            *(f"{hash(view.pixels.tobytes()):x}", view.start, view.length, view.pixels, view.grid),
+            before=view.before,
+            behind=view.behind,
+            image=view.image,
+        )
+        for view in prompt.images
+    )
+    return RenderedPrompt(tuple(prompt.tokens), "", (), images)
+
+
+def compared(
+    request: GenerateRequest, prompt: TinyPrompt, readings: Sequence[DivergenceReading]
+) -> GenerateRequest:
+    """With the branch that these readings compare with, if there are any."""
+    if not readings:
+        return request
+    branch = traced_branch(request.plan, rendered(prompt), readings)
+    return replace(request, branches=(*request.branches, branch))
 
 
 @dataclass

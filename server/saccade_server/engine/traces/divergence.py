@@ -37,6 +37,8 @@ class DivergenceReader(Reader[DivergenceReading]):
         first = start - len(request.tokens)
         if first < -1 or request.given:
             return "it is of rows that tokens are drawn from"
+        if request.plan is not None and request.plan.needs.last_row_twice:
+            return "the plan runs the last prompt row twice, and a branch's once"
         branch = request.branches[-1] if request.branches else None
         if branch is None or branch.measures or branch.trace is None:
             return "no branch goes with it"

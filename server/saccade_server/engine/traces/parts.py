@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Batch
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.tables import TagTable
 from saccade_server.engine.batch import edits_of
 from saccade_server.engine.rules.base import EngineParts
 from saccade_server.engine.traces.base import Traced
@@ -55,10 +57,15 @@ def as_decodes(parts: EngineParts, traced: Batch[Traced[Any]]) -> tuple[ForwardS
         classes=tables.classes(tags) if edits else 1,
         per_head_classes=bool(edits) and any(_has_per_head_classes(one) for one in traced),
         controls=tables.controls if edits else None,
-        tags=tables.tags if edits else None,
+        tags=_uncounted(tables.tags) if edits else None,
     )
     edited = tables.residual_step({row for some in controls for row in some})
     return ForwardStep(batch, parts.keys, parts.values, residuals=edited), sent[6]
+
+
+def _uncounted(tags: TagTable) -> TagTable:
+    """The same table; rows whose masses move have been counted in their step."""
+    return replace(tags, moved=torch.empty_like(tags.moved))
 
 
 def _has_per_head_classes(one: Traced[Any]) -> bool:
