@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from saccade_interventions.methods.vcd import VCD
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.loop import _Commands
 from saccade_server.engine.messages import Outputs, Submit, decode_command, decode_reply, encode
 from saccade_server.engine.request import Array, EngineOutput, FinishReason, GenerateRequest
 from saccade_server.engine.traces.data import (
@@ -249,3 +250,15 @@ def test_readings_cross_the_line() -> None:
     piece = TracePiece("a", 0, Array.pack(np.zeros((2, 3))))
     outputs = Outputs(outputs=[EngineOutput(request_id="r", tokens=(1,), trace=(piece,))])
     assert decode_reply(encode(outputs)) == outputs
+
+
+def test_a_token_with_a_piece_crosses_as_more_than_a_number() -> None:
+    core, prompt = core_with("llama"), tiny.prompt("llama")
+    commands = _Commands(core)
+    assert commands.obey(Submit(traced(prompt), 7)) is None
+    told = []
+    while core.busy:
+        message = commands.pack(core.step())
+        assert not message.numbers
+        told += [len(output.trace) for output in message.outputs]
+    assert told == [1] * TOKENS
