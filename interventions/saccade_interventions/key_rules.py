@@ -37,7 +37,8 @@ class SinkRule(Rule, frozen=True):
 
     def needs(self) -> Needs:
         # Scores are kept by cache slot; thresholds are applied later.
-        return Needs(page_extra=PageExtra(f"{self.dims} {self.layers}", self.generated))
+        key = f"{self.dims} {self.layers}"
+        return Needs(page_extra=PageExtra(key, self.generated, scored=self.dims))
 
     def excludes(self, other: Rule) -> str | None:
         if self.generated and isinstance(other, RecentRule):

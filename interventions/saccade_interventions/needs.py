@@ -40,10 +40,12 @@ class PageExtra(Struct, frozen=True):
     """What is kept beside the keys and values of a page, in every page that a sequence may find.
 
     ``key`` says what it depends on. Pages with generated rows have it only if ``generated``.
+    ``scored``: dimensions of the residual in which tokens are scored; a token has one score.
     """
 
     key: str
     generated: bool = False
+    scored: tuple[int, ...] = ()
 
 
 class Needs(Struct, frozen=True, kw_only=True):
@@ -54,6 +56,8 @@ class Needs(Struct, frozen=True, kw_only=True):
       one chunk share the key classes of their sequence, and the rule changes them row by row.
     - ``token_first``: the host knows a token before the next step is launched.
     - ``draws``: the tokens of an answer are drawn, each behind its own row: it acts there.
+    - ``candidates``: how many of the likeliest tokens one may be taken from in place of the drawn
+      one; 1: the drawn one stays.
     - ``last_row_twice``: the last prompt row runs again, under a plan that its first run decides.
     - ``own_pages``: rows of these phases follow what is measured for this sequence alone, so that
       no page from the first such row on is shared.
@@ -68,6 +72,7 @@ class Needs(Struct, frozen=True, kw_only=True):
     single_rows: bool = False
     token_first: bool = False
     draws: bool = False
+    candidates: int = 1
     last_row_twice: bool = False
     own_pages: frozenset[Phase] = frozenset()
     own_programs: tuple[tuple[Phase, tuple[int, ...]], ...] = ()
@@ -89,6 +94,7 @@ def merged(needs: Iterable[Needs]) -> Needs:
         single_rows=any(some.single_rows for some in every),
         token_first=any(some.token_first for some in every),
         draws=any(some.draws for some in every),
+        candidates=max(some.candidates for some in every),
         last_row_twice=any(some.last_row_twice for some in every),
         own_pages=frozenset[Phase]().union(*(some.own_pages for some in every)),
         own_programs=tuple(own for some in every for own in some.own_programs),

@@ -219,7 +219,7 @@ class SaliencyRule(Rule, frozen=True):
     exempt: tuple[int, ...] = ()
 
     def needs(self) -> Needs:
-        return Needs(token_first=True, draws=True)
+        return Needs(token_first=True, draws=True, candidates=self.candidates)
 
     def excludes(self, other: Rule) -> str | None:
         if isinstance(other, ContrastRule):

@@ -120,7 +120,7 @@ def test_needs_of_a_plan_are_those_of_its_rules_together() -> None:
         Branch("deleted", edited=True),
         Branch("hidden", edited=True, measures=True),
     )
-    assert needs.page_extra == PageExtra("(1,) (0, 1)", generated=True)
+    assert needs.page_extra == PageExtra("(1,) (0, 1)", generated=True, scored=(1,))
     assert needs.own_pages == {Phase.LAST, Phase.GENERATED}
     assert not any([needs.whole_prompt, needs.token_first, needs.single_rows])
     early = MeasuredGains((1,), 2.0, (Phase.PREFIX,))

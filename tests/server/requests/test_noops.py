@@ -24,6 +24,11 @@ class Ended:
     run: Run
     completion_tokens: int
 
+    @property
+    def last_row(self) -> int:
+        """Behind a prompt of six tokens, whose last row the first token is drawn from."""
+        return 4 + self.completion_tokens if self.completion_tokens else -1
+
 
 def compiled(**fields):
     interventions = REGISTRY.parse([{**PASTA, **fields}])

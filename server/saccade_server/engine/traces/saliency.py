@@ -1,7 +1,7 @@
 """What each key meant to the tokens that were drawn: saliency by layer, head and key.
 
-Behind a step its traced rows are gone back through, as for SGRS (models/gradient.py), for the token
-that each has drawn. Where a rule may take another candidate, all of its pool are judged, and what
+Behind a step its traced rows are gone back through (models/gradient.py), for the token that each
+has drawn. Where a rule may take another candidate, all of its pool are judged, and what
 is of the token that was taken is kept once the host knows it.
 """
 
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.batch import Ints
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import EngineParts
@@ -146,7 +145,7 @@ class SaliencyWatch(Watch):
         assert drawn.tokens is not None, "these rows draw"
         places = np.array([drawn.places[one.chunk] for one in group], np.int64)
         (at,) = self._parts.upload(places)
-        count = _candidates(group[0])
+        count = group[0].sequence.needs.candidates
         if count == 1:
             return drawn.tokens.index_select(0, at)[:, None]
         params = [pool_params(one.sequence.request.sampling) for one in group]
@@ -174,19 +173,12 @@ class SaliencyWatch(Watch):
         ]
 
 
-def _candidates(one: Traced[SaliencyReading]) -> int:
-    """How many tokens may be taken behind a row."""
-    plan = one.sequence.plan
-    rule = None if plan is None else plan.rule(SaliencyRule)
-    return 1 if rule is None else rule.candidates
-
-
 def _groups(traced: Batch[Traced[SaliencyReading]]) -> Iterator[list[Traced[SaliencyReading]]]:
     """Rows of as many candidates, by what one pass can do together."""
     found: dict[int, list[Traced[SaliencyReading]]] = defaultdict(list)
     for one in traced:
         assert one.end == one.start + 1, "one token is drawn behind a row"
-        found[_candidates(one)].append(one)
+        found[one.sequence.needs.candidates].append(one)
     for count, some in found.items():
         most = max(MOST_REPLICAS // count, 1)
         yield from (some[start : start + most] for start in range(0, len(some), most))

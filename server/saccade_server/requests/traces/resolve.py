@@ -16,7 +16,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from saccade_interventions.image_views import ImageView
-from saccade_interventions.key_rules import SinkRule
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.plan import Plan
 from saccade_server.engine.traces.data import Trace
@@ -89,7 +88,8 @@ def check_plan(found: TracePlan, plan: Plan | None, model: ModelFacts) -> None:
     if plan is None or not found.trace.needs_sinks:
         return
     for rule in plan.rules:
-        if isinstance(rule, SinkRule) and rule.dims != model.sink_dims:
+        extra = rule.needs().page_extra
+        if extra is not None and extra.scored != model.sink_dims:
             message = (
                 f"interventions[{rule.source}] looks for sinks in other dimensions than the trace; "
                 'leave out its sink_dims, or what of the trace tells sinks (masses: {"sinks": '
