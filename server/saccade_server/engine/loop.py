@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+from msgspec.structs import replace
 
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.heartbeat import Progress
@@ -20,6 +22,7 @@ from saccade_server.engine.messages import (
     Submit,
 )
 from saccade_server.engine.request import Array, EngineOutput, GenerateRequest
+from saccade_server.engine.traces.data import PART_BYTES, TracePiece
 
 
 def run_loop(
@@ -44,11 +47,49 @@ def run_loop(
                 return
             reply = commands.obey(command)
             if reply is not None:
-                send(reply)
+                _send(send, reply)
         outputs = core.step() if core.busy else []
         if outputs:
-            send(commands.pack(outputs))
+            _send(send, commands.pack(outputs))
         progress.note(core.steps, core.busy)
+
+
+def _send(send: Callable[[Reply], None], reply: Reply) -> None:
+    """Hand a reply over: large traces by themselves, in parts, behind all that is small.
+
+    Whoever takes a message does nothing else meanwhile, and neighbours' tokens are to wait for
+    none of another's trace.
+    """
+    if not isinstance(reply, Outputs):
+        send(reply)
+        return
+    large = [output for output in reply.outputs if _size(output.trace) > PART_BYTES]
+    if not large:
+        send(reply)
+        return
+    small = [output for output in reply.outputs if _size(output.trace) <= PART_BYTES]
+    if reply.numbers or small:
+        send(Outputs(reply.numbers, reply.tokens, small))
+    for output in large:
+        *parts, last = _parts(output.trace)
+        for part in parts:
+            send(Outputs(outputs=[EngineOutput(request_id=output.request_id, trace=part)]))
+        send(Outputs(outputs=[replace(output, trace=last)]))
+
+
+def _size(trace: Iterable[TracePiece]) -> int:
+    return sum(len(piece.array.data) for piece in trace)
+
+
+def _parts(trace: Iterable[TracePiece]) -> Iterator[tuple[TracePiece, ...]]:
+    """Pieces in order, together as long as they are small."""
+    part: list[TracePiece] = []
+    for piece in trace:
+        if part and _size([*part, piece]) > PART_BYTES:
+            yield tuple(part)
+            part = []
+        part.append(piece)
+    yield tuple(part)
 
 
 class _Commands:

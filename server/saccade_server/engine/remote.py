@@ -25,6 +25,8 @@ STOP_TIMEOUT = 10.0
 """Seconds an engine gets to end by itself."""
 READ_AT_ONCE = 4
 """Replies that are taken before anything else gets its turn."""
+LARGE = 2**18
+"""Bytes of a reply, a part of a trace, that is enough for a turn."""
 START_TIMEOUT = 3600.0
 """Seconds for a model to be fetched, loaded, and its kernels compiled and captured."""
 
@@ -156,11 +158,14 @@ class RemoteEngine(StreamingClient):
                 message = self._socket.recv(flags=zmq.NOBLOCK)
             except zmq.Again:
                 return
+            large = len(message) > LARGE
             try:
                 self._receive(decode_reply(message))
             except Exception as error:  # or whoever waits for it would wait for ever
                 logger.exception("a message of the engine could not be handed on")
                 self._die(f"its message could not be handed on: {type(error).__name__}")
+            if large:
+                break
         self._read_soon()  # the descriptor shows only once that there is something
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:

@@ -1,8 +1,5 @@
 """From options to readings and back to arrays: what each kind asks for and becomes."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,10 +9,8 @@ from saccade_interventions.errors import InterventionError
 from saccade_interventions.image_views import NOWHERE, ImageView
 from saccade_kernels.thresholds import default_threshold
 from saccade_server.engine.traces.readers import READERS
-from saccade_server.requests.traces.joining import TraceLostError
 from saccade_server.requests.traces.kinds import RESOLVERS
 from saccade_server.requests.traces.options import KINDS, TraceOptions
-from saccade_testing.api import traced
 from saccade_testing.traced_plans import (
     BLIND,
     MODEL,
@@ -136,40 +131,6 @@ def test_sums_over_rows_have_no_rows():
     assert found.values.shape == (1, 1, 25)
     rows = np.arange(30)
     assert np.allclose(found.values[0, 0, 5], (rows + 1 / 64 + 5 / 64**3).sum())
-
-
-def test_sums_over_rows_that_an_answer_does_not_reach_are_zero():
-    found = filled(2, columns={"layers": [1], "rows": {"answer": [2, 4]}})["columns"]
-    assert found.values.shape == (1, 25)
-    assert not found.values.any()
-    lost = plan(columns=True).collect()
-    with pytest.raises(TraceLostError):
-        lost.arrays(2)
-
-
-@pytest.mark.parametrize("rows", ["answer", "all", {"answer": [1, 5]}])
-def test_sums_have_no_row_behind_a_stop_text(rows):
-    """Rows that an engine ran before it was told are left out, in whatever output they come."""
-    options = {"layers": [0, 2], "rows": rows, "keys": "all"}
-    wanted = filled(3, columns=options)["columns"]
-    found = plan(scope(may_stop=True), columns=options)
-    joined = found.collect()
-    request: Any = SimpleNamespace(trace=found.trace)
-    for at in range(30):  # of the last of six tokens
-        joined.add(traced.pieces(request, at, at + 1, at == 29), min(max(at - 23, 0), 3))
-    summed = joined.arrays(3)["columns"]
-    assert summed.values.shape == wanted.values.shape == (2, 27)
-    assert np.allclose(summed.values, wanted.values)
-    everything = filled(columns=options)["columns"]
-    assert not np.allclose(everything.values[:, :27], wanted.values)
-
-
-def test_sums_beside_a_stop_text_may_not_be_large():
-    large = scope(Prompt(length=200_000), may_stop=True)
-    assert refused(large, columns={"layers": [0, 1]}) == ("trace_too_large", "trace.columns")
-    for rows in ("prompt", {"prompt": [0, 9]}, {"answer": [0, 1]}):
-        (reading,) = plan(large, columns={"layers": [0, 1], "rows": rows}).trace.readings
-        assert "row" in reading.over
 
 
 @pytest.mark.parametrize(

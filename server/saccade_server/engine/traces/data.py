@@ -18,6 +18,9 @@ from saccade_server.engine.arrays import Array
 Span = tuple[int, int]
 """Positions from the first on, without the last."""
 
+PART_BYTES = 2**20
+"""What one message has of a trace, if pieces allow; a piece of several rows has no more."""
+
 Axis = Literal["layer", "head", "row"]
 """An axis that can be taken out: layers and heads by their mean, rows by their sum."""
 

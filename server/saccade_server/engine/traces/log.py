@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade_server.engine.arrays import Array
-from saccade_server.engine.traces.data import SUMMED, TracePiece
+from saccade_server.engine.traces.data import PART_BYTES, SUMMED, TracePiece
 
 
 class TraceLog:
@@ -20,8 +20,11 @@ class TraceLog:
         self._until: dict[str, int] = {}
 
     def add(self, name: str, start: int, array: NDArray[np.generic]) -> None:
-        """Note rows from position ``start`` on, [rows, ...]."""
-        self._pieces.append(TracePiece(name, start, Array.pack(array)))
+        """Note rows from position ``start`` on, [rows, ...]; many of them in several pieces."""
+        rows = max(PART_BYTES // max(array[:1].nbytes, 1), 1)
+        for at in range(0, len(array), rows):
+            part = Array.pack(array[at : at + rows])
+            self._pieces.append(TracePiece(name, start + at, part))
         self._until[name] = start + len(array)
 
     def until(self, name: str) -> int:

@@ -30,14 +30,14 @@ class TraceSum:
 
         Args:
             pieces: of the next output.
-            generated: tokens of the answer so far; rows of later ones are in no sum. None: it is
-                not cut.
+            generated: tokens of the answer so far, whose rows may be added up at once. None: all.
         """
         for piece in pieces:
-            if piece.name in self._summed and piece.start != SUMMED:
-                self._add_up(piece, generated)
-            elif piece.name in self._pieces:
+            if piece.name in self._pieces:
                 self._pieces[piece.name].append((piece.start, piece.array.unpack()))
+        if generated is not None:
+            for name in self._summed:
+                self._add_up(name, self._end(generated))
 
     def arrays(self, generated: int) -> dict[str, TraceArray]:
         """All arrays, by name, once the sequence has ended with so many tokens.
@@ -65,20 +65,30 @@ class TraceSum:
         """The position behind the last row of an answer of so many tokens."""
         return max(self._length, self._length - 1 + generated)
 
-    def _add_up(self, piece: TracePiece, generated: int | None) -> None:
-        rows, known = piece.array.unpack(), self._pieces[piece.name]
-        if generated is not None:
-            rows = rows[: max(self._end(generated) - piece.start, 0)]
-        if len(rows):
-            total = rows.sum(0)
-            known[:] = [(SUMMED, total if not known else known[0][1] + total)]
+    def _add_up(self, name: str, end: int) -> None:
+        """Make one sum of what is before ``end``; later rows wait for their tokens."""
+        totals: list[Values] = []
+        waiting: list[tuple[int, Values]] = []
+        for start, values in self._pieces[name]:
+            if start == SUMMED:
+                totals.append(values)
+            elif start + len(values) <= end:
+                totals.append(values.sum(0))
+            else:
+                waiting.append((start, values))
+        if totals:
+            waiting.insert(0, (SUMMED, totals[0] if len(totals) == 1 else np.sum(totals, 0)))
+        self._pieces[name] = waiting
 
     def _total(self, spec: ArraySpec, end: int) -> Values:
         """The sum over all rows that there are, 0 without any."""
         total: Values = np.zeros(spec.shape, spec.dtype)
         for name, rows in spec.sums.items():
             if rows[0] < end:
-                ((_, own),) = self._pieces[name]
+                self._add_up(name, end)
+                (start, own), *_ = self._pieces[name] or ((end, total),)
+                if start != SUMMED:
+                    raise ValueError(f"no row of {name} came before {end}")
                 total = total + own
         return total
 
