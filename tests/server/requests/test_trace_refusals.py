@@ -10,7 +10,12 @@ from saccade_server.engine.traces.data import TracePiece
 from saccade_server.requests.errors import RequestError, TooMuch
 from saccade_server.requests.traces.joining import TraceLostError
 from saccade_server.requests.traces.options import TraceOptions
-from saccade_server.requests.traces.resolve import TracePlan, check_bytes, check_plan
+from saccade_server.requests.traces.resolve import (
+    MOST_INLINE,
+    TracePlan,
+    check_bytes,
+    check_plan,
+)
 from saccade_testing.traced_plans import (
     BLIND,
     MODEL,
@@ -97,6 +102,18 @@ def test_bytes_are_those_of_the_shapes():
         check_bytes([found, found], 2, options, 10**9)
     with pytest.raises(TooMuch, match=f"allows {found.bytes}"):
         check_bytes([found], 2, options, found.bytes)
+
+
+def test_an_answer_holds_what_can_be_written_at_once():
+    found = plan(masses=True)
+    times = MOST_INLINE // found.bytes
+    asked = {"masses": True, "max_bytes": 2 * MOST_INLINE}
+    inline = TraceOptions.model_validate(asked | {"delivery": "inline"})
+    check_bytes([found], times, inline, 2 * MOST_INLINE)
+    with pytest.raises(TooMuch, match="answer holds") as refusal:
+        check_bytes([found], times + 1, inline, 2 * MOST_INLINE)
+    assert refusal.value.param == "trace.delivery"
+    check_bytes([found], times + 1, TraceOptions.model_validate(asked), 2 * MOST_INLINE)
 
 
 def test_names_beside_others():

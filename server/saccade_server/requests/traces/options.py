@@ -223,7 +223,8 @@ class TraceOptions(Closed):
     )
     delivery: Literal["auto", "inline", "link"] = Field(
         "auto",
-        description="Arrays in the answer, or as a safetensors file behind a link; auto: by size.",
+        description="Arrays in the answer, or as a safetensors file behind a link; auto: by size. "
+        "An answer holds 16 MiB of them at most.",
     )
 
     def chosen(self) -> dict[str, Closed]:

@@ -28,6 +28,9 @@ from saccade_server.requests.traces.scope import TOO_LARGE, UNDEFINED, Scope
 
 FIELD = "trace"
 
+MOST_INLINE = 16 * 2**20
+"""Bytes of arrays that a request may insist to have in its answer, which is written whole."""
+
 
 @dataclass(frozen=True)
 class TracePlan:
@@ -99,7 +102,7 @@ def check_plan(found: TracePlan, plan: Plan | None, model: ModelFacts) -> None:
 
 
 def check_bytes(plans: Sequence[TracePlan], n: int, options: TraceOptions, most: int) -> None:
-    """Refuse traces that may become larger than the request allows, or the server.
+    """Refuse traces that may become larger than the request allows, the server, or an answer.
 
     Args:
         plans: one for each prompt.
@@ -112,17 +115,27 @@ def check_bytes(plans: Sequence[TracePlan], n: int, options: TraceOptions, most:
     """
     needed = n * sum(plan.bytes for plan in plans)
     if needed <= min(options.max_bytes, most):
+        if options.delivery == "inline" and needed > MOST_INLINE:
+            message = (
+                f"The trace may have {needed} bytes, and an answer holds {MOST_INLINE} at most; "
+                'leave out delivery, or make it "link".'
+            )
+            raise TooMuch(message, code=TOO_LARGE, param=f"{FIELD}.delivery")
         return
     own = options.max_bytes
     allows = f"this server allows {most}" if most < own else f"{FIELD}.max_bytes is {own}"
     specs = [spec for plan in plans for spec in plan.arrays]
     largest = max(specs, key=lambda spec: spec.bytes)
-    shape = " x ".join(f"{axis.size} {axis.name}s" for axis in largest.axes)
+    shape = " x ".join(f"{axis.size} {_plural(axis.name)}" for axis in largest.axes)
     message = (
         f"The trace may have {needed} bytes, all answers together; {allows}. The most is "
         f"{largest.name} ({shape}). What would help: {', '.join(_helps(largest))}."
     )
     raise TooMuch(message, code=TOO_LARGE, param=f"{FIELD}.max_bytes")
+
+
+def _plural(name: str) -> str:
+    return f"{name}es" if name == "class" else f"{name}s"
 
 
 def _helps(largest: ArraySpec) -> Iterator[str]:
