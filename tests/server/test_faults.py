@@ -151,7 +151,7 @@ def test_the_next_start_removes_what_a_killed_server_left(doomed: Any) -> None:
     folder = doomed.log.parent
     doomed.end()
     left = {path.name.rpartition("-")[0] for path in folder.glob("saccade-*")}
-    assert left == {"saccade-engine", "saccade-artifacts"}
+    assert left == {"saccade-engine", "saccade-artifacts", "saccade-traces"}
     damaged = folder / "damaged"
     shutil.copytree(Path(demo.__file__).parent / "model", damaged)
     (damaged / "model.safetensors").write_bytes(b"cut off")

@@ -174,7 +174,7 @@ def test_bodies_share_their_memory(make_server: MakeServer, monkeypatch: pytest.
             CHAT, content=chunks, headers={"content-type": "application/json"}
         )
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert budget(server).used == whole
+        wait_for(lambda: budget(server).used == whole)
         assert server.chat().status_code == 200  # small ones find room
         one.sendall(first[-1:])
         assert answer(one)[0] == 200

@@ -277,6 +277,8 @@ def keep(server, kind, model):
         for name, spec in KINDS[kind].items()
         if spec.required
     }
+    if kind == "density":
+        tensors["covariances"] = tensors["covariances"] * np.eye(tensors["covariances"].shape[-1])
     data = write_artifact(kind, model, tensors)
     digest = hashlib.sha256(data).hexdigest()
     (server.settings.artifacts / f"{digest}.safetensors").write_bytes(data)
