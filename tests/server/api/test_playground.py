@@ -20,14 +20,14 @@ from saccade_testing.api.fakes import INFO, FakeEngine
 from saccade_testing.api.playground import (
     ENVIRONMENT,
     PLAIN,
-    TwoAnswers,
     add,
     answered,
     ask,
     open_page,
     shown_body,
+    start_two_answers,
 )
-from saccade_testing.api.server import start_server, wait_for
+from saccade_testing.api.server import wait_for
 
 OWN = [path for path in PLAYGROUND_PARTS if "/vendor/" not in path and not path.endswith(".png")]
 KEYED = {"api_keys": ("user-key",)}
@@ -35,9 +35,7 @@ KEYED = {"api_keys": ("user-key",)}
 
 @pytest.fixture(scope="module")
 def two() -> Iterator:
-    server = start_server(
-        TwoAnswers(delay=0.001), profiles={"calm": {"interventions": [{"method": "pai"}]}}
-    )
+    server = start_two_answers()
     yield server
     server.stop()
 

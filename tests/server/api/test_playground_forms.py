@@ -9,31 +9,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from saccade_server.api.playground.page import PLAYGROUND_PARTS
 from saccade_server.demo import sample_path
 from saccade_server.receipt_line import receipt_line
 from saccade_server.word_diff import word_diff
 from saccade_testing.api.playground import (
     EDITED,
     ENVIRONMENT,
-    TwoAnswers,
     add,
     answered,
     ask,
     open_page,
     shown_body,
+    start_two_answers,
 )
-from saccade_testing.api.server import REGISTRY, start_server
-
-OWN = [path for path in PLAYGROUND_PARTS if "/vendor/" not in path and not path.endswith(".png")]
-KEYED = {"api_keys": ("user-key",)}
+from saccade_testing.api.server import REGISTRY
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator:
-    server = start_server(
-        TwoAnswers(delay=0.001), profiles={"calm": {"interventions": [{"method": "pai"}]}}
-    )
+    server = start_two_answers()
     yield server
     server.stop()
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from saccade_server.engine.request import EngineOutput, GenerateRequest
 from saccade_testing.api.browsing import Tab
 from saccade_testing.api.fakes import FakeEngine
+from saccade_testing.api.server import Server, start_server
 
 PLAIN, EDITED = "a red circle, a blue square", "a red circle, a blue cross"
 
@@ -26,6 +27,12 @@ class TwoAnswers(FakeEngine):
     def _outputs(self, request: GenerateRequest) -> AsyncIterator[EngineOutput]:
         said = PLAIN if request.plan is None else EDITED
         return FakeEngine._outputs(replace(self, answer=said), request)
+
+
+def start_two_answers() -> Server:
+    """A server with it, and a profile; whoever calls this stops it."""
+    profiles = {"calm": {"interventions": [{"method": "pai"}]}}
+    return start_server(TwoAnswers(delay=0.001), profiles=profiles)
 
 
 def open_page(tab: Tab, url: str) -> Page:
