@@ -14,7 +14,7 @@ from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served
 from saccade_server.demo import SHOWN_SAMPLE, model_path
 from saccade_server.engine.config import EngineConfig
 from saccade_server.exit_codes import EPILOG, MEANINGS
-from saccade_server.serve_command import _keys
+from saccade_server.serve_options.group import keys
 from saccade_server.serving import greeting
 from saccade_server.signals import heeded
 
@@ -160,10 +160,10 @@ def test_keys_come_from_the_options_or_the_environment(
     monkeypatch.delenv("SACCADE_API_KEY", raising=False)
     if variable is not None:
         monkeypatch.setenv("SACCADE_API_KEY", variable)
-    assert _keys(options, "SACCADE_API_KEY") == wanted
+    assert keys(options, "SACCADE_API_KEY") == wanted
 
 
 @pytest.mark.parametrize("key", ["", " ", "my secret phrase", "key\n"])
 def test_a_key_that_would_open_or_never_open_is_refused(key: str) -> None:
     with pytest.raises(typer.BadParameter, match="a key must not"):
-        _keys([key], "SACCADE_API_KEY")
+        keys([key], "SACCADE_API_KEY")

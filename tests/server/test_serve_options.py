@@ -1,4 +1,4 @@
-"""The options of ``saccade serve`` about HTTP, as far as the server's configuration."""
+"""The options of ``saccade serve``, as far as the server's configuration."""
 
 import signal
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from saccade_server.api.settings import MIB, ApiSettings
 from saccade_server.cli import app
 from saccade_server.config import ServerConfig, engine_config
 from saccade_server.listening import reached_from_outside, release, take
+from saccade_server.serve_options.listening import ListenOptions
 from saccade_server.serving import greeting
 from saccade_server.signals import STOPPING
 
@@ -30,7 +31,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
         monkeypatch.setattr("saccade_server.serving.serve", serve)
         monkeypatch.setattr("saccade_server.serve_command.log_to_stderr", lambda level: None)
-        monkeypatch.setattr("saccade_server.serve_command._check", lambda *places: None)
+        monkeypatch.setattr(ListenOptions, "check", lambda options: None)
         result = CliRunner().invoke(app, ["serve", *options], env=environment)
         assert result.exit_code == 0, result.output
         return made[0]
