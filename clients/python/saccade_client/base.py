@@ -2,12 +2,14 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
 
 from saccade_client import __version__, errors
+from saccade_client.affinity import HEADER as AFFINITY_HEADER
+from saccade_client.affinity import affinity_key
 from saccade_client.calls import Call, unreadable
 from saccade_client.catalog import ModelList
 from saccade_client.errors import APIError, InvalidInput
@@ -32,11 +34,13 @@ class BaseClient:
         max_retries: int,
         jitter: Callable[[], float] = random.random,
         admin_key: str | None = None,
+        affinity: bool = True,
     ) -> None:
         self._base_url = checked_base_url(base_url)
         self._timeout = httpx2.Timeout(timeout)
         self._retry = RetryPolicy(checked_retries(max_retries), jitter)
         self._model: str | None = None
+        self._sends_affinity = affinity
         self._headers = {
             "Accept": "application/json",
             "User-Agent": f"saccade-client/{__version__}",
@@ -62,11 +66,13 @@ class BaseClient:
         stream: bool = False,
         timeout: httpx2.Timeout | None = None,
     ) -> httpx2.Request:
+        content = call.content()
         headers = dict(self._headers)
         if stream:
             headers["Accept"] = "text/event-stream"
         if call.body is not None:
             headers["Content-Type"] = "application/json"
+            headers |= self._affinity(call.body)
         if call.data is not None:
             headers["Content-Type"] = "application/octet-stream"
         if call.admin:
@@ -75,9 +81,13 @@ class BaseClient:
             call.method,
             self._base_url + call.path,
             headers=headers,
-            content=call.content(),
+            content=content,
             timeout=timeout or self._timeout,
         )
+
+    def _affinity(self, body: Mapping[str, Any]) -> dict[str, str]:
+        key = affinity_key(body) if self._sends_affinity else None
+        return {AFFINITY_HEADER: key} if key else {}
 
     def _wait_after_error(self, attempt: int, error: httpx2.RequestError) -> float:
         """Return the seconds before the next try; raise what the user sees if there is none."""

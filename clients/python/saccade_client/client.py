@@ -47,8 +47,9 @@ class Saccade(BaseClient):
     """A connection pool to one server; share it between threads, close it by `with`.
 
     `timeout` is in seconds. `api_key` defaults to the variable SACCADE_API_KEY, `admin_key`, which
-    uploads need, to SACCADE_ADMIN_KEY. An `http_client` of your own (proxies, certificates) stays
-    yours to close. `sleep` and `jitter` serve tests.
+    uploads need, to SACCADE_ADMIN_KEY. `affinity`: whether to tell load balancers what the turns
+    of a conversation have in common, a hash of its head. An `http_client` of your own (proxies,
+    certificates) stays yours to close. `sleep` and `jitter` serve tests.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Saccade(BaseClient):
         sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = random.random,
         admin_key: str | None = None,
+        affinity: bool = True,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries, jitter, admin_key)
+        super().__init__(base_url, api_key, timeout, max_retries, jitter, admin_key, affinity)
         check_one_transport(http_client, transport)
         self._http = http_client or httpx2.Client(transport=transport)
         self._owns_http = http_client is None
