@@ -184,7 +184,7 @@ class _Run:
     async def until_ended(self, sockets: list[socket.socket]) -> ExitCode:
         """Listen on ``sockets`` until a signal, or the engine, ends it."""
         open_up(sockets)
-        exposed = not self._config.api.api_keys and reached_from_outside(sockets)
+        exposed = not self._config.api.needs_key and reached_from_outside(sockets)
         if exposed:
             logger.warning(EXPOSED)
         listening = asyncio.create_task(self._server.serve(sockets))
@@ -266,7 +266,7 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
             f"{story.plain_answer} ({story.judge(story.plain_answer)})",
             *([ELSEWHERE] if everywhere else []),
             "",
-            example_request(url, name, story.question, bool(config.api.api_keys)),
+            example_request(url, name, story.question, config.api.needs_key),
             "",
         ]
     return "\n".join(lines)

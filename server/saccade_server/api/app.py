@@ -27,7 +27,6 @@ from saccade_server.api.layers.heads import LimitHead
 from saccade_server.api.layers.hosts import CheckHost
 from saccade_server.api.layers.observe import Observe
 from saccade_server.api.layers.read_out import ReadOut
-from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
@@ -98,7 +97,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            *_around(services.lifecycle, settings),
+            *_around(services),
             Middleware(Direct, handlers=handlers_of(answering)),
         ],
         lifespan=lifespan,
@@ -124,13 +123,14 @@ def create_app(
     return app
 
 
-def _around(lifecycle: Lifecycle, settings: ApiSettings) -> list[Middleware]:
+def _around(services: Services) -> list[Middleware]:
     """The middleware around the routes, outermost first.
 
     Every answer has an id, a log line and, for pages that may read it, the headers of CORS; a
     preflight is answered before anything can refuse it. Strangers take neither memory nor a place.
     A body is there before its request asks for a place.
     """
+    settings, lifecycle = services.settings, services.lifecycle
     return [
         Middleware(Observe, settings=settings),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
@@ -138,7 +138,7 @@ def _around(lifecycle: Lifecycle, settings: ApiSettings) -> list[Middleware]:
         Middleware(ReadOut, settings=settings),
         Middleware(LimitHead, settings=settings),
         Middleware(CheckHost, settings=settings),
-        Middleware(Authenticate, keys=settings.api_keys, admin_keys=settings.admin_keys),
+        Middleware(Authenticate, keys=services.keys),
         Middleware(LimitBodies, settings=settings),
         Middleware(Admission, lifecycle=lifecycle, settings=settings),
     ]

@@ -55,7 +55,7 @@ def artifacts_router(services: Services) -> APIRouter:
     @router.put("/v1/artifacts/{digest}", openapi_extra=_UPLOAD)
     async def put_artifact(digest: str, request: Request) -> Response:
         """Keep an artifact; its bytes are the body. 201 if it is new, 200 if it was there."""
-        check_admin(services.settings.admin_keys, request.headers)
+        check_admin(services.keys, request.headers)
         if not HEX.fullmatch(digest):
             message = "An artifact is named by the SHA-256 of its bytes, 64 hexadecimal digits."
             raise BadRequest(message, param="sha256")

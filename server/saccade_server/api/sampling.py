@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from msgspec.structs import replace
 
+from saccade_server.api.access.keys import caller
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
@@ -93,7 +94,12 @@ def generation(
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
-            request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
+            request = replace(
+                asked,
+                request_id=f"{name}-{len(choices)}",
+                sampling=sampling,
+                owner=caller.get().name,
+            )
             if copy == 0 or body.stream:
                 request = scoring.on(request)
             decoder = services.prompts.detokenizer(request.tokens)

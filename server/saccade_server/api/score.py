@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from starlette.datastructures import Headers
 
 from saccade_kernels.batch import PAGE
+from saccade_server.api.access.keys import caller
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
@@ -180,7 +181,7 @@ def _generation(services: Services, pairs: Sequence[Pair], deadline: Deadline) -
         choices.append(
             Choice(
                 index,
-                replace(request, request_id=f"{name}-{index}"),
+                replace(request, request_id=f"{name}-{index}", owner=caller.get().name),
                 Silent(),
                 StopStrings(()),
                 frozenset(),

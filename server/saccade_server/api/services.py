@@ -15,6 +15,7 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
+from saccade_server.api.access.keys import KeyRing
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.body.noeffect import IgnoredLog
 from saccade_server.api.errors import NotFound
@@ -55,12 +56,14 @@ class Services:
     noops: Counter[str] = field(default_factory=Counter)
     ignored: IgnoredLog = field(default_factory=IgnoredLog)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    keys: KeyRing = field(init=False)
     workers: ThreadPoolExecutor = field(init=False)
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", KeyRing(self.settings.all_keys))
         # Not asyncio's own pool: whatever else runs there would wait behind prompts.
         workers = ThreadPoolExecutor(self.settings.prompt_workers, "saccade-prompt")
         object.__setattr__(self, "workers", workers)

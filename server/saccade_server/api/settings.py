@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saccade_server.api.access.keys import Key, plain_keys
+
 MIB = 1024 * 1024
 
 
@@ -13,7 +15,8 @@ class ApiSettings:
     """Names, limits and times of the API. Sizes are bytes, times seconds.
 
     ``artifacts`` and ``traces`` are folders; None: a private one that is gone when the server ends.
-    ``admin_keys`` open the upload of artifacts; without one nobody may upload.
+    ``admin_keys`` open the upload of artifacts; without one nobody may upload. ``keys`` are those
+    that have names, beside both.
     ``max_fetched_bytes`` is what the images of one request may have together that the server
     fetches itself; those of all requests may have ``max_bodies_bytes``, as bodies may.
     ``max_pixels_in_flight`` is what the images of all requests may have together from when they are
@@ -25,6 +28,7 @@ class ApiSettings:
     served_model_name: str
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys: tuple[Key, ...] = ()
 
     allowed_hosts: tuple[str, ...] = ()  # of a server without keys, see hosts.py
     cors_origins: tuple[str, ...] = ()  # empty: no page of another origin may read answers
@@ -73,3 +77,13 @@ class ApiSettings:
     prompt_workers: int = 2  # threads that parse large bodies and render prompts
     image_workers: int = 2  # threads that decode images; very large ones have one more
     access_log: bool = True
+
+    @property
+    def all_keys(self) -> tuple[Key, ...]:
+        """Every key, by name."""
+        return (*plain_keys(self.api_keys, self.admin_keys), *self.keys)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether most routes are closed to who has no key."""
+        return any(not key.admin for key in self.all_keys)

@@ -84,7 +84,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     are the first tokens of the answer, known from the start: they are rows of the answer to every
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
-    ``trace``: what it wants to see of its rows, which changes nothing.
+    ``trace``: what it wants to see of its rows, which changes nothing. ``priority`` is vLLM's:
+    the lower goes first. ``owner`` is whose request it is, for fairness among those who wait.
     """
 
     request_id: str
@@ -96,6 +97,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     cache_salt: str = ""
     given: tuple[int, ...] = ()
     trace: Trace | None = None
+    priority: int = 0
+    owner: str = ""
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:

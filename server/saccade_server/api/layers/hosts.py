@@ -58,7 +58,7 @@ class CheckHost:
 
 def checks_host(settings: ApiSettings) -> bool:
     """True unless keys keep pages out, or any Host is listed."""
-    return not settings.api_keys and "*" not in settings.allowed_hosts
+    return not settings.needs_key and "*" not in settings.allowed_hosts
 
 
 def host_name(header: str) -> str | None:

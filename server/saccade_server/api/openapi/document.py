@@ -139,7 +139,7 @@ def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
     if is_open_route(path):
         found["security"] = []
     else:
-        if settings.api_keys:
+        if settings.needs_key:
             found.setdefault("security", [{KEY: []}, {ADMIN_KEY: []}])
         if "security" in found:
             around = (401, *around)
