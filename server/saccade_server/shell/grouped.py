@@ -14,7 +14,9 @@ from typing import Any, get_type_hints
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``command`` for typer: each parameter that is a dataclass becomes the options of its fields.
+    """``command`` for typer: each parameter that is a dataclass becomes its fields, an option each.
+
+    A field that is a dataclass becomes its own fields in turn.
 
     Raises:
         TypeError: two groups have an option of one name, or a field has no default.
@@ -36,8 +38,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(**given: Any) -> Any:
         for name, group in groups.items():
-            own = {field.name: given.pop(field.name) for field in fields(group)}
-            given[name] = group(**own)
+            given[name] = _made(group, given)
         return command(**given)
 
     flat = signature.replace(parameters=parameters, return_annotation=hints.get("return"))
@@ -46,17 +47,31 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _made(group: type, given: dict[str, Any]) -> Any:
+    """An instance of ``group``, of options that are taken out of ``given``."""
+    hints = get_type_hints(group)
+    return group(
+        **{
+            field.name: _made(hints[field.name], given)
+            if is_dataclass(hints[field.name])
+            else given.pop(field.name)
+            for field in fields(group)
+        }
+    )
+
+
 def _options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_default(group, field),
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
+    found: list[inspect.Parameter] = []
+    for field in fields(group):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            found += _options(hint)  # type: ignore[arg-type]
+            continue
+        kind = inspect.Parameter.KEYWORD_ONLY
+        default = _default(group, field)
+        found.append(inspect.Parameter(field.name, kind, default=default, annotation=hint))
+    return found
 
 
 def _default(group: type, field: Field[Any]) -> Any:
