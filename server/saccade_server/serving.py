@@ -20,11 +20,8 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from saccade_interventions.registry import Registry
-from saccade_server.api.app import create_app
-from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.lifecycle import Lifecycle
-from saccade_server.api.traces.store import TraceStore
+from saccade_server.assembly import Assembly
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import SHOWN_SAMPLE, sample_path
 from saccade_server.demo.story import Story
@@ -41,7 +38,6 @@ from saccade_server.listening import (
     take,
 )
 from saccade_server.loading import load
-from saccade_server.requests.profiles import load_profiles
 from saccade_server.selftest import Findings, examine
 from saccade_server.signals import Signals
 
@@ -95,26 +91,15 @@ async def serve(config: ServerConfig) -> ExitCode:
 async def _load_and_serve(
     config: ServerConfig, sockets: list[socket.socket], signals: Signals
 ) -> ExitCode:
-    registry = Registry.discover()
-    profiles = load_profiles(config.profiles, registry) if config.profiles else {}
-    ArtifactStore(config.api.artifacts, config.api.max_artifacts_bytes).close()
-    TraceStore(config.api.traces, config.api.max_stored_traces_bytes).close()
+    assembly = Assembly.begin(config)
     engine, prompts = await _unless(signals.stop.wait(), load(config.engine))
     hung = asyncio.create_task(hangs(engine, config.api, report_only=not config.exit_on_hang))
     try:
         found = Findings({}, {})
         if config.self_test:
-            testing = examine(engine, prompts, registry, config.self_test_limit)
+            testing = examine(engine, prompts, assembly.registry, config.self_test_limit)
             found = await _unless(signals.stop.wait(), _unless_hung(hung, testing))
-        app = create_app(
-            engine,
-            prompts,
-            registry,
-            config.api,
-            profiles=profiles,
-            faults=found.faults,
-            tested=found.tested,
-        )
+        app = assembly.app(engine, prompts, found)
         try:
             return await _Run(config, app, engine, hung, signals).until_ended(sockets)
         finally:
