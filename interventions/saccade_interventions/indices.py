@@ -22,4 +22,8 @@ def _unique(values: list[int]) -> list[int]:
 
 
 Index = Annotated[int, Field(ge=0)]
-Indices = Annotated[list[Index], Field(min_length=1), AfterValidator(_unique)]
+Indices = Annotated[
+    list[Index],
+    Field(min_length=1, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_unique),
+]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 import saccade_server
@@ -13,7 +14,7 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
-from saccade_server.api.errors import REFUSALS, from_exception
+from saccade_server.api.errors import REFUSALS, MethodNotAllowed, from_exception
 from saccade_server.api.health import health_router
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.interventions import interventions_router
@@ -111,12 +112,13 @@ def create_app(
         traces_router,
         health_router,
     )
-    for router in (*answering, *(make(services) for make in others)):
+    routers = (*answering, *(make(services) for make in others))
+    for router in routers:
         app.include_router(router)
     add_page(app.router, DOCS_PARTS, DOCS_POLICY)
     add_page(app.router, PLAYGROUND_PARTS, PLAYGROUND_POLICY)
     for refusal in REFUSALS:
-        app.add_exception_handler(refusal, _refuse)
+        app.add_exception_handler(refusal, _refusing(routers))
     app.openapi = lambda: document(app, settings)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle
     app.state.services = services
@@ -144,5 +146,17 @@ def _around(services: Services) -> list[Middleware]:
     ]
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    return from_exception(error).response()
+def _refusing(routers: Iterable[APIRouter]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answer refusals; a 405 names the methods of all routes of a path, not of the first found."""
+    routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        refusal = from_exception(error)
+        if isinstance(refusal, MethodNotAllowed):
+            found = [r for r in routes if r.path_regex.match(request.scope["path"])]
+            offered = {method for route in found for method in route.methods or ()}
+            if offered:
+                refusal.headers["Allow"] = ", ".join(sorted(offered))
+        return refusal.response()
+
+    return refuse

@@ -21,7 +21,7 @@ from saccade_server.api.layers.auth import check_admin
 from saccade_server.api.openapi.catalog_replies import ArtifactCard, ArtifactList
 from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
-from saccade_server.api.whole_file import CONTENT, WholeFile
+from saccade_server.api.whole_file import CONTENT, Digest, WholeFile
 
 logger = logging.getLogger("saccade.artifacts")
 
@@ -53,7 +53,7 @@ def artifacts_router(services: Services) -> APIRouter:
         }
 
     @router.put("/v1/artifacts/{digest}", openapi_extra=_UPLOAD)
-    async def put_artifact(digest: str, request: Request) -> Response:
+    async def put_artifact(digest: Digest, request: Request) -> Response:
         """Keep an artifact; its bytes are the body. 201 if it is new, 200 if it was there."""
         check_admin(services.keys, request.headers)
         if not HEX.fullmatch(digest):
@@ -77,7 +77,7 @@ def artifacts_router(services: Services) -> APIRouter:
 
     @router.head("/v1/artifacts/{digest}", include_in_schema=False)
     @router.get("/v1/artifacts/{digest}", openapi_extra=_BYTES)
-    async def get_artifact(digest: str) -> Response:
+    async def get_artifact(digest: Digest) -> Response:
         """The bytes of an artifact."""
         file = await services.in_worker(lambda: _find(services, digest))
         return WholeFile(file, digest)

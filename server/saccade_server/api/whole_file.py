@@ -6,12 +6,22 @@ import asyncio
 import os
 from collections.abc import Mapping
 from io import BufferedReader
+from typing import Annotated
 
-from fastapi import Response
+from fastapi import Path, Response
 from starlette.types import Receive, Scope, Send
 
+from saccade_server.api.digest_folder import HEX
 from saccade_server.api.sse import unless_disconnected
 
+Digest = Annotated[
+    str,
+    Path(
+        description="The SHA-256 of its bytes, 64 hexadecimal digits.",
+        json_schema_extra={"pattern": f"^{HEX.pattern}$"},
+    ),
+]
+"""A file's name in a route; one that is none is refused by the route itself."""
 MEDIA_TYPE = "application/octet-stream"
 PIECE_BYTES = 256 * 1024
 CONTENT = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}

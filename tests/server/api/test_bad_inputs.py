@@ -328,3 +328,16 @@ def test_routes_and_methods(server: Server, method, path, status):
 
 def test_head_of_a_post_route(server: Server):
     assert server.http.head("/v1/chat/completions").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/live", "GET, HEAD"),
+        (f"/v1/traces/{'0' * 64}", "GET, HEAD"),
+        ("/v1/chat/completions", "POST"),
+    ],
+)
+def test_a_refused_method_is_told_all_of_its_path(server: Server, path, methods):
+    refused = server.http.request("DELETE", path)
+    assert (refused.status_code, refused.headers.get_list("allow")) == (405, [methods])

@@ -233,3 +233,30 @@ def test_hosts_are_documented_where_they_are_checked(server: Server, make_server
     assert not with_421(make_server(allowed_hosts=("*",)))
     server.http.get("/v1/models", headers={"host": "evil.example"})
     assert ("GET", "/v1/models", 421) in server.documented.answered
+
+
+def test_schemas_say_what_bodies_may_be(server: Server):
+    def field(model, name):
+        return schemas[model]["properties"][name]
+
+    schemas = server.app.openapi()["components"]["schemas"]
+    assert '"ge"' not in json.dumps(schemas), "pydantic's own name of a bound"
+    most, _ = field("ChatRequest", "n")["anyOf"]
+    assert most == {"type": "integer", "minimum": 1}
+    number, false, null = field("ChatRequest", "prompt_logprobs")["anyOf"]
+    assert (number["minimum"], number["maximum"]) == (0, 20)
+    assert (false, null) == ({"const": False}, {"type": "null"})
+    biases, _ = field("ChatRequest", "logit_bias")["anyOf"]
+    assert (*biases["patternProperties"], biases["additionalProperties"]) == (
+        "^[0-9]{1,10}$",
+        False,
+    )
+    assert field("ChatRequest", "interventions")["anyOf"][0]["items"]["required"] == ["method"]
+    assert field("LogitLens", "top")["anyOf"][0]["minimum"] == 1
+    assert {"type": "null"} in field("LogitLens", "rows")["anyOf"]
+    assert field("ChatMessage", "tool_call_id")["anyOf"][0] == {"type": "string", "maxLength": 256}
+    for item in server.app.openapi()["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", ()):
+                digest = parameter["name"] == "digest"
+                assert parameter["schema"].get("pattern") == ("^[0-9a-f]{64}$" if digest else None)

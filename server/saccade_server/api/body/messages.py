@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -74,7 +75,11 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-MaybeName = Annotated[Name | None, BeforeValidator(_none_if_empty)]
+MaybeName = Annotated[
+    Name | None,
+    BeforeValidator(_none_if_empty),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": LONGEST_NAME}, {"type": "null"}]}),
+]
 
 
 class ImageUrl(Strict):
@@ -142,7 +147,11 @@ class ToolCall(Strict):
     """One call of a tool in an assistant's message."""
 
     id: MaybeName = None
-    type: Annotated[Literal["function"] | None, BeforeValidator(_none_if_empty)] = None
+    type: Annotated[
+        Literal["function"] | None,
+        BeforeValidator(_none_if_empty),
+        WithJsonSchema({"enum": ["function", "", None]}),
+    ] = None
     function: FunctionCall
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
 
 from saccade_server.api.body.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
 from saccade_server.api.body.noeffect import describe
@@ -20,12 +20,12 @@ from saccade_server.api.body.values import (
     MOST_ALTERNATIVES,
     MOST_BIASES,
     MOST_STOPS,
+    Alternatives,
     Stop,
     Stops,
     Token,
     TokenId,
     Whole,
-    false_is_none,
 )
 from saccade_server.api.errors import BadRequest
 from saccade_server.requests.traces.options import TraceOptions
@@ -40,6 +40,12 @@ def _prompt_kind(value: Any) -> str | None:
     if isinstance(first, str):
         return "texts"
     return "token_lists" if isinstance(first, list) else "tokens"
+
+
+def _named_by(key: str) -> WithJsonSchema:
+    """What is read elsewhere: a list of objects, each named by one of its fields, or null."""
+    entry = {"type": "object", "required": [key], "properties": {key: {"type": "string"}}}
+    return WithJsonSchema({"anyOf": [{"type": "array", "items": entry}, {"type": "null"}]})
 
 
 class StreamOptions(Strict):
@@ -58,7 +64,7 @@ class Selecting(BaseModel):
     """The fields that say under which interventions a request runs."""
 
     model: str | None = Field(None, description="The served model, or `<model>+<profile>`.")
-    interventions: Any = Field(
+    interventions: Annotated[Any, _named_by("method")] = Field(
         None,
         description="Interventions, in order: objects with a `method` and its own parameters; "
         "GET /v1/interventions lists them. null or [] for none; left out: those of the profile.",
@@ -120,10 +126,8 @@ class Sampled(Strict, Selecting):
     )
     stop_token_ids: Annotated[list[Token], Field(fail_fast=True, max_length=128)] | None = None
     ignore_eos: bool | None = None
-    prompt_logprobs: Annotated[Whole | None, BeforeValidator(false_is_none)] = Field(
+    prompt_logprobs: Alternatives = Field(
         None,
-        ge=0,
-        le=MOST_ALTERNATIVES,
         description="Give the log-probability of every token of the prompt but the first, with "
         "that many rivals, in vLLM's form.",
     )
@@ -133,7 +137,7 @@ class Sampled(Strict, Selecting):
                 TokenId,
                 Annotated[float, Field(ge=-100, le=100)],
             ],
-            Field(max_length=MOST_BIASES),
+            Field(max_length=MOST_BIASES, json_schema_extra={"additionalProperties": False}),
         ]
         | None
     ) = None
@@ -142,7 +146,7 @@ class Sampled(Strict, Selecting):
     trace: TraceOptions | None = Field(
         None, description="What to record of the forward passes; see docs/traces.md."
     )
-    detectors: Any = Field(
+    detectors: Annotated[Any, _named_by("name")] = Field(
         None,
         description="Detectors that score the answer: objects with a `name` and its own "
         "parameters; see docs/detectors.md.",
@@ -240,11 +244,8 @@ class CompletionRequest(Sampled):
             custom_error_message="a text, a list of tokens, or a list of either is expected",
         ),
     ]
-    # Clients that know the chat's logprobs send false; true would not say how many.
-    logprobs: Annotated[Whole | None, BeforeValidator(false_is_none)] = Field(
+    logprobs: Alternatives = Field(
         None,
-        ge=0,
-        le=MOST_ALTERNATIVES,
         description="Give log-probabilities, with that many rivals for every token.",
     )
     echo: bool | None = Field(

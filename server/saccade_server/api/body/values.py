@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MOST_STOPS = 64
@@ -15,6 +15,7 @@ LONGEST_STOPS = 4096
 MOST_BIASES = 1024
 MOST_ALTERNATIVES = 20
 INT64 = 2**63
+TOKEN_ID = "[0-9]{1,10}"
 
 
 def _whole(value: Any) -> Any:
@@ -28,7 +29,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
 
 def token_id(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{1,10}", text):
+    if not re.fullmatch(TOKEN_ID, text):
         raise PydanticCustomError("token_id", 'token ids are whole numbers in quotes, as in "42"')
     return text
 
@@ -44,7 +45,23 @@ def not_too_long(stops: list[str]) -> list[str]:
     return stops
 
 
-TokenId = Annotated[str, AfterValidator(token_id)]
+Alternatives = Annotated[
+    Annotated[Whole, Field(ge=0, le=MOST_ALTERNATIVES)] | None,
+    BeforeValidator(false_is_none),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MOST_ALTERNATIVES},
+                {"const": False},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""How many rivals of a token; clients that know the chat's logprobs send false for none."""
+TokenId = Annotated[
+    str, AfterValidator(token_id), WithJsonSchema({"type": "string", "pattern": f"^{TOKEN_ID}$"})
+]
 """A token as a key of an object."""
 Stops = Annotated[
     list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), AfterValidator(not_too_long)

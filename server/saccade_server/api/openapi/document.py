@@ -44,6 +44,13 @@ AROUND = (431, 500)
 POSTED = (400, 404, 408, 413, 415)
 """What a posted JSON body may meet."""
 
+BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+}
+
 KEY, ADMIN_KEY = "apiKey", "adminKey"
 SCHEMES = {
     KEY: {
@@ -119,8 +126,18 @@ def _definitions() -> dict[str, Any]:
         if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel
     ]
     _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
-    found: dict[str, Any] = definitions["$defs"]
+    found: dict[str, Any] = _bounded(definitions["$defs"])
     return found
+
+
+def _bounded(value: Any) -> Any:
+    """Bounds under JSON Schema's names: behind a validator pydantic leaves its own."""
+    if isinstance(value, list):
+        return [_bounded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    number = value.get("type") in ("integer", "number")
+    return {BOUNDS.get(name, name) if number else name: _bounded(v) for name, v in value.items()}
 
 
 def _operations(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from saccade_server.api.errors import NotFound
 from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
-from saccade_server.api.whole_file import CONTENT, WholeFile
+from saccade_server.api.whole_file import CONTENT, Digest, WholeFile
 
 
 def traces_router(services: Services) -> APIRouter:
@@ -19,7 +19,7 @@ def traces_router(services: Services) -> APIRouter:
 
     @router.head("/v1/traces/{digest}", include_in_schema=False)
     @router.get("/v1/traces/{digest}", openapi_extra=_BYTES)
-    async def get_trace(digest: str) -> Response:
+    async def get_trace(digest: Digest) -> Response:
         """The arrays of a trace, as safetensors; the oldest traces are gone when room is needed."""
         file = await services.in_worker(lambda: _find(services, digest))
         named = f'attachment; filename="trace-{digest[:16]}.safetensors"'

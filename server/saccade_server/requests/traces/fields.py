@@ -12,15 +12,20 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from saccade_interventions.indices import Indices
 
 MOST_RANGES = 64
 INT64 = 2**63
+NULL = {"type": "null"}
+ABOUT = ("title", "description", "default")
+"""What a JSON Schema says of a field, and not of its values."""
 
 
 def _whole(value: Any) -> Any:
@@ -79,6 +84,19 @@ class Closed(BaseModel):
             return value
         return {name: given for name, given in value.items() if given is not None}
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        shown = handler(core)
+        whole = handler.resolve_ref_schema(shown)
+        needed = whole.get("required", ())
+        for name, field in whole["properties"].items():
+            if name not in needed and NULL not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ABOUT if key in field}
+                whole["properties"][name] = {"anyOf": [field, NULL], **about}
+        return shown
+
 
 class RowRange(Closed):
     """Some rows: of answer tokens, counted from 0, or of prompt positions."""
@@ -123,7 +141,9 @@ Keys = Annotated[
 Reduced = Annotated[
     list[Literal["layer", "head"]],
     AfterValidator(_distinct),
-    Field(description="Axes to average over; [] keeps both."),
+    Field(
+        json_schema_extra={"uniqueItems": True}, description="Axes to average over; [] keeps both."
+    ),
 ]
 Layers = Annotated[
     Indices | None, Field(description="Decoder layers, counted from 0. Left out: all.")
