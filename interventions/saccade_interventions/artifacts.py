@@ -56,6 +56,7 @@ MOST_ENTRIES = 2**16
 """Of heads, layers or dimensions; no model has as many."""
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
+DIGEST_TEXT = re.compile(DIGEST[1:-1])
 ArtifactId = Annotated[str, StringConstraints(pattern=DIGEST)]
 """How a request names an artifact."""
 
@@ -267,7 +268,7 @@ def _metadata(found: object) -> dict[str, str]:
         raise ArtifactError("metadata are strings")
     if found.get("kind") not in KINDS:
         raise ArtifactError(_unknown_kind(found.get("kind")))
-    if not re.fullmatch(DIGEST[1:-1], found.get("model", "")):
+    if not DIGEST_TEXT.fullmatch(found.get("model", "")):
         raise ArtifactError('its metadata lack "model", the fingerprint of the model')
     if len(found.get("notes", "")) > MOST_NOTES:
         raise ArtifactError(f"notes have at most {MOST_NOTES} characters")

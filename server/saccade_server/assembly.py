@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.artifact_store import ArtifactStore
+from saccade_server.api.reloading import profiles_file
 from saccade_server.api.traces.store import TraceStore
 from saccade_server.config import ServerConfig
 from saccade_server.engine.client import EngineClient
@@ -47,7 +48,7 @@ class Assembly:
             ProfileError: the model cannot run one of the profiles.
             OSError: a folder cannot be used.
         """
-        return create_app(
+        app = create_app(
             engine,
             prompts,
             self.registry,
@@ -56,3 +57,7 @@ class Assembly:
             faults=found.faults,
             tested=found.tested,
         )
+        if self.config.profiles:
+            file = profiles_file(self.config.profiles, app.state.services)
+            app.state.reloadables.append(file)
+        return app

@@ -15,7 +15,7 @@ from saccade_server.options import fail, log_to_stderr
 from saccade_server.serve_options.server import ServerOptions
 from saccade_server.shell.grouped import grouped
 from saccade_server.shell.model import check_model, chosen_model
-from saccade_server.signals import heeded
+from saccade_server.signals import Terminal, heeded
 
 FolderOrName = Annotated[
     str | None,
@@ -42,7 +42,7 @@ def serve_command(
 ) -> None:
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
-    _answer_signals(_leave)
+    _answer_signals(_leaving(Terminal()))
     log_to_stderr(options.logs.log_level)
     model = chosen_model(ctx, folder_or_name, model)
     try:
@@ -70,5 +70,11 @@ def _answer_signals(handler: Callable[[int, FrameType | None], None] | signal.Ha
         signal.signal(number, handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+def _leaving(terminal: Terminal) -> Callable[[int, FrameType | None], None]:
+    """Ends the process; a hangup for the sake of files says nothing before they were read."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGHUP or terminal.is_gone:
+            raise SystemExit(0)
+
+    return leave

@@ -1,9 +1,11 @@
 """Run a server: the engine process, the HTTP API, and their orderly end.
 
-On SIGTERM, SIGINT or SIGHUP new requests are refused, those in flight finish within the shutdown
-timeout, and the process exits with 0. A second signal ends what is in flight with an error, a
-third cuts it off. If the engine dies, or hangs and the operator wants an end of it, the requests in
-flight fail and the process exits for its supervisor to see: :mod:`~saccade_server.exit_codes`.
+On SIGTERM, SIGINT or when its terminal closes new requests are refused, those in flight finish
+within the shutdown timeout, and the process exits with 0. A second signal ends what is in flight
+with an error, a third cuts it off. Any other SIGHUP has files read again
+(:mod:`~saccade_server.api.reloading`). If the engine dies, or hangs and the operator wants an end
+of it, the requests in flight fail and the process exits for its supervisor to see:
+:mod:`~saccade_server.exit_codes`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.reloading import Reloadable, reload
 from saccade_server.assembly import Assembly
 from saccade_server.config import DEMO_NAME, ServerConfig
 from saccade_server.demo import SHOWN_SAMPLE, sample_path
@@ -163,7 +166,10 @@ class _Run:
         self._signals = signals
         self._lifecycle: Lifecycle = app.state.lifecycle
         self._server: Server = make_server(app, config.api)
-        self._heeded = 0  # signals
+        self._reloadables: list[Reloadable] = app.state.reloadables
+        self._heeded = 0  # signals that stop
+        self._reloaded = 0  # and those that do not
+        self._reloading: asyncio.Task[bool] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def until_ended(self, sockets: list[socket.socket]) -> ExitCode:
@@ -180,6 +186,7 @@ class _Run:
                 greeted = True
                 _say(greeting(self._config, exposed))
             self._heed()
+            self._reload()
             if self._is_hung():
                 logger.error("the engine is killed, because it hangs")
                 await self._engine.close(0.0)
@@ -187,6 +194,8 @@ class _Run:
             logger.error("the engine has died")
             await self._end(0.0)
         await listening
+        if self._reloading is not None:
+            self._reloading.cancel()
         if self._ending is not None:
             self._ending.cancel()
         if self._is_hung():
@@ -211,6 +220,13 @@ class _Run:
             return
         logger.info("draining, at most %.0f s", timeout)
         self._ending = asyncio.create_task(self._end(timeout))
+
+    def _reload(self) -> None:
+        """Read files again if it was asked for, one round at a time."""
+        asked, running = self._signals.reloads, self._reloading
+        if asked != self._reloaded and (running is None or running.done()):
+            self._reloaded = asked
+            self._reloading = asyncio.create_task(reload(self._reloadables))
 
     async def _end(self, timeout: float) -> None:
         await self._lifecycle.shutdown(timeout, GRACE_SECONDS)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.exit_codes import EPILOG, MEANINGS
 from saccade_server.serve_options.group import keys
 from saccade_server.serving import greeting
-from saccade_server.signals import heeded
 
 
 def test_nothing_said_is_the_demo_model_on_what_is_there() -> None:
@@ -85,15 +83,6 @@ def test_exit_codes_are_documented_where_operators_look() -> None:
     for code, meaning in MEANINGS.items():
         assert f"| {code:d} | {meaning} |" in text.replace("`", "")
         assert f"{code:d}  {meaning}" in EPILOG
-
-
-def test_a_hangup_is_not_heeded_under_nohup() -> None:
-    assert heeded() == [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert heeded() == [signal.SIGTERM, signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

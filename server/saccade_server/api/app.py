@@ -35,6 +35,7 @@ from saccade_server.api.pages import add_page
 from saccade_server.api.playground.page import PLAYGROUND_PARTS, PLAYGROUND_POLICY
 from saccade_server.api.profiles_list import profiles_router
 from saccade_server.api.score import score_router
+from saccade_server.api.served_profiles import ServedProfiles
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.tokenize import tokenize_router
@@ -55,7 +56,8 @@ def create_app(
     faults: Mapping[str, str] | None = None,
     tested: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """Make the application. ``app.state.lifecycle`` is how the process shuts it down.
+    """Make the application. ``app.state.lifecycle`` is how the process shuts it down, and
+    ``app.state.reloadables`` lists the files that it reads again, as ``api/reloading.py`` has it.
 
     The engine belongs to the caller, who closes it after the application has ended, and closes
     ``app.state.services`` if the application was run without its lifespan.
@@ -75,12 +77,12 @@ def create_app(
         registry,
         settings,
         fetcher or ImageFetcher(settings),
-        profiles or {},
+        ServedProfiles(profiles or {}, settings.default_profile),
         faults or {},
         tested,
     )
     try:
-        services.check_profiles()
+        services.check_profiles(services.profiles)
     except ValueError:
         services.close()
         raise
@@ -122,6 +124,7 @@ def create_app(
     app.openapi = lambda: document(app, settings)  # type: ignore[method-assign]
     app.state.lifecycle = services.lifecycle
     app.state.services = services
+    app.state.reloadables = []
     return app
 
 

@@ -89,7 +89,7 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     selection = select(services, body, headers)
     detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
-    async with deadline.kept():
+    async with deadline.kept(), selection.explained():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
         length = body.length[0]
         traces = await trace_plans(services, body, [prompt], length)

@@ -88,7 +88,7 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
-    async with deadline.kept():
+    async with deadline.kept(), selection.explained():
         prompts = [
             await prepare_completion(
                 services,

@@ -60,19 +60,21 @@ def interventions_router(services: Services) -> APIRouter:
     async def validate_interventions(request: Request, response: Response) -> dict[str, Any]:
         """Check interventions as a real request would, without generating.
 
-        They may be those of a profile. Without messages or prompt_tokens, what any prompt would
-        meet is checked, conflicts too; ``depends_on_prompt`` says what is still open. An error is
-        the same that the real request would get.
+        They may be those of a profile, or of the default profile. Without messages or
+        prompt_tokens, what any prompt would meet is checked, conflicts too; ``depends_on_prompt``
+        says what is still open. An error is the same that the real request would get.
         """
         body = await read_body(services, request, ValidateRequest)
-        if "interventions" not in body.model_fields_set and not _names_profile(body, request):
+        named = "interventions" in body.model_fields_set or _names_profile(body, request)
+        if not named and services.profiles.default is None:
             raise BadRequest("interventions is required", code="missing_field", param=FIELD)
         selection = select(services, body, request.headers)
         interventions = selection.interventions
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
-        async with Deadline(services.settings.request_timeout).kept():
+        deadline = Deadline(services.settings.request_timeout)
+        async with deadline.kept(), selection.explained():
             if body.messages is not None:
                 how = templating(services.prompts, body)
                 work = prepare_chat(services, body.messages, interventions, how)

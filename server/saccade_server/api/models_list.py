@@ -18,7 +18,7 @@ def models_router(services: Services) -> APIRouter:
     served = services.settings.served_model_name
     created = int(time.time())
 
-    def card(name: str) -> dict[str, Any]:
+    def card(name: str, profile: str | None) -> dict[str, Any]:
         info = services.engine.info
         return {
             "id": name,
@@ -35,20 +35,20 @@ def models_router(services: Services) -> APIRouter:
             "hidden_size": info.hidden_size,
             "fingerprint": info.fingerprint,
             "chat_template_variables": list(services.prompts.template_variables),
+            "profile": profile or services.profiles.default,
         }
 
     @router.get("/v1/models", openapi_extra=operation(ModelList), response_model=None)
     async def list_models() -> dict[str, Any]:
         """List the served model, and its alias for every profile."""
-        names = [served, *(f"{served}+{profile}" for profile in services.profiles)]
-        return {"object": "list", "data": [card(name) for name in names]}
+        aliases = [card(f"{served}+{profile}", profile) for profile in services.profiles]
+        return {"object": "list", "data": [card(served, None), *aliases]}
 
     one = operation(ModelCard, refusals=(404,))
 
     @router.get("/v1/models/{model:path}", openapi_extra=one, response_model=None)
     async def retrieve_model(model: str) -> dict[str, Any]:
         """Describe the model, or an alias of it."""
-        services.check_model(model)
-        return card(model)
+        return card(model, services.check_model(model))
 
     return router

@@ -30,6 +30,7 @@ def profiles_router(services: Services) -> APIRouter:
                     "model": f"{served}+{profile.name}",
                     "interventions": list(profile.entries),
                     "fingerprint": fingerprint(profile.interventions),
+                    "default": profile.name == services.profiles.default,
                 }
                 for profile in services.profiles.values()
             ],

@@ -87,7 +87,7 @@ async def _prepare(
     selection = select(services, body, headers)
     deadline = Deadline(services.settings.request_timeout)
     idle: Sequence[str] = ()
-    async with deadline.kept():
+    async with deadline.kept(), selection.explained():
         if body.messages is None:
             pairs = await services.in_worker(lambda: _plain(services, body, selection))
         else:

@@ -7,11 +7,14 @@
     ``model`` "<model>+<profile>"     the same, for tools that can choose nothing but a model
 
 Entries replace those of a profile. Two places that say different things are refused: nothing goes
-before another in silence.
+before another in silence. A request that names nothing anywhere gets the server's default profile,
+if it has one; [] and null are a choice, and mean none.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +23,12 @@ from starlette.datastructures import Headers
 from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError, brief
+from saccade_interventions.parsing import FIELD
 from saccade_server.api.body.parsing import load
 from saccade_server.api.body.schemas import Selecting
 from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.services import Services
+from saccade_server.requests.errors import RequestError
 
 PROFILE_HEADER = "x-intervention-profile"
 PROFILE_FIELD = "intervention_profile"
@@ -37,12 +42,27 @@ class Selection:
     """What a request asked for.
 
     ``profile`` is where its interventions come from, None if the request named them itself;
-    ``model`` is the model's name as the request has it.
+    ``model`` is the model's name as the request has it. ``by_default``: the request named nothing,
+    and the profile is the server's default.
     """
 
     interventions: Interventions
     profile: str | None
     model: str
+    by_default: bool = False
+
+    @asynccontextmanager
+    async def explained(self) -> AsyncIterator[None]:
+        """Say in a refusal of an entry that the request did not name where it comes from."""
+        try:
+            yield
+        except (InterventionError, RequestError) as error:
+            if self.by_default and (error.param or "").startswith(FIELD):
+                error.message += (
+                    f" (of the server's default profile {brief(self.profile)}; "
+                    "a request with interventions [] runs without it)"
+                )
+            raise
 
 
 def select(services: Services, body: Selecting, headers: Headers) -> Selection:
@@ -58,8 +78,10 @@ def select(services: Services, body: Selecting, headers: Headers) -> Selection:
     own = _entries(services, body)
     if own is not None:
         return Selection(own, None, model)
+    by_default = name is None and services.profiles.default is not None
+    name = services.profiles.default if by_default else name
     bundle = services.profiles[name].interventions if name is not None else ()
-    return Selection(bundle, name, model)
+    return Selection(bundle, name, model, by_default)
 
 
 def _profile(

@@ -22,6 +22,7 @@ from saccade_server.api.errors import NotFound
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.served_profiles import ServedProfiles
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.traces.work import TraceWork
 from saccade_server.engine.client import EngineClient
@@ -30,7 +31,7 @@ from saccade_server.requests.conflicts import find_conflicts
 from saccade_server.requests.errors import RequestError
 from saccade_server.requests.facts import facts_of
 from saccade_server.requests.limits import room
-from saccade_server.requests.profiles import Profile, ProfileError, worded
+from saccade_server.requests.profiles import Profile, ProfileError, check_default, worded
 from saccade_server.requests.rehearsal import check_for_some_prompt
 
 Result = TypeVar("Result")
@@ -50,7 +51,7 @@ class Services:
     registry: Registry
     settings: ApiSettings
     fetcher: ImageFetcher
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    profiles: ServedProfiles = field(default_factory=lambda: ServedProfiles({}))
     faults: Mapping[str, str] = field(default_factory=dict)
     tested: frozenset[str] = frozenset()
     noops: Counter[str] = field(default_factory=Counter)
@@ -156,13 +157,14 @@ class Services:
         info, artifacts = self.engine.info, self.artifacts.get
         return check_for_some_prompt(interventions, self.facts, info, artifacts)
 
-    def check_profiles(self) -> None:
-        """Refuse profiles that the served model cannot run on any prompt.
+    def check_profiles(self, profiles: Mapping[str, Profile]) -> None:
+        """Refuse profiles that the served model cannot run on any prompt; reads artifacts.
 
         Raises:
-            ProfileError: names the profile and what is wrong with it.
+            ProfileError: names the profile and what is wrong with it, or the default is not there.
         """
-        for profile in self.profiles.values():
+        check_default(self.profiles.default, profiles)
+        for profile in profiles.values():
             try:
                 self.check_tested(profile.interventions)
                 self.rehearse(profile.interventions)

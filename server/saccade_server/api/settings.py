@@ -43,7 +43,9 @@ class ApiSettings:
     max_body_bytes: int = 32 * MIB
     max_bodies_bytes: int = 512 * MIB  # all bodies in memory together, parsed JSON estimated
 
+    default_profile: str | None = None  # of requests that name neither one nor interventions
     artifacts: Path | None = None
+    artifact_ttl: float | None = None  # after which those leave that nothing has used
     max_artifact_bytes: int = 64 * MIB
     max_artifacts_bytes: int = 4096 * MIB  # all artifacts together
     upload_timeout: float = 120.0

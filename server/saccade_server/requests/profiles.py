@@ -20,7 +20,7 @@ from typing import Any
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
-from saccade_interventions.suggest import hint
+from saccade_interventions.suggest import hint, unknown
 from saccade_server.requests.errors import RequestError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -79,6 +79,16 @@ def read_profiles(
         name: _profile(name, table, registry, f"{file}{_line(name, text)}")
         for name, table in tables.items()
     }
+
+
+def check_default(name: str | None, profiles: Mapping[str, Profile]) -> None:
+    """Refuse a default that is none of the profiles.
+
+    Raises:
+        ProfileError: the message says which there are.
+    """
+    if name is not None and name not in profiles:
+        raise ProfileError(f"--default-profile: {unknown('profile', name, profiles)}")
 
 
 def worded(profile: str, entries: Sequence[Any], error: InterventionError | RequestError) -> str:

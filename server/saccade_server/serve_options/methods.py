@@ -18,12 +18,31 @@ class MethodOptions(OptionGroup):
     """Artifacts, profiles, the self-test."""
 
     artifacts: Artifacts = None
+    artifact_ttl: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=60,
+            help="Artifacts that no request has used for so long are deleted, but for those that a "
+            "profile names. If absent they stay.",
+            envvar="SACCADE_ARTIFACT_TTL",
+        ),
+    ] = None
     profiles: Annotated[
         Path | None,
         typer.Option(
             callback=readable,
-            help="TOML file of named bundles of interventions.",
+            help="TOML file of named bundles of interventions. SIGHUP has it read again; it counts "
+            "if all of it is right.",
             envvar="SACCADE_PROFILES",
+        ),
+    ] = None
+    default_profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Profile of requests that name neither one nor interventions; [] opts out.",
+            envvar="SACCADE_DEFAULT_PROFILE",
         ),
     ] = None
     self_test: Annotated[
@@ -53,14 +72,20 @@ class MethodOptions(OptionGroup):
         """
         from saccade_interventions.registry import Registry
         from saccade_server.api.artifact_store import ArtifactStore
-        from saccade_server.requests.profiles import load_profiles
+        from saccade_server.requests.profiles import check_default, load_profiles
 
         registry = Registry.discover()
-        if self.profiles is not None:
-            load_profiles(self.profiles, registry)
+        profiles = load_profiles(self.profiles, registry) if self.profiles else {}
+        if self.default_profile and self.profiles is None:
+            raise typer.BadParameter("--default-profile needs --profiles, the file that has it")
+        check_default(self.default_profile or None, profiles)
         if self.artifacts is not None:
             ArtifactStore(self.artifacts, 0).close()
 
     def settings(self) -> dict[str, Any]:
-        """The folder of artifacts."""
-        return {"artifacts": self.artifacts}
+        """The folder of artifacts, how long they stay unused, and the default profile."""
+        return {
+            "artifacts": self.artifacts,
+            "artifact_ttl": self.artifact_ttl,
+            "default_profile": self.default_profile or None,
+        }

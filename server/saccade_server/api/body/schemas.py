@@ -67,7 +67,8 @@ class Selecting(BaseModel):
     interventions: Annotated[Any, _named_by("method")] = Field(
         None,
         description="Interventions, in order: objects with a `method` and its own parameters; "
-        "GET /v1/interventions lists them. null or [] for none; left out: those of the profile.",
+        "GET /v1/interventions lists them. null or [] for none; left out: those of the profile, or "
+        "of the server's default profile.",
     )
     intervention_profile: str | None = Field(
         None, description="A profile by name; GET /v1/profiles lists them."

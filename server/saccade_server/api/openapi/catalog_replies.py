@@ -28,6 +28,10 @@ class ModelCard(BaseModel):
     hidden_size: int
     fingerprint: str
     chat_template_variables: list[str]
+    profile: str | None = Field(
+        description="Whose interventions requests get that name this model and nothing else: an "
+        "alias's own profile, or else the server's default, if it has one."
+    )
 
 
 class ModelList(BaseModel):
@@ -117,6 +121,7 @@ class ProfileCard(BaseModel):
     model: str
     interventions: list[dict[str, Any]]
     fingerprint: str
+    default: bool = Field(description="Requests that name nothing get it; [] opts out.")
 
 
 class ProfileList(BaseModel):
