@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,8 @@ from typing import Annotated
 import typer
 
 from saccade_server.exit_codes import ExitCode
+from saccade_server.logs.formats import LogFormat
+from saccade_server.logs.setup import LogSettings, as_json, logger, set_up
 from saccade_server.shell.paths import folder
 
 DEVICE = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
@@ -69,15 +70,18 @@ LogLevel = Annotated[
 ]
 
 
-def log_to_stderr(level: str) -> None:
-    """Log from ``level`` on."""
+def log_to_stderr(level: str, form: LogFormat = LogFormat.TEXT, *, serving: bool = False) -> None:
+    """Log from ``level`` on.
+
+    Args:
+        form: how records look.
+        serving: requests of others are answered: nothing of theirs is to be written, whatever ends.
+    """
     if level.lower() not in LEVELS:
         from saccade_interventions.suggest import unknown
 
         raise typer.BadParameter(f"--log-level: {unknown('level', level, LEVELS)}")
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up(LogSettings(level.upper(), form), words=not serving, surprises=serving)
 
 
 def fail(error: Exception, code: ExitCode | None = None) -> typer.Exit:
@@ -90,7 +94,10 @@ def fail(error: Exception, code: ExitCode | None = None) -> typer.Exit:
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    typer.echo(f"saccade: {' '.join(message.split())}", err=True)
+    if as_json():
+        logger.critical("%s", message)
+    else:
+        typer.echo(f"saccade: {' '.join(message.split())}", err=True)
     if code is None:
         code = ExitCode.MODEL if isinstance(error, UnsupportedModelError) else ExitCode.USAGE
     return typer.Exit(code)

@@ -43,7 +43,7 @@ def serve_command(
     """Serve the OpenAI-compatible API."""
     # The imports below take seconds, and a container's first process ignores by default.
     _answer_signals(_leaving(Terminal()))
-    log_to_stderr(options.logs.log_level)
+    log_to_stderr(options.logs.log_level, options.logs.log_format, serving=True)
     model = chosen_model(ctx, folder_or_name, model)
     try:
         check_model(model)

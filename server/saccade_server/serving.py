@@ -41,6 +41,8 @@ from saccade_server.listening import (
     take,
 )
 from saccade_server.loading import load
+from saccade_server.logs.context import fields
+from saccade_server.logs.setup import as_json, gather, loop_failed
 from saccade_server.selftest import Findings, examine
 from saccade_server.signals import Signals
 
@@ -50,6 +52,7 @@ EXPOSED = (
     "this server is open to everyone who can reach it: it listens on an address that is not "
     "loopback and has no --api-key"
 )
+EVERYWHERE = ("0.0.0.0", "::")
 ELSEWHERE = (
     "The image is a file where the server runs. Outside a container, take the repository's: "
     f"server/saccade_server/demo/samples/{SHOWN_SAMPLE}.png"
@@ -82,6 +85,8 @@ async def serve(config: ServerConfig) -> ExitCode:
     """
     # First of all: a container's first process ignores signals that it has no handler for.
     signals = Signals()
+    asyncio.get_running_loop().set_exception_handler(loop_failed)
+    gather()
     sockets = take(config.host, config.port)
     try:
         return await _load_and_serve(config, sockets, signals)
@@ -184,7 +189,7 @@ class _Run:
             await asyncio.wait([listening], timeout=CHECK_SECONDS)
             if self._server.started and not greeted:
                 greeted = True
-                _say(greeting(self._config, exposed))
+                self._greet(exposed)
             self._heed()
             self._reload()
             if self._is_hung():
@@ -202,6 +207,13 @@ class _Run:
             return ExitCode.HUNG
         served = self._engine.alive and self._server.started
         return ExitCode.STOPPED if served else ExitCode.FAILED
+
+    def _greet(self, exposed: bool) -> None:
+        if not as_json():
+            _say(greeting(self._config, exposed))
+            return
+        said = {"model": self._config.api.served_model_name, "url": address(self._config)}
+        logger.info("serving", extra=fields(**said))
 
     def _is_hung(self) -> bool:
         return self._hung.done() and self._hung.result()
@@ -243,16 +255,19 @@ def _say(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def address(config: ServerConfig) -> str:
+    """Where a browser on this machine finds the server."""
+    host = "127.0.0.1" if config.host in EVERYWHERE else config.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
 def greeting(config: ServerConfig, exposed: bool = False) -> str:
     """What an operator sees when the server is up: its pages, and a request to paste.
 
     Args:
         exposed: the server has no keys and others than this machine reach it.
     """
-    everywhere = config.host in ("0.0.0.0", "::")
-    host = "127.0.0.1" if everywhere else config.host
-    host = f"[{host}]" if ":" in host else host
-    url = f"http://{host}:{config.port}"
+    url = address(config)
     name = config.api.served_model_name
     lines = [
         f"Serving {name} at {url} (OpenAI-compatible: {url}/v1)",
@@ -265,7 +280,7 @@ def greeting(config: ServerConfig, exposed: bool = False) -> str:
         lines += [
             "Try it. Without the intervention the model says:",
             f"{story.plain_answer} ({story.judge(story.plain_answer)})",
-            *([ELSEWHERE] if everywhere else []),
+            *([ELSEWHERE] if config.host in EVERYWHERE else []),
             "",
             example_request(url, name, story.question, config.api.needs_key),
             "",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from saccade_server.logs.setup import as_json
+
 
 class StatusLine:
     """On standard error, if that is a terminal; nothing is written anywhere else."""
 
     def __init__(self) -> None:
-        self.shown = sys.stderr.isatty()
+        self.shown = sys.stderr.isatty() and not as_json()
 
     def show(self, text: str) -> None:
         """Put ``text`` in place of what the line says."""

@@ -18,6 +18,10 @@ from saccade_server.serving import greeting
 from saccade_server.signals import STOPPING
 
 
+def _quiet(*given: object, **more: object) -> None:
+    pass
+
+
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Run ``saccade serve`` up to its configuration."""
@@ -30,7 +34,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return 0
 
         monkeypatch.setattr("saccade_server.serving.serve", serve)
-        monkeypatch.setattr("saccade_server.serve_command.log_to_stderr", lambda level: None)
+        monkeypatch.setattr("saccade_server.serve_command.log_to_stderr", _quiet)
         monkeypatch.setattr(ListenOptions, "check", lambda options: None)
         result = CliRunner().invoke(app, ["serve", *options], env=environment)
         assert result.exit_code == 0, result.output

@@ -12,6 +12,8 @@ SECRET = re.compile(
 )
 OF_THE_SERVER = "SACCADE_"
 """Options of the command line, keys among them; the engine has its configuration."""
+OF_SPANS = "OTEL_"
+"""Where spans go, which the API's process makes; headers with keys of collectors among them."""
 OF_THE_HUB = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_")
 
 
@@ -25,6 +27,6 @@ def engine_environment(model: str, environment: Mapping[str, str]) -> dict[str, 
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(OF_THE_SERVER)
+        if not name.startswith((OF_THE_SERVER, OF_SPANS))
         and (not SECRET.search(name) or (fetches and name.startswith(OF_THE_HUB)))
     }

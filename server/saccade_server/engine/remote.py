@@ -18,6 +18,7 @@ from saccade_server.engine.folder import PrivateFolder
 from saccade_server.engine.heartbeat import Pulse
 from saccade_server.engine.messages import Command, Shutdown, decode_reply, encode
 from saccade_server.engine.streams import StreamingClient
+from saccade_server.logs.setup import settings_now
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class RemoteEngine(StreamingClient):
             msgspec.json.encode(config).decode(),
             str(os.getpid()),
             str(self._pulse.writer),
-            str(logging.getLogger().getEffectiveLevel()),
+            settings_now().encode(),
             stdin=asyncio.subprocess.DEVNULL,
             env=engine_environment(config.model, os.environ),
             pass_fds=[self._pulse.writer],

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from saccade_server.logs.formats import LogFormat
 from saccade_server.options import LogLevel
 from saccade_server.serve_options.group import OptionGroup
 
@@ -16,6 +17,13 @@ class LogOptions(OptionGroup):
     """The log."""
 
     log_level: LogLevel = "info"
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            help="How the log is written: as text, or one JSON object a line.",
+            envvar="SACCADE_LOG_FORMAT",
+        ),
+    ] = LogFormat.TEXT
     access_log: Annotated[
         bool, typer.Option(help="Log a line per request.", envvar="SACCADE_ACCESS_LOG")
     ] = True
