@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -16,11 +17,14 @@ from starlette.responses import Response
 import saccade_server
 from saccade_server.api import prompt_scores
 from saccade_server.api.body.schemas import Sampled
+from saccade_server.api.choice import Choice, Delta
 from saccade_server.api.detections import detected
-from saccade_server.api.generation import Choice, Delta, Generation
+from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.record import Record
 from saccade_server.api.prompt_scores import PromptScores, PromptScoring, entries_of
+from saccade_server.api.recording import note_answer
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
 from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_disconnected
@@ -40,6 +44,7 @@ Events = Callable[[Delta], bytes]
 class Answer:
     """One request that is being answered."""
 
+    record: Record
     services: Services
     selection: Selection
     prompts: Sequence[Prepared]
@@ -134,7 +139,8 @@ class Answer:
 
     def book(self) -> None:
         """Count the interventions that should have run and did not, once all is done."""
-        for method in noops(self.selection.interventions, self.generation.choices):
+        self.record.lost = tuple(noops(self.selection.interventions, self.generation.choices))
+        for method in self.record.lost:
             self.services.noops[method] += 1
             error_log.error("request %s: %s acted on nothing", request_id.get(), method)
 
@@ -157,16 +163,25 @@ class Answer:
         tell: Callable[[Delta], bytes | Delta] = events
         if any(_reads(choice) for choice in self.generation.choices):
             tell = partial(self._unless_traced, events)
-        async with self.generation as work:
+        async with self._noted() as work:
             async for told in work.told(tell, patience):
                 yield b"".join([await self._event(events, item) for item in told]) or KEEP_ALIVE
         self.book()
         if include_usage:  # a chunk after the last choice has ended
             yield frame(self.envelope(choices=[], usage=self.usage(), **self.receipt()))
 
+    @asynccontextmanager
+    async def _noted(self) -> AsyncIterator[Generation]:
+        """The running generation, of which the record learns however it ends."""
+        try:
+            async with self.generation as generation:
+                yield generation
+        finally:
+            note_answer(self.record, self.prompts, self.generation)
+
     async def _collect(self) -> list[Collected]:
         collected = [Collected() for _ in self.generation.choices]
-        async with self.generation as generation:
+        async with self._noted() as generation:
             async for _ in generation.told(lambda delta: collected[delta.index].add(delta)):
                 pass
             for choice, found in zip(generation.choices, collected, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -18,6 +18,7 @@ from saccade_server.api.errors import REFUSALS, MethodNotAllowed, from_exception
 from saccade_server.api.health import health_router
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.interventions import interventions_router
+from saccade_server.api.layers.access_line import AccessLine
 from saccade_server.api.layers.admission import Admission
 from saccade_server.api.layers.auth import Authenticate
 from saccade_server.api.layers.bodies import LimitBodies
@@ -28,6 +29,7 @@ from saccade_server.api.layers.heads import LimitHead
 from saccade_server.api.layers.hosts import CheckHost
 from saccade_server.api.layers.observe import Observe
 from saccade_server.api.layers.read_out import ReadOut
+from saccade_server.api.layers.record import Observer
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
@@ -55,6 +57,7 @@ def create_app(
     profiles: Mapping[str, Profile] | None = None,
     faults: Mapping[str, str] | None = None,
     tested: frozenset[str] = frozenset(),
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """Make the application. ``app.state.lifecycle`` is how the process shuts it down, and
     ``app.state.reloadables`` lists the files that it reads again, as ``api/reloading.py`` has it.
@@ -66,6 +69,7 @@ def create_app(
         profiles: the operator's bundles of interventions.
         faults: methods that failed their self-test, and why; they are not offered.
         tested: methods that passed it.
+        observers: who else looks at every request, in this order.
 
     Raises:
         ProfileError: the model cannot run one of the profiles.
@@ -100,7 +104,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            *_around(services),
+            *_around(services, (*_observers(settings), *observers)),
             Middleware(Direct, handlers=handlers_of(answering)),
         ],
         lifespan=lifespan,
@@ -128,7 +132,12 @@ def create_app(
     return app
 
 
-def _around(services: Services) -> list[Middleware]:
+def _observers(settings: ApiSettings) -> tuple[Observer, ...]:
+    """Who looks at every request."""
+    return (AccessLine(),) if settings.access_log else ()
+
+
+def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middleware]:
     """The middleware around the routes, outermost first.
 
     Every answer has an id, a log line and, for pages that may read it, the headers of CORS; a
@@ -137,7 +146,7 @@ def _around(services: Services) -> list[Middleware]:
     """
     settings, lifecycle = services.settings, services.lifecycle
     return [
-        Middleware(Observe, settings=settings),
+        Middleware(Observe, observers=observers),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
         Middleware(EndUnanswered, lifecycle=lifecycle),
         Middleware(ReadOut, settings=settings),

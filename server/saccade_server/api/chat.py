@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.datastructures import Headers
 
 from saccade_server.api.answers import Answer, traced
 from saccade_server.api.body.foreign import CHAT
@@ -13,11 +12,12 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
+from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.generation import Delta
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.logprobs import chat_logprobs
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
@@ -53,9 +53,7 @@ def chat_router(services: Services) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation, under the interventions the request names."""
         body = await read_body(services, request, ChatRequest)
-        answer = await unless_disconnected(
-            request.receive, _prepare(services, body, request.headers)
-        )
+        answer = await unless_disconnected(request.receive, _prepare(services, body, request))
         if body.stream:
             return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
@@ -80,13 +78,15 @@ def chat_router(services: Services) -> APIRouter:
     return router
 
 
-async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> Answer:
+async def _prepare(services: Services, body: ChatRequest, request: Request) -> Answer:
+    record = record_of(request.scope)
+    record.stream = bool(body.stream)
     refuse_unsupported(body.model_extra or {}, CHAT, services.prompts.knows_thinking)
     check_request(services, body)
     scoring = PromptScoring.of(body)
     how = templating(services.prompts, body)
     params = sampling_params(services, body, _alternatives(body))
-    selection = select(services, body, headers)
+    selection = select(services, body, request)
     detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
     async with deadline.kept(), selection.explained():
@@ -99,7 +99,7 @@ async def _prepare(services: Services, body: ChatRequest, headers: Headers) -> A
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
     return Answer(
-        services, selection, [prompt], work, "chatcmpl", kind, scoring, ignored, body.trace
+        record, services, selection, [prompt], work, "chatcmpl", kind, scoring, ignored, body.trace
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.datastructures import Headers
 
 from saccade_server.api.answers import Answer, Collected, traced
 from saccade_server.api.body.foreign import COMPLETION
@@ -13,11 +12,12 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import CompletionRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
+from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.generation import Delta
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.logprobs import completion_logprobs
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
@@ -55,9 +55,7 @@ def completions_router(services: Services) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, under the interventions the request names."""
         body = await read_body(services, request, CompletionRequest)
-        answer = await unless_disconnected(
-            request.receive, _prepare(services, body, request.headers)
-        )
+        answer = await unless_disconnected(request.receive, _prepare(services, body, request))
         if body.stream:
             return answer.stream(_Events(answer, body), body)
         choices = await answer.whole(request)
@@ -75,7 +73,9 @@ def completions_router(services: Services) -> APIRouter:
     return router
 
 
-async def _prepare(services: Services, body: CompletionRequest, headers: Headers) -> Answer:
+async def _prepare(services: Services, body: CompletionRequest, request: Request) -> Answer:
+    record = record_of(request.scope)
+    record.stream = bool(body.stream)
     refuse_unsupported(body.model_extra or {}, COMPLETION, services.prompts.knows_thinking)
     asked = body.prompts
     check_request(services, body, len(asked))
@@ -84,7 +84,7 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
         message = "add_special_tokens is for texts; a prompt of tokens is taken as it is."
         raise BadRequest(message, param="add_special_tokens")
     params = sampling_params(services, body, body.logprobs)
-    selection = select(services, body, headers)
+    selection = select(services, body, request)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     detectors = parse_detectors(body.detectors)
     deadline = Deadline(services.settings.request_timeout)
@@ -109,7 +109,7 @@ async def _prepare(services: Services, body: CompletionRequest, headers: Headers
     work = generation(services, body, prompts, params, length, deadline, scoring, *read)
     ignored = note_ignored(services, body, COMPLETION)
     kind, trace = "text_completion", body.trace
-    return Answer(services, selection, prompts, work, "cmpl", kind, scoring, ignored, trace)
+    return Answer(record, services, selection, prompts, work, "cmpl", kind, scoring, ignored, trace)
 
 
 class _Events:

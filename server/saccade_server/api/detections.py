@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from saccade_server.api.body.schemas import Sampled
+from saccade_server.api.choice import Choice
 from saccade_server.api.errors import EngineFailure
-from saccade_server.api.generation import Choice
 from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.sampling import scope_of
 from saccade_server.api.services import Services

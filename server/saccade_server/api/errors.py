@@ -21,8 +21,10 @@ from __future__ import annotations
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from saccade_interventions.errors import InterventionError
+from saccade_server.api.layers.record import record_of
 from saccade_server.engine.client import CapacityError, EngineDeadError
 from saccade_server.requests.errors import RequestError
 
@@ -70,7 +72,19 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The whole HTTP response."""
-        return Response(self.json(), self.status, self.headers, "application/json")
+        return _ErrorResponse(self)
+
+
+class _ErrorResponse(Response):
+    """The answer to a request that was refused or failed; notes that in its record."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.json(), error.status, error.headers, "application/json")
+        self.code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record_of(scope).error = self.code
+        await super().__call__(scope, receive, send)
 
 
 class BadRequest(ApiError):

@@ -68,7 +68,7 @@ def interventions_router(services: Services) -> APIRouter:
         named = "interventions" in body.model_fields_set or _names_profile(body, request)
         if not named and services.profiles.default is None:
             raise BadRequest("interventions is required", code="missing_field", param=FIELD)
-        selection = select(services, body, request.headers)
+        selection = select(services, body, request)
         interventions = selection.interventions
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:

@@ -9,9 +9,10 @@ from msgspec.structs import replace
 
 from saccade_server.api.access.keys import caller
 from saccade_server.api.body.schemas import Sampled
+from saccade_server.api.choice import Choice
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.generation import Choice, Generation
+from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id, new_seed
 from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens

@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from msgspec.structs import replace
-from starlette.datastructures import Headers
 
 from saccade_kernels.batch import PAGE
 from saccade_server.api.access.keys import caller
@@ -19,10 +18,12 @@ from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ScoreRequest
+from saccade_server.api.choice import Choice
 from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.generation import Choice, Generation
+from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.logprobs import LOWEST
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
@@ -63,7 +64,7 @@ def score_router(services: Services) -> APIRouter:
     async def score(request: Request) -> Response:
         """Tell how likely each continuation of a prompt is, under the interventions it names."""
         body = await read_body(services, request, ScoreRequest)
-        work = _prepare(services, body, request.headers)
+        work = _prepare(services, body, request)
         answer, pairs = await unless_disconnected(request.receive, work)
         told = await answer.whole(request)
         return answer.json(
@@ -81,10 +82,10 @@ def score_router(services: Services) -> APIRouter:
 
 
 async def _prepare(
-    services: Services, body: ScoreRequest, headers: Headers
+    services: Services, body: ScoreRequest, request: Request
 ) -> tuple[Answer, list[Pair]]:
     _check(services, body)
-    selection = select(services, body, headers)
+    selection = select(services, body, request)
     deadline = Deadline(services.settings.request_timeout)
     idle: Sequence[str] = ()
     async with deadline.kept(), selection.explained():
@@ -101,7 +102,18 @@ async def _prepare(
     prompts = [prepared for prepared, _ in pairs]
     work = _generation(services, pairs, deadline)
     nothing = PromptScoring()
-    return Answer(services, selection, prompts, work, "score", "score", nothing, ignored), pairs
+    answer = Answer(
+        record_of(request.scope),
+        services,
+        selection,
+        prompts,
+        work,
+        "score",
+        "score",
+        nothing,
+        ignored,
+    )
+    return answer, pairs
 
 
 def _check(services: Services, body: ScoreRequest) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
@@ -27,6 +28,7 @@ from saccade_interventions.parsing import FIELD
 from saccade_server.api.body.parsing import load
 from saccade_server.api.body.schemas import Selecting
 from saccade_server.api.errors import BadRequest, NotFound, bounded
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.services import Services
 from saccade_server.requests.errors import RequestError
 
@@ -65,23 +67,30 @@ class Selection:
             raise
 
 
-def select(services: Services, body: Selecting, headers: Headers) -> Selection:
-    """Read every place.
+def select(services: Services, body: Selecting, request: Request) -> Selection:
+    """Read every place, and note in the request's record what was chosen.
 
     Raises:
         ApiError: a model or profile that is not there, or two places that disagree.
         InterventionError: an entry is not valid.
     """
     alias = services.check_model(body.model)
-    name = _profile(services, body, headers, alias)
+    name = _profile(services, body, request.headers, alias)
     model = body.model or services.settings.served_model_name
     own = _entries(services, body)
     if own is not None:
-        return Selection(own, None, model)
+        return _noted(request, Selection(own, None, model))
     by_default = name is None and services.profiles.default is not None
     name = services.profiles.default if by_default else name
     bundle = services.profiles[name].interventions if name is not None else ()
-    return Selection(bundle, name, model, by_default)
+    return _noted(request, Selection(bundle, name, model, by_default))
+
+
+def _noted(request: Request, selection: Selection) -> Selection:
+    record = record_of(request.scope)
+    record.model, record.profile = selection.model, selection.profile or ""
+    record.interventions = tuple(item.method_id() for item in selection.interventions)
+    return selection
 
 
 def _profile(

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, from_exception
 from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.layers.shortcut import Shortcut, shortcut
 
 DONE = b"data: [DONE]\n\n"
@@ -139,6 +140,7 @@ class EventStream(Response):
             if not started:
                 await failure.response()(scope, receive, send)
                 return
+            record_of(scope).error = failure.code
             last = b"data: " + failure.json() + b"\n\n" + DONE
         finally:
             await self.events.aclose()

@@ -10,6 +10,7 @@ for it is dropped. Sequences whose draws need the tokens before them (penalties)
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 
 import torch
@@ -39,6 +40,7 @@ from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Chunk, Scheduler, by_leader
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import sites
+from saccade_server.engine.timing import timing_of
 from saccade_server.engine.warmup import warm_up
 from saccade_server.models.family import ServedModel
 
@@ -80,6 +82,7 @@ class EngineCore:
         self._flying: InFlight | None = None
         self._sequences: dict[str, Sequence] = {}
         self._steps = 0
+        self._landed = 0.0  # when the last step that is known had been computed
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self.info = describe(model, config, limit, cache_tokens, sink_dims, fingerprint)
@@ -102,6 +105,7 @@ class EngineCore:
         if reason is not None:
             return _failed(request.request_id, reason)
         sequence = form(request)
+        sequence.moments.arrived = time.monotonic()
         sequence.ends = ends_of(request.sampling, self.info)
         self._runner.rules.admit(sequence)
         self._sequences[request.request_id] = sequence
@@ -163,6 +167,7 @@ class EngineCore:
         if flight is None:
             return []
         found = flight.wait()
+        self._landed = time.monotonic()
         outputs = [
             self._diverge(chunk.sequence)
             for chunk, drawn in found
@@ -182,6 +187,7 @@ class EngineCore:
         """Have the last row of a chunk run again, without its token, if a rule has decided so."""
         plan = flight.again(chunk)
         if plan is not None:
+            chunk.sequence.repeat(_repeats(chunk.sequence))
             self._scheduler.run_again(chunk, plan)
         return plan is not None
 
@@ -194,8 +200,10 @@ class EngineCore:
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
         request, token = sequence.request, drawn.token
-        sampling = request.sampling
+        sampling, moments = request.sampling, sequence.moments
+        moments.last = self._landed
         if sequence.generated == len(request.given):
+            moments.first = self._landed
             self._prompt_tokens += sequence.prompt_length + len(request.given)
         if sequence.is_complete:  # its last row has run, and what it draws is not asked for
             return self._finish(sequence, FinishReason.LENGTH)
@@ -249,6 +257,7 @@ class EngineCore:
             cached_tokens=sequence.cached_tokens,
             receipt=receipt,
             trace=() if sequence.traced is None else sequence.traced.take(last=True),
+            timing=timing_of(sequence),
             **news,  # type: ignore[arg-type]
         )
 
@@ -282,6 +291,12 @@ class EngineCore:
                 continue
             outputs.append(self._fail(sequence, failure_alone))
         return outputs
+
+
+def _repeats(sequence: Sequence) -> int:
+    """The place of the intervention that has the sequence's last prompt row run again."""
+    rules = () if sequence.plan is None else sequence.plan.rules
+    return next((rule.source for rule in rules if rule.needs().last_row_twice), -1)
 
 
 def _failed(request_id: str, reason: str) -> EngineOutput:

@@ -23,7 +23,8 @@ def form(request: GenerateRequest) -> Sequence:
     leader = Sequence(request)
     # A branch's own draw is nobody's; what changes single logits changes them in both.
     sampling = replace(request.sampling, temperature=0.0, logprobs=None)
-    for branch in request.branches:
+    asked = () if request.plan is None else request.plan.needs.branches
+    for index, branch in enumerate(request.branches):
         own = GenerateRequest(
             request_id=request.request_id,
             tokens=branch.tokens,
@@ -33,7 +34,10 @@ def form(request: GenerateRequest) -> Sequence:
             trace=branch.trace,
             cache_salt=request.cache_salt,
         )
-        leader.branches.append(Sequence(own, leader=leader, measures=branch.measures))
+        source = asked[index].source if index < len(asked) else -1
+        leader.branches.append(
+            Sequence(own, leader=leader, measures=branch.measures, source=source)
+        )
     return leader
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding
 from saccade_server.engine.arrays import Array as Array
+from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import Trace, TracePiece
 
 EMPTY = Array("|u1", (0,), b"")
@@ -194,6 +195,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
     trace: tuple[TracePiece, ...] = ()  # what steps since the last output have read
+    timing: Timing | None = None  # on the last output of a sequence that was queued
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ steps run in order, so whoever gets a page next writes it after that, and reads 
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -164,7 +165,9 @@ class Scheduler:
             sequence.drawing += chunk.samples
             if sequence.measures and chunk.end == sequence.prompt_length:
                 done.append(sequence)
-                sequence.group[0].branches.remove(sequence)
+                leader = sequence.group[0]
+                leader.branches.remove(sequence)
+                leader.repeat(sequence.source)
                 self._drop(sequence)
         return done
 
@@ -332,6 +335,7 @@ class Scheduler:
                 sequence.cached_tokens = sequence.cached_until = sequence.computed
                 self.prefix_queries += sequence.prompt_length
                 self.prefix_hits += sequence.computed
+        leader.moments.scheduled = leader.moments.scheduled or time.monotonic()
         return [Chunk.of(sequence, length) for sequence, length in pairs if length]
 
     def _find_prefix(self, sequence: Sequence) -> int:

@@ -12,6 +12,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding, Finding
 from saccade_server.engine.request import GenerateRequest
+from saccade_server.engine.timing import Moments
 from saccade_server.engine.traces.log import TraceLog
 
 
@@ -34,6 +35,9 @@ class Sequence:
     request: GenerateRequest
     leader: Sequence | None = None
     measures: bool = False
+    source: int = (
+        -1
+    )  # of a branch: the place of the intervention that asks for it; -1: a trace does
     ends: tuple[int, ...] = ()  # end-of-sequence and stop tokens, each once
     branches: list[Sequence] = field(default_factory=list)
     tokens: list[int] = field(init=False)
@@ -43,6 +47,8 @@ class Sequence:
     counted: int = 0
     drawing: int = 0
     preemptions: int = 0
+    moments: Moments = field(default_factory=Moments)
+    repeats: dict[int, int] = field(default_factory=dict)  # see Timing.extra_passes; by source
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
@@ -185,6 +191,10 @@ class Sequence:
     def count(self, source: int, name: str, times: int = 1) -> None:
         """Note that a rule of the plan did something."""
         self.counts[source, name] = self.counts.get((source, name), 0) + times
+
+    def repeat(self, source: int) -> None:
+        """Note a pass beside its own that the intervention at ``source`` asked for."""
+        self.repeats[source] = self.repeats.get(source, 0) + 1
 
     def count_rows(self, end: int) -> None:
         """Note that query rows up to ``end`` have been computed under the plan."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from saccade_server.api.access.keys import KeyRing, caller
 from saccade_server.api.errors import Forbidden, Unauthorized
 from saccade_server.api.layers.admission import PROBES
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.openapi.page import DOCS_PARTS
 from saccade_server.api.playground.page import PLAYGROUND_PARTS
 
@@ -38,6 +39,7 @@ class Authenticate:
         key = self.keys.find(Headers(scope=scope).get("authorization", ""))
         if key is not None:
             caller.set(key)
+            record_of(scope).key = key.name
         elif self.keys.guards:
             await _unauthorized("A valid API key").response()(scope, receive, send)
             return

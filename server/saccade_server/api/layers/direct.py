@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade_server.api.errors import REFUSALS, from_exception
+from saccade_server.api.layers.record import record_of
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -44,6 +45,7 @@ class Direct:
         if handler is None:
             await self.app(scope, receive, send)
             return
+        record_of(scope).route = scope["path"]
         try:
             response = await handler(Request(scope, receive, send))
         except REFUSALS as error:

@@ -1,4 +1,4 @@
-"""Each request's id and its log line.
+"""Each request's id and its record, for whoever looks on.
 
 A connection that is one too many is told here to end, whatever it is answered.
 """
@@ -9,77 +9,80 @@ import logging
 import re
 import time
 from contextvars import ContextVar
-from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.errors import bounded
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.admission import CROWDED
+from saccade_server.api.layers.record import RECORD, Observer, Record
 from saccade_server.api.layers.shortcut import shortcut
-from saccade_server.api.settings import ApiSettings
 
 CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered
 
 request_id: ContextVar[str] = ContextVar("saccade_request_id", default="-")
 
-access_log = logging.getLogger("saccade.access")
 error_log = logging.getLogger("saccade.error")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Observe:
-    """Gives each request an id and logs one line about it."""
+    """Gives each request an id and a record, and shows that to its observers."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, observers: tuple[Observer, ...] = ()) -> None:
         self.app = app
-        self.log = settings.access_log
+        self.observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get("x-request-id", "")
-        name = offered if _REQUEST_ID.fullmatch(offered) else new_id()
-        request_id.set(name)
-        began = time.perf_counter()
-        status = 0
+        headers = Headers(scope=scope)
+        record = scope[RECORD] = _begin(scope, headers)
+        request_id.set(record.id)
+        for observer in self.observers:
+            observer.begun(record, headers)
         past = shortcut(scope)
-        size = -past.streamed if past else 0
+        if past is not None:
+            record.bytes = -past.streamed
 
         async def observed_send(message: Message) -> None:
-            nonlocal status, size
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = name
+                headers["x-request-id"] = record.id
                 if scope.get("state", {}).get(CROWDED):
                     headers["connection"] = "close"
             elif message["type"] == "http.response.body":
-                size += len(message.get("body", b""))
+                record.bytes += len(message.get("body", b""))
             await send(message)
 
         try:
             await self.app(scope, receive, observed_send)
         except ClientDisconnect:
-            status = status or CLIENT_CLOSED
+            record.left = True
         finally:
-            if self.log:
-                size += past.streamed if past else 0
-                self._write(scope, name, status or CLIENT_CLOSED, size, began)
+            if past is not None:
+                record.bytes += past.streamed
+            self._end(scope, record)
 
-    def _write(self, scope: Scope, name: str, status: int, size: int, began: float) -> None:
-        client = scope.get("client")
-        access_log.info(
-            "%s %s %s %d %dB %.1fms id=%s",
-            client[0] if client else "-",
-            scope["method"],
-            bounded(quote(scope["path"])),
-            status,
-            size,
-            1e3 * (time.perf_counter() - began),
-            name,
-        )
+    def _end(self, scope: Scope, record: Record) -> None:
+        record.status = record.status or CLIENT_CLOSED
+        record.route = record.route or getattr(scope.get("route"), "path", "")
+        record.ended = time.monotonic()
+        for observer in self.observers:
+            observer.ended(record)
+
+
+def _begin(scope: Scope, headers: Headers) -> Record:
+    offered = headers.get("x-request-id", "")
+    client = scope.get("client")
+    return Record(
+        id=offered if _REQUEST_ID.fullmatch(offered) else new_id(),
+        method=scope["method"],
+        path=scope["path"],
+        client=client[0] if client else "",
+        began=time.monotonic(),
+    )

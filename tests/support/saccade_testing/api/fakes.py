@@ -22,6 +22,7 @@ from saccade_server.engine.request import (
     SiteCount,
     TokenLogprobs,
 )
+from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
@@ -54,6 +55,9 @@ INFO = EngineInfo(
     accepts_images=True,
     fingerprint="sha256:" + "ab" * 32,
 )
+
+
+TIMING = Timing(queued=0.5, prompt=0.25, decode=2.0)
 
 
 class ByteDecoder:
@@ -188,6 +192,7 @@ class FakeEngine:
     unscored: object = None
     cached_tokens: int = 0
     loses_traces: bool = False
+    timing: Timing = TIMING
     requests: list[GenerateRequest] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -297,6 +302,7 @@ class FakeEngine:
             trace=self._trace(request, generated, last=True)
             if tokens
             else self._sums(request, generated),
+            timing=self.timing,
         )
 
     def _trace(

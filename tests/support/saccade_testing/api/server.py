@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -16,6 +16,7 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.layers.connections import HttpConfig
 from saccade_server.api.layers.listener import Listener
+from saccade_server.api.layers.record import Observer
 from saccade_server.api.services import Services
 from saccade_server.api.settings import ApiSettings
 from saccade_server.requests.profiles import read_profiles
@@ -91,6 +92,7 @@ def start_server(
     *,
     profiles: Mapping[str, Any] | None = None,
     faults: Mapping[str, str] | None = None,
+    observers: Sequence[Observer] = (),
     **settings: Any,
 ) -> Server:
     """Start a server; whoever calls this stops it."""
@@ -98,6 +100,7 @@ def start_server(
     offers = {
         "profiles": read_profiles({"profiles": dict(profiles or {})}, REGISTRY),
         "faults": faults,
+        "observers": observers,
     }
     server = Server(engine or FakeEngine(), ApiSettings(**options), **offers)
     server.start()

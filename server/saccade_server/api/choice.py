@@ -1,0 +1,188 @@
+"""One sequence of an answer as its client sees it: text, logprobs, and how it ended.
+
+Tokens become text here and nowhere else. Text that may yet turn out to be a stop string or half a
+character is held back, and so are the logprobs of its tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from saccade_server.api.errors import EngineFailure
+from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.stops import StopStrings
+from saccade_server.engine.request import (
+    EngineOutput,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprobs,
+)
+from saccade_server.engine.timing import Timing
+from saccade_server.requests.detection import Detection
+from saccade_server.requests.errors import diverged
+from saccade_server.requests.receipts import Run
+from saccade_server.requests.scores import ScoreLog
+from saccade_server.requests.traces.resolve import TracePlan
+
+
+class Decoder(Protocol):
+    """Tokens in, text out; holds back unfinished characters."""
+
+    def push(self, token: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin.
+
+    ``trace`` and ``detectors`` come with the last delta of a choice that has some, once they are
+    made; the first is JSON.
+    """
+
+    index: int
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    offsets: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    trace: msgspec.Raw | None = None
+    detectors: list[dict[str, Any]] | None = None
+
+
+class Choice:
+    """One sequence as the client sees it."""
+
+    def __init__(
+        self,
+        index: int,
+        request: GenerateRequest,
+        decoder: Decoder,
+        stops: StopStrings,
+        end_tokens: frozenset[int],
+        methods: tuple[str, ...] = (),
+        trace: TracePlan | None = None,
+        detection: Detection | None = None,
+        shows_logprobs: bool = True,
+    ) -> None:
+        """``methods``: the interventions of the request, for its error.
+
+        ``shows_logprobs``: False if none but detectors asked for them. ``outcome`` is how it has
+        ended so far, "" before the engine has it; see :class:`SequenceRecord`.
+        """
+        self.index = index
+        self.request = request
+        self.completion_tokens = 0
+        self.done = False
+        self.outcome = ""
+        self.timing: Timing | None = None
+        self.run = Run(request.plan)
+        self.trace = trace
+        self.pieces = None if trace is None else trace.collect()
+        self.scores = ScoreLog.of(request)
+        self.watched = None if detection is None else detection.collect()
+        self._shows_logprobs = shows_logprobs
+        self._decoder = decoder
+        self._stops = stops
+        self._least = request.sampling.min_tokens
+        self._end_tokens = end_tokens
+        self._methods = methods
+        self._decoded = 0  # characters that left the decoder
+        self._shown = 0
+        self._waiting: list[tuple[int, int, TokenLogprobs]] = []  # end, start, entry
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found."""
+        return self._stops.stopped
+
+    @property
+    def last_row(self) -> int:
+        """Position of the last row that must have run for what is known; -1: none must have."""
+        if self.completion_tokens == 0 and not self.done:
+            return -1
+        known = len(self.request.tokens) + len(self.request.given)
+        return known + max(self.completion_tokens, 1) - 2
+
+    def accept(self, news: int | EngineOutput) -> Delta:
+        """Take what the engine sent; the result may say nothing new."""
+        if isinstance(news, int):
+            return self._accept_token(news)
+        return self._accept_output(news)
+
+    def _accept_token(self, token: int) -> Delta:
+        if self.stopped:
+            return self._delta("")
+        self.completion_tokens += 1
+        return self._delta(self._decode(token, None))
+
+    def _accept_output(self, output: EngineOutput) -> Delta:
+        text = ""
+        if self.scores is not None:
+            self.scores.take(output.trace)
+        logprobs = iter(output.logprobs)
+        last = len(output.tokens) - 1
+        for position, token in enumerate(output.tokens):
+            if self.stopped:
+                break
+            self.completion_tokens += 1
+            entry = next(logprobs, None)
+            ends = output.finish_reason is FinishReason.STOP and position == last
+            if not (ends and token in self._end_tokens):
+                text += self._decode(token, entry)
+        for traced in (self.pieces, self.watched):
+            if traced is not None:
+                traced.add(output.trace, self.completion_tokens)
+        if output.finish_reason is None:
+            return self._delta(text)
+        self.done = True
+        self.timing = output.timing
+        self.run = Run(self.request.plan, output.receipt, output.cached_tokens)
+        if not self.stopped:
+            text += self._stops.push(self._decoder.flush())
+            text += self._stops.flush()
+        return self._delta(text, self._finish(output))
+
+    def give_up(self) -> Delta:
+        """The engine ended without a last output."""
+        if not self.stopped:
+            raise EngineFailure()
+        self.done = True
+        self.outcome = "stop"
+        return self._delta("", "stop")
+
+    def _decode(self, token: int, entry: TokenLogprobs | None) -> str:
+        piece = self._decoder.push(token)
+        start = self._decoded
+        self._decoded += len(piece)
+        if self.watched is not None:
+            self.watched.say(token, None if entry is None else entry.logprob)
+        if entry is not None and self._shows_logprobs:
+            self._waiting.append((self._decoded, start, entry))
+        if self.completion_tokens <= self._least:
+            return self._stops.skip(piece)
+        return self._stops.push(piece)
+
+    def _delta(self, text: str, finish_reason: str | None = None) -> Delta:
+        self._shown += len(text)
+        if not self._waiting:
+            return Delta(self.index, text, finish_reason=finish_reason)
+        ready = [item for item in self._waiting if item[0] <= self._shown]
+        self._waiting = self._waiting[len(ready) :]
+        logprobs = tuple(entry for _, _, entry in ready)
+        offsets = tuple(start for _, start, _ in ready)
+        return Delta(self.index, text, logprobs, offsets, finish_reason)
+
+    def _finish(self, output: EngineOutput) -> str:
+        if self.stopped or output.finish_reason is FinishReason.STOP:
+            self.outcome = "stop"
+            return self.outcome
+        if output.finish_reason is FinishReason.LENGTH:
+            self.outcome = "length"
+            return self.outcome
+        self.outcome = "error"
+        error_log.error("request %s: engine: %s", request_id.get(), output.error)
+        if output.diverged:
+            raise diverged(self._methods)
+        raise EngineFailure()
