@@ -14,6 +14,7 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
+from saccade_server.api.deployment_facts import deployment_router
 from saccade_server.api.errors import REFUSALS, MethodNotAllowed, from_exception
 from saccade_server.api.health import health_router
 from saccade_server.api.images.fetch import ImageFetcher
@@ -23,6 +24,7 @@ from saccade_server.api.layers.admission import Admission
 from saccade_server.api.layers.auth import Authenticate
 from saccade_server.api.layers.bodies import LimitBodies
 from saccade_server.api.layers.cors import Cors
+from saccade_server.api.layers.deployment import CheckDeployment
 from saccade_server.api.layers.direct import Direct, handlers_of
 from saccade_server.api.layers.ending import EndUnanswered
 from saccade_server.api.layers.heads import LimitHead
@@ -73,6 +75,7 @@ def create_app(
 
     Raises:
         ProfileError: the model cannot run one of the profiles.
+        DeploymentError: this is not the deployment that is expected.
         OSError: the folder of artifacts cannot be used.
     """
     services = Services(
@@ -87,7 +90,8 @@ def create_app(
     )
     try:
         services.check_profiles(services.profiles)
-    except ValueError:
+        services.check_deployment(services.profiles)
+    except (ValueError, OSError):
         services.close()
         raise
 
@@ -117,6 +121,7 @@ def create_app(
         artifacts_router,
         traces_router,
         health_router,
+        deployment_router,
     )
     routers = (*answering, *(make(services) for make in others))
     for router in routers:
@@ -152,6 +157,7 @@ def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middlew
         Middleware(ReadOut, settings=settings),
         Middleware(LimitHead, settings=settings),
         Middleware(CheckHost, settings=settings),
+        Middleware(CheckDeployment, membership=services.membership),
         Middleware(Authenticate, keys=services.keys),
         Middleware(LimitBodies, settings=settings),
         Middleware(Admission, lifecycle=lifecycle, settings=settings),

@@ -65,6 +65,14 @@ class ArtifactStore:
         """Drop the private folder."""
         self._files.close()
 
+    def identity(self) -> str:
+        """A name that all who share the folder find.
+
+        Raises:
+            OSError: the folder cannot be read or written.
+        """
+        return self._files.identity()
+
     def put(self, artifact: Artifact, data: bytes) -> bool:
         """Keep an artifact that was read from ``data``. False if it was there already.
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saccade_server.api.errors import Unavailable
+from saccade_server.api.folder_identity import folder_identity
 from saccade_server.api.regular_files import open_regular, regular_size, write_whole
 from saccade_server.engine.folder import PrivateFolder
 
@@ -59,6 +60,7 @@ class DigestFolder:
         _try_out(folder, kind)
         self.folder = folder
         self._kind = kind
+        self._identity: str | None = None
         self._log = logging.getLogger(f"saccade.{kind}s")
         self._intact: dict[str, tuple[int, ...]] = {}
         self._drop_abandoned()
@@ -67,6 +69,16 @@ class DigestFolder:
         """Drop the private folder."""
         if self._own is not None:
             self._own.close()
+
+    def identity(self) -> str:
+        """A name that all who share the folder find, see :mod:`folder_identity`; read once.
+
+        Raises:
+            OSError: the folder cannot be read or written.
+        """
+        if self._identity is None:
+            self._identity = folder_identity(self.folder)
+        return self._identity
 
     def path(self, digest: str) -> Path | None:
         """The file named for a digest, whether it is there or not; None for what is no digest."""

@@ -13,6 +13,7 @@ import msgspec
 from fastapi import APIRouter, Response
 
 import saccade_server
+from saccade_server.api.deployment import HEADER
 from saccade_server.api.errors import Unavailable, draining
 from saccade_server.api.openapi.catalog_replies import Load, Version
 from saccade_server.api.openapi.document import operation
@@ -51,7 +52,7 @@ def health_router(services: Services) -> APIRouter:
             raise draining()
         if services.engine.full:
             raise Unavailable("The queue is full.")
-        return Response()
+        return Response(headers={HEADER: services.membership.digest})
 
     for path, probe in (("/live", live), ("/ready", ready), ("/health", ready)):
         router.head(path, include_in_schema=False)(probe)
@@ -59,8 +60,9 @@ def health_router(services: Services) -> APIRouter:
 
     @router.get("/version", openapi_extra=operation(Version), response_model=None)
     async def version() -> dict[str, str]:
-        """The version of the server."""
-        return {"version": saccade_server.__version__}
+        """The version of the server, and the deployment that it is of."""
+        deployment = services.membership.digest
+        return {"version": saccade_server.__version__, "deployment": deployment}
 
     @router.get("/load", openapi_extra=operation(Load, refusals=(503,)), response_model=None)
     async def load() -> dict[str, Any]:

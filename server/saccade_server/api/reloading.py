@@ -61,6 +61,7 @@ def profiles_file(path: Path, services: Services) -> Reloadable:
     def read() -> Apply:
         profiles = load_profiles(path, services.registry)
         services.check_profiles(profiles)
+        services.check_deployment(profiles)
 
         def apply() -> str:
             services.profiles.replace(profiles)

@@ -18,7 +18,9 @@ from saccade_interventions.registry import Registry
 from saccade_server.api.access.keys import KeyRing
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.body.noeffect import IgnoredLog
+from saccade_server.api.deployment import Membership, deployment_of
 from saccade_server.api.errors import NotFound
+from saccade_server.api.expected import Expected
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
@@ -62,6 +64,7 @@ class Services:
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
+    membership: Membership = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", KeyRing(self.settings.all_keys))
@@ -72,6 +75,7 @@ class Services:
         store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
         object.__setattr__(self, "artifacts", store)
         object.__setattr__(self, "traces", TraceWork(self.settings, self.prompts))
+        object.__setattr__(self, "membership", Membership(self))
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
         """Run CPU work other than images off the event loop, a bounded number at a time.
@@ -171,6 +175,19 @@ class Services:
             except (InterventionError, RequestError) as error:
                 message = worded(profile.name, profile.entries, error)
                 raise ProfileError(f"{profile.place}: {message}") from None
+
+    def check_deployment(self, profiles: Mapping[str, Profile]) -> None:
+        """Refuse to be, with these profiles, what the operator does not expect.
+
+        What is expected is read again each time: it may be a file that moves with the profiles.
+
+        Raises:
+            DeploymentError: says what differs.
+            OSError: the folder of artifacts cannot be read or written.
+        """
+        found = deployment_of(self, profiles)
+        if self.settings.expected_deployment is not None:
+            Expected.read(self.settings.expected_deployment).check(found)
 
     @property
     def room(self) -> int:

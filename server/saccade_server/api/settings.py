@@ -44,6 +44,8 @@ class ApiSettings:
     max_bodies_bytes: int = 512 * MIB  # all bodies in memory together, parsed JSON estimated
 
     default_profile: str | None = None  # of requests that name neither one nor interventions
+    expected_deployment: str | None = None  # a digest or a file, see expected.py
+
     artifacts: Path | None = None
     artifact_ttl: float | None = None  # after which those leave that nothing has used
     max_artifact_bytes: int = 64 * MIB

@@ -6,6 +6,7 @@ completion prompt is taken as it is: whoever sends one writes the template himse
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -104,6 +105,13 @@ class PromptProcessor:
     def template_reads(self) -> frozenset[str]:
         """Which of a message's ``name`` and ``reasoning_content`` the chat template writes."""
         return self._chat.template.reads if self._chat else frozenset()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """One hash of the tokenizer and the chat template: equal ones make equal prompts."""
+        template = self._chat.template.source if self._chat else ""
+        made_of = (self._backend.to_str(), template)
+        return "sha256:" + hashlib.sha256("\0".join(made_of).encode()).hexdigest()
 
     @property
     def quick(self) -> bool:

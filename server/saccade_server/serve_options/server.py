@@ -13,6 +13,7 @@ from saccade_server.serve_options.limits import LimitOptions, OnHang
 from saccade_server.serve_options.listening import ListenOptions
 from saccade_server.serve_options.logs import LogOptions
 from saccade_server.serve_options.methods import MethodOptions
+from saccade_server.serve_options.replicas import ReplicaOptions
 from saccade_server.serve_options.traces import TraceOptions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ServerOptions(OptionGroup):
     images: ImageOptions = field(default_factory=ImageOptions)
     traces: TraceOptions = field(default_factory=TraceOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
+    replicas: ReplicaOptions = field(default_factory=ReplicaOptions)
     logs: LogOptions = field(default_factory=LogOptions)
 
     @property

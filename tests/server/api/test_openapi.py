@@ -27,6 +27,7 @@ GETS = (
     "/v1/interventions/var",
     "/v1/profiles",
     "/v1/artifacts",
+    "/v1/deployment",
     "/version",
     "/load",
     *PROBES,

@@ -167,7 +167,7 @@ def test_an_engine_that_does_not_get_on_loses_ready_and_then_live(
 
 
 def test_version_and_load(server: Server):
-    assert set(server.http.get("/version").json()) == {"version"}
+    assert set(server.http.get("/version").json()) == {"version", "deployment"}
     load = server.http.get("/load").json()
     assert load["running"] == 0
     assert load["draining"] is False

@@ -19,6 +19,7 @@ EXPOSED = (
     "x-intervention-fingerprint",
     "x-intervention-profile",
     "x-request-id",
+    "x-saccade-deployment",
     "x-saccade-ignored-fields",
     "x-should-retry",
 )

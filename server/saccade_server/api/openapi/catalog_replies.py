@@ -154,6 +154,15 @@ class Version(BaseModel):
     """Of the server."""
 
     version: str
+    deployment: str = Field(description="Equal on servers that may stand behind one address.")
+
+
+class DeploymentFacts(BaseModel):
+    """What must be equal on servers behind one address."""
+
+    object: Literal["deployment"]
+    deployment: str = Field(description="The digest of the facts.")
+    facts: dict[str, Any]
 
 
 class Load(BaseModel):

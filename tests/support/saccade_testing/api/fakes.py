@@ -84,6 +84,7 @@ class BytePrompts:
     template_reads = frozenset[str]()
     knows_thinking = False
     quick = False
+    fingerprint = "sha256:bytes"
 
     def chat(
         self,
