@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from saccade_server.api.deadline import too_late
 from saccade_server.api.errors import EngineFailure
 from saccade_server.api.layers.observe import error_log, request_id
 from saccade_server.api.stops import StopStrings
@@ -181,6 +182,8 @@ class Choice:
         if output.finish_reason is FinishReason.LENGTH:
             self.outcome = "length"
             return self.outcome
+        if output.finish_reason is FinishReason.LATE:
+            raise too_late()
         self.outcome = "error"
         error_log.error("request %s: engine: %s", request_id.get(), output.error)
         if output.diverged:

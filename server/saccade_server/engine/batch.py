@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
-from saccade_server.engine.scheduler import Chunk
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.engine.transfer import Uploader

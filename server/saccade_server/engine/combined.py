@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.penalties import edit_logits
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.transfer import Uploader
 
 

@@ -15,6 +15,7 @@ import traceback
 
 import torch
 
+from saccade_server.engine.chunk import Chunk, by_leader
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.groups import form
@@ -37,7 +38,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.sampler import Sample
-from saccade_server.engine.scheduler import Chunk, Scheduler, by_leader
+from saccade_server.engine.scheduler import Scheduler
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import sites
 from saccade_server.engine.timing import timing_of
@@ -121,16 +122,18 @@ class EngineCore:
 
     def step(self) -> list[EngineOutput]:
         """Compute one batch and return what is new; with overlap, what the one before gave."""
+        late = self._scheduler.waiting.late(time.monotonic())
+        unstarted = [self._finish(sequence, FinishReason.LATE) for sequence in late]
         chunks = self._scheduler.schedule()
-        unprepared = self._fail_unprepared()
+        unstarted += self._fail_unprepared()
         before, self._flying = self._flying, None
         launched, failure = self._launch(chunks) if chunks else (None, None)
         if failure is not None:
-            return unprepared + self._land(before) + self._isolate(chunks, failure)
+            return unstarted + self._land(before) + self._isolate(chunks, failure)
         if not self._overlap:
-            return unprepared + self._land(launched)
+            return unstarted + self._land(launched)
         self._flying = launched
-        return unprepared + self._land(before)
+        return unstarted + self._land(before)
 
     def stats(self) -> EngineStats:
         """Load and lifetime counters."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saccade_interventions.plan import Plan
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.rules.base import Pending
 from saccade_server.engine.sampler import Drawing, Sample
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download
 

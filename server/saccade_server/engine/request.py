@@ -87,6 +87,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
     ``trace``: what it wants to see of its rows, which changes nothing. ``priority`` is vLLM's:
     the lower goes first. ``owner`` is whose request it is, for fairness among those who wait.
+    ``deadline``: when it need not begin any more, in seconds of the machine's monotonic clock.
     """
 
     request_id: str
@@ -100,6 +101,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     trace: Trace | None = None
     priority: int = 0
     owner: str = ""
+    deadline: float | None = None
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -135,6 +137,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    LATE = "late"  # its deadline passed while it waited
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine import graphs
 from saccade_server.engine.batch import Ints, PromptPositions, Step, fill_in, pack
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.decode import PaddedDecoder
@@ -31,7 +32,6 @@ from saccade_server.engine.rules import HANDLERS
 from saccade_server.engine.rules.base import Asking, EngineParts, Pending, ask
 from saccade_server.engine.rules.handlers import Handlers, Looking
 from saccade_server.engine.sampler import Drawing, draw, draw_rows
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker

@@ -1,10 +1,12 @@
 """Which tokens the next step computes. Pure Python, no tensors.
 
 Continuous batching: every step runs one token of each decoding sequence and fills what is left of
-the token budget with chunks of prompts, oldest first. When pages run out the youngest running
-sequence gives its pages back and is recomputed later (preemption); the oldest one is never
-preempted, so something always finishes. Branches go with their leader in all of this: the queues
-hold leaders, and groups.py says how the members of a group keep in step.
+the token budget with chunks of prompts, oldest first; queue.py says who is admitted next. When
+pages run out the least urgent running sequence, of several the youngest, gives its pages back and
+is recomputed later (preemption). Whoever was preempted once counts as urgent as the most urgent,
+and the oldest of these is never preempted, so something always finishes, and in the end everything.
+Branches go with their leader in all of this: the queues hold leaders, and groups.py says how the
+members of a group keep in step.
 
 A step may be scheduled while the one before it still runs. Then the last token of a decoding
 sequence is not known yet (``Sequence.drawing``), but its position, slot and rows are, and that is
@@ -16,66 +18,20 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.groups import is_whole, next_lengths
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.prefix import PageKeyer
+from saccade_server.engine.queue import WaitingQueue
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.sequence import Sequence
-
-
-class Chunk(Struct, frozen=True):
-    """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
-
-    ``samples``: it reaches the last token, whose logits are needed for the next one.
-    ``admission`` is the sequence's count of preemptions: after one more, the pages of this chunk
-    are no longer its own.
-    """
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool
-    admission: int
-
-    @classmethod
-    def of(cls, sequence: Sequence, length: int) -> Chunk:
-        """The next ``length`` tokens."""
-        samples = sequence.computed + length == sequence.length and not sequence.measures
-        return cls(sequence, sequence.computed, length, samples, sequence.preemptions)
-
-    @property
-    def end(self) -> int:
-        """Keys the sequence has after the step."""
-        return self.start + self.length
-
-    @property
-    def draws(self) -> bool:
-        """True if a token is drawn behind it: branches take their leader's."""
-        return self.samples and self.sequence.leader is None
-
-    @property
-    def is_tentative(self) -> bool:
-        """True if its last row, that of the prompt, runs again: its token is not kept."""
-        return self.samples and self.sequence.needs.last_row_twice
-
-    @property
-    def is_counted(self) -> bool:
-        """True if this run of its rows is the one whose moved masses count, if any move.
-
-        Of rows that preemption lets run again the first run counts: rows 0 to 7 that are computed
-        again, and row 8 behind them, are two chunks (:meth:`Sequence.most`), of which the second
-        counts. Of a tentative row the last run counts; where it moves, it is a chunk of its own.
-        """
-        is_tried = self.is_tentative and self.length == 1
-        return self.start >= self.sequence.counted and not is_tried
 
 
 class Scheduler:
@@ -95,7 +51,7 @@ class Scheduler:
     ) -> None:
         self.pages = pages
         self.rows = rows
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.failed: list[tuple[Sequence, str]] = []
         self.preemptions = 0
@@ -111,7 +67,8 @@ class Scheduler:
         """Queue a new sequence, with its branches."""
         for sequence in leader.group:
             self._keyers[sequence] = PageKeyer(sequence.request)
-        self.waiting.append(leader)
+        self.waiting.settle(self.running)
+        self.waiting.add(leader)
 
     def remove(self, leader: Sequence) -> None:
         """Forget a sequence and its branches, wherever they are, and free all they hold."""
@@ -119,12 +76,15 @@ class Scheduler:
             self.running.remove(leader)
         elif leader in self.waiting:
             self.waiting.remove(leader)
+        self.waiting.settle([leader])
         for sequence in leader.group:
             self._drop(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks: single tokens first, then longer chunks of prompts."""
         before = self.preemptions
+        if self.waiting.is_shared and self._seats > 0:
+            self.waiting.settle(self.running)
         chunks = [] if self._went_ahead else list(self._admit_ahead())
         self._went_ahead = bool(chunks)
         budget = self._max_batched_tokens - sum(chunk.length for chunk in chunks)
@@ -226,29 +186,34 @@ class Scheduler:
             return []
         return [Chunk.of(member, length) for member, length in pairs]
 
+    @property
+    def _seats(self) -> int:
+        """How many sequences more may run; branches take one each."""
+        return self._max_num_seqs - sum(1 + len(leader.branches) for leader in self.running)
+
     def _admit_ahead(self) -> Iterator[Chunk]:
         """Admit the first in the queue if its prompt must be whole and would never fit beside.
 
         A step's decodes leave too little room for it as long as they run, so they make way: in
         every second step at most, however many such prompts are waiting.
         """
-        if self.waiting and is_whole(self.waiting[0].group):
-            needed = sum(sequence.prompt_length for sequence in self.waiting[0].group)
+        first = next(self.waiting.order(), None) if self._seats > 0 else None
+        if first is not None and is_whole(first.group):
+            needed = sum(sequence.prompt_length for sequence in first.group)
             busy = sum(member.pending for leader in self.running for member in leader.group)
             if busy + needed > self._max_batched_tokens:
                 yield from self._admit_waiting(self._max_batched_tokens, most=1)
 
     def _admit_waiting(self, budget: int, most: int | None = None) -> Iterator[Chunk]:
-        """Admit in order of arrival.
+        """Admit in the queue's order.
 
         Who waits for table rows is passed by sequences that hold theirs, which may be the ones it
         waits for, or need none; and if it is key classes of single heads that are short, by all
         that need none of these.
         """
         rows_are_short = per_head_classes_are_short = False
-        for leader in list(self.waiting)[:most]:
-            seats = self._max_num_seqs - sum(len(other.group) for other in self.running)
-            if budget <= 0 or len(leader.group) > seats:
+        for leader in islice(self.waiting.order(), most):
+            if budget <= 0 or len(leader.group) > self._seats:
                 return
             if rows_are_short and any(m.plan is not None and not m.tag_row for m in leader.group):
                 continue
@@ -262,7 +227,7 @@ class Scheduler:
             chunks = self._admit(leader, budget)
             if not chunks:
                 return
-            self.waiting.remove(leader)
+            self.waiting.admit(leader)
             self.running.append(leader)
             budget -= sum(chunk.length for chunk in chunks)
             yield from chunks
@@ -289,8 +254,17 @@ class Scheduler:
         while leader in self.running:
             if self._hold_pages(pairs):
                 return True
-            self._preempt(self.running[-1])
+            self._preempt(self._least_urgent())
         return False
+
+    def _least_urgent(self) -> Sequence:
+        """Whom to preempt next; of several the youngest."""
+        most_urgent = min(leader.request.priority for leader in self.running)
+
+        def urgency(leader: Sequence) -> int:
+            return most_urgent if leader.preemptions else leader.request.priority
+
+        return max(reversed(self.running), key=urgency)
 
     def _hold_pages(self, pairs: list[tuple[Sequence, int]]) -> bool:
         """Pages for ``length`` tokens more of each sequence, for all or for none."""
@@ -311,7 +285,7 @@ class Scheduler:
         for sequence in leader.group:
             self._release_pages(sequence)
             sequence.preemptions += 1
-        self.waiting.appendleft(leader)
+        self.waiting.put_back(leader)
         self.preemptions += 1
 
     def _admit(self, leader: Sequence, budget: int) -> list[Chunk]:
@@ -359,14 +333,6 @@ class Scheduler:
         self.pages.release(sequence.pages)
         sequence.pages = []
         sequence.computed = 0
-
-
-def by_leader(chunks: Iterable[Chunk]) -> dict[Sequence, list[Chunk]]:
-    """The chunks of each group, by its leader, in the order of their first chunks."""
-    groups: dict[Sequence, list[Chunk]] = {}
-    for chunk in chunks:
-        groups.setdefault(chunk.sequence.group[0], []).append(chunk)
-    return groups
 
 
 def _is_longer(chunk: Chunk) -> bool:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
 from saccade_server.engine.batch import Ints, PromptPositions
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import AHEAD, Columns, DrawKind, Draws, numbers
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.wants import Wanted, Wants
 

@@ -61,6 +61,7 @@ class Sequence:
     counts: dict[tuple[int, str], int] = field(default_factory=dict)  # (source, name): see Counter
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
     findings: dict[type[Finding], AnyFinding] = field(default_factory=dict)
+    charged: int = 0  # tokens of the answer that its owner's work has, see queue.py
     traced: TraceLog | None = field(init=False)  # what its trace has read; None: it has none
 
     def __post_init__(self) -> None:

@@ -12,9 +12,9 @@ from saccade_interventions.plan import Plan
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.residual import ResidualProgram
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.traces.data import AttentionReading, Axis, Trace
 

@@ -13,6 +13,7 @@ from saccade_interventions.methods.pai_contrast import PAIContrast
 from saccade_interventions.methods.vcd import VCD
 from saccade_interventions.rules import Branch, ContrastRule, EarlyExit
 from saccade_kernels.controls import ControlShape
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.groups import form
@@ -22,7 +23,6 @@ from saccade_server.engine.request import BranchInput, GenerateRequest, Sampling
 from saccade_server.engine.rules import early_stage
 from saccade_server.engine.rules.contrast_stage import ContrastStage
 from saccade_server.engine.rules.early_stage import EarlyStage
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stages, StageVariant, StepRows

@@ -15,11 +15,11 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import PromptPositions
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.decode import StepVariant, Variant, class_counts, padded_sizes
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
 from saccade_server.engine.request import GenerateRequest, SamplingParams
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_testing import tiny

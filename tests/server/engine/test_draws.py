@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.decode import PaddedDecoder, Variant
 from saccade_server.engine.draws import draw_stages
 from saccade_server.engine.inputs import DecodeInputs
@@ -15,7 +16,6 @@ from saccade_server.engine.logprobs import Logprobs, queue_logprobs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.sampler import Sample, draw
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stages, StageVariant, StepRows

@@ -11,6 +11,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyRule, Branch, ContrastRule, MeasuredGains
 from saccade_kernels.controls import ControlShape
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.groups import form
 from saccade_server.engine.limits import why_refused
 from saccade_server.engine.pages import PagePool
@@ -21,7 +22,7 @@ from saccade_server.engine.request import (
     SamplingParams,
 )
 from saccade_server.engine.rows import PlanRows
-from saccade_server.engine.scheduler import Chunk, Scheduler
+from saccade_server.engine.scheduler import Scheduler
 from saccade_server.engine.sequence import Sequence
 
 

@@ -13,10 +13,10 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
 from saccade_kernels.tables import TagTable
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rules.base import Asked, ask
 from saccade_server.engine.rules.recent import RecentHandler, WindowStage, window
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
 

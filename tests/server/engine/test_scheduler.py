@@ -4,26 +4,13 @@ from typing import Any
 
 import pytest
 
-from saccade_interventions.builder import PlanBuilder
-from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
-from saccade_interventions.rules import HeadSinkRule
-from saccade_kernels.controls import ControlShape
 from saccade_server.engine.pages import PagePool
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.scheduler import Scheduler
 from saccade_server.engine.sequence import Sequence
-
-
-class NoTables:
-    """Nobody reads what is written here."""
-
-    def write_program(self, row: int, program: Any) -> None: ...
-
-    def open_tags(self, row: int, plan: Any) -> None: ...
-
-    def open_per_head(self, row: int, tag_row: int, plan: Any) -> None: ...
+from saccade_testing.scheduling import NoTables, apart, biased
 
 
 def scheduler(
@@ -37,23 +24,6 @@ def sequence(length: int, start: int = 0, plan: Plan | None = None) -> Sequence:
     tokens = tuple(range(start, start + length))
     sampling = SamplingParams(max_tokens=1000)
     return Sequence(GenerateRequest(request_id="r", tokens=tokens, sampling=sampling, plan=plan))
-
-
-def biased(length: int, bias: float) -> Plan:
-    """One program, another one for each bias."""
-    builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
-    image = builder.tag([(0, 1)])
-    builder.score(((1, (0,)),), [image], parse_rows("last+generated"), bias=bias)
-    return builder.build()
-
-
-def apart(length: int) -> Plan:
-    """Key classes of single heads: one of their tables, and the whole prompt in one step."""
-    builder = PlanBuilder(ControlShape(2, 2, 4), length, 0)
-    sites = ((1, (0,)),)
-    builder.per_head_mass(sites, [(0, 1, 0.5), (1, 1, -0.5)], parse_rows("prompt"))
-    builder.rule(HeadSinkRule(sites, 0.5))
-    return builder.build()
 
 
 def advance(made: Scheduler) -> list[tuple[int, int]]:
@@ -140,7 +110,7 @@ def test_what_preemption_lets_a_sequence_find_of_another_is_cached_once() -> Non
     made.add(item)
     assert advance(made) == [(0, 64)]
     made._preempt(item)
-    made.waiting.clear()
+    made.waiting.remove(item)
     made.add(twin)
     while twin.pending > 1:
         advance(made)
@@ -160,7 +130,7 @@ def test_who_waits_for_rows_is_passed_by_who_holds_them() -> None:
     made.add(holder)
     advance(made)
     made._preempt(holder)
-    made.waiting.appendleft(waits)  # as one does whose confidence has changed its plan
+    made.waiting.put_back(waits)  # as one does whose confidence has changed its plan
     made.add(late)
     assert advance(made) == [(0, 11)]
     assert (made.running, list(made.waiting)) == ([holder], [waits, late])

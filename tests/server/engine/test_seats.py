@@ -7,9 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from saccade_server.engine.batch import PromptPositions
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.sampler import DrawKind, numbers, uniforms
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.seats import ALWAYS, Seats, Wants
 from saccade_server.engine.sequence import Sequence
 

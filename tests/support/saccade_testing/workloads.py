@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError
@@ -91,6 +92,7 @@ def draw(seed: int) -> Workload:
     if rng.random() < 0.4:
         arrivals += _conversation(f"{seed}", int(rng.integers(step + 1)), prompts, settings, rng)
         arrivals.sort(key=lambda arrival: arrival.step)
+    arrivals = _owned(seed, arrivals)
     way = WAYS[rng.choice(4, p=(0.2, 0.15, 0.15, 0.5))]
     return Workload(
         seed,
@@ -100,6 +102,24 @@ def draw(seed: int) -> Workload:
         tuple(arrivals),
         _faults(rng),
     )
+
+
+def _owned(seed: int, arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """The same, in half of the workloads of several owners and with several priorities."""
+    rng = np.random.default_rng([21, seed])
+    if rng.random() < 0.5:
+        return list(arrivals)
+    return [
+        replace(
+            arrival,
+            request=structs.replace(
+                arrival.request,
+                owner=str(rng.choice(("", "a", "b"))),
+                priority=int(rng.choice((-3, 0, 0, 2))),
+            ),
+        )
+        for arrival in arrivals
+    ]
 
 
 def _prompts(family: str, rng: np.random.Generator) -> list[tiny.TinyPrompt]:

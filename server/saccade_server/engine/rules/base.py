@@ -22,12 +22,12 @@ from msgspec import Struct
 
 from saccade_interventions.plan import Plan
 from saccade_server.engine.batch import PromptPositions, Step
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import Sample
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.tables import DeviceTables

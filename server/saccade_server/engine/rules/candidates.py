@@ -15,11 +15,11 @@ from msgspec import structs
 
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import SamplingParams, TokenLogprobs
 from saccade_server.engine.rules.acceptance import Acceptance, Candidate, descending, drawn
 from saccade_server.engine.rules.base import Asked, News
 from saccade_server.engine.sampler import GREEDY_BELOW, Columns, Sample, keep_likely, uniforms
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download, Layout
 

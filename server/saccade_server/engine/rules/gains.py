@@ -37,9 +37,9 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains, MeasuredHeads
 from saccade_kernels.divergence import Reactivity
 from saccade_server.engine.batch import Ints, Step
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download
 from saccade_server.models.reinforce import Findings, HeadReinforcement

@@ -15,9 +15,9 @@ import torch
 
 from saccade_interventions.rules import GrowingContrastRule
 from saccade_kernels.distributions import contrast
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.rules.base import Asked, EngineParts, News, RuleHandler, Views
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download
 from saccade_server.engine.wants import Wants

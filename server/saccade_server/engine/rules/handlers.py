@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from saccade_interventions.rules import AnyRule
 from saccade_server.engine.batch import Step
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
@@ -27,7 +28,6 @@ from saccade_server.engine.rules.base import (
     Views,
     asks_of,
 )
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.wants import Search, Wants

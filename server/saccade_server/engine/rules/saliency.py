@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from saccade_interventions.rules import SaliencyRule
 from saccade_server.engine.batch import Step, pack
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.rules.acceptance import Acceptance
@@ -26,7 +27,6 @@ from saccade_server.engine.rules.base import Asked, EngineParts, RuleHandler
 from saccade_server.engine.rules.candidates import Pools, keys_of, pool_of, pool_params, span_of
 from saccade_server.engine.rules.saliency_stages import Passes, saliency_stages
 from saccade_server.engine.sampler import Columns
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.transfer import Download

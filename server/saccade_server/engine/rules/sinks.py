@@ -16,13 +16,13 @@ from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import CLASSES
 from saccade_kernels.sinks import SinkTags
 from saccade_server.engine.batch import Ints, Step, slots_of
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import Asked, EngineParts, Looks, RuleHandler
 from saccade_server.engine.rules.examined import Examined, examined
 from saccade_server.engine.rules.sink_stage import SinkStage
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.wants import Search, Wants

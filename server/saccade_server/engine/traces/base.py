@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from saccade_kernels.batch import AttentionBatch
 from saccade_server.engine.batch import Ints
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import EngineParts
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.traces.data import Reading
 from saccade_server.engine.traces.log import TraceLog

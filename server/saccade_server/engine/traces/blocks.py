@@ -12,8 +12,8 @@ import torch
 
 from saccade_kernels.batch import AttentionBatch
 from saccade_server.engine.batch import attention_of
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.rules.base import EngineParts
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.traces.base import Traced
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from saccade_kernels import ops
 from saccade_server.engine.batch import slots_of
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import EngineParts
-from saccade_server.engine.scheduler import Chunk
 from saccade_server.engine.traces.base import Drawn, Reader, Traced, Watch
 from saccade_server.engine.traces.data import SinkReading
 from saccade_server.models.tape import Activation
