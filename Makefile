@@ -15,6 +15,8 @@ IMAGE ?= saccade
 DEVICE ?= cpu
 # an index that offers the wanted build of torch, for `make docker`; elsewhere pip's own variables
 TORCH_INDEX ?=
+# extras of saccade-server in the image, with commas between
+EXTRAS ?= gguf,otel
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -28,7 +30,7 @@ recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .PHONY: help serve demo check test test-long compiled real-model test-real-model lm-eval lint format bench
-.PHONY: known-bench gpu-bench gpu-wheels train-demo wheels docker clean
+.PHONY: known-bench gpu-bench gpu-wheels train-demo wheels docker sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,10 +103,14 @@ wheels: $(VENV)/.saccade ## build both distributions into dist/
 		--wheel-dir dist . ./clients/python
 	@ls dist/*.whl
 
-docker: ## build the image, with Docker or buildah (IMAGE=saccade DEVICE=cpu|cuda TORCH_INDEX=)
+docker: ## build the image, with Docker or buildah (IMAGE=saccade DEVICE=cpu|cuda EXTRAS=gguf,otel TORCH_INDEX=)
 	@case "$(DEVICE)" in cpu | cuda) ;; *) echo "DEVICE is cpu or cuda, not $(DEVICE)." >&2; exit 1 ;; esac
 	@scripts/build_image.sh $(IMAGE):$(DEVICE) \
-		--build-arg DEVICE=$(DEVICE) --build-arg TORCH_INDEX=$(TORCH_INDEX) $(ARGS)
+		--build-arg DEVICE=$(DEVICE) --build-arg EXTRAS=$(EXTRAS) \
+		--build-arg TORCH_INDEX=$(TORCH_INDEX) $(ARGS)
+
+sbom: ## list what the built image holds, as dist/IMAGE-DEVICE.cdx.json (IMAGE=saccade DEVICE=cpu|cuda)
+	@scripts/image_sbom.sh $(IMAGE):$(DEVICE) dist/$(notdir $(IMAGE))-$(DEVICE).cdx.json
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,6 +38,16 @@ print(*(value if isinstance(value, list) else [value]), sep="\n")
 PYTHON
 }
 
+echo "== what it holds"
+scripts/image_sbom.sh "$image" "$work/sbom.json" >/dev/null
+python3 - "$work/sbom.json" <<'PYTHON'
+import collections, json, sys
+purls = [component["purl"] for component in json.load(open(sys.argv[1]))["components"]]
+kinds = collections.Counter(purl.split("/")[0] for purl in purls)
+print(*(f"{count} of {kind}" for kind, count in sorted(kinds.items())), sep=", ")
+assert all(kinds[kind] > 20 for kind in ("pkg:deb", "pkg:pypi")), kinds
+PYTHON
+
 mapfile -t command < <(config Entrypoint; config Cmd)
 mapfile -t probe < <(config Healthcheck.Test | sed 1d)
 
@@ -69,11 +79,26 @@ print(answer["choices"][0]["message"]["content"])
 assert answer["interventions_applied"], answer
 PYTHON
 
+nothing_written() { # but in /cache and /tmp: the rest may be mounted read-only
+    local root found
+    root=$($buildah mount "$container")
+    # the last three are buildah's own
+    found=$(cd "$root" && find . -newer "$work/started" -type f ! -path './cache/*' ! -path './tmp/*' \
+        ! -path ./etc/hosts ! -path ./etc/resolv.conf ! -path './run/*')
+    $buildah umount "$container" >/dev/null
+    if [ -n "$found" ]; then
+        echo "It writes to what may be read-only: $found" >&2
+        exit 1
+    fi
+    echo "wrote to /cache and /tmp alone"
+}
+
 serve_as() { # USER: serve until the image's own health check succeeds, then stop
     echo "== serve as $1"
     container=$($buildah from --pull-never "$image")
     # the one variable that moves the server and its health check
     $buildah config --env SACCADE_PORT="$port" "$container"
+    touch "$work/started"
     setsid $buildah run --user "$1" "$container" -- "${command[@]}" >"$work/server.log" 2>&1 &
     local launcher=$! attempt=0 wrapper status=0
     until $buildah run "$container" -- "${probe[@]}" 2>"$work/probe.log"; do
@@ -102,9 +127,10 @@ serve_as() { # USER: serve until the image's own health check succeeds, then sto
         echo "SIGTERM ended it with $status instead of 0." >&2
         exit 1
     fi
+    echo "SIGTERM ended it with 0"
+    nothing_written
     $buildah rm "$container" >/dev/null
     container=''
-    echo "SIGTERM ended it with 0"
 }
 
 serve_as "$(config User)"

@@ -12,7 +12,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[4]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-KINDS = ("sh", "console", "python", "json", "jsonl", "toml", "text")
+KINDS = ("sh", "console", "python", "json", "jsonl", "toml", "yaml", "text")
 """What a block's info string may begin with; a file's name may follow."""
 
 

@@ -124,7 +124,7 @@ class Session:
                     self._python(text)
                 case "json":
                     self._json(text)
-                case "toml" | "jsonl":
+                case "toml" | "yaml" | "jsonl":
                     self._write(block.file, text)
         except (BlockFailed, ValueError, httpx2.TransportError) as error:
             raise BlockFailed(f"{block}\n{textwrap.indent(str(error), '  ')}") from None
