@@ -12,8 +12,12 @@ ApiError                500  internal_error: nothing about the cause leaves the 
 ├── Misdirected         421  a Host that this server does not answer to
 ├── Unprocessable       422  something the request points to could not be fetched
 ├── HeadersTooLarge     431
-├── Unavailable         503  try again later: overloaded, draining, engine gone
+├── Unavailable         503  nothing was begun; try again later: overloaded, draining, engine gone
+├── Interrupted         500  it was begun, and server or engine ended before it; try again
 └── EngineFailure       500  this request failed in the engine; repeating it will not help
+
+A proxy may send what got a 503 to another server: it was not begun. What was begun may be why the
+engine died, so it is for the client to decide whether it is sent again.
 """
 
 from __future__ import annotations
@@ -187,6 +191,12 @@ class Unavailable(ApiError):
         super().__init__(message, code=code, headers=headers)
 
 
+class Interrupted(Unavailable):
+    """Nothing was wrong with the request; it was begun, and nobody is there to end it."""
+
+    status = 500
+
+
 class EngineFailure(ApiError):
     """The engine failed on this request."""
 
@@ -221,6 +231,14 @@ def draining() -> Unavailable:
     """Refuse new work while the server shuts down."""
     message = "The server is shutting down; another one can take this request."
     return Unavailable(message, code="server_draining", close=True)
+
+
+def begun(error: Exception) -> Exception:
+    """What becomes of an error that would mean, of a request that was begun, that it was not."""
+    found = from_exception(error)
+    if isinstance(found, Unavailable):
+        return Interrupted(found.message, code=found.code)
+    return error
 
 
 def from_exception(error: BaseException) -> ApiError:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from saccade_server.api.choice import Choice, Delta
 from saccade_server.api.deadline import Deadline, too_late
-from saccade_server.api.errors import draining
+from saccade_server.api.errors import begun, draining
 from saccade_server.api.layers.shortcut import Shortcut
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.engine.client import EngineClient, EngineDeadError, News
@@ -81,6 +81,8 @@ class Generation:
     async def __aenter__(self) -> Generation:
         self._exit.enter_context(self._lifecycle.on_stop(lambda: self._fail(draining())))
         try:
+            if self._lifecycle.stopped:
+                raise draining()
             if self._room is not None:
                 self._exit.enter_context(self._room)
             self.began = time.monotonic()
@@ -109,7 +111,7 @@ class Generation:
         empty list. When ``tell`` is called, later news have not been looked at.
 
         Raises:
-            ApiError, CapacityError, EngineDeadError: the whole request has failed.
+            ApiError: the whole request has failed; with Interrupted it need not have.
         """
         silence = self._silence = _Silence(patience, lambda: self._mailbox.put((None, None)))
         try:
@@ -131,7 +133,7 @@ class Generation:
                 if found or silent:
                     yield found
                 if failure is not None:
-                    raise failure
+                    raise begun(failure)
         finally:
             silence.end()
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import httpx2
 import openai
 import pytest
 
@@ -173,6 +174,23 @@ def test_an_engine_that_dies_in_mid_stream(server: Server):
     assert parse_events(text)[-2]["error"]["code"] == "engine_dead"
 
 
+def test_what_was_begun_is_not_said_to_be_fit_for_another_server(make_server: MakeServer):
+    """A proxy sends on what got a 503; this request may be what the engine died of."""
+    server = make_server()
+    server.engine.stall_after = 2
+    answers: list[httpx2.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(server.chat()))
+    asking.start()
+    wait_for(lambda: bool(server.engine.running))
+    server.engine.alive = False
+    server.engine.stall_after = None
+    asking.join(10)
+    assert answers[0].status_code == 500
+    assert answers[0].json()["error"]["code"] == "engine_dead"
+    assert answers[0].headers["retry-after"] == "1"
+    assert server.chat().status_code == 503
+
+
 def test_surprises_are_not_explained(server: Server, monkeypatch: pytest.MonkeyPatch):
     def explode(*args):
         raise RuntimeError("at 0x7f00dead in /home/me/secret.py")
@@ -238,6 +256,20 @@ def test_a_shutdown_that_waits_no_longer(make_server: MakeServer):
     assert events[-2]["error"]["code"] == "server_draining"
     assert events[-1] == "[DONE]"
     assert not server.engine.running
+
+
+def test_a_shutdown_that_waits_no_longer_for_a_whole_answer(make_server: MakeServer):
+    server = make_server()
+    server.engine.stall_after = 2
+    answers: list[httpx2.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(server.chat()))
+    asking.start()
+    wait_for(lambda: bool(server.engine.running))
+    lifecycle = server.app.state.lifecycle
+    asyncio.run_coroutine_threadsafe(lifecycle.shutdown(0.1), server.loop).result(5)
+    asking.join(10)
+    assert answers[0].status_code == 500
+    assert answers[0].json()["error"]["code"] == "server_draining"
 
 
 def test_a_client_that_never_reads_stops_nobody_else(make_server: MakeServer):

@@ -35,8 +35,8 @@ REASONS: Mapping[int, str] = {
     421: "This server does not answer to that Host.",
     422: "What the request points to could not be fetched.",
     431: "Too many headers, or too long ones.",
-    500: "The server failed on this request; repeating it will not help.",
-    503: "Try again later: too busy, shutting down, or out of service.",
+    500: "The server failed on this request; repeating it helps if there is a Retry-After.",
+    503: "Not begun; try again later: too busy, shutting down, or out of service.",
     504: "The answer took too long.",
 }
 AROUND = (431, 500)
