@@ -13,7 +13,6 @@ import msgspec
 from fastapi import APIRouter, Response
 
 import saccade_server
-from saccade_server.api.deployment import HEADER
 from saccade_server.api.errors import Unavailable, draining
 from saccade_server.api.openapi.catalog_replies import Load, Version
 from saccade_server.api.openapi.document import operation
@@ -52,7 +51,7 @@ def health_router(services: Services) -> APIRouter:
             raise draining()
         if services.engine.full:
             raise Unavailable("The queue is full.")
-        return Response(headers={HEADER: services.membership.digest})
+        return Response()
 
     for path, probe in (("/live", live), ("/ready", ready), ("/health", ready)):
         router.head(path, include_in_schema=False)(probe)

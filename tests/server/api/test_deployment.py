@@ -30,6 +30,10 @@ def digest(server: Server) -> str:
     return server.http.get("/version").json()["deployment"]
 
 
+def digest_of(server: Server) -> str:
+    return server.app.state.services.membership.digest
+
+
 def test_replicas_show_one_digest_everywhere(make_server: MakeServer) -> None:
     one, other = (make_server(profiles=PROFILE, max_requests=n) for n in (3, 4))
     facts = one.http.get("/v1/deployment").json()
@@ -37,6 +41,9 @@ def test_replicas_show_one_digest_everywhere(make_server: MakeServer) -> None:
     assert re.fullmatch("[0-9a-f]{16}", digest(one))
     for path in ("/ready", "/health"):
         assert one.http.get(path).headers[HEADER] == digest(one)
+        other.engine.capacity = False
+        busy = other.http.get(path)
+        assert (busy.status_code, busy.headers[HEADER]) == (503, digest(one))
     assert facts["facts"]["fingerprint"] == INFO.fingerprint
     assert facts["facts"]["limits"]["context"] == 512
 
@@ -90,6 +97,7 @@ def test_a_request_for_another_deployment_is_refused_before_anything_is_read(
         assert refused.status_code == 503, path
         assert refused.json()["error"]["code"] == "deployment_mismatch"
         assert refused.headers["retry-after"] == "1"
+        assert (refused.headers.get(HEADER) == digest_of(server)) == (path == "/ready")
     assert not server.engine.requests
     # who asks about the server hears of it
     for path in ("/live", "/version"):

@@ -7,8 +7,8 @@ or computed, with a status after which balancers and clients try elsewhere.
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.deployment import HEADER, Membership
 from saccade_server.api.errors import Unavailable, bounded
@@ -16,19 +16,33 @@ from saccade_server.api.layers.admission import READINESS, needs_place
 
 
 class CheckDeployment:
-    """Refuses what is meant for another deployment, but for questions about the server itself."""
+    """Refuses what is meant for another deployment, but for questions about the server itself.
+
+    Whoever asks whether requests are welcome hears which deployment this is, whatever the answer:
+    a replica that is full is still one of it.
+    """
 
     def __init__(self, app: ASGIApp, membership: Membership) -> None:
         self.app = app
         self.membership = membership
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (needs_place(scope["path"]) or scope["path"] in READINESS):
-            wanted = Headers(scope=scope).get(HEADER, "").strip()
-            if wanted and wanted != self.membership.digest:
-                await _mismatch(wanted, self.membership.digest).response()(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        asks = scope["type"] == "http" and scope["path"] in READINESS
+        if not asks and (scope["type"] != "http" or not needs_place(scope["path"])):
+            await self.app(scope, receive, send)
+            return
+        wanted, found = Headers(scope=scope).get(HEADER, "").strip(), self.membership.digest
+        answer = self.app if wanted in ("", found) else _mismatch(wanted, found).response()
+        await answer(scope, receive, _naming(found, send) if asks else send)
+
+
+def _naming(deployment: str, send: Send) -> Send:
+    async def named_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)[HEADER] = deployment
+        await send(message)
+
+    return named_send
 
 
 def _mismatch(wanted: str, found: str) -> Unavailable:
