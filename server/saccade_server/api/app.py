@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from starlette.middleware import Middleware
 
 import saccade_server
 from saccade_interventions.registry import Registry
+from saccade_server.api.artifact_expiry import expire_artifacts
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.chat import chat_router
 from saccade_server.api.completions import completions_router
@@ -97,7 +99,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking_after = asyncio.create_task(expire_artifacts(services))
         yield
+        looking_after.cancel()
         services.close()
 
     answering = [chat_router(services), completions_router(services), score_router(services)]

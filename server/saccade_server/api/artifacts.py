@@ -1,7 +1,8 @@
-"""PUT, GET and HEAD /v1/artifacts/{sha256}, and the list of them.
+"""PUT, GET, HEAD and DELETE /v1/artifacts/{sha256}, and the list of them.
 
 An upload is safetensors and nothing else, and must be made for the served model. It needs an admin
-key; what calibration found is worth trusting only as far as whoever may put it there.
+key; what calibration found is worth trusting only as far as whoever may put it there. So does a
+deletion, which requests that have resolved the artifact do not notice.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from saccade_interventions.artifacts import Artifact, ArtifactError, check_for, read_artifact
-from saccade_server.api.artifact_store import PREFIX, StoreFullError
+from saccade_interventions.artifacts import ArtifactError, check_for, read_artifact
+from saccade_interventions.errors import brief
+from saccade_server.api.artifact_store import PREFIX, Listed, StoreFullError
 from saccade_server.api.digest_folder import HEX
-from saccade_server.api.errors import BadRequest, NotFound, TooLarge, Unavailable
+from saccade_server.api.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
 from saccade_server.api.layers.auth import check_admin
-from saccade_server.api.openapi.catalog_replies import ArtifactCard, ArtifactList
+from saccade_server.api.openapi.catalog_replies import ArtifactCard, ArtifactDeleted, ArtifactList
 from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
 from saccade_server.api.whole_file import CONTENT, Digest, WholeFile
@@ -34,22 +36,13 @@ def artifacts_router(services: Services) -> APIRouter:
     @router.get("/v1/artifacts", openapi_extra=operation(ArtifactList), response_model=None)
     async def list_artifacts() -> dict[str, Any]:
         """List the artifacts that requests may name."""
-        found = await services.in_worker(store.listing)
-        served = services.facts.fingerprint
+        found, total = await services.in_worker(lambda: (store.listing(), store.used_bytes()))
         return {
             "object": "list",
-            "data": [
-                {
-                    "id": item.digest,
-                    "object": "artifact",
-                    "kind": item.kind,
-                    "bytes": item.bytes,
-                    "notes": item.notes,
-                    "defaults": dict(item.defaults),
-                    "fits": item.model == served,
-                }
-                for item in found
-            ],
+            "data": [_card(services, item) for item in found],
+            "total_bytes": total,
+            "max_bytes": store.max_bytes,
+            "ttl_seconds": services.settings.artifact_ttl,
         }
 
     @router.put("/v1/artifacts/{digest}", openapi_extra=_UPLOAD)
@@ -60,20 +53,21 @@ def artifacts_router(services: Services) -> APIRouter:
             message = "An artifact is named by the SHA-256 of its bytes, 64 hexadecimal digits."
             raise BadRequest(message, param="sha256")
         data = await request.body()
-        artifact, new = await services.in_worker(lambda: _keep(services, digest, data))
-        return JSONResponse(
-            {
-                "id": artifact.digest,
-                "object": "artifact",
-                "kind": artifact.kind,
-                "bytes": len(data),
-                "notes": artifact.notes,
-                "defaults": dict(artifact.defaults),
-                "fits": True,
-            },
-            201 if new else 200,
-            {"location": f"/v1/artifacts/{digest}"},
-        )
+        found, new = await services.in_worker(lambda: _keep(services, digest, data))
+        where = {"location": f"/v1/artifacts/{digest}"}
+        return JSONResponse(_card(services, found), 201 if new else 200, where)
+
+    gone = operation(ArtifactDeleted, refusals=(403, 404, 409), admin=True)
+
+    @router.delete("/v1/artifacts/{digest}", openapi_extra=gone, response_model=None)
+    async def delete_artifact(digest: Digest, request: Request) -> dict[str, Any]:
+        """Delete an artifact, on all servers that share the folder.
+
+        Requests that are being answered keep what they have; one that a profile names stays.
+        """
+        check_admin(services.keys, request.headers)
+        await services.in_worker(lambda: _delete(services, digest))
+        return {"id": PREFIX + digest, "object": "artifact", "deleted": True}
 
     @router.head("/v1/artifacts/{digest}", include_in_schema=False)
     @router.get("/v1/artifacts/{digest}", openapi_extra=_BYTES)
@@ -85,7 +79,24 @@ def artifacts_router(services: Services) -> APIRouter:
     return router
 
 
-def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]:
+def _card(services: Services, item: Listed) -> dict[str, Any]:
+    about, use = item.about, item.use
+    return {
+        "id": about.digest,
+        "object": "artifact",
+        "kind": about.kind,
+        "bytes": about.bytes,
+        "notes": about.notes,
+        "defaults": dict(about.defaults),
+        "fits": about.model == services.facts.fingerprint,
+        "created": int(item.created),
+        "last_used": int(use.last) if use.last else None,
+        "uses": use.count,
+        "profile": services.profiles.naming(about.digest),
+    }
+
+
+def _keep(services: Services, digest: str, data: bytes) -> tuple[Listed, bool]:
     try:
         artifact = read_artifact(data)
     except ArtifactError as error:
@@ -98,7 +109,7 @@ def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]
     except ArtifactError as error:
         raise BadRequest(f"{error}.", code="artifact_mismatch") from None
     try:
-        return artifact, services.artifacts.put(artifact, data)
+        new = services.artifacts.put(artifact, data)
     except StoreFullError:
         message = "The server's folder of artifacts is full."
         raise TooLarge(message, code="artifact_store_full") from None
@@ -106,12 +117,29 @@ def _keep(services: Services, digest: str, data: bytes) -> tuple[Artifact, bool]
         logger.error("artifact %s could not be kept: %s", digest, error)
         message = "The artifact could not be kept."
         raise Unavailable(message, code="artifact_store_failed", retry_after=30) from None
+    found = services.artifacts.about(artifact.digest)
+    if found is None:
+        raise Unavailable("The artifact was deleted while it was put.", code="artifact_deleted")
+    return found, new
+
+
+def _delete(services: Services, digest: str) -> None:
+    if (profile := services.profiles.naming(PREFIX + digest)) is not None:
+        message = f"The profile {brief(profile)} names this artifact; change the profile first."
+        raise Conflict(message, code="artifact_in_use", param="sha256")
+    if not services.artifacts.delete(PREFIX + digest):
+        raise _missing()
+    logger.info("artifact %s was deleted", PREFIX + digest)
+
+
+def _missing() -> NotFound:
+    return NotFound("There is no such artifact.", code="artifact_not_found", param="sha256")
 
 
 def _find(services: Services, digest: str) -> BufferedReader:
     file = services.artifacts.open(digest)
     if file is None:
-        raise NotFound("There is no such artifact.", code="artifact_not_found", param="sha256")
+        raise _missing()
     return file
 
 

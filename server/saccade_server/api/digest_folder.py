@@ -144,6 +144,23 @@ class DigestFolder:
         self.folder.mkdir(0o777 if self._own is None else 0o700, parents=True, exist_ok=True)
         write_whole(path, data, UPLOAD)
 
+    def remove(self, digest: str) -> bool:
+        """Delete the file of a digest; whoever has it open keeps it. False if there is none.
+
+        Raises:
+            Unavailable: the folder cannot be written to now.
+        """
+        path = self.path(digest)
+        try:
+            if path is None or regular_size(path) is None:
+                return False
+            path.unlink()
+        except FileNotFoundError:  # another server was first
+            return False
+        except OSError as error:
+            raise self.failed(error) from None
+        return True
+
     def failed(self, error: OSError) -> Unavailable:
         """What clients see of a folder that cannot be read; the log has more."""
         self._log.error("the folder of %ss cannot be read: %s", self._kind, error)

@@ -7,6 +7,7 @@ ApiError                500  internal_error: nothing about the cause leaves the 
 ├── NotFound            404
 ├── MethodNotAllowed    405
 ├── Timeout             408  the request's body did not come
+├── Conflict            409  what the server has does not allow it
 ├── TooLarge            413
 ├── UnsupportedMedia    415
 ├── Misdirected         421  a Host that this server does not answer to
@@ -134,6 +135,13 @@ class Timeout(BadRequest):
 
     status = 408
     code = "request_timeout"
+
+
+class Conflict(BadRequest):
+    """What the server has does not allow it."""
+
+    status = 409
+    code = "conflict"
 
 
 class TooLarge(BadRequest):

@@ -198,7 +198,7 @@ def compiled(
     if not length:
         raise BadRequest("The prompt is empty.", code="invalid_prompt", param=param)
     check_length(length, info, param)
-    facts, artifacts = services.facts, services.artifacts.get
+    facts, artifacts = services.facts, services.artifacts.finder()
     prepared = prepare(prompt, interventions, facts, artifacts)
     check_one_step(prepared, info)
     return prepared

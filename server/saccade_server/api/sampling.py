@@ -120,7 +120,7 @@ def scope_of(services: Services, body: Sampled, prepared: Prepared, max_tokens: 
     """What there is to trace of the answers to a prompt."""
     size, may_stop = services.engine.info.vocab_size, bool(body.stops)
     prompt = described(prepared.prompt)
-    return Scope(services.facts, prompt, max_tokens, services.artifacts.get, size, may_stop)
+    return Scope(services.facts, prompt, max_tokens, services.artifacts.finder(), size, may_stop)
 
 
 async def trace_plans(

@@ -79,7 +79,7 @@ def test_what_is_no_file_is_no_artifact(store, folder, kind):
     assert store.get("sha256:" + OTHER) is None
     assert store.open("sha256:" + OTHER) is None
     assert store.put(ARTIFACT, DATA)
-    assert [item.digest for item in store.listing()] == ["sha256:" + NAME]
+    assert [item.about.digest for item in store.listing()] == ["sha256:" + NAME]
     ArtifactStore(folder, 10**6).close()  # a start beside them
 
 
@@ -95,7 +95,7 @@ def test_a_put_takes_the_place_of_what_is_no_file(store, folder, kind):
 def test_a_link_to_a_file_is_followed(store, folder, tmp_path: Path):
     (tmp_path / "elsewhere").write_bytes(DATA)
     (folder / f"{NAME}.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert [item.digest for item in store.listing()] == ["sha256:" + NAME]
+    assert [item.about.digest for item in store.listing()] == ["sha256:" + NAME]
 
 
 @pytest.mark.parametrize("private", [True, False])

@@ -40,6 +40,7 @@ POSTS = {
     "/tokenize": {"prompt": "Hi"},
     "/detokenize": {"tokens": [72, 105]},
 }
+ADMINS = {f"{method} /v1/artifacts/{{digest}}" for method in ("put", "delete")}
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -85,6 +86,7 @@ def all_routes(server, data, artifact, headers):
         server.http.post(path, json=body, headers=headers)
     server.http.get(artifact, headers=headers)
     server.http.put(artifact, content=data, headers=headers)
+    server.http.delete(artifact, headers=headers)
 
 
 def good_requests(server, data, artifact):
@@ -112,6 +114,12 @@ def bad_requests(server, data, artifact):
     server.http.put(artifact, content=data, headers=USER)
     server.http.put(artifact, content=data, headers=ROOT | {"content-type": "text/html"})
     server.http.put(artifact, content=b"0" * 5000, headers=ROOT)
+    server.http.delete(artifact, headers=USER)
+    server.http.delete(f"/v1/artifacts/{'0' * 64}", headers=ROOT)
+    profiles = server.app.state.services.profiles
+    profiles.naming = lambda digest: "mine"
+    server.http.delete(artifact, headers=ROOT)
+    del profiles.naming
     all_routes(server, data, artifact, ROOT | {"x": "x" * 2**16})
 
 
@@ -198,9 +206,9 @@ def test_keys_are_asked_for_where_they_are_needed(make_server: MakeServer):
     either = [{"apiKey": []}, {"adminKey": []}]
     for name, found in bound.items():
         probe = name.split()[1] in PROBES
-        expected = [] if probe else [{"adminKey": []}] if name.startswith("put") else either
+        expected = [] if probe else [{"adminKey": []}] if name in ADMINS else either
         assert found == expected, name
-    assert {name for name, found in free.items() if found} == {"put /v1/artifacts/{digest}"}
+    assert {name for name, found in free.items() if found} == ADMINS
 
 
 def test_examples_are_served(server: Server):

@@ -141,13 +141,32 @@ class ArtifactCard(BaseModel):
     notes: str
     defaults: dict[str, Any] = Field(description="What entries get that leave these fields out.")
     fits: bool = Field(description="Whether it was made for the served model.")
+    created: int = Field(description="When it was put here, in seconds since the epoch.")
+    last_used: int | None = Field(
+        description="When a prompt was last prepared with it, by any server of the folder."
+    )
+    uses: int = Field(description="How many prompts were, by all servers of the folder.")
+    profile: str | None = Field(description="A profile that names it: then it stays.")
 
 
 class ArtifactList(BaseModel):
-    """All artifacts."""
+    """All artifacts, and the room for them."""
 
     object: Literal["list"]
     data: list[ArtifactCard]
+    total_bytes: int = Field(description="Of everything in the folder, unfinished uploads too.")
+    max_bytes: int
+    ttl_seconds: float | None = Field(
+        description="After which those leave that nothing has used; null: never."
+    )
+
+
+class ArtifactDeleted(BaseModel):
+    """An artifact that is gone."""
+
+    id: str
+    object: Literal["artifact"]
+    deleted: Literal[True]
 
 
 class Version(BaseModel):

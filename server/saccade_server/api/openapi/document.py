@@ -30,6 +30,7 @@ REASONS: Mapping[int, str] = {
     403: "The key may not do this.",
     404: "What the request names is not here.",
     408: "The body did not come in time.",
+    409: "What the server has does not allow it.",
     413: "More than the server takes.",
     415: "The content type or encoding is not read.",
     421: "This server does not answer to that Host.",
