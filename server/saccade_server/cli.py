@@ -17,6 +17,7 @@ from rich.console import Console
 
 from saccade_server import __version__
 from saccade_server.calibration import commands as calibrate_commands
+from saccade_server.cluster.command import cluster_command
 from saccade_server.evaluation import commands as eval_commands
 from saccade_server.exit_codes import EPILOG
 from saccade_server.inspect_command import inspect_command
@@ -56,6 +57,9 @@ LEAVE_SECONDS = 3.0
 """What threads that nobody waits for, such as a decoder in a large image, get to end."""
 
 app.command("serve", epilog=EPILOG)(serve_command)
+app.command("cluster", epilog=EPILOG, short_help="Serve by replicas in a Ray cluster.")(
+    cluster_command
+)
 app.command("inspect", short_help="Score an answer with a detector.")(inspect_command)
 
 

@@ -7,9 +7,13 @@ other threads at work a request would wait for it again each time.
 from __future__ import annotations
 
 import random
+import re
 import secrets
 
 _random = random.Random(secrets.randbits(256))
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""What a client may call its request."""
 
 
 def new_id() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saccade_server.logs.formats import LogFormat
 from saccade_server.serve_options.access import AccessOptions
 from saccade_server.serve_options.engine import EngineOptions
 from saccade_server.serve_options.group import OptionGroup
@@ -67,7 +69,15 @@ class ServerOptions(OptionGroup):
             "exit_on_hang": self.limits.on_hang is OnHang.EXIT,
         }
         settings = self.settings()
-        return Choices(model, served_model_name, self.engine.choices(), settings, server)
+        return Choices(
+            model,
+            served_model_name,
+            self.engine.choices(),
+            settings,
+            server,
+            self.logs.log_level,
+            self.logs.log_format,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,20 @@ class Choices:
     engine: dict[str, Any]
     settings: dict[str, Any] = field(repr=False)
     server: dict[str, Any]
+    log_level: str = "info"
+    log_format: LogFormat = LogFormat.TEXT
+
+    def absolute(self) -> Choices:
+        """The same with paths that mean the same wherever they are read."""
+        is_folder = self.model is not None and Path(self.model).is_dir()
+        return replace(
+            self,
+            model=str(Path(str(self.model)).absolute()) if is_folder else self.model,
+            served_model_name=self.served_model_name
+            or (Path(str(self.model)).absolute().name if is_folder else None),
+            settings={name: _absolute(value) for name, value in self.settings.items()},
+            server={name: _absolute(value) for name, value in self.server.items()},
+        )
 
     def config(self) -> ServerConfig:
         """The configuration of a server on this machine, its devices looked for; imports torch.
@@ -101,3 +125,7 @@ class Choices:
             ),
             **self.server,
         )
+
+
+def _absolute(value: Any) -> Any:
+    return value.absolute() if isinstance(value, Path) else value

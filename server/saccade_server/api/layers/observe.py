@@ -6,7 +6,6 @@ A connection that is one too many is told here to end, whatever it is answered.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from contextvars import ContextVar
 
@@ -14,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.ids import new_id
+from saccade_server.api.ids import REQUEST_ID, new_id
 from saccade_server.api.layers.admission import CROWDED
 from saccade_server.api.layers.record import RECORD, Observer, Record
 from saccade_server.api.layers.shortcut import shortcut
@@ -24,8 +23,6 @@ CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answe
 request_id: ContextVar[str] = ContextVar("saccade_request_id", default="-")
 
 error_log = logging.getLogger("saccade.error")
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Observe:
@@ -80,7 +77,7 @@ def _begin(scope: Scope, headers: Headers) -> Record:
     offered = headers.get("x-request-id", "")
     client = scope.get("client")
     return Record(
-        id=offered if _REQUEST_ID.fullmatch(offered) else new_id(),
+        id=offered if REQUEST_ID.fullmatch(offered) else new_id(),
         method=scope["method"],
         path=scope["path"],
         client=client[0] if client else "",
