@@ -21,7 +21,7 @@ from saccade_server.api.choice import Choice, Delta
 from saccade_server.api.detections import detected
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
 from saccade_server.api.layers.record import Record
 from saccade_server.api.prompt_scores import PromptScores, PromptScoring, entries_of
 from saccade_server.api.recording import note_answer
@@ -29,6 +29,7 @@ from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selectio
 from saccade_server.api.services import Services
 from saccade_server.api.sse import KEEP_ALIVE, EventStream, frame, unless_disconnected
 from saccade_server.engine.request import TokenLogprobs
+from saccade_server.logs.context import request_id
 from saccade_server.requests.noops import noops
 from saccade_server.requests.prepared import Prepared
 from saccade_server.requests.receipts import applied, fingerprint, published

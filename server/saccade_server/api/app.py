@@ -112,7 +112,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            *_around(services, (*_observers(settings), *observers)),
+            *_around(services, (*_observers(services), *observers)),
             Middleware(Direct, handlers=handlers_of(answering)),
         ],
         lifespan=lifespan,
@@ -141,9 +141,10 @@ def create_app(
     return app
 
 
-def _observers(settings: ApiSettings) -> tuple[Observer, ...]:
-    """Who looks at every request."""
-    return (AccessLine(),) if settings.access_log else ()
+def _observers(services: Services) -> tuple[Observer, ...]:
+    """Who looks at every request; first of all its trace is known."""
+    line = (AccessLine(),) if services.settings.access_log else ()
+    return (services.spans.observer, *line)
 
 
 def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middleware]:

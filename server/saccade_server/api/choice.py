@@ -12,7 +12,7 @@ import msgspec
 
 from saccade_server.api.deadline import too_late
 from saccade_server.api.errors import EngineFailure
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import (
     EngineOutput,
@@ -21,6 +21,7 @@ from saccade_server.engine.request import (
     TokenLogprobs,
 )
 from saccade_server.engine.timing import Timing
+from saccade_server.logs.context import request_id
 from saccade_server.requests.detection import Detection
 from saccade_server.requests.errors import diverged
 from saccade_server.requests.receipts import Run

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.choice import Choice
 from saccade_server.api.errors import EngineFailure
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
 from saccade_server.api.sampling import scope_of
 from saccade_server.api.services import Services
 from saccade_server.detectors.base import Detector
 from saccade_server.engine.request import FinishReason
+from saccade_server.logs.context import request_id
 from saccade_server.requests.detection import Blind, Detection, Watched, prepare_detection
 from saccade_server.requests.limits import answer_length
 from saccade_server.requests.prepared import Prepared
@@ -76,7 +79,8 @@ async def _without(
 ) -> list[float]:
     """Log-probabilities of the tokens behind the prompt without its images."""
     own = choice.request
-    request = blind.request(f"{own.request_id}-blind", tokens, own.cache_salt)
+    asked = blind.request(f"{own.request_id}-blind", tokens, own.cache_salt)
+    request = replace(asked, origin=own.origin)
     log = ScoreLog.of(request)
     assert log is not None, "it asks for scores"
     async for output in services.engine.submit(request):

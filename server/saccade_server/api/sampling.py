@@ -14,6 +14,7 @@ from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id, new_seed
+from saccade_server.api.origin import origin
 from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
@@ -100,6 +101,7 @@ def generation(
                 request_id=f"{name}-{len(choices)}",
                 sampling=sampling,
                 owner=caller.get().name,
+                origin=origin(),
             )
             if copy == 0 or body.stream:
                 request = scoring.on(request)

@@ -26,6 +26,7 @@ from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.api.served_profiles import ServedProfiles
 from saccade_server.api.settings import ApiSettings
+from saccade_server.api.spans.spans import Spans
 from saccade_server.api.traces.work import TraceWork
 from saccade_server.engine.client import EngineClient
 from saccade_server.models.prompt import PromptProcessor
@@ -65,6 +66,7 @@ class Services:
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
     membership: Membership = field(init=False)
+    spans: Spans = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", KeyRing(self.settings.all_keys))
@@ -76,6 +78,7 @@ class Services:
         object.__setattr__(self, "artifacts", store)
         object.__setattr__(self, "traces", TraceWork(self.settings, self.prompts))
         object.__setattr__(self, "membership", Membership(self))
+        object.__setattr__(self, "spans", Spans.of(self.settings))
 
     async def in_worker(self, work: Callable[[], Result]) -> Result:
         """Run CPU work other than images off the event loop, a bounded number at a time.
@@ -93,6 +96,7 @@ class Services:
         self.fetcher.close()
         self.artifacts.close()
         self.traces.close()
+        self.spans.close()
 
     def check_model(self, name: str | None) -> str | None:
         """Refuse any name but the served one and its aliases ``<model>+<profile>``.

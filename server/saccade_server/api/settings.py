@@ -81,6 +81,7 @@ class ApiSettings:
     prompt_workers: int = 2  # threads that parse large bodies and render prompts
     image_workers: int = 2  # threads that decode images; very large ones have one more
     access_log: bool = True
+    otlp_traces_endpoint: str | None = None  # where spans are posted to; None: there are none
 
     @property
     def all_keys(self) -> tuple[Key, ...]:

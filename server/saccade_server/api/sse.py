@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, from_exception
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
 from saccade_server.api.layers.record import record_of
 from saccade_server.api.layers.shortcut import Shortcut, shortcut
+from saccade_server.logs.context import request_id
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -43,6 +43,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import sites
 from saccade_server.engine.timing import timing_of
 from saccade_server.engine.warmup import warm_up
+from saccade_server.logs.context import fields
 from saccade_server.models.family import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -271,7 +272,9 @@ class EngineCore:
 
     def _fail(self, sequence: Sequence, failure: str) -> EngineOutput:
         """End a sequence that the model, or the device, fails on when nothing else runs."""
-        logger.error("request %s failed: %s", sequence.request.request_id, failure)
+        request = sequence.request
+        said = fields(**request.origin.fields)
+        logger.error("request %s failed: %s", request.request_id, failure, extra=said)
         return self._finish(sequence, FinishReason.ERROR, "the model failed on this request")
 
     def _isolate(self, chunks: list[Chunk], failure: str) -> list[EngineOutput]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding
 from saccade_server.engine.arrays import Array as Array
+from saccade_server.engine.origin import UNKNOWN, Origin
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import Trace, TracePiece
 
@@ -86,7 +87,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
     ``trace``: what it wants to see of its rows, which changes nothing. ``priority`` is vLLM's:
-    the lower goes first. ``owner`` is whose request it is, for fairness among those who wait.
+    the lower goes first. ``owner`` is whose request it is, for fairness among those who wait, and
+    ``origin`` what the log calls it.
     ``deadline``: when it need not begin any more, in seconds of the machine's monotonic clock.
     """
 
@@ -102,6 +104,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
+    origin: Origin = UNKNOWN
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:

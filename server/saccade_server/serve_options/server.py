@@ -16,6 +16,7 @@ from saccade_server.serve_options.listening import ListenOptions
 from saccade_server.serve_options.logs import LogOptions
 from saccade_server.serve_options.methods import MethodOptions
 from saccade_server.serve_options.replicas import ReplicaOptions
+from saccade_server.serve_options.spans import SpanOptions
 from saccade_server.serve_options.traces import TraceOptions
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ServerOptions(OptionGroup):
     limits: LimitOptions = field(default_factory=LimitOptions)
     replicas: ReplicaOptions = field(default_factory=ReplicaOptions)
     logs: LogOptions = field(default_factory=LogOptions)
+    spans: SpanOptions = field(default_factory=SpanOptions)
 
     @property
     def groups(self) -> tuple[OptionGroup, ...]:

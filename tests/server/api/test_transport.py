@@ -12,6 +12,7 @@ import pytest
 from saccade_server.api import health
 from saccade_server.engine.watchdog import Lag
 from saccade_testing.api.bodies import MODEL, chat_body
+from saccade_testing.api.logged import access_lines
 from saccade_testing.api.server import MakeServer, Server, wait_for
 
 
@@ -102,10 +103,6 @@ def test_a_line_break_in_a_header_is_no_header(server: Server):
     assert b"set-cookie" not in reply.split(b"\r\n\r\n")[0].lower()
 
 
-def access_lines(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "saccade.access"]
-
-
 def test_one_line_is_logged_for_each_request(server: Server, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "saccade.access"):
         server.http.get("/v1/models/a%0d%0aFAKE", headers={"x-request-id": "my-id"})
@@ -113,9 +110,9 @@ def test_one_line_is_logged_for_each_request(server: Server, caplog: pytest.LogC
         # A line is written after the answer has been sent.
         wait_for(lambda: len(access_lines(caplog)) == 2)
     lines = access_lines(caplog)
-    assert "id=my-id" in lines[0]
     assert " 404 " in lines[0]
-    assert "\n" not in lines[0]
+    assert " request_id=my-id" in lines[0]
+    assert len(lines[0].splitlines()) == 1
 
 
 def test_models(server: Server):

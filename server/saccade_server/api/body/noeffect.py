@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
+from saccade_server.logs.context import request_id
 
 IGNORED_HEADER = "x-saccade-ignored-fields"
 MOST_NAMED = 16

@@ -25,6 +25,7 @@ from saccade_server.api.errors import BadRequest, Unprocessable
 from saccade_server.api.images.data_urls import too_large
 from saccade_server.api.layers.bodies import Budget, Share
 from saccade_server.api.settings import ApiSettings
+from saccade_server.logs.context import trace_context
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -165,6 +166,11 @@ class ImageFetcher:
             raise BadRequest(message, code="image_url_not_allowed", param=param)
         return addresses[0]
 
+    def _trace(self) -> dict[str, str]:
+        """What hands the request's trace on, to hosts that the operator has named."""
+        found = trace_context.get() if self._domains else None
+        return {} if found is None else found.headers
+
     async def _look_up(self, host: str, port: int) -> list[str]:
         """All addresses of ``host``."""
         ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
@@ -176,7 +182,12 @@ class ImageFetcher:
     ) -> bytes:
         host = f"[{address}]" if ":" in address else address
         url = f"{target.scheme}://{host}:{target.port}{target.path}"
-        headers = {"host": target.authority, "accept": "image/*", "accept-encoding": "identity"}
+        headers = {
+            "host": target.authority,
+            "accept": "image/*",
+            "accept-encoding": "identity",
+            **self._trace(),
+        }
         data = bytearray()
         async with (
             httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client,

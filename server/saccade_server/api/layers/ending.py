@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.errors import ApiError, draining, from_exception
-from saccade_server.api.layers.observe import error_log, request_id
+from saccade_server.api.layers.observe import error_log
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.logs.context import request_id
 
 
 class EndUnanswered:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,10 +16,9 @@ from saccade_server.api.ids import REQUEST_ID, new_id
 from saccade_server.api.layers.admission import CROWDED
 from saccade_server.api.layers.record import RECORD, Observer, Record
 from saccade_server.api.layers.shortcut import shortcut
+from saccade_server.logs.context import request_id
 
 CLIENT_CLOSED = 499  # nginx's number for a client that left before it was answered
-
-request_id: ContextVar[str] = ContextVar("saccade_request_id", default="-")
 
 error_log = logging.getLogger("saccade.error")
 
