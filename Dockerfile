@@ -2,7 +2,7 @@
 #
 # DEVICE       cpu, or cuda, which adds what Triton needs to compile its kernels. The CUDA libraries
 #              come with torch, the driver from the host: docker run --gpus all.
-# EXTRAS       extras of saccade-server, with commas between: gguf and otel are small, ray is not.
+# EXTRAS       extras of saccade-server, with commas between: otel is small, ray is not.
 # TORCH_INDEX  one more package index to look for torch in, for a build other than pip's default.
 #              On Linux that default is a CUDA build: it serves on a CPU too, but is much larger.
 
@@ -27,7 +27,7 @@ RUN /tools/bin/pip install setuptools \
 # Then all else that Saccade needs, and only then its sources: an edit of them leaves everything
 # above as it is, in a registry too.
 COPY pyproject.toml ./
-ARG EXTRAS=gguf,otel
+ARG EXTRAS=otel
 RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = filter(None, '$EXTRAS'.split(',')); \
 print(*project['dependencies'], *(need for extra in extras \

@@ -16,7 +16,7 @@ DEVICE ?= cpu
 # an index that offers the wanted build of torch, for `make docker`; elsewhere pip's own variables
 TORCH_INDEX ?=
 # extras of saccade-server in the image, with commas between
-EXTRAS ?= gguf,otel
+EXTRAS ?= otel
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -103,7 +103,7 @@ wheels: $(VENV)/.saccade ## build both distributions into dist/
 		--wheel-dir dist . ./clients/python
 	@ls dist/*.whl
 
-docker: ## build the image, with Docker or buildah (IMAGE=saccade DEVICE=cpu|cuda EXTRAS=gguf,otel TORCH_INDEX=)
+docker: ## build the image, with Docker or buildah (IMAGE=saccade DEVICE=cpu|cuda EXTRAS=otel TORCH_INDEX=)
 	@case "$(DEVICE)" in cpu | cuda) ;; *) echo "DEVICE is cpu or cuda, not $(DEVICE)." >&2; exit 1 ;; esac
 	@scripts/build_image.sh $(IMAGE):$(DEVICE) \
 		--build-arg DEVICE=$(DEVICE) --build-arg EXTRAS=$(EXTRAS) \

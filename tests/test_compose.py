@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,6 +118,17 @@ def test_mounted_volumes_are_declared_and_belong_to_the_server(service: dict[str
         assert mode == ["ro"] or any(
             f"{path}/".startswith(f"{target}/") for path in made[1].split()
         )
+
+
+@each_service
+def test_images_have_the_extras_that_are_asked_for(service: dict[str, Any]) -> None:
+    """The same by default, whoever builds them."""
+    default = interpolated(service["build"]["args"]["EXTRAS"], {})
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(default.split(",")) <= project["optional-dependencies"].keys()
+    assert f"\nARG EXTRAS={default}\n" in DOCKERFILE
+    assert f"\nEXTRAS ?= {default}\n" in (ROOT / "Makefile").read_text()
+    assert interpolated(service["build"]["args"]["EXTRAS"], {"EXTRAS": "otel,ray"}) == "otel,ray"
 
 
 def test_a_gpu_is_reserved_in_the_profile_cuda_alone() -> None:

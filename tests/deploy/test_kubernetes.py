@@ -196,18 +196,16 @@ def test_the_server_writes_to_volumes_alone(manifests: Manifests) -> None:
         assert any(f"{folder}/".startswith(f"{mount}/") for mount in mounts)
 
 
-def test_the_pod_monitor_looks_at_servers() -> None:
-    (found,) = yaml.safe_load_all(kustomized_component("podmonitor"))
-    manifests = built("cpu")
-    labels = manifests.deployment("saccade")["spec"]["template"]["metadata"]["labels"]
-    assert found["spec"]["selector"]["matchLabels"] == labels
-    (endpoint,) = found["spec"]["podMetricsEndpoints"]
-    (port,) = manifests.container("saccade")["ports"]
-    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
-
-
-def kustomized_component(name: str) -> str:
-    return kustomized(FOLDER / "components" / name)
+def test_pod_monitors_look_where_metrics_are() -> None:
+    manifests = built("cpu-replicas")
+    monitors = Manifests(tuple(yaml.safe_load_all(kustomized(FOLDER / "components/podmonitor"))))
+    for name, port in (("saccade", "http"), ("saccade-proxy", "metrics")):
+        spec = monitors.kinds("PodMonitor")[name]["spec"]
+        labels = manifests.deployment(name)["spec"]["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"] == labels
+        (endpoint,) = spec["podMetricsEndpoints"]
+        assert (endpoint["port"], endpoint["path"]) == (port, "/metrics")
+        assert port in {one["name"] for one in manifests.container(name)["ports"]}
 
 
 def test_an_overlay_of_one_s_own_is_built_as_the_page_says(tmp_path: Path) -> None:

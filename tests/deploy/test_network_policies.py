@@ -57,6 +57,8 @@ def test_proxies_are_the_way_to_servers(manifests: Manifests) -> None:
     server, proxy = pods(manifests)["saccade"], pods(manifests)["saccade-proxy"]
     assert allowed(manifests, "Ingress", proxy, STRANGER, "http")
     assert allowed(manifests, "Ingress", proxy, HUB, "http")
+    assert allowed(manifests, "Ingress", proxy, PROMETHEUS, "metrics")
+    assert not allowed(manifests, "Ingress", proxy, STRANGER, "metrics")
     assert allowed(manifests, "Egress", proxy, server, "http")
     assert allowed(manifests, "Ingress", server, proxy, "http")
     assert not allowed(manifests, "Egress", proxy, STRANGER, "http")
