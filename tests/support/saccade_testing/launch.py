@@ -22,8 +22,8 @@ def free_port() -> int:
 class Served:
     """A server that starts now; ``log`` is its standard error, ``output`` what it prints."""
 
-    def __init__(self, log: Path, *options: str, **variables: str) -> None:
-        port = free_port()
+    def __init__(self, log: Path, *options: str, port: int = 0, **variables: str) -> None:
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self.output = log.with_suffix(".out")

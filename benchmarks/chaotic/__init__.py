@@ -1,0 +1,1 @@
+"""Replicas behind one address, killed and drained while clients ask."""
