@@ -165,7 +165,13 @@ def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middlew
         Middleware(CheckDeployment, membership=services.membership),
         Middleware(Authenticate, keys=services.keys),
         Middleware(LimitBodies, settings=settings),
-        Middleware(Admission, lifecycle=lifecycle, settings=settings),
+        Middleware(
+            Admission,
+            lifecycle=lifecycle,
+            settings=settings,
+            keys=services.keys,
+            backlog=services.backlog,
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from saccade_server.api.access.standing import standing
 from saccade_server.api.answers import Answer, traced
 from saccade_server.api.body.foreign import CHAT
 from saccade_server.api.body.ignored import note_ignored
@@ -14,7 +15,6 @@ from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
-from saccade_server.api.deadline import Deadline
 from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.layers.record import record_of
@@ -46,7 +46,7 @@ def chat_router(services: Services) -> APIRouter:
         event=ChatChunk,
         body=ChatRequest,
         examples=examples.CHAT,
-        refusals=(*POSTED, 422, 504),
+        refusals=(*POSTED, 422),
     )
 
     @router.post("/v1/chat/completions", openapi_extra=described)
@@ -88,14 +88,14 @@ async def _prepare(services: Services, body: ChatRequest, request: Request) -> A
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, request)
     detectors = parse_detectors(body.detectors)
-    deadline = Deadline(services.settings.request_timeout)
-    async with deadline.kept(), selection.explained():
+    stands = standing(body.priority, body.n or 1, services.settings.max_queue_time)
+    async with stands.deadline.kept(), selection.explained():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
         length = body.length[0]
         traces = await trace_plans(services, body, [prompt], length)
         detected = await detections(services, body, detectors, [prompt], length)
     read = (traces, detected)
-    work = generation(services, body, [prompt], params, length, deadline, scoring, *read)
+    work = generation(services, body, [prompt], params, length, stands, scoring, *read)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
     return Answer(

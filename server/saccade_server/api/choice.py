@@ -100,6 +100,11 @@ class Choice:
         return self._stops.stopped
 
     @property
+    def computed_tokens(self) -> int:
+        """Tokens that it had room for of its own, once it has ended."""
+        return len(self.request.tokens) - self.run.cached_tokens + self.completion_tokens
+
+    @property
     def last_row(self) -> int:
         """Position of the last row that must have run for what is known; -1: none must have."""
         if self.completion_tokens == 0 and not self.done:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from saccade_server.api.access.standing import standing
 from saccade_server.api.answers import Answer, Collected, traced
 from saccade_server.api.body.foreign import COMPLETION
 from saccade_server.api.body.ignored import note_ignored
@@ -14,7 +15,6 @@ from saccade_server.api.body.schemas import CompletionRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
 from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
-from saccade_server.api.deadline import Deadline
 from saccade_server.api.detections import detections
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.layers.record import record_of
@@ -48,7 +48,7 @@ def completions_router(services: Services) -> APIRouter:
         event=TextChunk,
         body=CompletionRequest,
         examples=examples.COMPLETION,
-        refusals=(*POSTED, 504),
+        refusals=POSTED,
     )
 
     @router.post("/v1/completions", openapi_extra=described)
@@ -87,8 +87,9 @@ async def _prepare(services: Services, body: CompletionRequest, request: Request
     selection = select(services, body, request)
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     detectors = parse_detectors(body.detectors)
-    deadline = Deadline(services.settings.request_timeout)
-    async with deadline.kept(), selection.explained():
+    sequences = len(asked) * (body.n or 1)
+    stands = standing(body.priority, sequences, services.settings.max_queue_time)
+    async with stands.deadline.kept(), selection.explained():
         prompts = [
             await prepare_completion(
                 services,
@@ -106,7 +107,7 @@ async def _prepare(services: Services, body: CompletionRequest, request: Request
         traces = await trace_plans(services, body, prompts, length)
         detected = await detections(services, body, detectors, prompts, length)
     read = (traces, detected)
-    work = generation(services, body, prompts, params, length, deadline, scoring, *read)
+    work = generation(services, body, prompts, params, length, stands, scoring, *read)
     ignored = note_ignored(services, body, COMPLETION)
     kind, trace = "text_completion", body.trace
     return Answer(record, services, selection, prompts, work, "cmpl", kind, scoring, ignored, trace)

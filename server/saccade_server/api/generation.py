@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import TypeVar
 
+from saccade_server.api.access.standing import Standing
 from saccade_server.api.choice import Choice, Delta
-from saccade_server.api.deadline import Deadline, too_late
+from saccade_server.api.deadline import too_late
 from saccade_server.api.errors import begun, draining
 from saccade_server.api.layers.shortcut import Shortcut
 from saccade_server.api.lifecycle import Lifecycle
@@ -45,7 +46,7 @@ class Generation:
         engine: EngineClient,
         lifecycle: Lifecycle,
         choices: Sequence[Choice],
-        deadline: Deadline,
+        stands: Standing,
         at_once: bool = True,
         room: AbstractContextManager[None] | None = None,
         leads: bool = False,
@@ -59,7 +60,8 @@ class Generation:
         self.choices = choices
         self._engine = engine
         self._lifecycle = lifecycle
-        self.deadline = deadline
+        self.deadline = stands.deadline
+        self._ticket = stands.ticket
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
         self._room = room
@@ -166,7 +168,10 @@ class Generation:
     def _deliver(self, choice: Choice, news: News) -> None:
         if not self.first_token and (isinstance(news, int) or _says(news)):
             self.first_token = time.monotonic()
+            self._ticket.begun()
         if not isinstance(news, int):
+            if isinstance(news, EngineOutput) and news.finish_reason is not None:
+                self._ticket.ended(news.timing)  # now, even if its client reads slowly
             self._mailbox.put((choice, news))
         elif not self._at_once:
             self._mailbox.leave((choice, news))
@@ -192,6 +197,7 @@ class Generation:
             timer.cancel()
         for close in self._closers:
             close()
+        self._ticket.leave(choice.computed_tokens for choice in self.choices if choice.done)
 
     def _fail(self, error: Exception) -> None:
         self._mailbox.put((None, error))

@@ -12,7 +12,7 @@ from saccade_interventions.parsing import FIELD
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ValidateRequest
-from saccade_server.api.deadline import Deadline
+from saccade_server.api.deadline import current_deadline
 from saccade_server.api.errors import BadRequest, NotFound, bounded
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.catalog_replies import Method, MethodList, Validation
@@ -53,7 +53,7 @@ def interventions_router(services: Services) -> APIRouter:
         Validation,
         body=ValidateRequest,
         examples=examples.VALIDATION,
-        refusals=(*POSTED, 422, 504),
+        refusals=(*POSTED, 422),
     )
 
     @router.post("/v1/interventions/validate", openapi_extra=rehearsal, response_model=None)
@@ -73,7 +73,7 @@ def interventions_router(services: Services) -> APIRouter:
         prepared: Prepared | None = None
         if body.messages is not None and body.prompt_tokens is not None:
             raise BadRequest("Give messages or prompt_tokens, not both.", param="prompt_tokens")
-        deadline = Deadline(services.settings.request_timeout)
+        deadline = current_deadline.get()
         async with deadline.kept(), selection.explained():
             if body.messages is not None:
                 how = templating(services.prompts, body)

@@ -7,10 +7,9 @@ from itertools import zip_longest
 
 from msgspec.structs import replace
 
-from saccade_server.api.access.keys import caller
+from saccade_server.api.access.standing import Standing
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.choice import Choice
-from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id, new_seed
@@ -64,7 +63,7 @@ def generation(
     prompts: Sequence[Prepared],
     params: SamplingParams,
     max_tokens: int | None,
-    deadline: Deadline,
+    stands: Standing,
     scoring: PromptScoring,
     traces: tuple[TracePlan, ...] = (),
     detections: tuple[Detection, ...] = (),
@@ -92,7 +91,7 @@ def generation(
             *(() if trace is None else trace.trace.readings),
             *(() if detection is None else detection.readings),
         )
-        asked = prepared.request("", sized, readings=readings)
+        asked = stands.of(prepared.request("", sized, readings=readings))
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
@@ -100,7 +99,6 @@ def generation(
                 asked,
                 request_id=f"{name}-{len(choices)}",
                 sampling=sampling,
-                owner=caller.get().name,
                 origin=origin(),
             )
             if copy == 0 or body.stream:
@@ -115,7 +113,7 @@ def generation(
     at_once = bool(body.stream or body.stops)
     read = (*traces, *(plan for detection in detections for plan in detection.plans))
     room = services.traces.room(read * (body.n or 1)) if read else None
-    return Generation(services.engine, services.lifecycle, choices, deadline, at_once, room)
+    return Generation(services.engine, services.lifecycle, choices, stands, at_once, room)
 
 
 def scope_of(services: Services, body: Sampled, prepared: Prepared, max_tokens: int) -> Scope:

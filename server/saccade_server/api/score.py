@@ -13,13 +13,12 @@ from fastapi import APIRouter, Request, Response
 from msgspec.structs import replace
 
 from saccade_kernels.batch import PAGE
-from saccade_server.api.access.keys import caller
+from saccade_server.api.access.standing import Standing, standing
 from saccade_server.api.answers import Answer, Collected
 from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ScoreRequest
 from saccade_server.api.choice import Choice
-from saccade_server.api.deadline import Deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id
@@ -57,7 +56,7 @@ def score_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["Answers"])
 
     described = operation(
-        Scored, body=ScoreRequest, examples=examples.SCORE, refusals=(*POSTED, 422, 504)
+        Scored, body=ScoreRequest, examples=examples.SCORE, refusals=(*POSTED, 422)
     )
 
     @router.post("/v1/score", openapi_extra=described)
@@ -86,9 +85,9 @@ async def _prepare(
 ) -> tuple[Answer, list[Pair]]:
     _check(services, body)
     selection = select(services, body, request)
-    deadline = Deadline(services.settings.request_timeout)
+    stands = standing(body.priority, len(body.continuations), services.settings.max_queue_time)
     idle: Sequence[str] = ()
-    async with deadline.kept(), selection.explained():
+    async with stands.deadline.kept(), selection.explained():
         if body.messages is None:
             pairs = await services.in_worker(lambda: _plain(services, body, selection))
         else:
@@ -100,7 +99,7 @@ async def _prepare(
         check_continuation(prepared, tokens, services.engine.info, f"continuations[{at}]")
     ignored = note_ignored(services, body, ignored=idle)
     prompts = [prepared for prepared, _ in pairs]
-    work = _generation(services, pairs, deadline)
+    work = _generation(services, pairs, stands)
     nothing = PromptScoring()
     answer = Answer(
         record_of(request.scope),
@@ -183,17 +182,17 @@ def _said(services: Services, body: ScoreRequest, prompt: Prepared, how: Templat
     return pairs
 
 
-def _generation(services: Services, pairs: Sequence[Pair], deadline: Deadline) -> Generation:
+def _generation(services: Services, pairs: Sequence[Pair], stands: Standing) -> Generation:
     """One sequence for each continuation."""
     name = new_id()
     choices = []
     for index, (prepared, tokens) in enumerate(pairs):
-        request = continuation_request(prepared, tokens)
+        request = stands.of(continuation_request(prepared, tokens))
         methods = tuple(item.method_id() for item in prepared.interventions)
         choices.append(
             Choice(
                 index,
-                replace(request, request_id=f"{name}-{index}", owner=caller.get().name),
+                replace(request, request_id=f"{name}-{index}"),
                 Silent(),
                 StopStrings(()),
                 frozenset(),
@@ -204,7 +203,7 @@ def _generation(services: Services, pairs: Sequence[Pair], deadline: Deadline) -
     shares = pairs[0][0].length > PAGE and not (plan is not None and plan.needs.whole_prompt)
     leads = shares and len(pairs) > 1
     return Generation(
-        services.engine, services.lifecycle, choices, deadline, at_once=False, leads=leads
+        services.engine, services.lifecycle, choices, stands, at_once=False, leads=leads
     )
 
 

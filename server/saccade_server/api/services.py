@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,12 +14,14 @@ from saccade_interventions.base import Intervention
 from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
-from saccade_server.api.access.keys import KeyRing
+from saccade_server.api.access.keys import KeyRing, caller
 from saccade_server.api.artifact_store import ArtifactStore
+from saccade_server.api.backlog import Backlog
 from saccade_server.api.body.noeffect import IgnoredLog
 from saccade_server.api.deployment import Membership, deployment_of
 from saccade_server.api.errors import NotFound
 from saccade_server.api.expected import Expected
+from saccade_server.api.fair_threads import FairThreads
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
@@ -61,7 +62,8 @@ class Services:
     ignored: IgnoredLog = field(default_factory=IgnoredLog)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     keys: KeyRing = field(init=False)
-    workers: ThreadPoolExecutor = field(init=False)
+    backlog: Backlog = field(init=False)
+    workers: FairThreads = field(init=False)
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
@@ -70,8 +72,9 @@ class Services:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", KeyRing(self.settings.all_keys))
+        object.__setattr__(self, "backlog", Backlog(self.engine.info))
         # Not asyncio's own pool: whatever else runs there would wait behind prompts.
-        workers = ThreadPoolExecutor(self.settings.prompt_workers, "saccade-prompt")
+        workers = FairThreads(self.settings.prompt_workers, "saccade-prompt")
         object.__setattr__(self, "workers", workers)
         object.__setattr__(self, "images", ImageWorkers(self.settings, self.prompts))
         store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
@@ -84,14 +87,15 @@ class Services:
         """Run CPU work other than images off the event loop, a bounded number at a time.
 
         A thread cannot be stopped: when the client leaves, work that has begun goes on and keeps
-        its worker. Otherwise clients that leave at once could start any number of them.
+        its worker. Otherwise clients that leave at once could start any number of them. Callers
+        with different keys take turns.
         """
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
+        return await asyncio.wrap_future(self.workers.submit(caller.get().name, work))
 
     def close(self) -> None:
         """End what is still being generated, and the threads once they are idle."""
         self.lifecycle.stop()
-        self.workers.shutdown(wait=False, cancel_futures=True)
+        self.workers.shutdown()
         self.images.close()
         self.fetcher.close()
         self.artifacts.close()

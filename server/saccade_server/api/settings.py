@@ -73,6 +73,7 @@ class ApiSettings:
     send_timeout: float = 60.0  # how long a client may leave what it was sent unread
     fetch_timeout: float = 5.0
     request_timeout: float = 600.0
+    max_queue_time: float | None = None  # until a request begins; None: until its deadline
     shutdown_timeout: float = 30.0
     silence_timeout: float = 20.0  # without a sign of life from the engine's process
     step_timeout: float = 180.0  # with work and without the end of a step

@@ -13,7 +13,7 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import DetokenizeRequest, TokenizeRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
-from saccade_server.api.deadline import Deadline
+from saccade_server.api.deadline import current_deadline
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.openapi import examples
 from saccade_server.api.openapi.document import POSTED, operation
@@ -28,7 +28,7 @@ def tokenize_router(services: Services) -> APIRouter:
     """Make the routes."""
     router = APIRouter(tags=["Tokens"])
     to_tokens = operation(
-        Tokenized, body=TokenizeRequest, examples=examples.TOKENIZE, refusals=(*POSTED, 422, 504)
+        Tokenized, body=TokenizeRequest, examples=examples.TOKENIZE, refusals=(*POSTED, 422)
     )
     to_text = operation(
         Detokenized, body=DetokenizeRequest, examples=examples.DETOKENIZE, refusals=POSTED
@@ -40,7 +40,7 @@ def tokenize_router(services: Services) -> APIRouter:
         body = await read_body(services, request, TokenizeRequest)
         services.check_model(body.model)
         _refuse_other_prompts(services, body)
-        async with Deadline(services.settings.request_timeout).kept():
+        async with current_deadline.get().kept():
             work = _tokens(services, body, response)
             tokens = await unless_disconnected(request.receive, work)
         names = list(map(services.prompts.token_name, tokens)) if body.return_token_strs else None
@@ -63,7 +63,8 @@ def tokenize_router(services: Services) -> APIRouter:
             with refusing("tokens"):
                 return services.prompts.text(body.tokens)
 
-        return {"prompt": await services.in_worker(work)}
+        async with current_deadline.get().kept():
+            return {"prompt": await services.in_worker(work)}
 
     return router
 

@@ -72,6 +72,16 @@ class LimitOptions(OptionGroup):
             envvar="SACCADE_REQUEST_TIMEOUT",
         ),
     ] = 600.0
+    max_queue_time: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that a request may have to wait before it begins; one that would wait "
+            "longer, by what requests took so far, gets a 503 at once. If absent the time that it "
+            "has.",
+            envvar="SACCADE_MAX_QUEUE_TIME",
+        ),
+    ] = None
     shutdown_timeout: Annotated[
         float,
         typer.Option(
@@ -111,7 +121,8 @@ class LimitOptions(OptionGroup):
         """All but what follows a hang; memory in bytes."""
         same = (
             "max_connections", "max_requests", "header_timeout", "keep_alive_timeout",
-            "request_timeout", "shutdown_timeout", "silence_timeout", "step_timeout",
+            "request_timeout", "max_queue_time", "shutdown_timeout", "silence_timeout",
+            "step_timeout",
         )  # fmt: skip
         bodies = {"max_bodies_bytes": self.body_memory * 2**20}
         return bodies | {name: getattr(self, name) for name in same}

@@ -132,11 +132,11 @@ def late_requests(server, artifact):
 def slow_preparation(server, monkeypatch):
     """A prompt that is not made in time."""
     may_end = threading.Event()
-    for name in ("completion", "tokens"):
+    for name in ("completion", "tokens", "text"):
         monkeypatch.setattr(server.prompts, name, lambda *_, **__: may_end.wait(60))
     body = {"interventions": [], "prompt_tokens": [1]}
     server.http.post("/v1/interventions/validate", json=body, headers=USER)
-    for path in ("/tokenize", "/v1/score"):
+    for path in ("/tokenize", "/detokenize", "/v1/score"):
         server.http.post(path, json=POSTS[path], headers=USER)
     monkeypatch.undo()
     may_end.set()

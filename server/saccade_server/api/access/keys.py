@@ -13,12 +13,29 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How much requests with a key may have; None: as much as there is."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    images_per_minute: int | None = None
+    concurrent_requests: int | None = None
+
+
+@dataclass(frozen=True)
 class Key:
-    """A key by its SHA-256; an ``admin`` key may change what the server has."""
+    """A key by its SHA-256; an ``admin`` key may change what the server has.
+
+    ``priority`` is that of requests that name none; none may be below ``priority_ceiling``, if
+    there is one: the lower goes first.
+    """
 
     name: str
     digest: bytes = field(repr=False)
     admin: bool = False
+    priority: int = 0
+    priority_ceiling: int | None = None
+    limits: Limits = Limits()
 
 
 NOBODY = Key("", b"")

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from saccade_interventions.wording import about
 from saccade_server.api.body.limits import check_lengths
 from saccade_server.api.body.unsupported import refuse_misplaced
+from saccade_server.api.deadline import current_deadline
 from saccade_server.api.errors import BadRequest, bounded
 from saccade_server.api.services import Services
 
@@ -36,7 +37,10 @@ async def read_body(services: Services, request: Request, model: type[Model]) ->
     """Read, parse and check the body of a request."""
     body = await request.body()
     work = partial(parse, body, model, partial(check_lengths, services))
-    return await services.in_worker(work) if len(body) > OFF_LOOP_BYTES else work()
+    if len(body) <= OFF_LOOP_BYTES:
+        return work()
+    async with current_deadline.get().kept():
+        return await services.in_worker(work)
 
 
 def parse(

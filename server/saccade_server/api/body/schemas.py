@@ -78,6 +78,17 @@ class Selecting(BaseModel):
     )
 
 
+Priority = Annotated[
+    Whole | None,
+    Field(
+        ge=-(2**31),
+        lt=2**31,
+        description="How urgent the request is while it waits: the lower goes first. Left out: the "
+        "key's own, or 0.",
+    ),
+]
+
+
 class Sampled(Strict, Selecting):
     """The fields that both generation endpoints share."""
 
@@ -132,6 +143,7 @@ class Sampled(Strict, Selecting):
         description="Give the log-probability of every token of the prompt but the first, with "
         "that many rivals, in vLLM's form.",
     )
+    priority: Priority = None
     logit_bias: (
         Annotated[
             dict[
@@ -298,6 +310,7 @@ class ScoreRequest(Closed, Selecting, Templated):
         description="What may follow the prompt, each by itself: what an assistant might say to a "
         "conversation."
     )
+    priority: Priority = None
     add_special_tokens: bool | None = Field(
         None,
         description="Put the tokenizer's own, such as a BOS, before a prompt of text. Left out: "

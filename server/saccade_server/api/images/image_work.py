@@ -3,8 +3,8 @@
 A small file may hold tens of millions of pixels, so images never share a queue with text. Headers
 are read in one thread, which is quick; then a request takes the pixels of all its images from one
 budget, or is refused at once. It has one image at a time in the threads that decode, so requests
-take turns. Large images wait for a thread of their own: however many there are, photographs pass
-them, and only one picture of that size is unpacked in memory.
+take turns, and so do keys. Large images wait for a thread of their own: however many there are,
+photographs pass them, and only one picture of that size is unpacked in memory.
 
 The budget bounds how long the queue is, and what of several images is kept until the last of them
 is ready: what the model takes, which for one that cuts images into tiles may be a million times
@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import TypeVar
 
+from saccade_server.api.access.keys import caller
 from saccade_server.api.errors import BadRequest, Unavailable
+from saccade_server.api.fair_threads import FairThreads
 from saccade_server.api.images.media import ImageBudget, OpenedImage
 from saccade_server.api.settings import ApiSettings
 from saccade_server.models.conversation import PromptError
@@ -79,9 +81,9 @@ class ImageWorkers:
         self.budget = PixelBudget(settings.max_pixels_in_flight)
         self._settings = settings
         self._prompts = prompts
-        self._headers = ThreadPoolExecutor(1, "saccade-image-header")
-        self._threads = ThreadPoolExecutor(settings.image_workers, "saccade-image")
-        self._large = ThreadPoolExecutor(1, "saccade-large-image")
+        self._headers = FairThreads(1, "saccade-image-header")
+        self._threads = FairThreads(settings.image_workers, "saccade-image")
+        self._large = FairThreads(1, "saccade-large-image")
 
     async def prepare(self, sources: Mapping[str, str | bytes]) -> dict[str, Pixels]:
         """Decode and preprocess the images of one request: data URLs or files, by their places.
@@ -94,8 +96,9 @@ class ImageWorkers:
             Unavailable: other requests have taken the budget.
         """
         limits = ImageBudget(self._settings)
+        owner = caller.get().name
         opened = [
-            await _result(self._headers.submit(limits.open, source, path))
+            await _result(self._headers.submit(owner, partial(limits.open, source, path)))
             for path, source in sources.items()
         ]
         made: dict[str, Pixels] = {}
@@ -104,7 +107,7 @@ class ImageWorkers:
                 image = opened.pop(0)
                 threads = self._large if image.pixels > LARGE_PIXELS else self._threads
                 work = partial(self._pixels, image)
-                pixels = await _result(share.run(threads, work))
+                pixels = await _result(share.run(threads, owner, work))
                 share.grow(_size(pixels) - image.pixels)
                 made[image.param] = pixels
         return made
@@ -112,7 +115,7 @@ class ImageWorkers:
     def close(self) -> None:
         """End the threads once they are idle."""
         for threads in (self._headers, self._threads, self._large):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown()
 
     def _pixels(self, image: OpenedImage) -> Pixels:
         factor = self._prompts.reduction(image.width, image.height)
@@ -142,9 +145,9 @@ class _Share:
         self._held = pixels
         self._last: Future[Pixels] | None = None
 
-    def run(self, threads: ThreadPoolExecutor, work: Callable[[], Pixels]) -> Future[Pixels]:
+    def run(self, threads: FairThreads, owner: str, work: Callable[[], Pixels]) -> Future[Pixels]:
         """Begin a piece of work."""
-        self._last = threads.submit(work)
+        self._last = threads.submit(owner, work)
         return self._last
 
     def grow(self, pixels: int) -> None:

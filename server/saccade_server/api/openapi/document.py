@@ -42,7 +42,7 @@ REASONS: Mapping[int, str] = {
 }
 AROUND = (431, 500)
 """What the layers around every route answer."""
-POSTED = (400, 404, 408, 413, 415)
+POSTED = (400, 404, 408, 413, 415, 504)
 """What a posted JSON body may meet."""
 
 BOUNDS = {

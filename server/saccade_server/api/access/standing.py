@@ -1,0 +1,55 @@
+"""What a request is to all queues on its way: whose, how urgent, and until when."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from saccade_server.api.access.keys import caller
+from saccade_server.api.backlog import Ticket
+from saccade_server.api.deadline import Deadline, current_deadline
+from saccade_server.api.errors import BadRequest
+from saccade_server.engine.request import GenerateRequest
+
+current_ticket: ContextVar[Ticket] = ContextVar("saccade_ticket")
+"""That of the request being served, since it has a place."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one request for answers."""
+
+    owner: str
+    priority: int
+    deadline: Deadline
+    ticket: Ticket
+
+    def of(self, request: GenerateRequest) -> GenerateRequest:
+        """The same for the engine."""
+        standing = {"owner": self.owner, "priority": self.priority, "deadline": self.deadline.at}
+        return replace(request, **standing)
+
+
+def standing(priority: int | None, sequences: int, max_queue_time: float | None) -> Standing:
+    """That of the request being served, which asks for so many sequences.
+
+    Raises:
+        BadRequest: its key may not be so urgent.
+        Unavailable: it would wait for longer than ``max_queue_time``, or than it has time.
+    """
+    key = caller.get()
+    ceiling = key.priority_ceiling
+    chosen = key.priority if priority is None else priority
+    if ceiling is not None and chosen < ceiling:
+        message = f"This key may ask for a priority of {ceiling} or more; the lower goes first."
+        raise BadRequest(message, code="priority_not_allowed", param="priority")
+    deadline, ticket = current_deadline.get(), current_ticket.get()
+    ticket.revise(chosen, sequences, patience(deadline, max_queue_time))
+    return Standing(key.name, chosen, deadline, ticket)
+
+
+def patience(deadline: Deadline, max_queue_time: float | None) -> float:
+    """Seconds that a request may wait before it begins."""
+    return deadline.left if max_queue_time is None else min(deadline.left, max_queue_time)
