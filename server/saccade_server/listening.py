@@ -40,7 +40,7 @@ def make_server(app: FastAPI, settings: ApiSettings) -> Server:
     """
     gc.collect()
     gc.freeze()
-    return Server(HttpConfig(app, settings))
+    return Server(HttpConfig(app, settings, app.state.services.tally.refused))
 
 
 def take(host: str, port: int) -> list[socket.socket]:

@@ -34,6 +34,7 @@ from saccade_server.api.layers.hosts import CheckHost
 from saccade_server.api.layers.observe import Observe
 from saccade_server.api.layers.read_out import ReadOut
 from saccade_server.api.layers.record import Observer
+from saccade_server.api.metrics.route import metrics_router
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
@@ -125,6 +126,7 @@ def create_app(
         artifacts_router,
         traces_router,
         health_router,
+        metrics_router,
         deployment_router,
     )
     routers = (*answering, *(make(services) for make in others))
@@ -144,7 +146,7 @@ def create_app(
 def _observers(services: Services) -> tuple[Observer, ...]:
     """Who looks at every request; first of all its trace is known."""
     line = (AccessLine(),) if services.settings.access_log else ()
-    return (services.spans.observer, *line)
+    return (services.spans.observer, services.tally, *line)
 
 
 def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middleware]:
@@ -163,7 +165,7 @@ def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middlew
         Middleware(LimitHead, settings=settings),
         Middleware(CheckHost, settings=settings),
         Middleware(CheckDeployment, membership=services.membership),
-        Middleware(Authenticate, keys=services.keys),
+        Middleware(Authenticate, keys=services.keys, settings=settings),
         Middleware(LimitBodies, settings=settings),
         Middleware(
             Admission,

@@ -151,6 +151,18 @@ class Choice:
             text += self._stops.flush()
         return self._delta(text, self._finish(output))
 
+    def note_unread(self, news: object) -> None:
+        """Count what the engine sent when nobody waited for it any more."""
+        if self.done or self.stopped:
+            return
+        if isinstance(news, int):
+            self.completion_tokens += 1
+        elif isinstance(news, EngineOutput):
+            self.completion_tokens += len(news.tokens)
+            if news.finish_reason is not None:
+                self.done, self.outcome, self.timing = True, news.finish_reason.value, news.timing
+                self.run = Run(self.request.plan, news.receipt, news.cached_tokens)
+
     def give_up(self) -> Delta:
         """The engine ended without a last output."""
         if not self.stopped:

@@ -85,10 +85,10 @@ class _ErrorResponse(Response):
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error.json(), error.status, error.headers, "application/json")
-        self.code = error.code
+        self.error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).error = self.code
+        record_of(scope).fail(self.error.code, self.error.param)
         await super().__call__(scope, receive, send)
 
 

@@ -197,6 +197,9 @@ class Generation:
             timer.cancel()
         for close in self._closers:
             close()
+        for choice, news in self._mailbox.rest():
+            if choice is not None:
+                choice.note_unread(news)
         self._ticket.leave(choice.computed_tokens for choice in self.choices if choice.done)
 
     def _fail(self, error: Exception) -> None:

@@ -20,6 +20,8 @@ from saccade_server.api.services import Services
 from saccade_server.engine.watchdog import HUNG
 
 STATS_SECONDS = 5.0
+FOR_METRICS = ("forms", "between_tokens", "step_tokens")
+"""What of the engine's counters /metrics alone says."""
 LATE = 1.0
 """Times a limit after which other servers should get the requests."""
 
@@ -75,6 +77,9 @@ def health_router(services: Services) -> APIRouter:
             "http_requests": services.lifecycle.in_flight,
             "intervention_noops": services.noops.total(),
         }
-        return {**msgspec.to_builtins(stats), **requests, "draining": services.lifecycle.draining}
+        counters = msgspec.to_builtins(stats)
+        for name in FOR_METRICS:
+            del counters[name]
+        return {**counters, **requests, "draining": services.lifecycle.draining}
 
     return router

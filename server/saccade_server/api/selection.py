@@ -24,11 +24,11 @@ from starlette.requests import Request
 from saccade_interventions import suggest
 from saccade_interventions.base import Intervention
 from saccade_interventions.errors import InterventionError, brief
-from saccade_interventions.parsing import FIELD
+from saccade_interventions.parsing import FIELD, MOST_ENTRIES
 from saccade_server.api.body.parsing import load
 from saccade_server.api.body.schemas import Selecting
 from saccade_server.api.errors import BadRequest, NotFound, bounded
-from saccade_server.api.layers.record import record_of
+from saccade_server.api.layers.record import Record, record_of
 from saccade_server.api.services import Services
 from saccade_server.requests.errors import RequestError
 
@@ -77,7 +77,7 @@ def select(services: Services, body: Selecting, request: Request) -> Selection:
     alias = services.check_model(body.model)
     name = _profile(services, body, request.headers, alias)
     model = body.model or services.settings.served_model_name
-    own = _entries(services, body)
+    own = _entries(services, body, record_of(request.scope))
     if own is not None:
         return _noted(request, Selection(own, None, model))
     by_default = name is None and services.profiles.default is not None
@@ -111,13 +111,13 @@ def _profile(
     return given[0][1] if given else None
 
 
-def _entries(services: Services, body: Selecting) -> Interventions | None:
+def _entries(services: Services, body: Selecting, record: Record) -> Interventions | None:
     """The entries that the request has itself; None if it has no place for them."""
     own = compatible = None
     if "interventions" in body.model_fields_set:
-        own = services.parse(body.interventions)
+        own = _parsed(services, body.interventions, record)
     if body.vllm_xargs:
-        compatible = _from_xargs(services, body.vllm_xargs)
+        compatible = _from_xargs(services, body.vllm_xargs, record)
     if own is None or compatible is None:
         return compatible if own is None else own
     if own != compatible:
@@ -126,7 +126,18 @@ def _entries(services: Services, body: Selecting) -> Interventions | None:
     return own
 
 
-def _from_xargs(services: Services, xargs: dict[str, Any]) -> Interventions | None:
+def _parsed(services: Services, value: object, record: Record) -> Interventions:
+    """The entries, whose methods the record has by their names even if one of them is refused."""
+    entries = value[:MOST_ENTRIES] if isinstance(value, list) else ()
+    given = (entry.get("method") if isinstance(entry, dict) else None for entry in entries)
+    known = services.registry.methods
+    record.interventions = tuple(
+        name if isinstance(name, str) and name in known else "" for name in given
+    )
+    return services.parse(value)
+
+
+def _from_xargs(services: Services, xargs: dict[str, Any], record: Record) -> Interventions | None:
     unknown = sorted(xargs.keys() - {"interventions"})
     if unknown:
         param = f"{XARGS}.{bounded(unknown[0], 64)}"
@@ -139,7 +150,7 @@ def _from_xargs(services: Services, xargs: dict[str, Any]) -> Interventions | No
     if not isinstance(text, str):
         raise BadRequest("The list of interventions is given here as a JSON text.", param=param)
     try:
-        return services.parse(load(text.encode()))
+        return _parsed(services, load(text.encode()), record)
     except InterventionError as error:
         raise error.within(XARGS) from None
     except BadRequest as error:

@@ -25,6 +25,7 @@ from saccade_server.api.fair_threads import FairThreads
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.api.metrics.tally import RequestTally
 from saccade_server.api.served_profiles import ServedProfiles
 from saccade_server.api.settings import ApiSettings
 from saccade_server.api.spans.spans import Spans
@@ -67,6 +68,7 @@ class Services:
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
+    tally: RequestTally = field(init=False)
     membership: Membership = field(init=False)
     spans: Spans = field(init=False)
 
@@ -80,6 +82,7 @@ class Services:
         store = ArtifactStore(self.settings.artifacts, self.settings.max_artifacts_bytes)
         object.__setattr__(self, "artifacts", store)
         object.__setattr__(self, "traces", TraceWork(self.settings, self.prompts))
+        object.__setattr__(self, "tally", RequestTally(self.engine.info.max_model_len))
         object.__setattr__(self, "membership", Membership(self))
         object.__setattr__(self, "spans", Spans.of(self.settings))
 

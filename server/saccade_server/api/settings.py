@@ -30,6 +30,7 @@ class ApiSettings:
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
     keys: tuple[Key, ...] = ()
 
+    open_metrics: bool = False  # /metrics needs no key, and answers to any Host
     allowed_hosts: tuple[str, ...] = ()  # of a server without keys, see hosts.py
     cors_origins: tuple[str, ...] = ()  # empty: no page of another origin may read answers
 

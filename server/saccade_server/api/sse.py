@@ -141,7 +141,7 @@ class EventStream(Response):
             if not started:
                 await failure.response()(scope, receive, send)
                 return
-            record_of(scope).error = failure.code
+            record_of(scope).fail(failure.code, failure.param)
             last = b"data: " + failure.json() + b"\n\n" + DONE
         finally:
             await self.events.aclose()

@@ -41,6 +41,7 @@ from saccade_server.engine.sampler import Sample
 from saccade_server.engine.scheduler import Scheduler
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.tables import sites
+from saccade_server.engine.tally import Gaps
 from saccade_server.engine.timing import timing_of
 from saccade_server.engine.warmup import warm_up
 from saccade_server.logs.context import fields
@@ -67,6 +68,7 @@ class EngineCore:
             if model.device.type == "cuda":
                 warm_up(self._runner, min(limit, config.max_batched_tokens))
             self.captured = self._runner.capture()
+        self._runner.tally.clear()
         rows = PlanRows(
             self._runner.tables,
             config.max_programs + 1,
@@ -84,6 +86,7 @@ class EngineCore:
         self._flying: InFlight | None = None
         self._sequences: dict[str, Sequence] = {}
         self._steps = 0
+        self._gaps = Gaps()
         self._landed = 0.0  # when the last step that is known had been computed
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -151,6 +154,9 @@ class EngineCore:
             generated_tokens=self._generated_tokens,
             image_encodes=self._runner.features.encoded,
             plans=sum(1 for s in self._sequences.values() if s.plan is not None),
+            forms=self._runner.forms(),
+            between_tokens=self._gaps.seconds.copy(),
+            step_tokens=self._runner.tally.tokens.copy(),
         )
 
     def _launch(self, chunks: list[Chunk]) -> tuple[InFlight | None, str | None]:
@@ -185,6 +191,7 @@ class EngineCore:
         for chunk, _ in landed:
             self._scheduler.complete(chunk)
         outputs += [self._accept(c.sequence, drawn) for c, drawn in landed if drawn is not None]
+        self._gaps.close(self._landed)
         return outputs
 
     def _runs_again(self, flight: InFlight, chunk: Chunk) -> bool:
@@ -205,10 +212,12 @@ class EngineCore:
         """Append a token, and end the sequence if it was the last one."""
         request, token = sequence.request, drawn.token
         sampling, moments = request.sampling, sequence.moments
-        moments.last = self._landed
         if sequence.generated == len(request.given):
             moments.first = self._landed
             self._prompt_tokens += sequence.prompt_length + len(request.given)
+        else:
+            self._gaps.note(moments.last)
+        moments.last = self._landed
         if sequence.is_complete:  # its last row has run, and what it draws is not asked for
             return self._finish(sequence, FinishReason.LENGTH)
         sequence.append(token)

@@ -137,6 +137,7 @@ class PaddedDecoder:
         self.stages = Stages([*make_stages(self.outputs), *draws])
         self._allocate(self._layouts[max_num_seqs].size)
         self.play: Play = self.compute
+        self.played: tuple[Variant, ...] = ()  # for the last step
 
     def _make_outputs(self, most: int) -> StepOutputs:
         model = self._model
@@ -216,7 +217,8 @@ class PaddedDecoder:
             stages = self.stages.write(block.numpy(), rows, behind, first)
         self._send(block, size)
         step = StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)]))
-        for variant in self.stages.around(step, stages) if stages else (step,):
+        self.played = (*self.stages.around(step, stages),) if stages else (step,)
+        for variant in self.played:
             self.play(variant)
         return self.outputs.logits[: len(starts)]
 

@@ -37,6 +37,11 @@ class Mailbox(Generic[Item]):
         else:
             self.put(item)
 
+    def rest(self) -> list[Item]:
+        """What has come and was not taken; it is gone then."""
+        items, self._items = self._items, []
+        return items
+
     async def take(self) -> list[Item]:
         """Everything that has come, at least one item."""
         if not self._items:
@@ -45,5 +50,4 @@ class Mailbox(Generic[Item]):
                 await self._waiter
             finally:
                 self._waiter = None
-        items, self._items = self._items, []
-        return items
+        return self.rest()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding
 from saccade_server.engine.arrays import Array as Array
+from saccade_server.engine.counts import FormCount, Histogram
 from saccade_server.engine.origin import UNKNOWN, Origin
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import Trace, TracePiece
@@ -236,7 +237,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Load and lifetime counters."""
+    """Load and lifetime counters.
+
+    ``forms`` counts steps by what was launched for them; ``between_tokens`` has the seconds between
+    two tokens of a sequence, ``step_tokens`` the tokens that steps computed, cached ones left out.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -249,3 +254,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: int = 0
     image_encodes: int = 0
     plans: int = 0
+    forms: tuple[FormCount, ...] = ()
+    between_tokens: Histogram | None = None
+    step_tokens: Histogram | None = None

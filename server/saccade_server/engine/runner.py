@@ -21,6 +21,7 @@ from saccade_server.engine.batch import Ints, PromptPositions, Step, fill_in, pa
 from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.counts import FormCount
 from saccade_server.engine.decode import PaddedDecoder
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.features import FeatureCache
@@ -36,6 +37,7 @@ from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.singles import SinglesPacker
 from saccade_server.engine.tables import DeviceTables
+from saccade_server.engine.tally import DECODE, MIXED, StepTally
 from saccade_server.engine.traces.tracing import TraceHandler
 from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.engine.wants import Wants
@@ -99,6 +101,8 @@ class Runner:
         self._seats = Seats(seats, pages, self._positions_of, self.rules.wants)
         self._singles = SinglesPacker(self._seats, self.tables, model.axes, self._upload)
         self._drawn_rows = DrawnRows()
+        self.tally = StepTally()
+        self._captured = False
         self._decoder: PaddedDecoder | None = None
         if pads:
             sizes = (config.max_num_seqs, max_model_len)
@@ -127,6 +131,7 @@ class Runner:
             return None
         prepare, variants = self._decoder.idle, self._decoder.variants
         self._decoder.play, summary = graphs.capture(prepare, variants, recorder)
+        self._captured = True
         return summary
 
     @torch.inference_mode()
@@ -153,16 +158,30 @@ class Runner:
             torch.cuda.synchronize(self.model.device)
             torch.cuda.empty_cache()
 
-    @torch.inference_mode()
     def launch(self, chunks: Batch[Chunk]) -> InFlight:
         """Queue the computation of ``chunks`` and the draw of the tokens behind them."""
+        tokens = sum(chunk.length for chunk in chunks)
+        flight, decodes = self._launch(chunks, tokens)
+        if not decodes:
+            self.tally.note(MIXED, tokens)
+        else:
+            self.tally.note(DECODE if self._decoder is None else self._decoder.played, tokens)
+        return flight
+
+    def forms(self) -> tuple[FormCount, ...]:
+        """How many steps of each form were launched."""
+        return self.tally.forms("captured" if self._captured else "padded")
+
+    @torch.inference_mode()
+    def _launch(self, chunks: Batch[Chunk], tokens: int) -> tuple[InFlight, bool]:
+        """What is queued, and whether that is a step of single tokens."""
         if self.model.device.type == "cuda":
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
-        self._set_threads(sum(chunk.length for chunk in chunks))
+        self._set_threads(tokens)
         self.tables.flush()  # a captured step reads them where they are and asks nobody
         roster = self._roster(chunks)
         if roster is not None and not roster.wanted.count:
-            return self._decode(chunks, roster)
+            return self._decode(chunks, roster), True
         moving = [chunk for chunk in chunks if _moves(chunk.sequence)]
         rows = [chunk.sequence.tag_row for chunk in moving]
         again = [chunk.sequence.tag_row for chunk in moving if not chunk.is_counted]
@@ -170,9 +189,10 @@ class Runner:
             flight = self._ordinary(chunks) if roster is None else self._decode(chunks, roster)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
         if not self._overlap or not moving:
-            return flight
+            return flight, roster is not None
         counted = tuple(chunk.sequence for chunk in moving)
-        return replace(flight, counted=counted, moved=Download([self.tables.count_moved(rows)]))
+        moved = Download([self.tables.count_moved(rows)])
+        return replace(flight, counted=counted, moved=moved), roster is not None
 
     def _roster(self, chunks: Batch[Chunk]) -> Roster | None:
         """The rows of a step of which this says all; None: it is to be looked at chunk by chunk."""

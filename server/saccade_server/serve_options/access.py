@@ -30,6 +30,13 @@ class AccessOptions(OptionGroup):
             "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between.",
         ),
     ] = None
+    open_metrics: Annotated[
+        bool,
+        typer.Option(
+            help="Let anybody read /metrics, without a key and by any Host.",
+            envvar="SACCADE_OPEN_METRICS",
+        ),
+    ] = False
 
     def settings(self) -> dict[str, Any]:
         """The keys.
@@ -40,4 +47,5 @@ class AccessOptions(OptionGroup):
         return {
             "api_keys": keys(self.api_key, "SACCADE_API_KEY"),
             "admin_keys": keys(self.admin_key, "SACCADE_ADMIN_KEY"),
+            "open_metrics": self.open_metrics,
         }

@@ -30,6 +30,7 @@ GETS = (
     "/v1/deployment",
     "/version",
     "/load",
+    "/metrics",
     *PROBES,
 )
 POSTS = {

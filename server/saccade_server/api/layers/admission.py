@@ -29,7 +29,9 @@ READINESS = frozenset({"/ready", "/health"})
 PROBES = READINESS | {"/live"}
 """Routes that answer without a key, to any Host, and while draining."""
 
-WITHOUT_PLACE = PROBES | {"/load", "/version", "/v1/models"}
+METRICS = "/metrics"
+
+WITHOUT_PLACE = PROBES | {METRICS, "/load", "/version", "/v1/models"}
 MODELS = "/v1/models/"
 
 PIECE_BYTES = 64 * 1024
@@ -48,6 +50,11 @@ WITH_BODY = frozenset({"POST", "PUT"})
 
 CROWDED = "crowded"
 """Set in the state of a request whose connection is one too many."""
+
+
+def open_routes(settings: ApiSettings) -> frozenset[str]:
+    """Routes that answer anybody, whatever the key and the Host."""
+    return PROBES | {METRICS} if settings.open_metrics else PROBES
 
 
 def needs_place(path: str) -> bool:

@@ -11,15 +11,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade_server.api.access.keys import KeyRing, caller
 from saccade_server.api.errors import Forbidden, Unauthorized
-from saccade_server.api.layers.admission import PROBES
+from saccade_server.api.layers.admission import open_routes
 from saccade_server.api.layers.record import record_of
 from saccade_server.api.openapi.page import DOCS_PARTS
 from saccade_server.api.playground.page import PLAYGROUND_PARTS
+from saccade_server.api.settings import ApiSettings
 
 
-def is_open_route(path: str) -> bool:
-    """True for what needs no key: the probes, and the pages."""
-    return path in PROBES or path in DOCS_PARTS or path in PLAYGROUND_PARTS
+def is_open_route(path: str, settings: ApiSettings) -> bool:
+    """True for what needs no key: the probes, the pages, and metrics if the operator says so."""
+    return path in open_routes(settings) or path in DOCS_PARTS or path in PLAYGROUND_PARTS
 
 
 class Authenticate:
@@ -28,12 +29,13 @@ class Authenticate:
     Whoever comes with a key is its :data:`~saccade_server.api.access.keys.caller`.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: ApiSettings) -> None:
         self.app = app
+        self.settings = settings
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.keys.keys or is_open_route(scope["path"]):
+        if scope["type"] == "lifespan" or not self.keys.keys or self._is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         key = self.keys.find(Headers(scope=scope).get("authorization", ""))
@@ -44,6 +46,9 @@ class Authenticate:
             await _unauthorized("A valid API key").response()(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return is_open_route(path, self.settings)
 
 
 def check_admin(keys: KeyRing, headers: Headers) -> None:

@@ -38,7 +38,13 @@ GRACE_SECONDS = 2
 class HttpConfig(uvicorn.Config):
     """How uvicorn serves the application: one place for the server and the tests."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ApiSettings,
+        refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``refused`` is told the code of every refusal that no request stands for."""
         super().__init__(
             app,
             http=Connection,
@@ -53,6 +59,7 @@ class HttpConfig(uvicorn.Config):
             h11_max_incomplete_event_size=settings.max_header_bytes,
         )
         self.settings = settings
+        self.refused = refused
         self.crowd: dict[Connection, None] = {}  # those beyond the most, oldest first
         self.max_connections = connections_within_limits(
             settings.max_connections, SPARE_CONNECTIONS
@@ -72,6 +79,7 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self.most = config.max_connections
         self.crowd = config.crowd
+        self.refused = config.refused
         self.header_timeout = config.settings.header_timeout
         self.send_timeout = config.settings.send_timeout
         self.lingers = False
@@ -208,6 +216,7 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         self._unset_keepalive_if_required()
+        self.refused(refusal.code)
         self.transport.write(self._response(refusal))
         if not linger:
             self.transport.close()

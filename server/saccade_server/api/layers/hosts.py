@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade_interventions.errors import brief
 from saccade_server.api.errors import Misdirected
-from saccade_server.api.layers.admission import PROBES
+from saccade_server.api.layers.admission import open_routes
 from saccade_server.api.settings import ApiSettings
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.%~-]+)?\]|[\w.-]{1,255})(?::[0-9]{0,5})?", re.ASCII)
@@ -35,11 +35,12 @@ class CheckHost:
         self.app = app
         listed = settings.allowed_hosts
         self.open = not checks_host(settings)
+        self.open_routes = open_routes(settings)
         self.names = {"localhost", *own_names(), *listed}
         self.endings = tuple(name[1:] for name in listed if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.open or scope["path"] in PROBES:
+        if scope["type"] != "http" or self.open or scope["path"] in self.open_routes:
             await self.app(scope, receive, send)
             return
         hosts = Headers(scope=scope).getlist("host")

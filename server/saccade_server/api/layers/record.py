@@ -7,6 +7,7 @@ Nothing in it is a prompt, an image or a key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,7 +15,10 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from saccade_interventions.errors import Code
 from saccade_server.engine.timing import Timing
+
+_ENTRY = re.compile(r"(?:vllm_xargs\.)?interventions\[(\d{1,6})\]")
 
 RECORD = "saccade.record"
 """Where a request's scope has its record."""
@@ -48,8 +52,9 @@ class Record:
 
     Of answers: ``began_work`` is when its sequences went to the engine, ``first_token`` when the
     first token of any came back. ``interventions`` are the methods in the order of the request,
-    ``counters`` what the engine counted for each place in it (receipts' counters), and ``lost``
-    those that should have run and did not.
+    ``counters`` what the engine counted for each place in it (receipts' counters), ``lost`` those
+    that should have run and did not, and ``blamed`` those that an error is about; "" stands for a
+    method that there is not.
     """
 
     id: str
@@ -77,6 +82,7 @@ class Record:
     first_token: float = 0.0
     sequences: tuple[SequenceRecord, ...] = ()
     counters: dict[int, dict[str, int]] = field(default_factory=dict)
+    blamed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 
     @property
@@ -97,6 +103,15 @@ class Record:
             for place, passes in timing.extra_passes.items():
                 found[place] = found.get(place, 0) + passes
         return found
+
+    def fail(self, code: str, param: str | None) -> None:
+        """Note an error; ``param`` is where in the request it is."""
+        self.error = code
+        place = _ENTRY.match(param or "")
+        if place is not None:
+            self.blamed = self.interventions[int(place[1]) :][:1]
+        elif code == Code.DIVERGED:
+            self.blamed = self.interventions
 
 
 class Observer(Protocol):

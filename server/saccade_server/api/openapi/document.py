@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from saccade_server.api.body import schemas
-from saccade_server.api.layers.admission import PROBES, needs_place
+from saccade_server.api.layers.admission import needs_place, open_routes
 from saccade_server.api.layers.auth import is_open_route
 from saccade_server.api.layers.hosts import checks_host
 from saccade_server.api.openapi import catalog_replies, replies, trace_replies
@@ -154,14 +154,14 @@ def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
     if "HTTPValidationError" in str(supposed):
         del answers["422"]
     around: tuple[int, ...] = (*AROUND, 503) if needs_place(path) else AROUND
-    if is_open_route(path):
+    if is_open_route(path, settings):
         found["security"] = []
     else:
         if settings.needs_key:
             found.setdefault("security", [{KEY: []}, {ADMIN_KEY: []}])
         if "security" in found:
             around = (401, *around)
-    if checks_host(settings) and path not in PROBES:
+    if checks_host(settings) and path not in open_routes(settings):
         around = (421, *around)
     for status in around:
         answers.setdefault(str(status), _refusal(status))

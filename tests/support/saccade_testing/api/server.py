@@ -44,7 +44,9 @@ class Server:
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.uvicorn = uvicorn.Server(HttpConfig(self.documented, settings))
+        self.uvicorn = uvicorn.Server(
+            HttpConfig(self.documented, settings, self.app.state.services.tally.refused)
+        )
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=self._run, args=(listener,), daemon=True)
         self.http = httpx2.Client(base_url=self.url, timeout=10, trust_env=False)

@@ -1,0 +1,1 @@
+"""What /metrics says: counts of requests, of interventions, and of the engine."""
