@@ -5,6 +5,7 @@ import base64
 import socket
 import threading
 from contextlib import suppress
+from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -14,7 +15,9 @@ from saccade_server.api.errors import BadRequest, TooLarge, Unavailable, Unproce
 from saccade_server.api.images.data_urls import read_data_url
 from saccade_server.api.images.fetch import ImageFetcher, check_domains, is_public, parse_url
 from saccade_server.api.settings import ApiSettings
+from saccade_server.logs.context import trace_context
 from saccade_server.models.conversation import PromptError
+from saccade_server.trace_context import TraceContext
 from saccade_testing.api.bodies import PICTURE, image_messages
 from saccade_testing.api.server import MakeServer
 
@@ -142,10 +145,12 @@ class Origin(BaseHTTPRequestHandler):
     """Answers by path, badly where asked to."""
 
     seen: ClassVar[list[tuple[str, str]]] = []
+    traces: ClassVar[list[tuple[str | None, str | None]]] = []
     picture = b""
 
     def do_GET(self):
         self.seen.append((self.path, self.headers["host"]))
+        self.traces.append((self.headers["traceparent"], self.headers["tracestate"]))
         answer = getattr(self, "answer_" + self.path.strip("/"), None)
         if answer is None:
             self.send_error(int(self.path.strip("/")))
@@ -305,6 +310,26 @@ def test_only_listed_hosts(origin):
         with pytest.raises(BadRequest) as refused:
             fetch(f"http://{host}:{origin}/picture", **listed)
         assert refused.value.code == "image_url_not_allowed"
+
+
+def test_the_trace_goes_on_to_listed_hosts_only(origin):
+    url = f"http://pictures.example:{origin}/picture"
+    trace = TraceContext("ab" * 16, "cd" * 8, True, "a=1")
+
+    def traced(**settings):
+        Origin.traces.clear()
+        within = copy_context()
+        within.run(trace_context.set, trace)
+        within.run(fetch, url, **settings)
+        (found,) = Origin.traces
+        return found
+
+    listed = {"allowed_media_domains": ("pictures.example",)}
+    assert traced(**listed) == (trace.traceparent, "a=1")
+    assert traced() == (None, None)
+    Origin.traces.clear()
+    fetch(url, **listed)
+    assert Origin.traces == [(None, None)]
 
 
 def test_what_is_fetched_for_all_requests_shares_memory(origin):

@@ -107,12 +107,12 @@ def test_the_header_is_safe_and_bounded(server: Server):
 def test_the_log_has_every_name_once(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING)
     log = IgnoredLog()
-    log.note(["a", "b\n"])
-    log.note(["b\n", "a"])
+    log.note(["a", "b\n", "messages[].b-1"])
+    log.note(["b\n", "a", "what is in my photo?"])
     log.note(["c", "a"])
     assert len(caplog.messages) == 2
-    assert "a, b? " in caplog.messages[0]
+    assert "a, ?an-odd-name?, messages[].b-1 " in caplog.messages[0]
     assert "c " in caplog.messages[1]
     for index in range(MOST_LOGGED):
         log.note([f"name{index}"])
-    assert len(caplog.messages) == 2 + MOST_LOGGED - 3
+    assert len(caplog.messages) == 2 + MOST_LOGGED - 4

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace as replace_request
 
 from saccade_interventions.builder import PlanBuilder
 from saccade_interventions.edits import Gate
@@ -13,9 +14,12 @@ from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels.controls import NEVER_ATTEND, ControlShape
+from saccade_server.engine.origin import Origin
 from saccade_server.engine.request import FinishReason
 from saccade_testing import tiny
 from saccade_testing.engine import MakeCore, make_request, run
+
+PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
 def plan(prompt: Any, kind: str, strength: float = 1.5) -> Plan:
@@ -134,11 +138,13 @@ def test_one_bad_request_fails_alone(make_core: MakeCore, caplog: pytest.LogCapt
     )
     core = make_core("llava")
     wanted = run(make_core("llava"), [make_request(good, "good")])["good"].tokens
-    results = run(core, [make_request(broken, "bad"), make_request(good, "good")])
+    asked = replace_request(make_request(broken, "bad"), origin=Origin("asked-as", PARENT))
+    results = run(core, [asked, make_request(good, "good")])
     assert results["bad"].last.finish_reason is FinishReason.ERROR
     assert results["good"].tokens == wanted
     assert core.stats().cache_usage == 0
-    assert "bad" in caplog.text
+    (failed,) = [record for record in caplog.records if "bad" in record.getMessage()]
+    assert vars(failed)["fields"] == {"request_id": "asked-as", "trace_id": "ab" * 16}
 
 
 def test_logits_that_are_not_finite_fail_their_request_only(make_core: MakeCore) -> None:

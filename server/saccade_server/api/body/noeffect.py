@@ -7,6 +7,7 @@ the same header.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
@@ -80,7 +81,7 @@ class IgnoredLog:
         """Log the names that were not logged before, in one line."""
         with self._lock:
             room = MOST_LOGGED - len(self._seen)
-            new = [name for name in map(_safe, names) if name not in self._seen][:room]
+            new = [name for name in map(_logged, names) if name not in self._seen][:room]
             self._seen.update(new)
         if new:
             error_log.warning(
@@ -140,6 +141,15 @@ TEMPLATE_FIELDS: Mapping[str, str] = {
     "reasoning_content": "reasoning_content",
 }
 """Fields that change the prompt only where the chat template reads them, and as what."""
+
+
+def _logged(name: str) -> str:
+    """A name for the log: what is no name of a field may be a text that went astray."""
+    return name if FIELD.fullmatch(name) else ODD
+
+
+FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
+ODD = "(an-odd-name)"
 
 
 def _safe(name: str) -> str:

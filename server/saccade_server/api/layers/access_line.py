@@ -7,6 +7,7 @@ image, no key.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ from saccade_server.engine.timing import Timing
 from saccade_server.logs.context import fields, trace_context, trace_fields
 
 access_log = logging.getLogger("saccade.access")
+
+ADDRESS = re.compile(r"[0-9A-Za-z._:%-]{1,64}")
 
 
 class AccessLine:
@@ -41,10 +44,15 @@ def shown_path(record: Record) -> str:
     return bounded(quote(record.path)) if record.path.startswith("/") else "-"
 
 
+def shown_client(record: Record) -> str:
+    """The client's address; "-" for what a proxy on this machine says instead of one."""
+    return record.client if ADDRESS.fullmatch(record.client) else "-"
+
+
 def line_of(record: Record) -> dict[str, Any]:
     """The fields of a request's line, times in seconds."""
     told: dict[str, Any] = {
-        "client": record.client or "-",
+        "client": shown_client(record),
         "bytes": record.bytes,
         "seconds": record.seconds,
         "request_id": record.id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from saccade_server.api.layers.access_line import shown_path
+from saccade_server.api.layers.access_line import shown_client, shown_path
 from saccade_server.api.layers.record import Record, SequenceRecord
 from saccade_server.logs.lines import one_line
 
@@ -27,9 +27,9 @@ def at_start(record: Record) -> dict[str, Value]:
     found = {
         "http.request.method": record.method,
         "url.path": shown_path(record),
-        "client.address": record.client,
+        "client.address": shown_client(record),
     }
-    return {name: _text(value) for name, value in found.items() if value}
+    return {name: _text(value) for name, value in found.items()}
 
 
 def at_end(record: Record) -> dict[str, Value]:
