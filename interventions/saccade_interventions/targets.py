@@ -50,7 +50,10 @@ def _joined(*names: str) -> dict[str, Any]:
 
 
 LayerKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,5})$")]
-HeadsByLayer = Annotated[dict[LayerKey, Indices], Field(min_length=1)]
+HeadsByLayer = Annotated[
+    dict[LayerKey, Indices],
+    Field(min_length=1, json_schema_extra={"additionalProperties": False}),
+]
 Heads = Annotated[
     Annotated[Literal["all"], Tag("all")]
     | Annotated[Indices, Tag("list")]

@@ -48,6 +48,15 @@ def _named_by(key: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "array", "items": entry}, {"type": "null"}]})
 
 
+ONE_TEXT = WithJsonSchema(
+    {
+        "type": "object",
+        "properties": {"interventions": {"type": ["string", "null"]}},
+        "additionalProperties": False,
+    }
+)
+
+
 class StreamOptions(Strict):
     """How to stream."""
 
@@ -73,7 +82,7 @@ class Selecting(BaseModel):
     intervention_profile: str | None = Field(
         None, description="A profile by name; GET /v1/profiles lists them."
     )
-    vllm_xargs: dict[str, Any] | None = Field(
+    vllm_xargs: Annotated[dict[str, Any], ONE_TEXT] | None = Field(
         None, description="`interventions` as a JSON text, for tools that can pass texts only."
     )
 
