@@ -1,0 +1,1 @@
+"""Requests that nobody would write: from the API's own document, and from broken files."""
