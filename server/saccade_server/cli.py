@@ -20,6 +20,7 @@ from saccade_server.calibration import commands as calibrate_commands
 from saccade_server.cluster.command import cluster_command
 from saccade_server.evaluation import commands as eval_commands
 from saccade_server.exit_codes import EPILOG
+from saccade_server.import_command import import_command
 from saccade_server.inspect_command import inspect_command
 from saccade_server.options import (
     Artifacts,
@@ -60,6 +61,7 @@ app.command("serve", epilog=EPILOG)(serve_command)
 app.command("cluster", epilog=EPILOG, short_help="Serve by replicas in a Ray cluster.")(
     cluster_command
 )
+app.command("import", short_help="Make an artifact of another program's vectors.")(import_command)
 app.command("inspect", short_help="Score an answer with a detector.")(inspect_command)
 
 

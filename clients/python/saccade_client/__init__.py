@@ -7,7 +7,7 @@ with Saccade() as client:
 
 __version__ = "0.1.0"
 
-from saccade_client.artifacts import Artifact, ArtifactFacts, artifact_id
+from saccade_client.artifacts import Artifact, ArtifactDeleted, ArtifactFacts, artifact_id
 from saccade_client.async_client import AsyncSaccade
 from saccade_client.catalog import (
     InterventionDetail,
@@ -21,6 +21,7 @@ from saccade_client.errors import (
     APIError,
     Authentication,
     BadRequest,
+    Conflict,
     ConnectionFailed,
     InvalidInput,
     NotFound,
@@ -53,6 +54,7 @@ __all__ = [
     "APIError",
     "AppliedIntervention",
     "Artifact",
+    "ArtifactDeleted",
     "ArtifactFacts",
     "AsyncSaccade",
     "AsyncStream",
@@ -64,6 +66,7 @@ __all__ = [
     "Completion",
     "CompletionChunk",
     "CompletionOptions",
+    "Conflict",
     "ConnectionFailed",
     "ContinuationScore",
     "Detected",

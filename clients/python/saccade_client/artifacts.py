@@ -25,7 +25,8 @@ class ArtifactFacts(Wire):
     """What the server knows of an artifact; `id` is how an intervention names it.
 
     `defaults` are what entries get that leave these fields out, as its calibration chose. `fits`
-    says whether it was made for the model that is served.
+    says whether it was made for the model that is served. Times are seconds since the epoch;
+    `uses` counts prompts, on all servers of the folder. One that a `profile` names stays.
     """
 
     id: str
@@ -34,6 +35,10 @@ class ArtifactFacts(Wire):
     notes: str = ""
     defaults: dict[str, Any] = Field(default_factory=dict)
     fits: bool = True
+    created: int | None = None
+    last_used: int | None = None
+    uses: int = 0
+    profile: str | None = None
 
 
 class Artifact(Reply, ArtifactFacts):
@@ -41,9 +46,22 @@ class Artifact(Reply, ArtifactFacts):
 
 
 class ArtifactList(Reply):
-    """The answer of /v1/artifacts."""
+    """The answer of /v1/artifacts: what is there, and the room for it.
+
+    What nothing has used for `ttl_seconds` leaves; None: never.
+    """
 
     data: list[ArtifactFacts]
+    total_bytes: int = 0
+    max_bytes: int | None = None
+    ttl_seconds: float | None = None
+
+
+class ArtifactDeleted(Reply):
+    """The answer to a deletion."""
+
+    id: str
+    deleted: bool = True
 
 
 def artifact_id(source: ArtifactSource) -> str:

@@ -13,7 +13,7 @@ import httpx2
 
 from saccade_client import calls, traces
 from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
-from saccade_client.artifacts import Artifact, ArtifactFacts, ArtifactSource
+from saccade_client.artifacts import Artifact, ArtifactDeleted, ArtifactFacts, ArtifactSource
 from saccade_client.base import (
     DEFAULT_BASE_URL,
     DEFAULT_TIMEOUT,
@@ -160,6 +160,14 @@ class AsyncSaccade(BaseClient):
     async def put_artifact(self, source: ArtifactSource) -> Artifact:
         """Upload a file, or bytes; its `id` is what interventions name. Needs the admin key."""
         return await self._run(calls.put_artifact(source))
+
+    async def delete_artifact(self, artifact: str) -> ArtifactDeleted:
+        """Delete an artifact, on all servers that share its folder; needs the admin key.
+
+        Requests that are being answered keep what they have. Raises NotFound, and Conflict where a
+        profile of the server names it.
+        """
+        return await self._run(calls.delete_artifact(artifact))
 
     async def get_artifact(self, artifact: str) -> bytes:
         """Return an artifact's bytes, checked against its name. Raises NotFound."""

@@ -176,6 +176,11 @@ def get_artifact(name: str, method: str = "GET") -> Call[Reply]:
     return Call(method, f"/v1/artifacts/{artifacts.checked(name)}", Reply)
 
 
+def delete_artifact(name: str) -> Call[artifacts.ArtifactDeleted]:
+    path = f"/v1/artifacts/{artifacts.checked(name)}"
+    return Call("DELETE", path, artifacts.ArtifactDeleted, admin=True)
+
+
 def artifact_bytes(name: str, response: httpx2.Response) -> bytes:
     """Return the bytes that came, if they are the artifact's."""
     data = response.content

@@ -8,11 +8,15 @@ from saccade_client.types import Reply, Wire
 
 
 class Model(Wire):
-    """A model the server answers for."""
+    """A model the server answers for.
+
+    `profile` is whose interventions requests get that name this model and nothing else.
+    """
 
     id: str
     created: int = 0
     owned_by: str = ""
+    profile: str | None = None
 
 
 class ModelList(Reply):
@@ -58,13 +62,17 @@ class InterventionList(Reply):
 
 
 class Profile(Wire):
-    """An operator's bundle of interventions; `model` is its alias among the models."""
+    """An operator's bundle of interventions; `model` is its alias among the models.
+
+    The server's `default` is that of requests that name nothing; `interventions=[]` opts out.
+    """
 
     id: str
     description: str = ""
     model: str = ""
     interventions: list[dict[str, Any]] = Field(default_factory=list)
     fingerprint: str | None = None
+    default: bool = False
 
 
 class ProfileList(Reply):

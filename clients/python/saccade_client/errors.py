@@ -9,6 +9,7 @@ SaccadeError
     ├── BadRequest        400, 422
     ├── Authentication    401, 403
     ├── NotFound          404
+    ├── Conflict          409
     ├── TooLarge          413
     ├── RateLimited       429
     └── ServerError       500 and above
@@ -103,6 +104,10 @@ class NotFound(APIError):
     """404: no such model, method or route."""
 
 
+class Conflict(APIError):
+    """409: what the server has does not allow it."""
+
+
 class TooLarge(APIError):
     """413: the body or the intervention list is over the server's limit."""
 
@@ -124,6 +129,7 @@ ERROR_OF_STATUS: dict[int, type[APIError]] = {
     401: Authentication,
     403: Authentication,
     404: NotFound,
+    409: Conflict,
     413: TooLarge,
     422: BadRequest,
     429: RateLimited,

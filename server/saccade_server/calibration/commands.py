@@ -54,7 +54,7 @@ Out = Annotated[Path, typer.Option(callback=writable, help="File of the artifact
 Layers = Annotated[
     str | None,
     typer.Option(
-        callback=lambda text: _layers(text) and text, help="As 2,3 or 2-5; if absent the default."
+        callback=lambda text: layers_of(text) and text, help="As 2,3 or 2-5; if absent the default."
     ),
 ]
 Positive = Annotated[
@@ -133,7 +133,7 @@ def act_command(
         from saccade_server.calibration.terminal import calibrate_act
 
         engine = _engine(model, device, dtype, threads, max_model_len)
-        chosen = _layers(layers)
+        chosen = layers_of(layers)
         calibrate_act(engine, prompts, out, chosen, margin, by_probability, entry, notes, artifacts)
 
     _run(work, model, prompts)
@@ -162,7 +162,7 @@ def heads_command(
         from saccade_server.calibration.terminal import calibrate_heads
 
         engine = _engine(model, device, dtype, threads, max_model_len)
-        calibrate_heads(engine, prompts, out, _layers(layers), top, harmful, notes, artifacts)
+        calibrate_heads(engine, prompts, out, layers_of(layers), top, harmful, notes, artifacts)
 
     _run(work, model, prompts)
 
@@ -200,7 +200,7 @@ def vectors_command(
             positive,
             notes,
             artifacts,
-            layers=_layers(layers),
+            layers=layers_of(layers),
             site=_site(site),
         )
         calibrate_vectors(sources, Tuning(_strengths(strengths), keep) if tune else None)
@@ -311,7 +311,7 @@ def _engine(
     )
 
 
-def _layers(text: str | None) -> list[int] | None:
+def layers_of(text: str | None) -> list[int] | None:
     """Numbers and ranges: 2,3 or 2-5."""
     if text is None:
         return None

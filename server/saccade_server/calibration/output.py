@@ -46,11 +46,20 @@ def write_file(
         OSError: the file cannot be written.
     """
     data = as_artifact(kind, fingerprint, tensors, notes, defaults)
+    replace_file(path, data)
+    return Written(path, read_artifact(data).digest, kind)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole, in the place of what is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_bytes(data)
     temporary.replace(path)
-    return Written(path, read_artifact(data).digest, kind)
 
 
 def as_artifact(

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from saccade_client import APIError, InvalidInput, artifact_id
+from saccade_client import APIError, Conflict, InvalidInput, artifact_id
 
 DATA = b"bytes of an artifact"
 DIGITS = hashlib.sha256(DATA).hexdigest()
@@ -56,6 +56,33 @@ def test_whether_it_is_there_is_asked_by_head(harness, status, there):
     reply = httpx2.Response(status)
     assert harness.ask(lambda _: reply, lambda client: client.has_artifact(NAME)) is there
     assert harness.requests[0].method == "HEAD"
+
+
+def test_a_deletion_takes_the_admin_key(harness):
+    def gone(request):
+        return httpx2.Response(200, json={"id": NAME, "object": "artifact", "deleted": True})
+
+    keys = {"api_key": "user", "admin_key": "root"}
+    answer = harness.ask(gone, lambda client: client.delete_artifact(DIGITS), **keys)
+    assert (answer.id, answer.deleted) == (NAME, True)
+    (request,) = harness.requests
+    assert (request.method, request.url.path) == ("DELETE", f"/v1/artifacts/{DIGITS}")
+    assert request.headers["authorization"] == "Bearer root"
+
+
+def test_one_that_a_profile_names_is_a_conflict(harness):
+    error = {"message": "The profile names it.", "code": "artifact_in_use"}
+    reply = httpx2.Response(409, json={"error": error})
+    with pytest.raises(Conflict, match="names it"):
+        harness.ask(lambda _: reply, lambda client: client.delete_artifact(NAME))
+
+
+def test_what_a_list_says_of_use(harness):
+    facts = {"id": NAME, "kind": "vectors", "created": 5, "last_used": None, "uses": 3}
+    listing = {"data": [facts], "total_bytes": 7, "max_bytes": 9, "ttl_seconds": None}
+    reply = httpx2.Response(200, json=listing)
+    (found,) = harness.ask(lambda _: reply, lambda client: client.artifacts())
+    assert (found.created, found.last_used, found.uses, found.profile) == (5, None, 3, None)
 
 
 @pytest.mark.parametrize("name", ["", "abc", NAME.upper(), NAME + "0", "../x", 3])
