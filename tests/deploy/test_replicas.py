@@ -10,13 +10,16 @@ import pytest
 import typer
 import yaml
 
+from saccade_server.api.metrics import names
 from saccade_server.cli import app
 from saccade_testing.manifests import FOLDER, OVERLAYS, Manifests, built
 
 RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())[
     "rules"
 ]["custom"]
-OFFERED = {"saccade:num_requests_running", "saccade:num_requests_waiting"}
+OFFERED = [one.full_name for one in vars(names).values() if isinstance(one, names.Metric)]
+"""Metrics of the server, by their names in /metrics."""
+
 HAPROXY = shutil.which("haproxy")
 SERVE: Any = typer.main.get_command(app).commands["serve"]
 
