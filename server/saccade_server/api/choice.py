@@ -78,6 +78,7 @@ class Choice:
         self.completion_tokens = 0
         self.done = False
         self.outcome = ""
+        self.began = 0.0  # when it went to the engine, by time.monotonic
         self.timing: Timing | None = None
         self.run = Run(request.plan)
         self.trace = trace

@@ -99,7 +99,7 @@ class Generation:
         for choice in choices:
             deliver = partial(self._deliver, choice)
             self._closers.append(self._engine.open(choice.request, deliver))
-            choice.outcome = "abort"
+            choice.began, choice.outcome = time.monotonic(), "abort"
 
     async def __aexit__(self, *error: object) -> None:
         self._close()

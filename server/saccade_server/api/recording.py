@@ -39,4 +39,5 @@ def _sequence(choice: Choice) -> SequenceRecord:
         completion_tokens=choice.completion_tokens,
         max_tokens=choice.request.sampling.max_tokens,
         timing=choice.timing,
+        began=choice.began,
     )

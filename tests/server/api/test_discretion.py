@@ -110,7 +110,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def server(make_server: MakeServer, collector: Collector) -> Server:
+def server(collector: Collector, make_server: MakeServer) -> Server:
     made = make_server(
         FakeEngine(answer=HIDDEN),
         profiles={"p": {"interventions": [PASTA]}},

@@ -30,7 +30,8 @@ class SequenceRecord:
 
     ``finish_reason`` is "stop", "length", "abort" (its client left, it took too long, or another
     of the same request failed) or "error". ``timing`` is what the engine says of it, None if it
-    said nothing: a sequence that nobody waits for is not asked.
+    said nothing: a sequence that nobody waits for is not asked. ``began`` is when it went there, by
+    ``time.monotonic``.
     """
 
     finish_reason: str
@@ -39,6 +40,7 @@ class SequenceRecord:
     completion_tokens: int
     max_tokens: int
     timing: Timing | None
+    began: float = field(default=0.0, compare=False)
 
 
 @dataclass(slots=True, eq=False)

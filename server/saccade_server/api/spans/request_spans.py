@@ -103,13 +103,13 @@ def _within(record: Record) -> Iterator[tuple[Stretch, dict[str, Value]]]:
     if record.began_work:
         yield ("prepare", record.began, record.began_work), {}
     for index, sequence in enumerate(record.sequences[:MOST_SEQUENCES]):
-        for stretch in stretches(record, sequence):
+        for stretch in stretches(sequence):
             yield stretch, of_sequence(index, sequence)
 
 
-def stretches(record: Record, sequence: SequenceRecord) -> Iterator[Stretch]:
+def stretches(sequence: SequenceRecord) -> Iterator[Stretch]:
     """Where the time of a sequence went, one after another from when it went to the engine."""
-    timing, at = sequence.timing, record.began_work
+    timing, at = sequence.timing, sequence.began
     if timing is None:
         return
     parts = (("queue", timing.queued), ("prompt", timing.prompt), ("decode", timing.decode))

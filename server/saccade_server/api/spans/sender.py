@@ -33,7 +33,8 @@ class Sender:
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
+        self._exporter = OTLPSpanExporter(endpoint=endpoint)
+        self._processor = BatchSpanProcessor(self._exporter)
         provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         provider.add_span_processor(self._processor)
         self.tracer: Tracer = provider.get_tracer("saccade", saccade_server.__version__)
@@ -44,6 +45,9 @@ class Sender:
         closing = threading.Thread(target=self._processor.shutdown, name="spans-end", daemon=True)
         closing.start()
         closing.join(timeout)
+        if closing.is_alive():
+            # Or it would try again for a while.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _resource() -> Resource:
