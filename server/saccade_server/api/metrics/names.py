@@ -113,6 +113,7 @@ REFUSED_CONNECTIONS = _counter("connections_refused", "Before there was a reques
 LEFT = _counter("http_disconnects", "Requests whose client left before their end.", "route")
 IN_FLIGHT = _gauge("http_requests_in_flight", "Requests that have a place.")
 DRAINING = _gauge("draining", "1 while the server shuts down.")
+DEPLOYMENT = _gauge("deployment_info", "What the server is a replica of; 1.", "deployment")
 BY_PROFILE = _counter("profile_requests", "Answers under a profile.", "profile")
 BY_KEY = _counter("key_requests", "Requests by the name of their key.", "key")
 KEY_TOKENS = _counter("key_tokens", "Tokens of answers, by key.", "key", "kind")

@@ -67,6 +67,7 @@ def _families(services: Services, stats: EngineStats | None) -> list[Family]:
     return [
         *(family(metric, model, {(): value}) for metric, value in numbers.items()),
         of_cache(engine.info.cache_tokens, model),
+        family(names.DEPLOYMENT, model, {(services.membership.digest,): 1}),
         *of_requests(services.tally, model),
         *([] if stats is None else of_engine(stats, model)),
     ]

@@ -105,6 +105,7 @@ class RequestTally:
             self._count(names.REJECTIONS, (method,), counters.get("rejections", 0))
             self._count(names.FALLBACKS, (method,), counters.get("fallbacks", 0))
             self._count(names.EXTRA, (method,), extra.get(place, 0))
+            self._count(names.LOST, (method,), 0)  # a series that begins above 0 tells less
         for method in record.lost:
             self._count(names.LOST, (method,))
 
