@@ -30,6 +30,7 @@ TRACES: tuple[dict[str, Any], ...] = (
     {"heatmaps": {"rows": "all"}},
     {"saliency": True},
 )
+LOOKED = ("/v1/models", "/v1/interventions", "/load", "/ready", "/v1/artifacts", "/metrics")
 PICTURES = 16
 SEEDS = 4
 """Of draws, and of the noise that some methods put on pictures."""
@@ -71,6 +72,7 @@ class Asker:
             "max_tokens": self.random.randint(1, 24),
             "temperature": self.random.choice((0, 1)),
             "seed": self.random.randrange(SEEDS),
+            "priority": self.random.choice((-1, 0, 1)),
             **more,
         }
 
@@ -227,7 +229,7 @@ async def artifact(asker: Asker) -> str:
 
 
 async def looked(asker: Asker) -> str:
-    for path in ("/v1/models", "/v1/interventions", "/load", "/ready", "/v1/artifacts"):
+    for path in LOOKED:
         answer = await asker.client.get(path)
         if answer.status_code not in (200, 503):
             raise Unexpected(f"{path} answered {answer.status_code}")

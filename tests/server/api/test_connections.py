@@ -167,6 +167,21 @@ def test_an_answer_that_nobody_reads_is_given_up(make_server: MakeServer, tmp_pa
         wait_for(lambda: not server.app.state.lifecycle.in_flight)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_closes_its_half_has_left(make_server: MakeServer, stream):
+    """Nobody can tell it from one that closed all of it, and an answer costs."""
+    server = make_server()
+    server.engine.stall_after = 2
+    with connect(server) as raw:
+        raw.sendall(post(json.dumps(chat_body(stream=stream)).encode()))
+        wait_for(lambda: bool(server.engine.running))
+        raw.shutdown(socket.SHUT_WR)
+        assert b"[DONE]" not in everything(raw)
+    wait_for(lambda: not server.engine.running)
+    server.engine.stall_after = None
+    assert server.chat().status_code == 200
+
+
 def test_pipelined_requests_are_answered_in_turn(hasty, chat):
     with connect(hasty) as raw:
         raw.sendall(post(chat) * 3 + post(chat, "connection: close"))

@@ -217,6 +217,22 @@ def test_an_answer_that_takes_too_long(make_server: MakeServer):
     assert not server.engine.running
 
 
+def test_a_clock_that_is_set_ends_nothing(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch):
+    server = make_server(request_timeout=30.0)
+    server.engine.delay = 0.02
+    shown = time.time
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=chat_body(stream=True)
+    ) as response:
+        pieces = response.iter_text()
+        text = next(pieces)
+        for days in (-365, 365):
+            monkeypatch.setattr(time, "time", lambda days=days: shown() + days * 86400)
+            assert server.chat().status_code == 200
+        text += "".join(pieces)
+    assert parse_events(text)[-2]["choices"][0]["finish_reason"] == "stop"
+
+
 def test_draining_lets_requests_finish_and_refuses_new_ones(make_server: MakeServer):
     server = make_server()
     server.engine.delay = 0.05
