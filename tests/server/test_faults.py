@@ -57,9 +57,11 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def served(doomed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server whose engine may be silent for three seconds. The last test ends it."""
     folder = tmp_path_factory.mktemp("served")
+    (folder / "profiles.toml").touch()
     server = launch.Served(
         folder / "log",
         *("--no-self-test", "--silence-timeout", "3"),
+        *("--profiles", str(folder / "profiles.toml")),
         SACCADE_API_KEY=SECRET,
         SACCADE_ADMIN_KEY=SECRET + "-admin",
         HF_TOKEN=SECRET + "-hub",
@@ -95,6 +97,29 @@ def test_a_stopped_engine_loses_ready_then_live_and_gets_them_back(served: Any) 
     hung, _, after = served.log.read_text().partition("the engine hangs: no sign of life")
     assert "the engine goes on" in after
     assert "the engine goes on" not in hung
+
+
+def test_a_hangup_has_the_profiles_read_again_and_ends_nothing(served: Any) -> None:
+    def models() -> list[str]:
+        listed = httpx2.get(served.url + "/v1/models", headers=HEADERS).json()["data"]
+        return [str(model["id"]) for model in listed]
+
+    path = served.log.with_name("profiles.toml")
+    path.write_text("[profiles.later]\ninterventions = [{ method = 'pai' }]\n")
+    body = {**ENDLESS, "stream": True}
+    with httpx2.stream(
+        "POST", served.url + "/v1/chat/completions", json=body, headers=HEADERS, timeout=90
+    ) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        served.process.send_signal(signal.SIGHUP)
+        launch.wait_for(lambda: models() == ["saccade-demo", "saccade-demo+later"])
+        path.write_text("[profiles.wrong]\ninterventions = [{ method = 'paj' }]\n")
+        served.process.send_signal(signal.SIGHUP)
+        launch.wait_for(lambda: "what was in force stays" in served.log.read_text())
+        assert next(line for line in lines if line).startswith("data: ")
+    assert models() == ["saccade-demo", "saccade-demo+later"]
+    assert f"{path}:1: profile 'wrong', entry 1 (paj): unknown method" in served.log.read_text()
 
 
 def test_the_second_signal_ends_answers_with_an_error_and_the_server_with_0(served: Any) -> None:
