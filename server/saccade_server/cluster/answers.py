@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade_server.api.deadline import too_late
-from saccade_server.api.errors import ApiError, Unavailable, from_exception
+from saccade_server.api.errors import ApiError, Interrupted, Unavailable, from_exception
 from saccade_server.api.ids import REQUEST_ID, new_id
 from saccade_server.api.sse import DONE, frame
 from saccade_server.cluster.names import REPLICA
@@ -127,7 +127,7 @@ def from_ray(status: int, headers: Headers) -> ApiError:
     return replica_lost()
 
 
-def replica_lost() -> Unavailable:
+def replica_lost() -> Interrupted:
     """The replica ended before the answer did."""
     message = "The replica that answered this request was lost; it may have begun."
-    return Unavailable(message, code="replica_lost")
+    return Interrupted(message, code="replica_lost")

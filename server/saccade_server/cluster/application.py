@@ -31,6 +31,7 @@ OTHERS = 64
 """Requests that a replica gets beyond those it answers at once: probes, and what it refuses."""
 
 HEALTH_SECONDS = 5.0
+HEALTH_TIMEOUT = 10.0
 STATS_SECONDS = 2.0
 DRAIN_LOOP_SECONDS = 0.5
 STARTS = 3
@@ -102,6 +103,7 @@ def application(cluster: ClusterOptions, choices: Choices, *, gpus: int) -> Appl
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_SECONDS,
         graceful_shutdown_timeout_s=settings["shutdown_timeout"] + STOP_TIMEOUT,
         health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=HEALTH_TIMEOUT,
         max_constructor_retry_count=STARTS,
         request_router_config={
             "request_router_class": ROUTER,

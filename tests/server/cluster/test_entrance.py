@@ -136,7 +136,7 @@ def test_an_id_is_one_of_ours_or_a_good_one_and_answered_once() -> None:
         (429, [], (503, "no_replica", "1")),
         (404, [], (503, "no_replica", "5")),
         (408, [], (504, "request_timeout", None)),
-        (500, [], (503, "replica_lost", "1")),
+        (500, [], (500, "replica_lost", "1")),
     ],
 )
 def test_rays_own_refusals_are_error_objects(
@@ -162,7 +162,8 @@ def test_rays_own_pages_are_left_alone() -> None:
 
 def test_a_request_whose_replica_is_lost_is_told() -> None:
     answer = asked(Ray(), json=BODY)
-    assert (answer.status_code, code(answer)) == (503, "replica_lost")
+    assert (answer.status_code, code(answer)) == (500, "replica_lost")
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_a_surprise_in_the_proxy_says_nothing_of_itself() -> None:

@@ -1,16 +1,23 @@
-"""``saccade serve`` in a process of its own, for tests that let it die."""
+"""``saccade serve`` or ``cluster`` in a process of its own, for tests that let it die."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 
 COMMAND = [sys.executable, "-c", "from saccade_server.cli import main; main()"]
+
+
+REPLICA = "ray::ServeReplica"
+ENGINE = "saccade_server.engine.process"
+"""Parts of command lines: of an actor of Ray Serve, of an engine."""
 
 
 def free_port() -> int:
@@ -22,6 +29,8 @@ def free_port() -> int:
 class Served:
     """A server that starts now; ``log`` is its standard error, ``output`` what it prints."""
 
+    command = "serve"
+
     def __init__(self, log: Path, *options: str, port: int = 0, **variables: str) -> None:
         port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -29,7 +38,7 @@ class Served:
         self.output = log.with_suffix(".out")
         with log.open("w") as errors, self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--port", str(port), "--threads", "1", *options],
+                [*COMMAND, self.command, "--port", str(port), "--threads", "1", *options],
                 stdout=output,
                 stderr=errors,
                 env=environment(**variables),
@@ -60,6 +69,53 @@ class Served:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Clustered(Served):
+    """Replicas in a Ray of their own, which ends with them."""
+
+    command = "cluster"
+
+    def replicas(self) -> list[int]:
+        """The processes of replicas."""
+        return named(descendants(self.pid), REPLICA)
+
+    def engines(self) -> list[int]:
+        """The processes of their engines."""
+        return named(descendants(self.pid), ENGINE)
+
+    def end(self) -> None:
+        started = descendants(self.pid)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.terminate()
+            self.process.wait(60)
+        for pid in [self.pid, *started]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process that this one, or one of these, has started."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found += parents.get(each, [])
+    return found[1:]
+
+
+def named(pids: list[int], part: str) -> list[int]:
+    """Those whose command line has ``part`` in it."""
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if part in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
 
 
 def environment(**variables: str) -> dict[str, str]:
