@@ -1,5 +1,5 @@
 """Requests and files that nobody would write: what the API's own document allows and forbids, and
-broken images, artifacts and bodies.
+broken images, artifacts, bodies and files of vectors.
 
     python benchmarks/fuzz.py [--parts api model files] [--seed 0]
 
@@ -33,6 +33,7 @@ sys.path.append(str(HERE.parent / "tests" / "support"))
 from saccade_testing.api.server import start_server
 from saccade_testing.fuzz.campaign import PHASES, Campaign, Outcome
 from saccade_testing.fuzz.files import READERS, SECONDS, Found, examine
+from saccade_testing.fuzz.vectors import VECTORS
 from saccade_testing.launch import Served
 
 PARTS = ("api", "model", "files")
@@ -139,8 +140,8 @@ def main() -> None:
             ]
     if "files" in options.parts:
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
-        began = time.monotonic()
-        found = {n: examine(n, reader, FILES, options.seed) for n, reader in READERS.items()}
+        readers, began = READERS | VECTORS, time.monotonic()
+        found = {n: examine(n, reader, FILES, options.seed) for n, reader in readers.items()}
         figures["files"] = {name: of_files(each) for name, each in found.items()}
         figures["files_seconds"] = round(time.monotonic() - began, 1)
         total = sum(each.total for each in found.values())

@@ -6,7 +6,9 @@ from saccade_testing.api.fakes import FakeEngine
 from saccade_testing.api.server import MakeServer
 from saccade_testing.fuzz.campaign import Campaign
 from saccade_testing.fuzz.files import READERS, examine
+from saccade_testing.fuzz.vectors import VECTORS
 
+ALL = READERS | VECTORS
 PROBE = {"messages": [{"role": "user", "content": "Hi"}]}
 KEY = {"authorization": "Bearer root"}
 
@@ -47,8 +49,8 @@ def test_what_is_wrong_is_found(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", ALL)
 def test_broken_files(name):
-    found = examine(name, READERS[name], count=40, seed=1)
+    found = examine(name, ALL[name], count=40, seed=1)
     assert found.refused.total() > found.total / 2
     assert not found.problems, "\n".join(found.problems)
