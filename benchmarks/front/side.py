@@ -3,7 +3,7 @@
 Prints one line of JSON when it listens: its port, and the processes whose time is to be measured.
 For every line that it reads, a JSON object with ``streams``, ``requests``, ``tokens`` and ``pace``,
 it takes as many answers from the engine without any HTTP, and prints an empty line. It ends when
-its standard input does.
+its standard input does. With the variable FRONTEND_UNSEEN nobody observes its requests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
+from saccade_server.api.layers.observe import Observe
 from saccade_server.api.settings import ApiSettings
 from saccade_server.demo import model_path
 from saccade_server.engine.config import EngineConfig
@@ -70,6 +73,12 @@ class Taker:
         await asyncio.gather(*(one() for _ in range(requests)))
 
 
+def blind(app: FastAPI) -> None:
+    """Have nobody look at requests: nothing is counted of them."""
+    (observe,) = [each for each in app.user_middleware if each.cls is Observe]
+    observe.kwargs["observers"] = ()
+
+
 async def serve() -> None:
     prompts = PromptProcessor.load(str(model_path()))
     engine = await start_engine(prompts)
@@ -78,6 +87,8 @@ async def serve() -> None:
             served_model_name="stub", max_requests=4096, access_log=False, artifacts=Path(folder)
         )
         app = create_app(engine, prompts, Registry.discover(), settings)
+        if "FRONTEND_UNSEEN" in os.environ:
+            blind(app)
         server = make_server(app, settings)
         sockets = take("127.0.0.1", 0)
         open_up(sockets)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 from saccade_server.engine import link, process
 from saccade_server.engine.request import (
@@ -91,8 +92,9 @@ class StubCore:
 def main() -> int:
     core = StubCore(json.loads(os.environ["FRONTEND_SAYS"]))
     link.load_core = lambda config: core  # type: ignore[assignment,return-value]
-    endpoint, config, parent, pipe, level = sys.argv[1:]
-    return process.main(endpoint, config, int(parent), int(pipe), int(level))
+    endpoint, config, parent, pipe, logs = sys.argv[1:]
+    level: Any = int(logs) if logs.isdecimal() else logs  # code from before has a level alone
+    return process.main(endpoint, config, int(parent), int(pipe), level)
 
 
 if __name__ == "__main__":
