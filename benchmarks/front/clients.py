@@ -39,6 +39,10 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return await self._done
 
+    @property
+    def is_open(self) -> bool:
+        return not self._transport.is_closing()
+
     def close(self) -> None:
         self._transport.close()
 
