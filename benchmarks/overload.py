@@ -4,8 +4,8 @@
 
 Capacity is what as many clients as the engine has seats get, each asking again as soon as it is
 answered. Then requests come at random at ten times that rate, whoever is answered, refused or
-waits, for a server that is started with half of such an answer's time as ``--max-queue-time``. Times
-are those of the clients, from the first byte sent to the last one read; nobody retries.
+waits, for a server that is started with half of such an answer's time as ``--max-queue-time``.
+Times are those of the clients, from the first byte sent to the last one read; nobody retries.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.artifact_store import ArtifactStore
-from saccade_server.api.reloading import profiles_file
+from saccade_server.api.reloading import keys_file, profiles_file
 from saccade_server.api.traces.store import TraceStore
 from saccade_server.config import ServerConfig
 from saccade_server.engine.client import EngineClient
@@ -57,6 +57,8 @@ class Assembly:
             faults=found.faults,
             tested=found.tested,
         )
+        if self.config.keys:
+            app.state.reloadables.append(keys_file(self.config.keys, app.state.services))
         if self.config.profiles:
             file = profiles_file(self.config.profiles, app.state.services)
             app.state.reloadables.append(file)

@@ -29,7 +29,8 @@ GPU_SELF_TEST_SECONDS = 120.0
 class ServerConfig:
     """Where to listen, what to serve, and how.
 
-    ``profiles`` is a file of profiles. ``self_test``: methods are tried on the model at start, and
+    ``profiles`` and ``keys`` are files of these; the keys are in ``api`` already.
+    ``self_test``: methods are tried on the model at start, and
     those that do not show are not offered; those that ``self_test_seconds`` do not suffice for are
     offered untested; None is the device's usual limit. ``exit_on_hang``: an engine that hangs ends
     the server.
@@ -40,6 +41,7 @@ class ServerConfig:
     engine: EngineConfig
     api: ApiSettings
     profiles: Path | None = None
+    keys: Path | None = None
     self_test: bool = True
     self_test_seconds: float | None = None
     exit_on_hang: bool = False

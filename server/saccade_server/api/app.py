@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 import saccade_server
 from saccade_interventions.registry import Registry
+from saccade_server.api.access.key_file import check_tokens
 from saccade_server.api.artifact_expiry import expire_artifacts
 from saccade_server.api.artifacts import artifacts_router
 from saccade_server.api.chat import chat_router
@@ -32,6 +33,7 @@ from saccade_server.api.layers.ending import EndUnanswered
 from saccade_server.api.layers.heads import LimitHead
 from saccade_server.api.layers.hosts import CheckHost
 from saccade_server.api.layers.observe import Observe
+from saccade_server.api.layers.rates import LimitRates
 from saccade_server.api.layers.read_out import ReadOut
 from saccade_server.api.layers.record import Observer
 from saccade_server.api.metrics.route import metrics_router
@@ -94,6 +96,7 @@ def create_app(
     try:
         services.check_profiles(services.profiles)
         services.check_deployment(services.profiles)
+        check_tokens(services.keys.keys, services.room)
     except (ValueError, OSError):
         services.close()
         raise
@@ -166,6 +169,7 @@ def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middlew
         Middleware(CheckHost, settings=settings),
         Middleware(CheckDeployment, membership=services.membership),
         Middleware(Authenticate, keys=services.keys, settings=settings),
+        Middleware(LimitRates, rates=services.rates),
         Middleware(LimitBodies, settings=settings),
         Middleware(
             Admission,

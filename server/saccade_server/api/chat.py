@@ -88,7 +88,7 @@ async def _prepare(services: Services, body: ChatRequest, request: Request) -> A
     params = sampling_params(services, body, _alternatives(body))
     selection = select(services, body, request)
     detectors = parse_detectors(body.detectors)
-    stands = standing(body.priority, body.n or 1, services.settings.max_queue_time)
+    stands = standing(services.rates, body.priority, body.n or 1, services.settings.max_queue_time)
     async with stands.deadline.kept(), selection.explained():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
         length = body.length[0]

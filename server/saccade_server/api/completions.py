@@ -88,7 +88,7 @@ async def _prepare(services: Services, body: CompletionRequest, request: Request
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     detectors = parse_detectors(body.detectors)
     sequences = len(asked) * (body.n or 1)
-    stands = standing(body.priority, sequences, services.settings.max_queue_time)
+    stands = standing(services.rates, body.priority, sequences, services.settings.max_queue_time)
     async with stands.deadline.kept(), selection.explained():
         prompts = [
             await prepare_completion(

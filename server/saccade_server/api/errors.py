@@ -12,6 +12,7 @@ ApiError                500  internal_error: nothing about the cause leaves the 
 ├── UnsupportedMedia    415
 ├── Misdirected         421  a Host that this server does not answer to
 ├── Unprocessable       422  something the request points to could not be fetched
+├── RateLimited         429  the key has had enough for now
 ├── HeadersTooLarge     431
 ├── Unavailable         503  nothing was begun; try again later: overloaded, draining, engine gone
 ├── Interrupted         500  it was begun, and server or engine ended before it; try again
@@ -22,6 +23,8 @@ engine died, so it is for the client to decide whether it is sent again.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -163,6 +166,17 @@ class Misdirected(BadRequest):
 
     status = 421
     code = "host_not_allowed"
+
+
+class RateLimited(BadRequest):
+    """The key has had enough for now; ``wait``: seconds until it may have more."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limited"
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message, headers={"retry-after": str(max(math.ceil(wait), 1))})
 
 
 class HeadersTooLarge(BadRequest):

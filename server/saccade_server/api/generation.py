@@ -61,6 +61,7 @@ class Generation:
         self._engine = engine
         self._lifecycle = lifecycle
         self.deadline = stands.deadline
+        self._stands = stands
         self._ticket = stands.ticket
         self._mailbox: Mailbox[_Event] = Mailbox()
         self._at_once = at_once
@@ -200,6 +201,7 @@ class Generation:
         for choice, news in self._mailbox.rest():
             if choice is not None:
                 choice.note_unread(news)
+        self._stands.end(sum(choice.completion_tokens for choice in self.choices))
         self._ticket.leave(choice.computed_tokens for choice in self.choices if choice.done)
 
     def _fail(self, error: Exception) -> None:

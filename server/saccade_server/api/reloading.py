@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from saccade_server.api.access.key_file import check_distinct, check_tokens, load_keys
 from saccade_server.api.services import Services
 from saccade_server.requests.profiles import load_profiles
 
@@ -66,6 +67,24 @@ def profiles_file(path: Path, services: Services) -> Reloadable:
         def apply() -> str:
             services.profiles.replace(profiles)
             return f"{len(profiles)} profiles of {path}"
+
+        return apply
+
+    return Reloadable(path, read)
+
+
+def keys_file(path: Path, services: Services) -> Reloadable:
+    """The operator's keys. Requests in flight keep the limits with which they came."""
+
+    def read() -> Apply:
+        settings = replace(services.settings, keys=load_keys(path))  # checks the limits
+        keys = settings.all_keys
+        check_distinct(keys)
+        check_tokens(keys, services.room)
+
+        def apply() -> str:
+            services.keys.keys = keys
+            return f"{len(settings.keys)} keys of {path}"
 
         return apply
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from saccade_interventions.base import Intervention
+from saccade_server.api.access.keys import caller
 from saccade_server.api.body.limits import check_conversation
 from saccade_server.api.body.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.errors import BadRequest, unsupported
@@ -140,6 +141,7 @@ def _check_messages(services: Services, messages: Sequence[ChatMessage]) -> None
     if len(found) > settings.max_images:
         message = f"A request may have {settings.max_images} images."
         raise BadRequest(message, code="too_many_images", param="messages")
+    services.rates.take(caller.get(), images=len(found))
 
 
 def _images(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str, str]]:

@@ -74,6 +74,7 @@ def generation(
     something, each does. ``traces`` and ``detections`` are those of the prompts, if they have any.
     """
     scoring.check(prompts, body.n or 1, max_tokens)
+    stands.take_prompts(sum(prepared.length for prepared in prompts))
     first = new_seed(SEEDS) if body.seed is None else body.seed % SEEDS
     info = services.engine.info
     eos = () if params.ignore_eos else info.eos_token_ids

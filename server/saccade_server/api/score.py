@@ -85,7 +85,9 @@ async def _prepare(
 ) -> tuple[Answer, list[Pair]]:
     _check(services, body)
     selection = select(services, body, request)
-    stands = standing(body.priority, len(body.continuations), services.settings.max_queue_time)
+    stands = standing(
+        services.rates, body.priority, len(body.continuations), services.settings.max_queue_time
+    )
     idle: Sequence[str] = ()
     async with stands.deadline.kept(), selection.explained():
         if body.messages is None:
@@ -99,6 +101,7 @@ async def _prepare(
         check_continuation(prepared, tokens, services.engine.info, f"continuations[{at}]")
     ignored = note_ignored(services, body, ignored=idle)
     prompts = [prepared for prepared, _ in pairs]
+    stands.take_prompts(sum(prepared.length + len(tokens) for prepared, tokens in pairs))
     work = _generation(services, pairs, stands)
     nothing = PromptScoring()
     answer = Answer(

@@ -15,6 +15,7 @@ from saccade_interventions.errors import Code, InterventionError, brief
 from saccade_interventions.model_facts import ModelFacts
 from saccade_interventions.registry import Registry
 from saccade_server.api.access.keys import KeyRing, caller
+from saccade_server.api.access.rates import Rates
 from saccade_server.api.artifact_store import ArtifactStore
 from saccade_server.api.backlog import Backlog
 from saccade_server.api.body.noeffect import IgnoredLog
@@ -64,6 +65,7 @@ class Services:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     keys: KeyRing = field(init=False)
     backlog: Backlog = field(init=False)
+    rates: Rates = field(default_factory=Rates)
     workers: FairThreads = field(init=False)
     images: ImageWorkers = field(init=False)
     artifacts: ArtifactStore = field(init=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saccade_server.api.access.key_file import check_limits
 from saccade_server.api.access.keys import Key, plain_keys
 
 MIB = 1024 * 1024
@@ -84,6 +85,14 @@ class ApiSettings:
     image_workers: int = 2  # threads that decode images; very large ones have one more
     access_log: bool = True
     otlp_traces_endpoint: str | None = None  # where spans are posted to; None: there are none
+
+    def __post_init__(self) -> None:
+        """Refuse limits of keys that contradict these.
+
+        Raises:
+            KeyFileError: there is one.
+        """
+        check_limits(self.keys, self.max_requests, self.max_images)
 
     @property
     def all_keys(self) -> tuple[Key, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from saccade_server.serve_options.group import OptionGroup, keys
+from saccade_server.shell.paths import readable
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class AccessOptions(OptionGroup):
             "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between.",
         ),
     ] = None
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            callback=readable,
+            help="TOML file of keys with names, priorities and limits, beside the others.",
+            envvar="SACCADE_KEYS",
+        ),
+    ] = None
     open_metrics: Annotated[
         bool,
         typer.Option(
@@ -42,10 +53,20 @@ class AccessOptions(OptionGroup):
         """The keys.
 
         Raises:
+            KeyFileError: the file cannot be used, or a key is there twice.
             typer.BadParameter: one of them is empty or holds blanks.
         """
+        from saccade_server.api.access.key_file import check_distinct, load_keys
+        from saccade_server.api.access.keys import plain_keys
+
+        users = keys(self.api_key, "SACCADE_API_KEY")
+        admins = keys(self.admin_key, "SACCADE_ADMIN_KEY")
+        named = () if self.key_file is None else load_keys(self.key_file)
+        if named:
+            check_distinct((*plain_keys(users, admins), *named))
         return {
-            "api_keys": keys(self.api_key, "SACCADE_API_KEY"),
-            "admin_keys": keys(self.admin_key, "SACCADE_ADMIN_KEY"),
+            "api_keys": users,
+            "admin_keys": admins,
+            "keys": named,
             "open_metrics": self.open_metrics,
         }

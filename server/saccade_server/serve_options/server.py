@@ -66,6 +66,7 @@ class ServerOptions(OptionGroup):
             "host": self.listening.host,
             "port": self.listening.port,
             "profiles": self.methods.profiles,
+            "keys": self.access.key_file,
             "self_test": self.methods.self_test,
             "self_test_seconds": self.methods.self_test_timeout,
             "exit_on_hang": self.limits.on_hang is OnHang.EXIT,

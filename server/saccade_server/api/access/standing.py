@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from saccade_server.api.access.keys import caller
+from saccade_server.api.access.keys import Key, caller
+from saccade_server.api.access.rates import Rates
 from saccade_server.api.backlog import Ticket
 from saccade_server.api.deadline import Deadline, current_deadline
 from saccade_server.api.errors import BadRequest
@@ -21,18 +22,33 @@ current_ticket: ContextVar[Ticket] = ContextVar("saccade_ticket")
 class Standing:
     """Of one request for answers."""
 
-    owner: str
+    key: Key
     priority: int
     deadline: Deadline
     ticket: Ticket
+    rates: Rates
 
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The same for the engine."""
-        standing = {"owner": self.owner, "priority": self.priority, "deadline": self.deadline.at}
+        standing = {"owner": self.key.name, "priority": self.priority, "deadline": self.deadline.at}
         return replace(request, **standing)
 
+    def take_prompts(self, tokens: int) -> None:
+        """Count the tokens of its prompts.
 
-def standing(priority: int | None, sequences: int, max_queue_time: float | None) -> Standing:
+        Raises:
+            RateLimited: its key has not so many left.
+        """
+        self.rates.take(self.key, tokens=tokens)
+
+    def end(self, answered: int) -> None:
+        """Count the tokens that it was answered."""
+        self.rates.add(self.key, tokens=answered)
+
+
+def standing(
+    rates: Rates, priority: int | None, sequences: int, max_queue_time: float | None
+) -> Standing:
     """That of the request being served, which asks for so many sequences.
 
     Raises:
@@ -47,7 +63,7 @@ def standing(priority: int | None, sequences: int, max_queue_time: float | None)
         raise BadRequest(message, code="priority_not_allowed", param="priority")
     deadline, ticket = current_deadline.get(), current_ticket.get()
     ticket.revise(chosen, sequences, patience(deadline, max_queue_time))
-    return Standing(key.name, chosen, deadline, ticket)
+    return Standing(key, chosen, deadline, ticket, rates)
 
 
 def patience(deadline: Deadline, max_queue_time: float | None) -> float:

@@ -18,6 +18,11 @@ EXPOSED = (
     "retry-after",
     "x-intervention-fingerprint",
     "x-intervention-profile",
+    *(
+        f"x-ratelimit-{what}-{kind}"
+        for kind in ("requests", "tokens", "images")
+        for what in ("limit", "remaining", "reset")
+    ),
     "x-request-id",
     "x-saccade-deployment",
     "x-saccade-ignored-fields",

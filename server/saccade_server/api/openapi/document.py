@@ -35,6 +35,7 @@ REASONS: Mapping[int, str] = {
     415: "The content type or encoding is not read.",
     421: "This server does not answer to that Host.",
     422: "What the request points to could not be fetched.",
+    429: "The key has had enough for now; Retry-After says for how long.",
     431: "Too many headers, or too long ones.",
     500: "The server failed on this request; repeating it helps if there is a Retry-After.",
     503: "Not begun; try again later: too busy, shutting down, or out of service.",
@@ -161,6 +162,8 @@ def _complete(found: dict[str, Any], path: str, settings: ApiSettings) -> None:
             found.setdefault("security", [{KEY: []}, {ADMIN_KEY: []}])
         if "security" in found:
             around = (401, *around)
+    if settings.keys and needs_place(path) and not is_open_route(path, settings):
+        around = (429, *around)
     if checks_host(settings) and path not in open_routes(settings):
         around = (421, *around)
     for status in around:
