@@ -80,7 +80,7 @@ def test_every_variable_of_serve_is_passed_on(service: dict[str, Any]) -> None:
 
 @each_service
 def test_what_the_host_leaves_unset_stays_unset(service: dict[str, Any]) -> None:
-    (profiles,) = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    profiles, _ = (volume for volume in service["volumes"] if isinstance(volume, dict))
     alone = {
         "SACCADE_PORT": "8000",
         "SACCADE_PROFILES": profiles["target"],
@@ -92,8 +92,11 @@ def test_what_the_host_leaves_unset_stays_unset(service: dict[str, Any]) -> None
 
 @each_service
 def test_the_host_s_profiles_are_mounted_or_none(service: dict[str, Any]) -> None:
-    (profiles,) = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    profiles, keys = (volume for volume in service["volumes"] if isinstance(volume, dict))
     assert interpolated(profiles["source"], {"SACCADE_PROFILES": "mine.toml"}) == "mine.toml"
+    assert interpolated(keys["source"], {"KEYS_FILE": "keys.toml"}) == "keys.toml"
+    assert interpolated(keys["source"], {}) == "/dev/null"
+    assert keys["target"] in (ROOT / "compose.yaml").read_text().split("services:")[0]
     assert load_profiles(Path(interpolated(profiles["source"], {})), Registry.discover()) == {}
 
 
