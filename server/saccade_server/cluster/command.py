@@ -11,6 +11,7 @@ from saccade_server.options import fail, log_to_stderr
 from saccade_server.serve_command import FolderOrName, Model, ServedModelName
 from saccade_server.serve_options.cluster import ClusterOptions
 from saccade_server.serve_options.server import Choices, ServerOptions
+from saccade_server.shell.commands import UsageError
 from saccade_server.shell.grouped import grouped
 from saccade_server.shell.model import check_model, chosen_model
 
@@ -47,8 +48,6 @@ def parsed(arguments: Sequence[str]) -> tuple[ClusterOptions, Choices]:
     Raises:
         ValueError: an option is wrong; the message says which.
     """
-    import click
-
     shell = typer.Typer(add_completion=False)
 
     @shell.command()
@@ -69,7 +68,7 @@ def parsed(arguments: Sequence[str]) -> tuple[ClusterOptions, Choices]:
         read_options: tuple[ClusterOptions, Choices] = command.main(
             list(arguments), "saccade cluster", standalone_mode=False
         )
-    except click.ClickException as error:
+    except UsageError as error:
         raise ValueError(error.format_message()) from None
     return read_options
 

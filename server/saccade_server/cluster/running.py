@@ -19,7 +19,7 @@ from saccade_server.exit_codes import ExitCode
 from saccade_server.options import fail
 from saccade_server.serve_options.cluster import ClusterOptions
 from saccade_server.serve_options.server import Choices
-from saccade_server.signals import heeded
+from saccade_server.signals import Terminal, heeded
 
 logger = logging.getLogger("saccade")
 
@@ -36,9 +36,14 @@ def run(cluster: ClusterOptions, choices: Choices) -> ExitCode:
         _join(cluster.ray_address)
     except ConnectionError as error:
         raise fail(ValueError(f"--ray-address {cluster.ray_address}: {error}")) from error
-    told = threading.Event()
+    told, terminal = threading.Event(), Terminal()
 
     def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and not terminal.is_gone:
+            logger.warning(
+                "replicas read their files when they start: end this, and start it again"
+            )
+            return
         if told.is_set():
             _leave_now(number, frame)
         told.set()
