@@ -60,7 +60,10 @@ class Course:
         """Ask until :attr:`stopping`, then wait for the last answers."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx2.AsyncClient(limits=limits, trust_env=False) as http:
-            client = AsyncSaccade(self.url, http_client=http, max_retries=SDK_RETRIES)
+            # All of them share a loop, and cores with what they ask: connecting takes its time.
+            client = AsyncSaccade(
+                self.url, http_client=http, timeout=HANG_SECONDS, max_retries=SDK_RETRIES
+            )
             await client.models()
             await asyncio.gather(*(self._client(client, at) for at in range(self.clients)))
 

@@ -148,7 +148,8 @@ def test_turns_of_a_conversation_go_to_one_replica(two: Behind, shape: str) -> N
             replicas.add(served(two)[-1])
         assert len(replicas) == 1, number
         used += replicas
-    assert len(set(used)) == 2
+    # conversations are told apart, in either way of writing them
+    assert len(set(used[::2])) == len(set(used[1::2])) == 2
 
 
 def served(two: Behind) -> list[str]:
