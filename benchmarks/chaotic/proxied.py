@@ -13,7 +13,7 @@ from chaotic.backend import ADMIN_KEY, REPLICAS, Shared
 from saccade_testing.launch import Served, free_port, gone, wait_for
 from saccade_testing.proxied import Proxy
 
-START_SECONDS = 240.0
+START_SECONDS = 900.0  # beside others that compute without a pause
 DRAIN_SECONDS = 120.0
 
 
@@ -27,7 +27,7 @@ class Proxied:
         self._ports = [free_port() for _ in range(REPLICAS)]
         self._served = [self._start(at) for at in range(REPLICAS)]
         for server in self._served:
-            server.wait_until_ready()
+            server.wait_until_ready(START_SECONDS)
         self._proxy = Proxy(shared.logs, self._ports)
         self.url = self._proxy.url
         for at in range(REPLICAS):
@@ -42,7 +42,7 @@ class Proxied:
 
     def restore(self, replica: int) -> None:
         self._served[replica] = self._start(replica)
-        self._served[replica].wait_until_ready()
+        self._served[replica].wait_until_ready(START_SECONDS)
         self._wait_until_up(replica)
 
     def drain(self, replica: int) -> None:

@@ -56,7 +56,7 @@ class Served:
     def status(self, path: str) -> int:
         return httpx2.get(self.url + path, timeout=30).status_code
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, seconds: float = 250.0) -> None:
         def ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             try:
@@ -64,7 +64,7 @@ class Served:
             except httpx2.TransportError:
                 return False
 
-        wait_for(ready, 250)
+        wait_for(ready, seconds)
 
     def end(self) -> None:
         self.process.kill()
