@@ -6,8 +6,7 @@ path, with the command's options as one argument::
     serve run saccade_server.cluster.application:build options="--replicas 4 --max-num-seqs 32"
 """
 
-from __future__ import annotations
-
+# Annotations stay what they are: Ray looks for the type of :func:`build`'s argument.
 import math
 import shlex
 from typing import Any

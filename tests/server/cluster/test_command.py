@@ -71,3 +71,19 @@ def test_ray_is_told_of_replicas_room_and_times() -> None:
         gpus(parsed(["--device", "cuda:1"])[1])
     assert gpus(parsed(["--device", "cpu"])[1]) == 0
     assert gpus(parsed(["--device", "cuda"])[1]) == 1
+
+
+def test_rays_own_commands_find_the_application() -> None:
+    pytest.importorskip("ray.serve", reason="needs the extra ray")
+    from ray._common.utils import import_attr
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call
+
+    build = import_attr("saccade_server.cluster.application:build")
+    options = "--replicas 4 --max-num-seqs 32 --device cpu"
+    deployment: Any = call(build, {"options": options})._bound_deployment
+    assert deployment.num_replicas == 4
+    assert deployment.ray_actor_options["num_gpus"] == 0
+    with pytest.raises(ValueError, match="No such option"):
+        call(build, {"options": "--nope"})
+    with pytest.raises(ValueError, match="opts"):
+        call(build, {"opts": ""})
