@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     stop, stop_token_ids   end the answer there
     ignore_eos             go on to max_tokens, for measurements
     n                      answers to the same prompt
+    priority               how urgent it is while it waits: the lower goes first
     *_penalty, logit_bias  changes of the logits
     prompt_logprobs        log probabilities of the prompt's tokens, with that many rivals
     trace                  what to record of the forward passes, such as {"masses": True}
@@ -56,6 +57,7 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
     n: int | None
+    priority: int | None
     repetition_penalty: float | None
     presence_penalty: float | None
     frequency_penalty: float | None
