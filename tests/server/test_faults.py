@@ -155,7 +155,9 @@ def test_the_second_signal_ends_answers_with_an_error_and_the_server_with_0(serv
     assert refused.json()["error"]["code"] == "server_draining"
     assert served.process.wait(60) == ExitCode.STOPPED
     left = {path.name for path in served.log.parent.iterdir()}
-    assert left == {"log", "log.out"}, "an orderly end leaves nothing in the temporary folder"
+    assert left == {"log", "log.out", "profiles.toml"}, (
+        "an orderly end leaves nothing in the temporary folder"
+    )
 
 
 def test_the_engine_of_a_killed_server_ends(doomed: Any) -> None:
