@@ -12,6 +12,7 @@ import httpx2
 from saccade_server.evaluation.errors import EvaluationError, SettingRefused
 
 BUSY = (429, 503)
+"""Nothing was begun. What a server that ends had begun is a 500 that says when to ask again."""
 MOST_ATTEMPTS = 60
 LONGEST_WAIT = 30.0
 
@@ -112,7 +113,7 @@ class Asker:
         async with self._gate:
             for _ in range(MOST_ATTEMPTS):
                 answer = await _send(self._client, "POST", path, body)
-                if answer.status_code not in BUSY:
+                if not _is_passing(answer):
                     break
                 await asyncio.sleep(_wait(answer))
         if 400 <= answer.status_code < 500 and answer.status_code not in (401, 403, 404, *BUSY):
@@ -137,6 +138,12 @@ async def _send(client: Any, method: str, path: str, body: dict[str, Any] | None
     except httpx2.HTTPError as error:
         why = f"nobody answers at {client.base_url} ({str(error) or type(error).__name__})"
         raise EvaluationError(f"{why}; start a server there, or correct --url") from error
+
+
+def _is_passing(answer: Any) -> bool:
+    """True of a refusal that is gone when the question is asked again a little later."""
+    ended = answer.status_code == 500 and "retry-after" in answer.headers
+    return ended or answer.status_code in BUSY
 
 
 def _wait(answer: Any) -> float:

@@ -28,6 +28,7 @@ class Server:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.busy = 0
+        self.busy_status = 503
         self.status = 200
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
@@ -36,7 +37,7 @@ class Server:
         body = json.loads(request.content)
         if self.busy:
             self.busy -= 1
-            return httpx2.Response(503, json={}, headers={"retry-after": "0"})
+            return httpx2.Response(self.busy_status, json={}, headers={"retry-after": "0"})
         if self.status != 200:
             error = {"message": "no such thing", "param": "interventions[0].method"}
             return httpx2.Response(self.status, json={"error": error})
@@ -102,9 +103,10 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path: Path) -> None:
     assert log.read_text() == "hello\nworld\n"
 
 
-def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [503, 500])
+def test_a_busy_server_is_asked_again(tmp_path: Path, status: int) -> None:
     server = Server()
-    server.busy = 5
+    server.busy, server.busy_status = 5, status
     (replies,) = ask(server, tmp_path / "log", PLAIN)
     assert len(replies) == 4
 
