@@ -161,7 +161,9 @@ class Choice:
         elif isinstance(news, EngineOutput):
             self.completion_tokens += len(news.tokens)
             if news.finish_reason is not None:
-                self.done, self.outcome, self.timing = True, news.finish_reason.value, news.timing
+                late = news.finish_reason is FinishReason.LATE
+                self.done, self.timing = True, news.timing
+                self.outcome = "abort" if late else news.finish_reason.value
                 self.run = Run(self.request.plan, news.receipt, news.cached_tokens)
 
     def give_up(self) -> Delta:

@@ -14,7 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saccade_server.api.access.key_file import check_distinct, check_tokens, load_keys
+from saccade_server.api.access.key_file import (
+    KeyFileError,
+    check_distinct,
+    check_tokens,
+    load_keys,
+)
+from saccade_server.api.access.keys import KeyRing
 from saccade_server.api.services import Services
 from saccade_server.requests.profiles import load_profiles
 
@@ -81,6 +87,9 @@ def keys_file(path: Path, services: Services) -> Reloadable:
         keys = settings.all_keys
         check_distinct(keys)
         check_tokens(keys, services.room)
+        if services.keys.guards and not KeyRing(keys).guards:
+            message = "only keys of admins are left, which would open the server to everybody"
+            raise KeyFileError(f"{path}: {message}; if you want that, start it so")
 
         def apply() -> str:
             services.keys.keys = keys

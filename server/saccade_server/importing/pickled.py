@@ -16,6 +16,7 @@ from saccade_interventions.errors import brief
 from saccade_server.importing.found import MOST_BYTES, ImportRefused
 
 MOST_OPCODES = 200_000
+ORDERS = ("<", "|", "=")
 Stack = list[Any]
 
 
@@ -177,7 +178,10 @@ class _Machine:
 
     def _do_stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(_known(Name(str(module), str(name))))
+        # Of tuples within tuples, named again and again, the text alone would fill the memory.
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise TypeError
+        self._stack.append(_known(Name(module, name)))
 
     def _do_binpersid(self, _: Any) -> None:
         what, kind, key, _location, count = self._stack.pop()
@@ -201,7 +205,10 @@ class _Machine:
     def _do_build(self, _: Any) -> None:
         state, thing = self._stack.pop(), self._stack[-1]
         if isinstance(thing, Type):
-            thing.order = {"<": "<", "|": "|", "=": "="}[state[1]]
+            order = state[1]
+            if not isinstance(order, str) or order not in ORDERS:
+                raise ValueError
+            thing.order = order
         elif isinstance(thing, Array):
             _, shape, dtype, columns_first, data = state
             if not isinstance(data, bytes) or not isinstance(dtype, Type):

@@ -22,6 +22,14 @@ def test_a_time_that_is_none(seconds, make_server) -> None:
     assert answered.json()["error"]["param"] == "x-request-timeout"
 
 
+def test_what_waits_for_nothing_has_no_time(make_server, caplog) -> None:
+    server, odd = make_server(), {"x-request-timeout": "soon"}
+    assert server.http.get("/v1/artifacts", headers=odd).status_code == 200
+    assert server.http.delete(f"/v1/artifacts/{'0' * 64}", headers=odd).status_code == 403
+    assert server.http.get(CHAT, headers=odd).status_code == 405
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_may_have_less_time_than_the_server_gives(stream, make_server) -> None:
     server = make_server(FakeEngine(stall_after=0))

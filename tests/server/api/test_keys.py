@@ -47,3 +47,19 @@ def test_without_keys_requests_are_nobodys(make_server) -> None:
         assert server.http.post(CHAT, json=chat_body()).status_code == 200
         assert server.http.post(CHAT, json=chat_body(), headers=key("x")).status_code == 200
         assert [request.owner for request in server.engine.requests] == ["", ""]
+
+
+def test_a_connection_does_not_keep_the_key_of_the_request_before(make_server) -> None:
+    server = make_server(admin_keys=("root",))
+    large = chat_body(user="x" * 300_000)  # its reading pauses, and goes on in the request's task
+    for _ in range(3):
+        assert server.http.post(CHAT, json=large, headers=key("root")).status_code == 200
+        assert server.http.post(CHAT, json=chat_body()).status_code == 200
+    assert [request.owner for request in server.engine.requests] == ["admin-key-1", ""] * 3
+
+
+@pytest.mark.parametrize("secret", ["l\u00e0", "\u00c5\u2026"])
+def test_keys_end_with_any_letter(secret: str) -> None:
+    """Bytes of UTF-8 that would be blanks of latin-1, in which headers are read."""
+    ring = KeyRing([Key("a", digest_of(secret))])
+    assert ring.find(f"Bearer {secret.encode().decode('latin-1')}") is not None

@@ -240,7 +240,8 @@ def test_the_file_is_read_again(make_server, clock, tmp_path: Path) -> None:
     assert keys_file(path, services).read()() == f"2 keys of {path}"
     assert server.http.post(CHAT, json=chat_body(), headers=as_("a")).status_code == 200
     assert server.http.post(CHAT, json=chat_body(), headers=as_("n")).status_code == 200
-    for wrong in ("", "[keys.a]\nkey = 'a'\ntokens_per_minute = 3", "[keys.a]"):
+    admins = "[keys.a]\nkey = 'a'\nadmin = true"
+    for wrong in ("", "[keys.a]\nkey = 'a'\ntokens_per_minute = 3", "[keys.a]", admins):
         path.write_text(wrong)
         with pytest.raises(KeyFileError):
             keys_file(path, services).read()

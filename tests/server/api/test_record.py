@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
+from saccade_server.api.choice import Choice
 from saccade_server.api.layers.record import Record, SequenceRecord
+from saccade_server.api.metrics.tally import REASONS
+from saccade_server.api.stops import StopStrings
+from saccade_server.engine.request import (
+    EngineOutput,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+)
 from saccade_server.engine.timing import Timing
 from saccade_testing.api.bodies import MODEL, chat_body
 from saccade_testing.api.fakes import FakeEngine
@@ -179,3 +188,13 @@ def posted(body: dict[str, Any]) -> bytes:
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n"
     )
     return f"{head}content-type: application/json\r\n\r\n".encode() + data
+
+
+def test_a_sequence_that_was_late_counts_as_one_that_was_given_up() -> None:
+    """Its deadline passes here and in the engine at once, so either may be the first to say so."""
+    request = GenerateRequest(request_id="a", tokens=(1,), sampling=SamplingParams(max_tokens=1))
+    decoder: Any = None
+    choice = Choice(0, request, decoder, StopStrings(()), frozenset())
+    choice.note_unread(EngineOutput(request_id="a", finish_reason=FinishReason.LATE))
+    assert (choice.done, choice.outcome) == (True, "abort")
+    assert choice.outcome in REASONS

@@ -201,6 +201,19 @@ def test_pickles_of_nothing_that_a_tensor_needs(opcodes: tuple[bytes, ...]) -> N
         read_vectors(pickled(*opcodes))
 
 
+def test_tuples_in_tuples_are_not_followed() -> None:
+    """Each holds the one before twice: their text, and their hash, would take for ever."""
+    grown = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (at, at, at + 1) for at in range(60))
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4K\x00K\x01\x87R"
+    for opcodes in (
+        (grown, b"\x8c\x01x\x93."),
+        (grown, b"\x8c\x01x", b"h\x3c\x93."),
+        (grown, dtype, b"(K\x03h\x3cNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb."),
+    ):
+        with pytest.raises(ImportRefused, match="cannot be followed"):
+            read_vectors(pickled(*opcodes))
+
+
 def test_numbers_are_not_taken_twice_out_of_a_file() -> None:
     """Views repeat, texts are encoded again, tensors overlap: none makes more than a file holds."""
     wide = torch.ones(1).expand(2**24)

@@ -67,7 +67,7 @@ class KeyRing:
         if scheme.lower() != "bearer":
             return None
         # Header values are latin-1 on the wire.
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        digest = hashlib.sha256(key.strip(" \t").encode("latin-1", "replace")).digest()
         # Every key is compared, so the time does not tell which one nearly matched.
         found = [known for known in self.keys if hmac.compare_digest(digest, known.digest)]
         return found[0] if found else None

@@ -111,6 +111,7 @@ class Admission:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         taken = False
+        has_body = scope["method"] in WITH_BODY  # nothing else waits for anything
         with ExitStack() as place:
 
             def take(body: bytes = b"") -> None:
@@ -118,11 +119,12 @@ class Admission:
                 refusal = self._refusal()
                 if refusal is not None:
                     raise refusal
-                most = self.settings.request_timeout
-                deadline = Deadline(asked_seconds(Headers(scope=scope), most))
-                if scope["path"] in ANSWERING:
-                    self._queue(place, deadline, body)
-                current_deadline.set(deadline)
+                if has_body:
+                    most = self.settings.request_timeout
+                    deadline = Deadline(asked_seconds(Headers(scope=scope), most))
+                    if scope["path"] in ANSWERING:
+                        self._queue(place, deadline, body)
+                    current_deadline.set(deadline)
                 place.enter_context(self.lifecycle.track())
                 place.enter_context(self._counted(caller.get().name))
                 taken = True
@@ -137,7 +139,7 @@ class Admission:
                 for piece in _pieces(message):
                     await send(piece)
 
-            if scope["method"] not in WITH_BODY:  # read_out.py has read what came with it
+            if not has_body:  # read_out.py has read what came with it
                 take()
             await self.app(scope, placed_receive, piecewise_send)
 

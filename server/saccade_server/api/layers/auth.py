@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from saccade_server.api.access.keys import KeyRing, caller
+from saccade_server.api.access.keys import NOBODY, KeyRing, caller
 from saccade_server.api.errors import Forbidden, Unauthorized
 from saccade_server.api.layers.admission import open_routes
 from saccade_server.api.layers.record import record_of
@@ -35,6 +35,8 @@ class Authenticate:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The task may have begun in the context of the connection's request before.
+        caller.set(NOBODY)
         if scope["type"] == "lifespan" or not self.keys.keys or self._is_open(scope["path"]):
             await self.app(scope, receive, send)
             return

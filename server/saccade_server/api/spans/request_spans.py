@@ -55,6 +55,7 @@ class RequestSpans:
         """Begin the request's span, and be in it until the request ends."""
         coming = trace_of(headers)
         trace_context.set(coming)
+        _open.set(None)  # not that of the connection's request before
         if not needs_place(record.path):
             return
         zero = time.time_ns() - time.monotonic_ns()
