@@ -19,7 +19,7 @@ from schemathesis.engine import events, from_schema
 from saccade_testing.api.documented import Document
 from saccade_testing.fuzz.document import Digests, deepened
 from saccade_testing.fuzz.files import some_artifacts
-from saccade_testing.fuzz.reasons import REASONS
+from saccade_testing.fuzz.reasons import reason
 
 SECONDS = 30.0
 """After which an answer counts as one that never came."""
@@ -196,9 +196,10 @@ def judged(
         if not offered <= named:
             yield f"{label}: Allow lacks {offered - named}"
     if mode == "positive" and status == 400:
-        message = json.loads(body)["error"]["message"]
-        reason = next((why for pattern, why in REASONS if re.search(pattern, message)), None)
-        if reason is None:
-            yield f"{label}: refused without a reason that the document could not say: {message}"
+        error = json.loads(body)["error"]
+        why = reason(error["code"], error["message"])
+        if why is None:
+            said = f"{error['code']}: {error['message']}"
+            yield f"{label}: refused without a reason that the document could not say: {said}"
         else:
-            outcome.reasons[reason] += 1
+            outcome.reasons[why] += 1
