@@ -196,10 +196,10 @@ def judged(
         if not offered <= named:
             yield f"{label}: Allow lacks {offered - named}"
     if mode == "positive" and status == 400:
-        error = json.loads(body)["error"]
-        why = reason(error["code"], error["message"])
+        refusal = json.loads(body)["error"]
+        why = reason(refusal["code"], refusal["message"])
         if why is None:
-            said = f"{error['code']}: {error['message']}"
+            said = f"{refusal['code']}: {refusal['message']}"
             yield f"{label}: refused without a reason that the document could not say: {said}"
         else:
             outcome.reasons[why] += 1
