@@ -169,7 +169,9 @@ def test_images_count_before_they_are_decoded(make_server, clock) -> None:
 
 
 def test_requests_at_once(make_server) -> None:
-    server = make_server(FakeEngine(delay=0.1), keys=(key("a", concurrent_requests=2), key("b")))
+    server = make_server(
+        FakeEngine(stall_after=0), keys=(key("a", concurrent_requests=2), key("b"))
+    )
     done: list[int] = []
 
     def post() -> None:
@@ -178,11 +180,12 @@ def test_requests_at_once(make_server) -> None:
     threads = [threading.Thread(target=post) for _ in range(2)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while len(server.engine.running) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     refused = server.http.post(CHAT, json=chat_body(), headers=as_("a"))
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    server.engine.stall_after = None
     assert server.http.post(CHAT, json=chat_body(), headers=as_("b")).status_code == 200
     for thread in threads:
         thread.join()
@@ -208,7 +211,7 @@ def test_no_request_is_more_urgent_than_its_key_allows(make_server) -> None:
 
 
 def test_no_key_takes_all_places(make_server) -> None:
-    server = make_server(FakeEngine(delay=0.5), max_requests=10, keys=(key("a"), key("b")))
+    server = make_server(FakeEngine(stall_after=0), max_requests=10, keys=(key("a"), key("b")))
     codes: list[int] = []
 
     def post() -> None:
@@ -217,12 +220,15 @@ def test_no_key_takes_all_places(make_server) -> None:
     threads = [threading.Thread(target=post) for _ in range(10)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while len(server.engine.running) + len(codes) < 10 and time.monotonic() < until:
         time.sleep(0.01)
     assert codes == [503] * 2
+    server.engine.stall_after = 1
     body = {"prompt": "x", "max_tokens": 1}
     assert server.http.post(COMPLETE, json=body, headers=as_("b")).status_code == 200
+    assert codes == [503] * 2
+    server.engine.stall_after = None
     for thread in threads:
         thread.join()
     assert sorted(codes) == [200] * 8 + [503] * 2

@@ -145,6 +145,28 @@ def test_nobody_saves_work_up() -> None:
     assert 4 <= names(queue, 10).count("b") <= 6
 
 
+def test_nobody_saves_work_up_while_nobody_waits() -> None:
+    queue = WaitingQueue()
+    for _ in range(20):
+        queue.add(waiting("a"))
+        assert names(queue, 1) == "a"
+    for owner in "ba" * 10:
+        queue.add(waiting(owner))
+    assert 4 <= names(queue, 10).count("b") <= 6
+
+
+def test_tokens_of_branches_are_work() -> None:
+    queue = WaitingQueue()
+    for branches in (0, 1):
+        leader = waiting(str(branches), branches=branches)
+        queue.add(leader)
+        queue.admit(leader)
+        before = queue._work[str(branches)]
+        leader.tokens += [0] * 5
+        queue.settle([leader])
+        assert queue._work[str(branches)] - before == 2 * 5 * (1 + branches)
+
+
 def test_shared_prefixes_cost_nothing() -> None:
     queue = WaitingQueue()
     found, computed = waiting("a", length=100), waiting("b", length=100)
@@ -181,6 +203,8 @@ def test_whose_deadline_passes_is_late_and_nobody_else() -> None:
     queue.remove(later)
     assert queue.late(1e9) == []
     assert queue._soonest == float("inf")
+    queue.put_back(back)
+    assert queue.late(6.0) == [back]
 
 
 class Crowd:
