@@ -81,7 +81,7 @@ def import_command(
     """
     from rich.console import Console
 
-    from saccade_server.importing import Target, converted, read_vectors
+    from saccade_server.importing import Target, check_size, converted, read_vectors
     from saccade_server.importing.targets import Remote, target_of
 
     log_to_stderr("warning")
@@ -92,6 +92,7 @@ def import_command(
             raise typer.BadParameter("--url and --model are two models; name one of them")
         if coefficient == 0:
             raise typer.BadParameter("--coefficient 0 changes nothing")
+        check_size(file.stat().st_size)
         found = read_vectors(file.read_bytes(), layers_of(layers))
 
         def made(target: Target) -> Converted:

@@ -9,6 +9,14 @@ added to. The output of layer N is residual N + 1, which is the number that arti
 
 from saccade_server.importing.convert import Converted, Target, converted
 from saccade_server.importing.found import Found, ImportRefused
-from saccade_server.importing.reading import read_vectors
+from saccade_server.importing.reading import check_size, read_vectors
 
-__all__ = ["Converted", "Found", "ImportRefused", "Target", "converted", "read_vectors"]
+__all__ = [
+    "Converted",
+    "Found",
+    "ImportRefused",
+    "Target",
+    "check_size",
+    "converted",
+    "read_vectors",
+]

@@ -31,8 +31,7 @@ def read_vectors(data: bytes, layers: Sequence[int] | None = None) -> Found:
     Raises:
         ImportRefused: they are no such file, and nothing else is ever raised.
     """
-    if len(data) > MOST_BYTES:
-        raise ImportRefused(f"a file of vectors has at most {MOST_BYTES} bytes; got {len(data)}")
+    check_size(len(data))
     if data.startswith(gguf_file.MAGIC):
         return _chosen(gguf_file.read_gguf(data), layers)
     if data.startswith(torch_file.MAGIC):
@@ -46,6 +45,16 @@ def read_vectors(data: bytes, layers: Sequence[int] | None = None) -> Found:
         digest = read_artifact(data).digest
         raise ImportRefused(f"this is an artifact already: {digest}")
     return _placed(read_safetensors(data), layers, "safetensors file")
+
+
+def check_size(count: int) -> None:
+    """Refuse what is too long to be vectors, such as a whole model, before it is read.
+
+    Raises:
+        ImportRefused: ``count`` bytes are.
+    """
+    if count > MOST_BYTES:
+        raise ImportRefused(f"a file of vectors has at most {MOST_BYTES} bytes; got {count}")
 
 
 def _placed(value: Any, layers: Sequence[int] | None, origin: str) -> Found:

@@ -28,8 +28,8 @@ class AccessOptions(OptionGroup):
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="Key that opens the upload of artifacts; repeat for several. Without one nobody "
-            "may upload. SACCADE_ADMIN_KEY holds one, or several with commas between.",
+            help="Key that opens the upload and deletion of artifacts; repeat for several. Without "
+            "one nobody may. SACCADE_ADMIN_KEY holds one, or several with commas between.",
         ),
     ] = None
     key_file: Annotated[

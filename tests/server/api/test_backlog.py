@@ -124,6 +124,19 @@ def test_a_request_that_says_more_of_itself_is_asked_again() -> None:
     assert made.waiting.total() == made.running == 0
 
 
+def test_a_request_waits_among_those_of_its_priority() -> None:
+    made = backlog(seats=1)
+    ticket = made.enter("a", 3)
+    assert +made.waiting == {(3, "a"): 1}
+    ticket.revise(-2, 2, patience=9.0)
+    assert +made.waiting == {(-2, "a"): 2}
+    ticket.begun()
+    assert not any(made.waiting.values())
+    ticket.leave()
+    made.enter("b", 7).leave()
+    assert not any(made.waiting.values())
+
+
 ANSWERS: dict[str, Any] = {
     "/v1/completions": {"prompt": "Hi"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -138,6 +151,7 @@ def test_what_would_wait_too_long_is_refused_before_it_is_prepared(path, make_se
     post = server.http.post
     assert post(path, json=ANSWERS[path]).status_code == 200
     assert (made.running, made.waiting.total()) == (0, 0)
+    assert made.tokens.value >= 2, "how long sequences are is learnt"
     made.learn(1.0)
     made._crowded.value = 1.0
     tickets = begun(made, INFO.max_num_seqs)

@@ -133,3 +133,9 @@ def test_reading_needs_no_torch() -> None:
 
     code = "import sys, saccade_server.importing; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_whole_model_is_not_read(tmp_path: Path) -> None:
+    with (path := tmp_path / "model.gguf").open("wb") as file:
+        file.truncate(2**42)
+    assert "at most" in invoke(path, code=2)
