@@ -1,5 +1,6 @@
 """How long a newcomer would wait, and who is refused for it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,8 +8,11 @@ from msgspec.structs import replace
 
 from saccade_server.api.backlog import Backlog, Ticket
 from saccade_server.api.errors import Unavailable
+from saccade_server.api.generation import Generation
+from saccade_server.api.lifecycle import Lifecycle
+from saccade_server.engine.request import EngineOutput, FinishReason
 from saccade_server.engine.timing import Timing
-from saccade_testing.api.fakes import INFO
+from saccade_testing.api.fakes import INFO, FakeEngine
 
 SECOND = Timing(queued=9.0, prompt=0.25, decode=0.75)
 """Of a sequence that takes a second, however long it waited."""
@@ -57,6 +61,21 @@ def test_what_ends_in_the_engine_makes_room_whoever_reads_the_answer() -> None:
     assert made.running == 3
     for ticket in tickets:
         ticket.leave()
+    assert (made.running, made.waiting.total()) == (0, 0)
+
+
+def test_an_end_counts_before_anybody_has_read_of_it() -> None:
+    made = backlog()
+    ticket = made.enter("", 0)
+    stands: Any = SimpleNamespace(deadline=None, ticket=ticket)
+    engine: Any = FakeEngine()
+    generation = Generation(engine, Lifecycle(), (), stands)
+    choice: Any = None
+    output = EngineOutput(request_id="a", tokens=(1,))
+    generation._deliver(choice, output)
+    assert (made.running, made.waiting.total()) == (1, 0)
+    last = replace(output, finish_reason=FinishReason.STOP, timing=SECOND)
+    generation._deliver(choice, last)
     assert (made.running, made.waiting.total()) == (0, 0)
 
 
@@ -167,6 +186,14 @@ def test_what_would_wait_too_long_is_refused_before_it_is_prepared(path, make_se
         ticket.leave()
     assert post(path, json=ANSWERS[path]).status_code == 200
     assert (made.running, made.waiting.total()) == (0, 0)
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+def test_what_is_refused_later_waits_no_longer(path, make_server) -> None:
+    server = make_server()
+    for wrong in ({"model": "other"}, {"priority": "x"}, {"interventions": [{"method": "no"}]}):
+        assert server.http.post(path, json=ANSWERS[path] | wrong).status_code in (400, 404)
+    assert not any(server.app.state.services.backlog.waiting.values())
 
 
 def test_nobody_is_let_in_to_wait_longer_than_it_has(make_server) -> None:

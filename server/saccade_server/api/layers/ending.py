@@ -12,8 +12,9 @@ import asyncio
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saccade_server.api.errors import ApiError, draining, from_exception
+from saccade_server.api.errors import ApiError, begun, draining, from_exception
 from saccade_server.api.layers.observe import error_log
+from saccade_server.api.layers.record import record_of
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.logs.context import request_id
 
@@ -50,6 +51,8 @@ class EndUnanswered:
                     raise
                 task.uncancel()
                 failure: ApiError = draining()
+                if record_of(scope).began_work:  # no other server is to do it once more
+                    failure = from_exception(begun(failure))
             except Exception as error:
                 error_log.exception("request %s failed", request_id.get())
                 failure = from_exception(error)
