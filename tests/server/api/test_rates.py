@@ -156,6 +156,9 @@ def test_tokens_of_prompts_and_answers_count(make_server, clock) -> None:
     assert refused.status_code == 429
     assert len(server.engine.requests) == 1 + 2 + 2
     assert server.http.post(COMPLETE, json={"prompt": [65]}, headers=as_("a")).status_code == 200
+    server.app.state.services.rates.add(key("a", tokens_per_minute=600), tokens=600)
+    before = server.http.get("/v1/artifacts", headers=as_("a"))  # there is no body to count
+    assert (before.status_code, left(before)) == (429, 0)
 
 
 def test_images_count_before_they_are_decoded(make_server, clock) -> None:
@@ -232,6 +235,8 @@ def test_no_key_takes_all_places(make_server) -> None:
     for thread in threads:
         thread.join()
     assert sorted(codes) == [200] * 8 + [503] * 2
+    for _ in range(4 * 10):  # a place that was had is free again
+        assert server.http.post(COMPLETE, json=body, headers=as_("a")).status_code == 200
 
 
 def test_the_file_is_read_again(make_server, clock, tmp_path: Path) -> None:
