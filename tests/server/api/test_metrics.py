@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from saccade_server.api.layers.record import Record
+from saccade_server.api.metrics import names
 from saccade_server.api.metrics import route as metrics_route
+from saccade_server.api.metrics.tally import RequestTally
 from saccade_server.engine.request import EngineStats
 from saccade_server.engine.timing import Timing
 from saccade_testing.api.bodies import MODEL, chat_body, data_url, encode, image_messages
@@ -140,6 +143,14 @@ def test_methods_count_by_what_receipts_say(server: Server) -> None:
     assert found.by("intervention_rejections_total", "method")["sgrs"] == rejected
     assert found.by("intervention_extra_passes_total", "method") == {"adaptvis": 14}
     assert not found.by("intervention_lost_total", "method")
+
+
+def test_counters_of_methods_by_their_place() -> None:
+    tally = RequestTally(longest=100)
+    counters = {1: {"rejections": 5, "fallbacks": 2, "draws": 9}}
+    tally.ended(Record("a", n=1, interventions=("vcd", "sgrs"), counters=counters))
+    assert tally.counts[names.REJECTIONS] == {("vcd",): 0, ("sgrs",): 5}
+    assert tally.counts[names.FALLBACKS] == {("vcd",): 0, ("sgrs",): 2}
 
 
 def test_profiles(server: Server) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from saccade_server.api.choice import Choice
 from saccade_server.api.layers.record import Record, SequenceRecord
@@ -198,3 +199,14 @@ def test_a_sequence_that_was_late_counts_as_one_that_was_given_up() -> None:
     choice.note_unread(EngineOutput(request_id="a", finish_reason=FinishReason.LATE))
     assert (choice.done, choice.outcome) == (True, "abort")
     assert choice.outcome in REASONS
+
+
+def test_an_end_that_nobody_read_is_known_all_the_same() -> None:
+    request = GenerateRequest(request_id="a", tokens=(1,), sampling=SamplingParams(max_tokens=1))
+    decoder: Any = None
+    choice = Choice(0, request, decoder, StopStrings(()), frozenset())
+    timing = Timing(queued=1.0)
+    last = EngineOutput(request_id="a", finish_reason=FinishReason.STOP, tokens=(7, 8))
+    choice.note_unread(replace(last, cached_tokens=5, timing=timing))
+    assert (choice.outcome, choice.completion_tokens, choice.timing) == ("stop", 2, timing)
+    assert choice.run.cached_tokens == 5
