@@ -19,6 +19,7 @@ from saccade_server.api import prompt_scores
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.choice import Choice, Delta
 from saccade_server.api.detections import detected
+from saccade_server.api.errors import begun
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log
@@ -173,10 +174,16 @@ class Answer:
 
     @asynccontextmanager
     async def _noted(self) -> AsyncIterator[Generation]:
-        """The running generation, of which the record learns however it ends."""
+        """The running generation, of which the record learns however it ends.
+
+        From here on the request is begun, whatever it is that fails: no other server is to get it.
+        """
         try:
             async with self.generation as generation:
-                yield generation
+                try:
+                    yield generation
+                except Exception as error:
+                    raise begun(error) from error.__cause__
         finally:
             note_answer(self.record, self.prompts, self.generation)
 

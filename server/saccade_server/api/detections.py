@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
+from saccade_server.api.access.standing import as_of
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.choice import Choice
+from saccade_server.api.deadline import too_late
 from saccade_server.api.errors import EngineFailure
 from saccade_server.api.layers.observe import error_log
 from saccade_server.api.sampling import scope_of
@@ -80,11 +80,13 @@ async def _without(
     """Log-probabilities of the tokens behind the prompt without its images."""
     own = choice.request
     asked = blind.request(f"{own.request_id}-blind", tokens, own.cache_salt)
-    request = replace(asked, origin=own.origin)
+    request = as_of(own, asked)
     log = ScoreLog.of(request)
     assert log is not None, "it asks for scores"
     async for output in services.engine.submit(request):
         log.take(output.trace)
+        if output.finish_reason is FinishReason.LATE:
+            raise too_late()
         if output.finish_reason is FinishReason.ERROR:
             error_log.error("request %s: engine: %s", request_id.get(), output.error)
             raise EngineFailure()

@@ -16,7 +16,7 @@ from typing import TypeVar
 from saccade_server.api.access.standing import Standing
 from saccade_server.api.choice import Choice, Delta
 from saccade_server.api.deadline import too_late
-from saccade_server.api.errors import begun, draining
+from saccade_server.api.errors import draining
 from saccade_server.api.layers.shortcut import Shortcut
 from saccade_server.api.lifecycle import Lifecycle
 from saccade_server.engine.client import EngineClient, EngineDeadError, News
@@ -114,7 +114,7 @@ class Generation:
         empty list. When ``tell`` is called, later news have not been looked at.
 
         Raises:
-            ApiError: the whole request has failed; with Interrupted it need not have.
+            ApiError, EngineDeadError, CapacityError: the whole request has failed.
         """
         silence = self._silence = _Silence(patience, lambda: self._mailbox.put((None, None)))
         try:
@@ -136,7 +136,7 @@ class Generation:
                 if found or silent:
                     yield found
                 if failure is not None:
-                    raise begun(failure)
+                    raise failure
         finally:
             silence.end()
 

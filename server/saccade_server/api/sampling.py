@@ -13,7 +13,6 @@ from saccade_server.api.choice import Choice
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.generation import Generation
 from saccade_server.api.ids import new_id, new_seed
-from saccade_server.api.origin import origin
 from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
@@ -96,12 +95,7 @@ def generation(
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
-            request = replace(
-                asked,
-                request_id=f"{name}-{len(choices)}",
-                sampling=sampling,
-                origin=origin(),
-            )
+            request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
             if copy == 0 or body.stream:
                 request = scoring.on(request)
             decoder = services.prompts.detokenizer(request.tokens)

@@ -57,6 +57,11 @@ def test_replicas_show_one_digest_everywhere(make_server: MakeServer) -> None:
         ({"max_num_seqs": 3}, {}, []),
         ({}, {"served_model_name": "other"}, ["model"]),
         ({}, {"profiles": PROFILE}, ["profiles.grounded"]),
+        (
+            {},
+            {"profiles": PROFILE, "default_profile": "grounded"},
+            ["default_profile", "profiles.grounded"],
+        ),
         ({}, {"faults": {"var": "it does not show"}}, ["methods"]),
         ({}, {"max_images": 3}, ["limits.max_images"]),
         ({}, {"allow_image_urls": True}, ["limits.allow_image_urls"]),

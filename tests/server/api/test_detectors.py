@@ -9,9 +9,9 @@ from PIL import Image
 
 from saccade_server.engine.traces.data import EntropyReading, TokenShareReading
 from saccade_testing.api.bodies import data_url, encode, image_part, parse_events
-from saccade_testing.api.fakes import IMAGE
+from saccade_testing.api.fakes import IMAGE, FakeEngine
 from saccade_testing.api.scored import fake_score
-from saccade_testing.api.server import Server
+from saccade_testing.api.server import MakeServer, Server
 
 LIE = {"name": "anatomy_of_a_lie", "words": ["m", "x"]}
 PICTURE = image_part(data_url(encode(Image.new("RGB", (8, 8)))))
@@ -68,6 +68,35 @@ def test_the_engine_is_asked_for_what_they_read_and_for_the_answer_without_image
     assert blind.given == tuple(server.engine.answer.encode())
     assert blind.sampling.max_tokens == len(blind.given)
     assert blind.cache_salt == own.cache_salt
+
+
+def test_the_second_reading_stands_as_the_answer_does(make_server: MakeServer):
+    server = make_server(api_keys=("key",))
+    key = {"authorization": "Bearer key"}
+    body = {"messages": SEEN, "detectors": [LIE], "priority": 3}
+    assert server.http.post(PATH, json=body, headers=key).status_code == 200
+    own, blind = server.engine.requests
+    assert (own.owner, own.priority, own.origin.request_id != "") == ("api-key-1", 3, True)
+    for name in ("owner", "priority", "deadline", "origin"):
+        assert getattr(own, name) == getattr(blind, name), name
+
+
+@pytest.mark.parametrize("trouble", ["capacity", "alive"])
+def test_an_answer_without_its_second_reading_was_begun_all_the_same(
+    trouble: str, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+):
+    """A 503 would have a proxy ask another server for all of it again."""
+    engine = FakeEngine()
+    submit = engine.submit
+
+    def failing(request: Any) -> Any:
+        if request.request_id.endswith("-blind"):
+            setattr(engine, trouble, False)
+        return submit(request)
+
+    monkeypatch.setattr(engine, "submit", failing)
+    answer = ask(make_server(engine), LIE)
+    assert (answer.status_code, answer.headers["retry-after"]) == (500, "1")
 
 
 def test_a_stream_has_them_in_the_last_chunk_of_each_choice(server: Server):

@@ -38,6 +38,7 @@ def test_what_a_request_asks_of_the_engine_has_the_name_of_its_key(make_server) 
     score = {"prompt": "ab", "continuations": ["c", "d"]}
     assert server.http.post("/v1/score", json=score, headers=key("one")).status_code == 200
     owners = [request.owner for request in server.engine.requests]
+    assert all(request.origin.request_id for request in server.engine.requests)
     assert owners == [*["api-key-2"] * 2, *["admin-key-1"] * 2, *["api-key-1"] * 4]
     assert server.http.post(CHAT, json=chat_body(), headers=key("three")).status_code == 401
 

@@ -12,6 +12,7 @@ from saccade_server.api.access.rates import Rates
 from saccade_server.api.backlog import Ticket
 from saccade_server.api.deadline import Deadline, current_deadline
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.origin import origin
 from saccade_server.engine.request import GenerateRequest
 
 current_ticket: ContextVar[Ticket] = ContextVar("saccade_ticket")
@@ -29,9 +30,14 @@ class Standing:
     rates: Rates
 
     def of(self, request: GenerateRequest) -> GenerateRequest:
-        """The same for the engine."""
-        standing = {"owner": self.key.name, "priority": self.priority, "deadline": self.deadline.at}
-        return replace(request, **standing)
+        """The same for the engine, with what its log calls the request being served."""
+        return replace(
+            request,
+            owner=self.key.name,
+            priority=self.priority,
+            deadline=self.deadline.at,
+            origin=origin(),
+        )
 
     def take_prompts(self, tokens: int) -> None:
         """Count the tokens of its prompts.
@@ -44,6 +50,17 @@ class Standing:
     def end(self, answered: int) -> None:
         """Count the tokens that it was answered."""
         self.rates.add(self.key, tokens=answered)
+
+
+def as_of(other: GenerateRequest, request: GenerateRequest) -> GenerateRequest:
+    """A request of the engine that stands as another one does, for whose sake it is made."""
+    return replace(
+        request,
+        owner=other.owner,
+        priority=other.priority,
+        deadline=other.deadline,
+        origin=other.origin,
+    )
 
 
 def standing(
