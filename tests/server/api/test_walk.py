@@ -45,6 +45,7 @@ ROUTES = {
 
 
 NOWHERE = Verdict(no_effect=True)
+PRIORITY = number([1, -1, -(2**31)], [0], [2**31, 1.5, True])
 
 SAMPLED = {
     "max_tokens": number([1, 5], [], [0, -1, 1.5, 2**63, True]),
@@ -64,6 +65,7 @@ SAMPLED = {
     "n": number([2], [1], [0, -1, 17, 1.5, True]),
     "prompt_logprobs": number([0, 1, 20], [False], [21, -1, 1.5, True]),
     "seed": number([0, -1, 2**62], [1], [2**63, 1.5, True], null=False),
+    "priority": PRIORITY,
     "stop": Verdict(["wor", ["x", "wor"]], [[]], ["", [""], [1], 5, {}, ["x"] * 65]),
     "stop_token_ids": Verdict([[5], [5, 6]], [[]], [[-1], [999], ["5"], 5, [5] * 129]),
     "ignore_eos": switch(),
@@ -137,6 +139,7 @@ VERDICTS = {
     "ScoreRequest.add_special_tokens": Verdict(
         [False], [True], [1, "x"], without=("messages",), beside={"prompt": "Hi"}
     ),
+    "ScoreRequest.priority": PRIORITY,
     "TokenizeRequest.model": Verdict([], ["saccade-test"], ["x", 5]),
     "TokenizeRequest.prompt": Verdict(["a"], [], [5, []], without=("messages",)),
     "TokenizeRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]], null=False),
@@ -272,7 +275,8 @@ def send(server, path, body):
     answer = server.http.post(path, json=body)
     asked = [msgspec.to_builtins(request) for request in server.engine.requests]
     for request in asked:
-        del request["request_id"]
+        for name in ("request_id", "deadline", "origin"):  # of each request its own
+            del request[name]
     events = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: ")]
     said = [msgspec.json.decode(event) for event in events[:-1]] or [answer.json()]
     for item in said:
