@@ -89,8 +89,9 @@ def test_limits_and_times(configured: Any) -> None:
     ],
 )
 def test_what_would_match_nothing_is_refused_before_anything_loads(
-    options: tuple[str, str],
+    options: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ListenOptions, "check", lambda options: None)  # its port may be in use
     result = CliRunner().invoke(app, ["serve", *options])
     assert result.exit_code != 0
     assert options[0] in result.output
