@@ -172,7 +172,7 @@ LOST = [
     ("POST", "/chat/completions"),
     ("POST", "/v1/chat/completions/"),
     # Dashboards made for vLLM: an issue of its own; until then there is no such route.
-    ("GET", "/metrics"),
+    ("GET", "/metric"),
 ]
 
 
