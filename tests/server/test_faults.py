@@ -34,7 +34,7 @@ ENDLESS = {
 
 def run_serve(*options: str, **variables: str) -> Any:
     return subprocess.run(
-        [*launch.COMMAND, "serve", *options],
+        [*launch.COMMAND, "serve", "--port", str(launch.free_port()), *options],
         capture_output=True,
         text=True,
         env=launch.environment(**variables),
