@@ -99,6 +99,7 @@ def test_a_stopped_engine_loses_ready_then_live_and_gets_them_back(served: Any) 
     assert "the engine goes on" not in hung
 
 
+@pytest.mark.long
 def test_a_hangup_has_the_profiles_read_again_and_ends_nothing(served: Any) -> None:
     def models() -> list[str]:
         listed = httpx2.get(served.url + "/v1/models", headers=HEADERS).json()["data"]
