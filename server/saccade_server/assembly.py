@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from saccade_interventions.registry import Registry
 from saccade_server.api.app import create_app
 from saccade_server.api.artifact_store import ArtifactStore
+from saccade_server.api.metrics.route import Collect, families_of
 from saccade_server.api.reloading import keys_file, profiles_file
 from saccade_server.api.traces.store import TraceStore
 from saccade_server.config import ServerConfig
@@ -41,8 +42,18 @@ class Assembly:
         TraceStore(config.api.traces, config.api.max_stored_traces_bytes).close()
         return cls(config, registry, profiles)
 
-    def app(self, engine: EngineClient, prompts: PromptProcessor, found: Findings) -> FastAPI:
+    def app(
+        self,
+        engine: EngineClient,
+        prompts: PromptProcessor,
+        found: Findings,
+        *,
+        collect: Collect = families_of,
+    ) -> FastAPI:
         """The application of a model that was loaded, and tested as far as ``found`` says.
+
+        Args:
+            collect: what /metrics says.
 
         Raises:
             ProfileError: the model cannot run one of the profiles.
@@ -56,6 +67,7 @@ class Assembly:
             profiles=self.profiles,
             faults=found.faults,
             tested=found.tested,
+            collect=collect,
         )
         if self.config.keys:
             app.state.reloadables.append(keys_file(self.config.keys, app.state.services))

@@ -36,7 +36,7 @@ from saccade_server.api.layers.observe import Observe
 from saccade_server.api.layers.rates import LimitRates
 from saccade_server.api.layers.read_out import ReadOut
 from saccade_server.api.layers.record import Observer
-from saccade_server.api.metrics.route import metrics_router
+from saccade_server.api.metrics.route import Collect, families_of, metrics_router
 from saccade_server.api.models_list import models_router
 from saccade_server.api.openapi.document import document
 from saccade_server.api.openapi.page import DOCS_PARTS, DOCS_POLICY
@@ -65,6 +65,7 @@ def create_app(
     faults: Mapping[str, str] | None = None,
     tested: frozenset[str] = frozenset(),
     observers: Sequence[Observer] = (),
+    collect: Collect = families_of,
 ) -> FastAPI:
     """Make the application. ``app.state.lifecycle`` is how the process shuts it down, and
     ``app.state.reloadables`` lists the files that it reads again, as ``api/reloading.py`` has it.
@@ -77,6 +78,7 @@ def create_app(
         faults: methods that failed their self-test, and why; they are not offered.
         tested: methods that passed it.
         observers: who else looks at every request, in this order.
+        collect: what /metrics says.
 
     Raises:
         ProfileError: the model cannot run one of the profiles.
@@ -129,10 +131,13 @@ def create_app(
         artifacts_router,
         traces_router,
         health_router,
-        metrics_router,
         deployment_router,
     )
-    routers = (*answering, *(make(services) for make in others))
+    routers = (
+        *answering,
+        *(make(services) for make in others),
+        metrics_router(services, collect),
+    )
     for router in routers:
         app.include_router(router)
     add_page(app.router, DOCS_PARTS, DOCS_POLICY)

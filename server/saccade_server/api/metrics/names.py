@@ -114,6 +114,7 @@ LEFT = _counter("http_disconnects", "Requests whose client left before their end
 IN_FLIGHT = _gauge("http_requests_in_flight", "Requests that have a place.")
 DRAINING = _gauge("draining", "1 while the server shuts down.")
 DEPLOYMENT = _gauge("deployment_info", "What the server is a replica of; 1.", "deployment")
+REPLICAS = _gauge("replicas", "Of a cluster, by whether they answered this scrape.", "state")
 BY_PROFILE = _counter("profile_requests", "Answers under a profile.", "profile")
 BY_KEY = _counter("key_requests", "Requests by the name of their key.", "key")
 KEY_TOKENS = _counter("key_tokens", "Tokens of answers, by key.", "key", "kind")

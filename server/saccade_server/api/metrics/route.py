@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
 from fastapi import APIRouter, Request, Response
 
@@ -23,12 +24,20 @@ from saccade_server.engine.request import EngineStats
 ENGINE_SECONDS = 2.0
 """How long the engine, which answers between two steps, is waited for."""
 
+Collect = Callable[[Services], Awaitable[Iterable[Family]]]
+"""What a scrape of a server says: its own, unless others answer at the same address."""
+
 TEXT = {"text/plain": {"schema": {"type": "string"}}}
 OPEN_METRICS = {"application/openmetrics-text": {"schema": {"type": "string"}}}
 
 
-def metrics_router(services: Services) -> APIRouter:
-    """Make the route."""
+async def families_of(services: Services) -> list[Family]:
+    """What a server says of itself, within :data:`ENGINE_SECONDS`."""
+    return _families(services, await _asked(services))
+
+
+def metrics_router(services: Services, collect: Collect = families_of) -> APIRouter:
+    """Make the route, which says what ``collect`` finds."""
     router = APIRouter(tags=["Operation"])
     described = operation(
         responses={"200": {"description": "Success.", "content": TEXT | OPEN_METRICS}}
@@ -37,8 +46,7 @@ def metrics_router(services: Services) -> APIRouter:
     @router.get("/metrics", openapi_extra=described, response_class=Response)
     async def metrics(request: Request) -> Response:
         """Numbers for Prometheus; docs/observing.md says what they mean."""
-        stats = await _asked(services)
-        exposition = Exposition(tuple(_families(services, stats)))
+        exposition = Exposition(tuple(await collect(services)))
         accept = request.headers.get("accept", "")
         # Text of a thousand lines: whoever waits for a token does not wait for it.
         text, content_type = await asyncio.to_thread(exposition.written, accept)
