@@ -90,6 +90,8 @@ def application(cluster: ClusterOptions, choices: Choices, *, gpus: int) -> Appl
                 "initial_replicas": cluster.replicas,
                 "max_replicas": cluster.max_replicas,
                 "target_ongoing_requests": target,
+                "upscale_delay_s": cluster.upscale_delay,
+                "downscale_delay_s": cluster.downscale_delay,
             }
         }
     deployed: Any = serve.deployment(Replica, name=NAME)

@@ -38,6 +38,22 @@ class ClusterOptions(OptionGroup):
             envvar="SACCADE_CLUSTER_TARGET_REQUESTS",
         ),
     ] = None
+    upscale_delay: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With --max-replicas, seconds that replicas have more before one is added.",
+            envvar="SACCADE_CLUSTER_UPSCALE_DELAY",
+        ),
+    ] = 30.0
+    downscale_delay: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With --max-replicas, seconds that they have fewer before one is taken away.",
+            envvar="SACCADE_CLUSTER_DOWNSCALE_DELAY",
+        ),
+    ] = 600.0
     replica_cpus: Annotated[
         float,
         typer.Option(
