@@ -42,19 +42,35 @@ class Reloadable:
     read: Callable[[], Apply]
 
 
-async def reload(files: Sequence[Reloadable]) -> bool:
-    """Read every file again. False if one cannot count; then nothing has changed."""
+class ReloadError(ValueError):
+    """A file cannot count; the message names it and says why."""
+
+
+async def read_all(files: Sequence[Reloadable]) -> list[Apply]:
+    """Read and check every file. Nothing has changed until all of the result is called.
+
+    Raises:
+        ReloadError: the first that cannot count. What is no fault of the file is its cause.
+    """
     found: list[Apply] = []
     for file in files:
         try:
             found.append(await asyncio.to_thread(file.read))
+        except (ValueError, OSError) as error:
+            raise ReloadError(_said(file, error)) from None
         except Exception as error:  # whatever it is, the server goes on as it was
-            surprise = not isinstance(error, ValueError | OSError)
-            said = _said(file, error)
-            logger.error(
-                "nothing was reloaded, what was in force stays: %s", said, exc_info=surprise
-            )
-            return False
+            raise ReloadError(_said(file, error)) from error
+    return found
+
+
+async def reload(files: Sequence[Reloadable]) -> bool:
+    """Read every file again. False if one cannot count; then nothing has changed."""
+    try:
+        found = await read_all(files)
+    except ReloadError as error:
+        surprise = error.__cause__
+        logger.error("nothing was reloaded, what was in force stays: %s", error, exc_info=surprise)
+        return False
     for apply in found:
         logger.info("reloaded: %s", apply())
     if not files:

@@ -4,19 +4,21 @@ Nodes may have different files under the same path: another model, another file 
 folder of artifacts. So a replica that is about to serve writes down what it is, where Ray keeps
 such notes for the whole cluster, and compares itself with what live replicas of the same options
 have written. The first of them is right; one that differs fails with what differs, before any
-request.
+request. Files that running replicas read again (:mod:`~saccade_server.cluster.files`) move all of
+them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
-from saccade_server.api.deployment import Deployment
+from saccade_server.api.deployment import Deployment, deployment_of
 from saccade_server.api.expected import DeploymentError, Expected
+from saccade_server.api.services import Services
 from saccade_server.serve_options.server import Choices
 
 NAMESPACE = "saccade"
@@ -55,15 +57,21 @@ class Agreement:
         Raises:
             DeploymentError: it differs, with what differs.
         """
-        mine = json.dumps(
-            {"replica": replica, "digest": deployment.digest, "facts": deployment.facts}
-        ).encode()
+        mine = _note(replica, deployment)
         for key in self.notes.keys(f"{self.about}/"):
             self._compare(key, replica, deployment)
         first = f"{self.about}/{FIRST}"
         self.notes.put(first, mine, overwrite=False)  # of two at the same time one reads the other
         self._compare(first, replica, deployment)
         self.notes.put(f"{self.about}/{replica}", mine, overwrite=True)
+
+    def move(self, replica: str, deployment: Deployment) -> None:
+        """Write down what ``replica`` has become, together with the others."""
+        mine = _note(replica, deployment)
+        self.notes.put(f"{self.about}/{replica}", mine, overwrite=True)
+        first = _read(self.notes.get(f"{self.about}/{FIRST}"))
+        if first is not None and first["replica"] == replica:
+            self.notes.put(f"{self.about}/{FIRST}", mine, overwrite=True)
 
     def _compare(self, key: str, replica: str, deployment: Deployment) -> None:
         other = _read(self.notes.get(key))
@@ -76,6 +84,11 @@ class Agreement:
             Expected(other["digest"], other["facts"]).check(deployment)
         except DeploymentError as error:
             raise DeploymentError(f"unlike replica {other['replica']}, {error}") from None
+
+
+def _note(replica: str, deployment: Deployment) -> bytes:
+    said = {"replica": replica, "digest": deployment.digest, "facts": deployment.facts}
+    return json.dumps(said).encode()
 
 
 def _read(note: bytes | None) -> dict[str, Any] | None:
@@ -130,15 +143,31 @@ class RayNotes:
         return True
 
 
-async def agree(choices: Choices, deployment: Deployment) -> None:
-    """Have this replica join the others of its application.
+@dataclass(frozen=True)
+class Member:
+    """One replica among those that agree."""
 
-    Raises:
-        DeploymentError: it differs from them.
-    """
-    from ray import serve
+    agreement: Agreement
+    replica: str
+    deployment: Callable[[], Deployment]
+    """What it is now."""
 
-    context = serve.get_replica_context()
-    agreement = Agreement(RayNotes(), about(context.app_name, choices))
-    name = context.replica_id.to_full_id_str()
-    await asyncio.to_thread(agreement.join, name, deployment)
+    def join(self) -> None:
+        """Compare it with the others; waits for the network.
+
+        Raises:
+            DeploymentError: it differs from them.
+        """
+        self.agreement.join(self.replica, self.deployment())
+
+    def move(self) -> None:
+        """Write down what it has become, together with the others; waits for the network."""
+        self.agreement.move(self.replica, self.deployment())
+
+
+def deployment_with_keys(services: Services) -> Deployment:
+    """What replicas agree about: the deployment, and who may ask for how much."""
+    deployment = deployment_of(services, services.profiles)
+    kept = sorted((repr(key), key.digest.hex()) for key in services.keys.keys)
+    keys = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
+    return Deployment({**deployment.facts, "keys": keys})

@@ -6,15 +6,20 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from types import FrameType
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import RunTarget
+from ray.serve._private.common import ReplicaState
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from saccade_server.cluster.application import NAME, application, gpus, http_options
 from saccade_server.cluster.entrance import announce
+from saccade_server.cluster.rounds import SECONDS, reload
 from saccade_server.exit_codes import ExitCode
 from saccade_server.options import fail
 from saccade_server.serve_options.cluster import ClusterOptions
@@ -29,6 +34,32 @@ OBJECT_STORE_BYTES = 128 * 2**20
 LOOK_SECONDS = 0.5
 
 
+class Told:
+    """What signals have asked for."""
+
+    def __init__(self) -> None:
+        self.to_end = threading.Event()
+        self.to_reload = threading.Event()
+
+
+class Running:
+    """The replicas of the application; see :class:`~saccade_server.cluster.rounds.Replicas`."""
+
+    @cached_property
+    def _handle(self) -> DeploymentHandle[Any]:
+        return serve.get_app_handle(NAME)
+
+    def count(self) -> int:
+        """How many run."""
+        states = serve.status().applications[NAME].deployments[NAME].replica_states
+        return states.get(ReplicaState.RUNNING, 0)
+
+    def ask(self, method: str, round: str) -> list[Any]:
+        """Call the method of each."""
+        asked = self._handle.broadcast(method, round)
+        return asked.results(timeout_s=SECONDS, return_exceptions=True)
+
+
 def run(cluster: ClusterOptions, choices: Choices) -> ExitCode:
     """Serve until a signal asks for the end. Returns the process's exit code."""
     _heed(_leave_now)
@@ -36,17 +67,15 @@ def run(cluster: ClusterOptions, choices: Choices) -> ExitCode:
         _join(cluster.ray_address)
     except ConnectionError as error:
         raise fail(ValueError(f"--ray-address {cluster.ray_address}: {error}")) from error
-    told, terminal = threading.Event(), Terminal()
+    told, terminal = Told(), Terminal()
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and not terminal.is_gone:
-            logger.warning(
-                "replicas read their files when they start: end this, and start it again"
-            )
+            told.to_reload.set()
             return
-        if told.is_set():
+        if told.to_end.is_set():
             _leave_now(number, frame)
-        told.set()
+        told.to_end.set()
 
     _heed(note)  # only now: Ray takes the signals for itself when it starts
     try:
@@ -72,7 +101,7 @@ def _join(address: str | None) -> None:
         ray.init(address)
 
 
-def _serve(cluster: ClusterOptions, choices: Choices, told: threading.Event) -> ExitCode:
+def _serve(cluster: ClusterOptions, choices: Choices, told: Told) -> ExitCode:
     try:
         app = application(cluster, choices, gpus=gpus(choices))
     except ValueError as error:
@@ -88,10 +117,13 @@ def _serve(cluster: ClusterOptions, choices: Choices, told: threading.Event) -> 
         _leave(cluster)
 
 
-def _until(choices: Choices, told: threading.Event) -> ExitCode:
-    """Wait until ``told``, or until no replica could be started."""
-    greeted = False
-    while not told.wait(LOOK_SECONDS):
+def _until(choices: Choices, told: Told) -> ExitCode:
+    """Wait until told to end, or until no replica could be started."""
+    greeted, replicas = False, Running()
+    while not told.to_end.wait(LOOK_SECONDS):
+        if told.to_reload.is_set():
+            told.to_reload.clear()
+            reload(replicas)
         status = serve.status().applications.get(NAME)
         if status is None or greeted:
             continue

@@ -6,33 +6,10 @@ from saccade_server.api.deployment import Deployment
 from saccade_server.api.expected import DeploymentError
 from saccade_server.cluster.agreement import Agreement, about
 from saccade_server.serve_options.server import ServerOptions
+from saccade_testing.notes import Kept
 
 RIGHT = Deployment({"model": "m", "fingerprint": "sha256:1"})
 OTHER = Deployment({"model": "m", "fingerprint": "sha256:2"})
-
-
-class Kept:
-    """Notes in memory."""
-
-    def __init__(self) -> None:
-        self.notes: dict[str, bytes] = {}
-        self.dead: set[str] = set()
-
-    def put(self, key: str, value: bytes, *, overwrite: bool) -> None:
-        if overwrite or key not in self.notes:
-            self.notes[key] = value
-
-    def get(self, key: str) -> bytes | None:
-        return self.notes.get(key)
-
-    def drop(self, key: str) -> None:
-        self.notes.pop(key, None)
-
-    def keys(self, prefix: str) -> list[str]:
-        return [key for key in self.notes if key.startswith(prefix)]
-
-    def lives(self, replica: str) -> bool:
-        return replica not in self.dead
 
 
 def test_equal_replicas_join_and_join_again() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from saccade_client import Saccade
 from saccade_client.affinity import HEADER, affinity_key
@@ -28,6 +30,7 @@ MODEL = "saccade-demo"
 KEY = {"Authorization": "Bearer secret-key"}
 CHAT = "/v1/chat/completions"
 PROFILES = '[profiles.grounded]\ninterventions = [{ method = "var" }]\n'
+KEYS = '[keys.first]\nkey = "first-key"\n'
 ENDLESS = {"model": MODEL, "max_tokens": 1500, "ignore_eos": True}
 
 
@@ -36,9 +39,11 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("shared")
     profiles = folder / "profiles.toml"
     profiles.write_text(PROFILES)
+    keys = folder / "keys.toml"
+    keys.write_text(KEYS)
     return [
         "--no-self-test", "--api-key", "secret-key", "--admin-key", "admin-key",
-        "--profiles", str(profiles), "--artifacts", str(folder / "artifacts"),
+        "--keys", str(keys), "--profiles", str(profiles), "--artifacts", str(folder / "artifacts"),
         "--traces", str(folder / "traces"), "--silence-timeout", "2",
     ]  # fmt: skip
 
@@ -294,6 +299,81 @@ def test_an_engine_that_hangs_is_passed_over_and_replaced(cluster: Clustered) ->
     os.kill(engine, signal.SIGSTOP)
     wait_for(lambda: gone(engine), 90)
     assert len(before & wait_until_whole(cluster)) == 1
+
+
+def scraped(served: Served, **headers: str) -> dict[str, dict[str, float]]:
+    """Values of /metrics by name, then by replica."""
+    answer = httpx2.get(f"{served.url}/metrics", headers={**KEY, **headers}, timeout=60)
+    assert answer.status_code == 200
+    found: dict[str, dict[str, float]] = {}
+    for family in (open_metrics if headers else prometheus)(answer.text):
+        for sample in family.samples:
+            labels = sample.labels
+            by = found.setdefault(sample.name, {})
+            place = labels.get("replica") or labels["state"]
+            by[place] = by.get(place, 0) + sample.value
+    return found
+
+
+@pytest.mark.parametrize("accept", [{}, {"accept": "application/openmetrics-text"}])
+def test_metrics_are_those_of_all_replicas(cluster: Clustered, accept: dict[str, str]) -> None:
+    names = wait_until_whole(cluster)
+    before = scraped(cluster, **accept)
+    with client(cluster) as http:
+        for number in range(8):
+            assert http.post(CHAT, json=short(f"Counted {number}")).status_code == 200
+    after = scraped(cluster, **accept)
+    assert after["saccade:replicas"] == {"answered": 2, "silent": 0}
+    for name in ("engine_alive", "engine_answered", "deployment_info"):
+        assert after[f"saccade:{name}"] == dict.fromkeys(names, 1)
+    name = "saccade:request_success_total"
+    counted = {each: after[name][each] - before[name][each] for each in names}
+    assert sum(counted.values()) == 8
+    assert min(counted.values()) > 0
+    assert httpx2.get(f"{cluster.url}/metrics", timeout=60).status_code == 401
+
+
+def test_told_so_all_replicas_read_files_again_or_none(
+    cluster: Clustered, options: list[str]
+) -> None:
+    profiles, keys = (Path(options[options.index(o) + 1]) for o in ("--profiles", "--keys"))
+    names = wait_until_whole(cluster)
+
+    def told(content: str, words: str) -> None:
+        profiles.write_text(content)
+        said = cluster.log.read_text().count(words)
+        os.kill(cluster.pid, signal.SIGHUP)
+        wait_for(lambda: cluster.log.read_text().count(words) > said, 60)
+
+    def keys_known() -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for key in ("first-key", "second-key"):
+            head = {"Authorization": f"Bearer {key}"}
+            with httpx2.Client(base_url=cluster.url, headers=head, timeout=60) as http:
+                answers = [http.get("/v1/models") for _ in range(20)]
+            assert {answer.headers[REPLICA] for answer in answers} == names
+            found[key] = {answer.status_code for answer in answers}
+        return found
+
+    def known() -> list[set[str]]:
+        with client(cluster) as http:
+            answers = on_both(http, "/v1/profiles")
+        assert {answer.headers[REPLICA] for answer in answers} == names
+        return [{each["id"] for each in answer.json()["data"]} for answer in answers]
+
+    assert known() == [{"grounded"}] * 2
+    told("[profiles.grounded]\n", "nothing was reloaded")
+    assert known() == [{"grounded"}] * 2
+    keys.write_text(KEYS.replace("first", "second"))
+    more = PROFILES + PROFILES.replace("grounded", "more").replace("var", "pai")
+    told(more, "reloaded on 2 replicas: 2 profiles")
+    assert known() == [{"grounded", "more"}] * 2
+    os.kill(cluster.replicas()[0], signal.SIGKILL)  # the new one is like them
+    names = wait_until_whole(cluster)
+    assert known() == [{"grounded", "more"}] * 2
+    assert keys_known() == {"first-key": {401}, "second-key": {200}}
+    told(PROFILES, "reloaded on 2 replicas: 1 profiles")
+    assert known() == [{"grounded"}] * 2
 
 
 def test_a_replica_unlike_the_others_does_not_start(cluster: Clustered, options: list[str]) -> None:
