@@ -201,11 +201,16 @@ SAMPLING: list[dict[str, Any]] = [
 
 
 KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated", "traced"]
+CASES = [
+    *((kind, "qwen3") for kind in KINDS),
+    ("plain", "qwen3_vl"),
+    # Rules know nothing of axes of positions, and the other kinds take most of a minute.
+    *(pytest.param(kind, "qwen3_vl", marks=pytest.mark.long) for kind in KINDS[1:]),
+]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_vl"])
 @pytest.mark.parametrize("padded", [False, True], ids=["ordinary", "padded"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "family"), CASES)
 def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefills, decodes and mixed steps, with plans and every kind of sampling."""
     monkeypatch.setattr(ops, "attention", lambda query, *_: torch.empty_like(query))
