@@ -28,7 +28,7 @@ from saccade_server.api.layers.auth import Authenticate
 from saccade_server.api.layers.bodies import LimitBodies
 from saccade_server.api.layers.cors import Cors
 from saccade_server.api.layers.deployment import CheckDeployment
-from saccade_server.api.layers.direct import Direct, handlers_of
+from saccade_server.api.layers.direct import Direct, handlers_of, plain_paths
 from saccade_server.api.layers.ending import EndUnanswered
 from saccade_server.api.layers.heads import LimitHead
 from saccade_server.api.layers.hosts import CheckHost
@@ -111,18 +111,6 @@ def create_app(
         services.close()
 
     answering = [chat_router(services), completions_router(services), score_router(services)]
-    app = FastAPI(
-        title="Saccade",
-        version=saccade_server.__version__,
-        docs_url=None,  # a page that loads scripts from elsewhere; openapi/page.py has ours
-        redoc_url=None,
-        redirect_slashes=False,
-        middleware=[
-            *_around(services, (*_observers(services), *observers)),
-            Middleware(Direct, handlers=handlers_of(answering)),
-        ],
-        lifespan=lifespan,
-    )
     others = (
         tokenize_router,
         models_router,
@@ -137,6 +125,21 @@ def create_app(
         *answering,
         *(make(services) for make in others),
         metrics_router(services, collect),
+    )
+    app = FastAPI(
+        title="Saccade",
+        version=saccade_server.__version__,
+        docs_url=None,  # a page that loads scripts from elsewhere; openapi/page.py has ours
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(
+                Observe, observers=(*_observers(services), *observers), paths=plain_paths(routers)
+            ),
+            *_around(services),
+            Middleware(Direct, handlers=handlers_of(answering)),
+        ],
+        lifespan=lifespan,
     )
     for router in routers:
         app.include_router(router)
@@ -157,8 +160,8 @@ def _observers(services: Services) -> tuple[Observer, ...]:
     return (services.spans.observer, services.tally, *line)
 
 
-def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middleware]:
-    """The middleware around the routes, outermost first.
+def _around(services: Services) -> list[Middleware]:
+    """The middleware between those who look on and the routes, outermost first.
 
     Every answer has an id, a log line and, for pages that may read it, the headers of CORS; a
     preflight is answered before anything can refuse it. Strangers take neither memory nor a place.
@@ -166,7 +169,6 @@ def _around(services: Services, observers: tuple[Observer, ...]) -> list[Middlew
     """
     settings, lifecycle = services.settings, services.lifecycle
     return [
-        Middleware(Observe, observers=observers),
         *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
         Middleware(EndUnanswered, lifecycle=lifecycle),
         Middleware(ReadOut, settings=settings),

@@ -186,6 +186,15 @@ def test_refusals_by_method(server: Server, fields: Any, method: str, code: str)
     assert not found.by("request_success_total", "finished_reason")
 
 
+def test_who_is_refused_before_routing_asked_for_a_route(server: Server) -> None:
+    change = Change(server)
+    answer = server.http.post("/v1/chat/completions", content="x", headers={"content-type": "a/b"})
+    assert answer.status_code == 415
+    found = change.after(1)
+    assert found.by("http_errors_total", "route")["/v1/chat/completions"] == 1
+    assert found.by("http_requests_total", "route")["/v1/chat/completions"] == 1
+
+
 def test_other_refusals_are_no_methods_fault(server: Server) -> None:
     change = Change(server)
     server.chat(interventions=[SGRS], temperature=9)

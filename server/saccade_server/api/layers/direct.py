@@ -31,6 +31,14 @@ def handlers_of(routers: Iterable[APIRouter]) -> dict[tuple[str, str], Handler]:
     }
 
 
+def plain_paths(routers: Iterable[APIRouter]) -> frozenset[str]:
+    """The paths of routes that have one path alone."""
+    paths = {
+        route.path for router in routers for route in router.routes if isinstance(route, APIRoute)
+    }
+    return frozenset(path for path in paths if "{" not in path)
+
+
 class Direct:
     """Calls the handlers of (method, path); everything else goes on to the application."""
 

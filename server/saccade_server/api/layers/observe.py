@@ -24,11 +24,20 @@ error_log = logging.getLogger("saccade.error")
 
 
 class Observe:
-    """Gives each request an id and a record, and shows that to its observers."""
+    """Gives each request an id and a record, and shows that to its observers.
 
-    def __init__(self, app: ASGIApp, observers: tuple[Observer, ...] = ()) -> None:
+    ``paths`` are routes as they are sent: who is refused before routing asked for one all the same.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        observers: tuple[Observer, ...] = (),
+        paths: frozenset[str] = frozenset(),
+    ) -> None:
         self.app = app
         self.observers = observers
+        self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +75,8 @@ class Observe:
     def _end(self, scope: Scope, record: Record) -> None:
         record.status = record.status or CLIENT_CLOSED
         record.route = record.route or getattr(scope.get("route"), "path", "")
+        if not record.route and record.path in self.paths:
+            record.route = record.path
         record.ended = time.monotonic()
         for observer in self.observers:
             observer.ended(record)
