@@ -178,6 +178,7 @@ def test_nobody_has_room(two: Behind) -> None:
         server.engine.capacity = False
     assert two.chat().json()["error"]["code"] in ("server_overloaded", "no_replica")
     two.until_said("replicas has no server available")
+    wait_for(lambda: two.chat().json()["error"]["code"] == "no_replica")
     reply = two.chat()
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
     assert reply.json()["error"]["code"] == "no_replica"
