@@ -1,6 +1,7 @@
-"""What every test relies on: the interpreter for kernels, no network, one seed."""
+"""What every test relies on: the interpreter for kernels, no network, one seed, signals as usual."""
 
 import os
+import signal
 
 # Both are read when the libraries are imported, hence before any of the imports below.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,14 @@ pytest.register_assert_rewrite("saccade_testing")
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, that is when its module is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# A run under `nohup`, or as a shell's background job, inherits signals that are ignored, and so does
+# every server that a test starts.
+for ignored in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        default = signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL
+        signal.signal(ignored, default)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
