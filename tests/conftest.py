@@ -1,4 +1,4 @@
-"""What every test relies on: the interpreter for kernels, no network, one seed, signals as usual."""
+"""What every test relies on: the interpreter for kernels, no network, one seed, signals."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-# A run under `nohup`, or as a shell's background job, inherits signals that are ignored, and so does
-# every server that a test starts.
+# A run under `nohup`, or as a shell's background job, inherits signals that are ignored, and so
+# does every server that a test starts.
 for ignored in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         default = signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL

@@ -24,16 +24,18 @@ LAYERS = {
     "saccade_server.models": ("saccade_kernels", "saccade_server"),
     "saccade_server.engine": ("saccade_kernels", *PLANS, "saccade_server"),
     "saccade_server.detectors": ("saccade_interventions",),
+    "saccade_server.grammars": (),
     "saccade_server.requests": ("saccade_kernels", "saccade_interventions", "saccade_server"),
 }
 # layer -> what it must not import, although it lies inside something it may
 FORBIDDEN = {
     "saccade_server.models": (*ABOVE, "saccade_server.requests", "saccade_server.engine"),
     "saccade_server.engine": (*ABOVE, "saccade_server.requests"),
+    "saccade_server.grammars": (*ABOVE, "saccade_server.models", "saccade_server.engine"),
     "saccade_server.requests": ABOVE,
 }
 KNOW_NO_HTTP = tuple(
-    f"saccade_server.{room}" for room in ("detectors", "requests", "engine", "models")
+    f"saccade_server.{room}" for room in ("detectors", "grammars", "requests", "engine", "models")
 )
 HTTP = ("fastapi", "starlette", "uvicorn", "httpx2", "h11", "httptools")
 KNOWS_TRANSFORMERS = ("saccade_server.models", "saccade_server.demo")

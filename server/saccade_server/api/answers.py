@@ -25,6 +25,7 @@ from saccade_server.api.ids import new_id
 from saccade_server.api.layers.observe import error_log
 from saccade_server.api.layers.record import Record
 from saccade_server.api.prompt_scores import PromptScores, PromptScoring, entries_of
+from saccade_server.api.reading import Call
 from saccade_server.api.recording import note_answer
 from saccade_server.api.selection import PROFILE_FIELD, PROFILE_HEADER, Selection
 from saccade_server.api.services import Services
@@ -240,6 +241,8 @@ class Collected:
     """One choice, complete."""
 
     text: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -249,6 +252,11 @@ class Collected:
     def add(self, delta: Delta) -> None:
         """Append what is new."""
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        for call in delta.calls:
+            if call.id is not None:
+                self.calls.append(Call(call.id, call.name or ""))
+            self.calls[call.index].arguments += call.arguments
         self.logprobs += delta.logprobs
         self.offsets += delta.offsets
         self.finish_reason = delta.finish_reason

@@ -13,6 +13,7 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
+from saccade_server.api.chat_message import message, news
 from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.detections import detections
@@ -62,7 +63,7 @@ def chat_router(services: Services) -> APIRouter:
                 choices=[
                     {
                         "index": index,
-                        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                        "message": message(choice),
                         "logprobs": _logprobs(answer, body, choice.logprobs),
                         "finish_reason": choice.finish_reason,
                         **traced(choice),
@@ -120,7 +121,7 @@ class _Events:
             more = {} if self._started else self._listed(delta.index)
             events += frame(self._envelope(said, **more))
             self._started.add(delta.index)
-        if delta.text or delta.logprobs:
+        if delta.text or delta.reasoning or delta.calls or delta.logprobs:
             events += self._said(delta)
         if delta.finish_reason:
             self._open -= 1
@@ -130,10 +131,11 @@ class _Events:
         return events
 
     def _said(self, delta: Delta) -> bytes:
-        if not self._body.logprobs and not self._body.continuous_usage:
+        is_text = not (delta.reasoning or delta.calls)
+        if is_text and not self._body.logprobs and not self._body.continuous_usage:
             return self._texts.event(delta.index, delta.text)
         logprobs = _logprobs(self._answer, self._body, list(delta.logprobs))
-        return frame(self._chunk(delta.index, {"content": delta.text}, logprobs))
+        return frame(self._chunk(delta.index, news(delta), logprobs))
 
     def _listed(self, index: int) -> dict[str, Any]:
         """What the first event of all says of the prompt."""

@@ -13,6 +13,7 @@ import msgspec
 from saccade_server.api.deadline import too_late
 from saccade_server.api.errors import EngineFailure
 from saccade_server.api.layers.observe import error_log
+from saccade_server.api.reading import CallDelta, Reader, Said
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import (
     EngineOutput,
@@ -40,17 +41,26 @@ class Decoder(Protocol):
 class Delta(msgspec.Struct, frozen=True):
     """What is new about one choice. ``offsets`` are where the texts of ``logprobs`` begin.
 
+    ``text`` is what it says, ``reasoning`` what it thinks, ``calls`` what it calls.
     ``trace`` and ``detectors`` come with the last delta of a choice that has some, once they are
     made; the first is JSON.
     """
 
     index: int
     text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     offsets: tuple[int, ...] = ()
     finish_reason: str | None = None
     trace: msgspec.Raw | None = None
     detectors: list[dict[str, Any]] | None = None
+
+    @property
+    def says(self) -> bool:
+        """Whether there is anything for the client in it."""
+        new = self.text or self.reasoning or self.calls or self.logprobs or self.finish_reason
+        return bool(new)
 
 
 class Choice:
@@ -67,9 +77,11 @@ class Choice:
         trace: TracePlan | None = None,
         detection: Detection | None = None,
         shows_logprobs: bool = True,
+        reader: Reader | None = None,
     ) -> None:
         """``methods``: the interventions of the request, for its error.
 
+        ``reader``: what tells its reasoning and its calls from the rest; None: it has only text.
         ``shows_logprobs``: False if none but detectors asked for them. ``outcome`` is how it has
         ended so far, "" before the engine has it; see :class:`SequenceRecord`.
         """
@@ -86,6 +98,7 @@ class Choice:
         self.scores = ScoreLog.of(request)
         self.watched = None if detection is None else detection.collect()
         self._shows_logprobs = shows_logprobs
+        self._reader = reader
         self._decoder = decoder
         self._stops = stops
         self._least = request.sampling.min_tokens
@@ -188,13 +201,19 @@ class Choice:
 
     def _delta(self, text: str, finish_reason: str | None = None) -> Delta:
         self._shown += len(text)
+        said = Said(text)
+        if self._reader is not None:
+            said = self._reader.read(text, finish_reason is not None)
+            if finish_reason == "stop" and self._reader.has_called:
+                finish_reason = "tool_calls"
+        new = Delta(self.index, said.text, said.reasoning, said.calls, finish_reason=finish_reason)
         if not self._waiting:
-            return Delta(self.index, text, finish_reason=finish_reason)
+            return new
         ready = [item for item in self._waiting if item[0] <= self._shown]
         self._waiting = self._waiting[len(ready) :]
         logprobs = tuple(entry for _, _, entry in ready)
         offsets = tuple(start for _, start, _ in ready)
-        return Delta(self.index, text, logprobs, offsets, finish_reason)
+        return msgspec.structs.replace(new, logprobs=logprobs, offsets=offsets)
 
     def _finish(self, output: EngineOutput) -> str:
         if self.stopped or output.finish_reason is FinishReason.STOP:

@@ -164,7 +164,7 @@ class Generation:
         if self._led and choice.done:
             led, self._led = self._led, ()
             self._open(led)
-        return delta if delta.text or delta.logprobs or delta.finish_reason else None
+        return delta if delta.says else None
 
     def _deliver(self, choice: Choice, news: News) -> None:
         if not self.first_token and (isinstance(news, int) or _says(news)):

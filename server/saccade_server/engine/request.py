@@ -20,6 +20,7 @@ from saccade_server.engine.counts import FormCount, Histogram
 from saccade_server.engine.origin import UNKNOWN, Origin
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import Trace, TracePiece
+from saccade_server.grammars.grammar import Grammar, GrammarCount
 
 EMPTY = Array("|u1", (0,), b"")
 """Stands for pixels that are elsewhere."""
@@ -87,7 +88,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     are the first tokens of the answer, known from the start: they are rows of the answer to every
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
-    ``trace``: what it wants to see of its rows, which changes nothing. ``priority`` is vLLM's:
+    ``trace``: what it wants to see of its rows, which changes nothing. ``grammar``: what its answer
+    must be; of branches their leader's holds. ``priority`` is vLLM's:
     the lower goes first. ``owner`` is whose request it is, for fairness among those who wait, and
     ``origin`` what the log calls it.
     ``deadline``: when it need not begin any more, in seconds of the machine's monotonic clock.
@@ -102,6 +104,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     cache_salt: str = ""
     given: tuple[int, ...] = ()
     trace: Trace | None = None
+    grammar: Grammar | None = None
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
@@ -202,6 +205,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
     trace: tuple[TracePiece, ...] = ()  # what steps since the last output have read
+    grammar: GrammarCount | None = None  # on the last output of a sequence with a grammar
     timing: Timing | None = None  # on the last output of a sequence that was queued
 
 

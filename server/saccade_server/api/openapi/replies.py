@@ -12,7 +12,7 @@ from saccade_server.api.openapi.absent import Absent, no_default
 from saccade_server.api.openapi.detector_replies import Detected
 from saccade_server.api.openapi.trace_replies import AnswerTrace
 
-FINISH = Literal["stop", "length"]
+FINISH = Literal["stop", "length", "tool_calls"]
 
 
 class Failure(BaseModel):
@@ -151,12 +151,29 @@ class Envelope(BaseModel):
     interventions_applied: Absent[list[Applied]]
 
 
+class CalledFunction(BaseModel):
+    """Which function is called, and the JSON text of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
-    """What the model said."""
+    """What the model said; the content is null where it only thought, or called tools."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: Absent[str]
+    tool_calls: Absent[list[CalledTool]]
 
 
 class ChatChoice(BaseModel):
@@ -178,11 +195,29 @@ class ChatCompletion(Envelope):
     prompt_logprobs: Absent[PromptLogprobs]
 
 
+class FunctionDelta(BaseModel):
+    """What is new about a call's function: its name comes first, arguments in pieces."""
+
+    name: Absent[str]
+    arguments: str
+
+
+class ToolDelta(BaseModel):
+    """What is new about the call of this index."""
+
+    index: int
+    id: Absent[str]
+    type: Absent[Literal["function"]]
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What is new about a message."""
 
     role: Absent[Literal["assistant"]]
     content: Absent[str]
+    reasoning_content: Absent[str]
+    tool_calls: Absent[list[ToolDelta]]
 
 
 class ChunkChoice(BaseModel):

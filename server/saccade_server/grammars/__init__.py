@@ -1,0 +1,1 @@
+"""Grammars that answers must follow: from what requests say to the tokens that may come next."""
