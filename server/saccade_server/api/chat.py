@@ -33,6 +33,7 @@ from saccade_server.api.sampling import (
 )
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
+from saccade_server.api.shape import shapes_of
 from saccade_server.api.sse import frame, unless_disconnected
 from saccade_server.api.templating import templating
 from saccade_server.requests.detectors import parse_detectors
@@ -93,9 +94,10 @@ async def _prepare(services: Services, body: ChatRequest, request: Request) -> A
     async with stands.deadline.kept(), selection.explained():
         prompt = await prepare_chat(services, body.messages, selection.interventions, how)
         length = body.length[0]
+        shapes = await shapes_of(services, body, [prompt])
         traces = await trace_plans(services, body, [prompt], length)
         detected = await detections(services, body, detectors, [prompt], length)
-    read = (traces, detected)
+    read = (shapes, traces, detected)
     work = generation(services, body, [prompt], params, length, stands, scoring, *read)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))

@@ -32,6 +32,7 @@ from saccade_server.api.sampling import (
 )
 from saccade_server.api.selection import select
 from saccade_server.api.services import Services
+from saccade_server.api.shape import shapes_of
 from saccade_server.api.sse import frame, unless_disconnected
 from saccade_server.requests.detectors import parse_detectors
 
@@ -104,9 +105,10 @@ async def _prepare(services: Services, body: CompletionRequest, request: Request
         if length is None:
             shortest = min(services.room - item.length for item in prompts)
             length = min(max(DEFAULT_MAX_TOKENS, body.min_tokens or 0), shortest)
+        shapes = await shapes_of(services, body, prompts)
         traces = await trace_plans(services, body, prompts, length)
         detected = await detections(services, body, detectors, prompts, length)
-    read = (traces, detected)
+    read = (shapes, traces, detected)
     work = generation(services, body, prompts, params, length, stands, scoring, *read)
     ignored = note_ignored(services, body, COMPLETION)
     kind, trace = "text_completion", body.trace

@@ -16,6 +16,7 @@ from saccade_server.api.ids import new_id, new_seed
 from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
+from saccade_server.api.shape import Shape
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import SamplingParams
 from saccade_server.requests.detection import Detection
@@ -64,13 +65,15 @@ def generation(
     max_tokens: int | None,
     stands: Standing,
     scoring: PromptScoring,
+    shapes: Sequence[Shape],
     traces: tuple[TracePlan, ...] = (),
     detections: tuple[Detection, ...] = (),
 ) -> Generation:
     """Fan the prompts out into ``n`` sequences each, copy i with the seed plus i.
 
     The first copy reads the scores of their prompt; in a stream, where any may be the first to say
-    something, each does. ``traces`` and ``detections`` are those of the prompts, if they have any.
+    something, each does. ``shapes`` are the prompts', as are ``traces`` and ``detections`` if they
+    have any.
     """
     scoring.check(prompts, body.n or 1, max_tokens)
     stands.take_prompts(sum(prepared.length for prepared in prompts))
@@ -83,7 +86,7 @@ def generation(
     shows = params.logprobs is not None
     if any(detection.blind is not None for detection in detections) and not shows:
         params = replace(params, logprobs=0)
-    for prepared, trace, detection in zip_longest(prompts, traces, detections):
+    for prepared, shape, trace, detection in zip_longest(prompts, shapes, traces, detections):
         length = answer_length(prepared, max_tokens, info, body.length[1])
         sized = replace(params, max_tokens=length)
         check_min_tokens(sized, info)
@@ -92,6 +95,7 @@ def generation(
             *(() if detection is None else detection.readings),
         )
         asked = stands.of(prepared.request("", sized, readings=readings))
+        asked = replace(asked, grammar=shape.grammar)
         check_group(asked, info)
         for copy in range(body.n or 1):
             sampling = replace(params, max_tokens=length, seed=(first + copy) % SEEDS)
@@ -101,10 +105,20 @@ def generation(
             decoder = services.prompts.detokenizer(request.tokens)
             named = tuple(item.method_id() for item in prepared.interventions)
             stops = StopStrings(body.stops)
-            choice = Choice(
-                len(choices), request, decoder, stops, ends, named, trace, detection, shows
+            choices.append(
+                Choice(
+                    len(choices),
+                    request,
+                    decoder,
+                    stops,
+                    ends,
+                    named,
+                    trace,
+                    detection,
+                    shows,
+                    None if shape.reader is None else shape.reader(prepared),
+                )
             )
-            choices.append(choice)
     at_once = bool(body.stream or body.stops)
     read = (*traces, *(plan for detection in detections for plan in detection.plans))
     room = services.traces.room(read * (body.n or 1)) if read else None
