@@ -1,0 +1,43 @@
+"""Regular expressions and fixed choices as grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from saccade_server.grammars.checking import check
+from saccade_server.grammars.errors import GrammarError
+from saccade_server.grammars.source import HEADER, quoted, slashed
+
+MOST_CHOICES: Final = 10_000
+
+
+def of_regex(expression: str) -> str:
+    """The source of a grammar of the texts that ``expression`` matches as a whole.
+
+    Raises GrammarError for look-around, back references and what else is no regular expression.
+    """
+    source = f"{HEADER}start: {slashed(expression)}\n"
+    check(source)
+    return source
+
+
+def of_choices(texts: Sequence[str]) -> str:
+    """The source of a grammar of exactly these texts.
+
+    Raises GrammarError, its path an index, for an empty text or one that is there twice.
+    """
+    if not texts:
+        raise GrammarError("There must be at least one choice.")
+    if len(texts) > MOST_CHOICES:
+        raise GrammarError(f"There are more than {MOST_CHOICES} choices.")
+    seen: set[str] = set()
+    for index, text in enumerate(texts):
+        if not text:
+            raise GrammarError("A choice must not be empty.", (index,))
+        if text in seen:
+            raise GrammarError("This choice is there already.", (index,))
+        seen.add(text)
+    source = f"{HEADER}start: {' | '.join(map(quoted, texts))}\n"
+    check(source)
+    return source

@@ -1,0 +1,140 @@
+"""Where one answer is in its grammar: which tokens may come next, and what has come."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from saccade_server.grammars.errors import GrammarFailed
+from saccade_server.grammars.grammar import GrammarCount, Thinking
+from saccade_server.grammars.vocabulary import Vocabulary
+
+TOO_COMPLEX = (
+    "The grammar is too complex at this point of the answer: the tokens that it allows cannot be "
+    "found within the server's limits. Simplify it."
+)
+DEAD_END = "The grammar allows no token at this point of the answer, so it can never be completed."
+REFUSED = "A token came that the grammar does not allow at this point of the answer."
+
+
+class _Gate(Enum):
+    """Who rules the next token."""
+
+    MAY_OPEN = auto()  # the grammar, or the token that opens the reasoning
+    INSIDE = auto()  # nobody, but that reasoning ends with its closing token
+    GRAMMAR = auto()
+
+
+class Matcher:
+    """The state of one answer; used by one thread at a time.
+
+    Reasoning is free, but for the tokens that end answers: an answer that must follow a grammar
+    does not end before the grammar began.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: Vocabulary, thinking: Thinking | None = None
+    ) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._thinking = thinking
+        self._gate = _Gate.GRAMMAR
+        if thinking is not None:
+            self._gate = _Gate.INSIDE if thinking.opens is None else _Gate.MAY_OPEN
+        self._allowed = 0
+        self._constrained = 0
+        self._forced = 0
+        self._ended = False
+
+    def fill(self, row: NDArray[np.int32]) -> int:
+        """Write the tokens that may come next as bits of ``row`` [words], lowest first.
+
+        Returns how many they are. Raises GrammarFailed where there is none, or where the search for
+        them went beyond the limits.
+        """
+        if row.dtype != np.int32 or row.shape != (self._vocabulary.words,):
+            raise ValueError(f"a mask is int32 [{self._vocabulary.words}]")
+        if not row.flags["C_CONTIGUOUS"] or not row.flags["WRITEABLE"]:
+            raise ValueError("a mask must be contiguous and writable")
+        if self._gate is _Gate.INSIDE:
+            return self._fill_reasoning(row)
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._matcher.is_error():  # the mask would allow the ends, as if the answer were whole
+            raise GrammarFailed(TOO_COMPLEX)
+        self._allowed = int(np.bitwise_count(row.view(np.uint32)).sum())
+        if self._allowed == 0:
+            raise GrammarFailed(DEAD_END)
+        if self._gate is _Gate.MAY_OPEN and self._thinking is not None:
+            opens = self._thinking.opens
+            if opens is not None and not _has(row, opens):
+                _put(row, opens, True)
+                self._allowed += 1
+        return self._allowed
+
+    def _fill_reasoning(self, row: NDArray[np.int32]) -> int:
+        row.fill(-1)
+        row[-1] = np.int32(-1 if self._vocabulary.size % 32 == 0 else 0)
+        for token in range(self._vocabulary.size // 32 * 32, self._vocabulary.size):
+            _put(row, token, True)
+        for end in self._vocabulary.ends:
+            _put(row, end, False)
+        return self._vocabulary.size - len(self._vocabulary.ends)
+
+    def accept(self, token: int) -> None:
+        """Take the next token of the answer; an end may come, too.
+
+        Raises GrammarFailed for a token that is not allowed.
+        """
+        if self._gate is not _Gate.GRAMMAR and self._thinking is not None:
+            if self._gate is _Gate.INSIDE:
+                if token == self._thinking.closes:
+                    self._gate = _Gate.GRAMMAR
+                elif token in self._vocabulary.ends:
+                    raise GrammarFailed(REFUSED)
+                return
+            if token == self._thinking.opens:
+                self._gate = _Gate.INSIDE
+                return
+            self._gate = _Gate.GRAMMAR
+        self._accept_ruled(token)
+
+    def _accept_ruled(self, token: int) -> None:
+        if token in self._vocabulary.ends:
+            if not self.complete:
+                raise GrammarFailed(REFUSED)
+            self._ended = True
+            return
+        if self._ended or not self._matcher.consume_token(token):
+            raise GrammarFailed(REFUSED)
+        self._constrained += 1
+        self._forced += self._allowed == 1
+        self._allowed = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        return self._gate is _Gate.GRAMMAR and (
+            self._matcher.is_accepting() and not self._matcher.is_error()
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but an end may come."""
+        return self.complete and self._matcher.is_stopped()
+
+    @property
+    def count(self) -> GrammarCount:
+        """What the grammar did up to here; ends are not counted."""
+        return GrammarCount(self._constrained, self._forced, self.complete)
+
+
+def _has(row: NDArray[np.int32], token: int) -> bool:
+    return bool(row.view(np.uint32)[token // 32] >> np.uint32(token % 32) & np.uint32(1))
+
+
+def _put(row: NDArray[np.int32], token: int, allowed: bool) -> None:
+    words, bit = row.view(np.uint32), np.uint32(1 << token % 32)
+    words[token // 32] = words[token // 32] | bit if allowed else words[token // 32] & ~bit
