@@ -1,7 +1,10 @@
 """What every test relies on: the interpreter for kernels, no network, one seed, signals."""
 
+from __future__ import annotations
+
 import os
 import signal
+from typing import TYPE_CHECKING
 
 # Both are read when the libraries are imported, hence before any of the imports below.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from saccade_testing.chat_models import ChatFolder
 
 pytest.register_assert_rewrite("saccade_testing")
 
@@ -36,6 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def seed() -> None:
     """Make every test start from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> ChatFolder:
+    """``chat_folder(style, *first)``: a tiny chat model of saccade_testing.chat_models."""
+    from saccade_testing import chat_models  # assertions of this package are rewritten first
+
+    return chat_models.folders(tmp_path_factory.mktemp("chat"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
