@@ -116,8 +116,10 @@ class Answer:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        details = published(self.generation.runs)
-        if details is not None:
+        details = published(self.generation.runs) or {}
+        if self.prompts[0].prompt.thought is not None:
+            details["reasoning_tokens"] = sum(choice.reasoning_tokens for choice in choices)
+        if details:
             usage["completion_tokens_details"] = details
         return usage
 

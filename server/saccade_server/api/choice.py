@@ -6,6 +6,7 @@ character is held back, and so are the logprobs of its tokens.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any, Protocol
 
 import msgspec
@@ -105,6 +106,7 @@ class Choice:
         self._end_tokens = end_tokens
         self._methods = methods
         self._decoded = 0  # characters that left the decoder
+        self._behind: list[int] = []  # and how many had, token by token; for a reader
         self._shown = 0
         self._waiting: list[tuple[int, int, TokenLogprobs]] = []  # end, start, entry
 
@@ -112,6 +114,14 @@ class Choice:
     def stopped(self) -> bool:
         """A stop string was found."""
         return self._stops.stopped
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of its reasoning, markers included: all so far while it goes on."""
+        reasoned = 0.0 if self._reader is None else self._reader.reasoned
+        if reasoned == 0:
+            return 0
+        return min(bisect_left(self._behind, reasoned) + 1, self.completion_tokens)
 
     @property
     def computed_tokens(self) -> int:
@@ -191,6 +201,8 @@ class Choice:
         piece = self._decoder.push(token)
         start = self._decoded
         self._decoded += len(piece)
+        if self._reader is not None:
+            self._behind.append(self._decoded)
         if self.watched is not None:
             self.watched.say(token, None if entry is None else entry.logprob)
         if entry is not None and self._shows_logprobs:

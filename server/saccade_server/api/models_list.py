@@ -19,7 +19,7 @@ def models_router(services: Services) -> APIRouter:
     created = int(time.time())
 
     def card(name: str, profile: str | None) -> dict[str, Any]:
-        info = services.engine.info
+        info, markers = services.engine.info, services.prompts.markers
         return {
             "id": name,
             "object": "model",
@@ -35,6 +35,7 @@ def models_router(services: Services) -> APIRouter:
             "hidden_size": info.hidden_size,
             "fingerprint": info.fingerprint,
             "chat_template_variables": list(services.prompts.template_variables),
+            "reasoning_markers": None if markers is None else [markers.opens, markers.closes],
             "profile": profile or services.profiles.default,
         }
 

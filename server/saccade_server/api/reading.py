@@ -5,6 +5,7 @@ A reader belongs to one choice, and gets its text in pieces as they are shown: b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,16 @@ class Said(msgspec.Struct, frozen=True):
 
 class Reader(Protocol):
     """Tells the parts of one answer's text apart; holds back what may yet be a marker."""
+
+    @property
+    def shown(self) -> Mapping[int, str]:
+        """Texts that tokens are written as in what it reads, special ones too."""
+        ...
+
+    @property
+    def reasoned(self) -> float:
+        """How many characters of what it has read are reasoning; endless while that goes on."""
+        ...
 
     @property
     def has_called(self) -> bool:

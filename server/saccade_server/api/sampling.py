@@ -17,7 +17,7 @@ from saccade_server.api.prompt_scores import PromptScoring
 from saccade_server.api.rendering import check_tokens
 from saccade_server.api.services import Services
 from saccade_server.api.shape import Shape
-from saccade_server.api.stops import StopStrings
+from saccade_server.api.stops import StopStrings, also_as
 from saccade_server.engine.request import SamplingParams
 from saccade_server.requests.detection import Detection
 from saccade_server.requests.limits import answer_length, check_group, check_min_tokens
@@ -102,9 +102,12 @@ def generation(
             request = replace(asked, request_id=f"{name}-{len(choices)}", sampling=sampling)
             if copy == 0 or body.stream:
                 request = scoring.on(request)
-            decoder = services.prompts.detokenizer(request.tokens)
+            reader = None if shape.reader is None else shape.reader(prepared)
+            shown = {} if reader is None else reader.shown
+            decoder = services.prompts.detokenizer(request.tokens, shown)
             named = tuple(item.method_id() for item in prepared.interventions)
-            stops = StopStrings(body.stops)
+            written = {services.prompts.token_text(at)[0]: text for at, text in shown.items()}
+            stops = StopStrings(also_as(body.stops, written))
             choices.append(
                 Choice(
                     len(choices),
@@ -116,7 +119,7 @@ def generation(
                     trace,
                     detection,
                     shows,
-                    None if shape.reader is None else shape.reader(prepared),
+                    reader,
                 )
             )
     at_once = bool(body.stream or body.stops)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.reading import Reader
+from saccade_server.api.reasoning import MayThink
 from saccade_server.api.services import Services
 from saccade_server.grammars.grammar import Grammar
 from saccade_server.requests.prepared import Prepared
@@ -29,7 +30,9 @@ PLAIN = Shape()
 
 async def shape_of(services: Services, body: Sampled, prompt: Prepared) -> Shape:
     """What a request asks of the answers to one of its prompts."""
-    return PLAIN
+    shape = PLAIN
+    may_think = MayThink.of(services.prompts.markers, body, prompt.prompt)
+    return shape if may_think is None else _behind_reasoning(may_think, shape)
 
 
 async def shapes_of(
@@ -37,3 +40,13 @@ async def shapes_of(
 ) -> tuple[Shape, ...]:
     """What a request asks of its answers, prompt by prompt."""
     return tuple([await shape_of(services, body, prompt) for prompt in prompts])
+
+
+def _behind_reasoning(may_think: MayThink, shape: Shape) -> Shape:
+    """The form of answers that may think before they are what was asked."""
+
+    def reader(prepared: Prepared) -> Reader:
+        return may_think.reader(None if shape.reader is None else shape.reader(prepared))
+
+    grammar = None if shape.grammar is None else may_think.grammar(shape.grammar)
+    return Shape(grammar, reader)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class StopStrings:
     """Feeds text through; holds back what could still become a stop string.
@@ -36,7 +38,7 @@ class StopStrings:
 
     def _hold(self, text: str) -> str:
         """Keep what could become a stop string; the rest may be shown."""
-        keep = max((_overlap(text, stop) for stop in self.stops), default=0)
+        keep = max((overlap(text, stop) for stop in self.stops), default=0)
         shown = len(text) - keep
         self._held = text[shown:]
         self._passed = max(self._passed - shown, 0)
@@ -56,7 +58,15 @@ class StopStrings:
         return min(found)[1] if found else None
 
 
-def _overlap(text: str, stop: str) -> int:
+def also_as(stops: tuple[str, ...], written: Mapping[str, str]) -> tuple[str, ...]:
+    """The stop strings, and those with texts in them as they are written in this answer."""
+    others = list(stops)
+    for text, instead in written.items():
+        others = [stop.replace(text, instead) if text else stop for stop in others]
+    return tuple(dict.fromkeys([*stops, *others]))
+
+
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that begins ``stop``, short of all of it."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if stop.startswith(text[-length:]):

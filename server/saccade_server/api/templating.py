@@ -8,7 +8,7 @@ make of them is bounded here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from saccade_server.models.template import OURS
 
 FIELD = "chat_template_kwargs"
 THINKING = "enable_thinking"
+SWITCHES = (THINKING, "thinking")
+"""What templates call the variable that turns reasoning on and off."""
 MOST_VARIABLES = 32
 MOST_ITEMS = 64
 LONGEST_TEXT = 1024
@@ -70,16 +72,20 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
         raise BadRequest(message, param="continue_final_message")
     generation = not continued if body.add_generation_prompt is None else body.add_generation_prompt
     variables: dict[str, Any] = {}
+    paths: dict[str, str] = {}
     ignored: list[str] = []
-    for name, (path, value) in _given(body).items():
-        if name in prompts.template_variables:
+    for name, path, value in (*_given(body), *_thinking(prompts, body)):
+        if name in variables:
+            if variables[name] != value:
+                message = f"{paths[name]} and {path} differ; give one of them."
+                raise BadRequest(message, param=path)
+        elif name in prompts.template_variables:
             _check_value(value, path, switch=name == THINKING)
-            variables[name] = value
+            variables[name], paths[name] = value, path
         elif name == THINKING and value is False and not prompts.knows_thinking:
             ignored.append(path)
         else:
             raise _unknown(prompts, name, path)
-    paths = {name: path for name, (path, _) in _given(body).items()}
     return Templating(generation, continued, variables, paths, tuple(ignored))
 
 
@@ -90,24 +96,46 @@ def refuse_without_messages(body: Templated) -> None:
             raise BadRequest(f"{name} is for messages.", param=name)
 
 
-def _given(body: Templated) -> dict[str, tuple[str, Any]]:
-    """Name of each variable -> where it is in the request, and its value; null is not given."""
+def _given(body: Templated) -> Iterator[tuple[str, str, Any]]:
+    """Each variable, where it is in the request, and its value; null is not given."""
     own = body.chat_template_kwargs or {}
     if len(own) > MOST_VARIABLES:
         raise BadRequest(f"{FIELD} may have {MOST_VARIABLES} entries.", param=FIELD)
-    given = {
-        name: (f"{FIELD}.{bounded(name, 64)}", value)
-        for name, value in own.items()
-        if value is not None
-    }
-    alias = body.enable_thinking
-    if alias is None:
-        return given
-    _, other = given.setdefault(THINKING, (THINKING, alias))
-    if other is not alias:
-        message = f"{THINKING} and {FIELD}.{THINKING} differ; give one of them."
-        raise BadRequest(message, param=THINKING)
-    return given
+    for name, value in own.items():
+        if value is not None:
+            yield name, f"{FIELD}.{bounded(name, 64)}", value
+    if body.enable_thinking is not None:
+        yield THINKING, THINKING, body.enable_thinking
+
+
+def _thinking(prompts: PromptProcessor, body: Templated) -> Iterator[tuple[str, str, Any]]:
+    """The variables that say what the fields of other servers ask of a model that thinks.
+
+    Raises:
+        BadRequest: the template has none that says it.
+    """
+    known = prompts.template_variables
+    switch = next((name for name in SWITCHES if name in known), None)
+    effort, asked = body.reasoning_effort, body.thinking
+    if asked is not None:
+        if switch is not None:
+            yield switch, "thinking", asked.type == "enabled"
+        elif asked.type == "enabled" or prompts.knows_thinking:
+            raise _no_switch("thinking", " or ".join(SWITCHES))
+    if effort == "none" and switch is not None:
+        yield switch, "reasoning_effort", False
+    elif effort is not None and "reasoning_effort" in known:
+        yield "reasoning_effort", "reasoning_effort", effort
+    elif effort is not None and (effort != "none" or prompts.knows_thinking):
+        raise _no_switch("reasoning_effort", "reasoning_effort")
+
+
+def _no_switch(param: str, variable: str) -> BadRequest:
+    message = (
+        f"{param} is not supported by this model: its chat template has no variable {variable}; "
+        f"what it has is said in {FIELD}."
+    )
+    return unsupported(param, message)
 
 
 def _unknown(prompts: PromptProcessor, name: str, path: str) -> BadRequest:

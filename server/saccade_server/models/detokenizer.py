@@ -41,16 +41,25 @@ ALPHABET = byte_alphabet()
 class ByteDetokenizer:
     """The text of one growing sequence, where tokens are bytes; ``data`` has those of each token.
 
-    What a prompt's last tokens leave unfinished counts as new.
+    What a prompt's last tokens leave unfinished counts as new. ``shown`` are texts for tokens that
+    are written as these, whatever their own bytes are.
     """
 
-    def __init__(self, data: Mapping[int, bytes], prompt_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        data: Mapping[int, bytes],
+        prompt_tokens: Sequence[int] = (),
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self._data = data
+        self._shown = shown or {}
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._decode(b"".join(data[token] for token in prompt_tokens[-LONGEST_CONTEXT:]))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain, possibly none."""
+        if token in self._shown:
+            return self.flush() + self._shown[token]
         return self._decode(self._data[token])
 
     def flush(self) -> str:
@@ -63,7 +72,7 @@ class Detokenizer:
 
     ``fallback`` are the tokens that are single bytes. With ``eager`` a run of them does not wait
     for its end, only for the ends of its characters. ``alone`` keeps the texts of single tokens,
-    for all sequences of a tokenizer.
+    for all sequences of a tokenizer. ``shown`` are texts for tokens that are written as these.
     """
 
     def __init__(
@@ -74,16 +83,22 @@ class Detokenizer:
         fallback: Mapping[int, bytes] | None = None,
         eager: bool = False,
         alone: dict[int, str] | None = None,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._fallback = fallback or {}
         self._eager = eager
         self._alone = {} if alone is None else alone
+        self._shown = shown or {}
+        self._begin(self._context(prompt_tokens))
+
+    def _begin(self, ids: list[int]) -> None:
+        """Go on behind ``ids``, of which nothing is to be handed out but what they left open."""
         self._run = _Run()
         # Decoding depends on what stands before (SentencePiece drops a leading space), so the
         # last piece handed out stays in front of the tokens that wait.
-        self._ids = self._context(prompt_tokens)
+        self._ids = ids
         self._read = len(self._ids)  # tokens whose text has been handed out
         # A prompt may end inside a character; then the whole character counts as new.
         self._sent = self._decode(self._ids).rstrip(REPLACEMENT)
@@ -92,6 +107,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain, possibly none."""
+        if token in self._shown:
+            text = self.flush() + self._shown[token]
+            self._begin([token])
+            return text
         if token in self._special or not self._known(token):
             return ""
         was_broken = self._run.broken

@@ -23,6 +23,13 @@ from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import load_config
 from saccade_server.models.folder import UnsupportedModelError, in_short, named
 from saccade_server.models.images import ImagePreprocessor
+from saccade_server.models.reasoning import (
+    Markers,
+    Thought,
+    find_markers,
+    thought_begun,
+    thought_continued,
+)
 from saccade_server.models.rendered import PreparedImage as PreparedImage
 from saccade_server.models.rendered import RenderedPrompt as RenderedPrompt
 from saccade_server.models.sanitize import Segment
@@ -119,6 +126,11 @@ class PromptProcessor:
         return self._chat is None or self._chat.template.quick
 
     @cached_property
+    def markers(self) -> Markers | None:
+        """What stands around the model's reasoning; None if its template speaks of none."""
+        return find_markers(self._chat.template, self._encoder) if self._chat else None
+
+    @cached_property
     def knows_thinking(self) -> bool:
         """True if the model may think before it answers, by its template or its tokens."""
         source = self._chat.template.source if self._chat else ""
@@ -176,7 +188,16 @@ class PromptProcessor:
             prompt = self._build(segments, self._adds_special(segments), pixels)
         except ValueError as error:
             raise PromptError(str(error)) from error
-        return replace(prompt, idle=idle_variables(write, variables or {}, segments))
+        idle = idle_variables(write, variables or {}, segments)
+        if self.markers is None:
+            return replace(prompt, idle=idle)
+        thought = Thought.FREE
+        if continue_final_message:
+            thought = thought_continued(self.markers, messages[-1])
+        elif add_generation_prompt:
+            bare = partial(self._chat.rendered, messages, False, variables)
+            thought = thought_begun(self.markers, segments, bare)
+        return replace(prompt, idle=idle, thought=thought)
 
     def completion(
         self,
@@ -198,12 +219,20 @@ class PromptProcessor:
         text, encoded = self._from_ids(prompt)
         return self._expand(text, encoded, pixels)
 
-    def detokenizer(self, prompt_tokens: Sequence[int] = ()) -> Detokenizer | ByteDetokenizer:
-        """Start turning the tokens generated behind a prompt into text."""
+    def detokenizer(
+        self, prompt_tokens: Sequence[int] = (), shown: Mapping[int, str] | None = None
+    ) -> Detokenizer | ByteDetokenizer:
+        """Start turning the tokens generated behind a prompt into text.
+
+        ``shown``: what to write for these tokens, special or not, instead of their own text.
+        """
         if self._bytes.byte_level:
-            return ByteDetokenizer(self._data, prompt_tokens)
+            return ByteDetokenizer(self._data, prompt_tokens, shown)
         special, fallback = self._encoder.special_ids, self._bytes.fallback
-        return Detokenizer(self._backend, special, prompt_tokens, fallback, alone=self._alone)
+        alone = self._alone
+        return Detokenizer(
+            self._backend, special, prompt_tokens, fallback, alone=alone, shown=shown
+        )
 
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, whatever it is: an image's placeholder in it is one of them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade_server.models.reasoning import Thought
 from saccade_server.models.views import Cells, Grid, Size
 
 
@@ -48,7 +49,8 @@ class RenderedPrompt:
 
     ``text`` is the rendering before that; ``offsets`` are ranges of it, empty for all but the first
     token that stands for a placeholder. ``images`` are views, in order. ``idle`` names variables
-    of the chat template that change nothing here.
+    of the chat template that change nothing here. ``thought`` is how far a chat is with the
+    reasoning of its answer; None: the model has no markers for it, or this is plain text.
     """
 
     tokens: tuple[int, ...]
@@ -56,6 +58,7 @@ class RenderedPrompt:
     offsets: tuple[tuple[int, int], ...]
     images: tuple[PreparedImage, ...] = ()
     idle: tuple[str, ...] = ()
+    thought: Thought | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

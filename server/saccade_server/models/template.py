@@ -90,6 +90,28 @@ class ChatTemplate:
         known = {*environment.globals, *self._special, *OURS}
         return tuple(sorted(name for name in found - known if not name.endswith("_token")))
 
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The texts in the template: what it writes, and what it looks for."""
+        try:
+            tree = self._compiled().environment.parse(self.source)
+        except TemplateError:  # every rendering will say so
+            return ()
+        written = [data.data for data in tree.find_all(nodes.TemplateData)]
+        constants = [constant.value for constant in tree.find_all(nodes.Const)]
+        return (*written, *(value for value in constants if isinstance(value, str)))
+
+    def closes_thoughts(self, marker: str) -> bool:
+        """True if it writes an assistant's reasoning, and ``marker`` behind it."""
+        asked = {"role": "user", "content": self._content("kq")}
+        thought = {"role": "assistant", "content": self._content("wx"), **thoughts("kqthought")}
+        try:
+            rendered = self.render([asked, thought])
+        except PromptError:
+            return False
+        _, _, behind = rendered.partition("kqthought")
+        return behind.lstrip().startswith(marker)
+
     def render(
         self,
         conversation: Conversation,

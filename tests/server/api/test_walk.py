@@ -110,7 +110,20 @@ TEMPLATED = {
     ),
     "enable_thinking": Verdict([], [False], [True, 1, "x"]),  # a template with it: test_messages
 }
+REASONED = {
+    "HowMuch.reasoning_effort": Verdict(["none", "high"], [], ["", 1, "x" * 65, "false"]),
+    "HowMuch.thinking": Verdict(
+        [{"type": "disabled"}, {"type": "enabled"}, False, True],
+        [],
+        [{}, {"type": "x"}, {"type": "enabled", "budget_tokens": 5}, 1, "enabled"],
+    ),
+    "ThinkingSwitch.type": Verdict(["enabled", "disabled"], [], ["x", 5, None]),
+    # What becomes of reasoning, where there is some: test_reasoning.
+    "Shown.include_reasoning": Verdict([], [True, False], [1, "x"]),
+    "Shown.separate_reasoning": Verdict([], [True, False], [1, "x"]),
+}
 VERDICTS = {
+    **REASONED,
     **{f"Sampled.{name}": verdict for name, verdict in SAMPLED.items()},
     **{f"Selecting.{name}": verdict for name, verdict in SELECTING.items()},
     **{f"Templated.{name}": verdict for name, verdict in TEMPLATED.items()},
@@ -200,6 +213,7 @@ def place(owner, name, value):
     call = copy.deepcopy(CALL)
     places = {
         "StreamOptions": {},
+        "ThinkingSwitch": {},
         "ChatMessage": {"role": OWNERS.get(name, "user"), "content": "Hi"},
         "TextPart": {"type": "text", "text": "Hi"},
         "RefusalPart": {"type": "refusal", "refusal": "No."},
@@ -212,6 +226,8 @@ def place(owner, name, value):
         places[owner][name] = value
     if owner == "StreamOptions":
         return {"stream": True, "stream_options": places[owner]}
+    if owner == "ThinkingSwitch":
+        return {"thinking": places[owner]}
     answer = {"role": "tool", "tool_call_id": "c", "content": "1"}
     tooled = [USER, {"role": "assistant", "tool_calls": [call]}]
     if owner == "ChatMessage":
@@ -265,6 +281,7 @@ FIELDS = list(dict.fromkeys(all_fields()))  # kinds of traces inherit some
 def bundled():
     made = start_server(profiles={"bundle": {"interventions": [ENTRY]}})
     made.prompts.template_reads = frozenset({"name", "reasoning_content"})
+    made.prompts.template_variables = ("mood", "reasoning_effort", "thinking")
     yield made
     made.stop()
 

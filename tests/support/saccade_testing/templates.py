@@ -74,3 +74,41 @@ NAMING = """\
 {{ message.content | trim + '\n' }}
 {%- endfor -%}"""
 """Reads names and reasoning, and trims what is said."""
+
+THOUGHTS = """\
+{%- for message in messages -%}
+{%- set said = message.content -%}{%- set thought = message.reasoning_content or '' -%}
+{%- if '</think>' in said -%}
+{%- set thought = said.split('</think>')[0].split('<think>')[-1] -%}
+{%- set said = said.split('</think>')[-1] -%}
+{%- endif -%}
+{{ '<|im_start|>' + message.role + '\n' }}
+{%- if message.role == 'assistant' and loop.last -%}
+{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + said.lstrip('\n') }}
+{%- else -%}{{ said.lstrip('\n') }}{%- endif -%}{{ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{ '<think>\n\n</think>\n\n' }}{%- endif -%}{%- endif -%}"""
+"""As Qwen3's: thoughts of the last turn alone are written, whichever field has them."""
+
+BEGUN = (
+    THOUGHTS.split("{%- if add_generation_prompt")[0]
+    + "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n<think>\n' }}{%- endif -%}"
+)
+"""As those of models that always think: the prompt opens the reasoning."""
+
+STRIPPED = """\
+{%- for message in messages -%}
+{%- set said = message['content'] -%}
+{%- if '</think>' in said -%}{%- set said = said.split('</think>')[-1] -%}{%- endif -%}
+{{ '[' + message['role'] + ']' + said }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '[assistant]' }}{%- endif -%}"""
+"""As DeepSeek R1's first: thoughts are taken out of histories, and never opened."""
+
+BRACKETS = """\
+{%- if messages[0].role != 'system' -%}
+{{ 'Draft your thinking as in [THINK]thoughts[/THINK] first.' }}{%- endif -%}
+{%- for message in messages -%}{{ '[INST]' + message.content + '[/INST]' }}{%- endfor -%}"""
+"""As Magistral's: the markers are special tokens, which the system prompt shows."""

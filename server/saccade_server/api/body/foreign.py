@@ -27,7 +27,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "grammar": (),
     "include_stop_str_in_output": (),
     "guidance_scale": (1,),
-    "include_reasoning": (True,),
     "input_embeds": (),
     "input_ids": (),
     "json_schema": (),
@@ -46,7 +45,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "prompt_embeds": (),
     "reasoning": ({"enabled": False}, {"effort": "none"}),
-    "reasoning_effort": ("none",),
     "regex": (),
     "repeat_penalty": (1,),  # others' name of repetition_penalty
     "repetition_detection": (),
@@ -55,7 +53,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "return_routed_experts": (),
     "return_token_ids": (),
     "return_tokens_as_token_ids": (),
-    "separate_reasoning": (),
     "session_params": (),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
@@ -65,7 +62,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "structural_tag": (),
     "structured_outputs": (),
     "store": (),
-    "thinking": ({"type": "disabled"},),
     "thinking_budget": (0,),
     "thinking_token_budget": (0,),
     "truncate_prompt_tokens": (),
@@ -102,8 +98,12 @@ COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
     "enable_thinking": NULL_ONLY,
     "function_call": ("none",),
     "functions": (),
+    "include_reasoning": (True,),  # a plain prompt's answer is all text
     "messages": (),
+    "reasoning_effort": ("none",),
+    "separate_reasoning": (),
     "suffix": (),
+    "thinking": ({"type": "disabled"},),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "top_logprobs": (),
@@ -118,7 +118,8 @@ TOKENIZE = {
     name: CHAT[name]
     for name in (
         *("tools", "tool_choice", "functions", "function_call", "documents", "chat_template"),
-        *("media_io_kwargs", "mm_processor_kwargs", "truncate_prompt_tokens", *THINKING),
+        *("media_io_kwargs", "mm_processor_kwargs", "truncate_prompt_tokens"),
+        *("reasoning", "thinking_budget", "thinking_token_budget"),
     )
 }
 """Fields of a chat that say what its prompt is: /tokenize refuses them as a chat does."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
 
 from saccade_server.api.body.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
 from saccade_server.api.body.noeffect import describe
+from saccade_server.api.body.reasoning import HowMuch, Shown
 from saccade_server.api.body.values import (
     INT64,
     LONGEST_STOPS,
@@ -212,7 +213,7 @@ class Sampled(Strict, Selecting):
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
-class Templated(BaseModel):
+class Templated(HowMuch):
     """The fields that say how a conversation becomes a prompt."""
 
     add_generation_prompt: bool | None = Field(
@@ -239,7 +240,7 @@ Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
 Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
 
 
-class ChatRequest(Sampled, Templated):
+class ChatRequest(Sampled, Templated, Shown):
     """POST /v1/chat/completions."""
 
     messages: Messages

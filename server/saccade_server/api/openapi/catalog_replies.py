@@ -28,6 +28,10 @@ class ModelCard(BaseModel):
     hidden_size: int
     fingerprint: str
     chat_template_variables: list[str]
+    reasoning_markers: list[str] | None = Field(
+        description="What stands around the model's reasoning, which answers have apart from their "
+        "content; null if the chat template speaks of none."
+    )
     profile: str | None = Field(
         description="Whose interventions requests get that name this model and nothing else: an "
         "alias's own profile, or else the server's default, if it has one."

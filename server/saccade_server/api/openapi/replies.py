@@ -81,10 +81,11 @@ class PromptDetails(BaseModel):
 
 
 class CompletionDetails(BaseModel):
-    """Of a method that rejects candidates for tokens."""
+    """Of a model that thinks, and of a method that rejects candidates for tokens."""
 
-    saliency_draws: int
-    saliency_rejections: int
+    reasoning_tokens: Absent[int]
+    saliency_draws: Absent[int]
+    saliency_rejections: Absent[int]
 
 
 class Usage(BaseModel):

@@ -27,6 +27,7 @@ from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
+from saccade_server.models.reasoning import Markers, Thought
 from saccade_server.models.views import Cells, Pixels, View
 from saccade_testing.api.scored import read_scores, with_scores
 from saccade_testing.api.traced import pieces
@@ -63,10 +64,13 @@ TIMING = Timing(queued=0.5, prompt=0.25, decode=2.0)
 class ByteDecoder:
     """A detokenizer of bytes, which are tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Mapping[int, str]) -> None:
+        self.shown = shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
+        if token in self.shown:
+            return self.flush() + self.shown[token]
         return self.decoder.decode(bytes([token])) if token < 256 else ""
 
     def flush(self) -> str:
@@ -83,6 +87,8 @@ class BytePrompts:
     template_variables = ("mood",)
     template_reads = frozenset[str]()
     knows_thinking = False
+    markers: Markers | None = None
+    thought: Thought | None = None
     quick = False
     fingerprint = "sha256:bytes"
 
@@ -130,7 +136,8 @@ class BytePrompts:
             add("|")
         elif add_generation_prompt:
             add("<assistant>")
-        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
+        prompt = RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(images))
+        return replace(prompt, thought=self.thought)
 
     def reduction(self, width: int, height: int) -> int:
         return 1
@@ -149,8 +156,8 @@ class BytePrompts:
         text = prompt if isinstance(prompt, str) else ""
         return RenderedPrompt(tokens, text, tuple((i, i + 1) for i in range(len(tokens))), ())
 
-    def detokenizer(self, tokens: tuple[int, ...]) -> ByteDecoder:
-        return ByteDecoder()
+    def detokenizer(self, tokens: tuple[int, ...], shown: Mapping[int, str]) -> ByteDecoder:
+        return ByteDecoder(shown)
 
     def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [*text.encode(), *(() if add_special_tokens else (255,))]  # to be seen
