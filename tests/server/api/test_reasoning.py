@@ -1,8 +1,8 @@
-"""Reasoning is told from the answer: whole and streamed, counted, left out, or left where it was."""
+"""Reasoning is told from the answer: whole and streamed, counted, or left out."""
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from saccade_testing.api.server import MakeServer, Server
 TEXT = Markers("<think>", "</think>")
 TOKENS = Markers("<think>", "</think>", (1, 2))
 SPECIAL = Markers("[THINK]", "[/THINK]", (1, 2), special=True)
-ANSWERS = [
+Answer = tuple[str, bool, str, str, str | None]
+ANSWERS: list[Answer] = [
     # what is said, whether the prompt has begun the reasoning, reasoning, content, how far
     ("{o}\nHm.\nSo.\n{c}\n\nYes.\n", False, "Hm.\nSo.", "Yes.\n", "{o}\nHm.\nSo.\n{c}"),
     ("{o}Hm.{c}Yes.", False, "Hm.", "Yes.", "{o}Hm.{c}"),
@@ -54,18 +55,10 @@ def filled(text: str, markers: Markers, shown: bool = False) -> str:
 
 
 @pytest.mark.parametrize("markers", [TEXT, TOKENS], ids=["texts", "tokens"])
-@pytest.mark.parametrize(("text", "begun", "reasoning", "content", "passed"), ANSWERS)
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
-def test_however_it_is_cut(
-    markers: Markers,
-    text: str,
-    begun: bool,
-    reasoning: str,
-    content: str,
-    passed: str | None,
-    data: st.DataObject,
-) -> None:
+@settings(max_examples=200, deadline=None)
+@given(answer=st.sampled_from(ANSWERS), data=st.data())
+def test_however_it_is_cut(markers: Markers, answer: Answer, data: st.DataObject) -> None:
+    text, begun, reasoning, content, passed = answer
     text = filled(text, markers)
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8).map(sorted))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -97,11 +90,11 @@ def test_special_markers_have_no_text_wherever_they_stand() -> None:
 class Calling:
     """Reads every text as a call's arguments."""
 
-    shown = {7: "<call>"}
     reasoned = 0.0
     has_called = True
 
     def __init__(self) -> None:
+        self.shown = {7: "<call>"}
         self.lasts: list[bool] = []
 
     def read(self, text: str, last: bool) -> Said:
@@ -132,13 +125,13 @@ THOUGHT = "{\nHm.\n}\n\nYes."
 
 
 @pytest.fixture
-def thinker(make_server: MakeServer) -> Iterator[Server]:
+def thinker(make_server: MakeServer) -> Server:
     server = make_server()
     server.prompts.markers = BRACES
     server.prompts.thought = Thought.FREE
     server.prompts.knows_thinking = True
     server.engine.answer = THOUGHT
-    yield server
+    return server
 
 
 def message(server: Server, **fields: Any) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def model(prompt_folder: PromptFolder) -> Model:
 def test_markers_that_are_tokens(model: Model, source: str) -> None:
     prompts = model(source)
     markers = prompts.markers
-    assert markers is not None and markers.tokens is not None
+    assert markers is not None
+    assert markers.tokens is not None
     assert (markers.opens, markers.closes) == ("<think>", "</think>")
     assert [prompts.token_name(token) for token in markers.tokens] == ["<think>", "</think>"]
     assert not markers.special
@@ -50,7 +51,9 @@ def test_markers_that_are_text(model: Model) -> None:
 
 def test_markers_that_are_special_tokens(model: Model) -> None:
     found = model(templates.BRACKETS, special=("[THINK]", "[/THINK]")).markers
-    assert found is not None and found.special and found.tokens is not None
+    assert found is not None
+    assert found.special
+    assert found.tokens is not None
     assert (found.opens, found.closes) == ("[THINK]", "[/THINK]")
 
 
@@ -68,7 +71,8 @@ def test_a_template_that_speaks_of_no_markers(model: Model, source: str) -> None
 def test_of_several_pairs_the_one_that_the_template_writes_counts(model: Model) -> None:
     shown = "Put <thought>this</thought> here. " + templates.THOUGHTS
     found = model(shown).markers
-    assert found is not None and found.opens == "<think>"
+    assert found is not None
+    assert found.opens == "<think>"
     written = templates.THOUGHTS.replace("think>", "seed:think>")
     found = model("<think></think>" + written).markers
     assert found == Markers("<seed:think>", "</seed:think>")
@@ -120,7 +124,8 @@ def test_a_message_continued(model: Model, family: str, said: str, thought: Thou
     prompt = prompts.chat(asked, continue_final_message=True)
     assert prompt.thought is thought
     if family == "qwen3" and thought is Thought.BEGUN:
-        assert prompts.markers is not None and prompts.markers.tokens is not None
+        assert prompts.markers is not None
+        assert prompts.markers.tokens is not None
         opens, closes = prompts.markers.tokens
         last = max(at for at, token in enumerate(prompt.tokens) if token in (opens, closes))
         assert prompt.tokens[last] == opens
