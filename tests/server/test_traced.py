@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saccade_client.traces import TraceArray
-from saccade_client.types import ChatChoice
+from saccade_client.arrays import TraceArray
+from saccade_client.choices import ChatChoice
 from saccade_server.config import engine_config
 from saccade_server.demo import sample_path
 from saccade_server.inprocess import open_server

@@ -1,22 +1,20 @@
 """Add the chunks of a stream up to the answer that the same request gives without streaming."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from saccade_client.answers import ChatChunk, ChatCompletion, Completion, CompletionChunk
+from saccade_client.choices import ChatChunkChoice, Delta, Detected, TextChoice
+from saccade_client.logprobs import PromptLogprobs
+from saccade_client.receipts import StructuredOutput
+from saccade_client.tool_calls import ToolCalls
 from saccade_client.traces import Trace
-from saccade_client.types import (
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    CompletionChunk,
-    Detected,
-    PromptLogprobs,
-    TextChoice,
-)
 
-ChunkT = TypeVar("ChunkT", bound=ChatChunk | CompletionChunk)
-FinalT = TypeVar("FinalT", bound=ChatCompletion | Completion)
+ChunkT = TypeVar("ChunkT", bound="ChatChunk | CompletionChunk")
+FinalT = TypeVar("FinalT", bound="ChatCompletion | Completion")
 
 
 HEAD = (
@@ -25,40 +23,61 @@ HEAD = (
 )
 
 
-@dataclass(frozen=True)
-class StreamKind(Generic[ChunkT, FinalT]):
-    """How to parse a stream; `content` wraps a choice's text as the whole answer has it."""
-
-    chunk: Callable[[Any], ChunkT]
-    final: Callable[[Any], FinalT]
-    content: Callable[[str], Mapping[str, Any]]
-
-
-CHAT = StreamKind(
-    ChatChunk.model_validate,
-    ChatCompletion.model_validate,
-    lambda text: {"message": {"role": "assistant", "content": text}},
-)
-TEXT = StreamKind(
-    CompletionChunk.model_validate, Completion.model_validate, lambda text: {"text": text}
-)
-
-
 @dataclass
 class Answer:
     """One choice under construction; its log probabilities are lists that grow side by side."""
 
     pieces: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
+    calls: ToolCalls = field(default_factory=ToolCalls)
     finish_reason: str | None = None
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     trace: Trace | None = None
     detectors: list[Detected] | None = None
+    structured_output: StructuredOutput | None = None
     prompt_logprobs: PromptLogprobs | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def add_delta(self, delta: Delta) -> None:
+        self.reasoning.append(delta.reasoning_content or "")
+        self.refusal.append(delta.refusal or "")
+        for call in delta.tool_calls:
+            self.calls.add(call)
 
     def add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         for name, values in logprobs.items():
             if isinstance(values, list):
                 self.logprobs.setdefault(name, []).extend(values)
+
+
+@dataclass(frozen=True)
+class StreamKind(Generic[ChunkT, FinalT]):
+    """How to parse a stream; `content` wraps what a choice said as the whole answer has it."""
+
+    chunk: Callable[[Any], ChunkT]
+    final: Callable[[Any], FinalT]
+    content: Callable[[Answer], Mapping[str, Any]]
+
+
+def chat_content(answer: Answer) -> dict[str, Any]:
+    """A message; one that thinks or calls and says nothing has no content."""
+    more = {
+        "reasoning_content": "".join(answer.reasoning) or None,
+        "refusal": "".join(answer.refusal) or None,
+        "tool_calls": answer.calls.entries(),
+    }
+    text = answer.text or (None if any(more.values()) else "")
+    return {"message": {"role": "assistant", "content": text, **more}}
+
+
+CHAT = StreamKind(ChatChunk.model_validate, ChatCompletion.model_validate, chat_content)
+TEXT = StreamKind(
+    CompletionChunk.model_validate, Completion.model_validate, lambda answer: {"text": answer.text}
+)
 
 
 class Accumulator(Generic[ChunkT, FinalT]):
@@ -81,6 +100,9 @@ class Accumulator(Generic[ChunkT, FinalT]):
             answer.finish_reason = choice.finish_reason or answer.finish_reason
             answer.trace = choice.trace or answer.trace
             answer.detectors = choice.detectors or answer.detectors
+            answer.structured_output = choice.structured_output or answer.structured_output
+            if isinstance(choice, ChatChunkChoice):
+                answer.add_delta(choice.delta)
             if isinstance(choice, TextChoice):
                 answer.prompt_logprobs = choice.prompt_logprobs or answer.prompt_logprobs
             if choice.logprobs is not None:
@@ -89,7 +111,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
     @property
     def text(self) -> str:
         """What the first choice has said so far."""
-        return "".join(self._answers[0].pieces) if 0 in self._answers else ""
+        return self._answers[0].text if 0 in self._answers else ""
 
     def final(self) -> FinalT:
         choices = [self._choice(index) for index in sorted(self._answers)]
@@ -103,6 +125,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
             "logprobs": answer.logprobs or None,
             "trace": answer.trace,
             "detectors": answer.detectors,
+            "structured_output": answer.structured_output,
             "prompt_logprobs": answer.prompt_logprobs,
-            **self._kind.content("".join(answer.pieces)),
+            **self._kind.content(answer),
         }

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from pydantic import Field
 
 from saccade_client.errors import InvalidInput
-from saccade_client.types import Reply, Wire
+from saccade_client.wire import Reply, Wire
 
 ArtifactSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 

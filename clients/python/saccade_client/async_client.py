@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from functools import partial
-from typing import Any, Self, Unpack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar, Unpack
 
-import httpx2
-
-from saccade_client import calls, traces
-from saccade_client.accumulate import CHAT, TEXT, ChunkT, FinalT, StreamKind
+from saccade_client import calls
+from saccade_client.accumulate import CHAT, TEXT
+from saccade_client.answers import ChatChunk, ChatCompletion, Completion
 from saccade_client.artifacts import Artifact, ArtifactDeleted, ArtifactFacts, ArtifactSource
-from saccade_client.base import (
-    DEFAULT_BASE_URL,
-    DEFAULT_TIMEOUT,
-    PROBE_TIMEOUT,
-    BaseClient,
-    check_event_stream,
-    check_one_transport,
-    is_event_stream,
-    is_up,
-)
-from saccade_client.calls import Call, Continuations, TextPrompt
+from saccade_client.async_connection import AsyncConnection
+from saccade_client.calls import Continuations, TextPrompt
 from saccade_client.catalog import (
     InterventionDetail,
     InterventionInfo,
@@ -36,13 +23,23 @@ from saccade_client.errors import NotFound
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions
 from saccade_client.messages import Prompt
-from saccade_client.options import ChatOptions, CompletionOptions, ScoreOptions
+from saccade_client.options import (
+    ChatOptions,
+    CompletionOptions,
+    ParseOptions,
+    ScoreOptions,
+    TokenizeOptions,
+)
+from saccade_client.response_formats import Parsed, Parsing
+from saccade_client.scores import Scores
 from saccade_client.stream import AsyncChatStream, AsyncCompletionStream, AsyncStream
+from saccade_client.tokens import Tokens
 from saccade_client.traces import Trace
-from saccade_client.types import ChatCompletion, Completion, ReplyT, Scores
+
+T = TypeVar("T")
 
 
-class AsyncSaccade(BaseClient):
+class AsyncSaccade(AsyncConnection):
     """A connection pool to one server; share it between tasks, close it by `async with`.
 
     `timeout` is in seconds. `api_key` defaults to the variable SACCADE_API_KEY, `admin_key`, which
@@ -50,37 +47,6 @@ class AsyncSaccade(BaseClient):
     of a conversation have in common, a hash of its head. An `http_client` of your own (proxies,
     certificates) stays yours to close. `sleep` and `jitter` serve tests.
     """
-
-    def __init__(
-        self,
-        base_url: str = DEFAULT_BASE_URL,
-        api_key: str | None = None,
-        *,
-        timeout: float | httpx2.Timeout = DEFAULT_TIMEOUT,
-        max_retries: int = 2,
-        http_client: httpx2.AsyncClient | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        jitter: Callable[[], float] = random.random,
-        admin_key: str | None = None,
-        affinity: bool = True,
-    ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries, jitter, admin_key, affinity)
-        check_one_transport(http_client, transport)
-        self._http = http_client or httpx2.AsyncClient(transport=transport)
-        self._owns_http = http_client is None
-        self._sleep = sleep
-        self._model_lock = asyncio.Lock()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        if self._owns_http:
-            await self._http.aclose()
 
     async def chat(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """Answer a prompt or a list of messages; ChatOptions lists the options."""
@@ -92,6 +58,27 @@ class AsyncSaccade(BaseClient):
     ) -> AsyncIterator[AsyncChatStream]:
         """Like `chat`, in pieces: `async with client.stream_chat(…) as s: async for chunk in s`."""
         async with self._stream(calls.chat(prompt, options), CHAT) as stream:
+            yield stream
+
+    async def parse(
+        self, prompt: Prompt, response_format: type[T], **options: Unpack[ParseOptions]
+    ) -> Parsed[T]:
+        """Like `chat`, answered in JSON that fits a type; `parsed` of the answer is the object.
+
+        The type is a pydantic model, a dataclass, or any other that pydantic knows. Raises
+        AnswerTruncated, AnswerRefused and AnswerInvalid, with the raw answer.
+        """
+        parsing = Parsing(response_format)
+        return parsing.fit(await self._run(calls.parse(prompt, parsing, options)))
+
+    @asynccontextmanager
+    async def stream_parse(
+        self, prompt: Prompt, response_format: type[T], **options: Unpack[ParseOptions]
+    ) -> AsyncIterator[AsyncStream[ChatChunk, Parsed[T]]]:
+        """Like `parse`, in pieces: the object is that of the stream's `final`."""
+        parsing = Parsing(response_format)
+        call = calls.parse(prompt, parsing, options)
+        async with self._stream(call, parsing.stream_kind) as stream:
             yield stream
 
     async def complete(
@@ -121,6 +108,20 @@ class AsyncSaccade(BaseClient):
         `messages` are a question or a list, as `chat` takes them; ScoreOptions lists the options.
         """
         return await self._run(calls.score(continuations, prompt, messages, options))
+
+    async def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Prompt | None = None,
+        **options: Unpack[TokenizeOptions],
+    ) -> Tokens:
+        """Return the tokens of a text as it stands, or of messages as `chat` would have them."""
+        return await self._run(calls.tokenize(prompt, messages, options))
+
+    async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
+        """Return the text of tokens, control tokens included."""
+        return (await self._run(calls.detokenize(tokens, model))).prompt
 
     async def validate(
         self,
@@ -194,57 +195,3 @@ class AsyncSaccade(BaseClient):
     async def live(self) -> bool:
         """Whether the server's process is alive; False too where nothing answers. Never retries."""
         return await self._probe("/live")
-
-    async def _probe(self, path: str) -> bool:
-        request = self._request(self._http, calls.probe(path), timeout=PROBE_TIMEOUT)
-        try:
-            return is_up(await self._exchange(request))
-        except httpx2.TransportError:
-            return False
-
-    async def _run(self, call: Call[ReplyT]) -> ReplyT:
-        answer = call.read(await self._send(await self._completed(call)))
-        traces.attach(answer, None, call.pictures)
-        return answer
-
-    @asynccontextmanager
-    async def _stream(
-        self, call: Call[FinalT], kind: StreamKind[ChunkT, FinalT]
-    ) -> AsyncIterator[AsyncStream[ChunkT, FinalT]]:
-        call = (await self._completed(call)).streaming()
-        response = await self._send(call, stream=True)
-        check_event_stream(response)
-        told = partial(traces.attach, fetch=None, pictures=call.pictures)
-        async with aclosing(AsyncStream(response, kind, told)) as stream:
-            yield stream
-
-    async def _completed(self, call: Call[ReplyT]) -> Call[ReplyT]:
-        if not call.lacks_model:
-            return call
-        async with self._model_lock:
-            model = self._model or self._keep_model(await self._run(calls.list_models()))
-        return call.with_model(model)
-
-    async def _send(self, call: Call[Any], *, stream: bool = False) -> httpx2.Response:
-        """Return a success, after as many tries as the retry policy grants."""
-        request = self._request(self._http, call, stream=stream)
-        attempt = 0
-        while True:
-            try:
-                response = await self._exchange(request, stream=stream)
-            except httpx2.RequestError as error:
-                delay = self._wait_after_error(attempt, error)
-            else:
-                if response.is_success:
-                    return response
-                delay = self._wait_after_reply(attempt, response)
-            await self._sleep(delay)
-            attempt += 1
-
-    async def _exchange(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
-        """Send once. The reply's body has been read unless it is the stream that was asked for."""
-        response = await self._http.send(request, stream=stream)
-        if stream and not is_event_stream(response):
-            async with aclosing(response):
-                await response.aread()
-        return response

@@ -2,17 +2,19 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
 
-from saccade_client import __version__, errors
+from saccade_client import __version__, failures
 from saccade_client.affinity import HEADER as AFFINITY_HEADER
 from saccade_client.affinity import affinity_key
-from saccade_client.calls import Call, unreadable
+from saccade_client.calls import Call
 from saccade_client.catalog import ModelList
 from saccade_client.errors import APIError, InvalidInput
+from saccade_client.failures import unreadable
 from saccade_client.retry import RetryPolicy
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -30,14 +32,14 @@ class BaseClient:
         self,
         base_url: str,
         api_key: str | None,
-        timeout: float | httpx2.Timeout,
+        timeout: float | httpx2.Timeout | None,
         max_retries: int,
         jitter: Callable[[], float] = random.random,
         admin_key: str | None = None,
         affinity: bool = True,
     ) -> None:
         self._base_url = checked_base_url(base_url)
-        self._timeout = httpx2.Timeout(timeout)
+        self._timeout = checked_timeout(timeout)
         self._retry = RetryPolicy(checked_retries(max_retries), jitter)
         self._model: str | None = None
         self._sends_affinity = affinity
@@ -66,6 +68,8 @@ class BaseClient:
         stream: bool = False,
         timeout: httpx2.Timeout | None = None,
     ) -> httpx2.Request:
+        if http.is_closed:
+            raise InvalidInput("the client is closed")
         content = call.content()
         headers = dict(self._headers)
         if stream:
@@ -93,14 +97,14 @@ class BaseClient:
         """Return the seconds before the next try; raise what the user sees if there is none."""
         delay = self._retry.after_error(attempt, error)
         if delay is None:
-            raise errors.transport_error(error) from error
+            raise failures.transport_error(error) from error
         return delay
 
     def _wait_after_reply(self, attempt: int, response: httpx2.Response) -> float:
         """Return the seconds before the next try; raise the server's error if there is none."""
         delay = self._retry.after_reply(attempt, response.status_code, response.headers)
         if delay is None:
-            raise errors.reply_error(response)
+            raise failures.reply_error(response)
         return delay
 
     def _keep_model(self, answer: ModelList) -> str:
@@ -132,7 +136,7 @@ def is_up(response: httpx2.Response) -> bool:
     if response.status_code == 503:
         return False
     if not response.is_success:
-        raise errors.reply_error(response)
+        raise failures.reply_error(response)
     return True
 
 
@@ -144,7 +148,28 @@ def checked_base_url(base_url: str) -> str:
         raise InvalidInput(f"base_url {base_url!r} is not a URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise InvalidInput(f"base_url {base_url!r} must look like {DEFAULT_BASE_URL}")
+    try:
+        url.host.encode("idna")
+    except UnicodeError as error:
+        raise InvalidInput(f"base_url {base_url!r} has no possible host: {error}") from error
     return str(url).rstrip("/").removesuffix("/v1")
+
+
+def checked_timeout(timeout: float | httpx2.Timeout | None) -> httpx2.Timeout:
+    """Return timeouts that sockets take: seconds above 0, or None for patience without end."""
+    if not isinstance(timeout, httpx2.Timeout):
+        timeout = httpx2.Timeout(checked_seconds(timeout))
+    for seconds in timeout.as_dict().values():
+        checked_seconds(seconds)
+    return timeout
+
+
+def checked_seconds(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise InvalidInput(f"a timeout is a number of seconds above 0, not {seconds!r}")
+    return seconds
 
 
 def checked_retries(max_retries: int) -> int:
@@ -154,6 +179,8 @@ def checked_retries(max_retries: int) -> int:
 
 
 def checked_key(key: str) -> str:
+    if not isinstance(key, str):
+        raise InvalidInput(f"the API key is a text, not {type(key).__name__}")
     # A key read from a file often ends in a line break, which no header can carry.
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise InvalidInput("the API key has spaces around it, a line break or non-ASCII letters")

@@ -9,28 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx2
 from pydantic import ValidationError
 
-from saccade_client import artifacts, catalog, options, traces
+from saccade_client import artifacts, catalog, options, tokens, traces
+from saccade_client.answers import ChatCompletion, Completion
 from saccade_client.artifacts import ArtifactSource
-from saccade_client.errors import REQUEST_ID_HEADER, APIError, InvalidInput, decoded
+from saccade_client.errors import InvalidInput
+from saccade_client.failures import REQUEST_ID_HEADER, unreadable
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions, plain
 from saccade_client.messages import Prompt, chat_messages
-from saccade_client.types import (
-    ChatCompletion,
-    Completion,
-    Reply,
-    ReplyT,
-    Scores,
-    with_request_id,
-)
+from saccade_client.response_formats import Parsed, Parsing
+from saccade_client.scores import Scores
+from saccade_client.wire import Reply, ReplyT, with_request_id
 
 Continuations: TypeAlias = "Sequence[str | Sequence[int]]"
+T = TypeVar("T")
 TextPrompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]"
 
 
@@ -85,20 +83,19 @@ class Call(Generic[ReplyT]):
         return traces.pictures_of(self.body)
 
 
-def unreadable(response: httpx2.Response, message: str) -> APIError:
-    return APIError(
-        f"the server's answer could not be understood: {message}",
-        status=response.status_code,
-        code="invalid_response",
-        request_id=response.headers.get(REQUEST_ID_HEADER),
-        body=decoded(response.content),
-    )
-
-
 def chat(prompt: Prompt, given: Mapping[str, Any]) -> Call[ChatCompletion]:
     own = {"messages": chat_messages(prompt, given.get("images"))}
     body = options.request_body(own, given, options.ChatOptions)
     return Call("POST", "/v1/chat/completions", ChatCompletion, body)
+
+
+def parse(prompt: Prompt, parsing: Parsing[T], given: Mapping[str, Any]) -> Call[Parsed[T]]:
+    own = {
+        "messages": chat_messages(prompt, given.get("images")),
+        "response_format": options.MADE["response_format"](parsing.kind),
+    }
+    body = options.request_body(own, given, options.ParseOptions)
+    return Call("POST", "/v1/chat/completions", Parsed, body)
 
 
 def complete(prompt: TextPrompt, given: Mapping[str, Any]) -> Call[Completion]:
@@ -113,19 +110,43 @@ def score(
     messages: Prompt | None,
     given: Mapping[str, Any],
 ) -> Call[Scores]:
+    if isinstance(continuations, str):
+        raise InvalidInput("continuations are a list, also of one text")
+    own = {
+        "continuations": plain(continuations, "continuations"),
+        **text_or_messages(prompt, messages, given),
+    }
+    body = options.request_body(own, given, options.ScoreOptions)
+    return Call("POST", "/v1/score", Scores, body)
+
+
+def text_or_messages(
+    prompt: str | Sequence[int] | None, messages: Prompt | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the field of what was given. Raises InvalidInput unless it is one of them."""
     if (prompt is None) == (messages is None):
         raise InvalidInput("give a prompt or messages, one of them")
     if messages is None and given.get("images") is not None:
         raise InvalidInput("images need messages to go into")
-    if isinstance(continuations, str):
-        raise InvalidInput("continuations are a list, also of one text")
-    own: dict[str, Any] = {"continuations": plain(continuations, "continuations")}
     if messages is None:
-        own["prompt"] = plain(prompt, "prompt")
-    else:
-        own["messages"] = chat_messages(messages, given.get("images"))
-    body = options.request_body(own, given, options.ScoreOptions)
-    return Call("POST", "/v1/score", Scores, body)
+        return {"prompt": plain(prompt, "prompt")}
+    return {"messages": chat_messages(messages, given.get("images"))}
+
+
+def tokenize(
+    prompt: str | None, messages: Prompt | None, given: Mapping[str, Any]
+) -> Call[tokens.Tokens]:
+    own = text_or_messages(prompt, messages, given)
+    body = options.request_body(own, given, options.TokenizeOptions)
+    return Call("POST", "/tokenize", tokens.Tokens, body)
+
+
+def detokenize(token_ids: Sequence[int], model: str | None) -> Call[tokens.Detokenized]:
+    if isinstance(token_ids, str):
+        raise InvalidInput("tokens are a list of numbers, not a text")
+    own = {"tokens": plain(token_ids, "tokens")}
+    body = options.request_body(own, {"model": model}, options.TokenizeOptions)
+    return Call("POST", "/detokenize", tokens.Detokenized, body)
 
 
 def validate(
@@ -152,9 +173,12 @@ def list_interventions() -> Call[catalog.InterventionList]:
 
 
 def get_intervention(method: str) -> Call[catalog.InterventionDetail]:
-    if not method:
-        raise InvalidInput("the method's name is empty")
-    path = f"/v1/interventions/{quote(method, safe='')}"
+    if not isinstance(method, str) or not method:
+        raise InvalidInput(f"a method has a name such as 'var', not {method!r}")
+    try:
+        path = f"/v1/interventions/{quote(method, safe='')}"
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"no method is called {method!r}") from error
     return Call("GET", path, catalog.InterventionDetail)
 
 

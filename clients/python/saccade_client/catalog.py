@@ -4,19 +4,23 @@ from typing import Any
 
 from pydantic import AliasChoices, Field
 
-from saccade_client.types import Reply, Wire
+from saccade_client.wire import Reply, Wire
 
 
 class Model(Wire):
     """A model the server answers for.
 
     `profile` is whose interventions requests get that name this model and nothing else.
+    `accepts_tools`: whether its chat template knows tools; `reasoning_markers` are the texts
+    around what it thinks.
     """
 
     id: str
     created: int = 0
     owned_by: str = ""
     profile: str | None = None
+    accepts_tools: bool | None = None
+    reasoning_markers: list[str] | None = None
 
 
 class ModelList(Reply):

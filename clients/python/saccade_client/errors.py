@@ -1,10 +1,16 @@
-"""Every error the client raises, and the one place that turns a reply into one.
+"""Every error the client raises.
 
 SaccadeError
 ├── InvalidInput          an argument cannot be sent; also a ValueError. Nothing left this machine
+│   └── MissingPackage    an optional package is not installed; also an ImportError
 ├── ConnectionFailed      no reply: refused, reset, DNS, TLS
 ├── Timeout               no reply, or no next piece of one, in time
 ├── StreamInterrupted     a stream broke off before its end; carries the text so far
+├── AnswerError           a whole answer came, and is not what was asked for; carries it
+│   ├── AnswerTruncated   it reached max_tokens first
+│   ├── AnswerRefused     the model refused, or a filter took its text away
+│   ├── AnswerInvalid     its text is no JSON, or does not fit the type
+│   └── ArgumentsInvalid  the arguments of a tool call are no JSON, or do not fit
 └── APIError              the server answered with an error, or with something unreadable
     ├── BadRequest        400, 422
     ├── Authentication    401, 403
@@ -16,22 +22,13 @@ SaccadeError
         └── ServerBusy    503
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import httpx2
+from typing import TYPE_CHECKING, Any
 
-REQUEST_ID_HEADER = "x-request-id"
-LONGEST_EXCERPT = 200
-
-# An error inside a stream comes after the HTTP status; its type tells which one it would have had.
-STATUS_OF_TYPE = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "rate_limit_error": 429,
-    "overloaded_error": 503,
-}
+if TYPE_CHECKING:
+    from saccade_client.answers import ChatCompletion
+    from saccade_client.tool_calls import ToolCall
 
 
 class SaccadeError(Exception):
@@ -40,6 +37,10 @@ class SaccadeError(Exception):
 
 class InvalidInput(SaccadeError, ValueError):
     """An argument cannot be sent; no request was made for it."""
+
+
+class MissingPackage(InvalidInput, ImportError):
+    """An optional package is not installed; the message says how to get it."""
 
 
 class ConnectionFailed(SaccadeError):
@@ -57,6 +58,52 @@ class StreamInterrupted(SaccadeError):
         super().__init__(message)
         self.text = text
         self.request_id = request_id
+
+
+class AnswerError(SaccadeError):
+    """The model's answer is not what was asked for, though nothing failed on the way.
+
+    `text` is what it said and `answer` the whole reply, with its usage and receipt.
+    """
+
+    def __init__(
+        self, message: str, *, text: str = "", answer: ChatCompletion | None = None
+    ) -> None:
+        super().__init__(message)
+        self.text = text
+        self.answer = answer
+
+    @property
+    def request_id(self) -> str | None:
+        """The x-request-id header of the reply, where `answer` is known."""
+        return self.answer.request_id if self.answer is not None else None
+
+
+class AnswerTruncated(AnswerError):
+    """The answer reached its greatest length before its end: give it more max_tokens."""
+
+
+class AnswerRefused(AnswerError):
+    """The model refused to answer, or a filter took its text away."""
+
+
+class AnswerInvalid(AnswerError):
+    """The answer's text is no JSON, or does not fit the type that it was to be read as."""
+
+
+class ArgumentsInvalid(AnswerError):
+    """A tool call's arguments are no JSON object, or do not fit; `text` is what they are."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        text: str = "",
+        answer: ChatCompletion | None = None,
+        call: ToolCall | None = None,
+    ) -> None:
+        super().__init__(message, text=text, answer=answer)
+        self.call = call
 
 
 class APIError(SaccadeError):
@@ -122,76 +169,3 @@ class ServerError(APIError):
 
 class ServerBusy(ServerError):
     """503: overloaded, draining or out of intervention rows; a later try may succeed."""
-
-
-ERROR_OF_STATUS: dict[int, type[APIError]] = {
-    400: BadRequest,
-    401: Authentication,
-    403: Authentication,
-    404: NotFound,
-    409: Conflict,
-    413: TooLarge,
-    422: BadRequest,
-    429: RateLimited,
-    503: ServerBusy,
-}
-
-
-def transport_error(error: httpx2.RequestError) -> SaccadeError:
-    """Name a failure that left us without a reply."""
-    doing = f"{error.request.method} {error.request.url}"
-    if isinstance(error, httpx2.TimeoutException):
-        return Timeout(f"{doing}: timed out ({type(error).__name__})")
-    return ConnectionFailed(f"{doing}: {error or type(error).__name__}")
-
-
-def reply_error(response: httpx2.Response) -> APIError:
-    """Build the error for a reply that has been read and is not a success."""
-    body = decoded(response.content)
-    status = response.status_code
-    fields = error_fields(body)
-    message = fields.pop("message", None) or plain_message(response, body)
-    error = ERROR_OF_STATUS.get(status, ServerError if status >= 500 else APIError)
-    request_id = response.headers.get(REQUEST_ID_HEADER)
-    return error(message, status=status, request_id=request_id, body=body, **fields)
-
-
-def streamed_error(body: Mapping[str, Any], request_id: str | None) -> APIError:
-    """Build the error for an `{"error": …}` object that came inside a stream."""
-    fields = error_fields(body)
-    message = fields.pop("message", None) or "the server reported an error inside the stream"
-    status = type_status(body["error"])
-    error = ERROR_OF_STATUS.get(status, ServerError)
-    return error(message, status=status, request_id=request_id, body=body, **fields)
-
-
-def type_status(error: Any) -> int:
-    kind = error.get("type") if isinstance(error, Mapping) else None
-    return STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
-
-
-def error_fields(body: Any) -> dict[str, str]:
-    """Pick message, code and param out of an OpenAI error object, tolerating other shapes."""
-    error = body.get("error") if isinstance(body, Mapping) else None
-    if isinstance(error, str):
-        return {"message": error}
-    if not isinstance(error, Mapping):
-        return {}
-    names = ("message", "code", "param")
-    return {name: str(error[name]) for name in names if error.get(name) is not None}
-
-
-def plain_message(response: httpx2.Response, body: Any) -> str:
-    """Describe a reply without an error object: a proxy's page, an empty body, a redirect."""
-    if target := response.headers.get("location"):
-        return f"redirected to {target}: set base_url to where the server is"
-    text = body if isinstance(body, str) else json.dumps(body)
-    return text.strip()[:LONGEST_EXCERPT] or response.reason_phrase or "empty reply"
-
-
-def decoded(content: bytes) -> Any:
-    """Return the JSON value in `content`, or its text where it is not JSON."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")

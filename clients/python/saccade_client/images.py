@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from saccade_client.errors import InvalidInput
+from saccade_client.errors import InvalidInput, MissingPackage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,12 +119,16 @@ def png(image: Image) -> bytes:
     """Encode the pixels as they are held: an EXIF rotation not yet applied stays unapplied."""
     if 0 in image.size:
         raise InvalidInput(f"the image has no pixels: its size is {image.size}")
-    if image.mode in CONVERTED_MODES:
-        image = image.convert("RGBA" if image.mode == "PA" else "RGB")
-    if image.mode not in PNG_MODES:
+    if image.mode not in (*PNG_MODES, *CONVERTED_MODES):
         raise InvalidInput(f"a PIL image of mode {image.mode!r}: convert it to 'RGB' first")
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", exif=b"")
+    try:
+        # Only now PIL reads the file that it opened, which may be cut short or closed.
+        if image.mode in CONVERTED_MODES:
+            image = image.convert("RGBA" if image.mode == "PA" else "RGB")
+        image.save(buffer, format="PNG", exif=b"")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInput(f"the PIL image cannot be read: {error}") from error
     return buffer.getvalue()
 
 
@@ -140,5 +144,5 @@ def array_image(array: Array) -> Image:
     try:
         import PIL.Image
     except ImportError as error:
-        raise InvalidInput(NEED_PILLOW) from error
+        raise MissingPackage(NEED_PILLOW) from error
     return PIL.Image.fromarray(array)

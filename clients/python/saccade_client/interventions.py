@@ -90,13 +90,23 @@ def entry(item: InterventionLike, index: int) -> dict[str, Any]:
 
 
 def plain(value: Any, path: str) -> Any:
-    """Copy a value into JSON's own types: ranges, tuples, arrays and their scalars are welcome."""
+    """Copy a value into JSON's own types: ranges, tuples, arrays and their scalars are welcome.
+
+    Raises InvalidInput.
+    """
+    try:
+        return copied(value, path)
+    except RecursionError as error:
+        raise InvalidInput(f"{path.partition('.')[0]} is nested too deeply for JSON") from error
+
+
+def copied(value: Any, path: str) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): copied(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | range):
-        return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [copied(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise InvalidInput(f"{path} is {type(value).__name__}, which JSON cannot carry")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from saccade_client.choices import Message
 from saccade_client.errors import InvalidInput
 from saccade_client.images import Images, image_parts
+from saccade_client.interventions import plain
 
-Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
+Prompt: TypeAlias = "str | Sequence[Mapping[str, Any] | Message]"
 WANTED = "a string or a list of messages with 'role' and 'content'"
 
 
@@ -34,9 +36,13 @@ def copied(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 def copied_message(message: object, index: int) -> dict[str, Any]:
+    """Return a message in JSON's own types; an answer's goes back with its reasoning and calls."""
+    if isinstance(message, Message):
+        return message.entry()
     if not isinstance(message, Mapping):
         raise InvalidInput(f"message {index} is {type(message).__name__}; a prompt is {WANTED}")
-    return dict(message)
+    copy: dict[str, Any] = plain(message, f"messages[{index}]")
+    return copy
 
 
 def last_user(messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -50,4 +56,6 @@ def content_parts(content: Any) -> list[Any]:
     """Return a message's content as a list of parts; null and empty text are none."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list | None):
+        raise InvalidInput(f"images go into a text or a list of parts, not {content!r:.80}")
     return list(content or [])

@@ -8,16 +8,28 @@ silence.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
+from saccade_client import response_formats, tools
 from saccade_client.errors import InvalidInput
 from saccade_client.images import Images
 from saccade_client.interventions import Interventions, entries, plain
+from saccade_client.response_formats import ResponseFormat
+from saccade_client.tools import ToolChoice, Tools
 
 NOT_IN_THE_BODY = ("images", "extra")
 FIELDS = {"profile": "intervention_profile"}
 """Options whose field is called otherwise."""
+MADE: Mapping[str, Callable[[Any], Any]] = {
+    "interventions": entries,
+    "response_format": response_formats.entry,
+    "tools": tools.entries,
+    "tool_choice": tools.choice,
+}
+"""Options that are not written as they are given."""
+GRAMMARS = ("regex", "choice", "grammar")
+"""Options that are fields of `structured_outputs`."""
 
 
 class Options(TypedDict, total=False):
@@ -67,8 +79,23 @@ class Options(TypedDict, total=False):
     detectors: Sequence[Mapping[str, Any]] | None
 
 
-class ChatOptions(Options, total=False):
-    """Options of a chat.
+class Structure(TypedDict, total=False):
+    """What an answer must be; one of them.
+
+    response_format  JSON: a type such as a pydantic model, a JSON Schema, or OpenAI's object
+    regex            a text that a regular expression matches as a whole
+    choice           one of these texts
+    grammar          a text of this grammar
+    """
+
+    response_format: ResponseFormat | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+
+
+class ParseOptions(Options, total=False):
+    """Options of a chat whose answer's form is said otherwise.
 
     chat_template_kwargs    variables of the model's chat template, such as enable_thinking
     continue_final_message  continue the text of the last message, an assistant's
@@ -77,6 +104,12 @@ class ChatOptions(Options, total=False):
                             before the text of the last user message
     logprobs                whether to return log probabilities
     top_logprobs            that many rivals with every token
+    tools                   what the model may call: functions, types such as pydantic models, or
+                            OpenAI's objects
+    tool_choice             "auto", "none", "required", or the one tool that it must call
+    parallel_tool_calls     False: at most one call
+    include_reasoning       False: without what the model thought, which counts all the same
+    reasoning_effort        how much it thinks, in the words of its chat template
     """
 
     chat_template_kwargs: Mapping[str, Any] | None
@@ -85,9 +118,18 @@ class ChatOptions(Options, total=False):
     images: Images | None
     logprobs: bool | None
     top_logprobs: int | None
+    tools: Tools | None
+    tool_choice: ToolChoice | None
+    parallel_tool_calls: bool | None
+    include_reasoning: bool | None
+    reasoning_effort: str | None
 
 
-class CompletionOptions(Options, total=False):
+class ChatOptions(ParseOptions, Structure, total=False):
+    """Options of a chat: those of ParseOptions, and those of Structure for the answer's form."""
+
+
+class CompletionOptions(Options, Structure, total=False):
     """Options of a plain continuation.
 
     add_special_tokens  False: without a BOS and the like
@@ -117,20 +159,52 @@ class ScoreOptions(TypedDict, total=False):
     add_generation_prompt: bool | None
 
 
-def request_body(
-    own: Mapping[str, Any], given: Mapping[str, Any], known: type[Options] | type[ScoreOptions]
-) -> dict[str, Any]:
+class TokenizeOptions(TypedDict, total=False):
+    """Options of a tokenization; those of the same name are as in a chat or a plain continuation.
+
+    return_token_strs  give every token as the vocabulary writes it, too
+    """
+
+    model: str | None
+    extra: Mapping[str, Any] | None
+    images: Images | None
+    tools: Tools | None
+    add_special_tokens: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
+    return_token_strs: bool | None
+
+
+Known: TypeAlias = "type[Options] | type[ScoreOptions] | type[TokenizeOptions]"
+
+
+def request_body(own: Mapping[str, Any], given: Mapping[str, Any], known: Known) -> dict[str, Any]:
     """Return `own` fields and options as one body. Raises InvalidInput, TypeError on odd names."""
     check_names(given, known)
     body = dict(own)
     for name, value in given.items():
-        if value is not None and name not in NOT_IN_THE_BODY:
-            field = FIELDS.get(name, name)
-            body[field] = entries(value) if name == "interventions" else plain(value, name)
+        if value is None or name in NOT_IN_THE_BODY:
+            continue
+        made = MADE[name](value) if name in MADE else plain(value, name)
+        if name in GRAMMARS:
+            body.setdefault("structured_outputs", {})[name] = made
+        else:
+            body[FIELDS.get(name, name)] = made
+    check_structure(body)
+    tools.check_choice(body)
     return merged(body, given.get("extra"))
 
 
-def check_names(given: Mapping[str, Any], known: type[Options] | type[ScoreOptions]) -> None:
+def check_structure(body: Mapping[str, Any]) -> None:
+    """Refuse two forms for one answer. Raises InvalidInput."""
+    forms = [*body.get("structured_outputs", ())]
+    forms += [name for name in ("response_format",) if name in body]
+    if len(forms) > 1:
+        raise InvalidInput(f"an answer has one form, not those of {' and '.join(forms)}")
+
+
+def check_names(given: Mapping[str, Any], known: Known) -> None:
     names = known.__annotations__
     for name in given:
         if name not in names:
@@ -141,7 +215,9 @@ def check_names(given: Mapping[str, Any], known: type[Options] | type[ScoreOptio
 
 def merged(body: Mapping[str, Any], extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """Add the caller's extra fields; one that is set already is refused, never overridden."""
-    extra = extra or {}
+    extra = {} if extra is None else extra
+    if not isinstance(extra, Mapping):
+        raise InvalidInput(f"extra are fields by name, not {type(extra).__name__}")
     if twice := sorted(body.keys() & extra.keys()):
         raise InvalidInput(f"extra repeats what is set already: {', '.join(twice)}")
-    return {**body, **extra}
+    return {**body, **plain(extra, "extra")}

@@ -11,23 +11,16 @@ import httpx2
 from pydantic import ValidationError
 
 from saccade_client.accumulate import Accumulator, ChunkT, FinalT, StreamKind
-from saccade_client.errors import (
+from saccade_client.answers import ChatChunk, ChatCompletion, Completion, CompletionChunk
+from saccade_client.errors import AnswerError, SaccadeError, StreamInterrupted, Timeout
+from saccade_client.failures import (
     LONGEST_EXCERPT,
     REQUEST_ID_HEADER,
-    SaccadeError,
-    StreamInterrupted,
-    Timeout,
     decoded,
     streamed_error,
 )
 from saccade_client.sse import EventTooLarge, SSEDecoder
-from saccade_client.types import (
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    CompletionChunk,
-    with_request_id,
-)
+from saccade_client.wire import with_request_id
 
 END = "[DONE]"
 
@@ -59,7 +52,14 @@ class StreamReader(Generic[ChunkT, FinalT]):
             raise self.interrupted(
                 "the stream has not reached its end, so there is no final answer"
             )
-        return with_request_id(self._sum.final(), self.request_id)
+        try:
+            return with_request_id(self._sum.final(), self.request_id)
+        except ValidationError as error:
+            raise self.interrupted(f"the chunks add up to no answer: {error}") from error
+        except AnswerError as error:
+            if error.answer is not None:
+                with_request_id(error.answer, self.request_id)
+            raise
 
     def feed(self, content: bytes) -> Iterator[ChunkT]:
         """Yield the chunks these bytes complete. Raises APIError and StreamInterrupted."""
@@ -123,7 +123,10 @@ class StreamedAnswer(Generic[ChunkT, FinalT]):
 
     @property
     def final(self) -> FinalT:
-        """The whole answer. Raises StreamInterrupted before the end is reached."""
+        """The whole answer. Raises StreamInterrupted before the end is reached.
+
+        That of a parsed stream raises what `parse` does.
+        """
         return self._reader.final
 
     @property

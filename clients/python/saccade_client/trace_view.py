@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from saccade_client.traces import Trace, TraceArray, View, names_of, numpy
+from saccade_client.arrays import TraceArray, numpy
+from saccade_client.traces import Trace, View, names_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,28 +8,21 @@ answer.trace                           # in a notebook: heat maps over the image
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, PrivateAttr
 
+from saccade_client.arrays import ArrayFacts, TraceArray, arrays_of, decoded, reading, unreadable
 from saccade_client.errors import InvalidInput
 from saccade_client.wire import WIRE
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Bytes: TypeAlias = bytes
 Fetch: TypeAlias = "Callable[[str], bytes]"
 
 LINK = re.compile(r"/v1/traces/([0-9a-f]{64})", re.ASCII)
-TYPES = {"float32": "<f4", "int32": "<i4", "uint8": "|u1"}
-MOST_HEADER = 100 * 2**20
 
 
 class View(BaseModel):
@@ -46,74 +39,6 @@ class View(BaseModel):
     grid: tuple[int, int] = (0, 0)
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     size: tuple[int, int] = (0, 0)
-
-
-class ArrayFacts(BaseModel):
-    """All about an array but its numbers, and these as they came, if they did."""
-
-    model_config = WIRE
-
-    dtype: str
-    shape: list[int]
-    axes: list[str]
-    unit: str = ""
-    coordinates: dict[str, list[Any]] = Field(default_factory=dict)
-    mean_over: dict[str, list[int]] = Field(default_factory=dict)
-    data: Any = Field(default=None, repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class TraceArray:
-    """A named array. `coordinates` say what lies along its axes, `mean_over` what is averaged."""
-
-    name: str
-    values: NDArray[Any]
-    axes: tuple[str, ...]
-    unit: str
-    coordinates: Mapping[str, tuple[Any, ...]]
-    mean_over: Mapping[str, tuple[int, ...]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def at(self, where: Mapping[str, Any] | None = None, **axes: Any) -> TraceArray:
-        """Choose by coordinates: `at(layer=3)`, `at({"class": "image"})`. Raises InvalidInput."""
-        found = self
-        for axis, coordinate in {**(where or {}), **axes}.items():
-            found = found._chosen(axis, coordinate)
-        return found
-
-    def mean(self, *axes: str) -> TraceArray:
-        """Average over axes by name. Raises InvalidInput."""
-        places = tuple(self._axis(axis) for axis in axes)
-        return self._left(self.values.mean(places), axes)
-
-    def _chosen(self, axis: str, coordinate: Any) -> TraceArray:
-        place = self._axis(axis)
-        known = self.coordinates.get(axis, tuple(range(self.shape[place])))
-        if coordinate not in known:
-            raise InvalidInput(f"{self.name} has no {axis} {coordinate!r}; it has {list(known)}")
-        return self._left(self.values.take(known.index(coordinate), place), (axis,))
-
-    def _axis(self, axis: str) -> int:
-        if axis not in self.axes:
-            raise InvalidInput(f"{self.name} has no axis {axis!r}; its axes are {list(self.axes)}")
-        return self.axes.index(axis)
-
-    def _left(self, values: Any, gone: Sequence[str]) -> TraceArray:
-        axes = tuple(axis for axis in self.axes if axis not in gone)
-        coordinates = {name: at for name, at in self.coordinates.items() if name not in gone}
-        array = numpy().asarray(values)
-        return TraceArray(self.name, array, axes, self.unit, coordinates, self.mean_over)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        found: NDArray[Any] = numpy().array(self.values, dtype=dtype, copy=copy)
-        return found
-
-    def __repr__(self) -> str:
-        sizes = " x ".join(f"{n} {axis}" for axis, n in zip(self.axes, self.shape, strict=True))
-        return f"<{self.name}: {sizes or 'one number'}, {self.values.dtype}, {self.unit}>"
 
 
 class Trace(BaseModel):
@@ -139,13 +64,18 @@ class Trace(BaseModel):
     _read: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def __getitem__(self, name: str) -> TraceArray:
-        """Return an array. Raises KeyError, and InvalidInput if it is still to be fetched."""
+        """Return an array. Raises KeyError, InvalidInput if it is still to be fetched, and
+        APIError "invalid_response" where it is none.
+        """
         facts = self.arrays[name]
         if name not in self._read:
             if facts.data is None:
                 self.fill(self._fetched())
             else:
-                self._read[name] = decoded(facts)
+                with reading(name):
+                    self._read[name] = decoded(facts)
+        if name not in self._read:
+            raise unreadable(f"there is no {name} behind the link")
         coordinates = {axis: tuple(at) for axis, at in facts.coordinates.items()}
         mean_over = {axis: tuple(at) for axis, at in facts.mean_over.items()}
         axes = tuple(facts.axes)
@@ -168,7 +98,8 @@ class Trace(BaseModel):
         """
         from saccade_client.trace_view import page  # numpy is not needed before
 
-        return page(self, self._pictures if images is None else images)
+        with reading("the trace"):
+            return page(self, self._pictures if images is None else images)
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -184,10 +115,20 @@ class Trace(BaseModel):
         return self.link is not None and not self._read
 
     def fill(self, content: Bytes) -> None:
-        """Take the arrays from the file behind the link. Raises InvalidInput for other bytes."""
+        """Take the arrays from the file behind the link.
+
+        Raises APIError "invalid_response" for other bytes.
+        """
         if hashlib.sha256(content).hexdigest() != link_digest(self.link):
-            raise InvalidInput("what is behind the link is not what it is named for")
-        self._read.update(arrays_of(content))
+            raise unreadable("what is behind the link is not what it is named for")
+        with reading("the file behind the link"):
+            self._read.update(arrays_of(content))
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What is pickled: without the client that fetches the link."""
+        state = super().__getstate__()
+        private = {**(state["__pydantic_private__"] or {}), "_fetch": None}
+        return {**state, "__pydantic_private__": private}
 
     def _fetched(self) -> Bytes:
         if self.link is None:
@@ -206,39 +147,12 @@ def link_digest(link: str | None) -> str:
     return found[1]
 
 
-def decoded(facts: ArrayFacts) -> NDArray[Any]:
-    """Return the numbers that came with an answer; null is not a number."""
-    np = numpy()
-    kind = np.dtype(TYPES[facts.dtype])
-    values: NDArray[Any]
-    if isinstance(facts.data, str):
-        values = np.frombuffer(base64.b64decode(facts.data), kind)
-    else:
-        values = np.asarray(facts.data, np.float64 if kind.kind == "f" else kind).astype(kind)
-    return values.reshape(facts.shape)
-
-
-def arrays_of(content: bytes) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a safetensors file."""
-    np = numpy()
-    kinds = {"F32": "<f4", "I32": "<i4", "U8": "|u1"}
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + min(length, MOST_HEADER)])
-    body = memoryview(content)[8 + length :]
-    return {
-        name: np.frombuffer(body[slice(*about["data_offsets"])], kinds[about["dtype"]]).reshape(
-            about["shape"]
-        )
-        for name, about in header.items()
-        if name != "__metadata__"
-    }
-
-
 def pictures_of(body: Mapping[str, Any] | None) -> list[str]:
     """Return the images of a request that are in it, as data URLs; others are empty texts."""
     found: list[str] = []
-    for message in (body or {}).get("messages", ()):
-        content = message.get("content")
+    messages = (body or {}).get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, Mapping) and part.get("type") == "image_url":
                 given = part.get("image_url")
@@ -252,16 +166,6 @@ def attach(reply: Any, fetch: Fetch | None, pictures: Sequence[str]) -> None:
     for choice in getattr(reply, "choices", ()):
         if choice.trace is not None:
             choice.trace.attach(fetch, pictures)
-
-
-def numpy() -> Any:
-    """Return numpy. Raises ImportError that says how to get it."""
-    try:
-        import numpy as np
-    except ImportError as error:
-        message = "arrays of traces need numpy: pip install 'saccade-client[images]'"
-        raise ImportError(message) from error
-    return np
 
 
 def names_of(trace: Trace, beginning: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ import httpx2
 import pytest
 
 import saccade_client as sdk
-from saccade_client import errors
+from saccade_client import errors, failures
 
 
 def reply(status: int, content: bytes = b"", **headers: str) -> httpx2.Response:
@@ -20,7 +20,7 @@ OBJECT = (
 
 
 def test_an_error_object_is_taken_apart():
-    error = errors.reply_error(reply(400, OBJECT, x_request_id="r-1"))
+    error = failures.reply_error(reply(400, OBJECT, x_request_id="r-1"))
     assert type(error) is sdk.BadRequest
     assert (error.status, error.code) == (400, "intervention_unknown_field")
     assert (error.param, error.request_id) == ("interventions[0].rh", "r-1")
@@ -48,7 +48,7 @@ def test_an_error_object_is_taken_apart():
     ],
 )
 def test_the_class_follows_the_status(status, kind):
-    assert type(errors.reply_error(reply(status))) is kind
+    assert type(failures.reply_error(reply(status))) is kind
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_the_class_follows_the_status(status, kind):
     ],
 )
 def test_any_body_makes_a_message(content, message):
-    assert errors.reply_error(reply(502, content)).message == message
+    assert failures.reply_error(reply(502, content)).message == message
 
 
 def test_a_numeric_code_is_text_as_openai_clients_have_it():
-    assert errors.reply_error(reply(500, b'{"error":{"code":7,"message":"m"}}')).code == "7"
+    assert failures.reply_error(reply(500, b'{"error":{"code":7,"message":"m"}}')).code == "7"
 
 
 def test_a_redirect_names_its_target():
-    error = errors.reply_error(reply(308, location="https://host/v1"))
+    error = failures.reply_error(reply(308, location="https://host/v1"))
     assert "redirected to https://host/v1: set base_url" in str(error)
 
 
@@ -93,20 +93,20 @@ def test_a_redirect_names_its_target():
     ],
 )
 def test_a_streamed_error_follows_its_type(kind, expected, status):
-    error = errors.streamed_error({"error": {"message": "m", "type": kind}}, "r-2")
+    error = failures.streamed_error({"error": {"message": "m", "type": kind}}, "r-2")
     assert type(error) is expected
     assert (error.status, error.message, error.request_id) == (status, "m", "r-2")
 
 
 def test_a_streamed_error_may_be_bare_words():
-    assert errors.streamed_error({"error": "oops"}, None).message == "oops"
-    assert "inside the stream" in errors.streamed_error({"error": {"x": 1}}, None).message
+    assert failures.streamed_error({"error": "oops"}, None).message == "oops"
+    assert "inside the stream" in failures.streamed_error({"error": {"x": 1}}, None).message
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        errors.reply_error(reply(400, OBJECT, x_request_id="r-1")),
+        failures.reply_error(reply(400, OBJECT, x_request_id="r-1")),
         sdk.StreamInterrupted("cut", text="so far", request_id="r-3"),
         sdk.Timeout("late"),
         sdk.InvalidInput("odd"),

@@ -123,8 +123,9 @@ def test_asynchronously_a_link_is_loaded_first(running):
 
 def test_only_what_a_link_is_named_for_is_taken(client):
     trace = client.chat("Hi", trace=KINDS | {"delivery": "link"}, max_tokens=4).trace
-    with pytest.raises(sdk.InvalidInput, match="named for"):
+    with pytest.raises(sdk.APIError, match="named for") as caught:
         trace.fill(b"something else")
+    assert caught.value.code == "invalid_response"
     elsewhere = trace.model_copy(update={"link": "http://elsewhere/v1/traces/" + "0" * 64})
     elsewhere.attach(client._fetch_trace, [])
     with pytest.raises(sdk.InvalidInput, match="64 hexadecimal"):
