@@ -113,7 +113,7 @@ def arrays_of(content: bytes) -> dict[str, NDArray[Any]]:
         name: np.frombuffer(body[slice(*about["data_offsets"])], kinds[about["dtype"]]).reshape(
             about["shape"]
         )
-        for name, about in header.items()
+        for name, about in dict(header).items()
         if name != "__metadata__"
     }
 
