@@ -22,33 +22,47 @@ from saccade_server.models.conversation import (
 from saccade_server.models.encoding import TextEncoder
 from saccade_server.models.sanitize import Marker, Segment
 from saccade_server.models.template import ChatTemplate, join_texts, thoughts
+from saccade_server.models.tool_format import Tools
 
 Item = dict[str, str]
 
 
 @dataclass(frozen=True)
 class ChatWriter:
-    """A template, and the tokens that nobody may type into it."""
+    """Templates, and the tokens that nobody may type into them.
+
+    ``with_tools`` is the template of a conversation that offers tools; None: the same as of others.
+    """
 
     template: ChatTemplate
     encoder: TextEncoder
+    with_tools: ChatTemplate | None = None
+
+    @property
+    def of_tools(self) -> ChatTemplate:
+        """The template of a conversation that offers tools."""
+        return self.with_tools or self.template
 
     def rendered(
         self,
         messages: Sequence[Message],
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> list[Segment]:
-        """The whole conversation.
+        """The whole conversation; ``tools`` are what a client typed, like its messages.
 
         Raises:
             PromptError: there is none, a role is unknown, or the template refuses it.
         """
-        page = self._page(messages, variables)
+        page = self._page(messages, variables, tools)
         return page.marker.split(page.write(page.conversation(), add_generation_prompt))
 
     def continued(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> list[Segment]:
         """The conversation up to the end of the last message's text, by transformers' rule.
 
@@ -62,7 +76,7 @@ class ChatWriter:
         if last is None or last.role != "assistant" or last.calls or not last.has_text:
             message = "continue_final_message needs a last message that is an assistant's text"
             raise PromptError(message)
-        page = self._page(messages, variables)
+        page = self._page(messages, variables, tools)
         conversation, place = page.conversation(), page.marker.place()
         content = conversation[-1]["content"]
         if isinstance(content, str):
@@ -78,23 +92,28 @@ class ChatWriter:
         head = head.replace(place, "")
         return page.marker.split(head if tail.startswith(" ") else head.rstrip())
 
-    def _page(self, messages: Sequence[Message], variables: Mapping[str, Any] | None) -> _Page:
+    def _page(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None,
+        tools: Tools | None,
+    ) -> _Page:
         if not messages:
             raise PromptError("a conversation has at least one message")
         for message in messages:
             role_of(message)
+        template = self.of_tools if tools else self.template
         if has_tools(messages):
-            if self.template.arguments_of_calls is None:
+            if template.arguments_of_calls is None:
                 messages = as_text_turns(messages)
             else:
                 messages = with_tool_names(messages)
-                if not self.template.takes_any_id:
+                if not template.takes_any_id:
                     messages = with_short_ids(messages)
         given = variables or {}
-        taken = [*all_texts(messages), *strings(given), self.template.letters]
-        return _Page(
-            self.template, self.encoder, self.encoder.controls.marker(taken), messages, given
-        )
+        taken = [*all_texts(messages), *strings(given), *strings(tools), template.letters]
+        marker = self.encoder.controls.marker(taken)
+        return _Page(template, self.encoder, marker, messages, given, tools)
 
 
 @dataclass(frozen=True)
@@ -106,10 +125,11 @@ class _Page:
     marker: Marker
     messages: Sequence[Message]
     variables: Mapping[str, Any]
+    tools: Tools | None
 
     def write(self, conversation: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        variables = self._marked(self.variables)
-        return self.template.render(conversation, add_generation_prompt, variables)
+        variables, tools = self._marked(self.variables), self._marked(self.tools)
+        return self.template.render(conversation, add_generation_prompt, variables, tools)
 
     def conversation(self) -> list[dict[str, Any]]:
         """Messages in the form templates expect, control tokens in their texts marked."""

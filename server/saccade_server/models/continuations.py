@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from saccade_server.models.conversation import Message, PromptError
 from saccade_server.models.rendered import RenderedPrompt
+from saccade_server.models.tool_format import Tools
 
 
 class Prompts(Protocol):
@@ -26,6 +27,7 @@ class Prompts(Protocol):
         *,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> RenderedPrompt: ...
 
     def completion(

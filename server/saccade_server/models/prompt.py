@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from PIL.Image import Image
-from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
+from transformers import AutoTokenizer
 
 from saccade_server.models.base import eos_token_ids
 from saccade_server.models.chat import ChatWriter, idle_variables
@@ -23,6 +23,8 @@ from saccade_server.models.encoding import Encoded, TextEncoder
 from saccade_server.models.family import load_config
 from saccade_server.models.folder import UnsupportedModelError, in_short, named
 from saccade_server.models.images import ImagePreprocessor
+from saccade_server.models.placeholders import expanded
+from saccade_server.models.prompt_files import chat_templates, generation_config
 from saccade_server.models.reasoning import (
     Markers,
     Thought,
@@ -34,6 +36,7 @@ from saccade_server.models.rendered import PreparedImage as PreparedImage
 from saccade_server.models.rendered import RenderedPrompt as RenderedPrompt
 from saccade_server.models.sanitize import Segment
 from saccade_server.models.template import ChatTemplate
+from saccade_server.models.tool_format import ToolFormat, Tools
 from saccade_server.models.views import Pixels
 
 
@@ -46,6 +49,7 @@ class PromptProcessor:
         tokenizer: Any,
         *,
         template: str | None = None,
+        tool_template: str | None = None,
         images: ImagePreprocessor | None = None,
         generation: Any = None,
     ) -> None:
@@ -60,13 +64,18 @@ class PromptProcessor:
         self._chat: ChatWriter | None = None
         if template is not None:
             special = tokenizer.special_tokens_map
-            known = ChatTemplate(template, special, items=images is not None)
-            self._chat = ChatWriter(known, self._encoder)
+            known, *others = (
+                ChatTemplate(source, special, items=images is not None)
+                for source in (template, tool_template)
+                if source is not None
+            )
+            self._chat = ChatWriter(known, self._encoder, *others)
         self.special_token_ids = self._encoder.special_ids
         self.token_of = self._encoder.token_of
         self._bytes = TokenBytes(self._backend)
         self._data = TokenData(self._backend, self.special_token_ids)
         self._alone: dict[int, str] = {}
+        self.tool_format  # noqa: B018 - now, while nobody waits
         self.max_token_chars = self._bytes.longest
         """Characters of the longest token; None if one token may stand for any length of text."""
 
@@ -83,17 +92,22 @@ class PromptProcessor:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             if not tokenizer.is_fast:
                 raise ValueError("it is not a fast one")
-            template = _chat_template(model, tokenizer, has_images)
+            template, tool_template = chat_templates(model, tokenizer, has_images)
         except Exception as error:  # whatever its files make its code do
             raise UnsupportedModelError(
                 f"{model}: has no tokenizer that can be read ({in_short(error)}); it needs a whole "
                 "tokenizer.json, tokenizer_config.json and chat template of this model"
             ) from error
         images = ImagePreprocessor.load(model, config, tokenizer) if has_images else None
-        generation = _generation_config(model)
+        generation = generation_config(model)
         with named(model):
             processor = cls(
-                config, tokenizer, template=template, images=images, generation=generation
+                config,
+                tokenizer,
+                template=template,
+                tool_template=tool_template,
+                images=images,
+                generation=generation,
             )
             processor._check_chats()
         return processor
@@ -102,6 +116,31 @@ class PromptProcessor:
     def accepts_images(self) -> bool:
         """True when prompts may have images."""
         return self._images is not None
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model calls tools; None if it cannot."""
+        found = self._chat.of_tools.tool_format if self._chat else None
+        return found if isinstance(found, ToolFormat) else None
+
+    @property
+    def tools_refused(self) -> str | None:
+        """Why the model calls no tools; None if it does."""
+        if self._chat is None:
+            return "it has no chat template"
+        found = self._chat.of_tools.tool_format
+        return None if isinstance(found, ToolFormat) else str(found)
+
+    @cached_property
+    def tool_tokens(self) -> Mapping[int, str]:
+        """Special tokens in the markers of calls, which have no text unless it is asked for."""
+        form = self.tool_format
+        if form is None:
+            return {}
+        marked = form.begin + form.end + (form.between or "")
+        named = (text for text in self._encoder.controls.special if text in marked)
+        found = {self.special_token(text): text for text in named}
+        return {token: text for token, text in found.items() if token is not None}
 
     @property
     def template_variables(self) -> tuple[str, ...]:
@@ -116,8 +155,10 @@ class PromptProcessor:
     @cached_property
     def fingerprint(self) -> str:
         """One hash of the tokenizer and the chat template: equal ones make equal prompts."""
-        template = self._chat.template.source if self._chat else ""
-        made_of = (self._backend.to_str(), template)
+        chat = self._chat
+        used = (chat.template, chat.with_tools) if chat else ()
+        sources = [template.source for template in used if template is not None]
+        made_of = (self._backend.to_str(), *(sources or [""]))
         return "sha256:" + hashlib.sha256("\0".join(made_of).encode()).hexdigest()
 
     @property
@@ -162,6 +203,7 @@ class PromptProcessor:
         *,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> RenderedPrompt:
         """Render a conversation.
 
@@ -170,6 +212,7 @@ class PromptProcessor:
             add_generation_prompt: end with the beginning of an assistant's turn.
             continue_final_message: end inside the last message, an assistant's, behind its text.
             variables: of the template, besides those that every template has.
+            tools: that the model may call, in OpenAI's form; None or none: it may not.
 
         Raises:
             PromptError: no template, an unknown role, images a text model cannot see, nothing to
@@ -180,9 +223,11 @@ class PromptProcessor:
         images = [image for message in messages for image in message.images]
         pixels = self._prepare(images)
         if continue_final_message:
-            write = partial(self._chat.continued, messages)
+            write = partial(self._chat.continued, messages, tools=tools or None)
         else:
-            write = partial(self._chat.rendered, messages, add_generation_prompt)
+            write = partial(
+                self._chat.rendered, messages, add_generation_prompt, tools=tools or None
+            )
         segments = write(variables)
         try:
             prompt = self._build(segments, self._adds_special(segments), pixels)
@@ -195,7 +240,7 @@ class PromptProcessor:
         if continue_final_message:
             thought = thought_continued(self.markers, messages[-1])
         elif add_generation_prompt:
-            bare = partial(self._chat.rendered, messages, False, variables)
+            bare = partial(self._chat.rendered, messages, False, variables, tools or None)
             thought = thought_begun(self.markers, segments, bare)
         return replace(prompt, idle=idle, thought=thought)
 
@@ -217,7 +262,7 @@ class PromptProcessor:
         if isinstance(prompt, str):
             return self._build([Segment(prompt, False)], add_special_tokens, pixels)
         text, encoded = self._from_ids(prompt)
-        return self._expand(text, encoded, pixels)
+        return expanded(self._encoder, self._image_token, text, encoded, pixels)
 
     def detokenizer(
         self, prompt_tokens: Sequence[int] = (), shown: Mapping[int, str] | None = None
@@ -307,7 +352,8 @@ class PromptProcessor:
         self, segments: list[Segment], add_special_tokens: bool, images: Sequence[Pixels]
     ) -> RenderedPrompt:
         encoded = self._encoder.encode(segments, add_special_tokens=add_special_tokens)
-        return self._expand("".join(segment.text for segment in segments), encoded, images)
+        text = "".join(segment.text for segment in segments)
+        return expanded(self._encoder, self._image_token, text, encoded, images)
 
     def _from_ids(self, ids: Sequence[int]) -> tuple[str, Encoded]:
         """Text and offsets of a prompt that came as token ids."""
@@ -323,67 +369,3 @@ class PromptProcessor:
             offsets.append((len(text), len(text) + len(piece)))
             text += piece
         return text + stream.flush(), Encoded(list(ids), offsets)
-
-    def _expand(self, text: str, encoded: Encoded, images: Sequence[Pixels]) -> RenderedPrompt:
-        """Repeat each image's placeholder, once for each of its features."""
-        places = encoded.ids.count(self._image_token) if self._image_token is not None else 0
-        if places != len(images):
-            raise PromptError(
-                f"the prompt has {places} image placeholders and {len(images)} images"
-            )
-        if not encoded.ids:
-            raise PromptError("the prompt is empty")
-        tokens: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        views: list[PreparedImage] = []
-        shown = iter(enumerate(images))
-        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            length = len(tokens)
-            if token == self._image_token:
-                self._show(*next(shown), token, tokens, views)
-            else:
-                tokens.append(token)
-            offsets += [(start, end), *[(end, end)] * (len(tokens) - length - 1)]
-        return RenderedPrompt(tuple(tokens), text, tuple(offsets), tuple(views))
-
-    def _show(
-        self, number: int, image: Pixels, token: int, tokens: list[int], views: list[PreparedImage]
-    ) -> None:
-        """Append what stands for one placeholder: the image's views, and what names them."""
-        for view in image.views:
-            before, behind = (self._encoder.inside(text).ids for text in (view.before, view.behind))
-            views.append(
-                PreparedImage(
-                    digest=view.digest(),
-                    start=len(tokens) + len(before),
-                    length=view.features,
-                    pixels=view.pixels,
-                    grid=view.grid,
-                    copies=view.copies,
-                    cells=view.cells,
-                    before=len(before),
-                    behind=len(behind),
-                    image=number,
-                    size=image.size,
-                )
-            )
-            tokens += [*before, *[token] * view.features, *behind]
-
-
-def _chat_template(model: str, tokenizer: Any, has_processor: bool) -> str | None:
-    """The processor's template where there is a processor, or else the tokenizer's."""
-    template: Any = None
-    if has_processor:
-        description, _ = ProcessorMixin.get_processor_dict(model)
-        template = description.get("chat_template")
-    template = template or tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _generation_config(model: str) -> Any:
-    try:
-        return GenerationConfig.from_pretrained(model)
-    except OSError:
-        return None  # the file is optional

@@ -43,6 +43,11 @@ class ControlTokens:
         """Both kinds."""
         return self.special | self.others
 
+    @cached_property
+    def beginnings(self) -> frozenset[str]:
+        """What either kind may begin with, the whole of it included."""
+        return frozenset(text[:end] for text in self.all for end in range(1, len(text) + 1))
+
     def marker(self, texts: Iterable[Iterable[str]]) -> Marker:
         """Start on one request; ``texts`` is everything that will be rendered, or its letters."""
         return Marker(self, set().union(*texts))
@@ -54,7 +59,8 @@ class Marker:
     def __init__(self, tokens: ControlTokens, taken: set[str]) -> None:
         self._own = _any_of(tokens.special)
         self._foreign = _any_of(tokens.all)
-        self._tokens = tokens.all
+        self._beginnings = tokens.beginnings
+        self._longest = max(map(len, self._beginnings), default=1) - 1
         self._free = (c for c in PRIVATE_CHARACTERS if c not in taken)
         self._marks: dict[str, str] = {}
 
@@ -95,9 +101,8 @@ class Marker:
 
     def _fragment(self, text: str) -> str:
         """The longest ending of ``text`` that begins a control token."""
-        longest = max(map(len, self._tokens), default=0) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(token.startswith(text[-length:]) for token in self._tokens):
+        for length in range(min(self._longest, len(text)), 0, -1):
+            if text[-length:] in self._beginnings:
                 return text[-length:]
         return ""
 

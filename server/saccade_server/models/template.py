@@ -23,6 +23,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from saccade_server.models.conversation import PromptError, arguments_text, strings
+from saccade_server.models.tool_format import NoToolFormat, ToolFormat, Tools, find_format
 
 RENDER_SECONDS = 10.0
 LONGEST_RENDERING = 64 * 1024 * 1024
@@ -117,6 +118,7 @@ class ChatTemplate:
         conversation: Conversation,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> str:
         """The prompt's text.
 
@@ -124,15 +126,15 @@ class ChatTemplate:
             PromptError: the template refuses the messages, or takes too long over them.
         """
         context = {
-            "tools": None,
             "documents": None,
             **self._special,
             **(variables or {}),
+            "tools": tools,
             "messages": conversation,
             "add_generation_prompt": add_generation_prompt,
         }
         # A number among the variables may be how often something is done.
-        here = self.quick and not variables and _is_brief(conversation)
+        here = self.quick and not variables and not tools and _is_brief(conversation)
         try:
             write = self._write if here else self._write_apart
             return write(context, time.monotonic() + RENDER_SECONDS)
@@ -170,6 +172,18 @@ class ChatTemplate:
         """True if calls may have any id; otherwise they have nine letters and digits."""
         form = self.arguments_of_calls
         return form is None or self._shows_call("call_1", form)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | NoToolFormat:
+        """How the model calls tools; an error that says why it cannot."""
+
+        def show(conversation: Conversation, tools: Tools | None) -> str:
+            return self.render(conversation, add_generation_prompt=False, tools=tools)
+
+        try:
+            return find_format(show, self._content, self.arguments_of_calls, CALL_ID)
+        except NoToolFormat as error:
+            return error
 
     def _is_quick(self) -> bool:
         said = "kq " * (BRIEF_CHARACTERS // BRIEF_MESSAGES // 3)

@@ -112,3 +112,38 @@ BRACKETS = """\
 {{ 'Draft your thinking as in [THINK]thoughts[/THINK] first.' }}{%- endif -%}
 {%- for message in messages -%}{{ '[INST]' + message.content + '[/INST]' }}{%- endfor -%}"""
 """As Magistral's: the markers are special tokens, which the system prompt shows."""
+
+ARGUMENTS_FIRST = """\
+{{- bos_token }}
+{%- if tools -%}{{ 'Tools: <tools>' }}
+{%- for tool in tools -%}{{ tool.function | tojson }}{%- endfor -%}{{ '</tools>\n' }}{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' and message.tool_calls is defined -%}
+{{ '<|im_start|>assistant' }}
+{%- for call in message.tool_calls -%}
+{{ '\n<tool_call>\n{ "arguments": ' + (call.function.arguments | tojson) }}
+{{- ', "name": "' + call.function.name + '"}\n</tool_call> ' }}
+{%- endfor -%}{{ '<|im_end|>\n' }}
+{%- elif message.role == 'tool' -%}
+{{ '<|im_start|>tool\n{"name": "' + message.name + '", "content": ' }}
+{{- (message.content | tojson) + '} <|im_end|>\n' }}
+{%- else -%}
+{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endif -%}
+{%- endfor -%}
+{{- '<|im_start|>assistant\n' if add_generation_prompt }}"""
+"""As Hermes 2 Pro's: the name of a call stands behind its arguments."""
+
+LISTED_CALLS = """\
+{%- if tools -%}{{ '[TOOLS] ' + (tools | tojson) }}{%- endif -%}
+{%- for message in messages -%}
+{%- if message.tool_calls -%}{{ '[CALLS] [' }}
+{%- for call in message.tool_calls -%}
+{{ '{"name": "' + call.function.name + '", "arguments": ' }}
+{{- (call.function.arguments | tojson) + '}' + (', ' if not loop.last else '') }}
+{%- endfor -%}{{ ']' + eos_token }}
+{%- elif message.role == 'tool' -%}{{ '[RESULT] ' + message.content }}
+{%- elif message.role == 'assistant' -%}{{ message.content + eos_token }}
+{%- else -%}{{ '[INST] ' + message.content + '[/INST] ' }}{%- endif -%}
+{%- endfor -%}"""
+"""As Granite's and Mistral's: one list of all calls."""
