@@ -250,6 +250,7 @@ class Collected:
     finish_reason: str | None = None
     trace: msgspec.Raw | None = None
     detectors: list[dict[str, Any]] | None = None
+    structured_output: dict[str, Any] | None = None
 
     def add(self, delta: Delta) -> None:
         """Append what is new."""
@@ -262,6 +263,7 @@ class Collected:
         self.logprobs += delta.logprobs
         self.offsets += delta.offsets
         self.finish_reason = delta.finish_reason
+        self.structured_output = delta.structured_output
 
 
 def _reads(choice: Choice) -> bool:
@@ -270,6 +272,7 @@ def _reads(choice: Choice) -> bool:
 
 
 def traced(said: Delta | Collected) -> dict[str, Any]:
-    """What a choice has besides: its trace and what detectors found, as far as there is any."""
-    found = {"trace": said.trace, "detectors": said.detectors}
+    """What a choice has besides: what its grammar did, its trace, and what detectors found."""
+    names = ("structured_output", "trace", "detectors")
+    found = {name: getattr(said, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}

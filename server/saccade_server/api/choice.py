@@ -18,14 +18,16 @@ from saccade_server.api.reading import CallDelta, Reader, Said
 from saccade_server.api.stops import StopStrings
 from saccade_server.engine.request import (
     EngineOutput,
+    Failure,
     FinishReason,
     GenerateRequest,
     TokenLogprobs,
 )
 from saccade_server.engine.timing import Timing
+from saccade_server.grammars.grammar import GrammarCount
 from saccade_server.logs.context import request_id
 from saccade_server.requests.detection import Detection
-from saccade_server.requests.errors import diverged
+from saccade_server.requests.errors import RequestError, diverged
 from saccade_server.requests.receipts import Run
 from saccade_server.requests.scores import ScoreLog
 from saccade_server.requests.traces.resolve import TracePlan
@@ -44,7 +46,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     ``text`` is what it says, ``reasoning`` what it thinks, ``calls`` what it calls.
     ``trace`` and ``detectors`` come with the last delta of a choice that has some, once they are
-    made; the first is JSON.
+    made; the first is JSON. So does ``structured_output``, the receipt of its grammar.
     """
 
     index: int
@@ -56,6 +58,7 @@ class Delta(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     trace: msgspec.Raw | None = None
     detectors: list[dict[str, Any]] | None = None
+    structured_output: dict[str, Any] | None = None
 
     @property
     def says(self) -> bool:
@@ -79,12 +82,14 @@ class Choice:
         detection: Detection | None = None,
         shows_logprobs: bool = True,
         reader: Reader | None = None,
+        grammar_at: str = "",
     ) -> None:
         """``methods``: the interventions of the request, for its error.
 
         ``reader``: what tells its reasoning and its calls from the rest; None: it has only text.
-        ``shows_logprobs``: False if none but detectors asked for them. ``outcome`` is how it has
-        ended so far, "" before the engine has it; see :class:`SequenceRecord`.
+        ``shows_logprobs``: False if none but detectors asked for them. ``grammar_at``: the field
+        that asked for its grammar, for errors. ``outcome`` is how it has ended so far, "" before
+        the engine has it; see :class:`SequenceRecord`.
         """
         self.index = index
         self.request = request
@@ -95,11 +100,13 @@ class Choice:
         self.timing: Timing | None = None
         self.run = Run(request.plan)
         self.trace = trace
+        self.grammar = GrammarCount()
         self.pieces = None if trace is None else trace.collect()
         self.scores = ScoreLog.of(request)
         self.watched = None if detection is None else detection.collect()
         self._shows_logprobs = shows_logprobs
         self._reader = reader
+        self._grammar_at = grammar_at
         self._decoder = decoder
         self._stops = stops
         self._least = request.sampling.min_tokens
@@ -173,7 +180,10 @@ class Choice:
         if not self.stopped:
             text += self._stops.push(self._decoder.flush())
             text += self._stops.flush()
-        return self._delta(text, self._finish(output))
+        ended = self._delta(text, self._finish(output))
+        if self.request.grammar is None:
+            return ended
+        return msgspec.structs.replace(ended, structured_output=self._receipt(output.grammar))
 
     def note_unread(self, news: object) -> None:
         """Count what the engine sent when nobody waited for it any more."""
@@ -188,6 +198,7 @@ class Choice:
                 self.done, self.timing = True, news.timing
                 self.outcome = "abort" if late else news.finish_reason.value
                 self.run = Run(self.request.plan, news.receipt, news.cached_tokens)
+                self.grammar = news.grammar or self.grammar
 
     def give_up(self) -> Delta:
         """The engine ended without a last output."""
@@ -227,7 +238,25 @@ class Choice:
         offsets = tuple(start for _, start, _ in ready)
         return msgspec.structs.replace(new, logprobs=logprobs, offsets=offsets)
 
+    def _receipt(self, count: GrammarCount | None) -> dict[str, Any] | None:
+        """What the grammar did; None if a sequence that is ended early has not told."""
+        grammar = self.request.grammar
+        if grammar is None or count is None:
+            return None
+        self.grammar = count
+        return {
+            "kind": grammar.kind,
+            "constrained_tokens": count.constrained,
+            "forced_tokens": count.forced,
+            "complete": count.complete and not self.stopped,
+        }
+
     def _finish(self, output: EngineOutput) -> str:
+        ran = output.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if ran and self.request.grammar is not None and output.grammar is None:
+            self.outcome = "error"
+            error_log.error("request %s: the engine held no grammar", request_id.get())
+            raise EngineFailure()
         if self.stopped or output.finish_reason is FinishReason.STOP:
             self.outcome = "stop"
             return self.outcome
@@ -240,4 +269,8 @@ class Choice:
         error_log.error("request %s: engine: %s", request_id.get(), output.error)
         if output.diverged:
             raise diverged(self._methods)
+        if output.failure is not None:
+            stuck = output.failure is Failure.GRAMMAR_STUCK
+            at = "min_tokens" if stuck else self._grammar_at
+            raise RequestError(output.error or "", code=output.failure, param=at)
         raise EngineFailure()

@@ -10,6 +10,10 @@ from fastapi import APIRouter
 from saccade_server.api.openapi.catalog_replies import ModelCard, ModelList
 from saccade_server.api.openapi.document import operation
 from saccade_server.api.services import Services
+from saccade_server.grammars.grammar import GrammarKind
+
+STRUCTURED = [kind.value for kind in GrammarKind if kind is not GrammarKind.TOOLS]
+"""What answers can be made to follow."""
 
 
 def models_router(services: Services) -> APIRouter:
@@ -27,6 +31,7 @@ def models_router(services: Services) -> APIRouter:
             "owned_by": "saccade",
             "max_model_len": services.room,
             "accepts_images": info.accepts_images,
+            "structured_outputs": STRUCTURED if info.follows_grammars else [],
             "knows_sinks": bool(info.sink_dims),
             "layers": info.layers,
             "heads": info.heads,

@@ -18,6 +18,8 @@ def note_answer(record: Record, prompts: Sequence[Prepared], generation: Generat
     copies = len(generation.choices) // len(prompts)
     begun = [choice for choice in generation.choices if choice.outcome]
     record.n = len(begun)
+    grammars = (choice.request.grammar for choice in begun)
+    record.grammar = next((grammar.kind.value for grammar in grammars if grammar), "")
     record.images = sum(len(item.prompt.images) for item in prompts)
     record.prompt_tokens = sum(item.length for item in prompts)
     record.completion_tokens = sum(choice.completion_tokens for choice in begun)
@@ -39,5 +41,7 @@ def _sequence(choice: Choice) -> SequenceRecord:
         completion_tokens=choice.completion_tokens,
         max_tokens=choice.request.sampling.max_tokens,
         timing=choice.timing,
+        constrained=choice.grammar.constrained,
+        forced=choice.grammar.forced,
         began=choice.began,
     )

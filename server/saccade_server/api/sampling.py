@@ -120,6 +120,7 @@ def generation(
                     detection,
                     shows,
                     reader,
+                    shape.grammar_at,
                 )
             )
     at_once = bool(body.stream or body.stops)

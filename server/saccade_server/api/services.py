@@ -23,6 +23,7 @@ from saccade_server.api.deployment import Membership, deployment_of
 from saccade_server.api.errors import NotFound
 from saccade_server.api.expected import Expected
 from saccade_server.api.fair_threads import FairThreads
+from saccade_server.api.grammar_work import GrammarWork
 from saccade_server.api.images.fetch import ImageFetcher
 from saccade_server.api.images.image_work import ImageWorkers
 from saccade_server.api.lifecycle import Lifecycle
@@ -71,6 +72,7 @@ class Services:
     artifacts: ArtifactStore = field(init=False)
     traces: TraceWork = field(init=False)
     tally: RequestTally = field(init=False)
+    grammars: GrammarWork = field(init=False)
     membership: Membership = field(init=False)
     spans: Spans = field(init=False)
 
@@ -85,6 +87,8 @@ class Services:
         object.__setattr__(self, "artifacts", store)
         object.__setattr__(self, "traces", TraceWork(self.settings, self.prompts))
         object.__setattr__(self, "tally", RequestTally(self.engine.info.max_model_len))
+        grammars = GrammarWork(self.settings.grammar_workers, self.tally)
+        object.__setattr__(self, "grammars", grammars)
         object.__setattr__(self, "membership", Membership(self))
         object.__setattr__(self, "spans", Spans.of(self.settings))
 
@@ -105,6 +109,7 @@ class Services:
         self.fetcher.close()
         self.artifacts.close()
         self.traces.close()
+        self.grammars.close()
         self.spans.close()
 
     def check_model(self, name: str | None) -> str | None:

@@ -82,6 +82,7 @@ class ApiSettings:
     sse_keep_alive: float = 15.0
 
     prompt_workers: int = 2  # threads that parse large bodies and render prompts
+    grammar_workers: int = 2  # threads that check what answers are to be
     image_workers: int = 2  # threads that decode images; very large ones have one more
     access_log: bool = True
     otlp_traces_endpoint: str | None = None  # where spans are posted to; None: there are none

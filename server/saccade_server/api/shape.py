@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saccade_server.api.body.schemas import Sampled
 from saccade_server.api.reading import Reader
 from saccade_server.api.reasoning import MayThink
 from saccade_server.api.services import Services
+from saccade_server.api.structured import asked_of, check_beside
 from saccade_server.grammars.grammar import Grammar
 from saccade_server.requests.prepared import Prepared
 
@@ -17,20 +18,26 @@ from saccade_server.requests.prepared import Prepared
 class Shape:
     """The form of the answers to one prompt.
 
-    ``grammar`` is what each of them must be; None: anything. ``reader`` makes what tells the parts
-    of one answer's text apart, a new one each time; None: there is only text.
+    ``grammar`` is what each of them must be, and ``grammar_at`` the field that asks for it; None:
+    they may be anything. ``reader`` makes what tells the parts of one answer's text apart, a new
+    one each time; None: there is only text.
     """
 
     grammar: Grammar | None = None
     reader: Callable[[Prepared], Reader] | None = None
+    grammar_at: str = ""
 
 
 PLAIN = Shape()
 
 
 async def shape_of(services: Services, body: Sampled, prompt: Prepared) -> Shape:
-    """What a request asks of the answers to one of its prompts."""
-    shape = PLAIN
+    """What a request asks of the answers to one of its prompts.
+
+    Raises:
+        BadRequest: what they must be is no grammar, or cannot be with the request's other fields.
+    """
+    shape = await _held(services, body)
     may_think = MayThink.of(services.prompts.markers, body, prompt.prompt)
     return shape if may_think is None else _behind_reasoning(may_think, shape)
 
@@ -49,4 +56,13 @@ def _behind_reasoning(may_think: MayThink, shape: Shape) -> Shape:
         return may_think.reader(None if shape.reader is None else shape.reader(prepared))
 
     grammar = None if shape.grammar is None else may_think.grammar(shape.grammar)
-    return Shape(grammar, reader)
+    return replace(shape, grammar=grammar, reader=reader)
+
+
+async def _held(services: Services, body: Sampled) -> Shape:
+    """The form of answers that one of many fields says what they must be."""
+    asked = asked_of(body)
+    if asked is None:
+        return PLAIN
+    check_beside(services.engine.info, body, asked)
+    return Shape(await services.grammars.checked(asked), grammar_at=asked.field)

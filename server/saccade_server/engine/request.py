@@ -89,7 +89,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     edit, and computed in chunks like a prompt's. Plans that act where a token is drawn exclude
     them (:func:`~saccade_server.engine.limits.acts_on_draws`): there they are forced, one by one.
     ``trace``: what it wants to see of its rows, which changes nothing. ``grammar``: what its answer
-    must be; of branches their leader's holds. ``priority`` is vLLM's:
+    must be; of branches their leader's holds. An answer under a grammar ends with an end token
+    whatever ``ignore_eos`` says, and none of its tokens is given or forced. ``priority`` is vLLM's:
     the lower goes first. ``owner`` is whose request it is, for fairness among those who wait, and
     ``origin`` what the log calls it.
     ``deadline``: when it need not begin any more, in seconds of the machine's monotonic clock.
@@ -186,6 +187,14 @@ class Receipt(msgspec.Struct, frozen=True):
     findings: tuple[AnyFinding, ...] = ()
 
 
+class Failure(StrEnum):
+    """What a sequence that ends in an error died of, where a client can do something about it."""
+
+    GRAMMAR_REFUSED = "grammar_refused"  # it cannot be compiled within the limits
+    GRAMMAR_FAILED = "grammar_failed"  # it came to its limits, or to a dead end, inside the answer
+    GRAMMAR_STUCK = "grammar_stuck"  # it allows ends alone, and the request has them held back
+
+
 NOT_FINITE = "the model gave logits that are not finite"
 """The error of a sequence that nothing can be drawn for."""
 
@@ -202,6 +211,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     error: str | None = None
     diverged: bool = False  # the error: under a plan the model's numbers overflowed
+    failure: Failure | None = None  # which kind of error it is, if it is one of these
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
     trace: tuple[TracePiece, ...] = ()  # what steps since the last output have read
@@ -237,6 +247,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_batched_tokens: int = 1024
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = False
+    follows_grammars: bool = False  # the bytes of its tokens are known, and it has an end token
     fingerprint: str = ""
 
 

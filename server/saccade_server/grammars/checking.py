@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from saccade_server.grammars.compiling import compiled
-from saccade_server.grammars.errors import GrammarError, GrammarFailed
+from saccade_server.grammars.errors import TOO_LARGE, GrammarError, GrammarFailed
 from saccade_server.grammars.limits import LONGEST_SOURCE
 from saccade_server.grammars.vocabulary import BYTES
 
@@ -16,7 +16,9 @@ _WHERE: Final = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )
 def check(source: str) -> None:
     """Raise GrammarError for a source that is no grammar, or one beyond the limits."""
     if len(source) > LONGEST_SOURCE:
-        raise GrammarError(f"The grammar is longer than {LONGEST_SOURCE} characters.")
+        raise GrammarError(
+            f"The grammar is longer than {LONGEST_SOURCE} characters.", code=TOO_LARGE
+        )
     try:
         compiled(source, BYTES)
     except GrammarFailed as failed:

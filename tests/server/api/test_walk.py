@@ -26,6 +26,8 @@ from saccade_server.api.body.schemas import (
 )
 from saccade_testing.api.bodies import PICTURE
 from saccade_testing.api.server import start_server
+from saccade_testing.api.structured_verdicts import OWNERS as STRUCTURES
+from saccade_testing.api.structured_verdicts import STRUCTURED, structured_body
 from saccade_testing.api.trace_verdicts import TRACES, trace_body
 from saccade_testing.api.verdicts import Verdict, number, switch
 
@@ -163,6 +165,7 @@ VERDICTS = {
     "DetokenizeRequest.model": Verdict([], ["saccade-test"], ["x", 5]),
     "DetokenizeRequest.tokens": Verdict([[], [1]], [], [[-1], [999], {}, "x"]),
     **TRACES,
+    **STRUCTURED,
     "StreamOptions.include_usage": switch(),
     "StreamOptions.continuous_usage_stats": switch(),
     "StreamOptions.include_obfuscation": NOWHERE,
@@ -209,6 +212,8 @@ def place(owner, name, value):
     """Fields of a chat, with ``value`` in the field ``name`` of a model inside the body."""
     if f"{owner}.{name}" in TRACES:
         return trace_body(owner, name, [] if value is ABSENT else [value])
+    if owner in STRUCTURES:
+        return structured_body(owner, name, [] if value is ABSENT else [value])
     image = {"type": "image_url", "image_url": {"url": PICTURE}}
     call = copy.deepcopy(CALL)
     places = {
@@ -270,7 +275,7 @@ def all_fields():
         seen.add(model)
         for name, info in model.model_fields.items():
             route = model if model in ROUTES else ChatRequest
-            yield route, owner_of(model, name), name, not info.is_required()
+            yield route, owner_of(model, name), info.alias or name, not info.is_required()
             waiting.extend(models_in(info.annotation))
 
 
@@ -309,6 +314,9 @@ def test_every_field_has_a_verdict():
         "ImageUrl": "image_url.",
         "Sampled": "",
         "ChatRequest": "",
+        "Structured": "",
+        "StructuredOutputs": "structured_outputs.",
+        "JsonSchemaFormat": "json_schema.",
     }
     without = [key.split(".") for key, verdict in VERDICTS.items() if verdict.no_effect]
     assert {paths[owner] + name for owner, name in without} == set(NO_EFFECT)

@@ -181,14 +181,9 @@ def test_stream_options_need_a_stream(demo):
     asking.refused(answer, "stream_options", says="stream")
 
 
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
-
 WAITING = {
     # Features with an issue of their own; until then they are refused at the field. When one comes,
     # its line here becomes a test of what it does.
-    # langchain-ai/langchain#23814
-    "P13-json": ({"response_format": {"type": "json_object"}}, "response_format"),
-    "P13-schema": ({"response_format": SCHEMA}, "response_format"),
     # vllm-project/vllm#8088, langchain-ai/langchain#23814
     "P14-auto": ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
     "P14-default": ({"tools": [TOOL]}, "tools"),

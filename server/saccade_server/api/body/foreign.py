@@ -48,7 +48,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "regex": (),
     "repeat_penalty": (1,),  # others' name of repetition_penalty
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
     "return_hidden_states": (),
     "return_routed_experts": (),
     "return_token_ids": (),
@@ -59,8 +58,6 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "smoothing_factor": (0,),
     "stop_regex": (),
     "stop_sequences": (),
-    "structural_tag": (),
-    "structured_outputs": (),
     "store": (),
     "thinking_budget": (0,),
     "thinking_token_budget": (0,),
@@ -113,7 +110,16 @@ THINKING = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thi
 UNCALLED = {"tools": "tool_choice", "functions": "function_call"}
 """What may be offered while the field of the second name says "none": nothing is called."""
 GUIDED = "guided_"
-"""What vLLM's names for constrained answers begin with."""
+"""What older names of vLLM's for constrained answers begin with; those not in the schema are none
+that it has.
+"""
+INSTEAD = {
+    "ebnf": "structured_outputs.grammar",
+    "grammar": "structured_outputs.grammar",
+    "json_schema": "structured_outputs.json",
+    "regex": "structured_outputs.regex",
+}
+"""Other servers' names of what has one here."""
 TOKENIZE = {
     name: CHAT[name]
     for name in (

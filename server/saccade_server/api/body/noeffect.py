@@ -33,6 +33,9 @@ NO_EFFECT: dict[str, str] = {
     "prompt_cache_retention": "prefixes stay cached as long as there is room",
     "image_url.detail": "images always have the size that the model's own processor makes",
     "stream_options.include_obfuscation": "answers are never padded",
+    "json_schema.description": "the model is told what the messages say, and no more",
+    "structured_outputs.disable_fallback": "there is one implementation",
+    "guided_decoding_backend": "there is one implementation",
 }
 """Field, or the object it is in and its name -> why any value of it changes nothing."""
 

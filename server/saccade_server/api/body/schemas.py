@@ -15,6 +15,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
 from saccade_server.api.body.messages import TEXT_OR_LIST, ChatMessage, Closed, Strict
 from saccade_server.api.body.noeffect import describe
 from saccade_server.api.body.reasoning import HowMuch, Shown
+from saccade_server.api.body.structured import Structured
 from saccade_server.api.body.values import (
     INT64,
     LONGEST_STOPS,
@@ -99,7 +100,7 @@ Priority = Annotated[
 ]
 
 
-class Sampled(Strict, Selecting):
+class Sampled(Strict, Selecting, Structured):
     """The fields that both generation endpoints share."""
 
     max_tokens: Whole | None = Field(

@@ -15,7 +15,14 @@ from functools import lru_cache
 from typing import Any
 
 from saccade_interventions.errors import brief
-from saccade_server.api.body.foreign import GUIDED, NOTHING, NULL_ONLY, THINKING, UNCALLED
+from saccade_server.api.body.foreign import (
+    GUIDED,
+    INSTEAD,
+    NOTHING,
+    NULL_ONLY,
+    THINKING,
+    UNCALLED,
+)
 from saccade_server.api.errors import BadRequest, bounded, unsupported
 
 OTHER_NAMES = frozenset(
@@ -91,7 +98,8 @@ def refuse_unsupported(
                 )
                 raise unsupported(name, message)
         elif harmless is not None and not _asks_nothing(value, harmless):
-            raise unsupported(name, f"{name} is not supported by this server.")
+            hint = f" Give {INSTEAD[name]}." if name in INSTEAD else ""
+            raise unsupported(name, f"{name} is not supported by this server.{hint}")
 
 
 def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> set[str]:

@@ -67,6 +67,7 @@ def _answer(record: Record) -> dict[str, Any]:
     return {
         "model": record.model,
         **_said(profile=record.profile, interventions=list(record.interventions)),
+        **_said(grammar=record.grammar),
         **_said(stream=record.stream, n=record.n if record.n > 1 else 0, images=record.images),
         "prompt_tokens": record.prompt_tokens,
         **_said(cached_tokens=record.cached_tokens),

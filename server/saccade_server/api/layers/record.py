@@ -30,8 +30,9 @@ class SequenceRecord:
 
     ``finish_reason`` is "stop", "length", "abort" (its client left, it took too long, or another
     of the same request failed) or "error". ``timing`` is what the engine says of it, None if it
-    said nothing: a sequence that nobody waits for is not asked. ``began`` is when it went there, by
-    ``time.monotonic``.
+    said nothing: a sequence that nobody waits for is not asked. ``constrained`` tokens were drawn
+    under a grammar, which left no other for ``forced`` of them. ``began`` is when it went to the
+    engine, by ``time.monotonic``.
     """
 
     finish_reason: str
@@ -40,6 +41,8 @@ class SequenceRecord:
     completion_tokens: int
     max_tokens: int
     timing: Timing | None
+    constrained: int = 0
+    forced: int = 0
     began: float = field(default=0.0, compare=False)
 
 
@@ -53,10 +56,10 @@ class Record:
     name of the key, never the key.
 
     Of answers: ``began_work`` is when its sequences went to the engine, ``first_token`` when the
-    first token of any came back. ``interventions`` are the methods in the order of the request,
-    ``counters`` what the engine counted for each place in it (receipts' counters), ``lost`` those
-    that should have run and did not, and ``blamed`` those that an error is about; "" stands for a
-    method that there is not.
+    first token of any came back. ``grammar`` is the kind of what they must be. ``interventions``
+    are the methods in the order of the request, ``counters`` what the engine counted for each place
+    in it (receipts' counters), ``lost`` those that should have run and did not, and ``blamed``
+    those that an error is about; "" stands for a method that there is not.
     """
 
     id: str
@@ -75,6 +78,7 @@ class Record:
     model: str = ""
     profile: str = ""
     interventions: tuple[str, ...] = ()
+    grammar: str = ""
     images: int = 0
     n: int = 0
     prompt_tokens: int = 0

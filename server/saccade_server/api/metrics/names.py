@@ -26,6 +26,7 @@ LATENCY = (
 )
 """Seconds."""
 COPIES = (1, 2, 5, 10, 20)
+CHECKS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 Kind = Literal["gauge", "counter", "histogram"]
 
@@ -118,6 +119,15 @@ REPLICAS = _gauge("replicas", "Of a cluster, by whether they answered this scrap
 BY_PROFILE = _counter("profile_requests", "Answers under a profile.", "profile")
 BY_KEY = _counter("key_requests", "Requests by the name of their key.", "key")
 KEY_TOKENS = _counter("key_tokens", "Tokens of answers, by key.", "key", "kind")
+
+# Grammars.
+GRAMMAR_REQUESTS = _counter("grammar_requests", "Answers begun under a grammar.", "kind")
+CONSTRAINED = _counter("grammar_constrained_tokens", "Tokens drawn under a grammar.", "kind")
+FORCED = _counter("grammar_forced_tokens", "Tokens for which it left no other.", "kind")
+GRAMMAR_REFUSALS = _counter("grammar_refusals", "Grammars that were refused.", "kind", "code")
+GRAMMAR_CHECKS = _histogram(
+    "grammar_check_seconds", "Making and checking a grammar that is not remembered.", CHECKS
+)
 
 # Interventions.
 METHOD_REQUESTS = _counter("intervention_requests", "Answers begun under a method.", "method")

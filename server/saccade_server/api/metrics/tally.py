@@ -64,6 +64,14 @@ class RequestTally:
         """Count a connection that was refused before there was a request."""
         self._count(names.REFUSED_CONNECTIONS, (code,))
 
+    def checked_grammar(self, seconds: float) -> None:
+        """Count a grammar that was made and checked, whatever came of it."""
+        self._observe(names.GRAMMAR_CHECKS, seconds)
+
+    def refused_grammar(self, kind: str, code: str) -> None:
+        """Count a request that was refused because of its grammar."""
+        self._count(names.GRAMMAR_REFUSALS, (kind, code))
+
     def _answered(self, record: Record) -> None:
         """Count an answer whose sequences went to the engine, however it ended."""
         self._observe(names.COPIES_ASKED, record.n)
@@ -77,6 +85,13 @@ class RequestTally:
         if record.key:
             self._count(names.KEY_TOKENS, (record.key, "prompt"), record.prompt_tokens)
             self._count(names.KEY_TOKENS, (record.key, "completion"), record.completion_tokens)
+        if record.grammar:
+            self._count(names.GRAMMAR_REQUESTS, (record.grammar,))
+            for metric, counts in (
+                (names.CONSTRAINED, (each.constrained for each in record.sequences)),
+                (names.FORCED, (each.forced for each in record.sequences)),
+            ):
+                self._count(metric, (record.grammar,), sum(counts))
         if record.interventions:
             self._under(record)
 

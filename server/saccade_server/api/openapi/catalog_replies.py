@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from saccade_server.api.openapi.absent import Absent
+from saccade_server.grammars.grammar import GrammarKind
 
 
 class ModelCard(BaseModel):
@@ -18,6 +19,7 @@ class ModelCard(BaseModel):
     owned_by: str
     max_model_len: int
     accepts_images: bool
+    structured_outputs: list[GrammarKind] = Field(description="What answers can be held to.")
     knows_sinks: bool = Field(
         description="Whether attention sinks can be told, as methods and traces about them need."
     )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from saccade_server.api.openapi.absent import Absent, no_default
 from saccade_server.api.openapi.detector_replies import Detected
 from saccade_server.api.openapi.trace_replies import AnswerTrace
+from saccade_server.grammars.grammar import GrammarKind
 
 FINISH = Literal["stop", "length", "tool_calls"]
 
@@ -152,6 +153,18 @@ class Envelope(BaseModel):
     interventions_applied: Absent[list[Applied]]
 
 
+class StructuredOutput(BaseModel):
+    """The receipt of what an answer had to be."""
+
+    kind: GrammarKind
+    constrained_tokens: int = Field(description="Tokens that were drawn under the grammar.")
+    forced_tokens: int = Field(description="Tokens for which the grammar left no other.")
+    complete: bool = Field(
+        description="The answer ended where it may; false for one that max_tokens or a stop text "
+        "cut off."
+    )
+
+
 class CalledFunction(BaseModel):
     """Which function is called, and the JSON text of its arguments."""
 
@@ -184,6 +197,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FINISH
+    structured_output: Absent[StructuredOutput]
     trace: Absent[AnswerTrace]
     detectors: Absent[list[Detected]]
 
@@ -228,6 +242,7 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: FINISH | None
+    structured_output: Absent[StructuredOutput]
     trace: Absent[AnswerTrace]
     detectors: Absent[list[Detected]]
 
@@ -247,6 +262,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FINISH | None
+    structured_output: Absent[StructuredOutput]
     trace: Absent[AnswerTrace]
     detectors: Absent[list[Detected]]
     prompt_logprobs: Absent[PromptLogprobs]

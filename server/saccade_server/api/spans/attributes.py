@@ -85,6 +85,9 @@ def _answer(record: Record) -> dict[str, Value]:
         values["gen_ai.response.time_to_first_chunk"] = record.first_token - record.began
     if record.profile:
         values["saccade.profile"] = _text(record.profile)
+    if record.grammar:
+        values["saccade.grammar"] = record.grammar
+        values["saccade.forced_tokens"] = sum(each.forced for each in record.sequences)
     if record.interventions:
         values["saccade.interventions"] = [_text(each) for each in record.interventions]
     if record.lost:

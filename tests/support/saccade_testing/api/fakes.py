@@ -16,6 +16,7 @@ from saccade_server.engine.request import (
     EngineInfo,
     EngineOutput,
     EngineStats,
+    Failure,
     FinishReason,
     GenerateRequest,
     Receipt,
@@ -25,6 +26,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
+from saccade_server.grammars.grammar import GrammarCount
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.reasoning import Markers, Thought
@@ -54,6 +56,7 @@ INFO = EngineInfo(
     max_programs=8,
     sink_dims=(3,),
     accepts_images=True,
+    follows_grammars=True,
     fingerprint="sha256:" + "ab" * 32,
 )
 
@@ -192,6 +195,8 @@ class FakeEngine:
     stall_after: int | None = None
     fail_after: int | None = None
     diverges: bool = False
+    failure: Failure | None = None
+    holds: bool = True
     capacity: bool = True
     alive: bool = True
     lag: Lag = field(default_factory=Lag)
@@ -269,7 +274,11 @@ class FakeEngine:
                 error, acts = "/secret 0xdead", request.plan is not None
                 diverged = self.diverges and acts
                 yield EngineOutput(
-                    request_id=name, finish_reason=reason, error=error, diverged=diverged
+                    request_id=name,
+                    finish_reason=reason,
+                    error="It cannot go on." if self.failure else error,
+                    diverged=diverged,
+                    failure=self.failure,
                 )
                 return
             entry = self._logprobs(request, token)
@@ -307,11 +316,19 @@ class FakeEngine:
             finish_reason=reason,
             cached_tokens=self.cached_tokens,
             receipt=self._receipt(request, generated),
+            grammar=self._held(request, generated, reason),
             trace=self._trace(request, generated, last=True)
             if tokens
             else self._sums(request, generated),
             timing=self.timing,
         )
+
+    def _held(
+        self, request: GenerateRequest, generated: int, reason: FinishReason
+    ) -> GrammarCount | None:
+        if request.grammar is None or not self.holds:
+            return None
+        return GrammarCount(generated, generated // 2, reason is FinishReason.STOP)
 
     def _trace(
         self, request: GenerateRequest, generated: int, last: bool = False
