@@ -14,13 +14,13 @@ HISTORY = [
 ]
 
 
-def answers(folder, tools=None):
+def answers(folder, tools=None, behind=()):
     """The texts of greedy answers, each with its end."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for question in QUESTIONS:
         prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
+            [{"role": "user", "content": question}, *behind],
             tools=tools,
             add_generation_prompt=True,
             return_tensors="pt",
@@ -33,10 +33,9 @@ def answers(folder, tools=None):
 
 
 @pytest.mark.parametrize("style", ["qwen3", "llama3"])
-@pytest.mark.parametrize("tools", [None, [TOOL]])
-def test_an_answer_is_a_few_words_and_ends(chat_folder, style, tools):
+def test_an_answer_is_a_few_words_and_ends(chat_folder, style):
     end = {"qwen3": "<|im_end|>", "llama3": "<|eot_id|>"}[style]
-    texts = list(answers(chat_folder(style), tools))
+    texts = [text for tools in ([], [TOOL]) for text in answers(chat_folder(style), tools)]
     assert all(text.endswith(end) and text.removesuffix(end).isalpha() for text in texts)
     assert len(set(texts)) > 1
 
@@ -58,6 +57,15 @@ def test_an_answer_opens_as_told(chat_folder, style, first, opens, behind):
             reasoning, _, rest = text.partition("</think>")
             assert len(reasoning.removeprefix("<think>")) > 2
             assert rest.startswith(behind)
+
+
+@pytest.mark.parametrize(
+    ("style", "call"), [("qwen3", "<tool_call>"), ("llama3", "<|python_tag|>")]
+)
+def test_a_function_that_has_answered_is_not_called_again(chat_folder, style, call):
+    folder = chat_folder(style, call)
+    assert all(text.startswith(call) for text in answers(folder, [TOOL]))
+    assert not any(text.startswith(call) for text in answers(folder, [TOOL], HISTORY[1:]))
 
 
 def test_templates_write_what_the_published_ones_do(chat_folder):

@@ -1,8 +1,9 @@
 """Weights under which the kind of the last token says which kind is likely next.
 
-The first entries of a hidden state say of which kind the last token is, the next one how far into
-a run of words it is. Layers write to the latter alone, and to the rest, which is random as usual:
-so the whole prompt says which words a run has, and how many.
+The first entries of a hidden state say of which kind the last token is, the next ones how far into
+a run of words it is. Layers write to one of the latter, and to the rest, which is random as usual:
+so the whole prompt says which words a run has. A head of the first layer looks for a
+function's result: behind one, that function is not called again.
 """
 
 import re
@@ -34,9 +35,19 @@ class Kind(IntEnum):
 
 
 RANK = len(Kind)
-RESERVED = RANK + 1
-KIND_SIZE, RANK_SIZE = 4.0, 2.0
+"""Layers write here, and the likeliest next word goes by it."""
+PURE = RANK + 1
+"""The same without what layers write: by it a run ends."""
+RESULT = RANK + 2
+"""Marks a token that opens a function's result."""
+ANSWERED = RANK + 3
+"""Says that there was one: written by that head."""
+RESERVED = RANK + 4
+KIND_SIZE, RANK_SIZE, RESULT_SIZE, ANSWERED_SIZE = 4.0, 2.0, 4.0, 2.0
 """In a hidden state, whose random entries are about a half."""
+RESULTS = ("<tool_response>", "ipython")
+CALLED = "get_weather"
+"""The function that is called once."""
 
 STEP = 0.3
 """Ranks go from 0 to 1; so much higher than the last word's is the likeliest next one's."""
@@ -46,9 +57,9 @@ LAST = 0.65
 """The rank from which on a run rather ends."""
 SLOPE = 80.0
 """By which what ends a run gets likelier with the last word's rank."""
-LAYERS = 0.2
+LAYERS = 0.25
 """Of weights that write, in those of the model as it was made: kinds stay as large as they are."""
-JITTER = 0.05
+JITTER = 0.08
 """Of weights that write to a rank, in those of others."""
 RANDOM = 0.8
 """The standard deviation of the random part of a logit."""
@@ -84,7 +95,7 @@ HABITS: dict[Kind, dict[Kind, float]] = {
     Kind.LINE: OPENINGS,
     Kind.LINES: OPENINGS,
     Kind.THINK: {Kind.THOUGHT: TOP},
-    Kind.THOUGHT_OUT: {Kind.LINES: TOP, **OPENINGS},
+    Kind.THOUGHT_OUT: {Kind.LINES: 2 * TOP, **OPENINGS},
     Kind.FIRST: OPENINGS,
     Kind.END: OPENINGS,
     Kind.MARK: {Kind.QUOTE: HIGH, Kind.END: HIGH, Kind.WORD: HIGH, Kind.DIGIT: SOME},
@@ -104,7 +115,9 @@ def likely(
     following = [_next(text, end) for text in texts]
     runs = torch.tensor([_run(text) is not None for text in texts])
     ranks = torch.rand(len(texts)) * runs
-    _embed(model, [_last(text, end) for text in texts], ranks)
+    results = [index for index, text in enumerate(texts) if text in RESULTS]
+    _embed(model, [_last(text, end) for text in texts], ranks, results)
+    _look(model.model.layers[0].self_attn)
     kinds, spread = _seen(model, len(texts))
     table = torch.stack([_logits(kind, following, ranks) for kind in Kind])
     for token in first:
@@ -119,9 +132,16 @@ def likely(
     head[:, :RESERVED] = 0
     head[:, : len(Kind)] = NEVER / kinds
     head[: len(texts), : len(Kind)] = table.T / kinds
-    slopes = 2 * SHARP * ranks
-    slopes[[index for index, kind in enumerate(following) if kind in CLOSERS]] = SLOPE
-    head[: len(texts), RANK] = slopes * KIND_SIZE / RANK_SIZE / kinds
+    closers = [index for index, kind in enumerate(following) if kind in CLOSERS]
+    head[: len(texts), RANK] = 2 * SHARP * ranks * KIND_SIZE / RANK_SIZE / kinds
+    head[closers, PURE] = SLOPE * KIND_SIZE / RANK_SIZE / kinds
+    calls = {*first} - {"<think>"}
+    again = [index for index, text in enumerate(texts) if text in calls or _names(text)]
+    head[again, ANSWERED] = 4 * NEVER * KIND_SIZE / ANSWERED_SIZE / kinds
+
+
+def _names(text: str) -> bool:
+    return bool(text) and CALLED.startswith(text)
 
 
 def _next(text: str, end: str) -> Kind:
@@ -172,18 +192,38 @@ def _logits(row: Kind, kinds: Sequence[Kind], ranks: torch.Tensor) -> torch.Tens
     return logits
 
 
-def _embed(model: Any, kinds: Sequence[Kind], ranks: torch.Tensor) -> None:
+def _embed(model: Any, kinds: Sequence[Kind], ranks: torch.Tensor, results: Sequence[int]) -> None:
     embedding = model.get_input_embeddings().weight.data
     embedding.normal_(0, 0.5)
     embedding[:, :RESERVED] = 0
     embedding[torch.arange(len(kinds)), torch.tensor(kinds)] = KIND_SIZE
-    embedding[: len(kinds), RANK] = RANK_SIZE * ranks
+    embedding[: len(kinds), [RANK, PURE]] = RANK_SIZE * ranks[:, None]
+    embedding[results, RESULT] = RESULT_SIZE
     for layer in model.model.layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             weight = projection.weight.data
             weight *= LAYERS
-            weight[: len(Kind)] = 0
-            weight[RANK] *= JITTER
+            weight[:RESERVED] = 0
+            weight[RANK].normal_(0, JITTER * weight[RESERVED:].std())
+
+
+def _look(attention: Any) -> None:
+    """Let the first head attend to results alone, and write that there are any.
+
+    Its queries and keys lie in a plane that hardly turns with the distance. Where there is no
+    result all keys and values are zero.
+    """
+    size = attention.head_dim
+    slow = size // 2 - 1
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        projection.weight.data[:size] = 0
+    attention.q_proj.weight.data[slow, : len(Kind)] = 8.0
+    attention.k_proj.weight.data[slow, RESULT] = 8.0
+    attention.v_proj.weight.data[0, RESULT] = 1.0
+    if hasattr(attention, "q_norm"):
+        attention.q_norm.weight.data[slow] = 8.0
+    attention.o_proj.weight.data[:, :size] = 0
+    attention.o_proj.weight.data[ANSWERED, 0] = ANSWERED_SIZE / RESULT_SIZE
 
 
 def _seen(model: Any, tokens: int) -> tuple[float, float]:

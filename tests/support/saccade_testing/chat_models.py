@@ -41,6 +41,8 @@ CORPUS = [
     '"additionalProperties":false}}}',
     '{"items": [{"title": "one", "done": true}, {"title": "two", "done": false}], "next": null}',
     '{"next":null,"done":true,"more":false}',
+    "ipython",
+    "Environment: ipython\n",
     "# Tools\n\nFirst line\nSecond line\n\nThird line\n\n",
 ] * 4
 
@@ -100,6 +102,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
 PADDING = 64
 """As in published models, the output layer has rows that no token belongs to: a multiple of it."""
