@@ -36,11 +36,11 @@ def counting(core: Any) -> Iterator[Work]:
     runner = core._runner
     launch = runner.launch
 
-    def counted(chunks: Sequence[Any]) -> Any:
+    def counted(chunks: Sequence[Any], *rest: Any) -> Any:
         work.steps += 1
         for chunk in chunks:
             _count(work, chunk)
-        return launch(chunks)
+        return launch(chunks, *rest)
 
     decoder = runner.model.decoder
     run = decoder._run

@@ -1,7 +1,8 @@
-"""Two distributions over the vocabulary, of rows of logits: combined, and how far they are apart.
+"""Distributions over the vocabulary, of rows of logits: combined, compared, and held by masks.
 
 Contrast draws tokens from d = own log p - other log q instead of log p; where q is read from early
-layers (DoLa), of several the one counts that differs most from p.
+layers (DoLa), of several the one counts that differs most from p. A mask leaves some tokens of a
+row and takes the others away.
 """
 
 from __future__ import annotations
@@ -85,3 +86,21 @@ def divergences(
     log_q = others.to(log_p.dtype).log_softmax(-1)
     by_jsd, by_dola = (divergence(log_p, log_q, kind) for kind in ("jsd", "dola"))
     return torch.where(is_jsd, by_jsd, by_dola)
+
+
+def mask_rows(
+    logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor, which: torch.Tensor
+) -> None:
+    """Write -inf, in place, where a mask does not allow a token; all else stays as it is.
+
+    Args:
+        logits: [any, vocabulary], float32 or wider.
+        rows: int64 [n], rows of ``logits``; where one comes twice, any of its masks may act.
+        allowed: int32 [any, ceil(vocabulary / 32)]: token v is bit v % 32 of word v // 32.
+        which: int64 [n], the row of ``allowed`` that holds each of ``rows``.
+    """
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    banned = (allowed.index_select(0, which)[:, :, None] >> bits) & 1 == 0
+    held = logits.index_select(0, rows)
+    held.masked_fill_(banned.flatten(1)[:, : logits.shape[-1]], float("-inf"))
+    logits.index_copy_(0, rows, held)

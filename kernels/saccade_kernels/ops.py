@@ -263,6 +263,13 @@ def divergences(
     return _tensor(_backend(logits).divergences(logits, own, others, owners, is_jsd))
 
 
+def mask_rows(
+    logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor, which: torch.Tensor
+) -> None:
+    """See :func:`saccade_kernels.distributions.mask_rows`."""
+    _backend(logits).mask_rows(logits, rows, allowed, which)
+
+
 def store_sink_scores(
     hidden: torch.Tensor,
     rows: torch.Tensor,
@@ -325,6 +332,7 @@ class _Reference:
     head_weights = staticmethod(reference.head_weights)
     contrast_rows = staticmethod(distributions.contrast_rows)
     divergences = staticmethod(distributions.divergences)
+    mask_rows = staticmethod(distributions.mask_rows)
     edit_residual = staticmethod(residual_tables.edit_residual)
     store_sink_scores = staticmethod(sinks.store_scores)
     settle_sink_tags = staticmethod(sinks.settle_tags)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saccade_kernels.gpu.columns import attention_rows, column_sums
 from saccade_kernels.gpu.decode import decode
-from saccade_kernels.gpu.distributions import contrast_rows, divergences
+from saccade_kernels.gpu.distributions import contrast_rows, divergences, mask_rows
 from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import find_head_sinks, settle_prompt_sinks
 from saccade_kernels.gpu.head_weights import head_weights
@@ -32,6 +32,7 @@ __all__ = [
     "gate_gradient",
     "head_weights",
     "key_shares",
+    "mask_rows",
     "norm_gradient",
     "norm_rope_store",
     "prefill",

@@ -1,7 +1,8 @@
 """Triton contrast of distributions: whole vocabularies are read twice and written once.
 
 A row is divided among :data:`PARTS` programs. First each finds the highest logit of its part and
-the sum of exponentials; whoever reads the row afterwards puts the parts together.
+the sum of exponentials; whoever reads the row afterwards puts the parts together. A mask is applied
+without reading logits: bits are read, and written is what they take away.
 """
 
 from __future__ import annotations
@@ -113,6 +114,29 @@ def divergence_kernel(
 
 
 @triton.jit
+def mask_kernel(
+    logits,
+    rows,
+    allowed,
+    which,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """-inf for the tokens of a part of a row whose bits are 0. Grid (n, PARTS)."""
+    WORDS: tl.constexpr = (WIDTH + 31) // 32
+    number, part = tl.program_id(0), tl.program_id(1)
+    row, mask = tl.load(rows + number), tl.load(which + number)
+    start, end = bounds(part, WIDTH, PARTS)
+    for first in range(start, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        word = tl.load(allowed + mask * WORDS + at // 32, mask=at < end, other=-1)
+        banned = ((word >> (at % 32)) & 1) == 0
+        nothing = tl.full((BLOCK,), float("-inf"), tl.float32)
+        tl.store(logits + row * WIDTH + at, nothing, mask=banned & (at < end))
+
+
+@triton.jit
 def bounds(part, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     """Where a part of a row begins, and where it ends. Parts are whole vectors of any dtype."""
     SIZE: tl.constexpr = (WIDTH + 16 * PARTS - 1) // (16 * PARTS) * 16
@@ -167,6 +191,18 @@ def divergences(
     sums = logits.new_empty(len(others), PARTS)
     _launch(divergence_kernel, len(others), width, *found, is_jsd.view(torch.uint8), sums)
     return sums.sum(-1)
+
+
+def mask_rows(
+    logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor, which: torch.Tensor
+) -> None:
+    """:func:`saccade_kernels.distributions.mask_rows` in Triton; float64 in PyTorch."""
+    if logits.dtype == torch.float64:
+        distributions.mask_rows(logits, rows, allowed, which)
+        return
+    for tensor in (logits, allowed):
+        assert tensor.is_contiguous(), "rows lie one behind another"
+    _launch(mask_kernel, len(rows), logits.shape[-1], logits, rows, allowed, which)
 
 
 def _parts(logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from saccade_kernels.gpu.distributions import (
     WARPS,
     contrast_kernel,
     divergence_kernel,
+    mask_kernel,
     parts_kernel,
 )
 from saccade_kernels.gpu.gradient_variants import gradient_variants
@@ -84,6 +85,10 @@ def _distributions() -> Iterator[Variant]:
         ):
             own = types | {"logits": logits}
             yield Variant(f"{name}-v{width}-{kind[1:]}", kernel, own, constants, WARPS, 3)
+    for width in VOCABULARIES:
+        masks = dict.fromkeys(("rows", "which"), "*i64") | {"logits": "*fp32", "allowed": "*i32"}
+        constants = {"WIDTH": width, "PARTS": PARTS, "BLOCK": BLOCK}
+        yield Variant(f"mask-v{width}", mask_kernel, masks, constants, WARPS, 3)
 
 
 def _decodes() -> Iterator[Variant]:

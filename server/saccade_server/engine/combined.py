@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from saccade_server.engine.chunk import Chunk
+from saccade_server.engine.masks import Masks
 from saccade_server.engine.penalties import edit_logits
 from saccade_server.engine.transfer import Uploader
 
@@ -22,14 +23,16 @@ class Combined:
     tokens: torch.Tensor | None = None  # int64 [rows]: which were drawn, once they are
 
     @classmethod
-    def of(cls, logits: torch.Tensor, sampling: Batch[Chunk], upload: Uploader) -> Combined:
-        """A row for each chunk that samples, a branch's changed as its leader's are.
+    def of(
+        cls, logits: torch.Tensor, sampling: Batch[Chunk], upload: Uploader, masks: Masks
+    ) -> Combined:
+        """A row for each chunk that samples, a branch's changed and held as its leader's are.
 
         Args:
             logits: [chunks, vocabulary], float32 or wider; not modified.
         """
         leaders = [chunk.sequence.group[0] for chunk in sampling]
-        edited = edit_logits(logits, leaders, upload)
+        edited = edit_logits(logits, leaders, upload, masks)
         return cls(logits, edited, torch.isfinite(logits).all(-1))
 
     def select(self, rows: torch.Tensor) -> Combined:

@@ -18,8 +18,11 @@ import torch
 from saccade_server.engine.chunk import Chunk, by_leader
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.flight import InFlight
+from saccade_server.engine.grammar_state import GrammarStop
+from saccade_server.engine.grammars import NO_GRAMMARS, Grammars
 from saccade_server.engine.groups import form
 from saccade_server.engine.limits import describe, ends_of, why_refused
+from saccade_server.engine.masks import Masks
 from saccade_server.engine.memory import (
     ADVICE,
     choose_cache_tokens,
@@ -44,6 +47,7 @@ from saccade_server.engine.tables import sites
 from saccade_server.engine.tally import Gaps
 from saccade_server.engine.timing import timing_of
 from saccade_server.engine.warmup import warm_up
+from saccade_server.grammars.vocabulary import Vocabulary
 from saccade_server.logs.context import fields
 from saccade_server.models.family import ServedModel
 
@@ -59,7 +63,12 @@ class EngineCore:
         config: EngineConfig,
         sink_dims: tuple[int, ...] = (),
         fingerprint: str = "",
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        """
+        Args:
+            vocabulary: of the model's tokens; None: no request can have a grammar.
+        """
         limit = config.context_limit(model.max_position)
         cache_tokens = choose_cache_tokens(model, config, limit)
         limit = min(limit, cache_tokens)
@@ -83,6 +92,7 @@ class EngineCore:
             config.prefix_caching,
         )
         self._overlap = config.overlaps(model.device)
+        self._grammars = Grammars(vocabulary, model.device)
         self._flying: InFlight | None = None
         self._sequences: dict[str, Sequence] = {}
         self._steps = 0
@@ -90,7 +100,9 @@ class EngineCore:
         self._landed = 0.0  # when the last step that is known had been computed
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self.info = describe(model, config, limit, cache_tokens, sink_dims, fingerprint)
+        self.info = describe(
+            model, config, limit, cache_tokens, sink_dims, fingerprint, self._grammars.known
+        )
 
     @property
     def busy(self) -> bool:
@@ -104,6 +116,8 @@ class EngineCore:
 
     def submit(self, request: GenerateRequest) -> EngineOutput | None:
         """Queue a request; returns its only output at once if it cannot be run."""
+        if request.grammar is not None and not self._grammars.known:
+            return _failed(request.request_id, NO_GRAMMARS)
         reason = why_refused(request, self.info) or self._runner.rules.why_refused(request)
         if request.request_id in self._sequences:
             reason = "a request with this id is running"
@@ -113,6 +127,7 @@ class EngineCore:
         sequence.moments.arrived = time.monotonic()
         sequence.ends = ends_of(request.sampling, self.info)
         self._runner.rules.admit(sequence)
+        self._grammars.admit(sequence)
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
         return None
@@ -128,15 +143,18 @@ class EngineCore:
         """Compute one batch and return what is new; with overlap, what the one before gave."""
         late = self._scheduler.waiting.late(time.monotonic())
         unstarted = [self._finish(sequence, FinishReason.LATE) for sequence in late]
+        unstarted += [self._stop(*failed) for failed in self._grammars.settle()]
         chunks = self._scheduler.schedule()
         unstarted += self._fail_unprepared()
         before, self._flying = self._flying, None
-        launched, failure = self._launch(chunks) if chunks else (None, None)
+        launched, failure = self._launch(chunks, before) if chunks else (None, None)
         if failure is not None:
             return unstarted + self._land(before) + self._isolate(chunks, failure)
         if not self._overlap:
-            return unstarted + self._land(launched)
+            before, launched = launched, None
         self._flying = launched
+        if before is None and launched is None and not unstarted:
+            self._grammars.wait()
         return unstarted + self._land(before)
 
     def stats(self) -> EngineStats:
@@ -159,10 +177,20 @@ class EngineCore:
             step_tokens=self._runner.tally.tokens.copy(),
         )
 
-    def _launch(self, chunks: list[Chunk]) -> tuple[InFlight | None, str | None]:
-        """A launched step, or how it failed: in words, for the error would keep its memory."""
+    def _launch(
+        self, chunks: list[Chunk], before: InFlight | None = None
+    ) -> tuple[InFlight | None, str | None]:
+        """A launched step, or how it failed: in words, for the error would keep its memory.
+
+        Where grammars hold some of its draws, ``before``, the step that runs, is read on the way.
+        """
+
+        def masks(held: tuple[Sequence, ...]) -> Masks:
+            found = () if before is None else before.wait()
+            return self._grammars.masks(held, found, self._ends)
+
         try:
-            flight = self._runner.launch(chunks)
+            flight = self._runner.launch(chunks, masks)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 logger.warning("a step ran out of GPU memory: %s", ADVICE)
@@ -210,6 +238,9 @@ class EngineCore:
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
+        stop = None if sequence.grammar is None else sequence.grammar.stops(sequence.generated)
+        if stop is not None:
+            return self._stop(sequence, stop)
         request, token = sequence.request, drawn.token
         sampling, moments = request.sampling, sequence.moments
         if sequence.generated == len(request.given):
@@ -226,9 +257,9 @@ class EngineCore:
         if sequence.plan is not None:
             self._runner.rules.accepted(sequence)
         self._generated_tokens += 1
-        ended = token in sampling.stop_token_ids or (
-            not sampling.ignore_eos and token in self.info.eos_token_ids
-        )
+        ended = self._ends(sequence, token)
+        if sequence.grammar is not None and sequence.grammar.known < sequence.generated:
+            self._grammars.tell(sequence, token, ended)
         reason = FinishReason.STOP if ended else None
         if reason is None and sequence.generated >= sampling.max_tokens:
             reason = FinishReason.LENGTH
@@ -242,6 +273,18 @@ class EngineCore:
             cached_tokens=sequence.cached_tokens,
             trace=() if sequence.traced is None else sequence.traced.take(),
         )
+
+    def _ends(self, sequence: Sequence, token: int) -> bool:
+        """True if a token ends the answer of a sequence, whatever its length."""
+        sampling = sequence.request.sampling
+        if token in sampling.stop_token_ids:
+            return True
+        ignored = sampling.ignore_eos and sequence.grammar is None
+        return not ignored and token in self.info.eos_token_ids
+
+    def _stop(self, sequence: Sequence, stop: GrammarStop) -> EngineOutput:
+        """End a sequence whose grammar cannot go on."""
+        return self._finish(sequence, FinishReason.ERROR, stop.reason, failure=stop.kind)
 
     def _diverge(self, sequence: Sequence) -> EngineOutput:
         """End a sequence whose logits are not finite; with a plan, that is the plan's doing."""
@@ -260,6 +303,7 @@ class EngineCore:
             findings = tuple(sequence.findings.values())
             receipt = Receipt(dict(sequence.rows_touched), moved, counters, findings)
         self._scheduler.remove(sequence)
+        self._grammars.forget(sequence)
         for member in sequence.group:
             self._runner.forget(member)
         del self._sequences[sequence.request.request_id]
@@ -270,6 +314,7 @@ class EngineCore:
             cached_tokens=sequence.cached_tokens,
             receipt=receipt,
             trace=() if sequence.traced is None else sequence.traced.take(last=True),
+            grammar=None if sequence.grammar is None else sequence.grammar.count,
             timing=timing_of(sequence),
             **news,  # type: ignore[arg-type]
         )

@@ -37,6 +37,8 @@ from saccade_server.engine.batch import Ints
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.draws import draw_stages
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
+from saccade_server.engine.mask_stages import mask_stages
+from saccade_server.engine.masks import FREE, Masks
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.seats import Roster, Seats
 from saccade_server.engine.stages import Stage, Stages, StageVariant, StepRows
@@ -134,10 +136,13 @@ class PaddedDecoder:
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=model.device)
         self.outputs = self._make_outputs(max_num_seqs)
         draws = draw_stages(self.outputs, seats, self.sizes)
-        self.stages = Stages([*make_stages(self.outputs), *draws])
+        self._masks, self._masked = mask_stages(self.outputs)
+        rules = make_stages(self.outputs)
+        self.stages = Stages([self._masks, *rules, self._masked, *draws])
         self._allocate(self._layouts[max_num_seqs].size)
         self.play: Play = self.compute
         self.played: tuple[Variant, ...] = ()  # for the last step
+        self._behind: list[StageVariant] = []  # what of it is still to be played
 
     def _make_outputs(self, most: int) -> StepOutputs:
         model = self._model
@@ -194,16 +199,17 @@ class PaddedDecoder:
         return [*self.stages.largest, StepVariant(*form, self._search)]
 
     def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, behind: bool) -> torch.Tensor:
-        """Compute a row of each of the roster's sequences.
+        """Compute a row of each of the roster's sequences, up to the stages behind the step.
 
         Args:
             starts: position of each row, int64.
             drawn: rows of the sequences whose last tokens the step before has drawn.
-            behind: do what stages do behind the step, and draw the tokens of rows that sample;
-                otherwise only those of greedy rows are worth anything.
+            behind: stages run behind the step, as soon as :meth:`go_behind` is called, and draw
+                the tokens of rows that sample; otherwise only those of greedy rows are worth
+                anything.
 
         Returns:
-            Logits [rows, vocabulary], good until the next call.
+            Logits [rows, vocabulary], good until the next call, and before stages change them.
         """
         sizes = self.search_sizes if roster.wanted.search else self.sizes
         size = sizes[bisect_left(sizes, len(starts))]
@@ -212,15 +218,39 @@ class PaddedDecoder:
         inputs = self._pad(block, size, len(starts))
         fill(inputs, self._seats, roster, starts, drawn)
         stages: list[StageVariant] = []
-        if first < self.stages.size:
+        if self.stages.wants(roster, behind):
             rows = StepRows(roster, starts, inputs)
             stages = self.stages.write(block.numpy(), rows, behind, first)
         self._send(block, size)
         step = StepVariant(size, *self._form(roster, inputs.control_rows[: len(starts)]))
-        self.played = (*self.stages.around(step, stages),) if stages else (step,)
+        order = self.stages.around(step, stages) if stages else [step]
+        at = order.index(step) + 1
+        self.played, self._behind = (*order[:at],), order[at:]  # type: ignore[assignment]
         for variant in self.played:
             self.play(variant)
         return self.outputs.logits[: len(starts)]
+
+    def go_behind(self, roster: Roster, masks: Masks = FREE) -> None:
+        """Run what stages do behind the step that ran last, of this roster.
+
+        Args:
+            masks: of those of its rows that grammars hold.
+        """
+        behind, self._behind = self._behind, []
+        if not behind:
+            return
+        if masks:
+            self._masks.send(masks, masks.among(roster.sequences)[0])
+        elif len(roster.held):
+            own = (self._masks.name, self._masked.name)
+            behind = [variant for variant in behind if variant.stage not in own]
+        try:
+            for variant in behind:
+                self.play(variant)
+        except Exception:
+            self.outputs.allow_all()
+            raise
+        self.played = (*self.played, *behind)
 
     def idle(self, variant: Variant) -> Callable[[], None]:
         """Write padding as a variant's inputs, and return the function that runs the variant on it.

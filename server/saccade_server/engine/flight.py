@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from saccade_interventions.plan import Plan
 from saccade_server.engine.chunk import Chunk
@@ -13,7 +13,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Download
 
 
-@dataclass(frozen=True)
+@dataclass
 class InFlight:
     """What a launched step will give."""
 
@@ -22,13 +22,19 @@ class InFlight:
     counted: tuple[Sequence, ...] = ()  # whose counters come along, see Receipt
     moved: Download | None = None
     pending: tuple[Pending, ...] = ()  # what rules are to know
+    _found: list[tuple[Chunk, Sample | None]] | None = field(default=None, init=False)
 
     def wait(self) -> list[tuple[Chunk, Sample | None]]:
         """Every chunk with the token that follows it; waits for the device.
 
         A chunk that draws and has no token gave logits that are not finite. Counters are noted
-        in their sequences.
+        in their sequences. It may be asked again.
         """
+        if self._found is None:
+            self._found = self._wait()
+        return self._found
+
+    def _wait(self) -> list[tuple[Chunk, Sample | None]]:
         samples = [] if self.drawing is None else self.drawing.wait()
         if self.moved is not None:
             (counters,) = self.moved.wait()

@@ -36,6 +36,7 @@ def describe(
     cache_tokens: int,
     sink_dims: tuple[int, ...],
     fingerprint: str = "",
+    follows_grammars: bool = False,
 ) -> EngineInfo:
     """The loaded model and the engine's limits."""
     return EngineInfo(
@@ -49,7 +50,7 @@ def describe(
         head_dim=model.head_dim,
         hidden_size=model.hidden_size,
         vocab_size=model.vocab_size,
-        eos_token_ids=tuple(t for t in model.eos_token_ids if 0 <= t < model.vocab_size),
+        eos_token_ids=ends_known(model),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_waiting=config.max_waiting,
@@ -60,8 +61,14 @@ def describe(
         max_batched_tokens=config.max_batched_tokens,
         sink_dims=sink_dims,
         accepts_images=model.image_token_id is not None,
+        follows_grammars=follows_grammars,
         fingerprint=fingerprint,
     )
+
+
+def ends_known(model: ServedModel) -> tuple[int, ...]:
+    """The model's end-of-sequence tokens, those of its vocabulary."""
+    return tuple(t for t in model.eos_token_ids if 0 <= t < model.vocab_size)
 
 
 def ends_of(sampling: SamplingParams, info: EngineInfo) -> tuple[int, ...]:
@@ -74,6 +81,8 @@ def why_refused(request: GenerateRequest, info: EngineInfo) -> str | None:
     sampling = request.sampling
     if sampling.max_tokens < len(request.given):
         return f"max_tokens must be at least {len(request.given)}"
+    if request.grammar is not None and (request.given or sampling.forced):
+        return "tokens of an answer that a grammar holds are drawn, not given or forced"
     if request.given and acts_on_draws(request.plan):
         return "the plan acts where tokens are drawn, and the answer's first tokens are not"
     named = (*sampling.logit_bias, *sampling.stop_token_ids, *sampling.forced, *request.given)

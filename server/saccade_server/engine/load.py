@@ -8,11 +8,16 @@ import torch
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.limits import ends_known
 from saccade_server.engine.memory import out_of_memory_explained
-from saccade_server.models.family import load_model
+from saccade_server.grammars.vocabulary import Vocabulary
+from saccade_server.models.family import ServedModel, load_model
 from saccade_server.models.fingerprint import fingerprint
-from saccade_server.models.opening import first_token
+from saccade_server.models.folder import UnsupportedModelError
+from saccade_server.models.opening import opening
+from saccade_server.models.prompt import PromptProcessor
 from saccade_server.models.sinks import find_sink_dims
+from saccade_server.models.token_bytes import token_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +37,9 @@ def load_core(config: EngineConfig) -> EngineCore:
         torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
     with out_of_memory_explained("loading the weights"):
         model = load_model(config.model, dtype=dtype, device=device)
-    dims, identity = find_sink_dims(model, first_token(config.model)), fingerprint(model)
+    prompts = _prompts(config.model)
+    first = None if prompts is None else opening(prompts)
+    dims, identity = find_sink_dims(model, first), fingerprint(model)
     logger.info(
         "loaded %s: %s, %d layers, %d heads, sink dimensions %s, fingerprint %s",
         config.model,
@@ -43,7 +50,7 @@ def load_core(config: EngineConfig) -> EngineCore:
         identity,
     )
     logger.info("preparing to serve; on a GPU kernels are compiled and steps captured first")
-    core = EngineCore(model, config, dims, identity)
+    core = EngineCore(model, config, dims, identity, _vocabulary(model, prompts))
     logger.info(
         "key-value cache of %d tokens, sequences of up to %d; %s",
         core.info.cache_tokens,
@@ -51,3 +58,23 @@ def load_core(config: EngineConfig) -> EngineCore:
         core.captured or "no CUDA graphs",
     )
     return core
+
+
+def _prompts(model: str) -> PromptProcessor | None:
+    """What makes prompts; None for a folder without a tokenizer or a template."""
+    try:
+        return PromptProcessor.load(model)
+    except UnsupportedModelError:
+        return None
+
+
+def _vocabulary(model: ServedModel, prompts: PromptProcessor | None) -> Vocabulary | None:
+    """The model's tokens as grammars need them; None if they, or the ends of answers, are unknown.
+
+    Its making takes a moment, and its pages are shared by all grammars.
+    """
+    ends = ends_known(model)
+    if prompts is None or not ends:
+        return None
+    size = model.vocab_size
+    return Vocabulary.of(token_bytes(prompts, size), prompts.special_token_ids, ends, size)

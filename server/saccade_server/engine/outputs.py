@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saccade_kernels import ops
 from saccade_server.engine.batch import Ints
 from saccade_server.engine.logprobs import Logprobs
 from saccade_server.engine.sampler import Sample
@@ -50,6 +51,12 @@ class StepOutputs:
         """What enters each layer with its edits, [layers, most rows + 1, hidden_size]."""
         self.most = len(logits) - 1
         """The largest number of rows, and the row of padding."""
+        self.words = -(-logits.shape[1] // 32)
+        """Of a row of bits, one for each token."""
+        shape, device = (len(logits), self.words), logits.device
+        self.allowed = torch.full(shape, -1, dtype=torch.int32, device=device)
+        """Which tokens each row may have, see ``ops.mask_rows``: all, but in the midst of a step.
+        """
         self._fields = News.layout(self.most, logits.dtype)
         self.size = self._fields.size
         """Bytes of :attr:`news`."""
@@ -83,6 +90,23 @@ class StepOutputs:
         self.news.tokens.index_copy_(0, rows, tokens)
         self.news.highest.index_copy_(0, rows, highest)
         self.news.lowest.index_copy_(0, rows, finite)
+
+    def mask(self, rows: torch.Tensor) -> None:
+        """Leave of some rows, int64 [n], what :attr:`allowed` says."""
+        ops.mask_rows(self.logits, rows, self.allowed, rows)
+
+    def draw_again(self, rows: torch.Tensor) -> None:
+        """Draw greedily from some rows, int64 [n], of which tokens were taken away."""
+        news = self.news
+        usable = self.finite().index_select(0, rows)
+        highest, tokens = self.logits.index_select(0, rows).max(-1)
+        news.tokens.index_copy_(0, rows, tokens)
+        news.highest.index_copy_(0, rows, highest)
+        news.lowest.index_copy_(0, rows, usable)
+
+    def allow_all(self) -> None:
+        """Let every row have all tokens, whatever a step that failed has left."""
+        self.allowed.fill_(-1)
 
     def take(self, rows: int, logprobs: Logprobs, drawing: Ints | None = None) -> PaddedDrawing:
         """What the first rows have drawn, on its way to the host.

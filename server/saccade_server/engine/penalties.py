@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade_server.engine.masks import FREE, Masks
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.transfer import Uploader
 
@@ -35,11 +36,13 @@ class _Cells:
         return places, values.to(dtype)
 
 
-def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Uploader) -> torch.Tensor:
-    """Bias, then penalties, then -inf for tokens held back; ``logits`` itself if nobody asks.
+def edit_logits(
+    logits: torch.Tensor, sequences: Batch[Sequence], upload: Uploader, masks: Masks = FREE
+) -> torch.Tensor:
+    """Bias, then penalties, then -inf for tokens held back, then masks of grammars.
 
-    Repetition counts the prompt too; presence and frequency count the output only. A forced token
-    gets :data:`FORCED`, whatever else is asked for.
+    Gives ``logits`` itself if nobody asks. Repetition counts the prompt too; presence and frequency
+    count the output only. A forced token gets :data:`FORCED`, whatever else is asked for.
     """
     bias, repeated, counted, barred, forced = (_Cells() for _ in range(5))
     width = logits.shape[-1]
@@ -56,7 +59,7 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
         if position < len(p.forced):
             forced.add(row, width, [p.forced[position]], np.array([FORCED]))
     if not any(cells.places for cells in (bias, repeated, counted, barred, forced)):
-        return logits
+        return masks.apply(logits, logits, sequences, upload)
     edited = logits.clone()
     flat = edited.view(-1)
     if bias.places:
@@ -72,7 +75,7 @@ def edit_logits(logits: torch.Tensor, sequences: Batch[Sequence], upload: Upload
         flat.index_copy_(0, *barred.upload(upload, logits.dtype))
     if forced.places:
         flat.index_copy_(0, *forced.upload(upload, logits.dtype))
-    return edited
+    return masks.apply(logits, edited, sequences, upload)
 
 
 def _penalise(row: int, width: int, sequence: Sequence, repeated: _Cells, counted: _Cells) -> None:

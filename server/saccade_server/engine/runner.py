@@ -27,6 +27,7 @@ from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.flight import InFlight
 from saccade_server.engine.logprobs import queue_logprobs
+from saccade_server.engine.masks import FREE, FillMasks, Masks
 from saccade_server.engine.outputs import PaddedDrawing
 from saccade_server.engine.request import ImageInput
 from saccade_server.engine.rules import HANDLERS
@@ -158,10 +159,15 @@ class Runner:
             torch.cuda.synchronize(self.model.device)
             torch.cuda.empty_cache()
 
-    def launch(self, chunks: Batch[Chunk]) -> InFlight:
-        """Queue the computation of ``chunks`` and the draw of the tokens behind them."""
+    def launch(self, chunks: Batch[Chunk], fill: FillMasks = lambda _: FREE) -> InFlight:
+        """Queue the computation of ``chunks`` and the draw of the tokens behind them.
+
+        Args:
+            fill: called between the two, if grammars hold some of these tokens: it may wait for
+                what was launched before, and end nothing.
+        """
         tokens = sum(chunk.length for chunk in chunks)
-        flight, decodes = self._launch(chunks, tokens)
+        flight, decodes = self._launch(chunks, tokens, fill)
         if not decodes:
             self.tally.note(MIXED, tokens)
         else:
@@ -173,7 +179,7 @@ class Runner:
         return self.tally.forms("captured" if self._captured else "padded")
 
     @torch.inference_mode()
-    def _launch(self, chunks: Batch[Chunk], tokens: int) -> tuple[InFlight, bool]:
+    def _launch(self, chunks: Batch[Chunk], tokens: int, fill: FillMasks) -> tuple[InFlight, bool]:
         """What is queued, and whether that is a step of single tokens."""
         if self.model.device.type == "cuda":
             torch.cuda.set_device(self.model.device)  # a thread's own; kernels go where it says
@@ -181,12 +187,15 @@ class Runner:
         self.tables.flush()  # a captured step reads them where they are and asks nobody
         roster = self._roster(chunks)
         if roster is not None and not roster.wanted.count:
-            return self._decode(chunks, roster), True
+            return self._decode(chunks, roster, fill), True
         moving = [chunk for chunk in chunks if _moves(chunk.sequence)]
         rows = [chunk.sequence.tag_row for chunk in moving]
         again = [chunk.sequence.tag_row for chunk in moving if not chunk.is_counted]
         with self.tables.uncounted(rows, unless_done=True), self.tables.uncounted(again):
-            flight = self._ordinary(chunks) if roster is None else self._decode(chunks, roster)
+            if roster is None:
+                flight = self._ordinary(chunks, fill)
+            else:
+                flight = self._decode(chunks, roster, fill)
         # Without overlap nothing runs when a sequence ends, and its counters are read then.
         if not self._overlap or not moving:
             return flight, roster is not None
@@ -209,7 +218,7 @@ class Runner:
                 return None
         return roster
 
-    def _decode(self, chunks: Batch[Chunk], roster: Roster) -> InFlight:
+    def _decode(self, chunks: Batch[Chunk], roster: Roster, fill: FillMasks) -> InFlight:
         """Queue a step of single tokens, in fixed places if there are such."""
         asking = ask(chunks) if roster.wanted.rules else {}
         if self._decoder is None:
@@ -223,17 +232,20 @@ class Runner:
             logits = self._run_singles(roster, starts)
         else:
             logits = self._decoder.run(roster, starts, self._drawn_rows, behind=not is_changed)
+        masks = fill(roster.holding) if len(roster.held) else FREE
         if is_changed:
             kept = {} if self._decoder is None else self.rules.kept(self._decoder.outputs, asking)
-            return self._choose(chunks, logits, asking, kept)
+            return self._choose(chunks, logits, asking, kept, masks)
         drawing: Drawing | PaddedDrawing
         pending: tuple[Pending, ...] = ()
         if self._decoder is None:
             draws = self._seats.draws(roster, starts + 1 - roster.prompt_lengths)
-            drawing = draw_rows(logits, logits, draws, params, self._upload)
+            edited = masks.apply(logits, logits, roster.sequences, self._upload)
+            drawing = draw_rows(logits, edited, draws, params, self._upload)
             if self._overlap:
                 self._drawn[: len(chunks)].copy_(drawing.tokens)
         else:
+            self._decoder.go_behind(roster, masks)
             tokens = self._drawn[: len(chunks)]
             logprobs = queue_logprobs(logits, params, tokens, self._upload)
             drawing = self._decoder.outputs.take(len(chunks), logprobs, roster.drawing)
@@ -251,7 +263,7 @@ class Runner:
         embeddings = self.model.embed(step.tokens)
         return self.model.logits(self.model.forward(embeddings, step.positions, forward))
 
-    def _ordinary(self, chunks: Batch[Chunk]) -> InFlight:
+    def _ordinary(self, chunks: Batch[Chunk], fill: FillMasks) -> InFlight:
         """Queue a step as it comes."""
         asking = ask(chunks)
         self.rules.before(asking)
@@ -259,14 +271,21 @@ class Runner:
         drawn = self._drawn_rows.mapping()
         step = pack(chunks, positions, self.tables, self._upload, drawn)
         looking = self.rules.look(step, asking)
-        return self._choose(chunks, self._compute(step, looking), asking, looking)
+        logits = self._compute(step, looking)
+        held = tuple(c.sequence for c in chunks if c.sequence.grammar is not None and c.draws)
+        return self._choose(chunks, logits, asking, looking, fill(held) if held else FREE)
 
     def _choose(
-        self, chunks: Batch[Chunk], logits: torch.Tensor, asking: Asking, looking: Looking
+        self,
+        chunks: Batch[Chunk],
+        logits: torch.Tensor,
+        asking: Asking,
+        looking: Looking,
+        masks: Masks,
     ) -> InFlight:
         """Queue the draws of a step, and what the rules of its plans are to know."""
         sampling = [chunk for chunk in chunks if chunk.samples]
-        rows = self.rules.combine(logits, sampling, asking, looking)
+        rows = self.rules.combine(logits, sampling, asking, looking, masks)
         drawing = self._draw(sampling, rows) if sampling else None
         if drawing is not None:
             rows = replace(rows, tokens=drawing.tokens)

@@ -197,22 +197,26 @@ class Scheduler:
         A step's decodes leave too little room for it as long as they run, so they make way: in
         every second step at most, however many such prompts are waiting.
         """
-        first = next(self.waiting.order(), None) if self._seats > 0 else None
+        first = next(self._ready(), None) if self._seats > 0 else None
         if first is not None and is_whole(first.group):
             needed = sum(sequence.prompt_length for sequence in first.group)
             busy = sum(member.pending for leader in self.running for member in leader.group)
             if busy + needed > self._max_batched_tokens:
                 yield from self._admit_waiting(self._max_batched_tokens, most=1)
 
+    def _ready(self) -> Iterator[Sequence]:
+        """Those that wait and could begin, the next one first."""
+        return (leader for leader in self.waiting.order() if leader.is_ready)
+
     def _admit_waiting(self, budget: int, most: int | None = None) -> Iterator[Chunk]:
         """Admit in the queue's order.
 
-        Who waits for table rows is passed by sequences that hold theirs, which may be the ones it
-        waits for, or need none; and if it is key classes of single heads that are short, by all
-        that need none of these.
+        Who waits for a grammar is passed by all. Who waits for table rows is passed by sequences
+        that hold theirs, which may be the ones it waits for, or need none; and if it is key classes
+        of single heads that are short, by all that need none of these.
         """
         rows_are_short = per_head_classes_are_short = False
-        for leader in islice(self.waiting.order(), most):
+        for leader in islice(self._ready(), most):
             if budget <= 0 or len(leader.group) > self._seats:
                 return
             if rows_are_short and any(m.plan is not None and not m.tag_row for m in leader.group):

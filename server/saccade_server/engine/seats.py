@@ -44,6 +44,7 @@ class Roster:
     control_rows: NDArray[np.int32]
     tag_rows: NDArray[np.int32]
     leaders: Ints | None  # row of each one's leader; None: no sequence is a branch
+    held: Ints  # rows whose draws a grammar holds
     searched: Ints  # rows whose key classes of single heads are found in the step
     draws: dict[DrawKind, Ints]  # rows that sample, by kind; greedy rows are not in here
     columns: NDArray[np.float64]  # of the sampler, [5, rows]; the uniform numbers are a step's
@@ -53,6 +54,11 @@ class Roster:
     def wanted(self) -> Wanted:
         """What the rows want, in the form for a launch."""
         return Wanted.of(self.wants)
+
+    @cached_property
+    def holding(self) -> tuple[Sequence, ...]:
+        """The sequences of the rows that grammars hold."""
+        return tuple(self.sequences[row] for row in self.held.tolist())
 
     def fits(self, chunks: Batch[Chunk], sequences: list[Sequence]) -> bool:
         """True if the roster of an earlier step serves a step of these chunks too."""
@@ -201,6 +207,7 @@ class Seats:
             control_rows=self._control_rows[seats],
             tag_rows=self._tag_rows[seats],
             leaders=_leaders(sequences),
+            held=np.flatnonzero([sequence.grammar is not None for sequence in sequences]),
             searched=np.flatnonzero([bool(w & Wants.CLASSES_FOUND) for w in own]),
             draws={kind: rows for kind, rows in draws.items() if len(rows)},
             columns=self._columns[:, seats],
@@ -262,5 +269,8 @@ def _changed_until(sequence: Sequence, wants: Wants) -> int:
     """Output position from which on the sequence draws from logits that no request changes."""
     p = sequence.request.sampling
     if p.logit_bias or sequence.penalised or wants & Wants.CHOICE:
+        return ALWAYS
+    # What is known of distributions before a mask, a padded step does not leave behind it.
+    if sequence.grammar is not None and (p.logprobs is not None or sequence.needs.token_first):
         return ALWAYS
     return max(p.min_tokens, len(p.forced))

@@ -11,6 +11,7 @@ from saccade_interventions.needs import NOTHING, Needs
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyFinding, Finding
+from saccade_server.engine.grammar_state import GrammarState
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.timing import Moments
 from saccade_server.engine.traces.log import TraceLog
@@ -62,6 +63,7 @@ class Sequence:
     moved: NDArray[np.int32] | None = None  # [layers, heads], see Receipt; None: not known here
     findings: dict[type[Finding], AnyFinding] = field(default_factory=dict)
     charged: int = 0  # tokens of the answer that its owner's work has, see queue.py
+    grammar: GrammarState | None = None  # of a leader; None: nothing holds its answer
     traced: TraceLog | None = field(init=False)  # what its trace has read; None: it has none
 
     def __post_init__(self) -> None:
@@ -103,6 +105,11 @@ class Sequence:
         """
         most, first = len(self.tokens) - 1, self.request.computed_from
         return most if first is None else min(most, max(first, self.counted))
+
+    @property
+    def is_ready(self) -> bool:
+        """False while it cannot begin, because its grammar is not compiled."""
+        return self.grammar is None or self.grammar.matcher is not None
 
     @property
     def generated(self) -> int:

@@ -83,6 +83,10 @@ class Stage(ABC):
             How many rows were written; 0: the stage has nothing to do in this step.
         """
 
+    def rest(self) -> None:
+        """Write padding into memory of its own, if what it is told of its rows lies there."""
+        return
+
     @abstractmethod
     def compute(self, parameters: list[torch.Tensor], size: int) -> None:
         """Do the work for [size, ...] of each parameter; all that a graph captures."""
@@ -133,6 +137,10 @@ class Stages:
         """The largest variant of each stage."""
         return [StageVariant(stage.name, stage.sizes[-1]) for stage in self._stages.values()]
 
+    def wants(self, roster: Roster, behind: bool) -> bool:
+        """True if some stage may have something to do."""
+        return bool(self._wanted(roster, behind))
+
     def first(self, roster: Roster, behind: bool) -> int:
         """The first byte that a step may write.
 
@@ -140,7 +148,8 @@ class Stages:
             behind: stages behind the step run too.
         """
         wanted = self._wanted(roster, behind)
-        return min(self._starts[stage.name] for stage, _ in wanted) if wanted else self.size
+        starts = (self._starts[stage.name] for stage, _ in wanted if stage.parameters)
+        return min(starts, default=self.size)
 
     def write(
         self, block: NDArray[np.uint8], rows: StepRows, behind: bool, first: int = 0
@@ -162,6 +171,7 @@ class Stages:
     def pad(self, block: NDArray[np.uint8], variant: StageVariant) -> None:
         """Write padding in every place of a variant, and of the stage whose parameters it reads."""
         stage = self._stages[variant.stage]
+        stage.rest()
         self._pad(block, stage, 0, variant.size, 0)
         if stage.reads:
             self._pad(block, self._stages[stage.reads], 0, variant.size, 0)

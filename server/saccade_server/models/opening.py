@@ -18,9 +18,16 @@ def first_token(model: str) -> int | None:
         each time; then nothing is known.
     """
     try:
-        prompts = PromptProcessor.load(model)
+        return opening(PromptProcessor.load(model))
+    except UnsupportedModelError:
+        return None
+
+
+def opening(prompts: PromptProcessor) -> int | None:
+    """As :func:`first_token`, of a folder whose prompts are at hand."""
+    try:
         chats = [prompts.chat([Message("user", (text,))]) for text in TEXTS]
-    except (UnsupportedModelError, PromptError):
+    except PromptError:
         return None
     first = {chat.tokens[0] for chat in chats}
     return first.pop() if len(first) == 1 else None

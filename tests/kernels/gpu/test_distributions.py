@@ -1,4 +1,4 @@
-"""The Triton contrast and divergences, run by the interpreter, against the reference in float64."""
+"""The Triton contrast, divergences and masks, in the interpreter, against the reference."""
 
 import pytest
 import torch
@@ -119,6 +119,66 @@ def test_no_rows_and_double_precision():
     ):
         given = (logits, one, logits, one * 0, NUMBERS[:1])
         assert torch.equal(found(*given), wanted(*given))
+
+
+def masks_of(count: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens are allowed, bool [count, width], and the same as words with garbage behind."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.rand(count, width, generator=generator) < 0.4
+    words = torch.zeros(count, -(-width // 32), dtype=torch.int64)
+    words[:, -1] = (0xA5A5A5A5 << (width % 32)) & 0xFFFFFFFF if width % 32 else 0
+    for token in range(width):
+        words[:, token // 32] |= allowed[:, token].long() << (token % 32)
+    return allowed, words.to(torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [3, 32, 97, 9001])
+def test_masks_take_away_what_they_do_not_allow_and_touch_nothing_else(width, dtype):
+    """Rows in any order, masks shared by two of them; NaN and infinities stay what they are."""
+    before = rows_of(7, width, 9).to(dtype)
+    before[3, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    allowed, words = masks_of(5, width, 10)
+    rows, which = torch.tensor([5, 3, 0, 6]), torch.tensor([4, 0, 2, 4])
+    wanted = before.clone()
+    for row, mask in zip(rows.tolist(), which.tolist(), strict=True):
+        wanted[row] = torch.where(allowed[mask], before[row], -torch.inf)
+    for masked in (backend.mask_rows, distributions.mask_rows, ops.mask_rows):
+        found = before.clone()
+        masked(found, rows, words, which)
+        assert torch.equal(found.nan_to_num(7e9), wanted.nan_to_num(7e9))
+        none = rows[:0]
+        masked(found, none, words, none)
+        assert torch.equal(found.nan_to_num(7e9), wanted.nan_to_num(7e9))
+
+
+def test_contrast_of_masked_rows_goes_by_the_likeliest_allowed_token():
+    """A mask on p's row excludes tokens and lowers the bar; on q's row it is another constant."""
+    logits, other = rows_of(2, 97, 11), torch.tensor([1])
+    (allowed,), words = masks_of(1, 97, 12)
+    zero, number = torch.zeros(1, dtype=torch.int64), torch.tensor([[1.7, 0.7, -1.5]])
+    p, q = logits.softmax(-1)
+    kept = allowed & (p >= torch.exp(number[0, 2]) * p[allowed].max())
+    assert 1 < kept.sum() < allowed.sum()
+    d = (1.7 * p.log() - 0.7 * q.log()).masked_fill(~kept, -torch.inf).softmax(-1)
+    for rows in ([0], [0, 1]):
+        masked = logits.float()
+        at = torch.tensor(rows)
+        ops.mask_rows(masked, at, words, zero.expand(len(rows)))
+        for contrast in (backend.contrast_rows, distributions.contrast_rows):
+            found = contrast(masked, zero, masked, other, number.double())[0].double()
+            torch.testing.assert_close(found.softmax(-1), d, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.gpu
+def test_a_chip_masks_the_same_at_the_sizes_of_models():
+    width = 151936
+    logits, (allowed, words) = rows_of(9, width, 1).float().cuda(), masks_of(4, width, 2)
+    rows, which = torch.tensor([8, 1, 5, 0]).cuda(), torch.tensor([3, 0, 0, 2]).cuda()
+    wanted = logits.clone()
+    wanted[rows] = torch.where(allowed.cuda()[which], logits[rows], -torch.inf)
+    backend.mask_rows(logits, rows, words.cuda(), which)
+    assert torch.equal(logits, wanted)
 
 
 @pytest.mark.gpu

@@ -354,7 +354,7 @@ def test_a_last_prompt_row_alone_is_read_behind_a_padded_step(setting: str) -> N
     run(core, [traced(request, *wanted)])
     ordinary: list[int] = []
     inner = core._runner._ordinary
-    core._runner._ordinary = lambda chunks: (ordinary.append(1), inner(chunks))[1]
+    core._runner._ordinary = lambda chunks, fill: (ordinary.append(1), inner(chunks, fill))[1]
     result = run(core, [traced(request, *wanted)])["r"]
     assert not ordinary
     assert result.last is not None

@@ -89,9 +89,9 @@ def test_only_it_waits_for_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[list[str]] = []
     launch = core._runner.launch
 
-    def note(chunks: Any) -> Any:
+    def note(chunks: Any, fill: Any) -> Any:
         batches.append(sorted(chunk.sequence.request.request_id for chunk in chunks))
-        return launch(chunks)
+        return launch(chunks, fill)
 
     monkeypatch.setattr(core._runner, "launch", note)
     prompt = tiny.prompt("llama")
@@ -109,9 +109,9 @@ def test_neighbours_keep_the_padded_path(monkeypatch: pytest.MonkeyPatch) -> Non
     ordinary: list[int] = []
     inner = core._runner._ordinary
 
-    def note(chunks: Any) -> Any:
+    def note(chunks: Any, fill: Any) -> Any:
         ordinary.append(sum(chunk.length for chunk in chunks))
-        return inner(chunks)
+        return inner(chunks, fill)
 
     monkeypatch.setattr(core._runner, "_ordinary", note)
     prompt = tiny.prompt("llama")

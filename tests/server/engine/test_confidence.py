@@ -90,9 +90,9 @@ def steps_of(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[list[int
     seen: list[list[int]] = []
     launch = core._runner.launch
 
-    def note(chunks: Any) -> Any:
+    def note(chunks: Any, fill: Any) -> Any:
         seen.append([chunk.length for chunk in chunks])
-        return launch(chunks)
+        return launch(chunks, fill)
 
     monkeypatch.setattr(core._runner, "launch", note)
     return seen

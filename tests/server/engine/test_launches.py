@@ -240,16 +240,20 @@ STAGES = {
     "contrast": {
         "parts_kernel": 2,  # the highest logit and the sum of exponentials, of p and of q
         "contrast_kernel": 1,
+        "mask_kernel": 1,  # which reads bits alone, and writes what a grammar takes away
         "around": 11,  # whether all was finite, and the greedy draw in the leaders' rows
     },
     "contrast with early layers": {
         "parts_kernel": 4,  # as above, to compare and to combine
         "divergence_kernel": 1,
         "contrast_kernel": 1,
+        "mask_kernel": 1,
         "norm_kernel": 1,
         "linear": 1,
         "around": 27,
     },
+    "masks": {"around": 1},
+    "masked rows": {"mask_kernel": 1, "around": 10},
 }
 """Launches of stages behind a step, whose own launches they do not change. What goes through whole
 vocabularies is the output projection, kernels, and two operations of the greedy draw."""

@@ -123,8 +123,8 @@ def spy(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, in
     numbers: dict[int, int] = {}
     launch, wait = core._runner.launch, InFlight.wait
 
-    def note_launch(chunks: Any) -> InFlight:
-        flight = launch(chunks)
+    def note_launch(chunks: Any, fill: Any) -> InFlight:
+        flight = launch(chunks, fill)
         numbers[id(flight)] = len(numbers)
         seen.append(("launch", numbers[id(flight)]))
         return flight
@@ -164,9 +164,9 @@ def test_penalties_wait_for_their_tokens_and_hold_up_nobody(
     batches: list[list[str]] = []
     launch = core._runner.launch
 
-    def note(chunks: Any) -> InFlight:
+    def note(chunks: Any, fill: Any) -> InFlight:
         batches.append(sorted(chunk.sequence.request.request_id for chunk in chunks))
-        return launch(chunks)
+        return launch(chunks, fill)
 
     monkeypatch.setattr(core._runner, "launch", note)
     prompt = tiny.prompt("llama")

@@ -65,9 +65,9 @@ def test_both_ways_of_packing_agree(
     runner, steps = core._runner, []
     singles, decode = runner._singles.pack, runner._decode
 
-    def note(chunks: Any, roster: Any) -> Any:
+    def note(chunks: Any, roster: Any, fill: Any) -> Any:
         steps.append(chunks)
-        return decode(chunks, roster)
+        return decode(chunks, roster, fill)
 
     def both(roster: Any, starts: Any, rows: Any, drawn: torch.Tensor) -> Singles:
         found = singles(roster, starts, rows, drawn)

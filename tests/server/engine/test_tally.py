@@ -89,9 +89,9 @@ def test_time_between_tokens_is_that_between_results(monkeypatch: pytest.MonkeyP
     core = core_with("llama")
     launch = core._runner.launch
 
-    def slow(chunks: Any) -> Any:
+    def slow(chunks: Any, fill: Any) -> Any:
         clock.now += 0.25
-        return launch(chunks)
+        return launch(chunks, fill)
 
     monkeypatch.setattr(core._runner, "launch", slow)
     run(core, [make_request(tiny.prompt("llama"), max_tokens=5, ignore_eos=True)])

@@ -40,9 +40,9 @@ def last_ones(core: EngineCore, clock: Clock, requests: list[GenerateRequest]) -
         wait = clock.now
         launch = core._runner.launch
 
-        def slow(chunks: Any) -> Any:
+        def slow(chunks: Any, fill: Any) -> Any:
             clock.now = wait + 1  # noqa: B023 - called in this turn only
-            return launch(chunks)  # noqa: B023
+            return launch(chunks, fill)  # noqa: B023
 
         core._runner.launch = slow  # type: ignore[method-assign]
         outputs = core.step()

@@ -185,7 +185,9 @@ def test_decodes_with_a_trace_stay_in_padded_steps(monkeypatch: pytest.MonkeyPat
     ordinary: list[int] = []
     inner = runner._ordinary
     monkeypatch.setattr(
-        runner, "_ordinary", lambda chunks: (ordinary.append(len(chunks)), inner(chunks))[1]
+        runner,
+        "_ordinary",
+        lambda chunks, fill: (ordinary.append(len(chunks)), inner(chunks, fill))[1],
     )
     prompt = tiny.prompt("llama")
     run(core, [traced(prompt), make_request(prompt, "plain", max_tokens=TOKENS)])

@@ -23,6 +23,7 @@ from saccade_server.engine.request import (
     SamplingParams,
 )
 from saccade_server.engine.traces.data import TracePiece
+from saccade_server.grammars.vocabulary import Vocabulary
 from saccade_server.models.family import serve
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.views import Cells
@@ -118,10 +119,13 @@ MakeCore = Callable[..., EngineCore]
 """``make(family, **config)``, as :func:`core_with`."""
 
 
-def core_with(family: str = "llama", **config: Any) -> EngineCore:
+def core_with(
+    family: str = "llama", vocabulary: Vocabulary | None = None, **config: Any
+) -> EngineCore:
     """An engine over a fresh tiny model; ``config`` are fields of EngineConfig."""
     settings = {"max_num_seqs": 16, "cache_tokens": 8192, **config}
-    return EngineCore(serve(tiny.build(family)), EngineConfig(model=family, **settings), SINK_DIMS)
+    made = EngineConfig(model=family, **settings)
+    return EngineCore(serve(tiny.build(family)), made, SINK_DIMS, vocabulary=vocabulary)
 
 
 IMAGE_SIZE = (90, 60)

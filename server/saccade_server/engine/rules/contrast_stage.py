@@ -67,6 +67,7 @@ class ContrastStage(Stage):
         """See :class:`Stage`."""
         own, other, numbers = parameters
         outputs = self._outputs
+        outputs.mask(own)
         combined = ops.contrast_rows(outputs.logits, own, outputs.logits, other, numbers)
         finite = outputs.finite()
         finite = finite.index_select(0, own) + finite.index_select(0, other)

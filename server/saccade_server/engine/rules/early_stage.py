@@ -121,6 +121,7 @@ class EarlyStage(Stage):
         if len(exits) > AT_ONCE:  # only the last of them are still there
             logits = self._model.project(exits.index_select(0, chosen))
             chosen = torch.arange(size, device=chosen.device)
+        outputs.mask(own)  # only now: layers are chosen by the model's own distribution
         combined = ops.contrast_rows(outputs.logits, own, logits, chosen, numbers)
         # NaN is larger than all, so that of an exit that is not finite reaches its row.
         outputs.replace(own, combined, most * 0 + outputs.finite().index_select(0, own))

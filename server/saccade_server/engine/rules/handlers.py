@@ -15,6 +15,7 @@ from saccade_server.engine.batch import Step
 from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
 from saccade_server.engine.inputs import DecodeInputs
+from saccade_server.engine.masks import Masks
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.rules.base import (
@@ -121,14 +122,19 @@ class Handlers:
         return probes, tuple(measure for look in looks for measure in look.measures)
 
     def combine(
-        self, logits: torch.Tensor, sampling: Batch[Chunk], asking: Asking, looking: Looking
+        self,
+        logits: torch.Tensor,
+        sampling: Batch[Chunk],
+        asking: Asking,
+        looking: Looking,
+        masks: Masks,
     ) -> Combined:
         """A row for each of these chunks that draws.
 
         Args:
             logits: a row for each chunk, [chunks, vocabulary], float32 or wider; not modified.
         """
-        views = Combined.of(logits, sampling, self._upload)
+        views = Combined.of(logits, sampling, self._upload, masks)
         drawing = [row for row, chunk in enumerate(sampling) if chunk.draws]
         if not asking and len(drawing) == len(sampling):
             return views
