@@ -7,7 +7,7 @@ one of them ends answers.
 from collections.abc import Sequence
 from functools import cache
 
-import regex as pattern
+import regex as pattern  # type: ignore[import-untyped]
 import torch
 from msgspec.structs import replace
 
