@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from saccade_client.answers import ChatChunk, ChatCompletion, Completion, CompletionChunk
 from saccade_client.choices import ChatChunkChoice, Delta, Detected, TextChoice
-from saccade_client.logprobs import PromptLogprobs
+from saccade_client.logprobs import ChatLogprobs, PromptLogprobs, TextLogprobs
 from saccade_client.receipts import StructuredOutput
 from saccade_client.tool_calls import ToolCalls
 from saccade_client.traces import Trace
@@ -48,8 +48,9 @@ class Answer:
         for call in delta.tool_calls:
             self.calls.add(call)
 
-    def add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
-        for name, values in logprobs.items():
+    def add_logprobs(self, logprobs: ChatLogprobs | TextLogprobs) -> None:
+        for name in logprobs.model_fields_set:
+            values = getattr(logprobs, name)
             if isinstance(values, list):
                 self.logprobs.setdefault(name, []).extend(values)
 
@@ -106,7 +107,7 @@ class Accumulator(Generic[ChunkT, FinalT]):
             if isinstance(choice, TextChoice):
                 answer.prompt_logprobs = choice.prompt_logprobs or answer.prompt_logprobs
             if choice.logprobs is not None:
-                answer.add_logprobs(choice.logprobs.model_dump(exclude_unset=True))
+                answer.add_logprobs(choice.logprobs)
 
     @property
     def text(self) -> str:

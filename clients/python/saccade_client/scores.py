@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from saccade_client.answers import Generation
+from saccade_client.errors import AnswerInvalid
 from saccade_client.receipts import Receipt
 from saccade_client.wire import Wire
 
@@ -36,5 +37,10 @@ class Scores(Generation):
 
     @property
     def likeliest(self) -> int:
-        """The place of the likeliest continuation; of equal ones the first."""
+        """The place of the likeliest continuation; of equal ones the first.
+
+        Raises AnswerInvalid if there is none.
+        """
+        if not self.scores:
+            raise AnswerInvalid("the answer has no scores")
         return max(range(len(self.scores)), key=lambda index: self.scores[index].logprob)

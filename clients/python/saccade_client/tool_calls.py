@@ -128,10 +128,12 @@ class ToolCalls:
 def result_text(result: Any, name: str) -> str:
     if isinstance(result, str):
         return result
-    if isinstance(result, BaseModel):
-        return result.model_dump_json()
     try:
+        if isinstance(result, BaseModel):
+            return result.model_dump_json()
         value = plain(result, f"the result of {name}")
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except InvalidInput:
+        raise
+    except ValueError as error:
         raise InvalidInput(f"the result of {name} cannot be written as JSON: {error}") from error

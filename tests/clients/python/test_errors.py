@@ -1,11 +1,14 @@
 import pickle
 import re
+from pathlib import Path
 
 import httpx2
 import pytest
 
 import saccade_client as sdk
 from saccade_client import errors, failures
+
+ROOT = Path(__file__).parents[3]
 
 
 def reply(status: int, content: bytes = b"", **headers: str) -> httpx2.Response:
@@ -110,6 +113,9 @@ def test_a_streamed_error_may_be_bare_words():
         sdk.StreamInterrupted("cut", text="so far", request_id="r-3"),
         sdk.Timeout("late"),
         sdk.InvalidInput("odd"),
+        sdk.MissingPackage("numpy"),
+        sdk.AnswerTruncated("cut", text="so far"),
+        sdk.ArgumentsInvalid("odd", text="{"),
     ],
 )
 def test_errors_survive_pickling(error):
@@ -117,15 +123,22 @@ def test_errors_survive_pickling(error):
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_the_drawn_tree_is_the_real_one():
-    """The depth of a name in the drawing is its distance from SaccadeError."""
-    drawn = re.findall(r"^([│ ├└─]*)(\w+)", str(errors.__doc__).split("\n\n", 1)[1], re.MULTILINE)
-    depths = {name: len(indent) // 4 for indent, name in drawn}
+def depths_of(drawing):
+    """The depth of a name in a drawing is its distance from SaccadeError."""
+    drawn = re.findall(r"^([│ ├└─]*)([A-Z]\w+)", drawing, re.MULTILINE)
+    return {name: len(indent) // 4 for indent, name in drawn}
+
+
+def test_the_drawn_trees_are_the_real_one():
     classes = {
         name: value
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, sdk.SaccadeError)
     }
     bases = {name: value.__mro__.index(sdk.SaccadeError) for name, value in classes.items()}
-    assert depths == bases
+    assert depths_of(str(errors.__doc__).split("\n\n", 1)[1]) == bases
+    readme = (ROOT / "clients/python/README.md").read_text()
+    assert depths_of(readme.split("## Errors\n\n```text\n")[1].partition("```")[0]) == bases
+    assert set(classes) <= set(sdk.__all__)
     assert issubclass(sdk.InvalidInput, ValueError)
+    assert issubclass(sdk.MissingPackage, ImportError)

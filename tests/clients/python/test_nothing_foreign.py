@@ -11,6 +11,7 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 import saccade_client as sdk
 from saccade_client import failures, retry
@@ -242,3 +243,33 @@ def test_an_answer_with_a_trace_can_be_pickled():
     assert kept.model_dump() == answer.model_dump()
     with pytest.raises(sdk.InvalidInput, match="load_trace"):
         kept.trace.fill(kept.trace._fetched())
+
+
+def nested(depth):
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_results_that_cannot_be_written():
+    class Odd(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        thing: object = object()
+
+    function = {"name": "look", "arguments": "{}"}
+    call = sdk.ToolCall.model_validate({"function": function})
+    for result in (Odd(), object(), nested(5000), {"a": float("inf")}):
+        with pytest.raises(sdk.InvalidInput, match="the result of look"):
+            call.reply(result)
+
+
+def test_no_scores():
+    with pytest.raises(sdk.AnswerInvalid, match="no scores"):
+        _ = sdk.Scores(scores=[]).likeliest
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5, 3), (2, 0)])
+def test_pictures_without_pixels(shape):
+    with pytest.raises(sdk.InvalidInput, match="no pixels"):
+        sdk.image_part(np.zeros(shape, np.uint8))
