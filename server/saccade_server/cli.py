@@ -114,7 +114,7 @@ def generate_command(
     max_model_len: MaxLen = None,
     threads: Threads = None,
 ) -> None:
-    """Answer one question without a server; the receipt goes to standard error."""
+    """Answer one question without a server; reasoning and receipt go to standard error."""
     from saccade_server.shell.entries import in_options, read_entries
     from saccade_server.shell.images import check_images
 
@@ -126,7 +126,7 @@ def generate_command(
     except (ValueError, OSError) as error:
         raise fail(error) from error
     from saccade_server.config import engine_config, served_name
-    from saccade_server.oneshot import RequestRefused, generate, text_of
+    from saccade_server.oneshot import RequestRefused, generate, reasoning_of, text_of
     from saccade_server.receipt_line import receipt_lines
 
     sampling: dict[str, Any] = {"temperature": temperature}
@@ -154,6 +154,8 @@ def generate_command(
     if as_json:
         typer.echo(json.dumps(answer))
         return
+    if reasoning_of(answer):
+        typer.echo(reasoning_of(answer), err=True)
     typer.echo(text_of(answer))
     for line in receipt_lines(answer):
         typer.echo(line, err=True)

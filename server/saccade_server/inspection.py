@@ -86,7 +86,7 @@ async def inspect(
     answer = await asker.chat(messages, interventions, asked)
     choice = answer["choices"][0]
     tokens = [token["token"] for token in choice["logprobs"]["content"]]
-    return Inspected(choice["message"]["content"], tokens, choice["detectors"][0])
+    return Inspected(choice["message"]["content"] or "", tokens, choice["detectors"][0])
 
 
 @dataclass(frozen=True)

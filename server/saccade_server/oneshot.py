@@ -69,8 +69,14 @@ async def ask(
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """The first choice's text."""
-    text: str = answer["choices"][0]["message"]["content"]
+    """The first choice's text, "" if it has none."""
+    text: str | None = answer["choices"][0]["message"]["content"]
+    return text or ""
+
+
+def reasoning_of(answer: Mapping[str, Any]) -> str:
+    """What the first choice thought before, "" if nothing."""
+    text: str = answer["choices"][0]["message"].get("reasoning_content", "")
     return text
 
 

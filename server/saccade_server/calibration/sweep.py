@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade_server.calibration.examples import CalibrationError, Labelled
-from saccade_server.evaluation.asking import Asker
+from saccade_server.evaluation.asking import UNTHINKING, Asker
 from saccade_server.evaluation.errors import SettingRefused
 from saccade_server.evaluation.log import WorkLog
 
@@ -132,7 +132,7 @@ async def by_answer(
     A token has at least one byte, so no more tokens than the label has bytes are needed.
     """
     label = example.right.strip()
-    sampling = {"temperature": 0, "max_tokens": len(label.encode()) + 1}
+    sampling = {"temperature": 0, "max_tokens": len(label.encode()) + 1, **UNTHINKING}
     reply = await asker.ask(messages, entries, sampling)
     return reply.text.strip().startswith(label), None
 

@@ -16,6 +16,9 @@ BUSY = (429, 503)
 MOST_ATTEMPTS = 60
 LONGEST_WAIT = 30.0
 
+UNTHINKING = {"thinking": {"type": "disabled"}}
+"""Asks for an answer that begins at once; refused by a model that always thinks first."""
+
 Entries = Sequence[dict[str, Any]]
 """The ``interventions`` of a request."""
 
@@ -69,7 +72,7 @@ class Asker:
         answer = await self.chat(messages, entries, sampling)
         receipt = answer.get("interventions_applied") or []
         return Reply(
-            text=str(answer["choices"][0]["message"]["content"]),
+            text=answer["choices"][0]["message"]["content"] or "",
             tokens=int(answer["usage"]["completion_tokens"]),
             status=tuple(str(entry["status"]) for entry in receipt),
         )
@@ -77,8 +80,13 @@ class Asker:
     async def likely_tokens(
         self, messages: list[dict[str, Any]], entries: Entries, count: int
     ) -> dict[str, float]:
-        """The likeliest first tokens of the answer, as text, with their log-probabilities."""
+        """The likeliest first tokens of the answer, as text, with their log-probabilities.
+
+        Raises:
+            SettingRefused: the model always thinks first.
+        """
         sampling = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": count}
+        sampling |= UNTHINKING
         answer = await self.chat(messages, entries, sampling)
         (position,) = answer["choices"][0]["logprobs"]["content"]
         return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}

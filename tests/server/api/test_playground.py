@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 import saccade_server
 from saccade_server.api.playground.page import PLAYGROUND_PARTS
+from saccade_server.models.reasoning import Markers, Thought
 from saccade_testing.api.bodies import MODEL, encode
 from saccade_testing.api.browsing import Tab
 from saccade_testing.api.fakes import INFO, FakeEngine
@@ -101,6 +102,20 @@ def test_two_answers_side_by_side_with_their_differences(two, tab):
     expect(page.locator(".side-edited h4")).to_have_text("edited: r")
     expect(page.locator(".side-plain .alternatives li").first).to_contain_text("A")
     assert tab.origins == {two.url}
+    assert tab.errors() == []
+
+
+def test_reasoning_is_told_from_the_answer(make_server, tab):
+    server = make_server(FakeEngine(answer="{Hm}Yes"))
+    server.prompts.markers = Markers("{", "}", (ord("{"), ord("}")))
+    server.prompts.thought = Thought.FREE
+    page = open_page(tab, server.url)
+    page.fill("#question", "Why?")
+    ask(page)
+    answered(page)
+    thoughts = page.locator(".pane-plain .token.thought")
+    assert "".join(thoughts.all_inner_texts()) == "Hm}"  # markers are tokens like all others
+    assert page.inner_text(".pane-plain .tokens").strip().endswith("Yes◦")
     assert tab.errors() == []
 
 

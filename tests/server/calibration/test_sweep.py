@@ -13,7 +13,7 @@ import pytest
 from saccade_server.calibration.examples import CalibrationError, Labelled
 from saccade_server.calibration.heads import Swept, helpful, ranked
 from saccade_server.calibration.sweep import Head, Result, Sweep, by_answer, by_first_token
-from saccade_server.evaluation.asking import Asker, Reply
+from saccade_server.evaluation.asking import UNTHINKING, Asker, Reply
 from saccade_server.evaluation.errors import EvaluationError, SettingRefused
 from saccade_server.evaluation.log import WorkLog
 
@@ -57,7 +57,7 @@ def test_each_head_is_tried_alone(tmp_path: Path) -> None:
         (1, 0): 2,
     }
     assert len(model.asked) == 16
-    assert model.asked[0][2] == {"temperature": 0, "max_tokens": 5}
+    assert model.asked[0][2] == {"temperature": 0, "max_tokens": 5, **UNTHINKING}
 
 
 def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:

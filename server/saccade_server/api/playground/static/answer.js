@@ -15,6 +15,7 @@ function empty() {
   return {
     state: "waiting",
     text: "",
+    reasoning: "",
     tokens: [],
     finish: null,
     usage: null,
@@ -66,8 +67,13 @@ function take(answer, chunk, decoder) {
   const choice = chunk.choices?.[0];
   if (!choice) return;
   const said = choice.delta?.content ?? "";
+  const thought = choice.delta?.reasoning_content ?? "";
   answer.text += said;
-  for (const entry of choice.logprobs?.content ?? []) answer.tokens.push(token(entry, said, decoder));
+  answer.reasoning += thought;
+  const thinks = answer.text === "" && answer.reasoning !== "";
+  for (const entry of choice.logprobs?.content ?? []) {
+    answer.tokens.push({ ...token(entry, said + thought, decoder), thinks });
+  }
   if (choice.finish_reason) answer.finish = choice.finish_reason;
   if (choice.trace) {
     answer.trace = choice.trace;

@@ -59,7 +59,7 @@ export function Tokens({ id, label, tokens, marks, at, point, live }) {
       onClick=${(event) => indexOf(event) !== null && point(indexOf(event), true)}>
       ${tokens.map((token, index) => html`
         <span key=${index} id="${id}-${index}" data-index=${index} role="option" aria-selected=${index === at}
-          class=${names("token", index === at && "at", token.text === "" && "silent")}>${
+          class=${names("token", index === at && "at", token.text === "" && "silent", token.thinks && "thought")}>${
           token.text === "" ? html`<span title=${token.token}>◦</span>` : shown(spans[index], token.text, marks)
         }</span>`)}
     </div>`;
