@@ -16,7 +16,7 @@ BUSY = (429, 503)
 MOST_ATTEMPTS = 60
 LONGEST_WAIT = 30.0
 
-UNTHINKING = {"thinking": {"type": "disabled"}}
+UNTHINKING: dict[str, Any] = {"thinking": {"type": "disabled"}}
 """Asks for an answer that begins at once; refused by a model that always thinks first."""
 
 Entries = Sequence[dict[str, Any]]
@@ -86,8 +86,7 @@ class Asker:
             SettingRefused: the model always thinks first.
         """
         sampling = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": count}
-        sampling |= UNTHINKING
-        answer = await self.chat(messages, entries, sampling)
+        answer = await self.chat(messages, entries, sampling | UNTHINKING)
         (position,) = answer["choices"][0]["logprobs"]["content"]
         return {entry["token"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
 
