@@ -16,7 +16,7 @@ from enum import Enum, auto
 import msgspec
 
 from saccade_server.api.body.schemas import ChatRequest, Sampled
-from saccade_server.api.errors import BadRequest
+from saccade_server.api.errors import unsupported
 from saccade_server.api.reading import Reader, Said
 from saccade_server.api.stops import overlap
 from saccade_server.grammars.grammar import Grammar, Thinking
@@ -65,8 +65,8 @@ class MayThink:
         """What reads one answer; ``inner`` reads what stands behind the reasoning."""
         return ThinkingReader(self.markers, self.begun, self.telling, inner)
 
-    def grammar(self, grammar: Grammar) -> Grammar:
-        """The grammar, beginning behind the reasoning.
+    def grammar(self, grammar: Grammar, field: str) -> Grammar:
+        """The grammar that ``field`` asks for, beginning behind the reasoning.
 
         One that has no token to begin behind holds at once, so that the answer does not think.
 
@@ -80,10 +80,11 @@ class MayThink:
         if not self.begun:
             return grammar
         message = (
-            f"The chat template begins the answer with reasoning, and {self.markers.closes} is "
-            "several tokens of this model, so no grammar can begin behind it."
+            f"{field} is not possible on this model: its chat template begins the answer with "
+            f"reasoning, and {self.markers.closes} is several tokens, behind which no grammar can "
+            "begin."
         )
-        raise BadRequest(message, code="unsupported_parameter")
+        raise unsupported(field, message)
 
 
 class _Where(Enum):

@@ -37,8 +37,8 @@ async def shape_of(services: Services, body: Sampled, prompt: Prepared) -> Shape
     Raises:
         BadRequest: what they must be is no grammar, or cannot be with the request's other fields.
     """
-    shape = await _held(services, body)
     may_think = MayThink.of(services.prompts.markers, body, prompt.prompt)
+    shape = await _held(services, body, may_think is not None)
     return shape if may_think is None else _behind_reasoning(may_think, shape)
 
 
@@ -55,14 +55,14 @@ def _behind_reasoning(may_think: MayThink, shape: Shape) -> Shape:
     def reader(prepared: Prepared) -> Reader:
         return may_think.reader(None if shape.reader is None else shape.reader(prepared))
 
-    grammar = None if shape.grammar is None else may_think.grammar(shape.grammar)
+    grammar = None if shape.grammar is None else may_think.grammar(shape.grammar, shape.grammar_at)
     return replace(shape, grammar=grammar, reader=reader)
 
 
-async def _held(services: Services, body: Sampled) -> Shape:
+async def _held(services: Services, body: Sampled, thinks: bool) -> Shape:
     """The form of answers that one of many fields says what they must be."""
     asked = asked_of(body)
     if asked is None:
         return PLAIN
-    check_beside(services.engine.info, body, asked)
+    check_beside(services.engine.info, body, asked, thinks)
     return Shape(await services.grammars.checked(asked), grammar_at=asked.field)

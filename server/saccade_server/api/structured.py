@@ -109,8 +109,10 @@ def asked_of(body: Sampled) -> Asked | None:
     return found[0] if found else None
 
 
-def check_beside(info: EngineInfo, body: Sampled, asked: Asked) -> None:
+def check_beside(info: EngineInfo, body: Sampled, asked: Asked, thinks: bool = False) -> None:
     """Refuse a grammar where the model cannot follow any, or where another field contradicts it.
+
+    ``thinks``: an answer may have tokens before it, which no grammar holds.
 
     Raises:
         BadRequest: one does.
@@ -128,9 +130,10 @@ def check_beside(info: EngineInfo, body: Sampled, asked: Asked) -> None:
     if body.ignore_eos:
         message = f"With ignore_eos no answer ends; what {asked.field} allows does."
         raise BadRequest(message, param="ignore_eos")
-    if asked.longest is not None and asked.longest < (body.min_tokens or 0):
+    longest = None if thinks else asked.longest
+    if longest is not None and longest < (body.min_tokens or 0):
         message = (
-            f"min_tokens is {body.min_tokens}; what {asked.field} allows has {asked.longest} bytes "
+            f"min_tokens is {body.min_tokens}; what {asked.field} allows has {longest} bytes "
             "at most, and no more tokens."
         )
         raise BadRequest(message, param="min_tokens")

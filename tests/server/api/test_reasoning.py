@@ -351,5 +351,44 @@ GRAMMAR = Grammar(GrammarKind.JSON_OBJECT, "x")
 def test_a_grammar_begins_behind_it(
     markers: Markers, begun: bool, thinking: Thinking | None
 ) -> None:
-    made = MayThink(markers, begun, Telling.APART).grammar(GRAMMAR)
+    made = MayThink(markers, begun, Telling.APART).grammar(GRAMMAR, "x")
     assert (made.thinking, made.source) == (thinking, GRAMMAR.source)
+
+
+def test_a_grammar_that_nothing_tells_to_begin_is_refused(thinker: Server) -> None:
+    thinker.prompts.markers, thinker.prompts.thought = Markers("{{", "}}"), Thought.BEGUN
+    answer = thinker.chat(response_format={"type": "json_object"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "response_format")
+    thinker.prompts.thought = Thought.FREE  # it holds at once
+    assert thinker.chat(response_format={"type": "json_object"}).status_code == 200
+    (request,) = thinker.engine.requests
+    assert request.grammar is not None
+    assert request.grammar.thinking is None
+
+
+@pytest.mark.parametrize("thought", [Thought.FREE, Thought.BEGUN, Thought.OVER])
+def test_a_request_for_a_grammar_says_what_stands_before_it(
+    thinker: Server, thought: Thought
+) -> None:
+    thinker.prompts.thought = thought
+    fields = {"structured_outputs": {"choice": ["a", "b"]}, "min_tokens": 5}
+    answer = thinker.chat(**fields)
+    if thought is Thought.OVER:
+        assert answer.json()["error"]["param"] == "min_tokens"
+        return
+    assert answer.status_code == 200
+    (request,) = thinker.engine.requests
+    opens, closes = BRACES.tokens or (0, 0)
+    wanted = Thinking(None if thought is Thought.BEGUN else opens, closes)
+    assert request.grammar is not None
+    assert request.grammar.thinking == wanted
+
+
+def test_a_plain_completion_is_held_at_once(thinker: Server) -> None:
+    body = {"prompt": "{", "max_tokens": 50, "structured_outputs": {"choice": ["a", "b"]}}
+    assert thinker.http.post("/v1/completions", json=body).status_code == 200
+    (request,) = thinker.engine.requests
+    assert request.grammar is not None
+    assert request.grammar.thinking is None
