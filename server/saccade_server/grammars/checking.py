@@ -1,31 +1,120 @@
-"""Whether a source can be a grammar: found by compiling it, within the limits that answers have."""
+"""Whether a source can be a grammar: found by trying it out in a process of its own."""
 
 from __future__ import annotations
 
-import re
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from threading import Lock
 from typing import Final
 
-from saccade_server.grammars.compiling import compiled
-from saccade_server.grammars.errors import TOO_LARGE, GrammarError, GrammarFailed
 from saccade_server.grammars.limits import LONGEST_SOURCE
-from saccade_server.grammars.vocabulary import BYTES
+from saccade_server.grammars.telling import refusal
 
-_WHERE: Final = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?")
+_ENVIRONMENT: Final = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
+"""Variables that the process gets; those with secrets are none of its business."""
+
+TOO_LONG: Final = "the grammar takes too long to compile"
+TOO_MUCH: Final = "the grammar takes too much memory to compile"
+
+_KNOWN_SOURCES: Final = 256
+_KNOWN_CHARACTERS: Final = 8 * 1024 * 1024
+
+
+class _Worker:
+    """The process, started when it is first needed and again when a source has ended it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._known: OrderedDict[str, str | None] = OrderedDict()
+
+    def wrong(self, source: str) -> str | None:
+        """What is wrong with a source; sources asked for lately are not tried again."""
+        with self._lock:
+            if source in self._known:
+                self._known.move_to_end(source)
+            else:
+                self._known[source] = self._asked(source)
+                while (
+                    len(self._known) > _KNOWN_SOURCES
+                    or sum(map(len, self._known)) > _KNOWN_CHARACTERS
+                ):
+                    self._known.popitem(last=False)
+            return self._known[source]
+
+    def _asked(self, source: str) -> str | None:
+        for _ in range(2):  # a process that somebody else ended is started once more
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(source) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                if answer.endswith("\n"):
+                    wrong: str | None = json.loads(answer)
+                    return wrong
+            ended = self._ended()
+            if ended in (-signal.SIGPROF, -signal.SIGALRM):
+                return TOO_LONG
+            if ended in (-signal.SIGABRT, -signal.SIGSEGV):
+                return TOO_MUCH
+        raise RuntimeError(f"the process that checks grammars ends with {ended}")
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._ended()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "saccade_server.grammars.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # what Rust says of a panic names no request
+                text=True,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+                | {"OPENBLAS_NUM_THREADS": "1"},
+            )
+        return self._process
+
+    def _ended(self) -> int | None:
+        """The exit code of the process, which has ended or ends now."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        with suppress(BrokenPipeError):
+            process.communicate()
+        return process.returncode
+
+    def close(self) -> None:
+        with self._lock:
+            self._ended()
+
+
+_WORKER: Final = _Worker()
+atexit.register(_WORKER.close)
 
 
 def check(source: str) -> None:
-    """Raise GrammarError for a source that is no grammar, or one beyond the limits."""
+    """Raise GrammarError for a source that is no grammar, or one beyond the limits.
+
+    Takes about a second at most, in a thread of the caller's.
+    """
+    wrong = wrong_with(source)
+    if wrong is not None:
+        raise refusal(wrong)
+
+
+def wrong_with(source: str) -> str | None:
+    """What is wrong with a source, in the words that it was found in; None: nothing."""
     if len(source) > LONGEST_SOURCE:
-        raise GrammarError(
-            f"The grammar is longer than {LONGEST_SOURCE} characters.", code=TOO_LARGE
-        )
+        return f"the grammar is longer than {LONGEST_SOURCE} characters"
     try:
-        compiled(source, BYTES)
-    except GrammarFailed as failed:
-        raise GrammarError(told(str(failed))) from None
-
-
-def told(message: str) -> str:
-    """The first line of llguidance's words, without the place in the source, as a sentence."""
-    line = _WHERE.sub("", message).split("\n", 1)[0].strip().rstrip(".")
-    return f"{line[:1].upper()}{line[1:]}."
+        source.encode()
+    except UnicodeEncodeError:
+        return "the grammar has half of a surrogate pair"
+    return _WORKER.wrong(source)

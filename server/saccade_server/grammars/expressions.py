@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from saccade_server.grammars.checking import check
-from saccade_server.grammars.errors import GrammarError
+from saccade_server.grammars.errors import TOO_LARGE, GrammarError
 from saccade_server.grammars.source import HEADER, quoted, slashed
 
 MOST_CHOICES: Final = 10_000
@@ -17,6 +17,8 @@ def of_regex(expression: str) -> str:
 
     Raises GrammarError for look-around, back references and what else is no regular expression.
     """
+    if not expression:
+        raise GrammarError("The regular expression is empty.")
     source = f"{HEADER}start: {slashed(expression)}\n"
     check(source)
     return source
@@ -30,7 +32,7 @@ def of_choices(texts: Sequence[str]) -> str:
     if not texts:
         raise GrammarError("There must be at least one choice.")
     if len(texts) > MOST_CHOICES:
-        raise GrammarError(f"There are more than {MOST_CHOICES} choices.")
+        raise GrammarError(f"There are more than {MOST_CHOICES} choices.", code=TOO_LARGE)
     seen: set[str] = set()
     for index, text in enumerate(texts):
         if not text:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from saccade_server.grammars.checking import check
+from saccade_server.grammars.checking import wrong_with
+from saccade_server.grammars.errors import GrammarError, Path
+from saccade_server.grammars.schema_endings import check_ends
+from saccade_server.grammars.schema_fault import fault
+from saccade_server.grammars.schema_reader import Schema, SchemaReader
 from saccade_server.grammars.source import HEADER
-
-Schema: TypeAlias = Mapping[str, Any] | bool
+from saccade_server.grammars.telling import keyword, refusal
 
 WHITESPACE: Final = r" |\r?\n(?: {0,40}|\t{0,10})"
 """What may stand, once, between the parts of a JSON text: a space, or a line's end and the
@@ -35,11 +38,10 @@ LAYOUT: Final = Layout()
 def of_schema(schema: Schema, layout: Layout = LAYOUT) -> str:
     """The source of a grammar whose texts are JSON and valid against ``schema``.
 
-    Raises GrammarError, its path within the schema, for what cannot be honoured.
+    The schema is read as draft 2020-12. Raises GrammarError, its path within the schema, for what
+    cannot be honoured.
     """
-    source = f"{HEADER}start: {json_part(schema, layout)}\n"
-    check(source)
-    return source
+    return _source(json_part(schema, layout))
 
 
 def of_object(layout: Layout = LAYOUT) -> str:
@@ -48,7 +50,41 @@ def of_object(layout: Layout = LAYOUT) -> str:
 
 
 def json_part(schema: Schema, layout: Layout) -> str:
-    """A schema inside a source."""
-    rules = dict(schema) if isinstance(schema, Mapping) else ({} if schema else {"enum": []})
+    """A schema as a part of a source. Raises GrammarError as ``of_schema`` does."""
+    document = _reader(schema, layout).whole()
+    part = _part(document, layout)
+    wrong = wrong_with(_source(part))
+    if wrong is None:
+        check_ends(document)
+        return part
+    if wrong_with(_source(_part({"type": "object"}, layout))) is not None:
+        refused = refusal(wrong)
+        message = f"The pattern of white space cannot be used. {refused.message}"
+        raise GrammarError(message, code=refused.code)
+
+    def wrong_parts(paths: Sequence[Path]) -> str | None:
+        return wrong_with(_source(_part(_reader(schema, layout).several(paths), layout)))
+
+    path, said = fault(schema, wrong, wrong_parts, _reader(schema, layout).target)
+    raise refusal(said, _keyword_below(schema, path, said))
+
+
+def _keyword_below(schema: Any, path: Path, said: str) -> Path:
+    """The path of the keyword that the words are about, where it is in the part at ``path``."""
+    for step in path:
+        schema = schema[step]
+    word = keyword(said)
+    return (*path, word) if word is not None and word in schema else path
+
+
+def _reader(schema: Schema, layout: Layout) -> SchemaReader:
+    return SchemaReader(schema, closed=layout.closed)
+
+
+def _source(part: str) -> str:
+    return f"{HEADER}start: {part}\n"
+
+
+def _part(document: dict[str, Any], layout: Layout) -> str:
     options = {"whitespace_flexible": False, "whitespace_pattern": layout.whitespace}
-    return "%json " + json.dumps({**rules, "x-guidance": options}, ensure_ascii=False)
+    return "%json " + json.dumps({**document, "x-guidance": options}, ensure_ascii=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum, auto
+from typing import Protocol
 
 import numpy as np
 from llguidance import LLMatcher
@@ -10,14 +12,31 @@ from numpy.typing import NDArray
 
 from saccade_server.grammars.errors import GrammarFailed
 from saccade_server.grammars.grammar import GrammarCount, Thinking
+from saccade_server.grammars.limits import FIRST_MASK_SECONDS, MASK_SECONDS
 from saccade_server.grammars.vocabulary import Vocabulary
 
 TOO_COMPLEX = (
     "The grammar is too complex at this point of the answer: the tokens that it allows cannot be "
     "found within the server's limits. Simplify it."
 )
+TOO_SLOW = (
+    "The grammar is too slow: finding the tokens that it allows took more time than an answer has. "
+    "Simplify it."
+)
 DEAD_END = "The grammar allows no token at this point of the answer, so it can never be completed."
 REFUSED = "A token came that the grammar does not allow at this point of the answer."
+
+
+class Compiled(Protocol):
+    """What answers are matched with."""
+
+    tokens: int
+
+    def copy(self) -> LLMatcher:
+        """A matcher at the beginning of its text, which others may have warmed."""
+
+    def fresh(self) -> LLMatcher:
+        """The same, made anew."""
 
 
 class _Gate(Enum):
@@ -36,16 +55,19 @@ class Matcher:
     """
 
     def __init__(
-        self, matcher: LLMatcher, vocabulary: Vocabulary, thinking: Thinking | None = None
+        self, compiled: Compiled, vocabulary: Vocabulary, thinking: Thinking | None = None
     ) -> None:
-        self._matcher = matcher
+        self._compiled = compiled
+        self._matcher = compiled.copy()
+        self._renewed = False
+        self._seconds = 0.0
+        self._tokens: list[int] = []
         self._vocabulary = vocabulary
         self._thinking = thinking
         self._gate = _Gate.GRAMMAR
         if thinking is not None:
             self._gate = _Gate.INSIDE if thinking.opens is None else _Gate.MAY_OPEN
         self._allowed = 0
-        self._constrained = 0
         self._forced = 0
         self._ended = False
 
@@ -61,9 +83,7 @@ class Matcher:
             raise ValueError("a mask must be contiguous and writable")
         if self._gate is _Gate.INSIDE:
             return self._fill_reasoning(row)
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():  # the mask would allow the ends, as if the answer were whole
-            raise GrammarFailed(TOO_COMPLEX)
+        self._compute(row)
         self._allowed = int(np.bitwise_count(row.view(np.uint32)).sum())
         if self._allowed == 0:
             raise GrammarFailed(DEAD_END)
@@ -73,6 +93,22 @@ class Matcher:
                 _put(row, opens, True)
                 self._allowed += 1
         return self._allowed
+
+    def _compute(self, row: NDArray[np.int32]) -> None:
+        began = time.thread_time()
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._matcher.is_error() and not self._renewed:
+            # Other answers' states may have filled what copies share.
+            self._renewed = True
+            self._matcher = self._compiled.fresh()
+            self._matcher.consume_tokens(self._tokens)
+            self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._matcher.is_error():  # the mask allows the ends, as if the answer were whole
+            dead = self._matcher.get_error().startswith("NoExtension")
+            raise GrammarFailed(DEAD_END if dead else TOO_COMPLEX)
+        self._seconds += time.thread_time() - began
+        if self._seconds > FIRST_MASK_SECONDS + MASK_SECONDS * len(self._tokens):
+            raise GrammarFailed(TOO_SLOW)
 
     def _fill_reasoning(self, row: NDArray[np.int32]) -> int:
         row.fill(-1)
@@ -109,7 +145,8 @@ class Matcher:
             return
         if self._ended or not self._matcher.consume_token(token):
             raise GrammarFailed(REFUSED)
-        self._constrained += 1
+        self._tokens.append(token)
+        self._compiled.tokens += 1
         self._forced += self._allowed == 1
         self._allowed = 0
 
@@ -128,7 +165,7 @@ class Matcher:
     @property
     def count(self) -> GrammarCount:
         """What the grammar did up to here; ends are not counted."""
-        return GrammarCount(self._constrained, self._forced, self.complete)
+        return GrammarCount(len(self._tokens), self._forced, self.complete)
 
 
 def _has(row: NDArray[np.int32], token: int) -> bool:

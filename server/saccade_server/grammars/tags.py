@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from saccade_server.grammars.checking import check
 from saccade_server.grammars.errors import GrammarError
-from saccade_server.grammars.json_schema import LAYOUT, Layout, Schema, json_part
+from saccade_server.grammars.json_schema import LAYOUT, Layout, json_part
+from saccade_server.grammars.schema_reader import Schema
 from saccade_server.grammars.source import HEADER, quoted
 
 

@@ -1,0 +1,42 @@
+"""The process that tries grammars out, so that whatever one does, it ends within its limits.
+
+llguidance's own limits leave cases that take minutes: products of patterns, multiples of large
+numbers, chains of thousands of rules. A line of JSON in is a source, a line out what is wrong with
+it, or null. A source that takes too long or too much memory ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from saccade_server.grammars.limits import CHECK_BYTES, CHECK_CPU_SECONDS, CHECK_SECONDS
+from saccade_server.grammars.trial import tried
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (_held() + CHECK_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, CHECK_CPU_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
+        wrong = tried(json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(wrong), flush=True)
+
+
+def _held() -> int:
+    """Bytes of address space that the libraries have taken."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
