@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from saccade_server.grammars.checking import wrong_with
+from saccade_server.grammars.checking import TOO_LONG, TOO_MUCH, wrong_with
 from saccade_server.grammars.errors import GrammarError, Path
 from saccade_server.grammars.schema_endings import check_ends
 from saccade_server.grammars.schema_fault import fault
@@ -57,6 +57,8 @@ def json_part(schema: Schema, layout: Layout) -> str:
     if wrong is None:
         check_ends(document)
         return part
+    if wrong in (TOO_LONG, TOO_MUCH):
+        raise refusal(wrong)
     if wrong_with(_source(_part({"type": "object"}, layout))) is not None:
         refused = refusal(wrong)
         message = f"The pattern of white space cannot be used. {refused.message}"
@@ -73,8 +75,8 @@ def _keyword_below(schema: Any, path: Path, said: str) -> Path:
     """The path of the keyword that the words are about, where it is in the part at ``path``."""
     for step in path:
         schema = schema[step]
-    word = keyword(said)
-    return (*path, word) if word is not None and word in schema else path
+    word = keyword(said, schema) if isinstance(schema, Mapping) else None
+    return path if word is None else (*path, word)
 
 
 def _reader(schema: Schema, layout: Layout) -> SchemaReader:

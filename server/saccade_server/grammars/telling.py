@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from saccade_server.grammars.errors import INVALID, TOO_LARGE, UNSUPPORTED, GrammarError, Path
 
@@ -103,12 +104,9 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def keyword(message: str) -> str | None:
-    """The keyword of a schema that a message is about, if it names one."""
-    match = _KEYWORDS.search(message)
-    if match:
-        return match[1]
-    for word in ("oneOf", "format", "multipleOf", "patternProperties"):
-        if re.search(rf"\b{word}\b", message, re.IGNORECASE):
-            return word
-    return "pattern" if "regex" in message else None
+def keyword(message: str, schema: Mapping[str, Any]) -> str | None:
+    """The keyword of a schema that a message about it names, if it names one."""
+    named = [*_KEYWORDS.findall(message), *re.findall(r"[$\w]+", message)]
+    if "regex" in message:
+        named.append("pattern")
+    return next((word for word in named if word in schema), None)
