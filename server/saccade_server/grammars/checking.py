@@ -15,6 +15,7 @@ from typing import Final
 
 from saccade_server.grammars.limits import LONGEST_SOURCE
 from saccade_server.grammars.telling import refusal
+from saccade_server.grammars.worker import EBNF, SOURCE
 
 _ENVIRONMENT: Final = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 """Variables that the process gets; those with secrets are none of its business."""
@@ -22,12 +23,14 @@ _ENVIRONMENT: Final = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "L
 TOO_LONG: Final = "the grammar takes too long to compile"
 TOO_MUCH: Final = "the grammar takes too much memory to compile"
 
+HALF: Final = "the grammar has half of a surrogate pair"
+
 _KNOWN_SOURCES: Final = 256
 _KNOWN_CHARACTERS: Final = 8 * 1024 * 1024
 
 
 class _Worker:
-    """The process, started when it is first needed and again when a source has ended it."""
+    """The process, started when it is first needed and again when a text has ended it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -40,7 +43,7 @@ class _Worker:
             if source in self._known:
                 self._known.move_to_end(source)
             else:
-                self._known[source] = self._asked(source)
+                self._known[source] = self._asked(SOURCE, source)[1]
                 while (
                     len(self._known) > _KNOWN_SOURCES
                     or sum(map(len, self._known)) > _KNOWN_CHARACTERS
@@ -48,23 +51,28 @@ class _Worker:
                     self._known.popitem(last=False)
             return self._known[source]
 
-    def _asked(self, source: str) -> str | None:
+    def lark(self, ebnf: str) -> tuple[str | None, str | None]:
+        """A grammar in EBNF in Lark's syntax, and what is wrong with it."""
+        with self._lock:
+            return self._asked(EBNF, ebnf)
+
+    def _asked(self, task: str, text: str) -> tuple[str | None, str | None]:
         for _ in range(2):  # a process that somebody else ended is started once more
             process = self._running()
             assert process.stdin is not None
             assert process.stdout is not None
             with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(source) + "\n")
+                process.stdin.write(json.dumps((task, text)) + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
                 if answer.endswith("\n"):
-                    wrong: str | None = json.loads(answer)
-                    return wrong
+                    made, wrong = json.loads(answer)
+                    return made, wrong
             ended = self._ended()
             if ended in (-signal.SIGPROF, -signal.SIGALRM):
-                return TOO_LONG
+                return None, TOO_LONG
             if ended in (-signal.SIGABRT, -signal.SIGSEGV):
-                return TOO_MUCH
+                return None, TOO_MUCH
         raise RuntimeError(f"the process that checks grammars ends with {ended}")
 
     def _running(self) -> subprocess.Popen[str]:
@@ -109,12 +117,20 @@ def check(source: str) -> None:
         raise refusal(wrong)
 
 
+def converted(ebnf: str) -> str:
+    """A grammar in EBNF in Lark's syntax. Raises GrammarError."""
+    lark, wrong = (None, HALF) if _halved(ebnf) else _WORKER.lark(ebnf)
+    if lark is None:
+        raise refusal(wrong or TOO_MUCH)
+    return lark
+
+
 def wrong_with(source: str) -> str | None:
     """What is wrong with a source, in the words that it was found in; None: nothing."""
     if len(source) > LONGEST_SOURCE:
         return f"the grammar is longer than {LONGEST_SOURCE} characters"
-    try:
-        source.encode()
-    except UnicodeEncodeError:
-        return "the grammar has half of a surrogate pair"
-    return _WORKER.wrong(source)
+    return HALF if _halved(source) else _WORKER.wrong(source)
+
+
+def _halved(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -15,9 +15,9 @@ from saccade_server.grammars.schema_reader import Schema, SchemaReader
 from saccade_server.grammars.source import HEADER
 from saccade_server.grammars.telling import keyword, refusal
 
-WHITESPACE: Final = r" |\r?\n(?: {0,40}|\t{0,10})"
-"""What may stand, once, between the parts of a JSON text: a space, or a line's end and the
-indentation of the next. Whitespace without bounds is where models loop."""
+WHITESPACE: Final = " "
+"""What may stand, once, between the parts of a JSON text. White space costs tokens, and without
+bounds is where models loop; whoever wants lines and indentation says so."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from saccade_server.grammars.grammar import GrammarCount, Thinking
 from saccade_server.grammars.limits import FIRST_MASK_SECONDS, MASK_SECONDS
 from saccade_server.grammars.vocabulary import Vocabulary
 
+MOST_BREAKS = 2
+"""Line ends between reasoning and what a grammar holds."""
+
 TOO_COMPLEX = (
     "The grammar is too complex at this point of the answer: the tokens that it allows cannot be "
     "found within the server's limits. Simplify it."
@@ -44,6 +47,7 @@ class _Gate(Enum):
 
     MAY_OPEN = auto()  # the grammar, or the token that opens the reasoning
     INSIDE = auto()  # nobody, but that reasoning ends with its closing token
+    BEHIND = auto()  # the grammar, or a line's end: models write two behind their reasoning
     GRAMMAR = auto()
 
 
@@ -67,6 +71,7 @@ class Matcher:
         self._gate = _Gate.GRAMMAR
         if thinking is not None:
             self._gate = _Gate.INSIDE if thinking.opens is None else _Gate.MAY_OPEN
+        self._breaks = MOST_BREAKS
         self._allowed = 0
         self._forced = 0
         self._ended = False
@@ -87,12 +92,19 @@ class Matcher:
         self._allowed = int(np.bitwise_count(row.view(np.uint32)).sum())
         if self._allowed == 0:
             raise GrammarFailed(DEAD_END)
-        if self._gate is _Gate.MAY_OPEN and self._thinking is not None:
-            opens = self._thinking.opens
-            if opens is not None and not _has(row, opens):
-                _put(row, opens, True)
+        for token in self._beside():
+            if not _has(row, token):
+                _put(row, token, True)
                 self._allowed += 1
         return self._allowed
+
+    def _beside(self) -> list[int]:
+        """Tokens that may come where the grammar rules, but are none of its text."""
+        if self._gate is _Gate.MAY_OPEN and self._thinking is not None:
+            return [] if self._thinking.opens is None else [self._thinking.opens]
+        if self._gate is _Gate.BEHIND:
+            return [t for t, ends in self._vocabulary.breaks.items() if ends <= self._breaks]
+        return []
 
     def _compute(self, row: NDArray[np.int32]) -> None:
         began = time.thread_time()
@@ -124,18 +136,18 @@ class Matcher:
 
         Raises GrammarFailed for a token that is not allowed.
         """
-        if self._gate is not _Gate.GRAMMAR and self._thinking is not None:
-            if self._gate is _Gate.INSIDE:
-                if token == self._thinking.closes:
-                    self._gate = _Gate.GRAMMAR
-                elif token in self._vocabulary.ends:
-                    raise GrammarFailed(REFUSED)
-                return
-            if token == self._thinking.opens:
-                self._gate = _Gate.INSIDE
-                return
+        if self._gate is _Gate.INSIDE:
+            if token in self._vocabulary.ends:
+                raise GrammarFailed(REFUSED)
+            if self._thinking is not None and token == self._thinking.closes:
+                self._gate = _Gate.BEHIND
+        elif token not in self._beside():
             self._gate = _Gate.GRAMMAR
-        self._accept_ruled(token)
+            self._accept_ruled(token)
+        elif self._gate is _Gate.MAY_OPEN:
+            self._gate = _Gate.INSIDE
+        else:
+            self._breaks -= self._vocabulary.breaks[token]
 
     def _accept_ruled(self, token: int) -> None:
         if token in self._vocabulary.ends:
@@ -153,14 +165,14 @@ class Matcher:
     @property
     def complete(self) -> bool:
         """Whether the answer may end here."""
-        return self._gate is _Gate.GRAMMAR and (
+        return self._gate in (_Gate.GRAMMAR, _Gate.BEHIND) and (
             self._matcher.is_accepting() and not self._matcher.is_error()
         )
 
     @property
     def finished(self) -> bool:
         """Whether nothing but an end may come."""
-        return self.complete and self._matcher.is_stopped()
+        return self._gate is _Gate.GRAMMAR and self.complete and self._matcher.is_stopped()
 
     @property
     def count(self) -> GrammarCount:

@@ -106,7 +106,8 @@ def _capital(text: str) -> str:
 
 def keyword(message: str, schema: Mapping[str, Any]) -> str | None:
     """The keyword of a schema that a message about it names, if it names one."""
-    named = [*_KEYWORDS.findall(message), *re.findall(r"[$\w]+", message)]
+    named = _KEYWORDS.findall(message)
     if "regex" in message:
         named.append("pattern")
+    named += re.findall(r"[$\w]+", message.split("\n", 1)[0])
     return next((word for word in named if word in schema), None)

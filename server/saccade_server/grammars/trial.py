@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from saccade_server.grammars.errors import GrammarFailed
 from saccade_server.grammars.limits import LIMITS
@@ -48,6 +49,14 @@ def tried(source: str) -> str | None:
             return None if matcher.is_accepting() else DEAD_END
         matcher.consume_token(_draw(following, draws))
     return None
+
+
+def lark_of(ebnf: str) -> tuple[str | None, str | None]:
+    """The same grammar in Lark's syntax, or what is wrong with it."""
+    try:
+        return gbnf_to_lark(ebnf), None
+    except Exception as error:  # the converter raises what it comes across
+        return None, f"the grammar cannot be read as EBNF: {error}"
 
 
 def _allowed(matcher: LLMatcher) -> list[int]:

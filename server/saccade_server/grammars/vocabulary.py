@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,12 +28,14 @@ class Vocabulary:
     """Tokens of a model, shared by all matchers; safe to use from several threads.
 
     ``size`` is that of the logits: ids behind the tokenizer's last one are never allowed.
-    ``ends`` are the tokens that end an answer.
+    ``ends`` are the tokens that end an answer; ``breaks`` those that are one or two line ends and
+    nothing else, with how many they are.
     """
 
     tokenizer: LLTokenizer
     size: int
     ends: tuple[int, ...]
+    breaks: Mapping[int, int]
 
     @property
     def words(self) -> int:
@@ -63,7 +65,13 @@ class Vocabulary:
         hidden = sorted({*known, *(token for token in special if 0 <= token < size)})
         wrapper = _Tokens(padded, hidden, known[0])
         slices: list[str] | None = None if sliced else []
-        return cls(LLTokenizer(wrapper, eos_token=list(known), slices=slices), size, known)
+        tokenizer = LLTokenizer(wrapper, eos_token=list(known), slices=slices)
+        breaks = {
+            token: len(data)
+            for token, data in enumerate(padded)
+            if data in (b"\n", b"\n\n") and token not in hidden
+        }
+        return cls(tokenizer, size, known, breaks)
 
 
 BYTES: Final = Vocabulary.of([bytes([byte]) for byte in range(256)], (), (256,), 257, sliced=False)

@@ -1,8 +1,9 @@
 """The process that tries grammars out, so that whatever one does, it ends within its limits.
 
 llguidance's own limits leave cases that take minutes: products of patterns, multiples of large
-numbers, chains of thousands of rules. A line of JSON in is a source, a line out what is wrong with
-it, or null. A source that takes too long or too much memory ends the process.
+numbers, chains of thousands of rules. A line of JSON in is a task and a text, a line out is what
+became of the text and what is wrong with it, or null. A text that takes too long or too much memory
+ends the process.
 """
 
 from __future__ import annotations
@@ -11,10 +12,20 @@ import json
 import resource
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Final
 
 from saccade_server.grammars.limits import CHECK_BYTES, CHECK_CPU_SECONDS, CHECK_SECONDS
-from saccade_server.grammars.trial import tried
+from saccade_server.grammars.trial import lark_of, tried
+
+SOURCE: Final = "source"
+EBNF: Final = "ebnf"
+
+
+STACK_BYTES: Final = 1 << 20
+"""Of the thread that compiles: less than any has that compiles for answers, whose end would be that
+of the engine. Grammars nested too deeply for it end this process."""
 
 
 def main() -> None:
@@ -24,13 +35,21 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (_held() + CHECK_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=_answer)
+    thread.start()
+    thread.join()
+
+
+def _answer() -> None:
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CHECK_CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
-        wrong = tried(json.loads(line))
+        task, text = json.loads(line)
+        answer = lark_of(text) if task == EBNF else (text, tried(text))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(wrong), flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 def _held() -> int:

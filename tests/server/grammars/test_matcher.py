@@ -12,7 +12,8 @@ from saccade_server.grammars.vocabulary import Vocabulary
 
 OTHER_END, OPENS, CLOSES, SIZE = 257, 258, 259, 301
 BYTE_TOKENS = [bytes([byte]) for byte in range(256)]
-TOKENS = [*BYTE_TOKENS, b"b", b"<end>", b"<think>", b"</think>", b"bb"]
+TOKENS = [*BYTE_TOKENS, b"b", b"<end>", b"<think>", b"</think>", b"bb", b"\n\n", b"\n\n\n"]
+LINE, LINES = ord("\n"), 261
 VOCABULARY = Vocabulary.of(TOKENS, (OPENS, CLOSES), (256, OTHER_END), SIZE)
 
 
@@ -69,10 +70,10 @@ def test_reasoning_that_has_begun_is_free_until_it_closes():
         assert allowed(state) == free
         assert not state.complete
     state.accept(CLOSES)
-    assert allowed(state) == {ord("a")}
+    assert allowed(state) == {ord("a"), LINE, LINES}
     for token in b"ab":
         state.accept(token)
-    assert state.count == GrammarCount(2, 1, True)  # forced only where a mask was asked for
+    assert state.count == GrammarCount(2, 0, True)
 
 
 def test_reasoning_may_open_or_not():
@@ -82,9 +83,27 @@ def test_reasoning_may_open_or_not():
     thinks.accept(OPENS)
     assert len(allowed(thinks)) == SIZE - 2
     thinks.accept(CLOSES)
-    assert allowed(thinks) == {ord("a")}
+    assert allowed(thinks) == {ord("a"), LINE, LINES}
     answers.accept(ord("a"))
     assert allowed(answers) == {ord("b")}
+
+
+def test_two_line_ends_may_stand_behind_the_reasoning():
+    state = matcher("ab", Thinking(opens=None, closes=CLOSES))
+    state.accept(CLOSES)
+    state.accept(LINE)
+    assert allowed(state) == {ord("a"), LINE}
+    state.accept(LINE)
+    assert allowed(state) == {ord("a")}
+    for token in b"ab":
+        state.accept(token)
+    assert state.count == GrammarCount(2, 1, True)  # forced only where a mask was asked for
+    both = matcher("ab", Thinking(opens=None, closes=CLOSES))
+    both.accept(CLOSES)
+    both.accept(LINES)
+    assert allowed(both) == {ord("a")}
+    with pytest.raises(GrammarFailed):
+        both.accept(LINE)
 
 
 def test_an_answer_does_not_end_inside_its_reasoning():
