@@ -266,11 +266,12 @@ class Choice:
         if output.finish_reason is FinishReason.LATE:
             raise too_late()
         self.outcome = "error"
-        error_log.error("request %s: engine: %s", request_id.get(), output.error)
-        if output.diverged:
-            raise diverged(self._methods)
-        if output.failure is not None:
+        if output.failure is not None:  # the request's fault, and no alarm for the operator
+            error_log.info("request %s: %s", request_id.get(), output.error)
             stuck = output.failure is Failure.GRAMMAR_STUCK
             at = "min_tokens" if stuck else self._grammar_at
             raise RequestError(output.error or "", code=output.failure, param=at)
+        error_log.error("request %s: engine: %s", request_id.get(), output.error)
+        if output.diverged:
+            raise diverged(self._methods)
         raise EngineFailure()

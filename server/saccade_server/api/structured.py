@@ -69,7 +69,7 @@ class Writing:
         given = body.structured_outputs
         patterns: dict[str, str] = {}
         flags: list[str] = []
-        if body.guided_whitespace_pattern is not None:
+        if body.guided_whitespace_pattern:
             patterns[SPACES] = body.guided_whitespace_pattern
         if given is not None:
             if given.whitespace_pattern is not None:
@@ -167,9 +167,9 @@ def _of_outputs(body: Sampled, writing: Writing) -> Iterator[Asked]:
 def _of_older(body: Sampled, writing: Writing) -> Iterator[Asked]:
     for name in ("json", "regex", "choice", "grammar", "json_object"):
         value = getattr(body, f"guided_{name}")
-        if value is not None and value is not False:
+        if value:  # clients that have a field for everything leave it empty
             yield _asked(name, f"guided_{name}", value, writing)
-    if body.structural_tag is not None:
+    if body.structural_tag:
         yield _asked("structural_tag", "structural_tag", body.structural_tag, writing)
 
 
@@ -252,6 +252,8 @@ def _tag_source(given: StructuralTag) -> str:
         if given.structures is not None or given.triggers is not None:
             raise GrammarError("structures and triggers are of another form than format.")
         found = given.format
+        if found.stop_after_first:
+            raise GrammarError("Not done yet.", ("format", "stop_after_first"), UNSUPPORTED)
         tags = [Tag(tag.begin, tag.content.json_schema, tag.end) for tag in found.tags]
         places = [("format", "tags", at) for at in range(len(tags))]
         inside: Path = ("content", "json_schema")

@@ -38,8 +38,8 @@ WAIT_SECONDS = 0.002
 
 NO_GRAMMARS = "the engine does not know the bytes of its tokens, so it can follow no grammar"
 STUCK = (
-    "the grammar allows nothing but the end of the answer after {generated} tokens, and min_tokens "
-    "is {min_tokens}"
+    "The grammar allows nothing but the end of the answer after {generated} tokens, and min_tokens "
+    "is {min_tokens}."
 )
 
 

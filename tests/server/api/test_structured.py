@@ -1,6 +1,7 @@
 """What answers must be: every form of the request, its refusals, and what answers say of it."""
 
 import json
+import logging
 import threading
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_what_is_too_large_is_refused_unread(server: Server, fields: dict[str, A
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("failure", Failure)
 def test_a_grammar_that_fails_on_the_way(
-    make_server: MakeServer, failure: Failure, stream: bool
+    make_server: MakeServer, caplog: pytest.LogCaptureFixture, failure: Failure, stream: bool
 ) -> None:
     server = make_server()
     server.engine.fail_after, server.engine.failure = 3, failure
@@ -294,6 +295,7 @@ def test_a_grammar_that_fails_on_the_way(
     at = "min_tokens" if failure is Failure.GRAMMAR_STUCK else "response_format"
     assert (error["code"], error["param"]) == (failure.value, at)
     assert error["message"] == "It cannot go on."
+    assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
 
 
 def test_a_model_whose_tokens_are_no_bytes(make_server: MakeServer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, Tag
+from pydantic import BaseModel, Field, Tag
 
 from saccade_server.api.body.messages import TEXT_OR_OBJECT, Closed
 from saccade_server.api.body.noeffect import describe
@@ -72,7 +72,7 @@ class TriggeredTags(Closed):
     triggers: Triggers
     tags: Annotated[list[TagFormat], Field(fail_fast=True, min_length=1, max_length=MOST_TAGS)]
     at_least_one: bool | None = None
-    stop_after_first: Literal[False] | None = None
+    stop_after_first: bool | None = None
 
 
 class TextResponse(Closed):
@@ -114,7 +114,7 @@ class StructuredOutputs(Closed):
 
     json_: Schema | None = Field(None, alias="json", description="JSON that follows a schema.")
     regex: Text | None = Field(None, description="What a regular expression matches, all of it.")
-    choice: Choices | None = Field(None, description="One of these texts.")
+    choice: Choices | None = Field(None, min_length=1, description="One of these texts.")
     grammar: Text | None = Field(None, description="What a grammar derives, in Lark or GBNF.")
     json_object: bool | None = Field(None, description="Any JSON object.")
     structural_tag: Text | None = Field(
@@ -130,13 +130,7 @@ class StructuredOutputs(Closed):
     disable_fallback: Any = Field(None, description=describe("structured_outputs.disable_fallback"))
 
 
-def _none_if_nothing(value: Any) -> Any:
-    # Clients that have a field for everything leave it empty.
-    return None if value in ("", [], {}) or value is False else value
-
-
 _OLDER = "The older name of structured_outputs.{}; empty: not given."
-NOTHING = BeforeValidator(_none_if_nothing)
 
 
 class Structured(BaseModel):
@@ -148,19 +142,13 @@ class Structured(BaseModel):
     structured_outputs: StructuredOutputs | None = Field(
         None, description="The same in vLLM's form, which has more."
     )
-    guided_json: Annotated[Schema | None, NOTHING] = Field(None, description=_OLDER.format("json"))
-    guided_regex: Annotated[Text | None, NOTHING] = Field(None, description=_OLDER.format("regex"))
-    guided_choice: Annotated[Choices | None, NOTHING] = Field(
-        None, description=_OLDER.format("choice")
-    )
-    guided_grammar: Annotated[Text | None, NOTHING] = Field(
-        None, description=_OLDER.format("grammar")
-    )
+    guided_json: Schema | None = Field(None, description=_OLDER.format("json"))
+    guided_regex: Text | None = Field(None, description=_OLDER.format("regex"))
+    guided_choice: Choices | None = Field(None, description=_OLDER.format("choice"))
+    guided_grammar: Text | None = Field(None, description=_OLDER.format("grammar"))
     guided_json_object: bool | None = Field(None, description=_OLDER.format("json_object"))
-    guided_whitespace_pattern: Annotated[Text | None, NOTHING] = Field(
+    guided_whitespace_pattern: Text | None = Field(
         None, description=_OLDER.format("whitespace_pattern")
     )
     guided_decoding_backend: Any = Field(None, description=describe("guided_decoding_backend"))
-    structural_tag: Annotated[Text | None, NOTHING] = Field(
-        None, description=_OLDER.format("structural_tag")
-    )
+    structural_tag: Text | None = Field(None, description=_OLDER.format("structural_tag"))

@@ -54,7 +54,6 @@ KIND = Verdict(refused=["x", 5, [], {}])
 TAG_BEGIN = Verdict(["<g>"], ["<f>"], ["", 5, [], ">"], null=False)
 TAG_END = Verdict(["</g>", ""], ["</f>"], [5, []], null=False)
 SCHEMA_VERDICT = Verdict([OTHER], [SCHEMA], ["x", 5, [], {"type": "x"}], null=False)
-NOT_GIVEN: list[Any] = ["", False, [], {}]
 NOWHERE = Verdict(no_effect=True)
 STRUCTURED = {
     "Structured.response_format": Verdict(
@@ -65,19 +64,17 @@ STRUCTURED = {
     "Structured.structured_outputs": Verdict(
         [{"regex": "a"}, {"json": {}}], [{}], ["x", 5, [], {"x": 1}, {"regex": 1}]
     ),
-    "Structured.guided_json": Verdict(
-        [SCHEMA, '{"type": "array"}'], NOT_GIVEN, ["x", 5, [1], True]
-    ),
-    "Structured.guided_regex": Verdict(["a+"], NOT_GIVEN, ["(", 5, [1], {"x": 1}, True]),
-    "Structured.guided_choice": Verdict([["a"]], NOT_GIVEN, ["x", 5, [1], [""], True]),
-    "Structured.guided_grammar": Verdict([], NOT_GIVEN, ["(", 5, [1], True]),
+    "Structured.guided_json": Verdict([SCHEMA, '{"type": "array"}'], ["", {}], ["x", 5, [], False]),
+    "Structured.guided_regex": Verdict(["a+"], [""], ["(", 5, [], {}, False]),
+    "Structured.guided_choice": Verdict([["a"]], [[]], ["x", 5, [1], [""], {}, False]),
+    "Structured.guided_grammar": Verdict([], [""], ["(", 5, [], False]),
     "Structured.guided_json_object": switch(),
     "Structured.guided_whitespace_pattern": Verdict(
-        [" "], NOT_GIVEN, ["(", 5, [1], True], beside={"guided_json": SCHEMA}
+        [" "], [""], ["(", 5, [], False], beside={"guided_json": SCHEMA}
     ),
     "Structured.guided_decoding_backend": NOWHERE,
     "Structured.structural_tag": Verdict(
-        [TAG_TEXT, json.dumps(OLDER_TAGS)], NOT_GIVEN, ["x", "{}", 5, [1], True]
+        [TAG_TEXT, json.dumps(OLDER_TAGS)], [""], ["x", "{}", 5, [], {}]
     ),
     "TextResponse.type": KIND,
     "ObjectResponse.type": KIND,
