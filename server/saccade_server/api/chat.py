@@ -35,7 +35,7 @@ from saccade_server.api.selection import select
 from saccade_server.api.services import Services
 from saccade_server.api.shape import shapes_of
 from saccade_server.api.sse import frame, unless_disconnected
-from saccade_server.api.templating import templating
+from saccade_server.api.templating import Templating, templating
 from saccade_server.requests.detectors import parse_detectors
 
 
@@ -100,10 +100,17 @@ async def _prepare(services: Services, body: ChatRequest, request: Request) -> A
     read = (shapes, traces, detected)
     work = generation(services, body, [prompt], params, length, stands, scoring, *read)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    ignored = note_ignored(services, body, CHAT, how.without_effect(prompt.prompt))
+    idle = [*how.without_effect(prompt.prompt), *_uncalled(body, how)]
+    ignored = note_ignored(services, body, CHAT, idle)
     return Answer(
         record, services, selection, [prompt], work, "chatcmpl", kind, scoring, ignored, body.trace
     )
+
+
+def _uncalled(body: ChatRequest, how: Templating) -> tuple[str, ...]:
+    """Fields about calls of a request that offers no tools."""
+    says = body.parallel_tool_calls is not None and how.offer is None
+    return ("parallel_tool_calls",) if says else ()
 
 
 class _Events:

@@ -31,6 +31,7 @@ def models_router(services: Services) -> APIRouter:
             "owned_by": "saccade",
             "max_model_len": services.room,
             "accepts_images": info.accepts_images,
+            "accepts_tools": services.prompts.tools_refused is None,
             "structured_outputs": STRUCTURED if info.follows_grammars else [],
             "knows_sinks": bool(info.sink_dims),
             "layers": info.layers,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from saccade_interventions.base import Intervention
 from saccade_server.api.access.keys import caller
-from saccade_server.api.body.limits import check_conversation
+from saccade_server.api.body.limits import check_conversation, check_tools
 from saccade_server.api.body.messages import AnyPart, ChatMessage, ImagePart, RefusalPart
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.images.data_urls import is_data_url
@@ -62,6 +62,8 @@ async def rendering(
     What is not brief is rendered in a worker.
     """
     _check_messages(services, messages)
+    if how.offer is not None:
+        check_tools(services, how.offer.for_template)
     pixels: dict[str, Pixels] = {}
     if any(_images(messages)):
         with services.fetcher.budget() as budget:
@@ -77,7 +79,7 @@ async def rendering(
 
 def _is_brief(services: Services, messages: Sequence[ChatMessage], how: Templating) -> bool:
     plain = not any(message.tool_calls or message.role == "tool" for message in messages)
-    if how.variables or not plain or len(messages) > BRIEF_MESSAGES:
+    if how.variables or how.offer or not plain or len(messages) > BRIEF_MESSAGES:
         return False
     said = sum(message.characters + len(message.name or "") for message in messages)
     return said <= BRIEF_PROMPT and services.prompts.quick

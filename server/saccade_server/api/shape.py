@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from saccade_server.api.body.schemas import Sampled
+from saccade_server.api.body.schemas import ChatRequest, Sampled
 from saccade_server.api.reading import Reader
 from saccade_server.api.reasoning import MayThink
 from saccade_server.api.services import Services
 from saccade_server.api.structured import asked_of, check_beside
+from saccade_server.api.tools.calls import calls_of
 from saccade_server.grammars.grammar import Grammar
 from saccade_server.requests.prepared import Prepared
 
@@ -26,9 +27,6 @@ class Shape:
     grammar: Grammar | None = None
     reader: Callable[[Prepared], Reader] | None = None
     grammar_at: str = ""
-
-
-PLAIN = Shape()
 
 
 async def shape_of(services: Services, body: Sampled, prompt: Prepared) -> Shape:
@@ -60,9 +58,12 @@ def _behind_reasoning(may_think: MayThink, shape: Shape) -> Shape:
 
 
 async def _held(services: Services, body: Sampled, thinks: bool) -> Shape:
-    """The form of answers that one of many fields says what they must be."""
-    asked = asked_of(body)
+    """The form of answers that one of many fields says what they must be, or may call."""
+    asked, reader = asked_of(body), None
+    calls = calls_of(services.prompts, body, asked) if isinstance(body, ChatRequest) else None
+    if calls is not None:
+        asked, reader = calls.asked, calls.reader
     if asked is None:
-        return PLAIN
+        return Shape(reader=reader)
     check_beside(services.engine.info, body, asked, thinks)
-    return Shape(await services.grammars.checked(asked), grammar_at=asked.field)
+    return Shape(await services.grammars.checked(asked), reader, asked.field)

@@ -16,6 +16,7 @@ from saccade_interventions import suggest
 from saccade_interventions.errors import brief
 from saccade_server.api.body.schemas import Templated
 from saccade_server.api.errors import BadRequest, bounded, unsupported
+from saccade_server.api.tools.offer import Offer, offer_of
 from saccade_server.models.prompt import PromptProcessor, RenderedPrompt
 from saccade_server.models.template import OURS
 
@@ -42,6 +43,7 @@ class Templating:
     variables: Mapping[str, Any] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    offer: Offer | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Templating:
             "add_generation_prompt": self.add_generation_prompt,
             "continue_final_message": self.continue_final_message,
             "variables": self.variables,
+            "tools": None if self.offer is None else self.offer.for_template,
         }
 
     def without_effect(self, prompt: RenderedPrompt) -> tuple[str, ...]:
@@ -86,13 +89,16 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
             ignored.append(path)
         else:
             raise _unknown(prompts, name, path)
-    return Templating(generation, continued, variables, paths, tuple(ignored))
+    offer = offer_of(prompts, body.tools, body.tool_choice)
+    if body.tools and offer is None:
+        ignored.append("tools")
+    return Templating(generation, continued, variables, paths, tuple(ignored), offer)
 
 
 def refuse_without_messages(body: Templated) -> None:
     """Refuse the fields where nothing goes through a template."""
     for name in Templated.model_fields:
-        if getattr(body, name) is not None:
+        if getattr(body, name) not in (None, []):
             raise BadRequest(f"{name} is for messages.", param=name)
 
 

@@ -32,34 +32,37 @@ def of_tags(
     repeated: bool = False,
     separator: str = "",
     layout: Layout = LAYOUT,
+    instead: Sequence[str] = (),
 ) -> str:
     """The source of a grammar of answers with tags.
 
     Without ``triggers`` an answer is tags alone: one (``required``) or none, more if ``repeated``,
-    ``separator`` between them. With triggers, texts that tags begin with, there is free text before
-    and behind each tag, and a text that a trigger ends goes on as one of its tags does.
+    ``separator`` between them; or it is one of ``instead``, which are parts of a source. With
+    triggers, texts that tags begin with, there is free text before and behind each tag, and a text
+    that a trigger ends goes on as one of its tags does.
     Raises GrammarError, its path an index of ``tags`` and then a path within its schema.
     """
     if not tags:
         raise GrammarError("There must be at least one tag.")
-    source = HEADER + (_free if triggers else _alone)(
-        tags, triggers, required, repeated, separator, layout
-    )
+    if triggers:
+        source = HEADER + _free(tags, triggers, required, repeated, separator, layout)
+    else:
+        source = HEADER + _alone(tags, required, repeated, separator, layout, instead)
     check(source)
     return source
 
 
 def _alone(
     tags: Sequence[Tag],
-    triggers: Sequence[str],
     required: bool,
     repeated: bool,
     separator: str,
     layout: Layout,
+    instead: Sequence[str],
 ) -> str:
     more = f"({quoted(separator)} tag)*" if repeated else ""
     body = f"tag {more}".strip()
-    lines = [f"start: {body if required else f'({body})?'}"]
+    lines = ["start: " + " | ".join([body if required else f"({body})?", *instead])]
     lines.append("tag: " + " | ".join(f"tag_{index}" for index in range(len(tags))))
     for index, tag in enumerate(tags):
         parts = (quoted(tag.begin), json_part(tag.schema, layout), quoted(tag.end))

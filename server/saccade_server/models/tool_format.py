@@ -77,6 +77,15 @@ class ToolFormat:
         inside = (self.between or "").strip()
         return "" if self.end and inside.startswith(self.end) else inside
 
+    @property
+    def apart(self) -> str | None:
+        """What stands between a call with all around it and the next; None: they share it."""
+        between = self.between
+        if between is None or not between.startswith(self.trail):
+            return None
+        rest = between[len(self.trail) :]
+        return rest[: len(rest) - len(self.lead)] if rest.endswith(self.lead) else None
+
     def around(self, name: str) -> tuple[str, str]:
         """What stands in the object of a call before its arguments, and behind them."""
         first, second, third = self.parts

@@ -108,9 +108,7 @@ FIELDS = [
 ]
 
 UNSUPPORTED = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "functions": [{"name": "f"}],
-    "tool_choice": "required",
     "function_call": {"name": "f"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "x"},

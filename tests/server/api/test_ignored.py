@@ -54,12 +54,13 @@ def test_unknown_fields_are_named_wherever_they_are(server: Server):
         server,
         messages=[message, replayed, {**message, "id": 8}],
         future={"x": 1},
-        tools=[{"type": "function"}],
+        tools=[{"type": "function", "function": {"name": "f", "returns": {}}, "cached": 1}],
         tool_choice="none",
     )
     assert found.split(", ") == [
         "future",
-        "tools",
+        "tools[].cached",
+        "tools[].function.returns",
         "messages[].id",
         "messages[].content[].cache_control",
         "messages[].content[].image_url.id",
@@ -67,6 +68,7 @@ def test_unknown_fields_are_named_wherever_they_are(server: Server):
         "messages[].name",
         "messages[].tool_calls[].index",
         "messages[].tool_calls[].function.strict",
+        "tools",
     ]
 
 

@@ -78,7 +78,7 @@ def test_back_to_text(server: Server):
             "invalid_value",
             "add_special_tokens",
         ),
-        ("/tokenize", {"prompt": "x", "tools": [{}]}, "unsupported_parameter", "tools"),
+        ("/tokenize", {"prompt": "x", "tools": [{}]}, "missing_field", "tools[0].type"),
         (
             "/tokenize",
             {"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ x }}"},

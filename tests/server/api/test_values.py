@@ -92,8 +92,10 @@ def test_tools_that_may_not_be_called(server: Server):
     assert answer.headers["x-saccade-ignored-fields"] == "tools"
     functions = [{"name": "f"}]
     assert server.chat(functions=functions, function_call="none").status_code == 200
-    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
-        assert server.chat(tools=tools, **choice).json()["error"]["param"] == "tools"
+    for choice in ({}, {"function_call": "auto"}, {"function_call": None}):
+        error = server.chat(functions=functions, **choice).json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "functions")
+        assert error["message"].endswith("Give tools.")
 
 
 @pytest.mark.parametrize("options", [{"include_usage": True}, {}])

@@ -28,6 +28,8 @@ from saccade_testing.api.bodies import PICTURE
 from saccade_testing.api.server import start_server
 from saccade_testing.api.structured_verdicts import OWNERS as STRUCTURES
 from saccade_testing.api.structured_verdicts import STRUCTURED, structured_body
+from saccade_testing.api.tool_verdicts import OWNERS as OFFERS
+from saccade_testing.api.tool_verdicts import TOOLS, tool_body
 from saccade_testing.api.trace_verdicts import TRACES, trace_body
 from saccade_testing.api.verdicts import Verdict, number, switch
 
@@ -132,7 +134,6 @@ VERDICTS = {
     "ChatRequest.messages": Verdict([[USER, SAID, USER]], [], [[], {}, "x", [{}]]),
     "ChatRequest.logprobs": switch(),
     "ChatRequest.top_logprobs": number([1, 20], [0], [21, -1, 1.5], beside={"logprobs": True}),
-    "ChatRequest.parallel_tool_calls": NOWHERE,
     "CompletionRequest.prompt": Verdict(
         ["a", ["a"], ["a", "b"], [1], [[1], [2, 3]]], [], [[], [[]], 5, {}, [1, "x"], [999]]
     ),
@@ -166,6 +167,7 @@ VERDICTS = {
     "DetokenizeRequest.tokens": Verdict([[], [1]], [], [[-1], [999], {}, "x"]),
     **TRACES,
     **STRUCTURED,
+    **TOOLS,
     "StreamOptions.include_usage": switch(),
     "StreamOptions.continuous_usage_stats": switch(),
     "StreamOptions.include_obfuscation": NOWHERE,
@@ -214,6 +216,8 @@ def place(owner, name, value):
         return trace_body(owner, name, [] if value is ABSENT else [value])
     if owner in STRUCTURES:
         return structured_body(owner, name, [] if value is ABSENT else [value])
+    if owner in OFFERS:
+        return tool_body(owner, name, [] if value is ABSENT else [value])
     image = {"type": "image_url", "image_url": {"url": PICTURE}}
     call = copy.deepcopy(CALL)
     places = {

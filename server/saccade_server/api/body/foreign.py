@@ -80,8 +80,6 @@ CHAT: dict[str, tuple[Any, ...]] = SHARED | {
     "functions": (),
     "modalities": (["text"],),
     "prediction": (),
-    "tool_choice": ("none", "auto"),
-    "tools": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -108,13 +106,17 @@ COMPLETION: dict[str, tuple[Any, ...]] = SHARED | {
 THINKING = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_token_budget")
 """Fields that say how much to think; "not at all" is only done by a model that never does."""
 UNCALLED = {"tools": "tool_choice", "functions": "function_call"}
-"""What may be offered while the field of the second name says "none": nothing is called."""
+"""What may be offered while the field of the second name says "none": nothing is called. Tools are
+fields of a chat; these are those of a plain prompt, which has none.
+"""
 GUIDED = "guided_"
 """What older names of vLLM's for constrained answers begin with; those not in the schema are none
 that it has.
 """
 INSTEAD = {
     "ebnf": "structured_outputs.grammar",
+    "function_call": "tool_choice",
+    "functions": "tools",
     "grammar": "structured_outputs.grammar",
     "json_schema": "structured_outputs.json",
     "regex": "structured_outputs.regex",
@@ -123,7 +125,7 @@ INSTEAD = {
 TOKENIZE = {
     name: CHAT[name]
     for name in (
-        *("tools", "tool_choice", "functions", "function_call", "documents", "chat_template"),
+        *("functions", "function_call", "documents", "chat_template"),
         *("media_io_kwargs", "mm_processor_kwargs", "truncate_prompt_tokens"),
         *("reasoning", "thinking_budget", "thinking_token_budget"),
     )

@@ -5,13 +5,15 @@ These run on a body that is JSON and nothing more is known of: other types are r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saccade_server.api.body.messages import ChatMessage
 from saccade_server.api.body.values import MOST_BIASES
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.services import Services
+from saccade_server.api.tools.fields import MOST_TOOLS
+from saccade_server.models.conversation import strings
 from saccade_server.requests.limits import check_length
 
 MOST_PARTS = 4096
@@ -23,6 +25,7 @@ def check_lengths(services: Services, value: dict[str, Any]) -> None:
     settings = services.settings
     _at_most(settings.max_messages, value, "messages")
     _at_most(MOST_BIASES, value, "logit_bias")
+    _at_most(MOST_TOOLS, value, "tools")
     _check_parts(value.get("messages"))
     prompt = value.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -42,6 +45,11 @@ def check_lengths(services: Services, value: dict[str, Any]) -> None:
 def check_conversation(services: Services, messages: Sequence[ChatMessage]) -> None:
     """Refuse a conversation whose texts alone cannot fit."""
     _check_characters(services, sum(message.characters for message in messages), "messages")
+
+
+def check_tools(services: Services, tools: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse tools whose texts alone cannot fit."""
+    _check_characters(services, sum(map(len, strings(tools))), "tools")
 
 
 def _at_most(most: int, value: dict[str, Any], name: str) -> None:

@@ -1,7 +1,7 @@
 """The messages of a conversation, as clients send and replay them.
 
-Clients send an answer's own message back with all its null fields, and histories of tools that
-this server never calls; both are read. What has no effect is listed in
+Clients send an answer's own message back with all its null fields, and histories of tools, which
+any model is shown; both are read. What has no effect is listed in
 :mod:`~saccade_server.api.body.noeffect`.
 """
 

@@ -28,7 +28,6 @@ NO_EFFECT: dict[str, str] = {
     "safety_identifier": "the server keeps nothing about users",
     "metadata": "answers are not stored, so there is nothing to attach it to",
     "service_tier": "there is one tier",
-    "parallel_tool_calls": "no tool is ever called",
     "prompt_cache_key": "prefixes are shared by their content alone",
     "prompt_cache_retention": "prefixes stay cached as long as there is room",
     "image_url.detail": "images always have the size that the model's own processor makes",

@@ -30,6 +30,7 @@ from saccade_server.api.body.values import (
     Whole,
 )
 from saccade_server.api.errors import BadRequest
+from saccade_server.api.tools.fields import ToolChoice, Tools
 from saccade_server.requests.traces.options import TraceOptions
 
 
@@ -235,6 +236,15 @@ class Templated(HowMuch):
     enable_thinking: bool | None = Field(
         None, description="The same as chat_template_kwargs.enable_thinking."
     )
+    tools: Tools | None = Field(
+        None, description="Functions that the model may call; the chat template shows them to it."
+    )
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="none: the tools are not shown, and none is called; auto, the default: as the "
+        "model likes; required: one or more; an object: the function that it names, or some of "
+        "the tools.",
+    )
 
 
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
@@ -247,7 +257,9 @@ class ChatRequest(Sampled, Templated, Shown):
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
-    parallel_tool_calls: Any = Field(None, description=describe("parallel_tool_calls"))
+    parallel_tool_calls: bool | None = Field(
+        None, description="false: one call at most. Left out: several, if the template has a form."
+    )
 
 
 class CompletionRequest(Sampled):

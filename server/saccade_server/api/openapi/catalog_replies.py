@@ -19,6 +19,7 @@ class ModelCard(BaseModel):
     owned_by: str
     max_model_len: int
     accepts_images: bool
+    accepts_tools: bool
     structured_outputs: list[GrammarKind] = Field(description="What answers can be held to.")
     knows_sinks: bool = Field(
         description="Whether attention sinks can be told, as methods and traces about them need."

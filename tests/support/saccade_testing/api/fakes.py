@@ -2,8 +2,11 @@
 
 import asyncio
 import codecs
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +33,7 @@ from saccade_server.grammars.grammar import GrammarCount
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.reasoning import Markers, Thought
+from saccade_server.models.tool_format import ToolFormat
 from saccade_server.models.views import Cells, Pixels, View
 from saccade_testing.api.scored import read_scores, with_scores
 from saccade_testing.api.traced import pieces
@@ -64,6 +68,17 @@ INFO = EngineInfo(
 TIMING = Timing(queued=0.5, prompt=0.25, decode=2.0)
 
 
+HERMES = ToolFormat(
+    lead="<tool_call>\n",
+    trail="\n</tool_call>",
+    between="\n</tool_call>\n<tool_call>\n",
+    parts=('{"name": "', '", "arguments": ', "}"),
+    name_first=True,
+    name_key="name",
+    arguments_key="arguments",
+)
+
+
 class ByteDecoder:
     """A detokenizer of bytes, which are tokens."""
 
@@ -92,6 +107,9 @@ class BytePrompts:
     knows_thinking = False
     markers: Markers | None = None
     thought: Thought | None = None
+    tool_format: ToolFormat | None = HERMES
+    tools_refused: str | None = None
+    tool_tokens: Mapping[int, str] = MappingProxyType({})
     quick = False
     fingerprint = "sha256:bytes"
 
@@ -102,6 +120,7 @@ class BytePrompts:
         *,
         continue_final_message: bool = False,
         variables: Mapping[str, object] | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> RenderedPrompt:
         text = ""
         tokens: list[int] = []
@@ -118,6 +137,8 @@ class BytePrompts:
 
         for name, value in (variables or {}).items():
             add(f"({name}: {value})")
+        if tools:
+            add(f"(tools: {json.dumps(tools)})")
         for message in as_text_turns(messages):
             add(f"<{message.role.replace('developer', 'system')}>")
             if message.name and "name" in self.template_reads:

@@ -1,0 +1,187 @@
+"""What answers may be under the grammar that a choice of tools makes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saccade_server.grammars.compiling import compiled
+from saccade_server.grammars.grammar import GrammarKind
+from saccade_server.grammars.vocabulary import BYTES
+from saccade_server.models.tool_format import ToolFormat
+from saccade_testing.api.fakes import HERMES
+from saccade_testing.api.server import Server
+
+LLAMA = ToolFormat(
+    lead="",
+    trail="",
+    between=None,
+    parts=('{"name": "', '", "parameters": ', "}"),
+    name_first=True,
+    name_key="name",
+    arguments_key="parameters",
+)
+ARGUMENTS_FIRST = ToolFormat(
+    lead="<tool_call>\n",
+    trail="\n</tool_call> ",
+    between="\n</tool_call> \n<tool_call>\n",
+    parts=('{ "arguments": ', ', "name": "', '"}'),
+    name_first=False,
+    name_key="name",
+    arguments_key="arguments",
+)
+ZONES = {
+    "type": "object",
+    "properties": {"zone": {"enum": ["UTC", "CET"]}},
+    "required": ["zone"],
+    "additionalProperties": False,
+}
+UTC, OTHER = '{"zone": "UTC"}', '{"zone": "EST"}'
+
+
+def tool(name: str, strict: bool | None = None, parameters: Any = ZONES) -> dict[str, Any]:
+    function = {"name": name, "strict": strict, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def source_of(server: Server, form: ToolFormat = HERMES, **fields: Any) -> str | None:
+    """The grammar with which a request reaches the engine."""
+    server.renew()
+    server.prompts.tool_format = form
+    try:
+        answer = server.chat(**fields)
+        assert answer.status_code == 200, answer.text
+        grammar = server.engine.requests[0].grammar
+        assert grammar is None or grammar.kind is GrammarKind.TOOLS
+        return None if grammar is None else grammar.source
+    finally:
+        server.prompts.tool_format = HERMES
+
+
+def allows(source: str | None, text: str) -> bool:
+    """Whether an answer may be ``text`` as a whole."""
+    assert source is not None
+    matcher = compiled(source, BYTES)
+    row = np.zeros(BYTES.words, np.int32)
+    for token in [*text.encode(), 256]:
+        matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if not row.view(np.uint32)[token // 32] >> np.uint32(token % 32) & 1:
+            return False
+        if token != 256:
+            assert matcher.consume_token(token)
+    return True
+
+
+def call(name: str, arguments: str = UTC, form: ToolFormat = HERMES) -> str:
+    return form.write([(name, arguments)])
+
+
+A, B = tool("a"), tool("b")
+
+
+def test_one_or_more_must_be_called(server: Server) -> None:
+    source = source_of(server, tools=[A, B], tool_choice="required")
+    for text in (call("a"), call("b"), HERMES.write([("a", UTC), ("b", UTC), ("a", UTC)])):
+        assert allows(source, text)
+    for text in ("", "Hello", call("c"), call("a", OTHER), "x" + call("a"), call("a") + "x",
+                 call("a", "{}"), call("a")[:-1], call("a") + call("b")):  # fmt: skip
+        assert not allows(source, text), text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_choice": "required", "parallel_tool_calls": False},
+        {"tool_choice": named("a")},
+        {"tool_choice": named("a"), "parallel_tool_calls": True},
+    ],
+)
+def test_just_one_is_called(server: Server, fields: dict[str, Any]) -> None:
+    source = source_of(server, tools=[A, B], **fields)
+    assert allows(source, call("a"))
+    assert not allows(source, HERMES.write([("a", UTC), ("a", UTC)]))
+    assert allows(source, call("b")) == (fields["tool_choice"] == "required")
+
+
+def test_a_tool_without_parameters_takes_none(server: Server) -> None:
+    source = source_of(server, tools=[tool("f", parameters=None)], tool_choice="required")
+    assert allows(source, call("f", "{}"))
+    assert not allows(source, call("f", UTC))
+
+
+def test_some_of_the_tools(server: Server) -> None:
+    for mode in ("auto", "required"):
+        choice = {"mode": mode, "tools": [named("b")]}
+        allowed = {"type": "allowed_tools", "allowed_tools": choice}
+        source = source_of(server, tools=[A, B], tool_choice=allowed)
+        assert allows(source, call("b"))
+        assert not allows(source, call("a"))
+        assert allows(source, "Hello") == (mode == "auto")
+
+
+def test_strict_tools_among_free_text(server: Server) -> None:
+    assert source_of(server, tools=[A, B]) is None
+    source = source_of(server, tools=[tool("a", strict=True), B])
+    for text in ("", "Hello <b>", "Hm.\n" + call("a"), call("a") + "\n" + call("b", OTHER) + "."):
+        assert allows(source, text), text
+    for text in (call("a", OTHER), call("c"), "<tool_call>", call("b", "[]")):
+        assert not allows(source, text), text
+
+
+def test_free_text_with_one_call_at_most(server: Server) -> None:
+    source = source_of(server, tools=[A, B], parallel_tool_calls=False)
+    for text in ("Hello", call("a", OTHER), "Hm. " + call("b", "{}") + " Well."):
+        assert allows(source, text), text
+    assert not allows(source, call("a") + "\n" + call("a"))
+
+
+def test_a_format_without_markers(server: Server) -> None:
+    tools = [tool("a", strict=True), B]
+    held = source_of(server, LLAMA, tools=tools, tool_choice="required")
+    source = source_of(server, LLAMA, tools=tools)
+    one = call("a", UTC, LLAMA)
+    assert allows(held, one)
+    for text in ("", "  ", "Hello {", "\nThe time.", one, call("b", OTHER, LLAMA)):
+        assert allows(source, text), text
+        assert allows(held, text) == (text == one)
+    for text in ("{", call("a", OTHER, LLAMA), " {}", one + "; " + one, one + "x"):
+        assert not allows(source, text), text
+
+
+def test_arguments_before_the_name(server: Server) -> None:
+    other = tool("b", parameters={"type": "object", "properties": {"x": {"type": "integer"}}})
+    source = source_of(server, ARGUMENTS_FIRST, tools=[A, other], tool_choice="required")
+    integer = '{"x": 1}'
+    for name, arguments in (("a", UTC), ("b", integer)):
+        assert allows(source, call(name, arguments, ARGUMENTS_FIRST))
+    for name, arguments in (("a", integer), ("b", '{"x": ""}'), ("c", UTC)):
+        assert not allows(source, call(name, arguments, ARGUMENTS_FIRST))
+
+
+def test_a_structured_answer_or_calls(server: Server) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+              "additionalProperties": False}  # fmt: skip
+    response = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for form in (HERMES, LLAMA):
+        source = source_of(server, form, tools=[A], response_format=response)
+        for text in ('{"city": "Rome"}', call("a", UTC, form), call("a", OTHER, form)):
+            assert allows(source, text), text
+        for text in ("Hello", '{"city": 1}', "", call("b", UTC, form)):
+            assert not allows(source, text), text
+    held = source_of(server, tools=[A], response_format=response, tool_choice="required")
+    assert not allows(held, '{"city": "Rome"}')
+    text = source_of(server, tools=[A], response_format={"type": "text"})
+    assert text is None
+    any_object = source_of(server, tools=[A], response_format={"type": "json_object"})
+    assert allows(any_object, '{"x": []}')
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_with_its_path(server: Server) -> None:
+    bad = {"type": "object", "properties": {"x": {"type": "strange"}}}
+    tools = [A, tool("b", parameters=bad)]
+    error = server.chat(tools=tools, tool_choice="required").json()["error"]
+    assert error["param"].startswith("tools")
