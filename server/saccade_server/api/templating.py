@@ -80,7 +80,7 @@ def templating(prompts: PromptProcessor, body: Templated) -> Templating:
     for name, path, value in (*_given(body), *_thinking(prompts, body)):
         if name in variables:
             if variables[name] != value:
-                message = f"{paths[name]} and {path} differ; give one of them."
+                message = f"{paths[name]} and {path} disagree; give one of them."
                 raise BadRequest(message, param=path)
         elif name in prompts.template_variables:
             _check_value(value, path, switch=name == THINKING)

@@ -26,7 +26,6 @@ from saccade_server.models.images import ImagePreprocessor
 from saccade_server.models.placeholders import expanded
 from saccade_server.models.prompt_files import chat_templates, generation_config
 from saccade_server.models.reasoning import (
-    Markers,
     Thought,
     find_markers,
     thought_begun,
@@ -70,6 +69,8 @@ class PromptProcessor:
                 if source is not None
             )
             self._chat = ChatWriter(known, self._encoder, *others)
+        self.markers = find_markers(self._chat.template, self._encoder) if self._chat else None
+        """What stands around the model's reasoning; None if its template speaks of none."""
         self.special_token_ids = self._encoder.special_ids
         self.token_of = self._encoder.token_of
         self._bytes = TokenBytes(self._backend)
@@ -165,11 +166,6 @@ class PromptProcessor:
     def quick(self) -> bool:
         """True if a brief prompt is made sooner than a thread is woken for it."""
         return self._chat is None or self._chat.template.quick
-
-    @cached_property
-    def markers(self) -> Markers | None:
-        """What stands around the model's reasoning; None if its template speaks of none."""
-        return find_markers(self._chat.template, self._encoder) if self._chat else None
 
     @cached_property
     def knows_thinking(self) -> bool:
