@@ -32,6 +32,7 @@ from saccade_server.grammars.errors import TOO_LARGE, UNSUPPORTED, GrammarError,
 from saccade_server.grammars.expressions import of_choices, of_regex
 from saccade_server.grammars.grammar import GrammarKind
 from saccade_server.grammars.json_schema import WHITESPACE, Layout, of_object, of_schema
+from saccade_server.grammars.languages import of_grammar
 from saccade_server.grammars.tags import Tag, of_tags
 
 OUTPUTS = "structured_outputs"
@@ -82,8 +83,6 @@ class Writing:
             raise BadRequest(message, param=named[0])
         pattern = next(iter(patterns.values()), None)
         closed = f"{OUTPUTS}.{FLAGS[1]}" in flags
-        if closed:
-            raise unsupported(f"{OUTPUTS}.{FLAGS[1]}", "Not done yet.")
         return cls(pattern, compact, closed, (*patterns, *flags))
 
 
@@ -273,8 +272,3 @@ def _tag_source(given: StructuralTag) -> str:
             raise
         path = (*places[at], *(inside if rest else ()), *rest)
         raise GrammarError(error.message, path, error.code) from None
-
-
-def of_grammar(text: str) -> str:
-    """The source of a grammar that is given as one."""
-    raise GrammarError("Grammars in Lark or GBNF are not read yet.", code=UNSUPPORTED)

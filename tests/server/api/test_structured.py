@@ -14,6 +14,7 @@ from saccade_server.api.metrics import names
 from saccade_server.engine.request import Failure
 from saccade_server.grammars.expressions import of_choices, of_regex
 from saccade_server.grammars.json_schema import Layout, of_object, of_schema
+from saccade_server.grammars.languages import of_grammar
 from saccade_server.grammars.tags import Tag, of_tags
 from saccade_testing.api.bodies import MODEL, parse_events
 from saccade_testing.api.fakes import INFO, FakeEngine
@@ -45,7 +46,8 @@ NEWER = {
 }
 FREE = of_tags([Tag("<f>", SCHEMA, "</f>")], triggers=["<f"], required=False, repeated=True)
 ONE = of_tags([Tag("<f>", SCHEMA, "</f>")], triggers=["<f"], required=True, repeated=True)
-COMPACT = Layout(whitespace=None)
+COMPACT, CLOSED = Layout(whitespace=None), Layout(closed=True)
+LARK, EBNF = 'start: "a" | "b"', 'root ::= "a" | "b"'
 
 
 def schema_format(schema: object, **more: object) -> dict[str, Any]:
@@ -75,6 +77,13 @@ FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
         outputs(json=SCHEMA, disable_any_whitespace=True),
         *("json_schema", of_schema(SCHEMA, COMPACT)),
     ),
+    "closed": (
+        outputs(json=SCHEMA, disable_additional_properties=True),
+        *("json_schema", of_schema(SCHEMA, CLOSED)),
+    ),
+    "lark": (outputs(grammar=LARK), "grammar", of_grammar(LARK)),
+    "ebnf": (outputs(grammar=EBNF), "grammar", of_grammar(EBNF)),
+    "guided-grammar": ({"guided_grammar": LARK}, "grammar", of_grammar(LARK)),
     "spaces": (
         outputs(json_object=True, whitespace_pattern=" ?"),
         *("json_object", of_object(Layout(whitespace=" ?"))),
@@ -257,6 +266,23 @@ def test_what_is_refused_names_its_place(server: Server, name: str) -> None:
     assert error["param"] == param, error
     assert says in error["message"]
     assert not server.engine.requests
+
+
+def test_a_path_leads_into_the_schema(server: Server) -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(a"}}}
+    places: dict[str, dict[str, Any]] = {
+        "response_format.json_schema.schema": {"response_format": schema_format(inner)},
+        "structured_outputs.json": outputs(json=json.dumps(inner)),
+        "guided_json": {"guided_json": inner},
+    }
+    for place, fields in places.items():
+        error = server.chat(**fields).json()["error"]
+        assert error["param"] == f"{place}.properties.a.pattern", error
+        assert error["code"] == "invalid_grammar"
+    unsure = {"type": "array", "items": {"not": {"type": "string"}}}
+    error = server.chat(response_format=schema_format(unsure)).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema.items.not"
+    assert error["code"] == "unsupported_grammar"
 
 
 @pytest.mark.parametrize(

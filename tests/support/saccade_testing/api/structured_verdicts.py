@@ -5,7 +5,7 @@ from typing import Any
 
 from saccade_testing.api.verdicts import Verdict, switch
 
-SCHEMA = {"type": "object"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 OTHER = {"type": "array"}
 TAG = {"begin": "<f>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "</f>"}
 OLDER_TAG = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}
@@ -67,10 +67,10 @@ STRUCTURED = {
     "Structured.guided_json": Verdict([SCHEMA, '{"type": "array"}'], ["", {}], ["x", 5, [], False]),
     "Structured.guided_regex": Verdict(["a+"], [""], ["(", 5, [], {}, False]),
     "Structured.guided_choice": Verdict([["a"]], [[]], ["x", 5, [1], [""], {}, False]),
-    "Structured.guided_grammar": Verdict([], [""], ["(", 5, [], False]),
+    "Structured.guided_grammar": Verdict(['start: "a"'], [""], ["(", 5, [], False]),
     "Structured.guided_json_object": switch(),
     "Structured.guided_whitespace_pattern": Verdict(
-        [" "], [""], ["(", 5, [], False], beside={"guided_json": SCHEMA}
+        ["[ \n]?"], [""], ["(", 5, [], False], beside={"guided_json": SCHEMA}
     ),
     "Structured.guided_decoding_backend": NOWHERE,
     "Structured.structural_tag": Verdict(
@@ -119,12 +119,12 @@ STRUCTURED = {
     ),
     "StructuredOutputs.regex": _text(["a+"], ["(", {}]),
     "StructuredOutputs.choice": Verdict([["a"], ["a", "b"]], [], [[], "a", [5], ["a", "a"], {}]),
-    "StructuredOutputs.grammar": _text([], ["(", {}]),
+    "StructuredOutputs.grammar": _text(['start: "a"', 'root ::= "a"'], ["(", {}]),
     "StructuredOutputs.json_object": switch(),
     "StructuredOutputs.structural_tag": _text([TAG_TEXT], ["x", "{}", {}]),
-    "StructuredOutputs.whitespace_pattern": _text([" ", " *"], ["(", {}]),
+    "StructuredOutputs.whitespace_pattern": _text(["[ \n]?", " *"], ["(", {}]),
     "StructuredOutputs.disable_any_whitespace": switch(),
-    "StructuredOutputs.disable_additional_properties": Verdict([], [False], [True, 1]),
+    "StructuredOutputs.disable_additional_properties": switch(),
     "StructuredOutputs.disable_fallback": NOWHERE,
 }
 OWNERS = {key.partition(".")[0] for key in STRUCTURED} - {"Structured"}
