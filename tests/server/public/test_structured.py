@@ -70,12 +70,12 @@ def test_an_answer_is_what_was_asked_for(demo, question, name, how):
 
 def test_any_object(demo, question):
     """What is cut off by max_tokens says so, and begins an object all the same."""
-    answer = demo.chat(question, response_format={"type": "json_object"}, max_tokens=30)
+    answer = demo.chat(question, response_format={"type": "json_object"}, max_tokens=5)
     (choice,) = asking.answered(answer)["choices"]
     assert choice["finish_reason"] == "length"
     assert choice["structured_output"] | {"forced_tokens": 0} == {
         "kind": "json_object",
-        "constrained_tokens": 30,
+        "constrained_tokens": 5,
         "forced_tokens": 0,
         "complete": False,
     }
