@@ -33,12 +33,9 @@ class MaskStage(Stage):
         self.sizes = doubling(outputs.most)
         self._outputs = outputs
         most, words, device = self.sizes[-1], outputs.words, outputs.logits.device
-        rows = most * torch.int64.itemsize
-        self._memory = torch.zeros(
-            rows + most * words * torch.int32.itemsize, dtype=torch.uint8, device=device
-        )
-        self.rows = self._memory[:rows].view(torch.int64)
-        self._bits = self._memory[rows:].view(torch.int32).view(most, words)
+        self.rows = torch.empty(most, dtype=torch.int64, device=device)
+        """Of the step, those that are masked first."""
+        self._bits = torch.full((most, words), -1, dtype=torch.int32, device=device)
         self.rest()
 
     def rest(self) -> None:
@@ -56,12 +53,11 @@ class MaskStage(Stage):
     def send(self, masks: Masks, rows: Ints) -> None:
         """Queue the copy of the masks of these rows of the step, in their order."""
         assert len(rows) == len(masks.bits)
-        start = self.rows.nbytes
-        block = host_block(start + masks.bits.nbytes, self._memory.device)
-        places = block[:start].view(torch.int64).numpy()
-        places[: len(rows)], places[len(rows) :] = rows, self._outputs.most
-        block[start:].copy_(masks.bits.view(-1).view(torch.uint8))
-        self._memory[: len(block)].copy_(block, non_blocking=True)
+        places = host_block(self.rows.nbytes, self.rows.device).view(torch.int64)
+        padded = places.numpy()
+        padded[: len(rows)], padded[len(rows) :] = rows, self._outputs.most
+        self.rows.copy_(places, non_blocking=True)
+        self._bits[: len(rows)].copy_(masks.bits, non_blocking=True)
 
     def compute(self, parameters: list[torch.Tensor], size: int) -> None:
         """See :class:`Stage`."""

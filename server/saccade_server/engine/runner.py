@@ -225,6 +225,8 @@ class Runner:
             self.rules.before(asking)
         starts = _starts(chunks)
         is_changed = roster.changes_logits(starts)
+        if len(roster.held):
+            is_changed |= self.rules.draw_unmasked(roster)
         if self._decoder is None:  # stages are padded steps'
             is_changed |= roster.wanted.combination
         params = [r.sampling for r in roster.requests] if roster.wanted.logprobs else []

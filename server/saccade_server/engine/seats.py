@@ -271,6 +271,6 @@ def _changed_until(sequence: Sequence, wants: Wants) -> int:
     if p.logit_bias or sequence.penalised or wants & Wants.CHOICE:
         return ALWAYS
     # What is known of distributions before a mask, a padded step does not leave behind it.
-    if sequence.grammar is not None and (p.logprobs is not None or sequence.needs.token_first):
+    if sequence.grammar is not None and p.logprobs is not None:
         return ALWAYS
     return max(p.min_tokens, len(p.forced))

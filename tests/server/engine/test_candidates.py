@@ -15,7 +15,7 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SaliencyRule
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.request import FinishReason
-from saccade_testing import oracle, tiny
+from saccade_testing import held, oracle, tiny
 from saccade_testing.engine import MakeCore, make_request, run
 from saccade_testing.oracle import attend
 
@@ -70,8 +70,18 @@ class Oracle:
             total += float((row / row.norm())[start:end].mean())
         return total / len(layers)
 
-    def run(self, prompt: Any, rule: SaliencyRule, temperature: float = 0, seed: int = 0) -> Any:
-        """Tokens, their log-probabilities, and counts of draws, rejections and fallbacks."""
+    def run(
+        self,
+        prompt: Any,
+        rule: SaliencyRule,
+        temperature: float = 0,
+        seed: int = 0,
+        mask: Callable[[list[int]], torch.Tensor] | None = None,
+    ) -> Any:
+        """Tokens, their log-probabilities, and counts of draws, rejections and fallbacks.
+
+        Candidates are among those to which ``mask(answer)`` adds 0, not -inf; then an end ends.
+        """
         tokens, history, found = list(prompt.tokens), [], []
         counts = {"draws": 0, "rejections": 0, "fallbacks": 0}
         first = len(prompt.tokens)
@@ -79,7 +89,9 @@ class Oracle:
             first = max(i.start + i.length for i in prompt.images)
         for position in range(STEPS):
             logprobs = self.logits(prompt, tokens).log_softmax(-1)
-            pool = logprobs.topk(rule.candidates).indices.tolist()
+            drawn = logprobs + (0 if mask is None else mask(tokens[len(prompt.tokens) :]))
+            pool = drawn.topk(rule.candidates).indices.tolist()
+            pool = [token for token in pool if drawn[token] > -torch.inf]
             end = len(tokens) if rule.with_self else len(tokens) - 1
             scores = {}
             if end > first:
@@ -113,6 +125,8 @@ class Oracle:
                 history.append(scores[chosen])
             found.append((chosen, float(logprobs[chosen].detach())))
             tokens.append(chosen)
+            if mask is not None and chosen == EOS:
+                break
         return found, {name: value for name, value in counts.items() if value}
 
 
@@ -147,6 +161,40 @@ def test_tokens_and_counts(family: str, kind: str, make_core: MakeCore) -> None:
     assert wanted[1].get("rejections"), "the case must reject"
     check(result, wanted)
     assert all(len(entry.top) == 2 for entry in result.logprobs)
+
+
+@pytest.mark.parametrize("stages", [True, False])
+@pytest.mark.parametrize("kind", SAMPLING)
+def test_candidates_are_those_that_a_grammar_leaves(
+    kind: str, stages: bool, make_core: MakeCore
+) -> None:
+    """Their saliency is what it is without one, and so are their log-probabilities.
+
+    Where stages judge them, behind them, or where log-probabilities have the step draw without.
+    """
+    expression = "(ab|12|[c-h]{2}|true){3,4}[.,]"
+    prompt, sampling = tiny.prompt("llava", images=1, seed=3), SAMPLING[kind]
+    asked = {"ignore_eos": True, **sampling} | ({} if stages else {"logprobs": 0})
+    requests = [
+        held.held(make_request(prompt, name, plan_of(prompt, rule), STEPS, **asked), expression)
+        for name, rule in (("few", RULE), ("many", replace(RULE, candidates=11)))
+    ]
+    plain = make_request(prompt, "plain", plan_of(prompt), STEPS, ignore_eos=True)
+    for requests_now in (requests[:1], [requests[0], plain], [requests[1], plain]):
+        found = run(make_core("llava", vocabulary=held.vocabulary()), requests_now)
+        for request in requests_now[:1]:
+            rule = request.plan.rule(SaliencyRule)
+            model = Oracle(tiny.build("llava"))
+            wanted, counts = model.run(
+                prompt, rule, **sampling, mask=lambda answer: held.mask_of(expression, answer)
+            )
+            result = found[request.request_id]
+            assert counts.get("rejections"), "the case must reject"
+            if stages:
+                assert result.tokens == [token for token, _ in wanted]
+                assert {c.name: c.value for c in result.last.receipt.counters} == counts
+            else:
+                check(result, (wanted, counts))
 
 
 VARIANTS = {

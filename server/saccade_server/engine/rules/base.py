@@ -28,6 +28,7 @@ from saccade_server.engine.inputs import DecodeInputs
 from saccade_server.engine.outputs import StepOutputs
 from saccade_server.engine.request import GenerateRequest
 from saccade_server.engine.sampler import Sample
+from saccade_server.engine.seats import Roster
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.tables import DeviceTables
@@ -204,6 +205,12 @@ class RuleHandler(Generic[R]):
         A handler with stages does nothing else in a padded step that its stages do.
         """
         return ()
+
+    def draws_unmasked(self, roster: Roster) -> bool:
+        """True if it must know distributions as they are before grammars' masks, which no stage
+        leaves behind a padded step of this roster, whose rows grammars hold.
+        """
+        return False
 
     def admit(self, sequence: Sequence, rule: R) -> None:
         """A sequence has come that will ask."""

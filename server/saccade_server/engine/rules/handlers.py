@@ -29,6 +29,7 @@ from saccade_server.engine.rules.base import (
     Views,
     asks_of,
 )
+from saccade_server.engine.seats import Roster
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.wants import Search, Wants
@@ -71,6 +72,13 @@ class Handlers:
     def stages(self, outputs: StepOutputs) -> list[Stage]:
         """What padded steps have for rules before or behind them."""
         return [stage for handler in self for stage in handler.stages(outputs)]
+
+    def draw_unmasked(self, roster: Roster) -> bool:
+        """True if a padded step of this roster, of which grammars hold rows, draws without stages."""
+        if self not in roster.noted:
+            roster.noted[self] = any(handler.draws_unmasked(roster) for handler in self)
+        found: bool = roster.noted[self]
+        return found
 
     def admit(self, sequence: Sequence) -> None:
         """A sequence has come."""

@@ -17,7 +17,8 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
-from saccade_interventions.rules import SaliencyRule
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import ContrastRule, SaliencyRule
 from saccade_server.engine.batch import Step, pack
 from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.combined import Combined
@@ -27,6 +28,7 @@ from saccade_server.engine.rules.base import Asked, EngineParts, RuleHandler
 from saccade_server.engine.rules.candidates import Pools, keys_of, pool_of, pool_params, span_of
 from saccade_server.engine.rules.saliency_stages import Passes, saliency_stages
 from saccade_server.engine.sampler import Columns
+from saccade_server.engine.seats import Roster
 from saccade_server.engine.sequence import Sequence
 from saccade_server.engine.stages import Stage
 from saccade_server.engine.transfer import Download
@@ -71,6 +73,14 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         """What goes back through the layers behind a padded step."""
         self._passes = Passes(self.parts, outputs)
         return saliency_stages(self._passes)
+
+    def draws_unmasked(self, roster: Roster) -> bool:
+        """Candidates' own probabilities: behind stages, only of rows that these judge."""
+        plans = [sequence.plan for sequence in roster.holding]
+        judged = [plan for plan in plans if plan is not None and plan.rule(SaliencyRule)]
+        if not judged or self._passes is None:
+            return False
+        return self._passes.asked(roster) is None or any(map(combines, judged))
 
     def admit(self, sequence: Sequence, rule: SaliencyRule) -> None:
         """Remember nothing of its tokens yet."""
@@ -149,6 +159,11 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         rows = Rows(forward, step.positions, look.tape, place)
         region = Region(start, end, counts.bool())
         return judge(parts.model, rows, region, _lowest(group), tokens)
+
+
+def combines(plan: Plan) -> bool:
+    """True if its tokens are drawn from two distributions, of which stages leave one."""
+    return plan.rule(ContrastRule) is not None
 
 
 def _judged(asked: Batch[Asked[SaliencyRule]]) -> list[Asked[SaliencyRule]]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from saccade_interventions.phases import Phase
 from saccade_interventions.rules import SaliencyRule
+from saccade_kernels import ops
 from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.controls import CLASSES, Edit
 from saccade_server.engine.batch import Ints
@@ -106,6 +107,7 @@ class Passes:
         splits = -(-self.max_len // PAGE)
         self.shares = torch.zeros((model.layers, *shape, splits, 2), dtype=wide, device=device)
         self.starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self.places = torch.arange(most, device=device)
         self.written: Judging | None = None
         self._rows: Callable[[], StepRows | None] = lambda: None
         self._is_edited = False
@@ -255,7 +257,9 @@ class CandidatesStage(_SaliencyStage):
         passes, inputs = self._passes, Inputs(*parameters)
         logits = passes.outputs.logits.index_select(0, inputs.row)
         columns = Columns(*inputs.columns.T[:, :, None])
-        found = pool_of(logits, logits, columns, passes.count)
+        left = logits.clone()
+        ops.mask_rows(left, passes.places[:size], passes.outputs.allowed, inputs.row)
+        found = pool_of(left, logits, columns, passes.count)
         for result, value in zip(passes.results, found, strict=False):
             result[:size].copy_(value)
         back = top_gradient(passes.parts.model, self._rows(inputs, size), found[0])
