@@ -83,11 +83,11 @@ class Grammars:
                 failed.append((sequence, GrammarStop(0, Failure.GRAMMAR_REFUSED, str(error))))
         return failed
 
-    def wait(self) -> None:
-        """Wait a moment for some grammar, if any is being compiled."""
+    def wait(self, seconds: float | None = WAIT_SECONDS) -> None:
+        """Wait so long, or as long as it takes, for some grammar, if any is being compiled."""
         if self._compiling:
             pending = [_state(sequence).compiling for sequence in self._compiling]
-            wait(pending, timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
+            wait(pending, timeout=seconds, return_when=FIRST_COMPLETED)
 
     def masks(
         self, held: Batch[Sequence], found: Iterable[tuple[Chunk, Sample | None]], ends: Ends

@@ -48,9 +48,10 @@ from saccade_server.engine.traces.data import (
     TokenShareReading,
     Trace,
 )
+from saccade_server.grammars.grammar import Thinking
 from saccade_server.models import sites
 from saccade_server.models.family import ImageFeatures, serve
-from saccade_testing import tiny
+from saccade_testing import held, tiny
 from saccade_testing.engine import SINK_DIMS, make_request
 
 
@@ -201,6 +202,7 @@ SAMPLING: list[dict[str, Any]] = [
 
 
 KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated", "traced"]
+KINDS += ["held"]
 CASES = [
     *((kind, "qwen3") for kind in KINDS),
     ("plain", "qwen3_vl"),
@@ -222,7 +224,8 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
     config = EngineConfig(
         model=family, max_batched_tokens=40, max_num_seqs=8, overlap=True, padded_decode=padded
     )
-    core = EngineCore(serve(tiny.build(family).to("meta")), config, SINK_DIMS)
+    model, vocabulary = serve(tiny.build(family).to("meta")), held.vocabulary()
+    core = EngineCore(model, config, SINK_DIMS, vocabulary=vocabulary)
     pretend_to_wait(monkeypatch)
     refuse_lists(monkeypatch)
     prompt = tiny.prompt(family, images=0, text=20)
@@ -244,6 +247,8 @@ def test_launching(family: str, padded: bool, kind: str, monkeypatch: pytest.Mon
             if kind == "judged" and number:
                 chosen = plan(prompt).with_rules(JUDGED)
                 request = replace(request, plan=chosen)
+            if kind == "held":
+                request = held_back(request, number)
             assert core.submit(request) is None
         while core.busy:
             tokens += sum(len(output.tokens) for output in core.step())
@@ -268,6 +273,18 @@ def test_launching_a_prompt_with_images(monkeypatch: pytest.MonkeyPatch) -> None
         while core.busy:
             core.step()
     assert len(shown) >= 2
+
+
+def held_back(request: GenerateRequest, number: int) -> GenerateRequest:
+    """The request under a grammar that has not begun: token 7 is a thought. Some have rules too."""
+    grammar = held.regex("[ab]+", Thinking(opens=None, closes=11))
+    if number % 3 == 1:
+        request = contrasted(request, early=number % 2 == 0)
+    if number % 3 == 2:
+        builder = PlanBuilder(ControlShape(4, 4, 16), len(request.tokens), 0)
+        builder.rule(JUDGED)
+        request = replace(request, plan=builder.build())
+    return replace(request, grammar=grammar)
 
 
 def on_meta(count: int) -> ImageFeatures:

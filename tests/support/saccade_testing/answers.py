@@ -32,6 +32,8 @@ def told(result: Result) -> dict[str, Any]:
         "error": last.error,
         "receipt": None,
     }
+    if last.grammar is not None:
+        found["grammar"] = msgspec.to_builtins(last.grammar)
     receipt = last.receipt
     if receipt is not None:
         heads = None

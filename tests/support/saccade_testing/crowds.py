@@ -21,7 +21,7 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.models.family import ServedModel, serve
 from saccade_server.requests.noops import noops
 from saccade_server.requests.receipts import Run
-from saccade_testing import tiny
+from saccade_testing import held, tiny
 from saccade_testing.answers import differences, told
 from saccade_testing.engine import SINK_DIMS, Result, run
 from saccade_testing.garbage import Recorder
@@ -116,7 +116,8 @@ def follow(workload: Workload) -> Course:
     course = Course()
     with _warnings() as warned:
         model: Any = Faulty(served(workload.family), workload.faults)
-        core = EngineCore(model, EngineConfig(**workload.config), SINK_DIMS)
+        config = EngineConfig(**workload.config)
+        core = EngineCore(model, config, SINK_DIMS, vocabulary=held.vocabulary())
         if workload.captured:
             decoder = core._runner._decoder
             assert decoder is not None
@@ -141,6 +142,9 @@ def follow(workload: Workload) -> Course:
         raised=model.raised,
         failed=errors,
         captured=workload.captured,
+        held=sum(
+            r.last is not None and r.last.grammar is not None for r in course.results.values()
+        ),
     )
     return course
 
@@ -156,6 +160,7 @@ def _go(core: EngineCore, workload: Workload, course: Course) -> "weakref.WeakSe
             name = arrival.request.request_id
             course.results[name] = Result()
             course.note(core.submit(arrival.request))
+            core._grammars.wait(None)  # when it is compiled is no seed's
             alive.update(member for s in core._sequences.values() for member in s.group)
             if arrival.leaves is not None:
                 leaving[name] = step + arrival.leaves
@@ -204,6 +209,7 @@ def _alone(family: str, request: GenerateRequest) -> dict[str, Any]:
     core = EngineCore(
         served(family),
         EngineConfig(model=family, max_num_seqs=4, cache_tokens=2048, **ALONE),
+        vocabulary=held.vocabulary(),
     )
     return told(run(core, [request])[request.request_id])
 
@@ -226,6 +232,7 @@ def _leftovers(core: EngineCore, alive: "weakref.WeakSet[Sequence]") -> list[str
         "programs": rows.programs,
         "keys of pages": len(core._scheduler._keyers),
         "positions": len(core._runner._positions),
+        "grammars": len(core._grammars._compiling),
     }
     gc.collect()
     return [f"{what} are left: {count}" for what, count in held.items() if count] + [

@@ -15,7 +15,7 @@ from saccade_interventions.errors import InterventionError
 from saccade_interventions.registry import Registry
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.request import GenerateRequest
-from saccade_testing import catalogue, tiny
+from saccade_testing import catalogue, held, tiny
 from saccade_testing.catalogue import Entry
 from saccade_testing.engine import ask
 
@@ -49,6 +49,12 @@ RULES = {"act": 3, "locore": 3, "dola": 3, "sgrs": 3, "var": 4, "vcd": 4, "vhr":
 """Methods that are more than edits, and how much more often they are drawn."""
 SHARED = 2
 """Settings of a workload that several of its requests have, without an image and with one."""
+EXPRESSIONS = (
+    "[a-f]{2,9}",
+    r"(ab|12|true)+[.,]",
+    r'\{"a": [0-9]{1,3}(,"b": (true|"[x-z]*"))?\}',
+)
+"""Of answers that grammars hold: some end early, some not before their length does."""
 FAULTS = ("before", "behind", "logits")
 """Where a launch raises: before or behind the layers, or with the logits."""
 
@@ -92,7 +98,7 @@ def draw(seed: int) -> Workload:
     if rng.random() < 0.4:
         arrivals += _conversation(f"{seed}", int(rng.integers(step + 1)), prompts, settings, rng)
         arrivals.sort(key=lambda arrival: arrival.step)
-    arrivals = _owned(seed, arrivals)
+    arrivals = _held(seed, _owned(seed, arrivals))
     way = WAYS[rng.choice(4, p=(0.2, 0.15, 0.15, 0.5))]
     return Workload(
         seed,
@@ -118,6 +124,18 @@ def _owned(seed: int, arrivals: Sequence[Arrival]) -> list[Arrival]:
                 priority=int(rng.choice((-3, 0, 0, 2))),
             ),
         )
+        for arrival in arrivals
+    ]
+
+
+def _held(seed: int, arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """The same, some of whose answers grammars hold, in a third of the workloads."""
+    rng = np.random.default_rng([22, seed])
+    share = 0.0 if rng.random() < 0.65 else 0.5
+    return [
+        replace(arrival, request=held.held(arrival.request, str(rng.choice(EXPRESSIONS))))
+        if rng.random() < share and not arrival.request.sampling.forced
+        else arrival
         for arrival in arrivals
     ]
 

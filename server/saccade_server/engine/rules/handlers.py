@@ -74,7 +74,7 @@ class Handlers:
         return [stage for handler in self for stage in handler.stages(outputs)]
 
     def draw_unmasked(self, roster: Roster) -> bool:
-        """True if a padded step of this roster, of which grammars hold rows, draws without stages."""
+        """True if a padded step of this roster, whose rows grammars hold, draws without stages."""
         if self not in roster.noted:
             roster.noted[self] = any(handler.draws_unmasked(roster) for handler in self)
         found: bool = roster.noted[self]
