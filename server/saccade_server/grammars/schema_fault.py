@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from saccade_server.grammars.errors import Path
-from saccade_server.grammars.schema_reader import IN_LISTS, IN_MAPS
+from saccade_server.grammars.schema_reader import ALONE, IN_LISTS, IN_MAPS
 
 SECONDS: Final = 1.0
 """How long the place is looked for; what is not found by then is told as far as it is known."""
@@ -70,5 +70,5 @@ def _parts(document: Any, path: Path) -> Iterator[Path]:
             yield from ((*path, key, name) for name in value)
         elif key in IN_LISTS or (key == "items" and isinstance(value, list)):
             yield from ((*path, key, index) for index in range(len(value)))
-        elif key in ("items", "additionalProperties", "additionalItems"):
+        elif key in ALONE or key == "additionalItems":
             yield (*path, key)

@@ -23,22 +23,26 @@ DEEPEST: Final = 50
 """Schemas within schemas; a definition begins anew."""
 
 # The keywords of draft 2020-12 that are more than annotations, whoever enforces them.
-IN_MAPS: Final = frozenset({"properties", "patternProperties"})
+IN_MAPS: Final = frozenset({"dependentSchemas", "patternProperties", "properties"})
 IN_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-KEYWORDS: Final = frozenset(
+ALONE: Final = frozenset(
     {
-        "$dynamicRef", "$ref", "additionalProperties", "const", "contains", "dependentRequired",
-        "dependentSchemas", "else", "enum", "format", "if", "items", "maxContains", "minContains",
-        "multipleOf", "not", "pattern", "propertyNames", "required", "then", "type",
-        "unevaluatedItems", "unevaluatedProperties", "uniqueItems", *IN_MAPS, *IN_LISTS, *COUNTS,
-        *BOUNDS,
+        "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
+        "unevaluatedItems", "unevaluatedProperties",
+    }
+)  # fmt: skip
+PLAIN: Final = frozenset(
+    {
+        "const", "dependentRequired", "enum", "format", "maxContains", "minContains", "multipleOf",
+        "pattern", "required", "type", "uniqueItems", *COUNTS, *BOUNDS,
     }
 )  # fmt: skip
 
-ELSEWHERE: Final = frozenset(
-    {"$recursiveRef", "dependencies", "disallow", "divisibleBy", "extends"}
+OTHERS: Final = frozenset(
+    {"$dynamicRef", "$recursiveRef", "dependencies", "disallow", "divisibleBy", "extends"}
 )
-"""Keywords of other drafts, which 2020-12 does not know: dropped, they would not be enforced."""
+"""References that depend on the way to them, and keywords of other drafts, which 2020-12 does not
+know: dropped, they would not be enforced."""
 
 FORMATS: Final = frozenset(
     {
@@ -127,14 +131,14 @@ class SchemaReader:
         self, node: dict[str, Any], schema: Mapping[str, Any], key: str, path: Path, depth: int
     ) -> None:
         value = schema[key]
-        if key in ELSEWHERE:
-            raise GrammarError(f"{key} is not supported.", path, UNSUPPORTED)
+        if key in OTHERS:
+            raise GrammarError(f"The keyword {key} is not supported.", path, UNSUPPORTED)
         if key == "items" and isinstance(value, list):  # as drafts before 2020-12 write tuples
             node["prefixItems"] = self._list(value, path, depth)
             if "additionalItems" in schema:
                 rest = (*path[:-1], "additionalItems")
                 node["items"] = self._read(schema["additionalItems"], rest, depth + 1)
-        elif key in ("items", "additionalProperties"):
+        elif key in ALONE:
             node[key] = self._read(value, path, depth + 1)
         elif key in IN_MAPS:
             node[key] = self._map(value, path, depth)
@@ -146,7 +150,7 @@ class SchemaReader:
             target = self._target(value, path)
             name = self._names.setdefault(target, f"d{len(self._names)}")
             node[key] = f"#/$defs/{name}"
-        elif key in KEYWORDS and (key, value) != ("uniqueItems", False):
+        elif key in PLAIN and (key, value) != ("uniqueItems", False):
             with _below(path):
                 node.update(_plain(key, value))
 

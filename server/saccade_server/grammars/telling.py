@@ -20,8 +20,8 @@ _SENTENCES: Final = (
     (
         UNSUPPORTED,
         re.compile(r"oneOf constraints are not supported"),
-        "oneOf cannot be enforced where its alternatives may overlap: give each a required "
-        "property with a const of its own, or use anyOf.",
+        "The keyword oneOf cannot be enforced where its alternatives may overlap: give each a "
+        "required property with a const of its own, or use anyOf.",
     ),
     (
         INVALID,
@@ -68,8 +68,8 @@ _SENTENCES: Final = (
     (
         UNSUPPORTED,
         re.compile(r"only supported when all keys listed"),
-        "minProperties and maxProperties can be enforced only where all listed properties are "
-        "required.",
+        "The keywords minProperties and maxProperties can be enforced only where all listed "
+        "properties are required.",
     ),
     (
         UNSUPPORTED,
@@ -79,7 +79,7 @@ _SENTENCES: Final = (
     (
         UNSUPPORTED,
         re.compile(r"are not disjoint"),
-        "patternProperties cannot be enforced where a name may match two of them.",
+        "The keyword patternProperties cannot be enforced where a name may match two of them.",
     ),
     (TOO_LARGE, re.compile(r"recursion limit exceeded"), "The schema is nested too deeply."),
     (
