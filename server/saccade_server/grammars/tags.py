@@ -37,66 +37,74 @@ def of_tags(
     """The source of a grammar of answers with tags.
 
     Without ``triggers`` an answer is tags alone: one (``required``) or none, more if ``repeated``,
-    ``separator`` between them; or it is one of ``instead``, which are parts of a source. With
-    triggers, texts that tags begin with, there is free text before and behind each tag, and a text
-    that a trigger ends goes on as one of its tags does.
+    ``separator`` between them; or it is one of ``instead``, which are parts of a source.
+
+    With triggers, texts that tags begin with, there is free text before each tag, and a text that a
+    trigger ends goes on as one of its tags does. Behind a tag there is free text and there are more
+    tags if they may be ``repeated``; else the answer ends there. Free text has no trigger in it.
+
     Raises GrammarError, its path an index of ``tags`` and then a path within its schema.
     """
     if not tags:
         raise GrammarError("There must be at least one tag.")
     if triggers:
-        source = HEADER + _free(tags, triggers, required, repeated, separator, layout)
+        rules = _free(tags, triggers, required, repeated)
+        cuts = [len(trigger) for trigger in _triggers_of(tags, triggers)]
     else:
-        source = HEADER + _alone(tags, required, repeated, separator, layout, instead)
+        rules = _alone(tags, required, repeated, separator, instead)
+        cuts = [0] * len(tags)
+    rules += [_rule(index, tag, cuts[index], layout) for index, tag in enumerate(tags)]
+    source = HEADER + "".join(f"{rule}\n" for rule in rules)
     check(source)
     return source
 
 
+def _rule(index: int, tag: Tag, cut: int, layout: Layout) -> str:
+    """How a tag goes on behind the first ``cut`` characters."""
+    try:
+        schema = json_part(tag.schema, layout)
+    except GrammarError as error:
+        raise error.below(index) from None
+    parts = (quoted(tag.begin[cut:]), schema, quoted(tag.end))
+    return f"tag_{index}: " + " ".join(part for part in parts if part)
+
+
 def _alone(
-    tags: Sequence[Tag],
-    required: bool,
-    repeated: bool,
-    separator: str,
-    layout: Layout,
-    instead: Sequence[str],
-) -> str:
-    more = f"({quoted(separator)} tag)*" if repeated else ""
-    body = f"tag {more}".strip()
-    lines = ["start: " + " | ".join([body if required else f"({body})?", *instead])]
-    lines.append("tag: " + " | ".join(f"tag_{index}" for index in range(len(tags))))
-    for index, tag in enumerate(tags):
-        parts = (quoted(tag.begin), json_part(tag.schema, layout), quoted(tag.end))
-        lines.append(f"tag_{index}: " + " ".join(part for part in parts if part))
-    return "\n".join(lines) + "\n"
+    tags: Sequence[Tag], required: bool, repeated: bool, separator: str, instead: Sequence[str]
+) -> list[str]:
+    more = f" ({quoted(separator)} tag)*" if repeated else ""
+    body = f"tag{more}"
+    return [
+        "start: " + " | ".join([body if required else f"({body})?", *instead]),
+        "tag: " + " | ".join(f"tag_{index}" for index in range(len(tags))),
+    ]
 
 
 def _free(
-    tags: Sequence[Tag],
-    triggers: Sequence[str],
-    required: bool,
-    repeated: bool,
-    separator: str,
-    layout: Layout,
-) -> str:
-    found: dict[str, list[tuple[int, Tag]]] = {trigger: [] for trigger in triggers}
+    tags: Sequence[Tag], triggers: Sequence[str], required: bool, repeated: bool
+) -> list[str]:
+    found: dict[str, list[int]] = {}
+    for index, trigger in enumerate(_triggers_of(tags, triggers)):
+        found.setdefault(trigger, []).append(index)
+    if repeated:
+        start = f"start: free{'+' if required else '*'} last"
+    else:
+        start = "start: free" if required else "start: free | last"
+    none = " ".join(f"& ~(TEXT {quoted(trigger)} TEXT)" for trigger in triggers)
+    rules = [start, "last: LAST", "TEXT: /(?s:.*)/", f"LAST: TEXT {none}"]
+    rules.append("free: " + " | ".join(f"free_{number}" for number in range(len(found))))
+    for number, (trigger, own) in enumerate(found.items()):
+        rules.append(f"until_{number}[lazy]: TEXT {quoted(trigger)}")
+        rules.append(f"free_{number}: until_{number} ({' | '.join(f'tag_{i}' for i in own)})")
+    return rules
+
+
+def _triggers_of(tags: Sequence[Tag], triggers: Sequence[str]) -> list[str]:
+    """The trigger that each tag begins with."""
+    found: list[str] = []
     for index, tag in enumerate(tags):
-        trigger = next((text for text in triggers if tag.begin.startswith(text)), None)
-        if not trigger:
+        own = [trigger for trigger in triggers if trigger and tag.begin.startswith(trigger)]
+        if not own:
             raise GrammarError("No trigger begins this tag's text.", (index,))
-        found[trigger].append((index, tag))
-    times = ("+" if required else "*") if repeated else ("" if required else "?")
-    lines = [f"start: free{times} tail", "tail: TEXT" if repeated else "tail: LAST"]
-    lines.append("TEXT: /(?s:.*)/")
-    if not repeated:  # a second part would be text that no schema holds
-        none = " ".join(f"& ~(TEXT {quoted(trigger)} TEXT)" for trigger in triggers)
-        lines.append(f"LAST: TEXT {none}")
-    used = [(number, of) for number, of in enumerate(found.items()) if of[1]]
-    lines.append("free: " + " | ".join(f"free_{number}" for number, _ in used))
-    for number, (trigger, own) in used:
-        lines.append(f"until_{number}[lazy]: TEXT {quoted(trigger)}")
-        lines.append(f"free_{number}: until_{number} ({' | '.join(f'tag_{i}' for i, _ in own)})")
-        for index, tag in own:
-            rest = quoted(tag.begin[len(trigger) :])
-            parts = (rest, json_part(tag.schema, layout), quoted(tag.end))
-            lines.append(f"tag_{index}: " + " ".join(part for part in parts if part))
-    return "\n".join(lines) + "\n"
+        found.append(own[0])
+    return found
