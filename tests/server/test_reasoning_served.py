@@ -191,3 +191,54 @@ def test_a_model_that_always_thinks_cannot_be_told(chat_folder: Any) -> None:
         assert answer.json()["error"]["param"] == "thinking"
 
     serve(chat_folder("qwen3-thinking"), check)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_call_is_told_from_the_reasoning_before_it(chat_folder: Any, choice: str) -> None:
+    async def check(client: httpx2.AsyncClient) -> None:
+        fields = {"tools": [WEATHER], "tool_choice": choice}
+        answer = await ask(client, **fields, logprobs=True)
+        (found,) = answer["choices"]
+        said = found["message"]
+        assert found["finish_reason"] == "tool_calls"
+        assert said["reasoning_content"]
+        spoken = said["content"] or ""
+        assert spoken == "" or choice == "auto"
+        (call,) = said["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        json.loads(call["function"]["arguments"])
+        tokens = [entry["token"] for entry in found["logprobs"]["content"]]
+        assert reasoning_of(answer) == tokens.index("</think>") + 1
+        told, usage = await streamed(client, **fields)
+        assert told == {"content": spoken, "reasoning_content": said["reasoning_content"]}
+        assert usage["completion_tokens_details"] == answer["usage"]["completion_tokens_details"]
+        hidden = await ask(client, **fields, include_reasoning=False)
+        assert "reasoning_content" not in hidden["choices"][0]["message"]
+        assert hidden["choices"][0]["message"]["tool_calls"][0]["function"] == call["function"]
+        assert reasoning_of(hidden) == reasoning_of(answer)
+        left = await ask(client, **fields, separate_reasoning=False)
+        content = left["choices"][0]["message"]["content"]
+        assert content.startswith("<think>")
+        before, _, behind = content.partition("</think>")
+        assert said["reasoning_content"] in before
+        assert behind.strip("\n") == spoken
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
+        asked = [{"role": "user", "content": "Where does Alice live?"}, said, result]
+        assert (await ask(client, messages=asked, **fields))["choices"]
+
+    serve(chat_folder("qwen3", "<think>", "<tool_call>"), check)
