@@ -13,7 +13,7 @@ from saccade_server.api.body.ignored import note_ignored
 from saccade_server.api.body.parsing import read_body
 from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.unsupported import refuse_unsupported
-from saccade_server.api.chat_message import message, news
+from saccade_server.api.chat_message import REASONING, message, news
 from saccade_server.api.choice import Delta
 from saccade_server.api.chunks import TextEvents
 from saccade_server.api.detections import detections
@@ -122,6 +122,7 @@ class _Events:
         self._started: set[int] = set()
         self._open = len(answer.generation.choices)
         self._texts = TextEvents(lambda index, text: self._chunk(index, {"content": text}))
+        self._thoughts = TextEvents(lambda index, text: self._chunk(index, {REASONING: text}))
 
     def __call__(self, delta: Delta) -> bytes:
         events = b""
@@ -140,9 +141,11 @@ class _Events:
         return events
 
     def _said(self, delta: Delta) -> bytes:
-        is_text = not (delta.reasoning or delta.calls)
-        if is_text and not self._body.logprobs and not self._body.continuous_usage:
+        brief = not (delta.calls or self._body.logprobs or self._body.continuous_usage)
+        if brief and not delta.reasoning:
             return self._texts.event(delta.index, delta.text)
+        if brief and not delta.text:
+            return self._thoughts.event(delta.index, delta.reasoning)
         logprobs = _logprobs(self._answer, self._body, list(delta.logprobs))
         return frame(self._chunk(delta.index, news(delta), logprobs))
 

@@ -74,14 +74,18 @@ def thought_begun(
     Args:
         markers: of the model.
         segments: the prompt.
-        bare: makes the same conversation without that beginning. Asked for where the markers are
-            plain text, which a message may end with too.
+        bare: makes the same conversation without that beginning. Asked for where markers stand
+            behind everything that was typed as one: histories have some too.
     """
-    for marker, state in ((markers.opens, Thought.BEGUN), (markers.closes, Thought.OVER)):
-        if _ends(segments, marker):
-            typed = markers.tokens is None and _ends(_or_nothing(bare), marker)
-            return Thought.FREE if typed else state
-    return Thought.FREE
+    written = "" if not segments or segments[-1].typed else segments[-1].text
+    if markers.opens not in written and markers.closes not in written:
+        return Thought.FREE
+    behind = _behind(_text(segments), bare)
+    beginning = written if behind is None else behind
+    last = max(beginning.rfind(markers.opens), beginning.rfind(markers.closes))
+    if last < 0:
+        return Thought.FREE
+    return Thought.BEGUN if beginning.startswith(markers.opens, last) else Thought.OVER
 
 
 def thought_continued(markers: Markers, message: Message) -> Thought:
@@ -99,15 +103,17 @@ def _markers(opens: str, closes: str, encoder: TextEncoder) -> Markers:
     return Markers(opens, closes, tokens, opens in encoder.controls.special)
 
 
-def _ends(segments: Sequence[Segment], marker: str) -> bool:
-    """Whether it is the last thing that the template wrote."""
-    if not segments or segments[-1].typed:
-        return False
-    return segments[-1].text.rstrip().endswith(marker)
-
-
-def _or_nothing(write: Callable[[], Sequence[Segment]]) -> Sequence[Segment]:
+def _behind(whole: str, bare: Callable[[], Sequence[Segment]]) -> str | None:
+    """What ``whole`` has behind the text that ``bare`` makes; None if that cannot be written."""
     try:
-        return write()
+        before = _text(bare())
     except PromptError:
-        return ()
+        return None
+    if whole.startswith(before):
+        return whole[len(before) :]
+    pairs = enumerate(zip(whole, before, strict=False))
+    return whole[next((at for at, (mine, other) in pairs if mine != other), len(whole)) :]
+
+
+def _text(segments: Sequence[Segment]) -> str:
+    return "".join(segment.text for segment in segments)

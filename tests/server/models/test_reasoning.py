@@ -98,6 +98,38 @@ def test_the_end_of_a_prompt(
     assert prompts.chat(unclosed, **options).thought is thought
 
 
+HISTORY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+BEGINNINGS = {
+    "<think>": Thought.BEGUN,
+    "</think>": Thought.OVER,  # a switch that is off writes the closing marker alone
+    "<think>\n<budget>0": Thought.BEGUN,
+    "<think></think>\n": Thought.OVER,
+    "{{ '' if '</think>' }}": Thought.FREE,
+}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("otherwise", ["", "<end>"])
+@pytest.mark.parametrize("begins", BEGINNINGS)
+def test_what_a_template_begins_an_answer_with(
+    model: Model, family: str, begins: str, otherwise: str
+) -> None:
+    """Whatever stands in the history, and whether or not the prompt would be longer without."""
+    begun = f"{{% if add_generation_prompt %}}[assistant]{begins}{{% else %}}{otherwise}"
+    prompts = model(
+        f"{{% if '<think></think>' %}}{{% endif %}}{HISTORY}{begun}{{% endif %}}", family
+    )
+    for said in ("a", "<think>", "<think>a</think>b", "a</think>"):
+        asked = [ASKED, Message("assistant", (said,)), ASKED]
+        assert prompts.chat(asked).thought is BEGINNINGS[begins]
+
+
+def test_a_template_that_must_begin_an_answer(model: Model) -> None:
+    fails = "{% if not add_generation_prompt %}{{ raise_exception('x') }}{% endif %}"
+    prompts = model(f"{HISTORY}{fails}<think>\n{{{{ '</think>' and '' }}}}")
+    assert prompts.chat([ASKED]).thought is Thought.BEGUN
+
+
 @pytest.mark.parametrize("typed", ["<think>", "</think>", "<think> \n"])
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_what_a_user_types_begins_nothing(model: Model, family: str, typed: str) -> None:
