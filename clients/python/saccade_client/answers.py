@@ -12,8 +12,9 @@ from saccade_client.choices import (
     TextChoice,
     Usage,
 )
-from saccade_client.errors import AnswerError, AnswerInvalid
+from saccade_client.errors import AnswerInvalid
 from saccade_client.logprobs import PromptLogprobs
+from saccade_client.parsing import carried_by
 from saccade_client.receipts import Receipt, StructuredOutput
 from saccade_client.tool_calls import ToolCall, ToolCallDelta
 from saccade_client.traces import Trace
@@ -67,15 +68,8 @@ class ChatCompletion(Generation):
 
     def parse(self, kind: type[T]) -> T:
         """Return what the first choice says in JSON as a value of a type; as ChatChoice.parse."""
-        return self.parsed_choice(self._first, kind)
-
-    def parsed_choice(self, choice: ChatChoice, kind: type[T]) -> T:
-        """Like `choice.parse(kind)`, with this answer in the error."""
-        try:
-            return choice.parse(kind)
-        except AnswerError as error:
-            error.answer = self
-            raise
+        with carried_by(self):
+            return self._first.parse(kind)
 
     @property
     def _first(self) -> ChatChoice:
@@ -110,6 +104,13 @@ class Completion(Generation):
     def text(self) -> str:
         """The text of the first choice."""
         return first_text(self.choices)
+
+    def parse(self, kind: type[T]) -> T:
+        """Return what the first choice says in JSON as a value of a type; as ChatChoice.parse."""
+        with carried_by(self):
+            if not self.choices:
+                raise AnswerInvalid("the answer has no choices")
+            return self.choices[0].parse(kind)
 
     @property
     def trace(self) -> Trace | None:

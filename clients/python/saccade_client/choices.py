@@ -8,14 +8,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from saccade_client import schemas
 from saccade_client.errors import (
     AnswerInvalid,
     AnswerRefused,
-    AnswerTruncated,
-    InvalidInput,
 )
 from saccade_client.logprobs import ChatLogprobs, PromptLogprobs, TextLogprobs
+from saccade_client.parsing import parsed
 from saccade_client.receipts import StructuredOutput
 from saccade_client.tool_calls import ToolCall, ToolCallDelta
 from saccade_client.traces import Trace
@@ -117,22 +115,11 @@ class ChatChoice(Wire):
 
         Raises AnswerTruncated, AnswerRefused, AnswerInvalid, and InvalidInput for what is no type.
         """
-        if self.finish_reason == "length":
-            message = "the answer reached its greatest length before its end; see max_tokens"
-            raise AnswerTruncated(message, text=self.text)
         if self.message.refusal:
             raise AnswerRefused(f"the model refused: {self.message.refusal}", text=self.text)
-        if self.finish_reason == "content_filter":
-            raise AnswerRefused("a filter took the answer's text away", text=self.text)
         if self.tool_calls and not self.text:
             raise AnswerInvalid("the model called tools instead of answering: see tool_calls")
-        try:
-            return schemas.read(kind, self.text)
-        except InvalidInput:
-            raise
-        except ValueError as error:
-            message = f"the answer is no {schemas.name_of(kind)}: {error}"
-            raise AnswerInvalid(message, text=self.text) from error
+        return parsed(kind, self.text, self.finish_reason)
 
 
 class TextChoice(Wire):
@@ -146,6 +133,10 @@ class TextChoice(Wire):
     detectors: list[Detected] | None = None
     structured_output: StructuredOutput | None = None
     prompt_logprobs: PromptLogprobs | None = None
+
+    def parse(self, kind: type[T]) -> T:
+        """Return what the text says in JSON as a value of a type; as ChatChoice.parse."""
+        return parsed(kind, self.text, self.finish_reason)
 
 
 class Delta(Wire):

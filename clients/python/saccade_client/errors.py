@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade_client.answers import ChatCompletion
+    from saccade_client.answers import ChatCompletion, Completion
     from saccade_client.tool_calls import ToolCall
 
 
@@ -67,7 +67,7 @@ class AnswerError(SaccadeError):
     """
 
     def __init__(
-        self, message: str, *, text: str = "", answer: ChatCompletion | None = None
+        self, message: str, *, text: str = "", answer: ChatCompletion | Completion | None = None
     ) -> None:
         super().__init__(message)
         self.text = text
@@ -99,7 +99,7 @@ class ArgumentsInvalid(AnswerError):
         message: str,
         *,
         text: str = "",
-        answer: ChatCompletion | None = None,
+        answer: ChatCompletion | Completion | None = None,
         call: ToolCall | None = None,
     ) -> None:
         super().__init__(message, text=text, answer=answer)

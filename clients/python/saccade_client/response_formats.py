@@ -14,6 +14,7 @@ from saccade_client.accumulate import StreamKind, chat_content
 from saccade_client.answers import ChatChunk, ChatCompletion
 from saccade_client.errors import InvalidInput
 from saccade_client.interventions import plain
+from saccade_client.parsing import carried_by
 
 T = TypeVar("T")
 
@@ -70,7 +71,8 @@ class Parsing(Generic[T]):
         """Read all choices. Raises AnswerTruncated, AnswerRefused and AnswerInvalid."""
         if not answer.choices:
             answer.parse(self.kind)
-        answer._objects = [answer.parsed_choice(item, self.kind) for item in answer.choices]
+        with carried_by(answer):
+            answer._objects = [choice.parse(self.kind) for choice in answer.choices]
         return answer
 
     @property

@@ -76,7 +76,9 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 def without_a_top_reference(schema: dict[str, Any]) -> dict[str, Any]:
     """A type that holds itself is defined aside; its own keywords belong at the top as well."""
-    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    # Older versions of pydantic put the reference into an allOf of its own.
+    held = schema.get("allOf", [schema])[0]
+    name = str(held.get("$ref", "")).removeprefix("#/$defs/")
     definitions = schema.get("$defs", {})
     return {**definitions[name], "$defs": definitions} if name in definitions else schema
 

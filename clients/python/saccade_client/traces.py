@@ -20,7 +20,7 @@ from saccade_client.errors import InvalidInput
 from saccade_client.wire import WIRE
 
 Bytes: TypeAlias = bytes
-Fetch: TypeAlias = "Callable[[str], bytes]"
+Fetch: TypeAlias = Callable[[str], bytes]
 
 LINK = re.compile(r"/v1/traces/([0-9a-f]{64})", re.ASCII)
 

@@ -208,6 +208,23 @@ def test_regular_expressions_choices_and_grammars(harness):
     assert harness.bodies[-1]["response_format"]["type"] == "json_schema"
 
 
+def test_a_plain_continuation_is_read_as_well(harness):
+    def ask(*choices):
+        reply = lambda request: httpx2.Response(200, json={"choices": list(choices)})
+        return harness.ask(reply, lambda client: client.complete("x", model="m"))
+
+    assert ask({"text": "[1]"}).parse(list[int]) == [1]
+    for choices, kind in (
+        ([], sdk.AnswerInvalid),
+        ([{"text": "[1"}], sdk.AnswerInvalid),
+        ([{"text": "[1]", "finish_reason": "length"}], sdk.AnswerTruncated),
+    ):
+        answer = ask(*choices)
+        with pytest.raises(kind) as caught:
+            answer.parse(list[int])
+        assert caught.value.answer is answer
+
+
 def test_the_receipt_of_a_form(harness):
     receipt = {"kind": "regex", "constrained_tokens": 12, "forced_tokens": 7, "complete": True}
     payload = {"choices": [{"message": {"content": "a"}, "structured_output": receipt}]}

@@ -268,7 +268,6 @@ def test_no_arguments(text):
         '{"place": NaN}',
         "[" * 100_000,
         "1" * 5000,
-        "\ud800",
     ],
 )
 def test_arguments_that_are_no_json_object(text):
