@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -24,6 +25,9 @@ class Person(BaseModel):
 def get_weather(city: Literal["Paris", "London"], unit: Literal["celsius", "kelvin"]) -> str:
     """Tell the weather in a city."""
     return f"It is warm in {city}, by {unit}."
+
+
+STRICT = sdk.tool(get_weather, strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +112,93 @@ def test_other_forms(client):
     assert re.fullmatch("[a-c]{2,5}!", client.chat("?", regex="[a-c]{2,5}!", **asked).text)
     numbers = client.parse("?", list[Literal[1, 2]], n=2, max_tokens=400)
     assert all(set(found) <= {1, 2} for found in numbers.all_parsed)
+
+
+def test_a_call_of_its_own_accord(client):
+    asked = {"temperature": 0, "max_tokens": 200, "tools": [STRICT]}
+    answer = client.chat("What is the weather in Paris?", **asked)
+    (call,) = answer.tool_calls
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert call.id.startswith("call_")
+    assert get_weather(**call.arguments_for(get_weather)).startswith("It is warm in ")
+    with client.stream_chat("What is the weather in Paris?", **asked) as stream:
+        told = [piece for chunk in stream for piece in chunk.tool_calls]
+    assert "".join(piece.function.arguments or "" for piece in told) == call.function.arguments
+    (streamed,) = stream.final.tool_calls
+    assert (streamed.name, streamed.arguments) == (call.name, call.arguments)
+    assert (stream.final.reasoning, stream.final.text) == (answer.reasoning, answer.text)
+    assert answer.reasoning
+    assert client.models()[0].accepts_tools
+
+
+def test_what_only_looks_like_a_call_stays_text(client):
+    """Left alone the tiny model opens a call, and then writes words."""
+    answer = client.chat("Paris?", temperature=0, max_tokens=200, tools=[get_weather])
+    assert (answer.tool_calls, "<tool_call>" in answer.text) == ([], True)
+
+
+def test_the_next_turn_has_the_call_and_its_result(client):
+    asked = {"temperature": 0, "max_tokens": 200, "tools": [STRICT]}
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    answer = client.chat([question], **asked)
+    messages = [question, answer.message, answer.tool_calls[0].reply({"warm": "very"})]
+    tokens = client.tokenize(messages=messages, tools=[STRICT]).tokens
+    prompt = client.detokenize(tokens)
+    for part in ('"name": "get_weather"', '"warm": "very"', "Tell the weather in a city."):
+        assert part in prompt
+    assert client.chat(messages, **asked).usage.prompt_tokens == len(tokens)
+
+
+def test_no_tools_are_called_where_none_may_be(client):
+    answer = client.chat("Hello?", tools=[get_weather], tool_choice="none", max_tokens=50)
+    assert answer.tool_calls == []
+    count = client.tokenize(messages="Hello?").count
+    assert client.tokenize(messages="Hello?", tools=[get_weather]).count > count
+
+
+@pytest.mark.parametrize("choice", ["required", get_weather, "get_weather"])
+def test_a_call_that_must_be(client, choice):
+    asked = {"temperature": 0, "max_tokens": 400, "tools": [get_weather, Person]}
+    answer = client.chat("Paris?", tool_choice=choice, parallel_tool_calls=False, **asked)
+    (call,) = answer.tool_calls
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.structured_output.kind == "tools"
+    assert answer.structured_output.complete
+    if call.name == "Person":
+        assert choice == "required"
+        assert call.parse(Person)
+    else:
+        assert get_weather(**call.arguments_for(get_weather)).startswith("It is warm in ")
+    with client.stream_chat("Paris?", tool_choice=choice, parallel_tool_calls=False, **asked) as it:
+        list(it)
+    streamed = it.final
+    assert streamed.message.model_dump(exclude={"tool_calls"}) == answer.message.model_dump(
+        exclude={"tool_calls"}
+    )
+    assert [each.function for each in streamed.tool_calls] == [call.function]
+
+
+def test_tools_and_a_form(client):
+    asked = {"temperature": 0, "max_tokens": 400, "tools": [get_weather]}
+    answer = client.chat("Who?", response_format=Person, **asked)
+    if answer.tool_calls:
+        with pytest.raises(sdk.ArgumentsInvalid, match="do not fit"):
+            answer.tool_calls[0].arguments_for(get_weather)
+        with pytest.raises(sdk.AnswerInvalid, match="called tools"):
+            answer.parse(Person)
+    else:
+        assert answer.parse(Person)
+    with pytest.raises(sdk.BadRequest) as caught:
+        client.chat("Who?", tools=[get_weather, get_weather])
+    assert caught.value.param.startswith("tools[1]")
+
+
+def test_the_page_of_the_sdk_runs(client):
+    """Its block about tools, which the demo model does not know."""
+    page = (Path(__file__).parents[3] / "clients/python/README.md").read_text()
+    block = page.partition("## Tools\n\n```python\n")[2].partition("```")[0]
+    names: dict = {"client": client, "Literal": Literal}
+    exec(compile(block, "README.md", "exec"), names)
+    assert [message["role"] for message in names["messages"] if isinstance(message, dict)] == [
+        "user", *["tool"] * len(names["answer"].tool_calls)
+    ]  # fmt: skip
