@@ -40,6 +40,7 @@ def of_choices(texts: Sequence[str]) -> str:
         if text in seen:
             raise GrammarError("This choice is there already.", (index,))
         seen.add(text)
-    source = f"{HEADER}start: {' | '.join(map(quoted, texts))}\n"
+    # One terminal: alternatives of rules are limited to some hundreds at one place.
+    source = f"{HEADER}start: CHOICE\nCHOICE: {' | '.join(map(quoted, texts))}\n"
     check(source)
     return source
