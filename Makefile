@@ -25,12 +25,12 @@ older := build/triton-$(shell sed -n 's/^triton==//p' constraints.older.txt)
 # rooms whose tests start no server and no model of any size
 quick := tests/interventions tests/kernels tests/clients tests/benchmarks tests/test_layering.py \
 	tests/docs/test_text.py \
-	--ignore tests/kernels/gpu
+	--ignore tests/kernels/gpu --ignore tests/clients/frameworks
 recipe := pyproject.toml clients/python/pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .PHONY: help serve demo check test test-long compiled real-model test-real-model lm-eval lint format bench
-.PHONY: known-bench gpu-bench gpu-wheels train-demo wheels docker sbom clean
+.PHONY: frameworks test-frameworks known-bench gpu-bench gpu-wheels train-demo wheels docker sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,7 @@ test: $(VENV)/.saccade-dev $(older)/.installed ## run the tests: ten minutes and
 
 test-long: $(VENV)/.saccade-dev $(older)/.installed ## run what takes minutes a test, and record what came out
 	@$(bin)/python scripts/real_model.py --if-available
+	@$(bin)/python scripts/frameworks.py --if-available
 	@$(bin)/python benchmarks/long_tests.py $(ARGS)
 
 compiled: $(VENV)/.saccade-dev $(older)/.installed ## compile every kernel with both tritons and record what came out
@@ -65,6 +66,13 @@ real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm
 test-real-model: $(VENV)/.saccade-dev ## test on it: minutes; skipped where it cannot be had
 	@$(bin)/python scripts/real_model.py --if-available
 	@$(bin)/pytest -m long -rs tests/server/test_real_model.py $(ARGS)
+
+frameworks: $(VENV)/.saccade ## install instructor, LangChain and others, each in an environment of its own
+	@$(bin)/python scripts/frameworks.py $(ARGS)
+
+test-frameworks: $(VENV)/.saccade-dev ## run them against the server; skipped where they cannot be had
+	@$(bin)/python scripts/frameworks.py --if-available
+	@$(bin)/pytest -m long -rs tests/clients/frameworks $(ARGS)
 
 lm-eval: ## install lm-evaluation-harness in build/lm-eval, for a test of test-long
 	@$(PYTHON) -m venv build/lm-eval
