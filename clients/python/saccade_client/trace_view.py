@@ -36,12 +36,13 @@ LABEL = 64
 
 def page(trace: Trace, pictures: Sequence[str]) -> str:
     """Heat maps over the images, masses by layer, entropy by row, and what arrays there are."""
-    parts = [
-        *_heatmaps(trace, pictures),
-        *(_masses(trace[name]) for name in names_of(trace, "masses")),
-        *(_line(trace[name]) for name in names_of(trace, "entropy")),
-        _table(trace),
-    ]
+    with numpy().errstate(all="ignore"):  # what is no number is shown as none
+        parts = [
+            *_heatmaps(trace, pictures),
+            *(_masses(trace[name]) for name in names_of(trace, "masses")),
+            *(_line(trace[name]) for name in names_of(trace, "entropy")),
+            _table(trace),
+        ]
     return f'<div style="font:13px system-ui,sans-serif">{"".join(parts)}</div>'
 
 

@@ -100,6 +100,7 @@ def test_types_become_grammars(client, running, kind):
         ({"response_format": {"type": "object"}}, "json_schema"),
         ({"regex": "[a-z]+"}, "regex"),
         ({"choice": ["yes", "no"]}, "choice"),
+        ({"grammar": 'root ::= "yes" | "no"'}, "grammar"),
     ],
 )
 def test_other_forms(client, running, options, kind):
