@@ -63,6 +63,8 @@ async def _held(services: Services, body: Sampled, thinks: bool) -> Shape:
     calls = calls_of(services.prompts, body, asked) if isinstance(body, ChatRequest) else None
     if calls is not None:
         asked, reader = calls.asked, calls.reader
+    if calls is not None and asked is None:
+        await services.grammars.checked(calls.readable)
     if asked is None:
         return Shape(reader=reader)
     check_beside(services.engine.info, body, asked, thinks)

@@ -1,5 +1,6 @@
 """What answers may be under the grammar that a choice of tools makes."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_strict_tools_among_free_text(server: Server) -> None:
 
 def test_free_text_with_one_call_at_most(server: Server) -> None:
     source = source_of(server, tools=[A, B], parallel_tool_calls=False)
-    for text in ("Hello", call("a", OTHER), "Hm. " + call("b", "{}")):
+    for text in ("", "Hello", call("a", OTHER), "Hm. " + call("b", "{}")):
         assert allows(source, text), text
     for text in (call("a") + "\n" + call("a"), call("a") + " Well."):
         assert not allows(source, text), text
@@ -181,8 +182,63 @@ def test_a_structured_answer_or_calls(server: Server) -> None:
     assert allows(any_object, '{"x": []}')
 
 
-def test_a_schema_that_cannot_be_followed_is_refused_with_its_path(server: Server) -> None:
-    bad = {"type": "object", "properties": {"x": {"type": "strange"}}}
-    tools = [A, tool("b", parameters=bad)]
-    error = server.chat(tools=tools, tool_choice="required").json()["error"]
-    assert error["param"].startswith("tools")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tool_choice": "required"},
+        {"tool_choice": named("b")},
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+@pytest.mark.parametrize("form", [HERMES, LLAMA, ARGUMENTS_FIRST], ids=["hermes", "llama", "first"])
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ({"type": "strange"}, ".type"),
+        ({"type": "integer", "minimum": 5, "maximum": 1}, ".minimum"),
+        ({"type": "object", "properties": {"y": False}, "required": ["y"]}, ".properties.y"),
+    ],
+)
+def test_schemas_that_no_arguments_follow(
+    server: Server, fields: Any, form: ToolFormat, schema: Any, path: str
+) -> None:
+    whole = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    tools = [A, tool("b", strict="response_format" in fields, parameters=whole)]
+    server.prompts.tool_format = form
+    try:
+        error = server.chat(tools=tools, **fields).json()["error"]
+    finally:
+        server.prompts.tool_format = HERMES
+    assert error["code"] == "invalid_grammar"
+    assert error["param"] == f"tools[1].function.parameters.properties.x{path}"
+
+
+def test_a_structured_answer_that_cannot_be_had(server: Server) -> None:
+    schema = {"type": "object", "properties": {"x": False}, "required": ["x"]}
+    response = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    error = server.chat(tools=[A], response_format=response).json()["error"]
+    assert error["code"] == "invalid_grammar"
+    assert error["param"] == "response_format.json_schema.schema.properties.x"
+
+
+def test_what_no_grammar_holds_is_refused_where_it_must_be_held(server: Server) -> None:
+    odd = tool("b", parameters={"type": "object", "not": {"required": ["x"]}})
+    assert server.chat(tools=[A, odd]).status_code == 200
+    assert source_of(server, tools=[tool("a", strict=True), odd])
+    for fields in ({"tool_choice": "required"}, {"tool_choice": named("b")}):
+        error = server.chat(tools=[A, odd], **fields).json()["error"]
+        assert error["code"] == "unsupported_grammar"
+        assert error["param"].startswith("tools[1].function.parameters.not")
+
+
+def test_hostile_schemas_are_answered_soon(server: Server) -> None:
+    recursive = {"$ref": "#"}
+    exploding = {"type": "string", "pattern": "(a{1,900}){1,900}(b{1,900}){1,900}"}
+    for schema, statuses in ((recursive, {400}), (exploding, {200, 400})):
+        whole = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+        for fields in ({}, {"tool_choice": "required"}):
+            began = time.monotonic()
+            answer = server.chat(tools=[tool("a", parameters=whole)], **fields)
+            assert answer.status_code in statuses, answer.text
+            assert time.monotonic() - began < 10

@@ -7,7 +7,8 @@ has no marker, an answer is calls from its first character on, or a text that do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +18,10 @@ import msgspec
 from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.structured import ObjectResponse, SchemaResponse
 from saccade_server.api.errors import BadRequest
-from saccade_server.api.grammar_work import Asked
+from saccade_server.api.grammar_work import Asked, written
 from saccade_server.api.tools.offer import Offer, offer_of, schema_of
 from saccade_server.api.tools.reader import ToolReader
-from saccade_server.grammars.errors import GrammarError
+from saccade_server.grammars.errors import INVALID, GrammarError
 from saccade_server.grammars.grammar import GrammarKind
 from saccade_server.grammars.json_schema import LAYOUT, json_part, of_schema
 from saccade_server.grammars.source import slashed
@@ -65,11 +66,18 @@ class Calls:
         held = offer.required or offer.limited or strict or self.instead is not None
         if not held and self.parallel:
             return None
-        schemas = [self._schema(at) for at in offer.callable]
+        schemas = [self.schema(at) for at in offer.callable]
         names = [offer.functions[at].name for at in offer.callable]
         how = [offer.callable, offer.required, self.several, self.form]
         key = msgspec.json.encode([names, schemas, self.instead, *how]).decode()
         return Asked(GrammarKind.TOOLS, "tools", "tools", key, partial(source_of, self))
+
+    @property
+    def readable(self) -> Asked:
+        """Whether each schema is one that some arguments follow, where no grammar holds them."""
+        schemas = [(at, schema_of(self.offer.functions[at])) for at in self.offer.callable]
+        key = msgspec.json.encode(["readable", schemas]).decode()
+        return Asked(GrammarKind.TOOLS, "tools", "tools", key, partial(_read, schemas))
 
     @property
     def tags(self) -> list[Tag]:
@@ -77,7 +85,7 @@ class Calls:
         made = []
         for at in self.offer.callable:
             before, behind = self.form.around(self.offer.functions[at].name)
-            tag = Tag(self.form.lead + before, self._schema(at), behind + self.form.trail)
+            tag = Tag(self.form.lead + before, self.schema(at), behind + self.form.trail)
             made.append(tag)
         return made
 
@@ -90,7 +98,7 @@ class Calls:
                 "type": "object",
                 "properties": {
                     keys[0]: {"const": self.offer.functions[at].name},
-                    keys[1]: self._schema(at),
+                    keys[1]: self.schema(at),
                 },
                 "required": list(keys),
                 "additionalProperties": False,
@@ -98,7 +106,7 @@ class Calls:
             for at in self.offer.callable
         ]
 
-    def _schema(self, at: int) -> Schema:
+    def schema(self, at: int) -> Schema:
         """What the arguments of a tool must be."""
         function = self.offer.functions[at]
         return schema_of(function) if self.offer.required or function.strict else ANY_OBJECT
@@ -139,19 +147,47 @@ def source_of(calls: Calls) -> str:
 
     Raises:
         GrammarError: with a path that begins at the tools.
+        BadRequest: the structured answer cannot be had, tools apart.
     """
+    if calls.instead is not None:
+        try:
+            of_schema(calls.instead)
+        except GrammarError as error:
+            param = "response_format.json_schema.schema" + written(error.path)
+            raise BadRequest(error.message, code=error.code, param=param) from None
+    for at in calls.offer.callable:  # here, because a source of several has no path to one
+        with _at(at):
+            of_schema(calls.schema(at))
+    return _source(calls)
+
+
+@contextmanager
+def _at(place: int) -> Iterator[None]:
+    """Say of which tool a schema is wrong."""
     try:
-        return _source(calls)
+        yield
     except GrammarError as error:
-        at, *rest = error.path or ("",)
-        if not isinstance(at, int):
-            raise
-        place = (calls.offer.callable[at], "function", "parameters")
-        raise GrammarError(error.message, (*place, *rest), error.code) from None
+        raise error.below(place, "function", "parameters") from None
+
+
+def _read(schemas: Sequence[tuple[int, Schema]]) -> str:
+    """No source: what a grammar cannot hold need not be held.
+
+    Raises:
+        GrammarError: no arguments follow a schema, or it is none; with a path as above.
+    """
+    for at, schema in schemas:
+        try:
+            with _at(at):
+                of_schema(schema)
+        except GrammarError as error:
+            if error.code == INVALID:
+                raise
+    return ""
 
 
 def _source(calls: Calls) -> str:
-    """The same; an error's path begins with the place of a call among those that there may be."""
+    """The source, its schemas known to be good."""
     form, repeated, apart = calls.form, calls.several, calls.form.apart or ""
     if calls.offer.required:
         return of_tags(calls.tags, repeated=repeated, separator=apart)
@@ -159,17 +195,7 @@ def _source(calls: Calls) -> str:
         instead = (json_part(calls.instead, LAYOUT),)
         return of_tags(calls.tags, repeated=repeated, separator=apart, instead=instead)
     if calls.instead is not None:  # both begin alike, and only inside one schema may they
-        return _of_schemas([*calls.objects, calls.instead], calls.form.arguments_key)
+        return of_schema({"anyOf": [*calls.objects, calls.instead]})
     if form.begin:
         return of_tags(calls.tags, triggers=[form.begin], required=False, repeated=repeated)
     return of_tags(calls.tags, repeated=repeated, separator=apart, instead=(slashed(NO_CALL),))
-
-
-def _of_schemas(schemas: Sequence[Schema], inside: str) -> str:
-    """The source of JSON that follows one of ``schemas``; ``inside`` is where calls have theirs."""
-    try:
-        return of_schema({"anyOf": list(schemas)})
-    except GrammarError as error:
-        _, at, *rest = (*error.path, "", "")
-        kept = error.path[4:] if rest[:2] == ["properties", inside] else ()
-        raise GrammarError(error.message, (at, *kept), error.code) from None
