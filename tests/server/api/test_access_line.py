@@ -34,8 +34,9 @@ def test_what_it_says_of_an_answer(make_server: MakeServer, logged: Any) -> None
     server = make_server(
         FakeEngine(cached_tokens=4), profiles={"p": {"interventions": [PASTA, {"method": "dola"}]}}
     )
-    server.chat(intervention_profile="p", max_tokens=5, n=2)
+    server.chat(intervention_profile="p", max_tokens=5, n=2, guided_regex=".*")
     found = entry(logged)
+    assert found["grammar"] == "regex"
     assert found["message"] == "POST /v1/chat/completions 200"
     assert (found["model"], found["profile"], found["n"]) == (MODEL, "p", 2)
     assert found["interventions"] == ["pasta", "dola"]

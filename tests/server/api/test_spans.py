@@ -49,7 +49,7 @@ def ask(server: Server, sampled: bool = True, **fields: Any) -> Any:
 
 
 def test_a_request_and_what_is_within_it(server: Server, collector: Collector) -> None:
-    response = ask(server, intervention_profile="p", n=2)
+    response = ask(server, intervention_profile="p", n=2, guided_regex=".*")
     flushed(server)
     assert collector.posts == ["/v1/traces"]
     (root,) = collector.named("POST /v1/chat/completions")
@@ -70,6 +70,7 @@ def test_a_request_and_what_is_within_it(server: Server, collector: Collector) -
     assert said["gen_ai.response.finish_reasons"] == ["length", "length"]
     assert said["saccade.profile"] == "p"
     assert said["saccade.interventions"] == ["pasta"]
+    assert (said["saccade.grammar"], said["saccade.forced_tokens"]) == ("regex", 4)
     assert said["saccade.request_id"] == response.headers["x-request-id"]
     within = [span for span in collector.spans if span is not root]
     names = sorted(span.name for span in within)
