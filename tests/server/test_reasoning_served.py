@@ -7,8 +7,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from saccade_server.cli import app
 from saccade_server.config import engine_config
+from saccade_server.evaluation.asking import Asker
 from saccade_server.inprocess import open_server
 
 SCHEMA = {
@@ -242,3 +245,30 @@ def test_a_call_is_told_from_the_reasoning_before_it(chat_folder: Any, choice: s
         assert (await ask(client, messages=asked, **fields))["choices"]
 
     serve(chat_folder("qwen3", "<think>", "<tool_call>"), check)
+
+
+def test_whoever_judges_sees_what_is_said(chat_folder: Any) -> None:
+    asked = [{"role": "user", "content": "Where does Alice live?"}]
+
+    async def check(client: httpx2.AsyncClient) -> None:
+        asker = await Asker.connect(client, 1)
+        said = (await ask(client))["choices"][0]["message"]["content"]
+        sampling = {"temperature": 0, "max_tokens": 200}
+        assert (await asker.ask(asked, (), sampling)).text == said
+        cut = await asker.ask(asked, (), sampling | {"max_tokens": 2})
+        assert (cut.text, cut.tokens) == ("", 2)
+        likely = await asker.likely_tokens(asked, (), 20)
+        assert max(likely, key=lambda token: likely[token]) != "<think>"
+
+    serve(chat_folder("qwen3", "<think>"), check)
+
+
+def test_one_answer_from_the_command_line(chat_folder: Any) -> None:
+    folder = chat_folder("qwen3", "<think>")
+    command = ["generate", "--model", folder, "--prompt", "Where?", "--dtype", "float32"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    whole = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    said = whole["choices"][0]["message"]
+    assert done.stdout == f"{said['content']}\n"
+    assert done.stderr.startswith(f"{said['reasoning_content']}\n")
