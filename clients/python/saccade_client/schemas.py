@@ -137,9 +137,16 @@ def name_of(kind: Any) -> str:
     return str(getattr(kind, "__name__", None) or repr(kind))
 
 
-@lru_cache(maxsize=64)
 def parameters_of(function: Callable[..., Any]) -> type[Any]:
     """Return a type whose fields are the parameters of a function. Raises InvalidInput."""
+    try:
+        return kept_parameters(function)
+    except TypeError as error:  # it has no hash
+        raise undescribed(function, error) from error
+
+
+@lru_cache(maxsize=64)
+def kept_parameters(function: Callable[..., Any]) -> type[Any]:
     name = name_of(function)
     try:
         signature = inspect.signature(function)

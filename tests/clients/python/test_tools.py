@@ -178,6 +178,22 @@ def test_what_cannot_be_described_is_refused(harness, source, reason):
     assert harness.requests == []
 
 
+class Looker:
+    __hash__ = None
+
+    def __call__(self, place: str) -> str:
+        return place
+
+
+def test_an_object_that_can_be_called_is_no_function():
+    for source in (Looker(), functools.partial(look, "left")):
+        with pytest.raises(sdk.InvalidInput, match="cannot be described"):
+            sdk.tool(source, name="look")
+    assert sdk.tool(Looker().__call__, name="look")["function"]["parameters"]["required"] == [
+        "place"
+    ]
+
+
 @pytest.mark.parametrize("tools", [look, Where, "look", {"type": "function"}])
 def test_tools_are_a_list(harness, tools):
     with pytest.raises(sdk.InvalidInput, match="tools are a list"):
