@@ -28,7 +28,7 @@ from saccade_server.api.body.structured import (
 from saccade_server.api.errors import BadRequest, unsupported
 from saccade_server.api.grammar_work import Asked
 from saccade_server.engine.request import EngineInfo
-from saccade_server.grammars.errors import TOO_LARGE, UNSUPPORTED, GrammarError, Path
+from saccade_server.grammars.errors import TOO_LARGE, GrammarError, Path
 from saccade_server.grammars.expressions import of_choices, of_regex
 from saccade_server.grammars.grammar import GrammarKind
 from saccade_server.grammars.json_schema import WHITESPACE, Layout, of_object, of_schema
@@ -251,21 +251,20 @@ def _tag_source(given: StructuralTag) -> str:
         if given.structures is not None or given.triggers is not None:
             raise GrammarError("structures and triggers are of another form than format.")
         found = given.format
-        if found.stop_after_first:
-            raise GrammarError("Not done yet.", ("format", "stop_after_first"), UNSUPPORTED)
         tags = [Tag(tag.begin, tag.content.json_schema, tag.end) for tag in found.tags]
         places = [("format", "tags", at) for at in range(len(tags))]
         inside: Path = ("content", "json_schema")
         triggers, required = found.triggers, bool(found.at_least_one)
+        repeated = not found.stop_after_first
     else:
         if given.structures is None or given.triggers is None:
             raise GrammarError("Give structures and triggers, or a format.")
         tags = [Tag(tag.begin, tag.schema_ or {}, tag.end) for tag in given.structures]
         places = [("structures", at) for at in range(len(tags))]
         inside = ("schema",)
-        triggers, required = given.triggers, False
+        triggers, required, repeated = given.triggers, False, True
     try:
-        return of_tags(tags, triggers=triggers, required=required, repeated=True)
+        return of_tags(tags, triggers=triggers, required=required, repeated=repeated)
     except GrammarError as error:
         at, *rest = error.path or ("",)
         if not isinstance(at, int):

@@ -91,10 +91,11 @@ def test_tags_in_free_text(demo, question):
         "type": "triggered_tags",
         "triggers": ["There"],
         "tags": [{"begin": "There is ", "content": content, "end": "!"}],
+        "stop_after_first": True,
     }
     fields = {"response_format": {"type": "structural_tag", "format": tags}, "max_tokens": 400}
     (choice,) = asking.answered(demo.chat(question, **fields))["choices"]
-    inside = re.match("There is (.*?)!", choice["message"]["content"], re.S)
+    inside = re.fullmatch("There is (.*)!", choice["message"]["content"], re.S)
     assert valid(inside[1], THING)
     assert choice["structured_output"]["kind"] == "structural_tag"
 

@@ -105,7 +105,7 @@ STRUCTURED = {
         [[TAG, TAG | {"begin": "<g>"}]], [[TAG]], [[], [{}], "x"], null=False
     ),
     "TriggeredTags.at_least_one": switch(),
-    "TriggeredTags.stop_after_first": Verdict([], [False], [True, 1, "x"]),
+    "TriggeredTags.stop_after_first": switch(),
     "TagFormat.type": Verdict([], ["tag"], ["x", 5]),
     "TagFormat.begin": TAG_BEGIN,
     "TagFormat.content": Verdict(
