@@ -29,22 +29,24 @@ class Shape:
     grammar_at: str = ""
 
 
-async def shape_of(services: Services, body: Sampled, prompt: Prepared) -> Shape:
-    """What a request asks of the answers to one of its prompts.
+async def shapes_of(
+    services: Services, body: Sampled, prompts: Sequence[Prepared]
+) -> tuple[Shape, ...]:
+    """What a request asks of its answers, prompt by prompt.
 
     Raises:
         BadRequest: what they must be is no grammar, or cannot be with the request's other fields.
     """
-    may_think = MayThink.of(services.prompts.markers, body, prompt.prompt)
-    shape = await _held(services, body, may_think is not None)
-    return shape if may_think is None else _behind_reasoning(may_think, shape)
-
-
-async def shapes_of(
-    services: Services, body: Sampled, prompts: Sequence[Prepared]
-) -> tuple[Shape, ...]:
-    """What a request asks of its answers, prompt by prompt."""
-    return tuple([await shape_of(services, body, prompt) for prompt in prompts])
+    held: dict[bool, Shape] = {}
+    found = []
+    for prompt in prompts:
+        may_think = MayThink.of(services.prompts.markers, body, prompt.prompt)
+        thinks = may_think is not None
+        if thinks not in held:
+            held[thinks] = await _held(services, body, thinks)
+        shape = held[thinks]
+        found.append(shape if may_think is None else _behind_reasoning(may_think, shape))
+    return tuple(found)
 
 
 def _behind_reasoning(may_think: MayThink, shape: Shape) -> Shape:
