@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from enum import Enum, auto
 from typing import Protocol
@@ -28,6 +29,9 @@ TOO_SLOW = (
 )
 DEAD_END = "The grammar allows no token at this point of the answer, so it can never be completed."
 REFUSED = "A token came that the grammar does not allow at this point of the answer."
+
+
+_LIMITS = re.compile(r"too many|Too many|too big|fuel|max is|limit")
 
 
 class Compiled(Protocol):
@@ -109,18 +113,25 @@ class Matcher:
     def _compute(self, row: NDArray[np.int32]) -> None:
         began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error() and not self._renewed:
-            # Other answers' states may have filled what copies share.
-            self._renewed = True
-            self._matcher = self._compiled.fresh()
-            self._matcher.consume_tokens(self._tokens)
+        if self._at_limits() and self._renew():
             self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._matcher.is_error():  # the mask allows the ends, as if the answer were whole
-            dead = self._matcher.get_error().startswith("NoExtension")
-            raise GrammarFailed(DEAD_END if dead else TOO_COMPLEX)
+            raise GrammarFailed(TOO_COMPLEX if self._at_limits() else DEAD_END)
         self._seconds += time.thread_time() - began
         if self._seconds > FIRST_MASK_SECONDS + MASK_SECONDS * len(self._tokens):
             raise GrammarFailed(TOO_SLOW)
+
+    def _at_limits(self) -> bool:
+        """Whether llguidance gave up, rather than found nothing or refused a token."""
+        return self._matcher.is_error() and bool(_LIMITS.search(self._matcher.get_error()))
+
+    def _renew(self) -> bool:
+        """Go on with a matcher of one's own, once: copies share states that others may have used."""
+        if self._renewed:
+            return False
+        self._renewed = True
+        self._matcher = self._compiled.fresh()
+        return self._matcher.consume_tokens(self._tokens)
 
     def _fill_reasoning(self, row: NDArray[np.int32]) -> int:
         row.fill(-1)
@@ -155,8 +166,11 @@ class Matcher:
                 raise GrammarFailed(REFUSED)
             self._ended = True
             return
-        if self._ended or not self._matcher.consume_token(token):
-            raise GrammarFailed(REFUSED)
+        taken = not self._ended and self._matcher.consume_token(token)
+        if not taken and self._at_limits() and self._renew():
+            taken = self._matcher.consume_token(token)
+        if not taken:
+            raise GrammarFailed(TOO_COMPLEX if self._at_limits() else REFUSED)
         self._tokens.append(token)
         self._compiled.tokens += 1
         self._forced += self._allowed == 1

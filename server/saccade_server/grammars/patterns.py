@@ -1,7 +1,8 @@
 r"""Regular expressions of JSON schemas, which are JavaScript's, as llguidance reads them.
 
-Both mean the same by most of what is written. What is read differently is rewritten here (the dot,
-which in JavaScript is none of four line ends, and ``\s``), or refused.
+Both mean the same by most of what is written. What is read differently is rewritten here so that a
+text which matches does so for everybody (the dot, which in JavaScript is none of four line ends,
+and white space), or refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from saccade_server.grammars.errors import TOO_LARGE, UNSUPPORTED, GrammarError
 LONGEST: Final = 4096
 """Characters of a pattern."""
 
-_SPACES: Final = r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_SPACES: Final = r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""White space to everybody."""
+_MAYBE_SPACES: Final = _SPACES + r"\x1c-\x1f\x85\ufeff"
+"""What some take for white space, Python and Rust among them."""
 _LINE_ENDS: Final = r"\n\r\u2028\u2029"
 _SET_OPERATORS: Final = ("&&", "--", "~~")
 
@@ -24,7 +28,7 @@ def rewritten(pattern: str) -> str:
         message = f"The pattern is longer than {LONGEST} characters."
         raise GrammarError(message, code=TOO_LARGE)
     out: list[str] = []
-    inside, at = False, 0
+    inside, negated, at = False, False, 0
     while at < len(pattern):
         piece = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
         at += len(piece)
@@ -35,7 +39,8 @@ def rewritten(pattern: str) -> str:
                     "regular expressions differ in what they mean by them.",
                     code=UNSUPPORTED,
                 )
-            out.append(_SPACES if piece == r"\s" else _outside(piece))
+            spaces = _MAYBE_SPACES if negated else _SPACES
+            out.append(spaces if piece == r"\s" else _outside(piece))
             inside = piece != "]"
         elif piece == "[":
             inside = True
@@ -48,4 +53,4 @@ def rewritten(pattern: str) -> str:
 
 
 def _outside(piece: str) -> str:
-    return {r"\s": f"[{_SPACES}]", r"\S": f"[^{_SPACES}]"}.get(piece, piece)
+    return {r"\s": f"[{_SPACES}]", r"\S": f"[^{_MAYBE_SPACES}]"}.get(piece, piece)

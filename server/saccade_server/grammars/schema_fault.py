@@ -28,6 +28,7 @@ def fault(document: Any, message: str, wrong: Wrong, target: Target) -> tuple[Pa
         below = list(_parts(document, path))
         led = target(path)
         parts = [part for part in (below if led is None else [*below, led]) if part not in seen]
+        parts = [part for part in parts if not isinstance(_at(document, part), bool)]
         found = _failing(parts, message, wrong, until)
         if found is None:
             return path, message
@@ -60,9 +61,7 @@ def _alike(one: str, other: str) -> bool:
 
 def _parts(document: Any, path: Path) -> Iterator[Path]:
     """Schemas directly within the one at ``path``."""
-    schema = document
-    for step in path:
-        schema = schema[step]
+    schema = _at(document, path)
     if not isinstance(schema, Mapping):
         return
     for key, value in schema.items():
@@ -72,3 +71,9 @@ def _parts(document: Any, path: Path) -> Iterator[Path]:
             yield from ((*path, key, index) for index in range(len(value)))
         elif key in ALONE or key == "additionalItems":
             yield (*path, key)
+
+
+def _at(document: Any, path: Path) -> Any:
+    for step in path:
+        document = document[step]
+    return document

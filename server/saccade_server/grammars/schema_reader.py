@@ -13,7 +13,18 @@ from urllib.parse import unquote
 
 from saccade_server.grammars.errors import INVALID, TOO_LARGE, UNSUPPORTED, GrammarError, Path
 from saccade_server.grammars.patterns import rewritten
-from saccade_server.grammars.schema_values import BOUNDS, COUNTS, bound, count, factor, text, values
+from saccade_server.grammars.schema_choices import telling
+from saccade_server.grammars.schema_values import (
+    BOUNDS,
+    COUNTS,
+    bound,
+    count,
+    factor,
+    merges,
+    narrowed,
+    text,
+    values,
+)
 
 Schema: TypeAlias = Mapping[str, Any] | bool
 Node: TypeAlias = dict[str, Any] | bool
@@ -63,8 +74,9 @@ class SchemaReader:
     def __init__(self, document: Schema, *, closed: bool = False) -> None:
         self._document = document
         self._closed = closed
+        self._merges = merges(document)
         self._parts = 0
-        self._names: dict[Path, str] = {}
+        self._names: dict[tuple[Path, str | None], str] = {}
         self._inlined: set[Path] = set()
 
     def whole(self, path: Path = ()) -> dict[str, Any]:
@@ -81,8 +93,10 @@ class SchemaReader:
         """The same with the definitions that it leads to."""
         definitions: dict[str, Node] = {}
         while len(definitions) < len(self._names):
-            target = list(self._names)[len(definitions)]
-            definitions[self._names[target]] = self._read(self._at(target), target, 0)
+            target, required = list(self._names)[len(definitions)]
+            read = self._read(self._at(target), target, 0)
+            name = self._names[target, required]
+            definitions[name] = read if required is None else _requiring(read, required)
         return {**node, "$defs": definitions} if definitions else node
 
     def several(self, paths: Sequence[Path]) -> dict[str, Any]:
@@ -123,6 +137,7 @@ class SchemaReader:
         for key in schema:
             self._keyword(node, schema, key, (*path, key), depth)
         _check_names(node, path)
+        narrowed(node, self._merges)
         if self._closed and "properties" in node:
             node.setdefault("additionalProperties", False)
         return node
@@ -143,13 +158,14 @@ class SchemaReader:
         elif key in IN_MAPS:
             node[key] = self._map(value, path, depth)
         elif key == "oneOf":
-            node[key] = self._one_of(value, schema.get("discriminator"), path, depth)
+            found = self._one_of(value, schema.get("discriminator"), path, depth)
+            if found.keys() & node.keys() or (found.keys() & schema.keys()) - {key}:
+                found = {"allOf": [*node.pop("allOf", []), found]}
+            node.update(found)
         elif key in IN_LISTS:
             node[key] = self._list(value, path, depth)
         elif key == "$ref":
-            target = self._target(value, path)
-            name = self._names.setdefault(target, f"d{len(self._names)}")
-            node[key] = f"#/$defs/{name}"
+            node.update(self._reference(self._target(value, path)))
         elif key in PLAIN and (key, value) != ("uniqueItems", False):
             with _below(path):
                 node.update(_plain(key, value))
@@ -170,31 +186,42 @@ class SchemaReader:
             raise GrammarError(f"{path[-1]} must be a list of at least one schema.", path)
         return [self._read(item, (*path, index), depth + 1) for index, item in enumerate(given)]
 
-    def _one_of(self, given: Any, discriminator: Any, path: Path, depth: int) -> list[Node]:
-        """Alternatives as llguidance can tell them apart: looked up, and with what tells them.
+    def _one_of(self, given: Any, discriminator: Any, path: Path, depth: int) -> dict[str, Any]:
+        """Alternatives of which one may hold, as those that cannot hold together where that shows.
 
-        A discriminator is required in all of them. Who names it means that, and it only narrows.
+        What tells them apart is required in all of them: without it two could hold.
         """
         nodes = self._list(given, path, depth)
-        names = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
-        for index, item in enumerate(given):
-            here: Path = (*path, index)
-            looked = set[Path]()
-            while isinstance(item, Mapping) and set(item) - {"title", "description"} == {"$ref"}:
-                target = self._target(item["$ref"], (*here, "$ref"))
-                if target in looked or target in self._inlined:
-                    break
-                looked.add(target)
-                item, here = self._at(target), target
-            else:
-                if looked:
-                    self._inlined |= looked
-                    nodes[index] = self._read(item, here, depth + 1)
-                    self._inlined -= looked
-            node = nodes[index]
-            if isinstance(node, dict) and names in node.get("properties", {}):
-                node["required"] = list(dict.fromkeys([*node.get("required", []), names]))
-        return nodes
+        places = [self._looked_up(item, (*path, index)) for index, item in enumerate(given)]
+        named = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
+        name = telling([self._at(place) for place in places], named)
+        for index, place in enumerate(places):
+            here = (*path, index)
+            if name is not None and place != here:
+                nodes[index] = self._reference(place, name)
+            elif name is not None:
+                nodes[index] = _requiring(nodes[index], name)
+            elif place != here and place not in self._inlined:  # llguidance looks at no definition
+                self._inlined.add(place)
+                nodes[index] = self._read(self._at(place), place, depth + 1)
+                self._inlined.remove(place)
+        return {"oneOf" if name is None else "anyOf": nodes}
+
+    def _looked_up(self, schema: Any, path: Path) -> Path:
+        """Where a schema is that may be no more than a reference to it."""
+        seen = {path}
+        while isinstance(schema, Mapping) and set(schema) - {"title", "description"} == {"$ref"}:
+            path = self._target(schema["$ref"], (*path, "$ref"))
+            if path in seen:
+                break
+            seen.add(path)
+            schema = self._at(path)
+        return path
+
+    def _reference(self, target: Path, required: str | None = None) -> dict[str, Any]:
+        """A reference to the part at ``target``, with one more property required."""
+        name = self._names.setdefault((target, required), f"d{len(self._names)}")
+        return {"$ref": f"#/$defs/{name}"}
 
     def _target(self, reference: Any, path: Path) -> Path:
         """Where a reference leads to."""
@@ -216,6 +243,12 @@ class SchemaReader:
                 raise GrammarError("The reference leads to nothing in the schema.", path) from None
             target.append(step)
         return tuple(target)
+
+
+def _requiring(node: Node, name: str) -> Node:
+    if isinstance(node, bool):
+        return node
+    return {**node, "required": list(dict.fromkeys([*node.get("required", []), name]))}
 
 
 @contextmanager

@@ -22,6 +22,7 @@ MOST_VALUES: Final = 50_000
 COUNTS: Final = frozenset(
     f"{least}{what}" for least in ("min", "max") for what in ("Items", "Length", "Properties")
 )
+_BESIDE: Final = frozenset({"$ref", "anyOf", "oneOf"})
 BOUNDS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 
 
@@ -48,6 +49,38 @@ def bound(value: Any, name: str) -> float:
         message = f"{name} must be 0 or at least {SMALLEST} away from it."
         raise GrammarError(message, code=UNSUPPORTED)
     return int(number) if whole else number
+
+
+def narrowed(node: dict[str, Any], always: bool) -> None:
+    """Move exclusive whole bounds by a millionth where llguidance would let the bound itself pass.
+
+    It does so where the other bound is less than 1 away: 0 < x <= 0.5 has 0 then. ``always``: the
+    other bound may be in another part of the schema.
+    """
+    for name, other, sign in (("Minimum", "Maximum", 1), ("Maximum", "Minimum", -1)):
+        exclusive = node.get(f"exclusive{name}")
+        if not isinstance(exclusive, int) or node.get("type") == "integer":
+            continue
+        others = (node.get(other.lower()), node.get(f"exclusive{other}"))
+        if always or any(far is not None and abs(far - exclusive) < 1 for far in others):
+            del node[f"exclusive{name}"]
+            least = exclusive + sign * SMALLEST
+            plain = node.get(name.lower(), least)
+            node[name.lower()] = max(plain, least) if sign > 0 else min(plain, least)
+
+
+def merges(document: Any) -> bool:
+    """Whether bounds in different parts of a document may hold together."""
+    waiting = [document]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting.extend(part)
+        elif isinstance(part, Mapping):
+            if "allOf" in part or (part.keys() & BOUNDS and part.keys() & _BESIDE):
+                return True
+            waiting.extend(part.values())
+    return False
 
 
 def factor(value: Any) -> float:
