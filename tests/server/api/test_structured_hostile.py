@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from saccade_testing.api.server import Server
+from saccade_testing.api.structured import outputs
 
 SECONDS = 15.0
 """A check has one second of CPU time; a machine that does other things takes longer for it."""
@@ -16,10 +17,6 @@ def schema(value: object) -> dict[str, Any]:
     return {
         "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": value}}
     }
-
-
-def outputs(**fields: object) -> dict[str, Any]:
-    return {"structured_outputs": fields}
 
 
 def closed(**properties: object) -> dict[str, Any]:
