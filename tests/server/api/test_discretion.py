@@ -70,6 +70,19 @@ BODIES: dict[str, dict[str, Any]] = {
     "detector": chat_body(detectors=[FORGING]),
     "trace": chat_body(trace={FORGING: [FORGING]}),
     "tools": chat_body(tools=[{"type": "function", "function": {"name": FORGING}}]),
+    "texts of tools": chat_body(
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": "f",
+                    "description": HIDDEN,
+                    "parameters": {"properties": {HIDDEN: {"const": FORGING}}},
+                },
+            }
+        ],
+        tool_choice={"type": "function", "function": {"name": FORGING}},
+    ),
     "template": chat_body(chat_template_kwargs={HIDDEN: FORGING, "mood": FORGING}),
     "cache salt": chat_body(cache_salt=FORGING, seed=1),
 }

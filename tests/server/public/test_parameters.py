@@ -184,14 +184,6 @@ def test_stream_options_need_a_stream(demo):
 WAITING = {
     # Features with an issue of their own; until then they are refused at the field. When one comes,
     # its line here becomes a test of what it does.
-    # vllm-project/vllm#8088, langchain-ai/langchain#23814
-    "P14-auto": ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
-    "P14-default": ({"tools": [TOOL]}, "tools"),
-    "P14-required": ({"tools": [TOOL], "tool_choice": "required"}, "tools"),
-    "P14-named": (
-        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "now"}}},
-        "tools",
-    ),
     "P14-functions": ({"functions": [TOOL["function"]]}, "functions"),
     # vllm-project/vllm#22809: a model without reasoning
     "P19-effort": ({"reasoning_effort": "low"}, "reasoning_effort"),
@@ -205,6 +197,21 @@ def test_what_is_not_offered_is_refused_at_the_field(demo, name):
     """P30 from SillyTavern/SillyTavern#2266, shikiw/OPERA#15: never answered without."""
     fields, param = WAITING[name]
     asking.refused(demo.chat(HI, **fields), param, "unsupported_parameter")
+
+
+TOOLS = {
+    # vllm-project/vllm#8088, langchain-ai/langchain#23814; models with tools: test_tool_calls.py
+    "P14-auto": {"tool_choice": "auto"},
+    "P14-default": {},
+    "P14-required": {"tool_choice": "required"},
+    "P14-named": {"tool_choice": {"type": "function", "function": {"name": "now"}}},
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_model_whose_template_has_no_tools_refuses_them(demo, name):
+    answer = demo.chat(HI, tools=[TOOL], **TOOLS[name])
+    asking.refused(answer, "tools", "unsupported_tools", says="template")
 
 
 OUT_OF_RANGE = {
