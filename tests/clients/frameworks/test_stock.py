@@ -1,6 +1,6 @@
-"""What agents' frameworks send, as they sent it once: answered in the form that each asks for.
+"""What agents' frameworks send, as they sent it once, and OpenAI's own client, which is here.
 
-``make test-frameworks`` runs the frameworks themselves; these requests need none of them.
+``make test-frameworks`` runs the frameworks themselves; this needs none of them.
 """
 
 import json
@@ -10,13 +10,21 @@ import httpx2
 import jsonschema
 import pytest
 
+from saccade_testing.frameworks import Framework
+
 REQUESTS = {
     f"{path.stem}-{number}": json.loads(line)
     for path in sorted(Path(__file__).parent.glob("requests/*.jsonl"))
     for number, line in enumerate(path.read_text().splitlines(), start=1)
 }
 
-pytestmark = pytest.mark.timeout(400)  # the first waits for a server
+pytestmark = pytest.mark.timeout(400)  # the first waits for a server and a whole program
+
+
+@pytest.mark.parametrize("case", Framework("openai").cases)
+def test_openai(told, model, case):
+    fault = told("openai", model)[case]
+    assert fault is None, fault
 
 
 def answered(url, body):
