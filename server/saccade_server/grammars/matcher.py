@@ -126,7 +126,7 @@ class Matcher:
         return self._matcher.is_error() and bool(_LIMITS.search(self._matcher.get_error()))
 
     def _renew(self) -> bool:
-        """Go on with a matcher of one's own, once: copies share states that others may have used."""
+        """Go on with a matcher of its own, once: copies share states that others may have used."""
         if self._renewed:
             return False
         self._renewed = True

@@ -17,6 +17,9 @@ SMALLEST: Final = 1e-6
 LARGEST_FACTOR: Final = 10_000
 """Of multipleOf without its decimal point: what is compiled has as many states."""
 
+LONGEST: Final = 10_000
+"""Characters that a text may have to have; those whose length counts have limits (limits.py)."""
+
 MOST_VALUES: Final = 50_000
 
 COUNTS: Final = frozenset(
@@ -32,6 +35,8 @@ def count(value: Any, name: str) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise GrammarError(f"{name} must be a whole number from 0 to 2147483647.")
+    if name == "minLength" and value > LONGEST:
+        raise GrammarError(f"minLength must be at most {LONGEST}.", code=TOO_LARGE)
     return value
 
 
