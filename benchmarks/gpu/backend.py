@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-from saccade_kernels import columns_reference, gradients, layers, reference, residual_tables, sinks
+from saccade_kernels import (
+    columns_reference,
+    distributions,
+    gradients,
+    layers,
+    reference,
+    residual_tables,
+    sinks,
+)
 from saccade_kernels.gpu import tiles
 
 
@@ -41,6 +49,16 @@ def edit_residual(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
     from saccade_kernels.gpu.residual import edit_residual as kernel
 
     return kernel(hidden, *arguments)
+
+
+def mask_rows(logits: torch.Tensor, *arguments: Any) -> None:
+    """``saccade_kernels.gpu.distributions.mask_rows``."""
+    if not uses_triton(logits.device):
+        distributions.mask_rows(logits, *arguments)
+        return
+    from saccade_kernels.gpu.distributions import mask_rows as kernel
+
+    kernel(logits, *arguments)
 
 
 def column_sums(query: torch.Tensor, *arguments: Any) -> torch.Tensor:

@@ -74,6 +74,7 @@ PARTS: tuple[Part, ...] = (
     _kernels("layers", "layer_sweep:run_layers", 10, 60),
     _kernels("sinks", "sink_sweep:run_sinks", 5, 60),
     _kernels("residuals", "residual_sweep:run_residuals", 8, 60),
+    _kernels("masks", "mask_sweep:run_masks", 5, 30),
     _kernels("saliency", "saliency_sweep:run_saliency", 15, 60),
     _kernels("per_head_classes", "per_head_sweep:run_per_head", 15, 60),
     _kernels("decode_peers", "decode_sweep:run_decode_peers", 10, 60),

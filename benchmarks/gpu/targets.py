@@ -39,6 +39,7 @@ CUDNN = "plain causal prefill at 4k and more, speed over SDPA cuDNN, heads {}"
 FEW = "prefill kernel with a mass edit on the question's rows, over plain, heads {}"
 ALL = "prefill kernel with a mass edit on all rows, over plain, heads {}"
 SALIENCY = "saliency of 5 candidates at 1k, one layer, speed over autograd through eager"
+MASKS = "grammars' masks of 32 rows of 152k tokens, over a copy of these logits"
 RESIDUALS = "one residual edit on each of 8k rows, share of copy bandwidth, width {}"
 SMALL_BANDWIDTH = "small kernels of a layer on 8k rows, share of copy bandwidth, width {}"
 SMALL_FASTER = "small kernels of a layer on one row, time over plain PyTorch, width {}"
@@ -137,6 +138,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     ),
     "decode": (*_heads(">=", 0.8, BANDWIDTH), *_heads("<=", 1.03, DECODE_EDITED, PROGRAMS)),
     "prefill": (*_heads(">=", 0.85, CUDNN), *_heads("<=", 1.02, FEW), *_heads("<=", 1.5, ALL)),
+    "masks": (Goal(MASKS, "x", "<=", 0.7),),
     "saliency": (Goal(SALIENCY, "x", ">=", 20.0),),
     "layers": (
         *(Goal(SMALL_BANDWIDTH.format(width), "of copy", ">=", 0.8) for width in WIDTHS),

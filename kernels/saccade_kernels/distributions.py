@@ -7,6 +7,7 @@ row and takes the others away.
 
 from __future__ import annotations
 
+from functools import cache
 from math import log
 
 import torch
@@ -99,8 +100,16 @@ def mask_rows(
         allowed: int32 [any, ceil(vocabulary / 32)]: token v is bit v % 32 of word v // 32.
         which: int64 [n], the row of ``allowed`` that holds each of ``rows``.
     """
-    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
-    banned = (allowed.index_select(0, which)[:, :, None] >> bits) & 1 == 0
+    octets = allowed.index_select(0, which).view(torch.uint8)
+    banned = _banned(logits.device).index_select(0, octets.flatten().int()).view(torch.bool)
     held = logits.index_select(0, rows)
-    held.masked_fill_(banned.flatten(1)[:, : logits.shape[-1]], float("-inf"))
+    banned = banned.view(len(rows), 8 * octets.shape[-1])
+    held.masked_fill_(banned[:, : logits.shape[-1]], float("-inf"))
     logits.index_copy_(0, rows, held)
+
+
+@cache
+def _banned(device: torch.device) -> torch.Tensor:
+    """Which bits of each octet are 0, the lowest first: int64 [256], eight flags in each."""
+    octets, bits = (torch.arange(count, device=device) for count in (256, 8))
+    return ((octets[:, None] >> bits) & 1 == 0).view(torch.int64).flatten()
