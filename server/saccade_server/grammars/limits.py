@@ -19,8 +19,8 @@ LIMITS: Final = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=100_000,  # of one mask: about 30 ms
     step_max_items=200_000,
-    # About 120 MB at most. A string whose length is bounded has 9 for each of its characters: one of
-    # 16 000 characters can be written.
+    # About 120 MB at most. A string whose length is bounded has 9 for each of its characters, so
+    # that one of 16 000 characters can be written.
     max_lexer_states=150_000,
     max_grammar_size=200_000,
     precompute_large_lexemes=False,
