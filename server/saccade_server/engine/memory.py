@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from saccade_kernels.batch import PAGE
 from saccade_server.engine.config import CPU_CACHE_TOKENS, EngineConfig
 from saccade_server.engine.runner import Runner
-from saccade_server.engine.warmup import dummy_step, dummy_trace
+from saccade_server.engine.warmup import allowing_all, dummy_step, dummy_trace
 from saccade_server.models.family import ServedModel
 
 ADVICE = (
@@ -96,7 +97,7 @@ def _measure(model: ServedModel, config: EngineConfig, max_model_len: int) -> in
     # As many tokens and draws as a step can have. The buffers of padded decodes are made too,
     # because they are needed; graphs are not, but what they compute has memory of its own.
     runner = Runner(model, config, max_model_len, pages * PAGE)
-    runner.launch(chunks).wait()
+    runner.launch(chunks, partial(allowing_all, runner)).wait()
     longest = min(config.max_batched_tokens, max_model_len)
     runner.launch(dummy_step([longest], trace=dummy_trace(runner.tables.shape))).wait()
     torch.cuda.synchronize(device)

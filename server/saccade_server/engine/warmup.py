@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence as Batch
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 from saccade_interventions.edits import HeadEdit, MassEdit, ScoreEdit, TagRun
 from saccade_interventions.phases import Phase
@@ -13,6 +15,8 @@ from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, ControlShape
 from saccade_kernels.residual import ResidualProgram
 from saccade_server.engine.chunk import Chunk
+from saccade_server.engine.grammar_state import GrammarState
+from saccade_server.engine.masks import Masks, bits_of
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.runner import Runner
 from saccade_server.engine.sequence import Sequence
@@ -28,7 +32,7 @@ ROW = 1
 def dummy_step(
     lengths: Batch[int], plan: Plan | None = None, trace: Trace | None = None
 ) -> list[Chunk]:
-    """Prompts of these lengths, in the first pages, drawn the costliest way."""
+    """Prompts of these lengths, in the first pages, drawn the costliest way, as grammars' are."""
     chunks: list[Chunk] = []
     free = 1
     for index, length in enumerate(lengths):
@@ -40,6 +44,7 @@ def dummy_step(
             trace=trace,
         )
         sequence = Sequence(request)
+        sequence.grammar = GrammarState(Future())
         if plan is not None:
             sequence.tag_row = ROW
             sequence.control_rows = dict.fromkeys(Phase, ROW) if plan.edits else {}
@@ -110,6 +115,12 @@ def dummy_residuals(layers: int) -> ResidualProgram:
     return program
 
 
+def allowing_all(runner: Runner, held: tuple[Sequence, ...]) -> Masks:
+    """Masks for these sequences that take nothing away."""
+    bits = bits_of(len(held), -(-runner.model.vocab_size // 32), runner.model.device)
+    return Masks({sequence: row for row, sequence in enumerate(held)}, bits.fill_(-1))
+
+
 def _last_token(chunk: Chunk) -> Chunk:
     chunk.sequence.computed = chunk.length - 1
     return Chunk.of(chunk.sequence, 1)
@@ -118,6 +129,6 @@ def _last_token(chunk: Chunk) -> Chunk:
 def _run(runner: Runner, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         runner.rules.admit(chunk.sequence)
-    runner.launch(chunks).wait()
+    runner.launch(chunks, partial(allowing_all, runner)).wait()
     for chunk in chunks:
         runner.forget(chunk.sequence)

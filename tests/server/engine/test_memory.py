@@ -16,6 +16,7 @@ from saccade_server.engine.memory import (
     tokens_in,
 )
 from saccade_server.engine.rules.head_sinks import HeadSinkHandler
+from saccade_server.engine.stages import StageVariant
 from saccade_server.engine.tables import DeviceTables
 from saccade_server.models.family import serve
 from saccade_testing import tiny
@@ -74,6 +75,17 @@ def test_key_classes_of_heads_are_part_of_what_is_measured() -> None:
     assert tables.tags.per_head.classes.shape == (3, 4, 4, 32)
     parts: Any = SimpleNamespace(tables=tables, device=torch.device("meta"))
     assert vars(HeadSinkHandler(parts))["tables"].sums.shape == (2 * 4 * 4 * 32,)
+
+
+def test_masks_are_part_of_what_is_measured() -> None:
+    """Buffers are made with the runner, and the largest variants of their stages are run."""
+    runner = core_with("llama", padded_decode=True, max_num_seqs=5)._runner
+    assert runner._decoder is not None
+    assert runner._decoder.outputs.allowed.shape == (6, 4)
+    largest = {v for v in runner._decoder.largest if isinstance(v, StageVariant)}
+    assert {("masks", 8), ("masked rows", 8)} <= largest
+    runner.rehearse()
+    assert (runner._decoder.outputs.allowed == -1).all()
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from saccade_kernels import ops
 from saccade_kernels.controls import Edit
 from saccade_server.engine.rules import saliency
 from saccade_server.engine.tables import count_classes
@@ -37,6 +38,9 @@ def test_steps_of_every_kind_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     judged: list[Any] = []
     judge = saliency.judge
+    masked: list[int] = []
+    mask = ops.mask_rows
+    monkeypatch.setattr(ops, "mask_rows", lambda *given: (masked.append(1), mask(*given))[1])
 
     def note_judged(model: Any, rows: Any, *rest: Any) -> Any:
         judged.append(len(rows.at))
@@ -55,6 +59,7 @@ def test_steps_of_every_kind_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     every_site = frozenset(range(3 * 4 + 1))
     assert edited == [None, None, every_site, None, *[every_site] * 3]
+    assert len(masked) == len(seen), "every step's draws are held by masks"
     assert judged == [2, 1, 2, 2, 2], "both chunks of edited steps, and the unedited one"
 
 
