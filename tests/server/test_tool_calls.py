@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -155,6 +157,32 @@ def test_calls_behind_reasoning(chat_folder: Any) -> None:
             assert choice["message"]["content"] is None
 
     serve(chat_folder("qwen3", "<think>", "<tool_call>"), check)
+
+
+def test_markers_that_are_special_tokens(chat_folder: Any, tmp_path: Path) -> None:
+    """As some models have them: without text elsewhere, and drawn as the single tokens they are."""
+    shutil.copytree(chat_folder("qwen3", "<tool_call>"), tmp_path, dirs_exist_ok=True)
+    for name, kept in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "")):
+        path = tmp_path / name
+        described = json.loads(path.read_text())
+        entries = described[kept] if kept else described.get("added_tokens_decoder", {}).values()
+        for entry in entries:
+            entry["special"] |= "tool_call" in entry["content"]
+        path.write_text(json.dumps(described))
+    strict = [
+        {"type": "function", "function": tool["function"] | {"strict": True}} for tool in TOOLS
+    ]
+
+    async def check(client: httpx2.AsyncClient) -> None:
+        for fields in ({"tool_choice": "required"}, {"tools": strict}, {}):
+            choice = await ask(client, logprobs=True, **fields)
+            drawn = [entry["token"] for entry in choice["logprobs"]["content"]]
+            assert drawn[0] == "<tool_call>"
+            if fields:
+                assert {name for name, _ in called(choice)} <= {"now", "get_weather"}
+                assert "tool_call" not in (choice["message"]["content"] or "")
+
+    serve(str(tmp_path), check)
 
 
 @pytest.mark.parametrize("style", CHAT_STYLES)

@@ -77,4 +77,4 @@ def _vocabulary(model: ServedModel, prompts: PromptProcessor | None) -> Vocabula
     if prompts is None or not ends:
         return None
     size = model.vocab_size
-    return Vocabulary.of(token_bytes(prompts, size), prompts.special_token_ids, ends, size)
+    return Vocabulary.of(token_bytes(prompts, size), prompts.textless_token_ids, ends, size)

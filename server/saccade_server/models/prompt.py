@@ -143,6 +143,11 @@ class PromptProcessor:
         found = {self.special_token(text): text for text in named}
         return {token: text for token, text in found.items() if token is not None}
 
+    @cached_property
+    def textless_token_ids(self) -> frozenset[int]:
+        """Special tokens but those around calls of tools, which are written as any text is."""
+        return self.special_token_ids - self.tool_tokens.keys()
+
     @property
     def template_variables(self) -> tuple[str, ...]:
         """The variables of the chat template that a request may set."""

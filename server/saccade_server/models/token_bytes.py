@@ -6,6 +6,6 @@ from saccade_server.models.prompt import PromptProcessor
 
 
 def token_bytes(prompts: PromptProcessor, size: int) -> list[bytes]:
-    """Of the tokens from 0 to ``size``; none for ids that are no token, and for special ones."""
-    special = prompts.special_token_ids
+    """Of the tokens from 0 to ``size``; none for ids that are no token or no text."""
+    special = prompts.textless_token_ids
     return [b"" if token in special else prompts.token_text(token)[1] for token in range(size)]
