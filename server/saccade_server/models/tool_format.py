@@ -139,7 +139,8 @@ def find_format(
         ]
         called = {"role": "assistant", "content": content(""), "tool_calls": calls}
         said = {"role": "assistant", "content": content(SAID)}
-        return _difference(show([user, called], [TOOL]), show([user, said], [TOOL]))
+        # White space in front is what would stand behind a text, even an empty one.
+        return _difference(show([user, called], [TOOL]), show([user, said], [TOOL])).lstrip()
 
     try:
         one = turn(NAME)

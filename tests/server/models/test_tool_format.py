@@ -103,6 +103,21 @@ def test_a_template_with_items_is_tried_with_items() -> None:
     assert found(source, items=True) == found(chat_templates.QWEN3)
 
 
+def test_reasoning_that_a_template_writes_is_no_part_of_a_call() -> None:
+    """As Qwen3's, which writes an empty thought into the last turn."""
+    thinks = "{{ '<think>\\n\\n</think>\\n\\n' if loop.last }}{{ content }}"
+    source = chat_templates.QWEN3.replace("{{ content }}", thinks)
+    assert source != chat_templates.QWEN3
+    assert found(source) == found(chat_templates.QWEN3)
+
+
+def test_a_line_end_behind_an_empty_text_is_no_part_of_a_call() -> None:
+    """As in Qwen3-VL's, where a message without a text has a list of one that is empty."""
+    source = chat_templates.QWEN3.replace("'\n' if content or not loop.first", "'\n'")
+    assert source != chat_templates.QWEN3
+    assert found(source) == found(chat_templates.QWEN3)
+
+
 def test_templates_without_tools_are_refused_with_the_reason() -> None:
     for source in (templates.ALTERNATING, templates.TOOLS, "{% if %}"):
         assert refused(source) == "its chat template does not write tools into a prompt"
