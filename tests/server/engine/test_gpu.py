@@ -22,7 +22,7 @@ from saccade_server.engine.local import LocalEngine
 from saccade_server.engine.wants import Search
 from saccade_server.models.family import serve
 from saccade_server.models.residual import Reach
-from saccade_testing import tiny
+from saccade_testing import held, tiny
 from saccade_testing.engine import core_with, make_request, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -35,7 +35,8 @@ def core_on_gpu() -> Callable[..., EngineCore]:
     def make(family: str = "llama", **config: Any) -> EngineCore:
         model = serve(tiny.build(family, dtype=torch.float32).to("cuda"))
         settings = {"max_num_seqs": 16, "cache_tokens": 8192, "device": "cuda", **config}
-        return EngineCore(model, EngineConfig(model=family, **settings))
+        made = EngineConfig(model=family, **settings)
+        return EngineCore(model, made, vocabulary=held.vocabulary())
 
     return make
 
@@ -71,6 +72,8 @@ def workload(family: str, images: int = 1) -> list[Any]:
             chosen = plan(prompt, 0.5 + index) if number % 2 else None
             stops = {"stop_token_ids": tuple(range(10, 97, 9)), **sampling}
             made.append(make_request(prompt, f"{index}-{number}", chosen, 20, **stops))
+            request = make_request(prompt, f"{index}-{number}-held", chosen, 20, **sampling)
+            made.append(held.held(request, r"(ab|12|[c-h]{2}|true){2,4}\.[0-9]{2}"))
     return made
 
 
@@ -96,7 +99,8 @@ def test_graphs_eager_and_the_cpu_agree(family: str, core_on_gpu: Any) -> None:
     apart = run(core_on_gpu(family, overlap=False), requests)
     assert tokens_of(found) == tokens_of(eager)
     assert tokens_of(found) == tokens_of(apart)
-    assert tokens_of(found) == tokens_of(run(core_with(family), requests))
+    on_the_host = core_with(family, held.vocabulary())
+    assert tokens_of(found) == tokens_of(run(on_the_host, requests))
     assert captured.stats().cache_usage == 0
 
 

@@ -50,14 +50,16 @@ def asking(prompt: Any, entries: Any, name: str, **sampling: Any) -> GenerateReq
     return ask(prompt, methods, name, **known, **sampling)
 
 
+@pytest.mark.parametrize("way", ["ordinary", "as-on-a-gpu"])
 @pytest.mark.parametrize("name", EDITS)
-def test_the_mask_comes_behind_the_edits(name: str, make_core: Any) -> None:
+def test_the_mask_comes_behind_the_edits(name: str, way: str) -> None:
     """The same answer forced, without a grammar, tells the distributions that it came from.
 
     Of plain neighbours and of others with the method each gets what it gets by itself.
     """
     prompt = tiny.prompt("llava", images=1, seed=1, text=14)
     entries, others = [EDITS[name]], {"temperature": 1.1, "seed": 3, "logprobs": 1}
+    make_core = partial(core_with, vocabulary=held.vocabulary(), **WAYS[way])
     core = make_core("llava")
     holding = asking(prompt, entries, "held", max_tokens=MOST, **SAMPLED)
     free = [
