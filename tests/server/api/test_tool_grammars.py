@@ -197,7 +197,7 @@ def test_a_structured_answer_or_calls(server: Server) -> None:
     [
         ({"type": "strange"}, ".type"),
         ({"type": "integer", "minimum": 5, "maximum": 1}, ".minimum"),
-        ({"type": "object", "properties": {"y": False}, "required": ["y"]}, ".properties.y"),
+        ({"type": "object", "properties": {"y": False}, "required": ["y"]}, ".required"),
     ],
 )
 def test_schemas_that_no_arguments_follow(
@@ -219,7 +219,7 @@ def test_a_structured_answer_that_cannot_be_had(server: Server) -> None:
     response = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     error = server.chat(tools=[A], response_format=response).json()["error"]
     assert error["code"] == "invalid_grammar"
-    assert error["param"] == "response_format.json_schema.schema.properties.x"
+    assert error["param"] == "response_format.json_schema.schema.required"
 
 
 def test_what_no_grammar_holds_is_refused_where_it_must_be_held(server: Server) -> None:
