@@ -1,9 +1,9 @@
 """Draw the next token of every sequence of a step, each by its own parameters and its own seed.
 
-The draw at output position t of a request with seed s uses number t of a counter-based
-generator keyed by s, so it depends on nothing else in the batch, and a preempted sequence goes on
-as it would have. Order of operations, as in vLLM: logit bias, penalties, ends held back by
-min_tokens, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the distribution
+The draw at output position t of a request with seed s uses number t of a counter-based generator
+keyed by s, so it depends on nothing else in the batch, and a preempted sequence goes on as it would
+have. Order of operations, as in vLLM: logit bias, penalties, ends held back by min_tokens, masks of
+grammars, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the distribution
 before all of it: the model's own, or what a plan's rule made of it (see contrast.py).
 
 Everything is queued on the device and nothing is read there: the host knows seeds and positions,

@@ -12,8 +12,9 @@ acts as it does without contrast, and what is added counts own - other times, wh
 and PAI. An early layer is no view but what the final one is measured against: its logits, and its
 choice, stay the model's own, and what is added to p counts once there too. The cutoff goes by the
 changed p: a forced token cannot be excluded, a banned one comes back in no row, and an end that is
-held back leaves the likeliest of the others. (VCD's and DoLa's code apply them to d behind the
-cutoff, PAI's to p alone: they act there, but cannot force what the cutoff excludes.)
+held back leaves the likeliest of the others. What a grammar does not allow is banned in this sense.
+(VCD's and DoLa's code apply them to d behind the cutoff, PAI's to p alone: they act there, but
+cannot force what the cutoff excludes.)
 """
 
 from __future__ import annotations
