@@ -38,6 +38,7 @@ MESSAGES: tuple[tuple[str, str], ...] = (
     (r"^Only user messages may hold images|the prompt has none\.?$", BESIDE),
     (r"is required|has at least one part|only assistants call tools|is for messages\.$", BESIDE),
     (r"both say what|says how JSON is|^With ignore_eos|with max_\w+ 0 there|bytes at most", BESIDE),
+    (r"^tool_choice needs tools|has the name .* already\.$", BESIDE),
     (r"^stream_options needs|^top_logprobs needs|^With max_\w+ 0 nothing", BESIDE),
     (r"name either|disagree; give one|is given twice|names the \w+ already", BESIDE),
     (r"name the heads|name an artifact|name something|name what|needs low or high", BESIDE),
