@@ -18,6 +18,7 @@ from saccade_server.api.access.keys import caller
 from saccade_server.api.errors import BadRequest, bounded
 from saccade_server.api.fair_threads import FairThreads
 from saccade_server.api.metrics.tally import RequestTally
+from saccade_server.grammars.checking import together
 from saccade_server.grammars.errors import GrammarError
 from saccade_server.grammars.grammar import Grammar, GrammarKind
 
@@ -106,7 +107,8 @@ class GrammarWork:
 
 def _made(asked: Asked) -> _Found:
     try:
-        return Grammar(asked.kind, asked.make())
+        with together():
+            return Grammar(asked.kind, asked.make())
     except GrammarError as error:
         param = asked.param + written(error.path)
         return BadRequest(error.message, code=error.code, param=param)

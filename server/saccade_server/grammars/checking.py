@@ -9,11 +9,17 @@ import signal
 import subprocess
 import sys
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from threading import Lock
 from typing import Final
 
-from saccade_server.grammars.limits import LONGEST_SOURCE
+from saccade_server.grammars.limits import (
+    CHECK_CPU_SECONDS,
+    LONGEST_SOURCE,
+    TOGETHER_CPU_SECONDS,
+)
 from saccade_server.grammars.telling import refusal
 from saccade_server.grammars.worker import EBNF, SOURCE
 
@@ -24,6 +30,9 @@ TOO_LONG: Final = "the grammar takes too long to compile"
 TOO_MUCH: Final = "the grammar takes too much memory to compile"
 
 HALF: Final = "the grammar has half of a surrogate pair"
+
+_LEFT: Final[ContextVar[float | None]] = ContextVar("cpu_seconds_left", default=None)
+"""CPU time that checks have left, where several share some."""
 
 _KNOWN_SOURCES: Final = 256
 _KNOWN_CHARACTERS: Final = 8 * 1024 * 1024
@@ -66,9 +75,11 @@ class _Worker:
                 process.stdin.flush()
                 answer = process.stdout.readline()
                 if answer.endswith("\n"):
-                    made, wrong = json.loads(answer)
+                    made, wrong, seconds = json.loads(answer)
+                    _spend(seconds)
                     return made, wrong
             ended = self._ended()
+            _spend(CHECK_CPU_SECONDS)
             if ended in (-signal.SIGPROF, -signal.SIGALRM):
                 return None, TOO_LONG
             if ended in (-signal.SIGABRT, -signal.SIGSEGV):
@@ -107,6 +118,27 @@ _WORKER: Final = _Worker()
 atexit.register(_WORKER.close)
 
 
+@contextmanager
+def together(seconds: float = TOGETHER_CPU_SECONDS) -> Iterator[None]:
+    """The checks inside take so much CPU time at most; what comes behind it takes too long."""
+    before = _LEFT.set(seconds)
+    try:
+        yield
+    finally:
+        _LEFT.reset(before)
+
+
+def _spend(seconds: float) -> None:
+    left = _LEFT.get()
+    if left is not None:
+        _LEFT.set(left - seconds)
+
+
+def _exhausted() -> bool:
+    left = _LEFT.get()
+    return left is not None and left <= 0
+
+
 def check(source: str) -> None:
     """Raise GrammarError for a source that is no grammar, or one beyond the limits.
 
@@ -129,7 +161,9 @@ def wrong_with(source: str) -> str | None:
     """What is wrong with a source, in the words that it was found in; None: nothing."""
     if len(source) > LONGEST_SOURCE:
         return f"the grammar is longer than {LONGEST_SOURCE} characters"
-    return HALF if _halved(source) else _WORKER.wrong(source)
+    if _halved(source):
+        return HALF
+    return TOO_LONG if _exhausted() else _WORKER.wrong(source)
 
 
 def _halved(text: str) -> bool:

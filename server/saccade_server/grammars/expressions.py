@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from saccade_server.grammars.checking import check
-from saccade_server.grammars.errors import TOO_LARGE, GrammarError
+from saccade_server.grammars.errors import TOO_LARGE, UNSUPPORTED, GrammarError
 from saccade_server.grammars.source import HEADER, quoted, slashed
 
 MOST_CHOICES: Final = 10_000
+_VERBOSE: Final = re.compile(r"(?:^|[^\\])(?:\\\\)*\(\?[a-zA-Z]*x")
+"""Begins an expression of several lines with comments."""
 
 
 def of_regex(expression: str) -> str:
@@ -19,6 +22,9 @@ def of_regex(expression: str) -> str:
     """
     if not expression:
         raise GrammarError("The regular expression is empty.")
+    if "\n" in expression and _VERBOSE.search(expression):
+        message = "The flag x is supported for a regular expression of one line only."
+        raise GrammarError(message, code=UNSUPPORTED)
     source = f"{HEADER}start: {slashed(expression)}\n"
     check(source)
     return source

@@ -30,8 +30,11 @@ LIMITS: Final = LLParserLimits(
 CHECK_CPU_SECONDS: Final = 1.0
 """Of one check, in the process that checks."""
 
+TOGETHER_CPU_SECONDS: Final = 4.0
+"""Of all checks that one request needs: a list of tools or tags has one for each of them."""
+
 CHECK_SECONDS: Final = 10.0
-"""The same on the clock: a machine that is busy with other things does not refuse grammars."""
+"""Of one check on the clock: a machine that is busy with other things does not refuse grammars."""
 
 CHECK_BYTES: Final = 1 << 29
 """Address space of one check, beside what the libraries of its process have taken."""

@@ -2,7 +2,7 @@ r"""Regular expressions of JSON schemas, which are JavaScript's, as llguidance r
 
 Both mean the same by most of what is written. What is read differently is rewritten here so that a
 text which matches does so for everybody (the dot, which in JavaScript is none of four line ends,
-and white space), or refused.
+white space, digits and letters of words), or refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ _SPACES: Final = r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000
 """White space to everybody."""
 _MAYBE_SPACES: Final = _SPACES + r"\x1c-\x1f\x85\ufeff"
 """What some take for white space, Python and Rust among them."""
+_CLASSES: Final = {
+    "s": (_SPACES, _MAYBE_SPACES),
+    "d": ("0-9", r"\p{Nd}"),
+    "w": ("0-9A-Za-z_", r"\p{L}\p{M}\p{N}\p{Pc}\p{Alphabetic}\u200c\u200d"),
+}
+"""Letter of a class -> what is in it to everybody, what is to some."""
 _LINE_ENDS: Final = r"\n\r\u2028\u2029"
 _SET_OPERATORS: Final = ("&&", "--", "~~")
 
@@ -39,8 +45,7 @@ def rewritten(pattern: str) -> str:
                     "regular expressions differ in what they mean by them.",
                     code=UNSUPPORTED,
                 )
-            spaces = _MAYBE_SPACES if negated else _SPACES
-            out.append(spaces if piece == r"\s" else _outside(piece))
+            out.append(_inside(piece, negated))
             inside = piece != "]"
         elif piece == "[":
             inside = True
@@ -53,4 +58,16 @@ def rewritten(pattern: str) -> str:
 
 
 def _outside(piece: str) -> str:
-    return {r"\s": f"[{_SPACES}]", r"\S": f"[^{_MAYBE_SPACES}]"}.get(piece, piece)
+    within = _inside(piece, False)
+    return f"[{within}]" if piece[1:] in _CLASSES else within
+
+
+def _inside(piece: str, negated: bool) -> str:
+    """A class as brackets have it, in which nothing is that belongs to it for some readers only."""
+    letter = piece[1:]
+    narrow, wide = _CLASSES.get(letter.lower(), ("", ""))
+    if not narrow or piece[0] != "\\":
+        return piece
+    if letter.islower():
+        return wide if negated else narrow
+    return f"[^{narrow if negated else wide}]"

@@ -12,13 +12,15 @@ llguidance: the model keeps choosing how it spells it, and no tokenizer is neede
 
 def quoted(text: str) -> str:
     """A literal of exactly this text; empty for no text."""
-    return json.dumps(text, ensure_ascii=False) if text else ""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") if text else ""
 
 
 def slashed(expression: str) -> str:
-    """A regular expression between slashes, its own slashes escaped."""
+    """A regular expression between slashes, its own slashes and line ends escaped."""
+    letters = {"/": "/", "\n": "n"}
     out, escaped = [], False
     for character in expression:
-        out.append("\\/" if character == "/" and not escaped else character)
+        letter = letters.get(character)
+        out.append(character if letter is None else letter if escaped else "\\" + letter)
         escaped = character == "\\" and not escaped
-    return "/" + "".join(out).replace("\n", "\\n") + "/"
+    return "/" + "".join(out) + "/"

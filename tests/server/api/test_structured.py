@@ -252,10 +252,13 @@ def test_what_draws_nothing_has_no_such_fields(server: Server, path: str) -> Non
     assert answer.json()["error"]["param"] == "structured_outputs"
 
 
-def test_tokenize_names_it_as_ignored(server: Server) -> None:
-    body = {
-        "messages": [{"role": "user", "content": "a"}],
-        "response_format": {"type": "json_object"},
-    }
-    answer = server.http.post("/tokenize", json=body)
-    assert answer.headers["x-saccade-ignored-fields"] == "response_format"
+FORMS_OF_ALL = ("response_format", "structured_outputs", "guided_json", "structural_tag")
+
+
+@pytest.mark.parametrize("name", FORMS_OF_ALL)
+@pytest.mark.parametrize(
+    "given", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}]
+)
+def test_tokenize_names_it_as_ignored(server: Server, name: str, given: dict[str, Any]) -> None:
+    answer = server.http.post("/tokenize", json=given | {name: {"type": "json_object"}})
+    assert answer.headers["x-saccade-ignored-fields"] == name

@@ -10,6 +10,7 @@ from saccade_server.api.metrics import names
 from saccade_testing.api.server import Server
 from saccade_testing.api.structured import NEWER, SCHEMA, TAGS, outputs, schema_format
 
+HI = {"role": "user", "content": "Hi"}
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "two": (
         {"response_format": {"type": "json_object"}, **outputs(regex="a")},
@@ -129,3 +130,60 @@ def test_what_is_too_large_is_refused_unread(server: Server, fields: dict[str, A
     before = sum(checks.counts)
     assert server.chat(**fields).status_code == 400
     assert sum(checks.counts) == before
+
+
+NEARLY = {
+    "response_formats": "response_format",
+    "respons_format": "response_format",
+    "Response-Format": "response_format",
+    "responseFormat": "response_format",
+    "response_schema": "response_format",
+    "structured_output": "structured_outputs",
+    "json_mode": "response_format",
+    "format": "response_format",
+    "nvext": "response_format",
+    "tool": "tools",
+    "toolChoice": "tool_choice",
+    "tool-choise": "tool_choice",
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_was_probably_meant_is_refused(server: Server, name: str, path: str) -> None:
+    """The answer would come back as if nothing had been asked of it."""
+    body = {"prompt": "a"} if path == "/v1/completions" else {"messages": [HI]}
+    error = server.http.post(path, json=body | {name: {"type": "object"}}).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", name)
+    assert f'"{NEARLY[name]}"' in error["message"]
+    assert not server.engine.requests
+    for nothing in (None, False, {}, [], ""):
+        assert server.http.post(path, json=body | {name: nothing}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["response_id", "toolbox", "output", "future", "formatting"])
+def test_names_of_other_things_are_let_through(server: Server, name: str) -> None:
+    assert server.chat(**{name: "x"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (outputs(disable_any_whitespace=True), "structured_outputs.disable_any_whitespace"),
+        (outputs(whitespace_pattern="\n"), "structured_outputs.whitespace_pattern"),
+        ({"guided_whitespace_pattern": "\n"}, "guided_whitespace_pattern"),
+        (
+            outputs(disable_additional_properties=True),
+            "structured_outputs.disable_additional_properties",
+        ),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_how_json_is_written_is_not_lost_beside_tools(
+    server: Server, fields: dict[str, Any], param: str, choice: str
+) -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    asked = {"tools": tools, "response_format": schema_format(SCHEMA), **fields}
+    error = server.chat(**asked, tool_choice=choice).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", param)
+    assert server.chat(**asked, tool_choice="none").status_code == 200

@@ -222,6 +222,30 @@ def test_a_dot_is_none_of_four_line_ends():
     assert not any(has(source, r'"\n"', r'"\r"', '"\u2028"', '"\u2029"', '""', '"ab"'))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        (r"^\d$", "07", "a\u0664\u0e53"),
+        (r"^[\d]$", "07", "a\u0664"),
+        (r"^\w$", "aZ0_", "-\u00e9\u0664"),
+        (r"^[\w-]$", "aZ0_-", "\u00e9"),
+        (r"^\D$", "a-\u00e9", "0\u0664"),
+        (r"^\W$", "- ", "a0_\u00e9"),
+        (r"^[^\d]$", "a\u00e9", "0\u0664"),
+        (r"^[^\w]$", "- ", "a\u00e9"),
+        (r"^[^\D]$", "07", "a\u0664"),
+        (r"^[^\S]$", " \u2003", "a\u0085\ufeff"),
+        (r"^[\D]$", "a\u00e9", "0\u0664"),
+        (r"^\\d$", (), "0"),
+    ],
+)
+def test_what_a_class_has_in_it_to_some_readers_only_does_not_match(pattern, inside, outside):
+    """JavaScript's digits are ten, Python's are those of all scripts; an answer is both's."""
+    source = of_schema({"type": "string", "pattern": pattern})
+    assert all(has(source, *(json.dumps(text, ensure_ascii=False) for text in inside)))
+    assert not any(has(source, *(json.dumps(text, ensure_ascii=False) for text in outside)))
+
+
 class Colour(StrEnum):
     RED = "red"
     GREEN = "green"

@@ -9,7 +9,7 @@ import pytest
 from llguidance import LLParserLimits
 
 from saccade_server.grammars import checking, trial
-from saccade_server.grammars.checking import check, wrong_with
+from saccade_server.grammars.checking import check, together, wrong_with
 from saccade_server.grammars.compiling import Compiler, Prototype
 from saccade_server.grammars.errors import TOO_LARGE, GrammarError, GrammarFailed
 from saccade_server.grammars.expressions import of_choices, of_regex
@@ -73,6 +73,37 @@ def test_what_is_known_is_not_tried_again(monkeypatch):
     assert wrong_with(source) is None
     monkeypatch.setattr(checking._WORKER, "_asked", None)
     assert wrong_with(source) is None
+
+
+def test_many_checks_have_one_budget():
+    """A list of tools has a schema each; what one request may take is not that many times more."""
+    done: list[object] = []
+
+    def go_through_all():
+        for n in range(40):
+            done.append(of_schema({"type": "integer", "multipleOf": 9973 - 2 * n}))
+
+    with together(1e-6), pytest.raises(GrammarError, match="too long to compile") as caught:
+        go_through_all()
+    assert (len(done), caught.value.code) == (1, TOO_LARGE)
+    with together(60.0):
+        go_through_all()  # nothing of before is remembered as slow
+    assert len(done) == 41
+    of_schema({"type": "integer", "multipleOf": 9001})  # and behind it there is no limit
+
+
+def test_a_check_that_is_broken_off_is_paid_too():
+    with together(1.5), pytest.raises(GrammarError):
+        of_schema(PATTERNS)
+    slower = {"allOf": [{"type": "string", "pattern": f"b{n}"} for n in range(30)]}
+    began = time.monotonic()
+    with together(0.5):
+        for schema in (PATTERNS | {"title": "again"}, slower, slower | {"minLength": 1}):
+            with pytest.raises(GrammarError):
+                of_schema(schema)
+        assert checking._exhausted()
+    assert not checking._exhausted()
+    assert time.monotonic() - began < 20
 
 
 def test_a_place_where_nothing_follows_is_found():

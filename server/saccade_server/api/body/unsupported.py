@@ -3,8 +3,8 @@
 Unknown fields are accepted and named in a header (:mod:`~saccade_server.api.body.noeffect`), as
 OpenAI SDKs send new ones all the time, with two exceptions: features that change the answer and
 that this server lacks, unless they are set to what it does anyway; and names that look like a
-misspelt ``interventions``, ``trace`` or ``detectors``, for which the answer would come back
-without.
+misspelt ``interventions``, ``trace``, ``detectors``, ``response_format``, ``structured_outputs``
+or ``tools``, for which the answer would come back without.
 """
 
 from __future__ import annotations
@@ -68,12 +68,45 @@ TRACES = frozenset(
 """Names that were probably meant to be ``trace``."""
 DETECTORS = frozenset({"detect", "detection", "detections", "detector", "detector_options"})
 """Names that were probably meant to be ``detectors``."""
+FORMS = frozenset(
+    {
+        "choice",
+        "choices",
+        "format",
+        "guided",
+        "json_mode",
+        "json_object",
+        "nvext",
+        "output_format",
+        "output_schema",
+        "response_model",
+        "response_schema",
+        "responseformat",
+        "schema",
+        "structured",
+        "structuredoutputs",
+        "text_format",
+    }
+)
+"""Names that were probably meant to say what the answer must be."""
+CALLS = frozenset(
+    {"allowed_tools", "function", "tool", "tool_config", "toolchoice", "toolconfig", "tools_choice"}
+)
+"""Names that were probably meant to offer tools."""
+MEANT_OF_ANSWERS = {
+    FORMS: 'what the answer must be is given as the top-level field "response_format" or '
+    '"structured_outputs".',
+    CALLS: 'tools are given as the top-level fields "tools" and "tool_choice".',
+}
+RESEMBLED = {"response_format": FORMS, "structured_outputs": FORMS, "tool_choice": CALLS}
 MEANT = {
     TRACES: 'what is to be recorded is given as the top-level field "trace", an object of kinds.',
     DETECTORS: 'detectors are given as the top-level field "detectors", a list of objects with a '
     '"name".',
 }
 CLOSE_ENOUGH = 0.75
+CLOSER = 0.85
+"""For names that have words of many others in them."""
 MOST_UNKNOWN = 100
 
 
@@ -86,6 +119,9 @@ def refuse_unsupported(
     """
     _refuse_many(extra)
     refuse_near_misses(name for name, value in extra.items() if value not in (None, {}))
+    for name, value in extra.items():
+        if value not in NOTHING and name not in known:
+            _refuse_meant(name, MEANT_OF_ANSWERS, _resembled(name))
     for name, value in extra.items():
         harmless = () if name.startswith(GUIDED) else known.get(name)
         if name in UNCALLED and extra.get(UNCALLED[name]) == "none":
@@ -105,16 +141,14 @@ def refuse_unsupported(
 def named_as_known(extra: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> set[str]:
     """Fields of ``extra`` that the server knows and that ask for nothing: no answer names them."""
     offered = {name for name in UNCALLED if extra.get(name)}
-    return {name for name in extra if name in known or name.startswith(GUIDED)} - offered
+    empty = {name for name in extra if name.startswith(GUIDED) and extra[name] in NOTHING}
+    return {name for name in extra if name in known} - offered | empty
 
 
 def refuse_near_misses(names: Iterable[str]) -> None:
     """Refuse names that were probably meant to be ``interventions``, ``trace`` or ``detectors``."""
     for name in names:
-        for others, said in MEANT.items():
-            if _plain(name) in others:
-                message = f"Unknown field {brief(name)}: {said}"
-                raise BadRequest(message, code="unknown_field", param=bounded(name, 64))
+        _refuse_meant(name, MEANT)
         if _another_name(name) or _resembles(name):
             raise BadRequest(
                 f"Unknown field {brief(name)}: interventions are given as the top-level "
@@ -122,6 +156,15 @@ def refuse_near_misses(names: Iterable[str]) -> None:
                 code="intervention_unknown_field",
                 param=bounded(name, 64),
             )
+
+
+def _refuse_meant(
+    name: str, meant: Mapping[frozenset[str], str], resembled: frozenset[str] | None = None
+) -> None:
+    for others, said in meant.items():
+        if _plain(name) in others or others is resembled:
+            message = f"Unknown field {brief(name)}: {said}"
+            raise BadRequest(message, code="unknown_field", param=bounded(name, 64))
 
 
 def refuse_misplaced(value: Mapping[str, Any]) -> None:
@@ -172,12 +215,21 @@ def _another_name(name: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _resembles(name: str) -> bool:
-    if "intervention" in name.lower():
-        return True
-    match = difflib.SequenceMatcher(None, _plain(name), "interventions")
+    return "intervention" in name.lower() or _alike(name, "interventions", CLOSE_ENOUGH)
+
+
+@lru_cache(maxsize=1024)
+def _resembled(name: str) -> frozenset[str] | None:
+    """What a name was probably meant to be, by how it is spelled."""
+    found = (others for known, others in RESEMBLED.items() if _alike(name, known, CLOSER))
+    return next(found, None)
+
+
+def _alike(name: str, known: str, least: float) -> bool:
+    match = difflib.SequenceMatcher(None, _plain(name), known)
     # The first two are bounds from above, and cheap.
     ratios = (match.real_quick_ratio, match.quick_ratio, match.ratio)
-    return all(ratio() > CLOSE_ENOUGH for ratio in ratios)
+    return all(ratio() > least for ratio in ratios)
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:

@@ -19,6 +19,7 @@ from saccade_server.api.body.schemas import ChatRequest
 from saccade_server.api.body.structured import ObjectResponse, SchemaResponse
 from saccade_server.api.errors import BadRequest
 from saccade_server.api.grammar_work import Asked, written
+from saccade_server.api.structured import Writing
 from saccade_server.api.tools.offer import Offer, offer_of, schema_of
 from saccade_server.api.tools.reader import ToolReader
 from saccade_server.grammars.errors import INVALID, GrammarError
@@ -138,6 +139,9 @@ def calls_of(prompts: PromptProcessor, body: ChatRequest, asked: Asked | None) -
             "fields only response_format of type json_schema or json_object goes with tools."
         )
         raise BadRequest(message, param=asked.field)
+    for name in Writing.of(body).fields:
+        message = f"{name} is not possible beside tools: calls are written as the model has them."
+        raise BadRequest(message, param=name)
     parallel = body.parallel_tool_calls is not False
     return Calls(offer, prompts.tool_format, parallel, instead, prompts.tool_tokens)
 
