@@ -187,7 +187,7 @@ class EngineCore:
 
         def masks(held: tuple[Sequence, ...]) -> Masks:
             found = () if before is None else before.wait()
-            return self._grammars.masks(held, found, self._ends)
+            return self._grammars.masks(held, found)
 
         try:
             flight = self._runner.launch(chunks, masks)
@@ -238,8 +238,8 @@ class EngineCore:
 
     def _accept(self, sequence: Sequence, drawn: Sample) -> EngineOutput:
         """Append a token, and end the sequence if it was the last one."""
-        stop = None if sequence.grammar is None else sequence.grammar.stops(sequence.generated)
-        if stop is not None:
+        grammar = sequence.grammar
+        if grammar is not None and (stop := grammar.stops(sequence.generated)) is not None:
             return self._stop(sequence, stop)
         request, token = sequence.request, drawn.token
         sampling, moments = request.sampling, sequence.moments
@@ -257,9 +257,11 @@ class EngineCore:
         if sequence.plan is not None:
             self._runner.rules.accepted(sequence)
         self._generated_tokens += 1
-        ended = self._ends(sequence, token)
-        if sequence.grammar is not None and sequence.grammar.known < sequence.generated:
-            self._grammars.tell(sequence, token, ended)
+        ended = token in sampling.stop_token_ids or (
+            token in self.info.eos_token_ids and (grammar is not None or not sampling.ignore_eos)
+        )
+        if grammar is not None and grammar.known < sequence.generated:
+            self._grammars.tell(sequence, token)
         reason = FinishReason.STOP if ended else None
         if reason is None and sequence.generated >= sampling.max_tokens:
             reason = FinishReason.LENGTH
@@ -273,14 +275,6 @@ class EngineCore:
             cached_tokens=sequence.cached_tokens,
             trace=() if sequence.traced is None else sequence.traced.take(),
         )
-
-    def _ends(self, sequence: Sequence, token: int) -> bool:
-        """True if a token ends the answer of a sequence, whatever its length."""
-        sampling = sequence.request.sampling
-        if token in sampling.stop_token_ids:
-            return True
-        ignored = sampling.ignore_eos and sequence.grammar is None
-        return not ignored and token in self.info.eos_token_ids
 
     def _stop(self, sequence: Sequence, stop: GrammarStop) -> EngineOutput:
         """End a sequence whose grammar cannot go on."""

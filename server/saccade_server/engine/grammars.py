@@ -13,7 +13,7 @@ Nothing of a step is read before its draws are queued, so nothing ends between i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Batch
 from concurrent.futures import FIRST_COMPLETED, wait
 
@@ -29,9 +29,6 @@ from saccade_server.engine.sequence import Sequence
 from saccade_server.grammars.compiling import Compiler
 from saccade_server.grammars.errors import GrammarFailed
 from saccade_server.grammars.vocabulary import Vocabulary
-
-Ends = Callable[[Sequence, int], bool]
-"""Says whether a token ends the answer of a sequence."""
 
 WAIT_SECONDS = 0.002
 """How long an engine with nothing else to do waits for a grammar before it looks for commands."""
@@ -74,7 +71,9 @@ class Grammars:
 
     def settle(self) -> list[tuple[Sequence, GrammarStop]]:
         """Let sequences begin whose grammars are compiled; returns those whose grammars failed."""
-        failed = []
+        failed: list[tuple[Sequence, GrammarStop]] = []
+        if not self._compiling:
+            return failed
         for sequence in [s for s in self._compiling if _state(s).compiling.done()]:
             del self._compiling[sequence]
             try:
@@ -89,36 +88,35 @@ class Grammars:
             pending = [_state(sequence).compiling for sequence in self._compiling]
             wait(pending, timeout=seconds, return_when=FIRST_COMPLETED)
 
-    def masks(
-        self, held: Batch[Sequence], found: Iterable[tuple[Chunk, Sample | None]], ends: Ends
-    ) -> Masks:
+    def masks(self, held: Batch[Sequence], found: Iterable[tuple[Chunk, Sample | None]]) -> Masks:
         """The masks of a step's draws.
 
         Args:
             held: leaders that draw in it and have grammars, all of them running.
             found: what the step before has drawn, not yet added to its sequences.
-            ends: says whether a token ends the answer of a sequence.
         """
         drawn = {chunk.sequence: sample for chunk, sample in found if chunk.draws}
         for sequence in held:
             sample = drawn.get(sequence)
             if sample is not None:
-                self.tell(sequence, sample.token, ends(sequence, sample.token))
+                self.tell(sequence, sample.token)
         return self._fill(held)
 
-    def tell(self, sequence: Sequence, token: int, ends: bool) -> None:
+    def tell(self, sequence: Sequence, token: int) -> None:
         """Tell a sequence's matcher the token behind those that it knows."""
         state = _state(sequence)
         if state.stop is not None or state.ended:
             return
         assert state.matcher is not None
+        assert self._vocabulary is not None
         try:
             state.matcher.accept(token)
         except GrammarFailed as error:
             state.stop = GrammarStop(state.known, Failure.GRAMMAR_FAILED, str(error))
             return
         state.known += 1
-        state.ended = ends
+        stops = sequence.request.sampling.stop_token_ids
+        state.ended = token in stops or token in self._vocabulary.ends
 
     def _fill(self, held: Batch[Sequence]) -> Masks:
         assert self._vocabulary is not None
