@@ -242,3 +242,46 @@ def test_hostile_schemas_are_answered_soon(server: Server) -> None:
             answer = server.chat(tools=[tool("a", parameters=whole)], **fields)
             assert answer.status_code in statuses, answer.text
             assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("form", [HERMES, LLAMA, ARGUMENTS_FIRST], ids=["hermes", "llama", "first"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"x": {"type": "integer"}}, "required": ["x"]},
+        {"anyOf": [{"type": "string"}, {"required": ["x"]}]},
+        {"$ref": "#/$defs/x", "$defs": {"x": {"required": ["x"]}}},
+        {"required": ["x"]},
+    ],
+)
+@pytest.mark.parametrize("fields", [{"tool_choice": "required"}, {"tool_choice": named("a")}, {}])
+def test_arguments_are_an_object_also_where_their_schema_does_not_say_so(
+    server: Server, form: ToolFormat, parameters: Any, fields: Any
+) -> None:
+    """Otherwise an answer that must call may be one that nobody takes for a call."""
+    tools = [tool("a", strict=True, parameters=parameters)]
+    source = source_of(server, form, tools=tools, **fields)
+    assert allows(source, call("a", '{"x": 1}', form))
+    for text in ("true", '"x"', "3", "null", "[]", "{}"):
+        said = call("a", text, form)
+        assert not allows(source, said), said
+
+
+@pytest.mark.parametrize(
+    ("more", "inside", "param", "meant"),
+    [
+        ({"strict": True}, {}, "tools[0].strict", "function.strict"),
+        ({"parameters": ZONES}, {}, "tools[0].parameters", "function.parameters"),
+        ({}, {"params": ZONES}, "tools[0].function.params", "function.parameters"),
+        ({}, {"input_schema": ZONES}, "tools[0].function.input_schema", "function.parameters"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_not_lost(
+    server: Server, more: Any, inside: Any, param: str, meant: str
+) -> None:
+    offered = {"type": "function", "function": {"name": "a", **inside}, **more}
+    error = server.chat(tools=[offered]).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", param)
+    assert f"tools[0].{meant}" in error["message"]
+    nothing = {name: None for name in more} | {"function": {"name": "a"} | dict.fromkeys(inside)}
+    assert server.chat(tools=[{"type": "function", **nothing}]).status_code == 200

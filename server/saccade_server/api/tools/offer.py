@@ -19,6 +19,8 @@ from saccade_server.api.tools.fields import (
 )
 from saccade_server.models.prompt import PromptProcessor
 
+PARAMETERS = ("args", "arguments", "input_schema", "inputSchema", "parameter", "params", "schema")
+"""What others call the schema of a function's arguments."""
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -61,8 +63,10 @@ class Offer:
 
 
 def schema_of(function: FunctionTool) -> Mapping[str, Any]:
-    """The JSON schema of a function's arguments."""
-    return function.parameters or NO_PARAMETERS | {"additionalProperties": False}
+    """The JSON schema of a function's arguments: an object's, whether it says so or not."""
+    if not function.parameters:
+        return NO_PARAMETERS | {"additionalProperties": False}
+    return {"type": "object"} | function.parameters
 
 
 def offer_of(
@@ -103,10 +107,26 @@ def _check_tools(tools: Sequence[OfferedTool]) -> None:
         if first != at:
             message = f"tools[{first}] has the name {brief(name)} already."
             raise BadRequest(message, param=f"tools[{at}].function.name")
+        _check_place(tool, f"tools[{at}]")
         kind = (parameters or {}).get("type", "object")
         if kind != "object":
             message = 'Arguments are an object: a schema of them has the type "object", or none.'
             raise BadRequest(message, param=f"tools[{at}].function.parameters.type")
+
+
+def _check_place(tool: OfferedTool, path: str) -> None:
+    """Refuse what belongs elsewhere: beside a function, or under another name, it would be lost."""
+    function = f"{path}.function"
+    beside = {name: f"{function}.{name}" for name in FunctionTool.model_fields}
+    within = dict.fromkeys(PARAMETERS, f"{function}.parameters")
+    for given, where, meant in (
+        (tool.model_extra, path, beside),
+        (tool.function.model_extra, function, within),
+    ):
+        for name, value in (given or {}).items():
+            if name in meant and value is not None:
+                message = f"This is not read here; give {meant[name]}."
+                raise BadRequest(message, code="unknown_field", param=f"{where}.{name}")
 
 
 def _chosen(functions: Sequence[FunctionTool], choice: ToolChoice | None) -> tuple[int, ...]:
