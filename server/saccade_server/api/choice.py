@@ -183,7 +183,7 @@ class Choice:
         ended = self._delta(text, self._finish(output))
         if self.request.grammar is None:
             return ended
-        return msgspec.structs.replace(ended, structured_output=self._receipt(output.grammar))
+        return msgspec.structs.replace(ended, structured_output=self._receipt(output))
 
     def note_unread(self, news: object) -> None:
         """Count what the engine sent when nobody waited for it any more."""
@@ -238,17 +238,22 @@ class Choice:
         offsets = tuple(start for _, start, _ in ready)
         return msgspec.structs.replace(new, logprobs=logprobs, offsets=offsets)
 
-    def _receipt(self, count: GrammarCount | None) -> dict[str, Any] | None:
-        """What the grammar did; None if a sequence that is ended early has not told."""
-        grammar = self.request.grammar
+    def _receipt(self, output: EngineOutput) -> dict[str, Any] | None:
+        """What the grammar did; None if a sequence that is ended early has not told.
+
+        Behind a stop text the engine may have gone on, which is no part of the answer.
+        """
+        grammar, count = self.request.grammar, output.grammar
         if grammar is None or count is None:
             return None
+        if self.stopped:
+            count = GrammarCount.of(output.holds[: self.completion_tokens], complete=False)
         self.grammar = count
         return {
             "kind": grammar.kind,
             "constrained_tokens": count.constrained,
             "forced_tokens": count.forced,
-            "complete": count.complete and not self.stopped,
+            "complete": count.complete,
         }
 
     def _finish(self, output: EngineOutput) -> str:

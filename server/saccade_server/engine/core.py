@@ -309,6 +309,7 @@ class EngineCore:
             receipt=receipt,
             trace=() if sequence.traced is None else sequence.traced.take(last=True),
             grammar=None if sequence.grammar is None else sequence.grammar.count,
+            holds=b"" if sequence.grammar is None else sequence.grammar.holds,
             timing=timing_of(sequence),
             **news,  # type: ignore[arg-type]
         )

@@ -37,6 +37,11 @@ class GrammarState:
         """What it did up to here."""
         return GrammarCount() if self.matcher is None else self.matcher.count
 
+    @property
+    def holds(self) -> bytes:
+        """How it held each token up to here."""
+        return b"" if self.matcher is None else self.matcher.holds
+
     def stops(self, generated: int) -> GrammarStop | None:
         """Why nothing can be drawn behind so many tokens; None: something can."""
         return self.stop if self.stop is not None and self.stop.behind <= generated else None

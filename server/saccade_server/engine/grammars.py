@@ -103,20 +103,24 @@ class Grammars:
         return self._fill(held)
 
     def tell(self, sequence: Sequence, token: int) -> None:
-        """Tell a sequence's matcher the token behind those that it knows."""
+        """Tell a sequence's matcher the token behind those that it knows.
+
+        One that stops the answer is no part of it, and may come before the answer is whole.
+        """
         state = _state(sequence)
         if state.stop is not None or state.ended:
             return
         assert state.matcher is not None
         assert self._vocabulary is not None
+        ends = token in self._vocabulary.ends
+        state.ended = ends or token in sequence.request.sampling.stop_token_ids
         try:
-            state.matcher.accept(token)
+            if ends or not state.ended:
+                state.matcher.accept(token)
         except GrammarFailed as error:
             state.stop = GrammarStop(state.known, Failure.GRAMMAR_FAILED, str(error))
             return
         state.known += 1
-        stops = sequence.request.sampling.stop_token_ids
-        state.ended = token in stops or token in self._vocabulary.ends
 
     def _fill(self, held: Batch[Sequence]) -> Masks:
         assert self._vocabulary is not None

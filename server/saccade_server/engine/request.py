@@ -216,6 +216,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     receipt: Receipt | None = None  # on the last output of a sequence with a plan
     trace: tuple[TracePiece, ...] = ()  # what steps since the last output have read
     grammar: GrammarCount | None = None  # on the last output of a sequence with a grammar
+    holds: bytes = b""  # likewise: how it held each token, see Hold
     timing: Timing | None = None  # on the last output of a sequence that was queued
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -51,3 +51,16 @@ class GrammarCount(msgspec.Struct, frozen=True):
     constrained: int = 0
     forced: int = 0
     complete: bool = False
+
+    @classmethod
+    def of(cls, holds: bytes, complete: bool) -> GrammarCount:
+        """The count over tokens that it has held so, a byte of :class:`Hold` each."""
+        return cls(len(holds) - holds.count(Hold.FREE), holds.count(Hold.FORCED), complete)
+
+
+class Hold(IntEnum):
+    """How a grammar held one token of an answer."""
+
+    FREE = 0  # of reasoning, or an end
+    CONSTRAINED = 1
+    FORCED = 2

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from saccade_server.grammars.errors import GrammarFailed
-from saccade_server.grammars.grammar import GrammarCount, Thinking
+from saccade_server.grammars.grammar import GrammarCount, Hold, Thinking
 from saccade_server.grammars.limits import FIRST_MASK_SECONDS, MASK_SECONDS
 from saccade_server.grammars.vocabulary import Vocabulary
 
@@ -77,7 +77,7 @@ class Matcher:
             self._gate = _Gate.INSIDE if thinking.opens is None else _Gate.MAY_OPEN
         self._breaks = MOST_BREAKS
         self._allowed = 0
-        self._forced = 0
+        self._holds = bytearray()
         self._ended = False
 
     def fill(self, row: NDArray[np.int32]) -> int:
@@ -147,6 +147,7 @@ class Matcher:
 
         Raises GrammarFailed for a token that is not allowed.
         """
+        hold = Hold.FREE
         if self._gate is _Gate.INSIDE:
             if token in self._vocabulary.ends:
                 raise GrammarFailed(REFUSED)
@@ -154,18 +155,19 @@ class Matcher:
                 self._gate = _Gate.BEHIND
         elif token not in self._beside():
             self._gate = _Gate.GRAMMAR
-            self._accept_ruled(token)
+            hold = self._accept_ruled(token)
         elif self._gate is _Gate.MAY_OPEN:
             self._gate = _Gate.INSIDE
         else:
             self._breaks -= self._vocabulary.breaks[token]
+        self._holds.append(hold)
 
-    def _accept_ruled(self, token: int) -> None:
+    def _accept_ruled(self, token: int) -> Hold:
         if token in self._vocabulary.ends:
             if not self.complete:
                 raise GrammarFailed(REFUSED)
             self._ended = True
-            return
+            return Hold.FREE
         taken = not self._ended and self._matcher.consume_token(token)
         if not taken and self._at_limits() and self._renew():
             taken = self._matcher.consume_token(token)
@@ -173,8 +175,9 @@ class Matcher:
             raise GrammarFailed(TOO_COMPLEX if self._at_limits() else REFUSED)
         self._tokens.append(token)
         self._compiled.tokens += 1
-        self._forced += self._allowed == 1
+        hold = Hold.FORCED if self._allowed == 1 else Hold.CONSTRAINED
         self._allowed = 0
+        return hold
 
     @property
     def complete(self) -> bool:
@@ -191,7 +194,12 @@ class Matcher:
     @property
     def count(self) -> GrammarCount:
         """What the grammar did up to here; ends are not counted."""
-        return GrammarCount(len(self._tokens), self._forced, self.complete)
+        return GrammarCount.of(self.holds, self.complete)
+
+    @property
+    def holds(self) -> bytes:
+        """How it held each of the tokens that it took, see :class:`Hold`."""
+        return bytes(self._holds)
 
 
 def _has(row: NDArray[np.int32], token: int) -> bool:

@@ -137,9 +137,14 @@ def test_a_stream_ends_with_the_receipt(server: Server, path: str) -> None:
 
 
 def test_what_a_stop_text_cuts_off_is_not_complete(server: Server) -> None:
-    (choice,) = server.chat(stop="wor", **outputs(regex=".*")).json()["choices"]
+    """And what the engine has drawn behind it is in no count."""
+    answer = server.chat(stop="wor", **outputs(regex=".*")).json()
+    (choice,) = answer["choices"]
     assert choice["message"]["content"] == "Hello, "
-    assert choice["structured_output"]["complete"] is False
+    assert answer["usage"]["completion_tokens"] == 10
+    assert choice["structured_output"] == {
+        "kind": "regex", "constrained_tokens": 9, "forced_tokens": 3, "complete": False,
+    }  # fmt: skip
 
 
 def test_interventions_and_logprobs_beside_it(server: Server) -> None:

@@ -8,7 +8,7 @@ import torch
 from msgspec.structs import replace
 
 from saccade_server.engine.request import Failure, FinishReason
-from saccade_server.grammars.grammar import Grammar, GrammarCount, GrammarKind, Thinking
+from saccade_server.grammars.grammar import Grammar, GrammarCount, GrammarKind, Hold, Thinking
 from saccade_testing import held, tiny
 from saccade_testing.distributions import changed, choose, outputs
 from saccade_testing.engine import core_with, make_request, run
@@ -154,7 +154,29 @@ def test_stop_tokens_stop_it_where_the_grammar_allows_them(make_core: Any) -> No
     result = run(make_core("llama"), [held.held(request, r"a{2}\.b{3}")])["r"]
     assert text_of(result.tokens) == "aa."
     assert result.last.finish_reason is FinishReason.STOP
-    assert result.last.grammar == GrammarCount(3, 3, False)
+    assert result.last.grammar == GrammarCount(2, 2, False)
+    assert result.last.holds == bytes([Hold.FORCED] * 2)
+
+
+def test_what_a_stop_token_ends_is_complete_without_it(make_core: Any) -> None:
+    """The token is not in the answer's text, so it can make nothing whole."""
+    prompt, dot = tiny.prompt("llama"), FIRST + TEXTS.index(".")
+    core = make_core("llama")
+    for expression, complete in ((r"a{2}\.", False), (r"a{2}\.?", True)):
+        request = make_request(
+            prompt, "r", None, 9, stop_token_ids=(dot,), logit_bias={dot: 90.0, END: -90.0}
+        )
+        result = run(core, [held.held(request, expression)])["r"]
+        assert text_of(result.tokens) == "aa."
+        assert result.last.grammar == GrammarCount(2, 2, complete)
+
+
+def test_held_back_ends_are_no_reason_to_stop_while_other_tokens_are_left(make_core: Any) -> None:
+    prompt = tiny.prompt("llama")
+    request = make_request(prompt, "r", None, 9, min_tokens=3, stop_token_ids=(5, 6))
+    result = run(make_core("llama"), [held.held(request, r"c\.c\.|c\.")])["r"]
+    assert text_of(result.tokens) == "c.c."
+    assert result.last.finish_reason is FinishReason.STOP
 
 
 def test_a_grammar_that_min_tokens_leaves_nothing_of_ends_in_an_error(make_core: Any) -> None:

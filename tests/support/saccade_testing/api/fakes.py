@@ -29,7 +29,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
-from saccade_server.grammars.grammar import GrammarCount
+from saccade_server.grammars.grammar import GrammarCount, Hold
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.reasoning import Markers, Thought
@@ -338,6 +338,7 @@ class FakeEngine:
             cached_tokens=self.cached_tokens,
             receipt=self._receipt(request, generated),
             grammar=self._held(request, generated, reason),
+            holds=b"" if request.grammar is None else _holds(generated + 3),
             trace=self._trace(request, generated, last=True)
             if tokens
             else self._sums(request, generated),
@@ -396,3 +397,8 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.alive = False
+
+
+def _holds(tokens: int) -> bytes:
+    """How a grammar held so many tokens; behind a stop text the engine has gone on."""
+    return bytes([Hold.FREE, *[Hold.CONSTRAINED, Hold.FORCED, Hold.CONSTRAINED] * tokens][:tokens])
