@@ -198,6 +198,30 @@ def test_a_grammar_that_min_tokens_leaves_nothing_of_ends_in_an_error(make_core:
     assert len(found["free"].tokens) == 9
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_an_error_whatever_a_mask_takes_away(
+    make_core: Any, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, core = tiny.prompt("llama"), make_core("llama")
+    requests = [held.held(make_request(prompt, n, None, 9), r"[ab]{6}") for n in ("good", "bad")]
+    wanted = run(core, requests)["good"].tokens
+    logits, count = core._runner.model.logits, iter(range(1000))
+
+    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+        found = logits(hidden)
+        if next(count) == 3:
+            found = found.clone()
+            found[1, END + 1] = value  # of a token that the grammar never has
+        return found
+
+    monkeypatch.setattr(core._runner.model, "logits", poisoned)
+    found = run(core, requests)
+    assert found["good"].tokens == wanted
+    last = found["bad"].last
+    assert (last.finish_reason, last.failure) == (FinishReason.ERROR, None)
+    assert len(found["bad"].tokens) == 3
+
+
 def test_what_does_not_compile_fails_alone(make_core: Any) -> None:
     prompt = tiny.prompt("llama")
     broken = Grammar(GrammarKind.GRAMMAR, "start: nothing\n")

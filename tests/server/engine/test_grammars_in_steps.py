@@ -186,9 +186,20 @@ def test_a_step_that_fails_behind_its_forward_pass_is_tried_again(
                 raise RuntimeError("no memory")
         play(variant)
 
+    launch, clean = core._runner.launch, []
+
+    def watch(*args: Any) -> Any:
+        try:
+            return launch(*args)
+        except RuntimeError:
+            clean.append(bool((decoder.outputs.allowed == -1).all()))
+            raise
+
     monkeypatch.setattr(decoder, "play", fail)
+    monkeypatch.setattr(core._runner, "launch", watch)
     found = run(core, requests)
     assert played[0] > 10
+    assert clean == [True, True]
     assert (decoder.outputs.allowed == -1).all()
     for name, result in found.items():
         assert result.tokens == wanted[name].tokens

@@ -29,7 +29,7 @@ from saccade_server.engine.request import (
 from saccade_server.engine.timing import Timing
 from saccade_server.engine.traces.data import TracePiece
 from saccade_server.engine.watchdog import Lag
-from saccade_server.grammars.grammar import GrammarCount, Hold
+from saccade_server.grammars.grammar import GrammarCount
 from saccade_server.models.conversation import Message, as_text_turns
 from saccade_server.models.prompt import PreparedImage, RenderedPrompt
 from saccade_server.models.reasoning import Markers, Thought
@@ -41,6 +41,7 @@ from saccade_testing.api.traced import pieces
 EOS = 256
 IMAGE = 257
 IMAGE_LENGTH = 4
+HOLDS = bytes([0, *(1, 2, 1) * 400])
 INFO = EngineInfo(
     model="test/model",
     family="test",
@@ -338,7 +339,7 @@ class FakeEngine:
             cached_tokens=self.cached_tokens,
             receipt=self._receipt(request, generated),
             grammar=self._held(request, generated, reason),
-            holds=b"" if request.grammar is None else _holds(generated + 3),
+            holds=b"" if request.grammar is None else HOLDS[: generated + 3],
             trace=self._trace(request, generated, last=True)
             if tokens
             else self._sums(request, generated),
@@ -397,8 +398,3 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.alive = False
-
-
-def _holds(tokens: int) -> bytes:
-    """How a grammar held so many tokens; behind a stop text the engine has gone on."""
-    return bytes([Hold.FREE, *[Hold.CONSTRAINED, Hold.FORCED, Hold.CONSTRAINED] * tokens][:tokens])
