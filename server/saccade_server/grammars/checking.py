@@ -12,11 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from threading import Lock
+from threading import Event, Lock, Timer
 from typing import Final
 
 from saccade_server.grammars.limits import (
     CHECK_CPU_SECONDS,
+    CHECK_SECONDS,
     LONGEST_SOURCE,
     TOGETHER_CPU_SECONDS,
 )
@@ -30,6 +31,9 @@ TOO_LONG: Final = "the grammar takes too long to compile"
 TOO_MUCH: Final = "the grammar takes too much memory to compile"
 
 HALF: Final = "the grammar has half of a surrogate pair"
+
+PATIENCE: Final = 3 * CHECK_SECONDS
+"""After which a process that neither answers nor ends is killed: somebody has stopped it."""
 
 _LEFT: Final[ContextVar[float | None]] = ContextVar("cpu_seconds_left", default=None)
 """CPU time that checks have left, where several share some."""
@@ -70,7 +74,7 @@ class _Worker:
             process = self._running()
             assert process.stdin is not None
             assert process.stdout is not None
-            with suppress(BrokenPipeError):
+            with _killed_after(PATIENCE, process) as gave_up, suppress(BrokenPipeError):
                 process.stdin.write(json.dumps((task, text)) + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
@@ -80,7 +84,7 @@ class _Worker:
                     return made, wrong
             ended = self._ended()
             _spend(CHECK_CPU_SECONDS)
-            if ended in (-signal.SIGPROF, -signal.SIGALRM):
+            if ended in (-signal.SIGPROF, -signal.SIGALRM) or gave_up.is_set():
                 return None, TOO_LONG
             if ended in (-signal.SIGABRT, -signal.SIGSEGV):
                 return None, TOO_MUCH
@@ -116,6 +120,24 @@ class _Worker:
 
 _WORKER: Final = _Worker()
 atexit.register(_WORKER.close)
+
+
+@contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[Event]:
+    """Kill a process if what is inside takes so long; gives an event that says so."""
+    gave_up = Event()
+
+    def give_up() -> None:
+        gave_up.set()
+        process.kill()
+
+    timer = Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield gave_up
+    finally:
+        timer.cancel()
 
 
 @contextmanager

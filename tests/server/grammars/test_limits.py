@@ -68,6 +68,19 @@ def test_a_process_that_ended_is_started_again():
     assert checking._WORKER._process is not process
 
 
+@pytest.mark.parametrize("length", [1, 300_000])
+def test_a_process_that_somebody_stopped_is_given_up(monkeypatch, length):
+    """Whether the text fits into the pipe or not; who comes next has another one."""
+    check(f'{HEADER}start: "ten"\n')
+    process = checking._WORKER._process
+    monkeypatch.setattr(checking, "PATIENCE", 0.3)
+    os.kill(process.pid, signal.SIGSTOP)
+    assert wrong_with(f'{HEADER}start: "eleven{"n" * length}"\n') == checking.TOO_LONG
+    assert process.poll() == -signal.SIGKILL
+    monkeypatch.undo()
+    check(f'{HEADER}start: "twelve{length}"\n')
+
+
 def test_what_is_known_is_not_tried_again(monkeypatch):
     source = f'{HEADER}start: "three"\n'
     assert wrong_with(source) is None
