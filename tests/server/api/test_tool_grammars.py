@@ -285,3 +285,27 @@ def test_what_stands_in_the_wrong_place_is_not_lost(
     assert f"tools[0].{meant}" in error["message"]
     nothing = {name: None for name in more} | {"function": {"name": "a"} | dict.fromkeys(inside)}
     assert server.chat(tools=[{"type": "function", **nothing}]).status_code == 200
+
+
+def test_what_is_remembered_is_told_apart(server: Server) -> None:
+    """Grammars of requests that are alike but for one thing, asked for one behind the other."""
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": ZONES}}
+    one = {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
+    both, must = [tool("a"), tool("b")], {"tool_choice": "required"}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("a", {"tools": [tool("a")], **must}),
+        ("b", {"tools": [tool("b")], **must}),
+        ("", {"tools": [tool("a", parameters=one)], **must}),
+        ("ab", {"tools": both, **must}),
+        ("a", {"tools": both, "tool_choice": named("a")}),
+        ("b", {"tools": both, "tool_choice": named("b")}),
+        ("a", {"tools": [tool("a")], "response_format": schema}),
+        ("b", {"tools": [tool("b")], "response_format": schema}),
+    ]
+    for form in (HERMES, LLAMA):
+        for names, fields in asked:
+            source = source_of(server, form, **fields)
+            assert source is not None
+            held = "".join(name for name in "ab" if allows(source, call(name, UTC, form)))
+            assert held == names, fields
+            assert allows(source, UTC) == ("response_format" in fields)
