@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from saccade_server.grammars.checking import TOO_LONG, TOO_MUCH, wrong_with
@@ -14,6 +14,7 @@ from saccade_server.grammars.schema_fault import fault
 from saccade_server.grammars.schema_reader import Schema, SchemaReader
 from saccade_server.grammars.source import HEADER
 from saccade_server.grammars.telling import keyword, refusal
+from saccade_server.grammars.white_space import white_space
 
 WHITESPACE: Final = " "
 """What may stand, once, between the parts of a JSON text. White space costs tokens, and without
@@ -52,6 +53,8 @@ def of_object(layout: Layout = LAYOUT) -> str:
 def json_part(schema: Schema, layout: Layout) -> str:
     """A schema as a part of a source. Raises GrammarError as ``of_schema`` does."""
     document = _reader(schema, layout).whole()
+    if layout.whitespace not in (None, WHITESPACE):
+        layout = replace(layout, whitespace=white_space(layout.whitespace))
     part = _part(document, layout)
     wrong = wrong_with(_source(part))
     if wrong is None:

@@ -303,6 +303,22 @@ def test_the_layout():
     assert not any(has(of_schema(schema), ' {"a":[1]}', '{"a":[1]} '))
 
 
+@pytest.mark.parametrize("pattern", [r"\s*", r"[\s]{0,3}", r"[\n ]?", "( |\n\t?){0,9}", r"\s?\r?"])
+def test_white_space_is_what_json_takes_for_it(pattern):
+    source = of_schema({"type": "array"}, Layout(whitespace=pattern))
+    assert all(has(source, "[]", "[ ]", "[\n]"))
+    assert not any(has(source, "[\u00a0]", "[\x0b]", "[\u2003]", "[\x85]", "[x]"))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[a-z]", ".*", r"\S", "[^a]", " |x", "\u00a0", r"\v", r"(?s:.)*"]
+)
+def test_a_pattern_of_white_space_that_is_more(pattern):
+    """An answer would be no JSON, and said to be complete."""
+    with pytest.raises(GrammarError, match="matches other texts too"):
+        of_schema({"type": "array"}, Layout(whitespace=pattern))
+
+
 @pytest.mark.parametrize("pattern", ["(", "a(?=b)", "(a{1000}){1000}(?!x)"])
 def test_a_pattern_of_white_space_that_is_none(pattern):
     with pytest.raises(GrammarError, match="white space"):
