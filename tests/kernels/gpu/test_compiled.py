@@ -69,6 +69,7 @@ SAMPLE = (
     "residual-d4096-bf16",
     "parts-v152064-bf16",
     "contrast-v152064-bf16",
+    "mask-v152064",
     "divergence-v152064-bf16",
     "norm-d4096-bf16-add",
     "rotation-d128-bf16-axes",
