@@ -50,7 +50,7 @@ class Behind:
     def until_said(self, *words: str) -> None:
         """Wait until HAProxy has said all of this in one line of its log.
 
-        Where its first look at a server failed, on a busy machine, it looks again an interval later.
+        Where its first look at a server failed, on a busy machine, the next is an interval later.
         """
         wait_for(lambda: any(all(w in line for w in words) for line in self.said()), 40)
 
