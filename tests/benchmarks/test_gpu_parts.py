@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 ELSEWHERE = ("tests", "start")
 """Parts that start processes of their own."""
 
-SLOW = ("flex", "llava_peers", "qwen_methods")
+SLOW = ("flex", "llava_methods", "llava_options", "llava_peers", "qwen_methods")
 
 
 def session(**more):

@@ -15,15 +15,24 @@ from saccade_server.config import ServerConfig, engine_config
 from saccade_server.listening import reached_from_outside, release, take
 from saccade_server.serve_options.listening import ListenOptions
 from saccade_server.serving import greeting
-from saccade_server.signals import STOPPING
+from saccade_server.signals import heeded
 
 
 def _quiet(*given: object, **more: object) -> None:
     pass
 
 
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """The command answers signals of the process that it runs in."""
+    before = {number: signal.getsignal(number) for number in heeded()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
-def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run ``saccade serve`` up to its configuration."""
 
     def run(*options: str, **environment: str) -> ServerConfig:
@@ -40,15 +49,13 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         assert result.exit_code == 0, result.output
         return made[0]
 
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 def test_a_signal_to_a_server_that_has_ended_changes_nothing(configured: Any) -> None:
+    answered = heeded()
     configured()
-    assert {signal.getsignal(number) for number in STOPPING} == {signal.SIG_IGN}
+    assert {signal.getsignal(number) for number in answered} == {signal.SIG_IGN}
 
 
 def test_hosts_and_origins(configured: Any) -> None:

@@ -157,7 +157,7 @@ def test_the_record_is_of_todays_code(compiler: str, today: dict[str, Any]) -> N
 
 
 @pytest.mark.timeout(900)
-@COMPILERS
+@pytest.mark.parametrize("compiler", [PINNED, pytest.param(OLDER, marks=pytest.mark.long)])
 def test_a_sample_is_compiled_to_what_is_recorded(compiler: str) -> None:
     found = json.loads(run(compiler, "--only", *SAMPLE))
     assert found == {name: forms(compiler)[name] for name in SAMPLE}

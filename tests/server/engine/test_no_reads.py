@@ -204,7 +204,8 @@ SAMPLING: list[dict[str, Any]] = [
 KINDS = ["plain", "planned", "contrasted", "growing", "measured", "judged", "calibrated", "traced"]
 KINDS += ["held"]
 CASES = [
-    *((kind, "qwen3") for kind in KINDS),
+    *((kind, "qwen3") for kind in KINDS if kind != "judged"),
+    pytest.param("judged", "qwen3", marks=pytest.mark.long),
     ("plain", "qwen3_vl"),
     # Rules know nothing of axes of positions, and the other kinds take most of a minute.
     *(pytest.param(kind, "qwen3_vl", marks=pytest.mark.long) for kind in KINDS[1:]),
