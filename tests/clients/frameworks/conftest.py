@@ -14,11 +14,8 @@ MODELS = {
 }
 """By name, the style of a model and what its answers open with when nothing holds them."""
 
-FIRST, *OTHERS = MODELS
-EACH = [FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
 
-
-@pytest.fixture(scope="session", params=EACH)
+@pytest.fixture(scope="session", params=MODELS)
 def model(request, chat_folder, tmp_path_factory):
     """The URL of a server, one after the other."""
     folder = chat_folder(*MODELS[request.param])

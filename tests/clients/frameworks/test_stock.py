@@ -18,7 +18,8 @@ REQUESTS = {
     for number, line in enumerate(path.read_text().splitlines(), start=1)
 }
 
-pytestmark = pytest.mark.timeout(400)  # the first waits for a server and a whole program
+# The first waits for a server and a whole program.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("case", Framework("openai").cases)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,8 @@ def test_a_process_that_somebody_stopped_is_given_up(monkeypatch, length):
     process = checking._WORKER._process
     monkeypatch.setattr(checking, "PATIENCE", 0.3)
     os.kill(process.pid, signal.SIGSTOP)
+    while " T " not in Path(f"/proc/{process.pid}/stat").read_text():  # it stops on its own core
+        time.sleep(0.001)
     assert wrong_with(f'{HEADER}start: "eleven{"n" * length}"\n') == checking.TOO_LONG
     assert process.poll() == -signal.SIGKILL
     monkeypatch.undo()
