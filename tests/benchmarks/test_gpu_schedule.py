@@ -256,6 +256,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda watch: Process(command, variables, watch)
 
 
+@pytest.mark.long
 def test_real_processes_that_die_hang_and_raise(parts, store, tmp_path: Path, start):
     names = ("raises", "good", "dies", "hangs")
     made = parts(*(part(name, limit=8 if name == "hangs" else 100) for name in names))
@@ -293,6 +294,7 @@ def alive(process):
         return False
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_with_what_it_was_doing(parts, store, start):
     made = parts(part("hangs", beside=True), part("good", beside=True))
     kept = store()

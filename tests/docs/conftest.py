@@ -7,8 +7,7 @@ import pytest
 
 from saccade_testing.docs import pages, session
 
-REAL_MODEL = {"docs/text-models.md"}
-"""Pages about the checkpoint of ``make real-model``."""
+LONG = pages.REAL_MODEL | {"docs/calibration.md"}
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +19,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test that asks for a ``page`` every page; those on a real model take minutes."""
+    """Give a test that asks for a ``page`` every page; some take long."""
     if "page" not in metafunc.fixturenames:
         return
     long = [pytest.mark.long, pytest.mark.timeout(3600)]
     runs = "commands" in metafunc.fixturenames
     given = [
-        pytest.param(page, id=page.path, marks=long if runs and page.path in REAL_MODEL else ())
+        pytest.param(page, id=page.path, marks=long if runs and page.path in LONG else ())
         for page in pages.pages()
     ]
     metafunc.parametrize("page", given)

@@ -48,11 +48,11 @@ def test_what_does_not_run_can_be_read(page):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_page_does_what_it_says(page, commands, request, tmp_path: Path):
+def test_a_page_does_what_it_says(page, commands, tmp_path: Path):
     blocks = [block for block in page.blocks if runs(block)]
     if not blocks:
         pytest.skip("it shows nothing to do")
-    about_real_model = request.node.get_closest_marker("long") is not None
+    about_real_model = page.path in pages.REAL_MODEL
     if about_real_model and not (pages.ROOT / "build/models/smollm2").is_dir():
         pytest.skip("build/models/smollm2 is not there: make real-model makes it")
     with session.Session(

