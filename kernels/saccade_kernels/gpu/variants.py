@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from saccade_kernels.gpu import columns, head_sinks, head_weights, saliency, tuning
+from saccade_kernels.gpu import columns, head_sinks, head_weights, page_lists, saliency, tuning
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import PER_HEAD_KEYS, shape_of, split_kernel, with_per_head_classes
 from saccade_kernels.gpu.distributions import (
@@ -39,7 +39,7 @@ def shipped() -> Iterator[Variant]:
     yield from _residuals()
     yield from _distributions()
     yield from _launched()
-    for part in (saliency, columns, head_sinks, head_weights):
+    for part in (saliency, columns, head_sinks, head_weights, page_lists):
         yield from (Variant(*found) for found in part.variants())
 
 

@@ -82,6 +82,7 @@ SAMPLE = (
     "share",
     "score-d4096-bf16",
     "settle",
+    "page-lists",
     "find-d128-g7-bf16",
     "settle-prompts",
     "decode-d128-g1-c0-bf16",
