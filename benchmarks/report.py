@@ -117,6 +117,7 @@ def _gpu() -> dict[str, Any]:
         "gpu": known.name,
         "gpu_memory_gib": round(known.total_memory / 2**30, 1),
         "multiprocessors": known.multi_processor_count,
+        "capability": 10 * known.major + known.minor,
     }
 
 

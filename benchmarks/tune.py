@@ -26,6 +26,8 @@ Table = dict[str, Any]
 def adopted(table: Table, chip: str, result: Mapping[str, Any]) -> Table:
     """The whole table with a result's candidates for ``chip``."""
     chosen = candidates(result["figures"]["tune"])
+    capability = tuning.named(result["hardware"]["capability"])
+    known = [table.get(name, {}) for name in reversed(tuning.order(capability))]
     own: Table = {kernel: [] for kernel in tuning.KERNELS} | dict(table.get(chip, {}))
     for kernel in tuning.KERNELS:
         shared = tuning.SHARED.get(kernel, ())
@@ -33,24 +35,28 @@ def adopted(table: Table, chip: str, result: Mapping[str, Any]) -> Table:
         for size in {size_of(entry["key"]) for entry in new}:
             some = [entry for entry in new if size_of(entry["key"]) == size]
             kept = [entry for entry in own[kernel] if size_of(entry["key"]) != size]
-            own[kernel] = kept + list(_merged(table, own[kernel], kernel, size, some, shared))
+            own[kernel] = kept + list(_merged([*known, own], kernel, size, some, shared))
         own[kernel] = sorted(own[kernel], key=lambda e: json.dumps(e["key"], sort_keys=True))
     about = {"hardware": result["hardware"]["kind"], "versions": result["versions"]}
+    about[tuning.FALLBACK] = capability
     return {**table, chip: {**about, **{kernel: own[kernel] for kernel in tuning.KERNELS}}}
 
 
 def _merged(
-    table: Table,
-    own: Sequence[Table],
+    known: Sequence[Table],
     kernel: str,
     size: tuple[Any, ...] | None,
     new: Sequence[Table],
     shared: Sequence[str],
 ) -> Iterator[Table]:
-    """All entries of one size, chosen now, before or by default; they agree on what they share."""
+    """All entries of one size, chosen now or known; they agree on what they share.
+
+    Args:
+        known: tables, each before those that are asked first; the last is the chip's own.
+    """
     found: dict[str, Table] = {}
-    default = table[tuning.DEFAULT][kernel]
-    for entry in (*({**e, "measured": False} for e in default), *own):
+    *others, own = (one.get(kernel, ()) for one in known)
+    for entry in (*({**e, "measured": False} for other in others for e in other), *own):
         if size_of(entry["key"]) == size:
             found[json.dumps(entry["key"], sort_keys=True)] = entry
     for entry in new:
@@ -68,13 +74,16 @@ def rendered(table: Mapping[str, Any]) -> str:
     chips = []
     for chip, own in table.items():
         head = [
-            f"  {json.dumps(name)}: {json.dumps(own[name])}" for name in ("hardware", "versions")
+            f"  {json.dumps(name)}: {json.dumps(own[name])}"
+            for name in ("hardware", "versions", tuning.FALLBACK)
+            if name in own
         ]
         lists = [
             f"  {json.dumps(kernel)}: [\n"
             + ",\n".join(f"   {json.dumps(entry)}" for entry in own[kernel])
             + "\n  ]"
             for kernel in tuning.KERNELS
+            if own.get(kernel)
         ]
         chips.append(f" {json.dumps(chip)}: {{\n" + ",\n".join([*head, *lists]) + "\n }")
     return "{\n" + ",\n".join(chips) + "\n}\n"

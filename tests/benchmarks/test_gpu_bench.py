@@ -207,7 +207,8 @@ def test_the_summary_is_short_and_names_what_is_missing(tmp_path: Path):
 
 def result(*entries):
     figures = {"tune": {"decode 128 plain": {"entries": list(entries)}}}
-    return {"hardware": {"kind": "nvidia-h200"}, "versions": {"triton": "3"}, "figures": figures}
+    hardware = {"kind": "nvidia-h200", "capability": 90}
+    return {"hardware": hardware, "versions": {"triton": "3"}, "figures": figures}
 
 
 def test_candidates_become_the_table_of_their_chip_alone():
@@ -227,6 +228,7 @@ def test_candidates_become_the_table_of_their_chip_alone():
         assert entry["measured"] is False
     assert after["h200"]["prefill"] == []
     assert after["h200"]["hardware"] == "nvidia-h200"
+    assert after["h200"]["otherwise"] == "sm_90"
     again = adopted(after, "h200", result({"kernel": "decode", "key": key, "config": config}))
     assert again == after
 

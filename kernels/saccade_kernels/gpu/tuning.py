@@ -1,8 +1,9 @@
 """How each kernel is launched, read from tuning.json: chosen offline, never while serving.
 
-The key is the shape a kernel is compiled for. The file has a table per chip; what the chip that
-runs has no entry for, or no table, is taken from the default. benchmarks/tune.py adopts entries; an
-entry says whether it was measured on a GPU or only chosen by its compiled code.
+The key is the shape a kernel is compiled for. The file has tables of cards ("h200") and of
+capabilities ("sm_86"), each of which names the one that is asked for what it lacks; the last one
+asked is the default. benchmarks/tune.py adopts entries of cards; an entry says whether it was
+measured on a GPU or only chosen by its compiled code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from saccade_kernels.batch import PAGE
+from saccade_kernels.gpu import device
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,9 @@ sums, and a plain sequence is to get the same bits from the plain and from the e
 DEFAULT = "default"
 """The table that has every entry; no chip is called so."""
 
+FALLBACK = "otherwise"
+"""Field of a table: the one that is asked for what it has no entry for."""
+
 
 def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
     """Configuration for tiles of ``rows`` virtual rows (group * classes, padded to at least 16)."""
@@ -89,19 +94,21 @@ def small_config(kernel: str, dtype: torch.dtype) -> SmallConfig:
 
 
 def chip() -> str:
-    """The family of the GPU that runs, as tuning.json calls it: h100, h200; without one, default.
+    """The first table that is asked: that of the card that runs, or of its capability.
 
     Cards of one family differ in memory and clocks (an H100 of 80 or 96 GB), not in what fits them.
+    Without a GPU it is that of the assumed capability.
     """
     return _chosen[-1] if _chosen else _present()
 
 
 @contextmanager
 def on(name: str) -> Iterator[None]:
-    """Configurations of another chip, for what is compiled or told without it."""
+    """Configurations and facts of another chip, for what is compiled or told without it."""
     _chosen.append(name)
     try:
-        yield
+        with device.on(capability_of(name)):
+            yield
     finally:
         _chosen.pop()
 
@@ -111,12 +118,40 @@ _chosen: list[str] = []
 
 @cache
 def _present() -> str:
-    return family(torch.cuda.get_device_name()) if torch.cuda.is_available() else DEFAULT
+    card = family(torch.cuda.get_device_name()) if torch.cuda.is_available() else DEFAULT
+    return card if card in table() and card != DEFAULT else named(device.running().capability)
 
 
 def family(card: str) -> str:
     """Of a card's name, such as "NVIDIA H100 80GB HBM3": its model in small letters."""
     return next((w for w in card.lower().replace("-", " ").split() if w != "nvidia"), DEFAULT)
+
+
+def named(capability: int) -> str:
+    """A capability as tables are called: 86 is "sm_86"."""
+    return f"sm_{capability}"
+
+
+def capability_of(chip: str) -> int:
+    """Of a card that has a table, of a capability's name, or of the default."""
+    for name in order(chip):
+        if name.startswith("sm_"):
+            return int(name.removeprefix("sm_"))
+    return device.ASSUMED
+
+
+def order(chip: str) -> tuple[str, ...]:
+    """Tables that are asked for a chip, one after another. A capability may have none."""
+    found = [chip]
+    while found[-1] != DEFAULT:
+        found.append(table().get(found[-1], {}).get(FALLBACK, DEFAULT))
+    return tuple(found)
+
+
+def cards(capability: int) -> list[str]:
+    """Those of a capability that have a table of their own."""
+    named_cards = (name for name in chips() if name != DEFAULT and not name.startswith("sm_"))
+    return [card for card in named_cards if capability_of(card) == capability]
 
 
 def chips() -> tuple[str, ...]:
@@ -135,11 +170,11 @@ def _find(kernel: str, key: dict[str, Any]) -> dict[str, Any]:
 
 @cache  # every launch outside a graph asks
 def _entry(name: str, kernel: str, key: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    """The chip's own entry for this size or its padded one, or else the default's."""
+    """The first entry for this size or its padded one, in the order of the tables."""
     wanted = [dict(key)]
     if "head_dim" in wanted[0]:
         wanted.append(wanted[0] | {"head_dim": _padded(wanted[0]["head_dim"])})
-    for known, one in itertools.product((name, DEFAULT), wanted):
+    for known, one in itertools.product(order(name), wanted):
         for entry in table().get(known, {}).get(kernel, ()):
             if entry["key"] == one:
                 found: dict[str, Any] = entry["config"]
@@ -149,7 +184,9 @@ def _entry(name: str, kernel: str, key: tuple[tuple[str, Any], ...]) -> dict[str
 
 @cache
 def table() -> dict[str, Any]:
-    """The whole file: by chip where and with what it was measured, and entries by kernel."""
+    """The whole file: by chip where and with what it was measured, what is asked otherwise, and
+    entries by kernel.
+    """
     text = resources.files(__package__).joinpath("tuning.json").read_text()
     found: dict[str, Any] = json.loads(text)
     return found

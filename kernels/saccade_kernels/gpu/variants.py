@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import torch
 
-from saccade_kernels.gpu import columns, head_sinks, head_weights, page_lists, saliency, tuning
+from saccade_kernels.gpu import (
+    columns,
+    device,
+    head_sinks,
+    head_weights,
+    page_lists,
+    saliency,
+    tuning,
+)
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.decode import PER_HEAD_KEYS, shape_of, split_kernel, with_per_head_classes
 from saccade_kernels.gpu.distributions import (
@@ -34,29 +42,28 @@ KV_HEADS = 4
 VOCABULARIES = (32064, 152064, 262208)
 
 
-def shipped() -> Iterator[Variant]:
-    """All of them."""
+def shipped(capability: int = device.ASSUMED) -> Iterator[Variant]:
+    """All of them, as GPUs of a capability launch them, and as cards of it want them otherwise."""
+    forms = _of_chip(tuning.named(capability))
+    yield from forms
+    usual = {form.name: form for form in forms}
+    for card in tuning.cards(capability):
+        for form in _of_chip(card):
+            if form != usual[form.name]:
+                yield replace(form, name=f"{form.name}-{card}")
+
+
+def _of_chip(chip: str) -> list[Variant]:
+    with tuning.on(chip):
+        return list(_all())
+
+
+def _all() -> Iterator[Variant]:
     yield from _residuals()
     yield from _distributions()
-    yield from _launched()
+    yield from itertools.chain(layer_variants(), gradient_variants(), _decodes(), prefills())
     for part in (saliency, columns, head_sinks, head_weights, page_lists):
         yield from (Variant(*found) for found in part.variants())
-
-
-def _launched() -> Iterator[Variant]:
-    """Those that tuning.json launches: as the default says, and as chips want them otherwise."""
-    default = {form.name: form for form in _of_chip()}
-    yield from default.values()
-    for chip in tuning.chips()[1:]:
-        with tuning.on(chip):
-            own = list(_of_chip())
-        for form in own:
-            if form != default[form.name]:
-                yield replace(form, name=f"{form.name}-{chip}")
-
-
-def _of_chip() -> Iterator[Variant]:
-    return itertools.chain(layer_variants(), gradient_variants(), _decodes(), prefills())
 
 
 def _residuals() -> Iterator[Variant]:

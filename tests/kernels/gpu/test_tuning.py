@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saccade_kernels.batch import PAGE
-from saccade_kernels.gpu import tuning, variants
+from saccade_kernels.gpu import device, tuning, variants
 from saccade_kernels.gpu.tuning import (
     KERNELS,
     SHARED,
@@ -53,7 +53,8 @@ def test_a_shape_without_an_entry_is_named():
 @pytest.mark.parametrize("chip", chips())
 @pytest.mark.parametrize("kernel", SHARED)
 def test_plain_and_edited_forms_add_in_the_same_order(kernel, chip):
-    keys = [entry["key"] for name in ("default", chip) for entry in table()[name][kernel]]
+    asked = [table().get(name, {}) for name in tuning.order(chip)]
+    keys = [entry["key"] for one in asked for entry in one.get(kernel, ())]
     with tuning.on(chip):
         found = [(key, tuning._find(kernel, key)) for key in keys]
     for (one, first), (other, second) in itertools.combinations(found, 2):
@@ -64,7 +65,7 @@ def test_plain_and_edited_forms_add_in_the_same_order(kernel, chip):
 
 @pytest.mark.parametrize("chip", chips())
 def test_an_entry_says_whether_it_was_measured(chip):
-    entries = [entry for kernel in KERNELS for entry in table()[chip][kernel]]
+    entries = [entry for kernel in KERNELS for entry in table()[chip].get(kernel, ())]
     assert {type(entry["measured"]) for entry in entries} <= {bool}
     assert any(e["measured"] for e in entries) == (table()[chip]["hardware"] is not None)
 
@@ -89,8 +90,7 @@ def h200(monkeypatch: pytest.MonkeyPatch):
     key = {"head_dim": 128, "rows": 16, "bytes": 2}
     config = {**tuning._find("decode", key), "num_warps": 8}
     one = {"key": key, "config": config, "measured": True}
-    lists = {kernel: [] for kernel in KERNELS} | {"decode": [one]}
-    own = {"hardware": "nvidia-h200", "versions": {}, **lists}
+    own = {"hardware": "nvidia-h200", "versions": {}, "otherwise": "sm_90", "decode": [one]}
     with_own = {**table(), "h200": own}
     monkeypatch.setattr(tuning, "table", lambda: with_own)
     tuning._entry.cache_clear()
@@ -98,8 +98,8 @@ def h200(monkeypatch: pytest.MonkeyPatch):
     tuning._entry.cache_clear()
 
 
-def test_a_chip_has_its_own_entries_and_the_defaults_for_the_rest(h200):
-    assert tuning.chip() == "default"
+def test_a_chip_has_its_own_entries_and_those_of_others_for_the_rest(h200):
+    assert tuning.chip() == "sm_90"
     assert decode_config(128, 16, torch.bfloat16).num_warps == 4
     with tuning.on("h200"):
         assert decode_config(128, 16, torch.bfloat16).num_warps == 8
@@ -107,7 +107,40 @@ def test_a_chip_has_its_own_entries_and_the_defaults_for_the_rest(h200):
         assert decode_config(256, 16, torch.bfloat16).num_warps == 4
     with tuning.on("h100"):
         assert decode_config(128, 16, torch.bfloat16).num_warps == 4
-    assert tuning.chip() == "default"
+    assert tuning.chip() == "sm_90"
+
+
+def test_a_capability_asks_the_tables_of_its_elders():
+    assert tuning.order("sm_90") == ("sm_90", "default")
+    assert tuning.order("sm_89") == ("sm_89", "sm_86", "sm_80", "default")
+    assert tuning.order("sm_120") == ("sm_120", "sm_86", "sm_80", "default")
+    assert tuning.order("default") == ("default",)
+
+
+@pytest.mark.parametrize("capability", device.KNOWN)
+def test_facts_go_with_the_table(capability):
+    with tuning.on(tuning.named(capability)):
+        assert device.running() == device.KNOWN[capability]
+        assert prefill_config(128, True, torch.bfloat16).block_m >= 16
+
+
+@pytest.mark.parametrize(
+    ("card", "capability", "chip"),
+    [
+        ("NVIDIA H200", 90, "h200"),  # has a table
+        ("NVIDIA H100 PCIe", 90, "sm_90"),
+        ("NVIDIA A10", 86, "sm_86"),
+        ("NVIDIA L40S", 89, "sm_89"),
+    ],
+)
+def test_the_gpu_that_runs_chooses(card, capability, chip, h200, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    monkeypatch.setattr(device, "running", lambda: device.KNOWN[capability])
+    tuning._present.cache_clear()
+    assert tuning.chip() == chip
+    monkeypatch.undo()
+    tuning._present.cache_clear()
 
 
 def test_forms_of_every_chip_are_compiled_ahead(h200):
