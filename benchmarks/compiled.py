@@ -46,13 +46,18 @@ def by_name() -> dict[str, Variant]:
     return found
 
 
+ELSEWHERE = ("tensor_memory", "block_products", "loops")
+"""Facts of other GPUs, and what is not asked for."""
+
+
 def facts(name: str) -> tuple[str, dict[str, Any]]:
     """Of one form, compiled now."""
     warnings.simplefilter("error")
     variant = by_name()[name]
     types = {variant.types[n] for n in variant.kernel.arg_names if n in variant.types}
     about = {"digest": digest(variant), "halves": bool(types & {"*bf16", "*fp16"})}
-    return name, about | asdict(compile_variant(variant))
+    found = asdict(compile_variant(variant))
+    return name, about | {k: v for k, v in found.items() if k not in ELSEWHERE}
 
 
 def compile_all(names: list[str], workers: int) -> dict[str, dict[str, Any]]:

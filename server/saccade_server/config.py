@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from saccade_kernels.gpu import device as gpu
 from saccade_server.api.settings import ApiSettings
 from saccade_server.demo import model_path
 from saccade_server.engine.config import EngineConfig
@@ -106,6 +107,10 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"--device {device}: of the {count} GPUs here the last is cuda:{count - 1}"
         )
+    try:
+        gpu.present(int(named[1] or 0))
+    except gpu.UnsupportedDeviceError as error:
+        raise ValueError(f"--device {device}: {error}") from None
 
 
 def served_name(model: str | None, name: str | None) -> str:

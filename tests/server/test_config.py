@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import typer
 
+from saccade_kernels.gpu import device as gpu
 from saccade_server.api.settings import ApiSettings
 from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served_name
 from saccade_server.demo import SHOWN_SAMPLE, model_path
@@ -73,9 +75,25 @@ def test_a_self_test_on_a_gpu_has_time_to_compile(
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(gpu, "present", lambda index: gpu.KNOWN[90])
     assert engine_config("m", device="cuda:1").device == "cuda:1"
     with pytest.raises(ValueError, match="of the 2 GPUs here the last is cuda:1"):
         engine_config("m", device="cuda:2")
+
+
+def test_a_gpu_that_no_kernel_is_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(name="Tesla T4", major=7, minor=5, multi_processor_count=40)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: old)
+    gpu.present.cache_clear()
+    for device, index in (("cuda", 0), ("cuda:1", 1)):
+        with pytest.raises(ValueError, match="compute capability") as refused:
+            engine_config("m", device=device)
+        assert str(refused.value) == (
+            f"--device {device}: GPU {index} (Tesla T4) has compute capability 7.5, which no "
+            "kernel is compiled for; supported are 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0"
+        )
 
 
 def test_exit_codes_are_documented_where_operators_look() -> None:

@@ -93,7 +93,7 @@ def running() -> Device:
         return KNOWN[_named[-1]]
     if not torch.cuda.is_available():
         return KNOWN[ASSUMED]
-    return _present(torch.cuda.current_device())
+    return present(torch.cuda.current_device())
 
 
 @contextmanager
@@ -110,7 +110,12 @@ _named: list[int] = []
 
 
 @cache
-def _present(index: int) -> Device:
+def present(index: int) -> Device:
+    """One of this machine's GPUs.
+
+    Raises:
+        UnsupportedDeviceError: its capability is not known.
+    """
     found = torch.cuda.get_device_properties(index)
     capability = 10 * found.major + found.minor
     if capability not in KNOWN:

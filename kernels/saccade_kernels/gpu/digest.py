@@ -26,11 +26,12 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
 def digest(variant: Variant) -> str:
     """Of the form's code, called functions and named numbers included, and how it is compiled."""
     names = list(inspect.signature(variant.kernel.fn).parameters)
+    limit = [variant.max_registers] if variant.max_registers else []
     parts = {
         "code": code_of(variant.kernel),
         "types": {name: variant.types[name] for name in names if name in variant.types},
         "constants": {n: repr(variant.constants[n]) for n in names if n in variant.constants},
-        "launch": [variant.num_warps, variant.num_stages],
+        "launch": [variant.num_warps, variant.num_stages, *limit],
     }
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

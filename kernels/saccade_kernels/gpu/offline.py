@@ -1,4 +1,4 @@
-"""Compile kernels for an H100 or H200 on a machine without a GPU, and read what came out.
+"""Compile kernels for a GPU on a machine without one, and read what came out.
 
 Registers, spills, shared memory and tensor-core instructions are facts of the compiled code, so
 every shipped form of every kernel is checked without a GPU (benchmarks/compiled.py). Needs triton,
@@ -19,7 +19,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-HOPPER = 90
+from saccade_kernels.gpu.device import ASSUMED
+from saccade_kernels.gpu.instructions import Loop, loops_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Variant:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int = 0  # of a thread; 0: as many as the compiler likes
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,23 @@ class Compiled:
     serialised: bool  # the assembler makes each of them wait for the one before
     warp_products: int  # mma instructions
     warps: int  # per block, those of the producer included where warps are specialised
+    tensor_memory: int  # columns, of 512 that a multiprocessor of capability 10.0 has
+    block_products: int  # tcgen05.mma instructions
+    loops: tuple[Loop, ...]  # empty unless asked for
 
 
-def compile_variant(variant: Variant) -> Compiled:
-    """Compile for sm_90a, whatever Triton's cache holds: the assembler's words are needed."""
+def compile_variant(
+    variant: Variant, capability: int = ASSUMED, count_loops: bool = False
+) -> Compiled:
+    """Compile for one capability, whatever Triton's cache holds: the assembler's words are needed.
+
+    Triton adds what only that architecture has: 90 is sm_90a.
+    """
     with _assembler_log() as log:
         compiled = triton.compile(
             _source(variant),
-            target=GPUTarget("cuda", HOPPER, 32),
-            options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+            target=GPUTarget("cuda", capability, 32),
+            options=_options(variant),
         )
     words, code = log.getvalue(), compiled.asm["ptx"]
     groups = len(re.findall(r"\bwgmma\.mma_async", code))
@@ -69,7 +79,15 @@ def compile_variant(variant: Variant) -> Compiled:
         serialised=groups > 0 and "(C751" in words,  # warnings C7510 to C7519
         warp_products=len(re.findall(r"\bmma\.sync", code)),
         warps=compiled.metadata.num_warps,
+        tensor_memory=getattr(compiled.metadata, "tmem_size", 0),
+        block_products=len(re.findall(r"\btcgen05\.mma\.", code)),
+        loops=tuple(loops_of(compiled.asm["cubin"])) if count_loops else (),
     )
+
+
+def _options(variant: Variant) -> dict[str, int]:
+    limit = {"maxnreg": variant.max_registers} if variant.max_registers else {}
+    return {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **limit}
 
 
 def _source(variant: Variant) -> ASTSource:

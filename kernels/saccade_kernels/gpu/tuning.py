@@ -159,6 +159,27 @@ def chips() -> tuple[str, ...]:
     return (DEFAULT, *sorted(name for name in table() if name != DEFAULT))
 
 
+def check_heads(head_dim: int, dtype: torch.dtype) -> None:
+    """Refuse heads that no kernel of the GPU that runs is compiled for, before anything is loaded.
+
+    Raises:
+        UnsupportedDeviceError: the table has no entry, or the capability is not known.
+    """
+    asked = [table().get(name, {}) for name in order(chip())]
+    sizes: set[int] = set()
+    for kernel in ("decode", "prefill"):
+        keys = [entry["key"] for one in asked for entry in one.get(kernel, ())]
+        known = {key["head_dim"] for key in keys if key["bytes"] == dtype.itemsize}
+        sizes = known if kernel == "decode" else sizes & known
+    if not {head_dim, _padded(head_dim)} & sizes:
+        facts, name = device.running(), str(dtype).removeprefix("torch.")
+        limit = f"heads of up to {max(sizes)} have" if sizes else "those of other types may have"
+        raise device.UnsupportedDeviceError(
+            f"heads of {head_dim} dimensions in {name} have no kernel for a GPU of compute "
+            f"capability {facts.capability // 10}.{facts.capability % 10}; {limit}"
+        )
+
+
 def _padded(head_dim: int) -> int:
     """Kernels work on powers of two, and few other sizes need an entry of their own."""
     return max(64, 1 << (head_dim - 1).bit_length())

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from saccade_kernels.gpu import device, tuning
 from saccade_server.models.folder import CONFIG, UnsupportedModelError
 
 SIZES = (
@@ -49,3 +52,11 @@ def check_quantisation(*parts: Any) -> None:
                 f"quantization_config names {method!r} in its {CONFIG}; quantised checkpoints are "
                 "not supported: use the model's original weights"
             )
+
+
+def check_gpu(head_dim: int, dtype: torch.dtype) -> None:
+    """Refuse heads that no kernel of the current GPU is compiled for."""
+    try:
+        tuning.check_heads(head_dim, dtype)
+    except device.UnsupportedDeviceError as error:
+        raise UnsupportedModelError(str(error)) from error

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from saccade_server.models.base import ImageFeatures, Positions, ServedModel
-from saccade_server.models.config_checks import check_quantisation, check_sizes
+from saccade_server.models.config_checks import check_gpu, check_quantisation, check_sizes
 from saccade_server.models.folder import (
     CONFIG,
     HUB_HELP,
@@ -70,6 +70,9 @@ def load_model(model: str, *, dtype: torch.dtype, device: torch.device) -> Serve
         UnsupportedModelError: it does not exist, or cannot be served.
     """
     config = load_config(model)
+    if device.type == "cuda":
+        with named(model):
+            check_gpu(SUPPORTED[config.model_type].describe(config).head_dim, dtype)
     if is_local(model):
         check_files(Path(model))
     if getattr(config, "auto_map", None):

@@ -55,10 +55,10 @@ def card(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
-        device._present.cache_clear()
+        device.present.cache_clear()
 
     yield make
-    device._present.cache_clear()
+    device.present.cache_clear()
 
 
 def test_multiprocessors_are_the_cards_own(card):

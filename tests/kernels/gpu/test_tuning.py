@@ -50,6 +50,16 @@ def test_a_shape_without_an_entry_is_named():
         decode_config(128, 256, torch.bfloat16)
 
 
+@pytest.mark.parametrize("capability", device.KNOWN)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_that_have_a_kernel_are_known(dtype, capability):
+    with tuning.on(tuning.named(capability)):
+        for dim in (16, 64, 72, 80, 96, 128, 192, 256):
+            tuning.check_heads(dim, dtype)
+        with pytest.raises(device.UnsupportedDeviceError, match=r"heads of 320 .* up to 256"):
+            tuning.check_heads(320, dtype)
+
+
 @pytest.mark.parametrize("chip", chips())
 @pytest.mark.parametrize("kernel", SHARED)
 def test_plain_and_edited_forms_add_in_the_same_order(kernel, chip):

@@ -22,6 +22,7 @@ from transformers import (
     SmolVLMConfig,
 )
 
+from saccade_kernels.gpu import tuning
 from saccade_server.models.conversation import Message
 from saccade_server.models.family import (
     SUPPORTED,
@@ -90,6 +91,18 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="has no weights"):
         load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+
+
+def test_heads_that_a_gpu_has_no_kernel_for_are_refused_before_weights_are_read(
+    tmp_path: Path,
+) -> None:
+    LlamaConfig(num_hidden_layers=1, head_dim=512).save_pretrained(tmp_path)  # and no weights
+    with tuning.on("sm_86"), pytest.raises(UnsupportedModelError) as refused:
+        load_model(str(tmp_path), dtype=torch.bfloat16, device=torch.device("cuda"))
+    assert str(refused.value) == (
+        f"{tmp_path}: heads of 512 dimensions in bfloat16 have no kernel for a GPU of compute "
+        "capability 8.6; heads of up to 256 have"
+    )
 
 
 MISSING = {
