@@ -18,6 +18,7 @@ from saccade_kernels import (
     head_sinks,
     layer_gradients,
     layers,
+    products,
     reference,
     residual_tables,
     sinks,
@@ -28,6 +29,17 @@ from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.layers import Heads, RMSNorm, Rotation
 from saccade_kernels.residual_tables import ResidualTables
 from saccade_kernels.sinks import SinkTags
+
+
+def linear(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    invariant: bool = False,
+) -> torch.Tensor:
+    """See :func:`saccade_kernels.products.linear`."""
+    return _tensor(_backend(hidden).linear(hidden, weight, bias, out, invariant))
 
 
 def rms_norm(hidden: torch.Tensor, norm: RMSNorm, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -314,6 +326,7 @@ def settle_prompt_sinks(
 class _Reference:
     """Plain PyTorch, on any device."""
 
+    linear = staticmethod(products.linear)
     rms_norm = staticmethod(layers.rms_norm)
     add_norm = staticmethod(layers.add_norm)
     rotation = staticmethod(layers.rotation)

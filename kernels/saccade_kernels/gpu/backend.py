@@ -18,6 +18,7 @@ from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
 from saccade_kernels.gpu.sinks import settle_sink_tags, store_sink_scores
+from saccade_kernels.products import linear
 
 __all__ = [
     "add_norm",
@@ -32,6 +33,7 @@ __all__ = [
     "gate_gradient",
     "head_weights",
     "key_shares",
+    "linear",
     "mask_rows",
     "norm_gradient",
     "norm_rope_store",

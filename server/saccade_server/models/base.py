@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from saccade_kernels import ops
 from saccade_server.models.attention import ForwardStep
@@ -156,7 +156,7 @@ class ServedModel:
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """As :meth:`logits`, in the dtype of the weights."""
-        return linear(hidden, self._head)
+        return ops.linear(hidden, self._head)
 
     def through_head(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient of hidden states [n, hidden_size] that one of logits leads to."""

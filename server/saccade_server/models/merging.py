@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from saccade_kernels import ops
 from saccade_kernels.layers import RMSNorm
 from saccade_server.models.folder import UnsupportedModelError
 from saccade_server.models.spec import DecoderSpec
@@ -30,12 +30,7 @@ class Linear:
 
 def linear(hidden: torch.Tensor, weights: Linear, out: torch.Tensor | None = None) -> torch.Tensor:
     """The product of [tokens, in] with merged weights, written to ``out`` if there is one."""
-    weight, bias = weights.weight, weights.bias
-    if out is None:
-        return functional.linear(hidden, weight, bias)
-    if bias is None:
-        return torch.mm(hidden, weight.T, out=out)
-    return torch.addmm(bias, hidden, weight.T, out=out)
+    return ops.linear(hidden, weights.weight, weights.bias, out)
 
 
 @dataclass(frozen=True, slots=True)
