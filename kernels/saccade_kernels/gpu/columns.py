@@ -14,6 +14,7 @@ import triton
 
 from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.columns_reference import longest_context, score_edits, sequence_of
+from saccade_kernels.gpu import device
 from saccade_kernels.gpu.arguments import POINTERS, TABLES, Variant, batch_arguments, launch
 from saccade_kernels.gpu.column_kernels import UNALIGNED, UNSPECIALISED, column_kernel, row_kernel
 from saccade_kernels.gpu.tiles import needs_upcast
@@ -23,6 +24,9 @@ CHUNK = 4 * PAGE
 
 MANY_ROWS, FEW_ROWS = 64, 16
 """Query rows of a tile of column_sums: where there are prefills, and for decodes alone."""
+
+ROWS_OF_WARPS = 32
+"""Instead of many, where each warp multiplies for itself."""
 
 
 def column_sums(
@@ -114,7 +118,9 @@ def _launch(
 
 def column_block(prefills: bool, dtype: torch.dtype) -> int:
     """Rows of a tile of column_sums; more of four bytes each would not fit the registers."""
-    return MANY_ROWS if prefills and dtype.itemsize == 2 else FEW_ROWS
+    if not prefills or dtype.itemsize == 4:
+        return FEW_ROWS
+    return MANY_ROWS if device.running().has_group_products else ROWS_OF_WARPS
 
 
 def row_block(group: int) -> int:
@@ -140,7 +146,7 @@ def constants_of(
 
 def launch_of(block: int, padded: int, dtype: torch.dtype) -> tuple[int, int]:
     """Warps and stages; chosen by the compiled code, not measured on a GPU yet."""
-    return 8 if block == MANY_ROWS and padded > 128 else 4, 2 if dtype.itemsize == 4 else 3
+    return 8 if block > FEW_ROWS and padded > 128 else 4, 2 if dtype.itemsize == 4 else 3
 
 
 def variants() -> Iterator[Variant]:

@@ -42,6 +42,16 @@ class Device:
     blocks: int  # most at a time
     registers: int = 65536
 
+    @property
+    def has_group_products(self) -> bool:
+        """Whether several warps multiply one tile together, which leaves them more registers."""
+        return self.capability in (90, 100)
+
+    @property
+    def has_little_shared_memory(self) -> bool:
+        """Whether a block may have less than tiles of 128 dimensions in three stages take."""
+        return self.block_shared_memory < 128 * KIB
+
     def resident_blocks(self, registers: int, shared_memory: int, warps: int) -> int:
         """Blocks of one form that a multiprocessor runs at a time; 0: the form does not fit.
 

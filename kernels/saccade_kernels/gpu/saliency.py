@@ -23,6 +23,7 @@ import torch
 import triton
 
 from saccade_kernels.batch import PAGE, AttentionBatch
+from saccade_kernels.gpu import device
 from saccade_kernels.gpu.arguments import (
     PER_HEAD_TYPES,
     POINTERS,
@@ -122,6 +123,8 @@ def shape_of(
     power, group = triton.next_power_of_2, heads // kv_heads
     padded, classes = max(16, power(dim)), power(classes)
     most = 32 if dtype.itemsize == 2 else 16  # more would not fit the registers
+    if padded > 128 and device.running().has_little_shared_memory:
+        most = 16
     class_rows = min(most, max(16, power(group * classes)))
     loss_rows = min(most, max(16, power(group * losses)))
     return {
@@ -158,7 +161,8 @@ def launch_of(kernel: Any, rows: int, padded: int, dtype: torch.dtype) -> tuple[
     if dtype.itemsize == 4:
         warps = 16 if padded > 128 else 8
         return 4 if kernel is saliency_kernel and padded <= 64 else warps, 2
-    return 8 if rows > 16 or padded > 128 else 4, 2 if padded > 128 else 3
+    few = padded > 128 or device.running().has_little_shared_memory
+    return 8 if rows > 16 or padded > 128 else 4, 2 if few else 3
 
 
 KERNELS = (class_kernel, offset_kernel, saliency_kernel, gradient_kernel)

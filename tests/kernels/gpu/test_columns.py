@@ -10,6 +10,7 @@ from saccade_kernels import columns_reference, ops, reference
 from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, Edit
 from saccade_kernels.gpu import columns as kernel
+from saccade_kernels.gpu import device
 
 QUERIES, CONTEXTS = (1, 1, 1, 70, 9), (130, 7, 0, 150, 65)  # 0: padding
 FIRST = (0, 7, 0, 90, 3)  # of the second sequence, no row counts
@@ -196,10 +197,13 @@ def test_prefills_alone(make_step):
     check(step, first=(2, 100), rows=(4, 5))
 
 
-def test_half_precision_uses_larger_tiles(make_step):
+@pytest.mark.parametrize(("capability", "rows"), [(90, 64), (86, 32)])
+def test_half_precision_uses_larger_tiles(make_step, capability, rows):
     """A second block of query rows, and one that starts inside a page."""
     step = make_step(queries=(140,), contexts=(200,), heads=2, dtype=torch.float16)
-    check(step, torch.float16, first=(70,), rows=(139,))
+    with device.on(capability):
+        assert kernel.column_block(True, torch.float16) == rows
+        check(step, torch.float16, first=(70,), rows=(139,))
 
 
 def test_chunks_add_up(make_step):

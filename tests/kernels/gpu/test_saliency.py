@@ -8,6 +8,7 @@ import torch
 from saccade_kernels import gradients, reference
 from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
+from saccade_kernels.gpu import device
 from saccade_kernels.gpu import saliency as kernel
 from saccade_kernels.gradients import RowGradients
 
@@ -347,6 +348,19 @@ def test_an_edited_layer_needs_its_layer(make_decodes):
         specified(case, grad, case.plain(), layer=0),
         5e-6,
     )
+
+
+def test_where_a_block_may_have_less_memory_tiles_are_smaller():
+    def launch(capability, dim):
+        with device.on(capability):
+            shape = kernel.shape_of(28, 4, dim, 5, 8, torch.bfloat16)
+            rows = kernel.rows_of(kernel.saliency_kernel, shape)
+            return rows, *kernel.launch_of(kernel.saliency_kernel, rows, dim, torch.bfloat16)
+
+    assert launch(80, 128) == launch(90, 128) == (32, 8, 3)
+    assert launch(86, 128) == (32, 8, 2)
+    assert launch(90, 256) == (32, 8, 2)
+    assert launch(86, 256) == (16, 8, 2)
 
 
 def test_variants_name_every_argument():
