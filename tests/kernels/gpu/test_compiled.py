@@ -1,17 +1,13 @@
 """Every form of every kernel, compiled for an H100 or H200 on a machine without a GPU.
 
-With the triton of constraints.txt, and with the older one of constraints.older.txt that `make test`
-puts into build/. All forms take the two of them some ten minutes. So what they made of each is
-recorded (`make compiled`) with a digest of what it is made of: the records must be of today's code,
-a sample with every kernel in it is compiled again, and `pytest -m long` compiles everything.
-Compilers run in processes of their own, for they cannot where the interpreter does.
+With the triton of constraints.txt, and with the older one of constraints.older.txt. All forms take
+the two of them some ten minutes. So what they made of each is recorded (`make compiled`) with a
+digest of what it is made of: the records must be of today's code, a sample with every kernel in it
+is compiled again, and `pytest -m long` compiles everything.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,21 +16,13 @@ import pytest
 
 pytest.importorskip("triton.backends.nvidia")
 
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = ROOT / "benchmarks/compiled.py"
+from saccade_testing.compilers import COMPILERS, OLDER, PINNED, ROOT, run
+
+SCRIPT = "compiled.py"
 FOLDERS = ("kernels", "benchmarks")
 SHARED_MEMORY_LIMIT = 227 * 1024
 REGISTERS_OF_AN_SM = 65536
 
-
-def version(file: str) -> str:
-    found = re.search(r"^triton==(\S+)$", (ROOT / file).read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1]
-
-
-PINNED, OLDER = version("constraints.txt"), version("constraints.older.txt")
-COMPILERS = pytest.mark.parametrize("compiler", [PINNED, OLDER])
 
 WIDE_GRADIENTS = {
     **{f"residual_gradient-d{d}-{t}": 80 for d in (5376, 8192) for t in ("bf16", "fp16")},
@@ -106,20 +94,6 @@ SAMPLE = (
 """With every kernel, and what is served most."""
 
 
-def run(compiler: str, *arguments: str, **environment: str) -> str:
-    """What the script prints with one of the compilers."""
-    folder = ROOT / f"build/triton-{compiler}"
-    if compiler != PINNED and not (folder / "triton").is_dir():
-        pytest.skip(f"triton {compiler} is not in build/; `make test` puts it there")
-    path = ([str(folder)] if compiler != PINNED else []) + sys.path
-    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    variables |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, str(SCRIPT), *arguments]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def record(compiler: str) -> Path:
     return ROOT / f"benchmarks/results/compiled-triton-{compiler}.json"
 
@@ -145,7 +119,7 @@ def jitted(folder: str) -> set[str]:
 @pytest.fixture(scope="module")
 def today() -> dict[str, Any]:
     """Digest of every form of today's code, and the names of what it is made of."""
-    listed: dict[str, Any] = json.loads(run(PINNED, "--list"))
+    listed: dict[str, Any] = json.loads(run(PINNED, SCRIPT, "--list"))
     return listed
 
 
@@ -160,7 +134,7 @@ def test_the_record_is_of_todays_code(compiler: str, today: dict[str, Any]) -> N
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiler", [PINNED, pytest.param(OLDER, marks=pytest.mark.long)])
 def test_a_sample_is_compiled_to_what_is_recorded(compiler: str) -> None:
-    found = json.loads(run(compiler, "--only", *SAMPLE))
+    found = json.loads(run(compiler, SCRIPT, "--only", *SAMPLE))
     assert found == {name: forms(compiler)[name] for name in SAMPLE}
 
 
@@ -175,7 +149,7 @@ def test_the_sample_has_every_triton_function(today: dict[str, Any]) -> None:
 @pytest.mark.timeout(3600)
 @COMPILERS
 def test_everything_is_compiled_to_what_is_recorded(compiler: str, tmp_path: Path) -> None:
-    run(compiler, "--all", OUT=str(tmp_path))
+    run(compiler, SCRIPT, "--all", OUT=str(tmp_path))
     found = json.loads((tmp_path / record(compiler).name).read_text())
     assert found == read(compiler)
 
