@@ -80,13 +80,16 @@ class Shape:
 
 
 def key_of(session: Session, shape: Shape) -> dict[str, Any] | None:
-    """The key of tuning.json this shape asks for, seen where it is looked up."""
+    """The key of tuning.json this shape asks for, seen where it is looked up.
+
+    An edited prefill asks for the plain form's first, which has nothing to do where all is edited.
+    """
     asked: list[dict[str, Any]] = []
     small = replace(shape, sequences=1, context=min(shape.context, 64))
     problem, batch = small.make(session)
     with _watched(asked):
         problem.calls(batch)[0]()
-    return asked[0] if asked else None
+    return asked[-1] if asked else None
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def _tune(session: Session, found: Figures, name: str, cell: Figures) -> None:
         moves = DECODE_MOVES if kernel == "decode" else PREFILL_MOVES
         if "plain" not in name:  # what both forms share the plain one has decided
             base = replace(base, **_shared(kernel, key, known))
-            moves = tuple(map(tuple, _without(moves, tuning.SHARED[kernel])))
+            moves = tuple(map(tuple, _without(moves, tuning.SHARED.get(kernel, ()))))
         session.say(f"{name}: key {text}, {len(members)} shapes")
         of = {(shapes[i].heads, shapes[i].classes): i for i in members}
         precompile = _precompiler(session.dry, name, list(of.values()))
@@ -146,7 +146,7 @@ def _shared(
     """What the plain form of a key's head_dim and element size was given, if it was tuned."""
     for entry in chosen:
         if key and entry["kernel"] == kernel and size_of(entry["key"]) == size_of(key):
-            return {name: entry["config"][name] for name in tuning.SHARED[kernel]}
+            return {name: entry["config"][name] for name in tuning.SHARED.get(kernel, ())}
     return {}
 
 

@@ -11,54 +11,67 @@ from functools import reduce
 import numpy as np
 import torch
 
-from saccade_kernels.batch import PAGE, AttentionBatch, Prefill
+from saccade_kernels.batch import AttentionBatch, LayerEdits, Prefill
 from saccade_kernels.controls import Edit
 
 FIELDS = 6
 """Sequence, its first row among the prefills' rows, rows, position of the first one in the
 sequence, control row, and 1 if keys tagged NEVER_ATTEND are hidden from it."""
 
-EDITED_COST = 2
-"""Time of an edited block against a plain one, for the order only: most need a second pass."""
-
 Block = tuple[int, int, int, int, int, int]
 
 
-def work_list(batch: AttentionBatch, block_m: int, device: torch.device) -> torch.Tensor:
-    """Blocks of at most ``block_m`` rows, the slowest first: int32 [blocks, FIELDS]."""
-    name = ("prefill blocks", block_m)
+def work_list(
+    batch: AttentionBatch, block_m: int, device: torch.device, edited: bool = False
+) -> torch.Tensor:
+    """Blocks of at most ``block_m`` rows, the slowest first: int32 [blocks, FIELDS].
+
+    ``edited``: only those of runs that edit something in some layer.
+    """
+    name = ("prefill blocks", block_m, edited)
     if name not in batch.derived:
-        batch.derived[name] = _upload(cut(batch.prefills, batch.num_decodes, block_m), device)
+        blocks = cut(batch.prefills, batch.num_decodes, block_m, edited)
+        batch.derived[name] = _upload(blocks, device)
     items = batch.derived[name]
     assert isinstance(items, torch.Tensor)
     return items
 
 
 def layer_edits(batch: AttentionBatch, layer: int) -> int:
-    """What some query row of some prefill does in ``layer``: :class:`Edit` flags."""
+    """What some query row of some prefill does in ``layer``: :class:`Edit` flags.
+
+    As in a block's entry, what is hidden from a run in some layer is hidden in all.
+    """
     name = "prefill edits"
     if name not in batch.derived:
         every = [run.edits for prefill in batch.prefills for run in prefill.runs if run.edits]
+        hides = int(any(_hides(edits) for edits in every)) * int(Edit.HIDE)
         batch.derived[name] = [
-            reduce(int.__or__, map(int, edits), 0) for edits in zip(*every, strict=True)
+            reduce(int.__or__, map(int, edits), hides) for edits in zip(*every, strict=True)
         ]
     edits = batch.derived[name]
     return int(edits[layer]) if edits else 0
 
 
-def cut(prefills: tuple[Prefill, ...], first_sequence: int, block_m: int) -> list[Block]:
+def _hides(edits: LayerEdits) -> bool:
+    return any(edit & Edit.HIDE for edit in edits)
+
+
+def cut(
+    prefills: tuple[Prefill, ...], first_sequence: int, block_m: int, edited: bool = False
+) -> list[Block]:
     """The blocks themselves; a padded sequence's have negative positions and see no key."""
     found: list[tuple[int, Block]] = []
     row = 0
     for sequence, prefill in enumerate(prefills, first_sequence):
         position = prefill.context - prefill.queries if prefill.context else -prefill.queries
         for run in prefill.runs:
-            hides = int(any(edit & Edit.HIDE for edit in run.edits))
-            weight = EDITED_COST if any(run.edits) else 1
-            for start in range(0, run.rows, block_m):
+            hides = int(_hides(run.edits))
+            wanted = any(run.edits) or not edited
+            for start in range(0, run.rows if wanted else 0, block_m):
                 rows = min(block_m, run.rows - start)
                 block = (sequence, row + start, rows, position + start, run.control_row, hides)
-                found.append((weight * (1 + (position + start + rows) // PAGE), block))
+                found.append((position + start + rows, block))
             row += run.rows
             position += run.rows
     # Equal costs keep their order, so neighbours in the grid read the same keys.

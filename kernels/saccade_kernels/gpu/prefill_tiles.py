@@ -1,4 +1,4 @@
-"""The passes of the Triton prefill over pages of keys; prefill.py has the kernel that runs them.
+"""Tiles of the Triton prefill, and the passes of its edited forms over pages of keys.
 
 A pass walks tiles [first, last) in order, one page each. It reads the next page's id while it works
 on this one, so that loads can be pipelined. Each loop stands under a condition that it runs at all:
@@ -122,45 +122,6 @@ def finite(top):
 
 
 @triton.jit
-def plain_pass(
-    state,
-    first,
-    last,
-    rows,
-    cache,
-    MASKED: tl.constexpr,
-    D: tl.constexpr,
-    CAPPED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Online softmax; ``state`` is each row's maximum, sum and accumulator.
-
-    MASKED says that some query of the block must not see some key of the tiles. A key that is seen
-    takes the same operations either way, so where a chunk or a run is cut does not show.
-    """
-    m, l, acc = state
-    factor = base2(rows.scale, CAPPED)
-    if first < last:
-        upcoming = tl.load(cache.pages + first)
-        for tile in tl.range(first, last):
-            page = upcoming
-            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-            scores = products(page, tile, rows, cache, D, CAPPED, DESCRIPTORS, UPCAST)
-            if MASKED:
-                scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
-            top = tl.maximum(m, tl.max(scores, 1) * factor)
-            level = finite(top)
-            p = tl.exp2(tl.fma(scores, factor, -level[:, None]))
-            rescale = tl.exp2(m - level)
-            v = load_page(cache.value, page, tile, rows, cache, D, DESCRIPTORS, MASKED)
-            l = l * rescale + tl.sum(p, 1)
-            acc = acc * rescale[:, None] + dot(p.to(v.dtype), v, UPCAST)
-            m = top
-    return m, l, acc
-
-
-@triton.jit
 def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor, classes):
     """The score edit of one head; ``site`` is (control row * layers + layer) * heads + head."""
     entries = site * WIDTH + tl.arange(0, WIDTH)
@@ -263,7 +224,7 @@ def score_pass(
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Online softmax of edited scores; ``state`` as in ``plain_pass``."""
+    """Online softmax of edited scores; ``state`` is each row's maximum, sum and accumulator."""
     m, l, acc = state
     if first < last:
         upcoming = tl.load(cache.pages + first)

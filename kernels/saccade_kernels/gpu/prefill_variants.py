@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
-from saccade_kernels.gpu.prefill import UNSPECIALISED, constants, emitting, prefill_kernel
-from saccade_kernels.gpu.tuning import PrefillConfig, prefill_config
+from saccade_kernels.gpu.prefill import constants, emitting
+from saccade_kernels.gpu.prefill_blocks import UNSPECIALISED
+from saccade_kernels.gpu.prefill_per_head import prefill_per_head_kernel
+from saccade_kernels.gpu.prefill_plain import prefill_plain_kernel
+from saccade_kernels.gpu.tuning import prefill_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUP, KV_HEADS = 4, 8
@@ -18,46 +22,60 @@ GROUP, KV_HEADS = 4, 8
 
 def prefills() -> Iterator[Variant]:
     """All of them, launched as tuning.json says."""
-    for dtype, dim, edited in itertools.product(POINTERS, HEAD_DIMS, (False, True)):
-        yield variant(dtype, dim, edited, prefill_config(dim, edited, dtype))
+    for dtype, dim in itertools.product(POINTERS, HEAD_DIMS):
+        yield plain(dtype, dim)
+        yield plain(dtype, dim, beside=True)
+        yield per_head(dtype, dim)
     for dim in (128, 256):
-        for form in ({"capped": True}, {"emit": True}, {"capped": True, "emit": True}):
-            edited = "emit" in form
-            config = prefill_config(dim, edited, torch.bfloat16)
-            yield variant(torch.bfloat16, dim, edited, config, **form)
-        config = prefill_config(dim, True, torch.bfloat16)
-        yield variant(torch.bfloat16, dim, True, config, capped=True)
+        yield plain(torch.bfloat16, dim, capped=True)
+        yield plain(torch.bfloat16, dim, beside=True, capped=True)
+        yield per_head(torch.bfloat16, dim, emit=True)
+        yield per_head(torch.bfloat16, dim, capped=True, emit=True)
+        yield per_head(torch.bfloat16, dim, capped=True)
     for dim in (64, 128, 256):
-        config = prefill_config(dim, True, torch.bfloat16)
-        yield variant(torch.bfloat16, dim, True, config, per_head_classes=True)
+        yield per_head(torch.bfloat16, dim, per_head_classes=True)
 
 
-def variant(
+def plain(dtype: torch.dtype, dim: int, beside: bool = False, capped: bool = False) -> Variant:
+    """The plain kernel, alone or beside edits."""
+    kind = "plain" + "-beside" * beside + "-capped" * capped
+    types: dict[str, str | None] = dict.fromkeys(TABLE_TYPES)
+    types |= TABLE_TYPES if beside else {}
+    fixed = {"BESIDE": beside, "CAPPED": capped}
+    return _variant("plain", prefill_plain_kernel, kind, dtype, dim, types, fixed)
+
+
+def per_head(
     dtype: torch.dtype,
     dim: int,
-    edited: bool,
-    config: PrefillConfig,
     capped: bool = False,
     emit: bool = False,
     per_head_classes: bool = False,
 ) -> Variant:
-    """One form of the kernel. How many classes a batch has makes no difference to it."""
-    config = emitting(config) if emit else config
+    """The kernel of two passes. How many classes a batch has makes no difference to it."""
+    kind = "edited" + "-capped" * capped + "-emit" * emit + "-per-head" * per_head_classes
+    types: dict[str, str | None] = dict(TABLE_TYPES)
+    types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
+    types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
+    fixed = {"EMIT": emit, "CAPPED": capped, "PER_HEAD": per_head_classes}
+    return _variant("per_head", prefill_per_head_kernel, kind, dtype, dim, types, fixed)
+
+
+def _variant(
+    form: str,
+    kernel: Any,
+    kind: str,
+    dtype: torch.dtype,
+    dim: int,
+    tables: dict[str, str | None],
+    more: dict[str, bool],
+) -> Variant:
+    config = prefill_config(dim, form, dtype)
+    config = emitting(config) if more.get("EMIT") else config
     types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
     types |= {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")
-    types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
-    types |= TABLE_TYPES if edited else dict.fromkeys(TABLE_TYPES)
-    types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
     types |= dict.fromkeys(("query", "key_cache", "value_cache", "output"), POINTERS[dtype])
-    fixed = constants(dim, GROUP, KV_HEADS, config)
-    fixed |= {"EDITED": edited, "EMIT": emit, "CAPPED": capped, "UPCAST": False}
-    fixed["PER_HEAD"] = per_head_classes
-    kind = (
-        ("edited" if edited else "plain")
-        + "-capped" * capped
-        + "-emit" * emit
-        + "-per-head" * per_head_classes
-    )
+    fixed = constants(dim, GROUP, KV_HEADS, config) | more | {"UPCAST": False}
     name = f"prefill-d{dim}-{POINTERS[dtype][1:]}-{kind}"
-    return Variant(name, prefill_kernel, types, fixed, config.num_warps, config.num_stages)
+    return Variant(name, kernel, types | tables, fixed, config.num_warps, config.num_stages)

@@ -58,15 +58,16 @@ class SmallConfig:
         return min(max(block // (32 * self.values), 1), self.most_warps)
 
 
+PREFILL_FORMS = ("plain", "per_head")
+"""By the file that has the kernel, prefill_plain.py and so on."""
+
 KERNELS = ("decode", "prefill", "small")
 """What a chip's table has entries for."""
 
-SHARED = {
-    "decode": ("num_warps", "split", "max_splits", "block_keys"),
-    "prefill": ("block_m", "num_warps"),
-}
+SHARED = {"decode": ("num_warps", "split", "max_splits", "block_keys")}
 """Fields that all entries of one head_dim and size of element agree on: they decide the order of
-sums, and a plain sequence is to get the same bits from the plain and from the edited form."""
+sums, and a plain sequence is to get the same bits from the plain and from the edited form. A plain
+row of a prefill takes the plain form whatever is edited beside it, so there nothing is shared."""
 
 
 DEFAULT = "default"
@@ -82,9 +83,9 @@ def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
     return DecodeConfig(**_find("decode", key))
 
 
-def prefill_config(head_dim: int, edited: bool, dtype: torch.dtype) -> PrefillConfig:
-    """Configuration of the plain or the edited prefill."""
-    key = {"head_dim": head_dim, "edited": edited, "bytes": dtype.itemsize}
+def prefill_config(head_dim: int, form: str, dtype: torch.dtype) -> PrefillConfig:
+    """Configuration of one form of the prefill, one of :data:`PREFILL_FORMS`."""
+    key = {"head_dim": head_dim, "form": form, "bytes": dtype.itemsize}
     return PrefillConfig(**_find("prefill", key))
 
 

@@ -81,6 +81,7 @@ SAMPLE = (
     "decode-d256-g7-c8-bf16",
     "merge-d128-g7-c4-bf16",
     "prefill-d128-bf16-plain",
+    "prefill-d128-bf16-plain-beside",
     "prefill-d128-bf16-edited",
     "class32-d128-g7-c8-bf16",
     "class32-d128-g7-c4-bf16-per-head",

@@ -335,8 +335,40 @@ def test_blocks_keep_to_their_runs():
         (3, 13, 1, 4, 4, 1),
         (4, 14, 3, -3, 0, 0),
     ]
-    assert blocks[0][4] == 3  # edited and long
-    assert blocks[-1][0] == 4  # padding
+    assert [block[3] + block[2] for block in blocks] == [100, 98, 95, 5, 4, 0]  # slowest first
+    assert cut(prefills, 2, 4, edited=True) == [b for b in blocks if b[4] in (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("edits", "emits", "forms"),
+    [
+        ((Edit.SCORE, Edit.NONE), False, ["plain"]),
+        ((Edit.NONE, Edit.HEAD), False, ["plain beside"]),
+        ((Edit.NONE, Edit.MASS), False, ["plain beside", "per_head edited"]),
+        ((Edit.HIDE, Edit.NONE), False, ["plain beside", "per_head edited"]),
+        ((Edit.NONE, Edit.SCORE), True, ["per_head"]),
+        ((Edit.NONE, Edit.NONE), True, ["per_head"]),
+    ],
+)
+def test_pairs_get_the_launches_they_need(make_prefills, monkeypatch, edits, emits, forms):
+    """Of plain and edited runs the edited launch has the edited ones alone."""
+    case, found = make_prefills(((70, ((5, 1), (20, 0))),)), []
+    plain, edited = (
+        replace(run, edits=some)
+        for run, some in zip(case.batch.prefills[0].runs[::-1], ((), edits), strict=True)
+    )
+    batch = replace(case.batch, prefills=(replace(case.batch.prefills[0], runs=(edited, plain)),))
+
+    def record(launched, grid, arguments, config):
+        form = launched.__name__.removeprefix("prefill_").removesuffix("_kernel")
+        beside = " beside" * arguments.get("BESIDE", False) * (form == "plain")
+        found.append(form + beside + " edited" * (grid[1] == 1))
+        assert grid[1] in (1, 3)  # blocks of 16 rows
+
+    monkeypatch.setattr(kernel, "launch", record)
+    emission = Emission(torch.empty(25, 2, CLASSES), torch.empty(25, 2)) if emits else None
+    run(case, batch, emit=emission)
+    assert found == forms
 
 
 def test_layers_share_a_work_list(make_prefills, with_edits):

@@ -9,6 +9,7 @@ from saccade_kernels.batch import PAGE
 from saccade_kernels.gpu import device, tuning, variants
 from saccade_kernels.gpu.tuning import (
     KERNELS,
+    PREFILL_FORMS,
     SHARED,
     chips,
     decode_config,
@@ -29,8 +30,8 @@ def test_every_shape_has_an_entry(dim, dtype):
         assert PAGE % config.block_keys == 0
         assert config.max_splits & (config.max_splits - 1) == 0
         assert config.block_rows >= 16
-    for edited in (False, True):
-        assert prefill_config(dim, edited, dtype).block_m >= 16
+    for form in PREFILL_FORMS:
+        assert prefill_config(dim, form, dtype).block_m >= 16
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -131,7 +132,7 @@ def test_a_capability_asks_the_tables_of_its_elders():
 def test_facts_go_with_the_table(capability):
     with tuning.on(tuning.named(capability)):
         assert device.running() == device.KNOWN[capability]
-        assert prefill_config(128, True, torch.bfloat16).block_m >= 16
+        assert prefill_config(128, "per_head", torch.bfloat16).block_m >= 16
 
 
 @pytest.mark.parametrize(
