@@ -131,9 +131,9 @@ def row_scores(
     if score_edits(batch, layer):
         controls, tables = batch.tables()
         tags = tables.tags[batch.tag_rows[seq], layer, :context]
-        beta = tables.weights[batch.tag_rows[seq], :context]
+        betas = tables.weights[batch.tag_rows[seq], :, :context]
         control_rows = batch.control_rows[rows]
-        edited = (controls, control_rows[None], tags[None], beta[None], layer)
+        edited = (controls, control_rows[None], tags[None], betas[None], layer)
         scores = edit_scores(scores[None], *edited)[0]
         visible = visible & (tags != NEVER_ATTEND)
     return scores.masked_fill(~visible, -torch.inf)

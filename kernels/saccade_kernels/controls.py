@@ -6,7 +6,7 @@ device (:mod:`~saccade_kernels.tables`); row 0 is the identity and is never writ
 row of one head, with scores ``z`` (scaled, soft-capped), key classes ``c(j)`` and visible keys
 only:
 
-    score   z'_j = (1 + scale_c) z_j + absolute_c |z_j| + bias_c + weight * beta_j
+    score   z'_j = (1 + scale_c) z_j + absolute_c |z_j| + bias_c + sum_s weight_s beta_sj
     A       = softmax(z')
     mass    m_c = sum of A over class c; if every gate holds (gate_weight . m >= gate_threshold):
             m' = transform m, and A'_j = A_j m'_c / m_c, so proportions inside a class are kept
@@ -43,6 +43,9 @@ IDENTITY_ROW = 0
 GATES = 2
 """Linear conditions a mass edit may be subject to."""
 
+KEY_WEIGHTS = 4
+"""Vectors over the keys, beta_s, that a score edit may add, each with a weight of every head."""
+
 FloatArray = NDArray[np.float32]
 
 
@@ -69,13 +72,13 @@ class ControlShape:
 class Program:
     """The values of one table row, on the host. Shapes leave out the row dimension.
 
-    All arrays are float32; L layers, H query heads, C = :data:`CLASSES`.
+    All arrays are float32; L layers, H query heads, C = :data:`CLASSES`, S = :data:`KEY_WEIGHTS`.
     """
 
     scale: FloatArray  # [L, H, C]
     absolute: FloatArray  # [L, H, C]
     bias: FloatArray  # [L, H, C]
-    weight: FloatArray  # [L, H]
+    weight: FloatArray  # [L, H, S]
     transform: FloatArray  # [L, H, C, C]
     gate_weight: FloatArray  # [L, H, GATES, C]
     gate_threshold: FloatArray  # [L, H, GATES]
@@ -91,7 +94,7 @@ class Program:
             scale=np.zeros((layers, heads, CLASSES), np.float32),
             absolute=np.zeros((layers, heads, CLASSES), np.float32),
             bias=np.zeros((layers, heads, CLASSES), np.float32),
-            weight=np.zeros((layers, heads), np.float32),
+            weight=np.zeros((layers, heads, KEY_WEIGHTS), np.float32),
             transform=np.broadcast_to(eye, (layers, heads, CLASSES, CLASSES)).copy(),
             gate_weight=np.zeros((layers, heads, GATES, CLASSES), np.float32),
             gate_threshold=np.full((layers, heads, GATES), -np.inf, np.float32),
@@ -125,7 +128,7 @@ class Kinds(Protocol):
 def kind_edits(heads: Kinds) -> NDArray[np.uint8]:
     """Which edits heads make by all but their shifts: :class:`Edit` flags, uint8 [...]."""
     score = (heads.scale != 0) | (heads.absolute != 0) | (heads.bias != 0)
-    flags = np.uint8(Edit.SCORE) * (score.any(-1) | (heads.weight != 0))
+    flags = np.uint8(Edit.SCORE) * (score.any(-1) | (heads.weight != 0).any(-1))
     eye = np.eye(CLASSES, dtype=np.float32)
     flags |= np.uint8(Edit.MASS) * (heads.transform != eye).any(axis=(-1, -2))
     return np.asarray(flags | np.uint8(Edit.HEAD) * (heads.gain != 1), dtype=np.uint8)

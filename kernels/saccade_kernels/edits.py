@@ -37,19 +37,19 @@ def edit_scores(
         scores: [seqs, heads, queries, keys].
         rows: control row of each query, int [seqs, queries].
         tags: key classes, integers [seqs, keys] below :data:`CLASSES`.
-        weights: beta of each key, float32 [seqs, keys].
+        weights: betas of each key, float32 [seqs, KEY_WEIGHTS, keys].
     """
     tables = score_tables(controls, rows, slice(layer, layer + 1))[0]
     return apply_scores(scores, *tables, class_members(tags, scores.dtype), weights)
 
 
 def score_tables(controls: ControlTables, rows: torch.Tensor, layers: slice) -> list[LayerTables]:
-    """Scale, absolute and bias [seqs, 3 * H * Q, C], and weight [seqs, H, Q, 1], per layer."""
+    """Scale, absolute and bias [seqs, 3 H Q, C] and weights [seqs, H Q, KEY_WEIGHTS], per layer."""
     # Minus infinity, written to knock a class out, would be NaN times the zeros of a product.
     bias = _pick(controls.bias, rows, layers).clamp(min=torch.finfo(torch.float32).min)
     scale, absolute = _pick(controls.scale, rows, layers), _pick(controls.absolute, rows, layers)
     per_class = torch.stack([scale, absolute, bias], 2).transpose(3, 4).flatten(2, 4)
-    weight = _pick(controls.weight, rows, layers).transpose(2, 3)[..., None]
+    weight = _pick(controls.weight, rows, layers).transpose(2, 3).flatten(2, 3)
     return list(zip(per_class.unbind(), weight.unbind(), strict=True))
 
 
@@ -72,14 +72,15 @@ def _pick(table: torch.Tensor, rows: torch.Tensor, layers: slice) -> torch.Tenso
 def apply_scores(
     scores: torch.Tensor,
     per_class: torch.Tensor,
-    weight: torch.Tensor,
+    weights: torch.Tensor,
     members: torch.Tensor,
-    beta: torch.Tensor,
+    betas: torch.Tensor,
 ) -> torch.Tensor:
     per_key = torch.bmm(per_class.to(scores.dtype), members)
     scale, absolute, bias = per_key.view(scores.shape[0], 3, *scores.shape[1:]).unbind(1)
     edited = scores + scale * scores + absolute * scores.abs() + bias
-    return edited + weight.to(scores.dtype) * beta[:, None, None, :].to(scores.dtype)
+    weighted = torch.bmm(weights.to(scores.dtype), betas.to(scores.dtype))
+    return edited + weighted.view(scores.shape)
 
 
 def apply_masses(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit
+from saccade_kernels.controls import CLASSES, KEY_WEIGHTS, NEVER_ATTEND, ControlShape, Edit
 from saccade_kernels.edits import LARGEST_RATIO, head_members
 from saccade_kernels.tables import ControlTables
 
@@ -110,7 +110,7 @@ class _Row:
     seen: torch.Tensor  # int64 [N]: positions in the sequence
     members: torch.Tensor  # [N, C], one-hot by tag, for the scores
     classes: torch.Tensor  # [H, N, C], one-hot by class, for the masses
-    beta: torch.Tensor  # [N]
+    betas: torch.Tensor  # [KEY_WEIGHTS, N]
     program: dict[str, torch.Tensor]  # fields of Program for this layer, [H, ...]
 
     @property
@@ -132,7 +132,8 @@ class _Row:
         context, edit = int(batch.context_lens[seq]), batch.edit(layer)
         seen = torch.arange(max(context - window, 0) if window > 0 else 0, context)
         seen = seen.to(query.device)
-        classes, beta = torch.zeros_like(seen), query.new_zeros(len(seen), dtype=work)
+        classes = torch.zeros_like(seen)
+        betas = query.new_zeros(KEY_WEIGHTS, len(seen), dtype=work)
         program = _identity(heads, query.device, work)
         if edit:
             controls, tables = batch.tables()
@@ -140,7 +141,7 @@ class _Row:
             if edit & Edit.HIDE:
                 seen = seen[tables.tags[tag_row, layer, seen] != NEVER_ATTEND]
             classes = tables.tags[tag_row, layer, seen].long().clamp(max=CLASSES - 1)
-            beta = tables.weights[tag_row, seen].to(work)
+            betas = tables.weights[tag_row][:, seen].to(work)
             program = _program(controls, int(batch.control_rows[seq]), layer, work)
         slots = batch.page_table[seq, seen // PAGE].long() * PAGE + seen % PAGE
         group = heads // key_cache.shape[2]
@@ -154,7 +155,7 @@ class _Row:
             own = batch.tag_rows[seq : seq + 1], tables.tags[tag_row, layer, None, :context]
             found = head_members(batch.per_head_table(), *own, layer, work)
             by_head = found[0].transpose(1, 2)[:, seen]
-        return cls(query[seq].to(work), key, value, seen, members, by_head, beta, program)
+        return cls(query[seq].to(work), key, value, seen, members, by_head, betas, program)
 
     def attend(self, scale: float, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
         """A, and dz'/d(scale * q . k); both [H, N]."""
@@ -166,7 +167,7 @@ class _Row:
         per_class = ("scale", "absolute", "bias")
         by, absolute, bias = (self.program[name] @ self.members.T for name in per_class)
         slope = slope * (1 + by + absolute * z.sign())
-        weighted = self.program["weight"][:, None] * self.beta
+        weighted = self.program["weight"] @ self.betas
         return torch.softmax(z + by * z + absolute * z.abs() + bias + weighted, -1), slope
 
     def differentiate(

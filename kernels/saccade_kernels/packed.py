@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from saccade_kernels.controls import (
     CLASSES,
     GATES,
+    KEY_WEIGHTS,
     ControlShape,
     Edit,
     FloatArray,
@@ -50,7 +51,7 @@ class PackedProgram:
     scale: FloatArray  # [N, C]
     absolute: FloatArray  # [N, C]
     bias: FloatArray  # [N, C]
-    weight: FloatArray  # [N]
+    weight: FloatArray  # [N, KEY_WEIGHTS]
     transform: FloatArray  # [N, C, C]
     gate_weight: FloatArray  # [N, GATES, C]
     gate_threshold: FloatArray  # [N, GATES]
@@ -67,7 +68,7 @@ class PackedProgram:
             scale=np.zeros((1, CLASSES), np.float32),
             absolute=np.zeros((1, CLASSES), np.float32),
             bias=np.zeros((1, CLASSES), np.float32),
-            weight=np.zeros(1, np.float32),
+            weight=np.zeros((1, KEY_WEIGHTS), np.float32),
             transform=np.eye(CLASSES, dtype=np.float32)[None],
             gate_weight=np.zeros((1, GATES, CLASSES), np.float32),
             gate_threshold=np.full((1, GATES), -np.inf, np.float32),

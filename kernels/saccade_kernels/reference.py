@@ -15,7 +15,7 @@ import torch
 
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission
 from saccade_kernels.columns_reference import longest_context
-from saccade_kernels.controls import NEVER_ATTEND, Edit
+from saccade_kernels.controls import KEY_WEIGHTS, NEVER_ATTEND, Edit
 from saccade_kernels.edits import (
     LayerTables,
     apply_head_masses,
@@ -267,9 +267,8 @@ def _weigh(
     if emit is not None or edit & (SCORE | MASS):
         members = class_members(tags, scores.dtype)
     if edit & SCORE:
-        beta = tables.weights.index_select(0, group.tag_rows).gather(1, group.positions)
-        per_class, weight = _step_tables(score_tables, batch, group, layer)
-        scores = apply_scores(scores, per_class, weight, members, beta)
+        per_class, weights = _step_tables(score_tables, batch, group, layer)
+        scores = apply_scores(scores, per_class, weights, members, _step_betas(batch, group))
     scores += group.mask
     if group.padded is not None:  # the key it stands on is not its own
         scores = scores.masked_fill_(group.padded, -torch.inf)
@@ -357,6 +356,18 @@ def _step_tables(
         batch.derived[name] = build(controls, group.control_rows, slice(None))
     tables: LayerTables = batch.derived[name][layer]
     return tables
+
+
+def _step_betas(batch: AttentionBatch, group: _Group) -> torch.Tensor:
+    """Betas of a group's keys, float32 [seqs, KEY_WEIGHTS, keys], for all layers of a step."""
+    name = (_step_betas, group.first)
+    if name not in batch.derived:
+        _, tables = batch.tables()
+        slot = torch.arange(KEY_WEIGHTS, device=group.positions.device)[:, None]
+        rows = group.tag_rows.long()[:, None, None]
+        batch.derived[name] = tables.weights[rows, slot, group.positions[:, None]]
+    betas: torch.Tensor = batch.derived[name]
+    return betas
 
 
 def _scores(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from saccade_kernels.controls import ControlShape, Program
+from saccade_kernels.controls import KEY_WEIGHTS, ControlShape, Program
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TagTable:
     """
 
     tags: torch.Tensor  # uint8 [rows, layers, max_len], by position in the sequence
-    weights: torch.Tensor  # float32 [rows, max_len]: beta_j of the score edit
+    weights: torch.Tensor  # float32 [rows, KEY_WEIGHTS, max_len]: beta_sj of the score edit
     hides: torch.Tensor  # uint8 [rows]: 1 if some key of the sequence is never attended
     moved: torch.Tensor  # int32 [rows, layers, heads]: query rows whose masses really changed
     per_head: PerHeadTable | None = None  # made when first needed
@@ -92,7 +92,7 @@ class TagTable:
         """Make ``rows`` rows of untagged sequences of up to ``max_len`` tokens."""
         return cls(
             tags=torch.zeros(rows, shape.layers, max_len, dtype=torch.uint8, device=device),
-            weights=torch.zeros(rows, max_len, dtype=torch.float32, device=device),
+            weights=torch.zeros(rows, KEY_WEIGHTS, max_len, dtype=torch.float32, device=device),
             hides=torch.zeros(rows, dtype=torch.uint8, device=device),
             moved=torch.zeros(rows, shape.layers, shape.heads, dtype=torch.int32, device=device),
         )

@@ -28,7 +28,7 @@ from saccade_interventions.rules import (
     SinkRule,
 )
 from saccade_kernels import edits
-from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES
+from saccade_kernels.controls import KEY_WEIGHTS, NEVER_ATTEND, PER_HEAD_CLASSES
 from saccade_kernels.tables import ControlTables
 from saccade_testing.plans import context_of, residual_with
 from saccade_testing.tables import edit_masses, write_row
@@ -133,8 +133,8 @@ class Shown:
         self.plan, self.hidden, self.tables = plan, hidden, tables(shown(plan))
 
     def score(self, scores: torch.Tensor, row: int) -> torch.Tensor:
-        beta = torch.zeros(1, row + 1)
-        return edits.edit_scores(scores, self.tables, *self._row(row), beta, LAYER)
+        betas = torch.zeros(1, KEY_WEIGHTS, row + 1)
+        return edits.edit_scores(scores, self.tables, *self._row(row), betas, LAYER)
 
     def mass(self, attention: torch.Tensor, row: int) -> torch.Tensor:
         at, tags = self._row(row)

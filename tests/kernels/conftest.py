@@ -16,6 +16,7 @@ from saccade_kernels.batch import PAGE, AttentionBatch, LayerEdits, Prefill, Run
 from saccade_kernels.controls import (
     CLASSES,
     IDENTITY_ROW,
+    KEY_WEIGHTS,
     NEVER_ATTEND,
     ControlShape,
     Edit,
@@ -47,7 +48,8 @@ def random_program(shape: ControlShape, classes: int, rng: np.random.Generator) 
     program.scale[..., :classes] = 0.3 * rng.normal(size=(*site, classes))
     program.absolute[..., :classes] = 0.3 * rng.normal(size=(*site, classes))
     program.bias[..., :classes] = rng.normal(size=(*site, classes))
-    program.weight[:] = rng.normal(size=site)
+    slots = rng.integers(0, 2, (*site, KEY_WEIGHTS))  # some heads leave some out
+    program.weight[:] = slots * rng.normal(size=slots.shape)
     transform = rng.random((*site, classes, classes)) ** 3
     program.transform[..., :classes, :classes] = transform / transform.sum(-2, keepdims=True)
     program.gate_weight[..., 0, :classes] = rng.integers(0, 2, (*site, classes))
@@ -259,7 +261,8 @@ def build_case(
         if hide:
             drawn[rng.random(drawn.shape) < 0.3] = NEVER_ATTEND
         tags.tags[seq + 1, :, :context] = torch.from_numpy(drawn)
-        tags.weights[seq + 1, :context] = torch.from_numpy(rng.normal(size=context))
+        betas = rng.normal(size=(KEY_WEIGHTS, context))
+        tags.weights[seq + 1, :, :context] = torch.from_numpy(betas)
     edits = Edit.SCORE | Edit.MASS | Edit.HEAD | (Edit.HIDE if hide else Edit.NONE)
     batch = AttentionBatch(
         slots=torch.cat(slots),
@@ -325,7 +328,7 @@ def dense_weights(
         context, group = len(keys), heads // keys.shape[1]
         tag_row = int(case.batch.tag_rows[seq])
         tags = tables.tags[tag_row, layer].numpy()
-        beta = tables.weights[tag_row].double().numpy()
+        betas = tables.weights[tag_row].double().numpy()
         for row in range(first, last):
             program = case.programs[int(case.batch.control_rows[row])]
             position = context - last + row
@@ -335,12 +338,12 @@ def dense_weights(
                 z = keys[seen, h // group] @ case.query[row, h].double().numpy() * scale
                 if softcap:
                     z = softcap * np.tanh(z / softcap)
-                found[row, h, seen] = edited_row(z, tags[seen], beta[seen], program, layer, h)
+                found[row, h, seen] = edited_row(z, tags[seen], betas[:, seen], program, layer, h)
     return torch.from_numpy(found)
 
 
 def edited_row(
-    z: Floats, tags: NDArray[np.uint8], beta: Floats, program: Program, layer: int, h: int
+    z: Floats, tags: NDArray[np.uint8], betas: Floats, program: Program, layer: int, h: int
 ) -> Floats:
     """Edited attention of one row over the keys it sees."""
     if not len(z):
@@ -350,8 +353,8 @@ def edited_row(
             (1.0 + float(program.scale[layer, h, c])) * z_j
             + float(program.absolute[layer, h, c]) * abs(z_j)
             + float(program.bias[layer, h, c])
-            + float(program.weight[layer, h]) * beta_j
-            for z_j, c, beta_j in zip(z, tags, beta, strict=True)
+            + float(program.weight[layer, h].astype(np.float64) @ beta_j)
+            for z_j, c, beta_j in zip(z, tags, betas.T, strict=True)
         ]
     )
     attention: Floats = np.exp(edited - edited.max())

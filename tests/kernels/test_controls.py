@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade_kernels import edits
-from saccade_kernels.controls import CLASSES, GATES, ControlShape, Edit, Program
+from saccade_kernels.controls import CLASSES, GATES, KEY_WEIGHTS, ControlShape, Edit, Program
 from saccade_kernels.tables import ControlTables, TagTable
 from saccade_testing.tables import edit_masses, write_row
 
@@ -27,7 +27,7 @@ def test_the_identity_program_edits_nothing():
         ("scale", (1, 0, 2), 0.5, Edit.SCORE),
         ("absolute", (1, 1, 0), 0.5, Edit.SCORE),
         ("bias", (1, 0, 7), -1.0, Edit.SCORE),
-        ("weight", (1, 1), 0.1, Edit.SCORE),
+        ("weight", (1, 1, 2), 0.1, Edit.SCORE),
         ("transform", (1, 0, 3, 4), 0.1, Edit.MASS),
         ("transform", (1, 0, 3, 3), 0.9, Edit.MASS),
         ("gain", (1, 1), 0.0, Edit.HEAD),
@@ -83,7 +83,7 @@ def test_a_row_is_written_in_place_and_alone(make_program):
 def test_a_fresh_tag_table_is_untagged():
     table = TagTable.allocate(5, SHAPE, max_len=70)
     assert (table.tags.shape, table.tags.dtype) == ((5, 3, 70), torch.uint8)
-    assert (table.weights.shape, table.weights.dtype) == ((5, 70), torch.float32)
+    assert (table.weights.shape, table.weights.dtype) == ((5, KEY_WEIGHTS, 70), torch.float32)
     assert (table.moved.shape, table.moved.dtype) == ((5, 3, 2), torch.int32)
     assert not table.tags.any()
     assert not table.weights.any()
@@ -91,7 +91,7 @@ def test_a_fresh_tag_table_is_untagged():
 
 
 def tables_of(program: Program) -> tuple[ControlTables, torch.Tensor]:
-    tables = ControlTables.allocate(2, ControlShape(*program.weight.shape, 1))
+    tables = ControlTables.allocate(2, ControlShape(*program.gain.shape, 1))
     write_row(tables, 1, program)
     return tables, torch.ones(1, 1, dtype=torch.int32)
 
@@ -129,6 +129,8 @@ def test_a_log_bias_is_a_renormalised_factor_on_the_mass(seed, classes):
     scaled = replace(identity, transform=identity.transform.copy())
     scaled.transform[..., range(classes), range(classes)] = factor
     controls, rows = tables_of(biased)
-    by_score = edits.edit_scores(scores, controls, rows, tags, torch.zeros(1, 20), 0).softmax(-1)
+    by_score = edits.edit_scores(
+        scores, controls, rows, tags, torch.zeros(1, KEY_WEIGHTS, 20), 0
+    ).softmax(-1)
     by_mass, _ = edit_masses(scores.softmax(-1), *tables_of(scaled), tags, 0)
     torch.testing.assert_close(by_score, by_mass / by_mass.sum(), rtol=1e-6, atol=1e-12)

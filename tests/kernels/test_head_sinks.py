@@ -24,7 +24,7 @@ def attention(case, row, layer=1, softcap=0.0, window=0):
     _, tables = case.tables
     heads, keys = case.query.shape[1], case.keys[0][: row + 1].double().numpy()
     tags = tables.tags[1, layer, : row + 1].numpy()
-    beta = tables.weights[1, : row + 1].double().numpy()
+    betas = tables.weights[1, :, : row + 1].double().numpy()
     program = case.programs[int(case.batch.control_rows[row])]
     found = np.zeros((heads, row + 1))
     for head in range(heads):
@@ -40,7 +40,7 @@ def attention(case, row, layer=1, softcap=0.0, window=0):
                 float(getattr(program, name)[layer, head, tag])
                 for name in ("scale", "absolute", "bias")
             )
-            weighted = float(program.weight[layer, head]) * beta[k]
+            weighted = float(program.weight[layer, head].astype(np.float64) @ betas[:, k])
             z[k] = z[k] + scale * z[k] + absolute * abs(z[k]) + bias + weighted
         found[head] = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     return found

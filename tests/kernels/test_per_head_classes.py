@@ -32,7 +32,8 @@ def literal(case, layer, row, seq, head):
             (1 + program.scale[layer, head, tags[j]]) * z[j]
             + program.absolute[layer, head, tags[j]] * abs(z[j])
             + program.bias[layer, head, tags[j]]
-            + program.weight[layer, head] * tables.weights[tag_row, j].double()
+            + torch.from_numpy(program.weight[layer, head]).double()
+            @ tables.weights[tag_row, :, j].double()
             for j in seen
         ],
         dtype=torch.float64,

@@ -9,7 +9,7 @@ import torch
 
 from saccade_kernels import edits, reference
 from saccade_kernels.batch import Emission
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape, Edit, Program
+from saccade_kernels.controls import CLASSES, KEY_WEIGHTS, NEVER_ATTEND, ControlShape, Edit, Program
 
 CASES = {
     "decode-short": dict(queries=(1, 1, 1), contexts=(1, 7, 63)),
@@ -250,13 +250,14 @@ def test_edit_functions_agree_with_the_formula(make_case, make_program):
     case = make_case(programs=1)
     case.write(1, program)
     rows, tags = torch.ones(2, 3, dtype=torch.int32), torch.randint(0, CLASSES, (2, 11))
-    scores, beta = torch.randn(2, 4, 3, 11).double(), torch.randn(2, 11)
-    output = edits.edit_scores(scores, case.tables[0], rows, tags, beta, 1)
+    scores, betas = torch.randn(2, 4, 3, 11).double(), torch.randn(2, KEY_WEIGHTS, 11)
+    output = edits.edit_scores(scores, case.tables[0], rows, tags, betas, 1)
 
     def by_key(table):
         return torch.from_numpy(table[1])[:, tags].transpose(0, 1)[:, :, None].double()
 
-    weighted = torch.from_numpy(program.weight[1]).double()[:, None, None] * beta[:, None, None]
+    weights = torch.from_numpy(program.weight[1]).double()
+    weighted = (weights[None] @ betas.double())[:, :, None]
     expected = scores * (1 + by_key(program.scale)) + scores.abs() * by_key(program.absolute)
     torch.testing.assert_close(output, expected + by_key(program.bias) + weighted)
 

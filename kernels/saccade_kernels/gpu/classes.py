@@ -29,29 +29,27 @@ def by_class(table, members):
 
 
 @triton.jit
-def load_program(site, mask, scale_table, absolute_table, bias_table, weight_table):
-    """Score edits of a tile's rows: three [rows, CLASSES] tables, finite, and weight [rows, 1]."""
+def load_program(site, mask, scale_table, absolute_table, bias_table):
+    """Score edits of a tile's rows: three [rows, CLASSES] tables, finite."""
     klass = tl.arange(0, CLASSES)
     entry = site[:, None] * WIDTH + klass[None, :]
     is_entry = mask[:, None] & (klass < WIDTH)[None, :]
     by_scale = tl.load(scale_table + entry, mask=is_entry, other=0.0)
     absolute = tl.load(absolute_table + entry, mask=is_entry, other=0.0)
     bias = tl.maximum(tl.load(bias_table + entry, mask=is_entry, other=0.0), LOWEST_BIAS)
-    weight = tl.load(weight_table + site, mask=mask, other=0.0)[:, None]
-    return by_scale, absolute, bias, weight
+    return by_scale, absolute, bias
 
 
 @triton.jit
-def edit_tile(score, program, tag, beta):
+def edit_tile(score, program, tag):
     """Edited scores (base 2) of a tile, given :func:`load_program`'s tables of its rows."""
-    by_scale, absolute, bias, weight = program
+    by_scale, absolute, bias = program
     members = one_hot(tag, CLASSES)
     return edit_score(
         score,
         by_class(by_scale, members),
         by_class(absolute, members),
         by_class(bias, members),
-        weight * beta[None, :],
     )
 
 

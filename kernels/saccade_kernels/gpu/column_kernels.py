@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.gpu.classes import edit_tile, load_program
+from saccade_kernels.gpu.key_weights import key_weights_of, weigh_rows
 from saccade_kernels.gpu.tiles import LOG2E, NEVER_ATTEND, PAGE, dot, soft_cap
 
 UNSPECIALISED = [
@@ -83,7 +84,6 @@ def column_kernel(
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
         tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
-        beta = tl.load(key_weights + tag_row * max_len + position, mask=inside, other=0.0)
 
     total = tl.zeros([BLOCK, PAGE], tl.float32)
     for block in tl.range(begin, end, BLOCK):
@@ -102,10 +102,10 @@ def column_kernel(
         if EDITED:
             row = tl.load(control_rows + token, mask=is_row, other=0)
             site = (row * layers + layer) * HEADS + head
-            program = load_program(
-                site, is_row, scale_table, absolute_table, bias_table, weight_table
-            )
-            score = edit_tile(score, program, tag, beta)
+            program = load_program(site, is_row, scale_table, absolute_table, bias_table)
+            own = key_weights_of(weight_table, site, is_row, key_weights, tag_row, max_len)
+            score = edit_tile(score, program, tag)
+            score = weigh_rows(score, own, is_row, position, inside)
             visible = visible & (tag != NEVER_ATTEND)[None, :]
         else:
             score = score * LOG2E
@@ -152,7 +152,8 @@ def row_kernel(
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
         site = (tl.load(control_rows + token) * layers + layer) * HEADS + head
-        program = load_program(site, is_row, scale_table, absolute_table, bias_table, weight_table)
+        program = load_program(site, is_row, scale_table, absolute_table, bias_table)
+        own = key_weights_of(weight_table, site, is_row, key_weights, tag_row, max_len)
 
     kv_heads: tl.constexpr = HEADS // GROUP
     slot = tl.arange(0, PAGE)
@@ -173,8 +174,8 @@ def row_kernel(
             score = soft_cap(score, cap)
         if EDITED:
             tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
-            beta = tl.load(key_weights + tag_row * max_len + position, mask=inside, other=0.0)
-            score = edit_tile(score, program, tag, beta)
+            score = edit_tile(score, program, tag)
+            score = weigh_rows(score, own, is_row, position, inside)
             visible = visible & (tag != NEVER_ATTEND)
         else:
             score = score * LOG2E

@@ -122,7 +122,6 @@ def split_kernel(
             head = kv_head * GROUP + tl.minimum(row // C, GROUP - 1)
             site = sites + head
             own_tags = tags + (tag_row * layers + layer) * max_len
-            own_weights = key_weights + tag_row * max_len
             part_row = ((part + head) * splits + split) * C + row % C
             if PER_HEAD:
                 own_site = per_head_site(per_head_rows, tag_row, layer, layers, heads, head)
@@ -131,7 +130,8 @@ def split_kernel(
                     attend(
                         own_query, key_cache, value_cache, own_pages, site, scale_table,
                         absolute_table, bias_table, weight_table, edits_table, own_tags,
-                        own_weights, is_own, per_head_classes + own_site * max_len,
+                        key_weights, tag_row, max_len,
+                        is_own, per_head_classes + own_site * max_len,
                         part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
                         row < GROUP * C, start, end, low, stride_head,
                         KV_HEADS, D, DP, ROWS, PER_HEAD_KEYS, True, EMIT, True, CAPPED, UPCAST,
@@ -140,7 +140,7 @@ def split_kernel(
                     attend(
                         own_query, key_cache, value_cache, own_pages, site, scale_table,
                         absolute_table, bias_table, weight_table, edits_table, own_tags,
-                        own_weights, None, None,
+                        key_weights, tag_row, max_len, None, None,
                         part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
                         row < GROUP * C, start, end, low, stride_head,
                         KV_HEADS, D, DP, ROWS, KEYS, True, EMIT, False, CAPPED, UPCAST,
@@ -148,8 +148,8 @@ def split_kernel(
             else:
                 attend(
                     own_query, key_cache, value_cache, own_pages, site, scale_table,
-                    absolute_table, bias_table, weight_table, edits_table, own_tags, own_weights,
-                    None, None,
+                    absolute_table, bias_table, weight_table, edits_table, own_tags,
+                    key_weights, tag_row, max_len, None, None,
                     part_max, part_sum, part_out, part_row, scale, cap, head, row % C,
                     row < GROUP * C, start, end, low, stride_head,
                     KV_HEADS, D, DP, ROWS, KEYS, True, EMIT, False, CAPPED, UPCAST,

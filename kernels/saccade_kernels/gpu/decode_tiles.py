@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.gpu.classes import load_by_tag
+from saccade_kernels.gpu.key_weights import key_weights_of, weigh_rows
 from saccade_kernels.gpu.tiles import (
     LOG2E,
     MASS,
@@ -32,7 +33,9 @@ def attend(
     weight_table,
     edits_table,
     tags_at,
-    weights_at,
+    key_weights,
+    tag_row,
+    max_len,
     is_own,
     per_head_classes,
     part_max,
@@ -80,8 +83,7 @@ def attend(
             row_scale = tl.load(scale_table + entry, mask=is_scored, other=0.0)
             row_absolute = tl.load(absolute_table + entry, mask=is_scored, other=0.0)
             row_bias = tl.load(bias_table + entry, mask=is_scored, other=0.0)
-        row_weight = tl.load(weight_table + site, mask=is_scored, other=0.0)
-        weighted_end = tl.where(tl.max(tl.abs(row_weight), 0) > 0, end, 0)
+        weights = key_weights_of(weight_table, site, is_scored, key_weights, tag_row, max_len)
 
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -113,14 +115,12 @@ def attend(
         if EDITED:
             tag = next_tag.to(tl.int32)
             next_tag = tl.load(tags_at + position + KEYS, mask=position + KEYS < end, other=0)
-            beta = tl.load(weights_at + position, mask=position < weighted_end, other=0.0)
             if PER_HEAD:
                 edited = edit_score(
                     score,
                     load_by_tag(scale_table, site, tag, is_scored),
                     load_by_tag(absolute_table, site, tag, is_scored),
                     load_by_tag(bias_table, site, tag, is_scored),
-                    row_weight[:, None] * beta[None, :],
                 )
             else:
                 edited = edit_score(
@@ -128,9 +128,9 @@ def attend(
                     row_scale[:, None],
                     row_absolute[:, None],
                     row_bias[:, None],
-                    row_weight[:, None] * beta[None, :],
                 )
             score = tl.where(is_scored[:, None], edited, score * LOG2E)
+            score = weigh_rows(score, weights, is_scored, position, position < end)
             key_class = tl.where(is_apart[:, None], tag[None, :], 0)
             if PER_HEAD:
                 own_at = per_head_classes[:, None] + position[None, :]
@@ -175,8 +175,8 @@ def attend_plain(
     head = tl.program_id(0) % KV_HEADS * GROUP + tl.minimum(row, GROUP - 1)
     attend(
         query, key_cache, value_cache, pages_at, None, None, None, None, None, None, None, None,
-        None, None, part_max, part_sum, part_out, ((part + head) * splits + split) * C, scale, cap,
-        head, None,
+        None, None, None, None, part_max, part_sum, part_out, ((part + head) * splits + split) * C,
+        scale, cap, head, None,
         row < GROUP, start, end, low, stride_head,
         KV_HEADS, D, DP, PLAIN_ROWS, KEYS, False, False, False, CAPPED, UPCAST,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from saccade_kernels import controls
 from saccade_kernels.gpu.classes import load_by_tag
+from saccade_kernels.gpu.key_weights import key_weights_of, weigh_rows
 from saccade_kernels.gpu.merge import split_of
 from saccade_kernels.gpu.tiles import LOG2E, NEVER_ATTEND, PAGE, SCORE, dot, edit_score, soft_cap
 from saccade_kernels.head_sinks import HeadSinkOption
@@ -74,8 +75,8 @@ def threshold_among(threshold, keys, options):
 @triton.jit
 def score_keys(
     query, key_cache, pages_at, site, scale_table, absolute_table, bias_table, weight_table,
-    is_scored, tags_at, weights_at, scores, tops, totals, asks, scale, cap, kv_head, head,
-    start, end, low, stride_head,
+    is_scored, tags_at, key_weights, tag_row, max_len, scores, tops, totals, asks, scale, cap,
+    kv_head, head, start, end, low, stride_head,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROWS: tl.constexpr, SCORED: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +91,7 @@ def score_keys(
     query_at = query + head[:, None] * stride_head + column[None, :]
     q = tl.load(query_at, mask=is_row[:, None] & is_column[None, :], other=0.0)
     if SCORED:
-        row_weight = tl.load(weight_table + site, mask=is_scored, other=0.0)
+        weights = key_weights_of(weight_table, site, is_scored, key_weights, tag_row, max_len)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     slot = tl.arange(0, PAGE)
@@ -107,15 +108,14 @@ def score_keys(
             score = soft_cap(score, cap)
         tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
         if SCORED:
-            beta = tl.load(weights_at + position, mask=inside, other=0.0)
             edited = edit_score(
                 score,
                 load_by_tag(scale_table, site, tag, is_scored),
                 load_by_tag(absolute_table, site, tag, is_scored),
                 load_by_tag(bias_table, site, tag, is_scored),
-                row_weight[:, None] * beta[None, :],
             )
             score = tl.where(is_scored[:, None], edited, score * LOG2E)
+            score = weigh_rows(score, weights, is_scored, position, inside)
         else:
             score = score * LOG2E
         visible = inside & (position >= low) & (tag != NEVER_ATTEND)
@@ -218,21 +218,22 @@ def find_kernel(
     own_query = query + sequence.to(tl.int64) * stride_token
     own_pages = page_table + sequence * stride_pages
     own_tags = tags + (tag_row * layers + layer) * max_len
-    own_weights = key_weights + tag_row * max_len
     own_scores = scores + (index * heads + head).to(tl.int64) * width
     own_parts = parts + (index * heads + head) * (2 * MAX_SPLITS) + split
     if tl.max(is_scored.to(tl.int32), 0) != 0:
         score_keys(
             own_query, key_cache, own_pages, site, scale_table, absolute_table, bias_table,
-            weight_table, is_scored, own_tags, own_weights, own_scores, own_parts,
-            own_parts + MAX_SPLITS, asks, scale, cap, kv_head, head, start, end, low, stride_head,
+            weight_table, is_scored, own_tags, key_weights, tag_row, max_len, own_scores,
+            own_parts, own_parts + MAX_SPLITS, asks, scale, cap, kv_head, head, start, end, low,
+            stride_head,
             GROUP, KV_HEADS, D, DP, ROWS, True, CAPPED, UPCAST,
         )  # fmt: skip
     else:
         score_keys(
             own_query, key_cache, own_pages, site, scale_table, absolute_table, bias_table,
-            weight_table, is_scored, own_tags, own_weights, own_scores, own_parts,
-            own_parts + MAX_SPLITS, asks, scale, cap, kv_head, head, start, end, low, stride_head,
+            weight_table, is_scored, own_tags, key_weights, tag_row, max_len, own_scores,
+            own_parts, own_parts + MAX_SPLITS, asks, scale, cap, kv_head, head, start, end, low,
+            stride_head,
             GROUP, KV_HEADS, D, DP, ROWS, False, CAPPED, UPCAST,
         )  # fmt: skip
 

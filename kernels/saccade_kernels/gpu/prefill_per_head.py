@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.gpu.classes import per_head_site
+from saccade_kernels.gpu.key_weights import key_weights_of
 from saccade_kernels.gpu.prefill_blocks import (
     UNALIGNED,
     UNSPECIALISED,
@@ -173,10 +174,9 @@ def prefill_per_head_kernel(
         scale_table,
         absolute_table,
         bias_table,
-        weight_table,
+        key_weights_of(weight_table, site, None, key_weights, tag_row, max_len),
         site,
         own_tags,
-        key_weights + tag_row * max_len,
         tl.where(block.hides != 0, NEVER_ATTEND, -1),
         base2(scale, CAPPED),
         classes,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from saccade_kernels.gpu.key_weights import weigh_keys
 from saccade_kernels.gpu.tiles import LOG2E, LOWEST, PAGE, WIDTH, dot, soft_cap
 
 
@@ -42,15 +43,15 @@ class Cache(NamedTuple):
 class Edit(NamedTuple):
     """The score edit of one head, base 2; and where the classes of the sequence's keys are.
 
-    With s the products, a score becomes linear * s + absolute * |s| + bias + weight * beta.
+    With s the products, a score becomes linear * s + absolute * |s| + bias, and what
+    the weights of keys add.
     """
 
     linear: Any  # float32 [WIDTH], as are absolute and bias
     absolute: Any
     bias: Any
-    weight: Any  # float32
-    tags: Any  # pointers to the sequence's first key
-    betas: Any
+    weights: Any  # KeyWeights
+    tags: Any  # pointer to the sequence's first key
     hidden: Any  # int32: tag of the keys that are out of sight, or -1
     classes: Any  # if PER_HEAD: pointer to what masses are of, the tags or the head's own
 
@@ -122,16 +123,15 @@ def finite(top):
 
 
 @triton.jit
-def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor, classes):
+def load_edit(scale, absolute, bias, weights, site, tags, hidden, factor, classes):
     """The score edit of one head; ``site`` is (control row * layers + layer) * heads + head."""
     entries = site * WIDTH + tl.arange(0, WIDTH)
     return Edit(
         (1.0 + tl.load(scale + entries)) * factor,
         tl.load(absolute + entries) * factor,
         tl.load(bias + entries) * LOG2E,
-        tl.load(weight + site) * LOG2E,
+        weights,
         tags,
-        betas,
         hidden,
         classes,
     )
@@ -139,10 +139,9 @@ def load_edit(scale, absolute, bias, weight, site, tags, betas, hidden, factor, 
 
 @triton.jit
 def load_tags(edit, tile, limit):
-    """Classes of a page's keys, int32 [PAGE], and their betas, float32 [PAGE]."""
+    """Classes of a page's keys, int32 [PAGE]."""
     n = tl.arange(0, PAGE) + tile * PAGE
-    tags = tl.load(edit.tags + n, mask=n < limit, other=0).to(tl.int32)
-    return tags, tl.load(edit.betas + n, mask=n < limit, other=0.0)
+    return tl.load(edit.tags + n, mask=n < limit, other=0).to(tl.int32)
 
 
 @triton.jit
@@ -183,7 +182,6 @@ def edited_scores(
     page,
     tile,
     tags,
-    betas,
     rows,
     cache,
     edit,
@@ -200,13 +198,15 @@ def edited_scores(
     members = members_of(tags, WIDTH)
     linear = tl.sum(tl.where(members, edit.linear[None, :], 0.0), 1)
     absolute = tl.sum(tl.where(members, edit.absolute[None, :], 0.0), 1)
-    bias = edit.bias[None, :] + (edit.weight * betas)[:, None]
+    n = tl.arange(0, PAGE) + tile * PAGE
+    weighted = weigh_keys(edit.weights, n, n < rows.limit)
+    bias = edit.bias[None, :] + weighted[:, None]
     bias = tl.where(members, tl.maximum(bias, LOWEST), 0.0)
     bias = tl.sum(tl.where((tags == edit.hidden)[:, None], float("-inf"), bias), 1)
     size = tl.fma(tl.abs(scores), absolute[None, :], bias[None, :])
     scores = tl.fma(scores, linear[None, :], size)
     if MASKED:
-        scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
+        scores = mask_unseen(scores, n, rows)
     return scores
 
 
@@ -231,9 +231,9 @@ def score_pass(
         for tile in tl.range(first, last):
             page = upcoming
             upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-            tags, betas = load_tags(edit, tile, rows.limit)
+            tags = load_tags(edit, tile, rows.limit)
             scores = edited_scores(
-                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+                page, tile, tags, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
             )
             top = tl.maximum(m, tl.max(scores, 1))
             level = finite(top)
@@ -291,9 +291,9 @@ def mass_pass(
         for tile in tl.range(first, last):
             page = upcoming
             upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-            tags, betas = load_tags(edit, tile, rows.limit)
+            tags = load_tags(edit, tile, rows.limit)
             scores = edited_scores(
-                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+                page, tile, tags, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
             )
             top = tl.maximum(m, tl.max(scores, 1))
             level = finite(top)
@@ -330,9 +330,9 @@ def value_pass(
         for tile in tl.range(first, last):
             page = upcoming
             upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
-            tags, betas = load_tags(edit, tile, rows.limit)
+            tags = load_tags(edit, tile, rows.limit)
             scores = edited_scores(
-                page, tile, tags, betas, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
+                page, tile, tags, rows, cache, edit, CUT, D, CAPPED, DESCRIPTORS, UPCAST
             )
             p = tl.exp2(scores - level[:, None])
             classes = load_classes(edit, tags, tile, rows.limit, PER_HEAD)

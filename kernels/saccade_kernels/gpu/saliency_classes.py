@@ -12,6 +12,7 @@ from saccade_kernels.gpu.classes import (
     load_by_tag,
     per_head_site,
 )
+from saccade_kernels.gpu.key_weights import key_weights_of, weigh_rows
 from saccade_kernels.gpu.tiles import (
     GATES,
     LARGEST_RATIO,
@@ -134,7 +135,6 @@ def class_kernel(
     if EDITED:
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
-        weights_at = key_weights + tag_row * max_len
         site = (tl.load(control_rows + sequence) * layers + layer) * (KV_HEADS * GROUP) + head
         if PER_HEAD:  # the keys of a row may have any tag
             own_site = per_head_site(per_head_rows, tag_row, layer, layers, KV_HEADS * GROUP, head)
@@ -145,7 +145,7 @@ def class_kernel(
             row_scale = tl.load(scale_table + entry, mask=is_row, other=0.0)[:, None]
             row_absolute = tl.load(absolute_table + entry, mask=is_row, other=0.0)[:, None]
             row_bias = tl.load(bias_table + entry, mask=is_row, other=0.0)[:, None]
-        row_weight = tl.load(weight_table + site, mask=is_row, other=0.0)[:, None]
+        weights = key_weights_of(weight_table, site, is_row, key_weights, tag_row, max_len)
 
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -168,7 +168,6 @@ def class_kernel(
             slope = 1 - (score / cap) * (score / cap)
         if EDITED:
             tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
-            beta = tl.load(weights_at + position, mask=inside, other=0.0)
             if PER_HEAD:
                 row_scale = load_by_tag(scale_table, site, tag, is_row)
                 row_absolute = load_by_tag(absolute_table, site, tag, is_row)
@@ -178,8 +177,8 @@ def class_kernel(
                 slope = slope * (1 + row_scale + row_absolute * sign)
             else:
                 slope = 1 + row_scale + row_absolute * sign
-            weighted = row_weight * beta[None, :]
-            score = edit_score(score, row_scale, row_absolute, row_bias, weighted)
+            score = edit_score(score, row_scale, row_absolute, row_bias)
+            score = weigh_rows(score, weights, is_row, position, inside)
             seen_class = tl.where(tag == NEVER_ATTEND, -1, tag)
             if PER_HEAD:
                 own_mask = is_own & (inside & (tag != NEVER_ATTEND))[None, :]

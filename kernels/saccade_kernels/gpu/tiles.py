@@ -50,12 +50,12 @@ def soft_cap(score, cap):
 
 
 @triton.jit
-def edit_score(score, scale, absolute, bias, weighted):
+def edit_score(score, scale, absolute, bias):
     """A score edit, natural units in, base 2 out; never -inf, which would hide the key.
 
-    All arguments broadcast against ``score``; ``weighted`` is weight * beta of the key.
+    All arguments broadcast against ``score``; weights of keys come on top, see key_weights.py.
     """
-    edited = score + scale * score + absolute * tl.abs(score) + bias + weighted
+    edited = score + scale * score + absolute * tl.abs(score) + bias
     return tl.maximum(edited * LOG2E, LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 

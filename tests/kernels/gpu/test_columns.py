@@ -111,7 +111,8 @@ def formula(step, row, layer=1):
                 by = (getattr(program, name)[layer, h, tag] for name in ("scale", "absolute"))
                 factor, absolute = (float(each) for each in by)
                 edited = (1 + factor) * z + absolute * abs(z) + float(program.bias[layer, h, tag])
-                z = edited + float(program.weight[layer, h]) * float(weights[j])
+                own = torch.from_numpy(program.weight[layer, h]).double()
+                z = edited + float(own @ weights[:, j].double())
             seen.append(j)
             scores.append(z)
         if seen:

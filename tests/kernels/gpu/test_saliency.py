@@ -121,7 +121,7 @@ def edited_row(case, seq, h, query, key, value, layer=1, softcap=0.0, window=0):
     program = case.programs[int(case.batch.control_rows[seq])]
     tag_row = int(case.batch.tag_rows[seq])
     tags = case.tables[1].tags[tag_row, layer, :context].long()
-    beta = case.tables[1].weights[tag_row, :context].double()
+    betas = case.tables[1].weights[tag_row, :, :context].double()
     position = torch.arange(context)
     visible = (tags != NEVER_ATTEND) & (position >= context - window if window else True)
     tags = tags.clamp(max=CLASSES - 1)
@@ -132,7 +132,8 @@ def edited_row(case, seq, h, query, key, value, layer=1, softcap=0.0, window=0):
     z = key @ query * query.shape[-1] ** -0.5
     if softcap:
         z = softcap * torch.tanh(z / softcap)
-    z = (1 + by) * z + absolute * z.abs() + bias + float(program.weight[layer, h]) * beta
+    z = (1 + by) * z + absolute * z.abs() + bias
+    z = z + torch.from_numpy(program.weight[layer, h]).double() @ betas
     z = torch.where(visible, z, -torch.inf if visible.any() else 0.0)
     attention = torch.softmax(z, 0) * visible
     members = torch.nn.functional.one_hot(tags, CLASSES).double()

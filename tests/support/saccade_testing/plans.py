@@ -12,7 +12,7 @@ from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
 from saccade_kernels import edits
-from saccade_kernels.controls import CLASSES, NEVER_ATTEND
+from saccade_kernels.controls import CLASSES, KEY_WEIGHTS, NEVER_ATTEND
 from saccade_kernels.residual import ResidualFlag, ResidualProgram, SiteKind, site_of
 from saccade_kernels.residual_tables import ResidualTables, edit_residual
 from saccade_kernels.sinks import SinkTags, settle_tags, sink_scores
@@ -115,7 +115,9 @@ def attend(
     tags = tags_of(plan, layer, keys, hidden)
     rows = torch.tensor([[1 + PHASES.index(plan.phase(i)) for i in range(keys)]])
     if softmax:
-        scores = edits.edit_scores(scores, tables, rows, tags, torch.zeros(1, keys), layer)
+        scores = edits.edit_scores(
+            scores, tables, rows, tags, torch.zeros(1, KEY_WEIGHTS, keys), layer
+        )
         scores = torch.softmax(scores.masked_fill(future, -torch.inf), -1)
     return edit_masses(scores, tables, rows, tags, layer)[0][0]
 
