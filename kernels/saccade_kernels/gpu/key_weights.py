@@ -2,7 +2,7 @@
 
 Almost no program has any. A tile's rows are asked once, before its loop; where none has a weight
 nothing is read, and where some have, both factors are read anew in every tile, for registers are
-dearer than the cache. Slots add up in their order.
+dearer than the cache.
 
     betas    [slots, max_len] of a sequence: 4 bytes a key and slot, read once a tile
     weights  4 bytes a row and slot, read once a tile
@@ -63,11 +63,14 @@ def weigh_rows(score, weights, mask, position, present):
 
 @triton.jit
 def weigh_keys(weights, position, present):
-    """What one head's weights add to its scores (base 2), float32 [keys]."""
-    found = tl.zeros([position.shape[0]], tl.float32)
-    for slot in tl.static_range(KEY_WEIGHTS):
-        at = weights.table + weights.site * KEY_WEIGHTS + slot
-        own = tl.load(at, mask=weights.used, other=0.0) * LOG2E
-        at = weights.betas + slot * weights.max_len + position
-        found += own * tl.load(at, mask=present & weights.used, other=0.0)
-    return found
+    """What one head's weights add to its scores (base 2), float32 [keys].
+
+    A reduction, where a chain of additions would do: the compiler repeats such a chain in every
+    thread for all the keys it has scores of.
+    """
+    slots = tl.arange(0, KEY_WEIGHTS)
+    at = weights.table + weights.site * KEY_WEIGHTS + slots
+    own = tl.load(at, mask=weights.used, other=0.0) * LOG2E
+    at = weights.betas + slots[None, :] * weights.max_len + position[:, None]
+    betas = tl.load(at, mask=present[:, None] & weights.used, other=0.0)
+    return tl.sum(own[None, :] * betas, 1)
