@@ -1,12 +1,22 @@
-"""Key classes in a tile: which class each key has, and what its rows have of each class."""
+"""Key classes in a tile: which class each key has, and what its rows have of each class.
+
+What a row has of classes and what a key is of them meet in a product of tensor cores, whose inner
+side has room for 16: 8 classes, then the slots of key weights.
+
+              classes 0 to 7          slots 0 to 3       4 that are 0
+    rows      scale, or absolute      0
+    rows      bias                    weight             of biases only
+    keys      1 for the key's own     beta
+"""
 
 import triton
 import triton.language as tl
 
+from saccade_kernels.gpu.key_weights import KEY_WEIGHTS
 from saccade_kernels.gpu.tiles import WIDTH, edit_score
 
 CLASSES = tl.constexpr(16)
-"""Classes, as many as a product of matrices needs."""
+"""Classes and slots, as many as a product of matrices needs."""
 
 LOWEST_BIAS = tl.constexpr(-2.3e38)
 """For the minus infinity that knocks a class out: finite, and still so in base 2."""
@@ -29,7 +39,7 @@ def by_class(table, members):
 
 
 @triton.jit
-def load_program(site, mask, scale_table, absolute_table, bias_table):
+def load_program(site, mask, scale_table, absolute_table, bias_table, weight_table):
     """Score edits of a tile's rows: three [rows, CLASSES] tables, finite."""
     klass = tl.arange(0, CLASSES)
     entry = site[:, None] * WIDTH + klass[None, :]
@@ -37,14 +47,26 @@ def load_program(site, mask, scale_table, absolute_table, bias_table):
     by_scale = tl.load(scale_table + entry, mask=is_entry, other=0.0)
     absolute = tl.load(absolute_table + entry, mask=is_entry, other=0.0)
     bias = tl.maximum(tl.load(bias_table + entry, mask=is_entry, other=0.0), LOWEST_BIAS)
+    slot = klass - WIDTH
+    entry = site[:, None] * KEY_WEIGHTS + slot[None, :]
+    is_slot = mask[:, None] & ((slot >= 0) & (slot < KEY_WEIGHTS))[None, :]
+    bias += tl.load(weight_table + entry, mask=is_slot, other=0.0)
     return by_scale, absolute, bias
 
 
 @triton.jit
-def edit_tile(score, program, tag):
-    """Edited scores (base 2) of a tile, given :func:`load_program`'s tables of its rows."""
+def load_members(tag, key_weights, tag_row, max_len, position, present):
+    """What those tables meet: classes and betas of a tile's keys, float32 [CLASSES, keys]."""
+    slot = tl.arange(0, CLASSES) - WIDTH
+    at = (tag_row * KEY_WEIGHTS + slot)[:, None] * max_len + position[None, :]
+    is_slot = ((slot >= 0) & (slot < KEY_WEIGHTS))[:, None] & present[None, :]
+    return one_hot(tag, CLASSES) + tl.load(key_weights + at, mask=is_slot, other=0.0)
+
+
+@triton.jit
+def edit_tile(score, program, members):
+    """Edited scores (base 2) of a tile, given both of the above."""
     by_scale, absolute, bias = program
-    members = one_hot(tag, CLASSES)
     return edit_score(
         score,
         by_class(by_scale, members),

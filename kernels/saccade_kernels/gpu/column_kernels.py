@@ -8,8 +8,7 @@ atomics, and results repeat bit for bit. Attention rows walk over pages with one
 import triton
 import triton.language as tl
 
-from saccade_kernels.gpu.classes import edit_tile, load_program
-from saccade_kernels.gpu.key_weights import key_weights_of, weigh_rows
+from saccade_kernels.gpu.classes import edit_tile, load_members, load_program
 from saccade_kernels.gpu.tiles import LOG2E, NEVER_ATTEND, PAGE, dot, soft_cap
 
 UNSPECIALISED = [
@@ -84,6 +83,7 @@ def column_kernel(
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
         tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
+        members = load_members(tag, key_weights, tag_row, max_len, position, inside)
 
     total = tl.zeros([BLOCK, PAGE], tl.float32)
     for block in tl.range(begin, end, BLOCK):
@@ -102,10 +102,10 @@ def column_kernel(
         if EDITED:
             row = tl.load(control_rows + token, mask=is_row, other=0)
             site = (row * layers + layer) * HEADS + head
-            program = load_program(site, is_row, scale_table, absolute_table, bias_table)
-            own = key_weights_of(weight_table, site, is_row, key_weights, tag_row, max_len)
-            score = edit_tile(score, program, tag)
-            score = weigh_rows(score, own, is_row, position, inside)
+            program = load_program(
+                site, is_row, scale_table, absolute_table, bias_table, weight_table
+            )
+            score = edit_tile(score, program, members)
             visible = visible & (tag != NEVER_ATTEND)[None, :]
         else:
             score = score * LOG2E
@@ -152,8 +152,7 @@ def row_kernel(
         tag_row = tl.load(tag_rows + sequence).to(tl.int64)
         tags_at = tags + (tag_row * layers + layer) * max_len
         site = (tl.load(control_rows + token) * layers + layer) * HEADS + head
-        program = load_program(site, is_row, scale_table, absolute_table, bias_table)
-        own = key_weights_of(weight_table, site, is_row, key_weights, tag_row, max_len)
+        program = load_program(site, is_row, scale_table, absolute_table, bias_table, weight_table)
 
     kv_heads: tl.constexpr = HEADS // GROUP
     slot = tl.arange(0, PAGE)
@@ -174,8 +173,8 @@ def row_kernel(
             score = soft_cap(score, cap)
         if EDITED:
             tag = tl.load(tags_at + position, mask=inside, other=NEVER_ATTEND).to(tl.int32)
-            score = edit_tile(score, program, tag)
-            score = weigh_rows(score, own, is_row, position, inside)
+            members = load_members(tag, key_weights, tag_row, max_len, position, inside)
+            score = edit_tile(score, program, members)
             visible = visible & (tag != NEVER_ATTEND)
         else:
             score = score * LOG2E
