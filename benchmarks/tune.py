@@ -66,7 +66,8 @@ def _merged(
     for entry in found.values():
         changes = any(entry["config"][name] != value for name, value in fixed.items())
         measured = entry["measured"] and not changes
-        yield {**entry, "config": {**entry["config"], **fixed}, "measured": measured}
+        config = {**entry["config"], **fixed} if fixed else entry["config"]
+        yield {**entry, "config": config, "measured": measured}
 
 
 def rendered(table: Mapping[str, Any]) -> str:

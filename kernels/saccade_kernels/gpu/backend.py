@@ -12,13 +12,13 @@ from saccade_kernels.gpu.key_shares import key_shares
 from saccade_kernels.gpu.layer_gradients import gate_gradient, norm_gradient, rope_gradient
 from saccade_kernels.gpu.norms import add_norm, rms_norm
 from saccade_kernels.gpu.prefill import prefill
+from saccade_kernels.gpu.products import linear
 from saccade_kernels.gpu.residual import edit_residual
 from saccade_kernels.gpu.residual_gradients import residual_gradient
 from saccade_kernels.gpu.rope import norm_rope_store
 from saccade_kernels.gpu.rotation import rotation
 from saccade_kernels.gpu.saliency import saliency
 from saccade_kernels.gpu.sinks import settle_sink_tags, store_sink_scores
-from saccade_kernels.products import linear
 
 __all__ = [
     "add_norm",

@@ -58,10 +58,21 @@ class SmallConfig:
         return min(max(block // (32 * self.values), 1), self.most_warps)
 
 
+@dataclass(frozen=True, slots=True)
+class ProductConfig:
+    """Launch of a product: a tile of the result and how far it steps. Sizes are powers of two."""
+
+    rows: int
+    columns: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+
 PREFILL_FORMS = ("plain", "per_head")
 """By the file that has the kernel, prefill_plain.py and so on."""
 
-KERNELS = ("decode", "prefill", "small")
+KERNELS = ("decode", "prefill", "small", "product", "invariant")
 """What a chip's table has entries for."""
 
 SHARED = {"decode": ("num_warps", "split", "max_splits", "block_keys")}
@@ -92,6 +103,41 @@ def prefill_config(head_dim: int, form: str, dtype: torch.dtype) -> PrefillConfi
 def small_config(kernel: str, dtype: torch.dtype) -> SmallConfig:
     """Configuration of the kernels of norms ("norm"), heads ("rope") or gates ("gate")."""
     return SmallConfig(**_find("small", {"kernel": kernel, "bytes": dtype.itemsize}))
+
+
+def product_config(columns: int, inner: int, rows: int, dtype: torch.dtype) -> ProductConfig | None:
+    """Configuration of a product of few rows with weights [columns, inner].
+
+    None: the library multiplies, for want of an entry or as one without a configuration says. An
+    entry's "rows" are the most that it serves; of several the smallest that is enough.
+    """
+    return _product(chip(), columns, inner, rows, dtype.itemsize)
+
+
+@cache
+def _product(name: str, columns: int, inner: int, rows: int, size: int) -> ProductConfig | None:
+    for known in order(name):
+        entries = table().get(known, {}).get("product", ())
+        fitting = {
+            entry["key"]["rows"]: entry["config"]
+            for entry in entries
+            if entry["key"] | {"rows": 0} == {"out": columns, "in": inner, "rows": 0, "bytes": size}
+            and entry["key"]["rows"] >= rows
+        }
+        if fitting:
+            found = fitting[min(fitting)]
+            return None if found is None else ProductConfig(**found)
+    return None
+
+
+WIDE = 8192
+"""Rows of weights from which tiles of 64 are more than a GPU's multiprocessors."""
+
+
+def invariant_config(columns: int, dtype: torch.dtype) -> ProductConfig:
+    """Configuration of a product for any number of rows; it depends on nothing of them."""
+    key = {"wide": columns >= WIDE, "bytes": dtype.itemsize}
+    return ProductConfig(**_find("invariant", key))
 
 
 def chip() -> str:

@@ -33,6 +33,7 @@ from saccade_kernels.gpu.layer_variants import HIDDEN_SIZES, layer_variants
 from saccade_kernels.gpu.merge import MERGE_WARPS, UNALIGNED, UNSPECIALISED, merge_kernel
 from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
+from saccade_kernels.gpu.product_variants import product_variants
 from saccade_kernels.gpu.residual import residual_kernel, warps_of
 from saccade_kernels.gpu.tuning import decode_config
 
@@ -62,6 +63,7 @@ def _all() -> Iterator[Variant]:
     yield from _residuals()
     yield from _distributions()
     yield from itertools.chain(layer_variants(), gradient_variants(), _decodes(), prefills())
+    yield from product_variants()
     for part in (saliency, columns, head_sinks, head_weights, page_lists):
         yield from (Variant(*found) for found in part.variants())
 

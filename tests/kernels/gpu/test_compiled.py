@@ -90,6 +90,8 @@ SAMPLE = (
     "gradient8-d128-g7-c4-bf16",
     "column16-d128-g7-bf16-edited",
     "row16-d128-g7-bf16-edited",
+    "product-few-llava-output-bf16",
+    "product-invariant-llava-gates-bf16",
     "read",
 )
 """With every kernel, and what is served most."""
@@ -181,7 +183,7 @@ def test_shared_memory_and_registers_fit(compiler: str) -> None:
 
 @COMPILERS
 def test_products_of_halves_run_on_tensor_cores(compiler: str) -> None:
-    attending = ("decode-", "prefill-", "class", "saliency", "column", "row")
+    attending = ("decode-", "prefill-", "class", "saliency", "column", "row", "product")
     of_halves = {
         name: facts["warp_products"] + facts["warp_group_products"]
         for name, facts in forms(compiler).items()
