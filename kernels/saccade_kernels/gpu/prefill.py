@@ -23,6 +23,7 @@ from saccade_kernels.gpu.arguments import batch_arguments, launch
 from saccade_kernels.gpu.blocks import layer_edits, work_list
 from saccade_kernels.gpu.prefill_per_head import prefill_per_head_kernel
 from saccade_kernels.gpu.prefill_plain import prefill_plain_kernel
+from saccade_kernels.gpu.prefill_specialised import prefill_specialised_kernel
 from saccade_kernels.gpu.tiles import interpreted
 from saccade_kernels.gpu.tuning import PrefillConfig
 
@@ -78,16 +79,15 @@ def prefill(
     }
     if emit is None:
         arguments["BESIDE"] = edits != 0
-        _launch("plain", prefill_plain_kernel, batch, arguments, config)
+        _launch("plain", batch, arguments, config)
     if emit is not None or edits & ~Edit.HEAD:
         arguments |= {"EMIT": emit is not None, "PER_HEAD": batch.per_head_classes}
-        _launch("per_head", prefill_per_head_kernel, batch, arguments, config)
+        _launch("per_head", batch, arguments, config)
     return output
 
 
 def _launch(
     form: str,
-    kernel: Any,
     batch: AttentionBatch,
     arguments: dict[str, Any],
     config: PrefillConfig | None,
@@ -99,6 +99,10 @@ def _launch(
     emits = form != "plain" and arguments["EMIT"]
     if config is None:
         config = tuning.prefill_config(dim, form, query.dtype)
+    if form == "plain":
+        kernel, config = plain_form(config, dim, query.dtype, arguments["CAPPED"])
+    else:
+        kernel = prefill_per_head_kernel
     if emits:
         config = emitting(config)
     if config.descriptors:
@@ -109,6 +113,21 @@ def _launch(
     arguments = {**arguments, **fixed, "blocks": blocks}
     grid = (heads, blocks.shape[0])
     launch(kernel, grid, arguments, (config.num_warps, config.num_stages))
+
+
+def plain_form(
+    config: PrefillConfig, dim: int, dtype: torch.dtype, capped: bool
+) -> tuple[Any, PrefillConfig]:
+    """The kernel of plain pairs and its launch; specialised warps are kept where they compile."""
+    if not config.specialised:
+        return prefill_plain_kernel, config
+    if dim == SPECIALISED_DIM and dtype.itemsize == 2 and not capped:
+        return prefill_specialised_kernel, replace(config, descriptors=True)
+    return prefill_plain_kernel, replace(config, specialised=False, num_warps=2 * config.num_warps)
+
+
+SPECIALISED_DIM = 128
+"""Head dimension with which the compiler makes groups of warps of prefill_specialised.py."""
 
 
 def emitting(config: PrefillConfig) -> PrefillConfig:
@@ -139,5 +158,6 @@ def constants(dim: int, group: int, kv_heads: int, config: PrefillConfig) -> dic
         "D": dim,
         "DP": max(16, triton.next_power_of_2(dim)),
         "BLOCK_M": config.block_m,
+        "KEYS": config.block_keys,
         "DESCRIPTORS": config.descriptors,
     }

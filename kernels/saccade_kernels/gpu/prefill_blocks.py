@@ -95,7 +95,8 @@ def load_rows(
 @triton.jit
 def open_cache(
     block, key_cache, value_cache, page_table, stride_pages, slots, kv_head,
-    KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    KEYS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Keys and values of the block's sequence and one key head."""
     width: tl.constexpr = KV_HEADS * D
@@ -107,20 +108,21 @@ def open_cache(
         keys = key_cache + kv_head * D
         values = value_cache + kv_head * D
     pages = page_table + block.sequence.to(tl.int64) * stride_pages
-    offsets = tl.arange(0, PAGE)[:, None] * width + dims[None, :]
+    offsets = (tl.arange(0, KEYS) % PAGE)[:, None] * width + dims[None, :]
     return Cache(keys, values, pages, PAGE * width, offsets, dims, kv_head * D)
 
 
 @triton.jit
-def seen_tiles(block, window):
+def seen_tiles(block, window, STEP: tl.constexpr):
     """Pages [first, last) that the block's rows see; every row sees all of [first, middle).
 
     A window leaves none that all rows see whole.
     """
     limit = block.position + block.count
     last = tl.maximum(tl.cdiv(limit, PAGE), 0)
-    first = tl.maximum(block.position - window + 1, 0) // PAGE
-    middle = tl.where(window < limit, first, tl.maximum((block.position + 1) // PAGE, first))
+    first = tl.maximum(block.position - window + 1, 0) // (STEP * PAGE) * STEP
+    seen = tl.maximum((block.position + 1) // (STEP * PAGE) * STEP, first)
+    middle = tl.where(window < limit, first, seen)
     return first, middle, last
 
 

@@ -39,7 +39,7 @@ from saccade_kernels.gpu.prefill_blocks import (
     store_rows,
 )
 from saccade_kernels.gpu.prefill_tiles import base2, load_edit, mass_pass, score_pass, value_pass
-from saccade_kernels.gpu.tiles import LN2, MASS, MOVED, NEVER_ATTEND, WIDTH, class_ratios
+from saccade_kernels.gpu.tiles import LN2, MASS, MOVED, NEVER_ATTEND, PAGE, WIDTH, class_ratios
 
 LARGEST_WEIGHT = tl.constexpr(32768.0)
 """Weights before normalisation stay below it: float16 ends at twice this."""
@@ -155,9 +155,9 @@ def prefill_per_head_kernel(
     )
     cache = open_cache(
         block, key_cache, value_cache, page_table, stride_pages, slots, head // GROUP,
-        KV_HEADS, D, DP, DESCRIPTORS,
+        PAGE, KV_HEADS, D, DP, DESCRIPTORS,
     )  # fmt: skip
-    first, middle, last = seen_tiles(block, window)
+    first, middle, last = seen_tiles(block, window, 1)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)

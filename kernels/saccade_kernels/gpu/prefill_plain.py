@@ -58,15 +58,25 @@ def plain_pass(
     takes the same operations either way, so where a chunk or a run is cut does not show.
     """
     m, l, acc = state
+    keys: tl.constexpr = cache.offsets.shape[0]
+    step: tl.constexpr = keys // PAGE
     factor = base2(rows.scale, CAPPED)
+    n = tl.arange(0, keys)
     if first < last:
         upcoming = tl.load(cache.pages + first)
-        for tile in tl.range(first, last):
-            page = upcoming
-            upcoming = tl.load(cache.pages + tile + 1, mask=tile + 1 < last, other=0)
+        beside = tl.load(cache.pages + first + 1, mask=first + 1 < last, other=0)
+        for tile in tl.range(first, last, step):
+            if step == 1:
+                page = upcoming
+            else:
+                page = tl.where(n < PAGE, upcoming, beside)[:, None]
+                beside = tl.load(
+                    cache.pages + tile + step + 1, mask=tile + step + 1 < last, other=0
+                )
+            upcoming = tl.load(cache.pages + tile + step, mask=tile + step < last, other=0)
             scores = products(page, tile, rows, cache, D, CAPPED, DESCRIPTORS, UPCAST)
             if MASKED:
-                scores = mask_unseen(scores, tl.arange(0, PAGE) + tile * PAGE, rows)
+                scores = mask_unseen(scores, n + tile * PAGE, rows)
             top = tl.maximum(m, tl.max(scores, 1) * factor)
             level = finite(top)
             p = tl.exp2(tl.fma(scores, factor, -level[:, None]))
@@ -103,6 +113,7 @@ def prefill_plain_kernel(
     D: tl.constexpr,
     DP: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    KEYS: tl.constexpr,
     BESIDE: tl.constexpr,
     CAPPED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -121,9 +132,9 @@ def prefill_plain_kernel(
     )
     cache = open_cache(
         block, key_cache, value_cache, page_table, stride_pages, slots, head // GROUP,
-        KV_HEADS, D, DP, DESCRIPTORS,
+        KEYS, KV_HEADS, D, DP, DESCRIPTORS,
     )  # fmt: skip
-    first, middle, last = seen_tiles(block, window)
+    first, middle, last = seen_tiles(block, window, KEYS // PAGE)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DP], tl.float32)

@@ -35,7 +35,7 @@ class Cache(NamedTuple):
     value: Any
     pages: Any  # pointer to the sequence's row of the page table
     stride: Any  # between pages
-    offsets: Any  # [PAGE, DP]: offsets inside a page
+    offsets: Any  # [KEYS, DP]: of the keys of a tile inside their pages
     dims: Any  # int32 [DP]
     column: Any  # first column of the head in a descriptor
 
@@ -60,8 +60,11 @@ class Edit(NamedTuple):
 def load_page(
     source, page, tile, rows, cache, D: tl.constexpr, DESCRIPTORS: tl.constexpr, CUT: tl.constexpr
 ):
-    """One page of one key head, [PAGE, DP]; CUT gives zeros from the limit on."""
-    present = (tl.arange(0, PAGE) + tile * PAGE)[:, None] < rows.limit
+    """Keys of one key head from page ``tile`` on, [KEYS, DP]; CUT gives zeros from the limit on.
+
+    ``page``: a scalar, or int32 [KEYS, 1] for a tile of several pages.
+    """
+    present = (tl.arange(0, cache.offsets.shape[0]) + tile * PAGE)[:, None] < rows.limit
     if DESCRIPTORS:
         loaded = source.load([page * PAGE, cache.column])
         if CUT:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from saccade_kernels.gpu import tuning
 from saccade_kernels.gpu.arguments import PER_HEAD_TYPES, POINTERS, TABLE_TYPES
 from saccade_kernels.gpu.offline import Variant
-from saccade_kernels.gpu.prefill import constants, emitting
+from saccade_kernels.gpu.prefill import constants, emitting, plain_form
 from saccade_kernels.gpu.prefill_blocks import UNSPECIALISED
 from saccade_kernels.gpu.prefill_per_head import prefill_per_head_kernel
-from saccade_kernels.gpu.prefill_plain import prefill_plain_kernel
-from saccade_kernels.gpu.tuning import prefill_config
+from saccade_kernels.gpu.tuning import PLAIN_CANDIDATES, PrefillConfig, prefill_config
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUP, KV_HEADS = 4, 8
@@ -34,15 +35,33 @@ def prefills() -> Iterator[Variant]:
         yield per_head(torch.bfloat16, dim, capped=True)
     for dim in (64, 128, 256):
         yield per_head(torch.bfloat16, dim, per_head_classes=True)
+    if tuning.capability_of(tuning.chip()) == 90:
+        yield from _candidates()
 
 
-def plain(dtype: torch.dtype, dim: int, beside: bool = False, capped: bool = False) -> Variant:
-    """The plain kernel, alone or beside edits."""
+def _candidates() -> Iterator[Variant]:
+    """Other launches of the plain form, between which benchmarks/gpu/tune.py decides on a GPU."""
+    for name, config in PLAIN_CANDIDATES.items():
+        for beside in (False, True):
+            form = plain(torch.bfloat16, 128, beside, config=config)
+            yield replace(form, name=f"{form.name}-{name}")
+
+
+def plain(
+    dtype: torch.dtype,
+    dim: int,
+    beside: bool = False,
+    capped: bool = False,
+    config: PrefillConfig | None = None,
+) -> Variant:
+    """The plain kernel, alone or beside edits; by default as tuning.json launches it."""
+    config = config or prefill_config(dim, "plain", dtype)
+    kernel, config = plain_form(config, dim, dtype, capped)
     kind = "plain" + "-beside" * beside + "-capped" * capped
     types: dict[str, str | None] = dict.fromkeys(TABLE_TYPES)
     types |= TABLE_TYPES if beside else {}
     fixed = {"BESIDE": beside, "CAPPED": capped}
-    return _variant("plain", prefill_plain_kernel, kind, dtype, dim, types, fixed)
+    return _variant(kernel, kind, config, dtype, dim, types, fixed)
 
 
 def per_head(
@@ -58,20 +77,20 @@ def per_head(
     types |= dict.fromkeys(("masses", "lse"), "*fp32" if emit else None)
     types |= PER_HEAD_TYPES if per_head_classes else dict.fromkeys(PER_HEAD_TYPES)
     fixed = {"EMIT": emit, "CAPPED": capped, "PER_HEAD": per_head_classes}
-    return _variant("per_head", prefill_per_head_kernel, kind, dtype, dim, types, fixed)
+    config = prefill_config(dim, "per_head", dtype)
+    config = emitting(config) if emit else config
+    return _variant(prefill_per_head_kernel, kind, config, dtype, dim, types, fixed)
 
 
 def _variant(
-    form: str,
     kernel: Any,
     kind: str,
+    config: PrefillConfig,
     dtype: torch.dtype,
     dim: int,
     tables: dict[str, str | None],
     more: dict[str, bool],
 ) -> Variant:
-    config = prefill_config(dim, form, dtype)
-    config = emitting(config) if more.get("EMIT") else config
     types: dict[str, str | None] = dict.fromkeys(UNSPECIALISED, "i32")
     types |= {"scale": "fp32", "cap": "fp32"}
     types |= dict.fromkeys(("blocks", "page_table", "tag_rows"), "*i32")

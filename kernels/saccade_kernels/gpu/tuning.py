@@ -37,12 +37,15 @@ class DecodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
-    """Launch of a prefill kernel: a tile of query rows against one page of keys."""
+    """Launch of a prefill kernel: a tile of query rows against a page of keys or two."""
 
     block_m: int
     num_warps: int
     num_stages: int
     descriptors: bool = False  # keys and values through TMA descriptors
+    # Of the plain form alone:
+    block_keys: int = PAGE  # keys of a step; two pages are read without descriptors
+    specialised: bool = False  # warps that load beside those that multiply, where there is a form
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,14 @@ class ProductConfig:
     inner: int
     num_warps: int
     num_stages: int
+
+
+PLAIN_CANDIDATES = {
+    "two-pages": PrefillConfig(128, 8, 2, block_keys=2 * PAGE),
+    "specialised": PrefillConfig(128, 4, 3, specialised=True),
+}
+"""Launches of the plain prefill at 128 dimensions on an H100 or H200 that are compiled and right
+but of which only a measurement can say whether they are faster than the table's."""
 
 
 PREFILL_FORMS = ("plain", "per_head")

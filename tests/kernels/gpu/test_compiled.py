@@ -82,6 +82,7 @@ SAMPLE = (
     "merge-d128-g7-c4-bf16",
     "prefill-d128-bf16-plain",
     "prefill-d128-bf16-plain-beside",
+    "prefill-d128-bf16-plain-beside-specialised",
     "prefill-d128-bf16-edited",
     "class32-d128-g7-c8-bf16",
     "class32-d128-g7-c4-bf16-per-head",
