@@ -12,6 +12,7 @@ from saccade_kernels import (
     distributions,
     gradients,
     layers,
+    products,
     reference,
     residual_tables,
     sinks,
@@ -86,6 +87,26 @@ def saliency(query: torch.Tensor, *arguments: Any) -> Any:
     from saccade_kernels.gpu.saliency import saliency as kernel
 
     return kernel(query, *arguments)
+
+
+def linear(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """``saccade_kernels.gpu.products.linear``."""
+    if not uses_triton(hidden.device):
+        return products.linear(hidden, *arguments)
+    from saccade_kernels.gpu.products import linear as kernel
+
+    return kernel(hidden, *arguments)
+
+
+def product(hidden: torch.Tensor, weight: torch.Tensor, config: Any = None) -> torch.Tensor:
+    """``saccade_kernels.gpu.products.product``; of no config the one that a search begins with."""
+    if not uses_triton(hidden.device):
+        return products.linear(hidden, weight)
+    from saccade_kernels.gpu.products import first_config
+    from saccade_kernels.gpu.products import product as kernel
+
+    chosen = config or first_config(weight.shape[0], weight.dtype)
+    return kernel(hidden, weight, None, None, chosen)
 
 
 def add_norm(residual: torch.Tensor, *arguments: Any, **more: Any) -> Any:

@@ -72,6 +72,7 @@ PARTS: tuple[Part, ...] = (
     _kernels("decode", "decode_sweep:run_decode", 20, 120),
     _kernels("prefill", "prefill_sweep:run_prefill", 20, 120),
     _kernels("layers", "layer_sweep:run_layers", 10, 60),
+    _kernels("products", "product_sweep:run_products", 15, 90),
     _kernels("sinks", "sink_sweep:run_sinks", 5, 60),
     _kernels("residuals", "residual_sweep:run_residuals", 8, 60),
     _kernels("masks", "mask_sweep:run_masks", 5, 30),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 HEADS = ("32/32", "28/4")
 WIDTHS = (4096, 3584)
+MODELS = ("llava", "qwen")
 
 RIGHT = "kernel cases that are right on the chip"
 EXACT = "kernel cases whose plain rows are bit for bit plain"
@@ -43,6 +44,7 @@ MASKS = "grammars' masks of 32 rows of 152k tokens, over a copy of these logits"
 RESIDUALS = "one residual edit on each of 8k rows, share of copy bandwidth, width {}"
 SMALL_BANDWIDTH = "small kernels of a layer on 8k rows, share of copy bandwidth, width {}"
 SMALL_FASTER = "small kernels of a layer on one row, time over plain PyTorch, width {}"
+WEIGHTS = "weights that products of up to 8 rows read, share of the read rate, {}"
 SINKS = "sink detection of a layer on a prompt of 1k, time over plain PyTorch, width {}"
 
 STEPS = {
@@ -144,6 +146,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         *(Goal(SMALL_BANDWIDTH.format(width), "of copy", ">=", 0.8) for width in WIDTHS),
         *(Goal(SMALL_FASTER.format(width), "x", "<=", 0.5) for width in WIDTHS),
     ),
+    "products": tuple(Goal(WEIGHTS.format(model), "of read", ">=", 0.89) for model in MODELS),
     "sinks": tuple(Goal(SINKS.format(width), "x", "<=", 0.3) for width in WIDTHS),
     "residuals": tuple(Goal(RESIDUALS.format(width), "of copy", ">=", 0.8) for width in WIDTHS),
 }

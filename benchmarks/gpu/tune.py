@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from gpu.compilers import Compilers, jobs_from
+from gpu.product_search import run_few, run_invariant
 from gpu.search import (
     DECODE_MOVES,
     PREFILL_MOVES,
@@ -84,10 +85,18 @@ def run_tune(session: Session, found: Figures) -> None:
     for name in _named(session.dry):
         session.measure(found, name, LEAST, partial(_tune, session, found, name))
     session.measure(found, "small kernels", LEAST, partial(_small, session))
+    session.measure(found, "products of few rows", LEAST, partial(_products, session, run_few))
+    session.measure(found, "invariant products", LEAST, partial(_products, session, run_invariant))
 
 
 def _small(session: Session, cell: Figures) -> None:
     cell["entries"] = run_small(session, cell)
+
+
+def _products(
+    session: Session, run: Callable[[Session, Figures], list[dict[str, Any]]], cell: Figures
+) -> None:
+    cell["entries"] = run(session, cell)
 
 
 def candidates(found: Figures) -> list[dict[str, Any]]:

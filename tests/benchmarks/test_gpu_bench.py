@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -240,6 +241,17 @@ def test_small_kernels_are_adopted_one_by_one():
     after = adopted(tuning.table(), "h100", result(entry))["h100"]
     assert after["small"] == [{"key": key, "config": config, "measured": True}]
     assert after["decode"] == after["prefill"] == []
+
+
+def test_products_are_adopted_shape_by_shape_and_given_back_to_the_library():
+    key = {"out": 4096, "in": 4096, "rows": 8, "bytes": 2}
+    config = asdict(tuning.ProductConfig(16, 16, 256, 4, 5))
+    entry = {"kernel": "product", "key": key, "config": config}
+    other = {**entry, "key": {**key, "rows": 16}}
+    first = adopted(tuning.table(), "h200", result(entry, other))
+    after = adopted(first, "h200", result({**entry, "config": None}))["h200"]
+    assert [(e["key"]["rows"], e["config"]) for e in after["product"]] == [(16, config), (8, None)]
+    assert {e["measured"] for e in after["product"]} == {True}
 
 
 def test_what_is_adopted_is_written_as_it_is_read():
