@@ -53,6 +53,16 @@ def linear(
     if invariant:
         found = _invariant(hidden.contiguous(), weight, bias)
         return found if out is None else out.copy_(found)
+    return multiply(hidden, weight, bias, out)
+
+
+def multiply(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The library's product, in the order that it likes."""
     if out is None:
         return functional.linear(hidden, weight, bias)
     if bias is None:
@@ -65,18 +75,17 @@ def _invariant(
 ) -> torch.Tensor:
     rows = hidden.shape[0]
     if rows == 0:
-        return functional.linear(hidden, weight, bias)
+        return multiply(hidden, weight, bias)
     if not keeps_bits(weight):
-        return torch.cat([one_by_one(row, weight, bias) for row in torch.split(hidden, 1)])
+        # In memory of its own: libraries heed where a row begins.
+        return torch.cat([multiply(row.clone(), weight, bias) for row in torch.split(hidden, 1)])
     short = -rows % MULTIPLE
     padded = functional.pad(hidden, (0, 0, 0, short)) if short else hidden
-    parts = [functional.linear(some, weight, bias) for some in torch.split(padded, AT_ONCE)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
-
-
-def one_by_one(row: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A product of one row [1, in], in memory of its own: libraries heed where a row begins."""
-    return functional.linear(row.clone(), weight, bias)
+    found = padded.new_empty((padded.shape[0], weight.shape[0]))
+    for start in range(0, padded.shape[0], AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        multiply(padded[some], weight, bias, found[some])
+    return found[:rows]
 
 
 _known: dict[tuple[object, ...], bool] = {}
@@ -97,9 +106,10 @@ def _try(weight: torch.Tensor) -> bool:
     sizes = (torch.randn(rows, inner, generator=source) for _ in range(2))
     values = next(sizes) * next(sizes).exp()
     hidden = values.to(weight.device, weight.dtype)
-    wanted = functional.linear(hidden, weight)
+    room = hidden.new_empty((rows, weight.shape[0]))
+    wanted = multiply(hidden, weight)
     for count in TRIED:
-        if not torch.equal(functional.linear(hidden[-count:], weight), wanted[-count:]):
+        if not torch.equal(multiply(hidden[-count:], weight, None, room[-count:]), wanted[-count:]):
             return False
     order = torch.randperm(rows, generator=source).to(weight.device)
-    return torch.equal(functional.linear(hidden[order], weight), wanted[order])
+    return torch.equal(multiply(hidden[order], weight), wanted[order])
