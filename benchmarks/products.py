@@ -56,14 +56,16 @@ def measured(dtype: torch.dtype) -> dict[str, Any]:
         weight = torch.randn(columns, inner).to(dtype)
         began = time.process_time()
         padded = products.keeps_bits(weight)
-        cell: dict[str, Any] = {"tried_ms": 1e3 * (time.process_time() - began), "padded": padded}
+        tried = round(1e3 * (time.process_time() - began))
+        cell: dict[str, Any] = {"tried_ms": tried, "padded": padded}
         for rows in ROWS:
             hidden = torch.randn(rows, inner).to(dtype)
             plain, own = (
                 least(partial(products.linear, hidden, weight, invariant=invariant))
                 for invariant in (False, True)
             )
-            cell[str(rows)] = {"plain_us": 1e6 * plain, "us": 1e6 * own, "over_plain": own / plain}
+            times = {"plain_us": round(1e6 * plain), "us": round(1e6 * own)}
+            cell[str(rows)] = times | {"over_plain": round(own / plain, 3)}
         found[name] = cell
     return found
 
@@ -71,7 +73,7 @@ def measured(dtype: torch.dtype) -> dict[str, Any]:
 def mean(found: dict[str, Any], rows: tuple[int, ...]) -> float:
     """Geometric, of the prices of all shapes."""
     prices = [cell[str(count)]["over_plain"] for cell in found.values() for count in rows]
-    return float(torch.tensor(prices).log().mean().exp())
+    return round(float(torch.tensor(prices).log().mean().exp()), 3)
 
 
 def main() -> None:
