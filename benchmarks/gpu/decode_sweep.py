@@ -8,11 +8,20 @@ from functools import partial
 import torch
 
 from gpu.ceilings import known_ceilings
-from gpu.peers import BACKENDS, Dense, eager, sdpa
-from gpu.problems import Problem, Tables, bias_program, full_program, make_problem, var_program
+from gpu.peers import BACKENDS, Dense, eager, sdpa, time_varlen
+from gpu.problems import (
+    Problem,
+    Tables,
+    bias_program,
+    even_program,
+    even_tags,
+    full_program,
+    make_problem,
+    var_program,
+)
 from gpu.session import Figures, Session
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
-from gpu.targets import BANDWIDTH, DECODE_EDITED, PROGRAMS
+from gpu.targets import BANDWIDTH, BY_NAME, DECODE_EDITED, EIGHT_CLASSES, PROGRAMS
 from gpu.timing import L2_BYTES
 from saccade_kernels.controls import CLASSES
 
@@ -27,20 +36,26 @@ SWEEP = (
     (8, 1024),
     (1, 16384),
 )
+DRY_SWEEP = {(4, 80): "32x4096", (2, 130): "8x4096"}
+"""Shapes of a dry run, and whose goals they stand for."""
 PEERS_AT = ((32, 4096), (8, 4096), (1, 4096), (32, 1024), (1, 1024), (1, 32768))
-LARGE = 32 * 1024
-"""batch x context from which the issue's bandwidth target holds."""
 COUNTS = (1, 2, 4, 8, 16, 32)
 
 
-def goal(pattern: str, heads: Heads) -> str:
-    """The goal's name; dry shapes stand for the real ones."""
-    return pattern.format(MHA.name if heads.heads == heads.kv_heads else GQA.name)
+def goal(pattern: str, heads: Heads, *at: str) -> str:
+    """The goal's name for a shape, if it has any; dry heads stand for the real ones."""
+    return pattern.format(*at, MHA.name if heads.heads == heads.kv_heads else GQA.name)
+
+
+def reach(session: Session, name: str, value: float) -> None:
+    """A goal's value, where the shape has one."""
+    if name in BY_NAME:
+        session.reach(name, value)
 
 
 def run_decode(session: Session, found: Figures) -> None:
     """Every shape of the sweep, most important first."""
-    shapes = ((4, 80), (2, 130)) if session.dry else SWEEP
+    shapes = tuple(DRY_SWEEP) if session.dry else SWEEP
     for sequences, context in shapes:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{context}"
@@ -58,19 +73,18 @@ def _one_shape(
     )
     plain = session.time(found, "plain", problem.calls())
     moved = heads.kv_bytes(sequences * context)
-    is_large = session.dry or sequences * context >= LARGE
+    at = DRY_SWEEP.get((sequences, context), f"{sequences}x{context}")
     if plain is not None:
         speed = moved / plain
         share = speed / known_ceilings(session).memory
         found["plain"] |= {"tb_s": speed / 1e12, "of_best": share}
-        if is_large:
-            session.reach(goal(BANDWIDTH, heads), share)
+        reach(session, goal(BANDWIDTH, heads, at), share)
         session.say(f"decode {heads.name} {sequences}x{context}: {speed / 1e12:.2f} TB/s")
-    _edits(session, found, problem, plain, is_large)
+    _edits(session, found, problem, plain, at)
 
 
 def _edits(
-    session: Session, found: Figures, problem: Problem, plain: float | None, is_large: bool
+    session: Session, found: Figures, problem: Problem, plain: float | None, at: str
 ) -> None:
     heads, sequences = problem.heads, len(problem.batch.context_lens)
     length = problem.batch.page_table.shape[1] * 64
@@ -86,10 +100,12 @@ def _edits(
     for name, (rows, emit) in variants.items():
         calls = problem.calls(problem.edited(tables, rows), emit)
         taken[name] = session.time(found, name, calls)
-    every = replace(problem.edited(tables, ones), classes=CLASSES)  # as graphs are captured for MHA
-    taken[f"mass edit on all, {CLASSES} classes"] = session.time(
-        found, f"mass edit on all, {CLASSES} classes", problem.calls(every)
-    )
+    for classes in (2, CLASSES):
+        other = Tables.make(heads, even_program, 1, sequences, length, device)
+        other.tags.tags[1:] = torch.from_numpy(even_tags(length, classes)).to(device)
+        name = f"mass edit on all, {classes} classes"
+        every = replace(problem.edited(other, ones), classes=classes)
+        taken[name] = session.time(found, name, problem.calls(every))
     for label, program in (("score", bias_program), ("score, mass and head", full_program)):
         other = Tables.make(heads, program, 1, sequences, length, device)
         name = f"{label} edit on all"
@@ -97,9 +113,13 @@ def _edits(
     for name, seconds in taken.items():
         if seconds is not None and plain is not None:
             found[name]["against_plain"] = seconds / plain
-    whole = taken["mass edit on all"]
-    if whole is not None and plain is not None and is_large:
-        session.reach(goal(DECODE_EDITED, heads), whole / plain)
+    for name in ("mass edit on all", "score edit on all"):
+        whole = taken[name]
+        if whole is not None and plain is not None:
+            reach(session, goal(DECODE_EDITED, heads, at), whole / plain)
+    few, many = (taken[f"mass edit on all, {classes} classes"] for classes in (2, CLASSES))
+    if few is not None and many is not None:
+        session.reach(goal(EIGHT_CLASSES, heads), many / few)
     if sequences >= 32 or session.dry:
         _programs(session, found, problem, tables)
 
@@ -119,7 +139,7 @@ def _programs(session: Session, found: Figures, problem: Problem, tables: Tables
 
 
 def run_decode_peers(session: Session, found: Figures) -> None:
-    """SDPA and the eager formula on contiguous keys of the same size, in the same run."""
+    """SDPA, varlen and the eager formula on contiguous keys of the same size, in the same run."""
     for sequences, context in ((2, 40),) if session.dry else PEERS_AT:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{context}"
@@ -133,6 +153,7 @@ def _peers(session: Session, cell: Figures, heads: Heads, sequences: int, contex
     inputs = [Dense.make(heads, sequences, 1, context, session.device) for _ in range(count)]
     for label, backend in BACKENDS.items():
         session.time(cell, label, [sdpa(one, backend) for one in inputs])
+    time_varlen(session, cell, inputs)
     session.time(cell, "eager", [eager(one, var=False) for one in inputs])
     session.time(cell, "eager with VAR", [eager(one, var=True) for one in inputs])
     against(session, cell, f"{heads.name} {sequences}x{context}")
@@ -142,6 +163,7 @@ def against(session: Session, cell: Figures, name: str) -> None:
     """How much longer each peer takes than ours, edited where it edits."""
     ours = session.known.get("decode", {}).get(name, {})
     for label, timing in cell.items():
-        own = ours.get("mass edit on all" if "VAR" in label else "plain", {})
+        kinds = {"VAR": "mass edit on all", "bias": "score edit on all"}
+        own = ours.get(next((own for kind, own in kinds.items() if kind in label), "plain"), {})
         if "us" in timing and "us" in own:
             timing["of_ours"] = timing["us"] / own["us"]

@@ -1,7 +1,10 @@
 """flex_attention: plain, with a score edit, and the only way it has to do a mass edit.
 
-It offers no hook behind the softmax, so a mass edit is one masked call for each key class, then a
-merge by the classes' normalisers. Compiled, which is the only fast way; eager on a CPU.
+A score edit is its score_mod. It offers no hook behind the softmax, so a mass edit is one masked
+call for each key class, then a merge by the classes' normalisers: VAR with its gates, the same sums
+as the kernels' (a test compares both). Keys are contiguous, programs and classes the same for all
+heads and sequences, which is less than the kernels do. Compiled, which is the only fast way; eager
+on a CPU.
 """
 
 from __future__ import annotations
@@ -34,13 +37,8 @@ def run_flex(session: Session, found: Figures) -> None:
     for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
         length = 96 if session.dry else 4096
         inputs = Dense.make(heads, 1, length, length, session.device)
-        forms = {
-            "flex": _plain,
-            "flex with a bias": _biased,
-            "flex by classes, merged, with VAR": _classes,
-        }
         cell = found.setdefault(f"prefill {heads.name} 1x{length}", {})
-        for label, form in forms.items():
+        for label, form in FORMS.items():
             one = partial(_timed, session, label=label, form=form, attend=compiled, inputs=inputs)
             session.measure(cell, label, 40, one)
         _against_prefill(session, cell, f"{heads.name} 1x{length}")
@@ -49,8 +47,9 @@ def run_flex(session: Session, found: Figures) -> None:
         name = f"{heads.name} {sequences}x{context}"
         inputs = Dense.make(heads, sequences, 1, context, session.device)
         cell = found.setdefault(f"decode {name}", {})
-        one = partial(_timed, session, label="flex", form=_plain, attend=compiled, inputs=inputs)
-        session.measure(cell, "flex", 40, one)
+        for label, form in FORMS.items():
+            one = partial(_timed, session, label=label, form=form, attend=compiled, inputs=inputs)
+            session.measure(cell, label, 40, one)
         against(session, cell, name)
 
 
@@ -66,7 +65,8 @@ def _timed(
 def _against_prefill(session: Session, cell: Figures, name: str) -> None:
     ours = session.known.get("prefill", {}).get(name, {})
     for label, timing in cell.items():
-        own = ours.get("mass edit on all rows" if "VAR" in label else "plain", {})
+        kinds = {"VAR": "mass edit on all rows", "bias": "score edit on all rows"}
+        own = ours.get(next((own for kind, own in kinds.items() if kind in label), "plain"), {})
         if "us" in timing and "us" in own:
             timing["of_ours"] = timing["us"] / own["us"]
 
@@ -76,7 +76,7 @@ def _causal(b: Any, h: Any, row: Any, key: Any) -> Any:
 
 
 def _plain(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
-    mask = _block_mask(_causal, inputs) if inputs.causal else None
+    mask = _causal_mask(inputs)
     gqa = inputs.query.shape[1] != inputs.key.shape[1]
     return lambda: attend(inputs.query, inputs.key, inputs.value, block_mask=mask, enable_gqa=gqa)
 
@@ -89,7 +89,7 @@ def _biased(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
     def score(z: Any, b: Any, h: Any, row: Any, key: Any) -> Any:
         return z + bias[key]
 
-    mask = _block_mask(_causal, inputs)
+    mask = _causal_mask(inputs)
     gqa = inputs.query.shape[1] != inputs.key.shape[1]
     return lambda: attend(
         inputs.query,
@@ -106,9 +106,10 @@ def _classes(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
     device = inputs.query.device
     tags = torch.from_numpy(image_tags(inputs.key.shape[2])).to(device)
     wanted = torch.zeros((), dtype=torch.uint8, device=device)
+    behind = inputs.key.shape[2] - inputs.query.shape[2]
 
     def of_class(b: Any, h: Any, row: Any, key: Any) -> Any:
-        return (row >= key) & (tags[key] == wanted)
+        return (row + behind >= key) & (tags[key] == wanted)
 
     masks = []
     for index in range(VAR_CLASSES):
@@ -144,6 +145,18 @@ def _classes(attend: Attend, inputs: Dense) -> Callable[[], torch.Tensor]:
         return merged
 
     return call
+
+
+def _causal_mask(inputs: Dense) -> Any:
+    """None for decodes, which see all keys."""
+    return _block_mask(_causal, inputs) if inputs.causal else None
+
+
+FORMS: dict[str, Form] = {
+    "flex": _plain,
+    "flex with a bias": _biased,
+    "flex by classes, merged, with VAR": _classes,
+}
 
 
 def _block_mask(rule: Attend, inputs: Dense) -> Any:

@@ -1,24 +1,31 @@
-"""Attention as others offer it: torch's SDPA, and the eager formula that published methods patch.
+"""Attention as others offer it: torch's SDPA and varlen, and the eager formula that papers patch.
 
 Keys and values are contiguous, as these want them: nothing here pays for pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu.problems import TEXT_SINK, VISUAL, VISUAL_SINK, image_tags
+from gpu.session import Figures, Session
 from gpu.shapes import Heads
 
 BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
 }
+
+
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Dense:
         )
 
     @property
+    def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values."""
+        return self.key, self.value
+
+    @property
     def causal(self) -> bool:
         """Prompts are square; a decode sees everything."""
         return self.query.shape[2] > 1
@@ -64,6 +76,52 @@ def sdpa(inputs: Dense, backend: SDPBackend) -> Callable[[], torch.Tensor]:
             )
 
     return call
+
+
+def varlen(inputs: Dense) -> Callable[[], torch.Tensor]:
+    """torch's attention of packed sequences (torch.nn.attention.varlen), which is flash attention.
+
+    Plain alone: it has no hook for scores, masks or masses. On a CPU, where it does not run, SDPA
+    stands in for it.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    sequences, heads, queries, _ = inputs.query.shape
+    kv_heads, keys = inputs.key.shape[1:3]
+    packed = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (inputs.query, *inputs.keys)]
+    starts = torch.arange(sequences + 1, dtype=torch.int32, device=inputs.query.device)
+    known = inspect.signature(varlen_attn).parameters
+    options = varlen_options(known, inputs.causal, heads != kv_heads)
+    arguments = (*packed, starts * queries, starts * keys, queries, keys)
+    inspect.signature(varlen_attn).bind(*arguments, **options)
+    if not inputs.query.is_cuda:
+        return sdpa(inputs, SDPBackend.MATH)
+
+    def call() -> torch.Tensor:
+        found: torch.Tensor = varlen_attn(*arguments, **options)
+        return found
+
+    return call
+
+
+def time_varlen(session: Session, cell: Figures, inputs: Sequence[Dense]) -> None:
+    """Time it, or say that this torch has none."""
+    if HAS_VARLEN:
+        session.time(cell, "varlen", [varlen(one) for one in inputs])
+    else:
+        cell["varlen"] = {"skipped": f"torch {torch.__version__} has no varlen attention"}
+
+
+def varlen_options(known: Collection[str], causal: bool, grouped: bool) -> dict[str, Any]:
+    """Its options, by what this torch calls them: they have changed since torch 2.10."""
+    options: dict[str, Any] = {}
+    if causal and "is_causal" in known:
+        options["is_causal"] = True
+    elif causal:
+        options["window_size"] = (-1, 0)
+    if grouped and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    return options
 
 
 def eager(inputs: Dense, var: bool, question: int = 0) -> Callable[[], torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Causal prefill over prompt lengths: plain, edited; SDPA and the eager formula beside it."""
+"""Causal prefill over prompt lengths: plain, edited; SDPA, varlen and eager beside it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from functools import partial
 import torch
 
 from gpu.ceilings import known_ceilings
-from gpu.decode_sweep import goal
-from gpu.peers import BACKENDS, Dense, eager, sdpa
+from gpu.decode_sweep import goal, reach
+from gpu.peers import BACKENDS, Dense, eager, sdpa, time_varlen
 from gpu.problems import Problem, Tables, bias_program, make_problem, var_program
 from gpu.session import Figures, Session
 from gpu.shapes import GQA, MHA, TINY_GQA, TINY_MHA, Heads
 from gpu.targets import ALL, CUDNN, FEW
 
 SWEEP = ((1, 4096), (1, 8192), (4, 4096), (1, 16384), (1, 1024), (1, 2048))
+DRY_SWEEP = {(1, 100): "1x1024", (2, 70): "1x4096"}
+"""Shapes of a dry run, and whose goals they stand for."""
 LONG = 4096
 QUESTION = 64
 """Query rows after the image that a short question and the chat template take."""
@@ -24,7 +26,7 @@ EAGER_LIMIT = 4096
 
 def run_prefill(session: Session, found: Figures) -> None:
     """Every shape of the sweep, most important first, with its peers."""
-    for sequences, length in ((1, 100), (2, 70)) if session.dry else SWEEP:
+    for sequences, length in tuple(DRY_SWEEP) if session.dry else SWEEP:
         for heads in (TINY_MHA, TINY_GQA) if session.dry else (MHA, GQA):
             name = f"{heads.name} {sequences}x{length}"
             one = partial(_one_shape, session, heads=heads, sequences=sequences, length=length)
@@ -40,6 +42,7 @@ def _one_shape(session: Session, found: Figures, heads: Heads, sequences: int, l
         label: session.time(found, label, [sdpa(inputs, backend)])
         for label, backend in BACKENDS.items()
     }
+    time_varlen(session, found, [inputs])
     edited = _edits(session, found, problem)
     if sequences * length <= EAGER_LIMIT:
         session.time(found, "eager", [eager(inputs, var=False)])
@@ -63,9 +66,10 @@ def _one_shape(session: Session, found: Figures, heads: Heads, sequences: int, l
     cudnn = peers["sdpa cudnn"]
     if cudnn is not None and (length >= LONG or session.dry):
         session.reach(goal(CUDNN, heads), cudnn / plain)
+    at = DRY_SWEEP.get((sequences, length), f"{sequences}x{length}")
     for pattern, seconds in zip((FEW, ALL), edited, strict=True):
         if seconds is not None:
-            session.reach(goal(pattern, heads), seconds / plain)
+            reach(session, goal(pattern, heads, at), seconds / plain)
 
 
 def _edits(session: Session, found: Figures, problem: Problem) -> tuple[float | None, float | None]:

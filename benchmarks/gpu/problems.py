@@ -64,6 +64,14 @@ def per_head_program(shape: ControlShape, fraction: float) -> Program:
     return program
 
 
+def even_program(shape: ControlShape, fraction: float) -> Program:
+    """The first class gives ``fraction`` of its mass to the second."""
+    program = Program.identity(shape)
+    program.transform[..., 0, 0] = 1 - fraction
+    program.transform[..., 1, 0] = fraction
+    return program
+
+
 def write_row(
     tables: ControlTables | ResidualTables, row: int, program: Program | ResidualProgram
 ) -> None:
@@ -81,6 +89,7 @@ EDITS: dict[MakeProgram, Edit] = {
     bias_program: Edit.SCORE,
     full_program: Edit.SCORE | Edit.MASS | Edit.HEAD,
     per_head_program: Edit.MASS,
+    even_program: Edit.MASS,
 }
 
 
@@ -98,6 +107,11 @@ def image_tags(length: int) -> np.ndarray:
     tags[start:end:97] = VISUAL_SINK
     tags[0] = TEXT_SINK
     return tags
+
+
+def even_tags(length: int, classes: int) -> np.ndarray:
+    """As many spans of equal length as there are classes."""
+    return (np.arange(length) * classes // length).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gpu.session import Figures, Session
 from gpu.shapes import Heads
 from gpu.timing import L2_BYTES, measure
 from saccade_kernels import reference
-from saccade_kernels.batch import AttentionBatch
+from saccade_kernels.batch import PAGE, AttentionBatch
 from saccade_kernels.gpu import tuning
 
 ROUNDS = 2
@@ -53,6 +53,18 @@ PREFILL_MOVES: tuple[tuple[Move, ...], ...] = tuple(
     )
     for block, warps in ((128, 8), (128, 4), (64, 4))
 )
+
+ONE_PAGE: Move = {"block_keys": PAGE, "specialised": False}
+
+PLAIN_PREFILL_MOVES: tuple[tuple[Move, ...], ...] = (
+    tuple(asdict(config) for config in tuning.PLAIN_CANDIDATES.values()),
+    tuple(
+        asdict(replace(tuning.PLAIN_CANDIDATES["two-pages"], num_warps=warps, num_stages=stages))
+        for warps, stages in ((8, 3), (4, 2))
+    ),
+    *(tuple({**move, **ONE_PAGE} for move in group) for group in PREFILL_MOVES),
+)
+"""A move names all fields: what is right for some tiles is not for others."""
 
 
 @dataclass(frozen=True)

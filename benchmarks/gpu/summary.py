@@ -9,7 +9,7 @@ from report import Target
 from gpu.plan import Part
 from gpu.store import Store, short
 
-WIDTH = 78
+WIDTH = 72
 
 
 def summary(store: Store, parts: Sequence[Part]) -> Iterator[str]:

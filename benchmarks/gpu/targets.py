@@ -6,6 +6,7 @@ of parts that have not run are known too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 HEADS = ("32/32", "28/4")
@@ -33,12 +34,13 @@ TOKEN = "token with {} on every request, over none, batch {}, {}"
 BRANCHED = "token with {} on every request, over its rows without a rule, batch {}, {}"
 PASSES = "prompt with {}, over the prompts that it needs without a rule, {}"
 
-BANDWIDTH = "paged decode at 32k tokens and more, share of the best bandwidth, heads {}"
-DECODE_EDITED = "decode kernel with a mass edit on every request, over none, heads {}"
+BANDWIDTH = "paged decode, share of the best bandwidth, {}, heads {}"
+DECODE_EDITED = "decode with a mass or score edit on all, over none, {}, heads {}"
+EIGHT_CLASSES = "decode with a mass edit of 8 key classes, over 2, heads {}"
 PROGRAMS = "decode kernel with 32 programs in the batch, over one, heads {}"
-CUDNN = "plain causal prefill at 4k and more, speed over SDPA cuDNN, heads {}"
-FEW = "prefill kernel with a mass edit on the question's rows, over plain, heads {}"
-ALL = "prefill kernel with a mass edit on all rows, over plain, heads {}"
+CUDNN = "plain causal prefill at 4k to 16k, speed over SDPA cuDNN, heads {}"
+FEW = "prefill, mass edit on the question's rows, over plain, {}, heads {}"
+ALL = "prefill, mass edit on all rows, over plain, {}, heads {}"
 SALIENCY = "saliency of 5 candidates at 1k, one layer, speed over autograd through eager"
 MASKS = "grammars' masks of 32 rows of 152k tokens, over a copy of these logits"
 RESIDUALS = "one residual edit on each of 8k rows, share of copy bandwidth, width {}"
@@ -48,14 +50,30 @@ WEIGHTS = "weights that products of up to 8 rows read, share of the read rate, {
 SINKS = "sink detection of a layer on a prompt of 1k, time over plain PyTorch, width {}"
 
 STEPS = {
-    "1x1024": (1.4, 1.2),
-    "8x1024": (1.4, 1.2),
-    "32x1024": (1.3, 1.15),
+    "1x1024": (1.25, 1.2),
+    "8x1024": (1.25, 1.2),
+    "32x1024": (1.2, 1.15),
     "32x4096": (1.15, 1.08),
 }
 """Bounds and what would be better still."""
 
 PROMPTS = {1024: (1.2, 1.1), 4096: (1.15, 1.1)}
+
+
+SHARES = {"28/4": {"32x4096": 0.88, "8x4096": 0.8}, "32/32": {"32x4096": 0.9}}
+"""Of the best bandwidth that a plain decode is to read with, by heads and shape."""
+
+EDITED_DECODES = {
+    "28/4": {"32x4096": 1.10, "8x4096": 1.10, "1x1024": 1.30},
+    "32/32": {"32x4096": 1.03, "8x4096": 1.03, "1x1024": 1.15},
+}
+"""Bounds of a decode with an edit over one without, by heads and shape."""
+
+EDITED_PREFILLS = {
+    FEW: {"1x1024": 1.40, "1x4096": 1.10, "1x16384": 1.05},
+    ALL: {"1x1024": 1.9, "1x4096": 1.5, "1x16384": 1.4},
+}
+"""Likewise of prefills, of all heads."""
 
 
 TOKENS = {"act": 1.5, "dola": 1.25, "sgrs": 2.5}
@@ -125,6 +143,12 @@ def _heads(sign: str, bound: float, *names: str) -> tuple[Goal, ...]:
     return tuple(Goal(name.format(heads), "x", sign, bound) for name in names for heads in HEADS)
 
 
+def _shapes(sign: str, name: str, bounds: Mapping[str, Mapping[str, float]]) -> Iterator[Goal]:
+    for heads, shapes in bounds.items():
+        for shape, bound in shapes.items():
+            yield Goal(name.format(shape, heads), "x", sign, bound)
+
+
 GOALS: dict[str, tuple[Goal, ...]] = {
     "tests": (Goal(PASSED, "of all", ">=", 1.0),),
     "accuracy": (Goal(RIGHT, "of all", ">=", 1.0), Goal(EXACT, "of all", ">=", 1.0)),
@@ -138,8 +162,19 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         Goal(AGAINST.format(8, "llava"), "x", ">=", 5.0),
         Goal(SERIAL.format("llava"), "x", ">=", 35.0),
     ),
-    "decode": (*_heads(">=", 0.8, BANDWIDTH), *_heads("<=", 1.03, DECODE_EDITED, PROGRAMS)),
-    "prefill": (*_heads(">=", 0.85, CUDNN), *_heads("<=", 1.02, FEW), *_heads("<=", 1.5, ALL)),
+    "decode": (
+        *_shapes(">=", BANDWIDTH, SHARES),
+        *_shapes("<=", DECODE_EDITED, EDITED_DECODES),
+        *_heads("<=", 1.03, EIGHT_CLASSES, PROGRAMS),
+    ),
+    "prefill": (
+        *_heads(">=", 0.9, CUDNN),
+        *(
+            goal
+            for name, bounds in EDITED_PREFILLS.items()
+            for goal in _shapes("<=", name, dict.fromkeys(HEADS, bounds))
+        ),
+    ),
     "masks": (Goal(MASKS, "x", "<=", 0.7),),
     "saliency": (Goal(SALIENCY, "x", ">=", 20.0),),
     "layers": (

@@ -20,6 +20,7 @@ from gpu.compilers import Compilers, jobs_from
 from gpu.product_search import run_few, run_invariant
 from gpu.search import (
     DECODE_MOVES,
+    PLAIN_PREFILL_MOVES,
     PREFILL_MOVES,
     Move,
     Shape,
@@ -122,7 +123,8 @@ def _tune(session: Session, found: Figures, name: str, cell: Figures) -> None:
         done = next((e for e in known if e["kernel"] == kernel and e["key"] == key), None)
         if done is not None:  # an earlier entry tuned it by other shapes: go on from there
             base = type(base)(**done["config"])
-        moves = DECODE_MOVES if kernel == "decode" else PREFILL_MOVES
+        moves = PLAIN_PREFILL_MOVES if "plain" in name else PREFILL_MOVES
+        moves = DECODE_MOVES if kernel == "decode" else moves
         if "plain" not in name:  # what both forms share the plain one has decided
             base = replace(base, **_shared(kernel, key, known))
             moves = tuple(map(tuple, _without(moves, tuning.SHARED.get(kernel, ()))))
