@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from saccade_kernels import (
     residual_tables,
     sinks,
 )
+from saccade_kernels.batch import AttentionBatch
 from saccade_kernels.gpu import tiles
 
 
@@ -41,6 +44,15 @@ def prefill(query: torch.Tensor, *arguments: Any, config: Any = None, **more: An
     from saccade_kernels.gpu.prefill import prefill as kernel
 
     return kernel(query, *arguments, config=config, **more)
+
+
+def page_classes(batch: AttentionBatch) -> Callable[[], Any] | None:
+    """What makes the words of a batch's pages anew; None where kernels cannot run."""
+    if not uses_triton(batch.context_lens.device):
+        return None
+    from saccade_kernels.gpu.page_classes import page_classes as kernel
+
+    return lambda: kernel(replace(batch, derived={}), 0)
 
 
 def edit_residual(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from gpu import backend
 from gpu.ceilings import known_ceilings
 from gpu.peers import BACKENDS, Dense, eager, sdpa, time_varlen
 from gpu.problems import (
@@ -120,8 +121,16 @@ def _edits(
     few, many = (taken[f"mass edit on all, {classes} classes"] for classes in (2, CLASSES))
     if few is not None and many is not None:
         session.reach(goal(EIGHT_CLASSES, heads), many / few)
+    _page_classes(session, found, problem, tables)
     if sequences >= 32 or session.dry:
         _programs(session, found, problem, tables)
+
+
+def _page_classes(session: Session, found: Figures, problem: Problem, tables: Tables) -> None:
+    """Words of pages, which a step makes once for all its layers; these tables have two."""
+    batch = problem.edited(tables, [1] * len(problem.batch.context_lens))
+    if make := backend.page_classes(batch):
+        session.time(found, "key classes of pages", [make])
 
 
 def _programs(session: Session, found: Figures, problem: Problem, tables: Tables) -> None:
@@ -151,8 +160,8 @@ def _peers(session: Session, cell: Figures, heads: Heads, sequences: int, contex
     moved = heads.kv_bytes(sequences * context)
     count = 1 if session.dry else max(1, min(64, -int(-L2_BYTES // moved)))
     inputs = [Dense.make(heads, sequences, 1, context, session.device) for _ in range(count)]
-    for label, backend in BACKENDS.items():
-        session.time(cell, label, [sdpa(one, backend) for one in inputs])
+    for label, peer in BACKENDS.items():
+        session.time(cell, label, [sdpa(one, peer) for one in inputs])
     time_varlen(session, cell, inputs)
     session.time(cell, "eager", [eager(one, var=False) for one in inputs])
     session.time(cell, "eager with VAR", [eager(one, var=True) for one in inputs])

@@ -37,11 +37,12 @@ Precompile = Callable[[Sequence[Any]], None]
 DECODE_MOVES: tuple[tuple[Move, ...], ...] = (
     tuple({"split": split} for split in (128, 256, 512, 1024)),
     tuple(
-        {"num_warps": warps, "num_stages": stages} for warps in (2, 4, 8) for stages in (2, 3, 5)
+        {"num_warps": warps, "num_stages": stages} for warps in (2, 4, 8) for stages in (2, 3, 4, 5)
     ),
     tuple({"block_keys": keys} for keys in (32, 64)),
-    tuple({"block_rows": rows} for rows in (16, 32, 64)),
-    tuple({"max_splits": most} for most in (16, 32, 64, 128)),
+    tuple({"max_registers": most} for most in (0, 128, 168)),
+    tuple({"max_splits": most} for most in (16, 32, 64, 96, 128)),
+    tuple({"blocks": blocks} for blocks in (2, 3, 4, 6)),
 )
 """Alternatives in one group exclude each other."""
 

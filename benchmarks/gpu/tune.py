@@ -50,20 +50,14 @@ SHAPES = {
         Shape(GQA, 1, 8192, decode=False),
         Shape(MHA, 1, 1024, decode=False),
     ],
-    "decode 128 mha edited": [
-        Shape(MHA, *size, classes) for size in ((32, 4096), (8, 1024)) for classes in (4, 8)
-    ],
+    "decode 128 mha edited": [Shape(MHA, *size, 4) for size in ((32, 4096), (8, 1024))],
     "prefill 128 edited": [
         Shape(MHA, 1, 4096, 4, decode=False),
         Shape(GQA, 1, 4096, 4, decode=False),
     ],
-    "decode 128 gqa 4 classes": [
-        Shape(GQA, *size, 4) for size in ((32, 4096), (8, 4096), (1, 4096))
+    "decode 128 gqa edited": [
+        Shape(heads, *size, 4) for heads in (GQA, LLAMA3) for size in ((32, 4096), (8, 4096))
     ],
-    "decode 128 gqa 8 classes": [
-        Shape(GQA, *size, 8) for size in ((32, 4096), (8, 4096), (1, 4096))
-    ],
-    "decode 128 group 4, 8 classes": [Shape(LLAMA3, 32, 4096, 8), Shape(LLAMA3, 8, 4096, 8)],
     "decode 64 plain": [Shape(SMALL, 32, 4096), Shape(SMALL, 8, 4096)],
     "prefill 64 plain": [Shape(SMALL, 1, 4096, decode=False)],
     "decode 256 plain": [Shape(GEMMA, 32, 4096), Shape(GEMMA, 8, 4096)],
@@ -154,7 +148,7 @@ def _precompiler(dry: bool, name: str, members: list[int]) -> Callable[[Sequence
 def _shared(
     kernel: str, key: dict[str, Any] | None, chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the plain form of a key's head_dim and element size was given, if it was tuned."""
+    """What the plain form for a key's heads and elements was given, if it was tuned."""
     for entry in chosen:
         if key and entry["kernel"] == kernel and size_of(entry["key"]) == size_of(key):
             return {name: entry["config"][name] for name in tuning.SHARED.get(kernel, ())}
@@ -165,7 +159,9 @@ def size_of(key: dict[str, Any] | None) -> tuple[Any, ...] | None:
     """What entries that share fields have in common; nothing where the reference stands in for
     kernels and asks for no key.
     """
-    return tuple(key[n] for n in ("kernel", "head_dim", "bytes") if n in key) if key else None
+    if key is None:
+        return None
+    return tuple(key[name] for name in ("kernel", "head_dim", "grouped", "bytes") if name in key)
 
 
 def _without(groups: Sequence[Sequence[Move]], names: Sequence[str]) -> list[list[Move]]:

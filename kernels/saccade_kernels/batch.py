@@ -83,6 +83,7 @@ class AttentionBatch:
     prefills: tuple[Prefill, ...] = ()  # the sequences behind the decodes
     classes: int = CLASSES  # every class of an edited sequence is below this, or NEVER_ATTEND
     per_head_classes: bool = False  # some sequence has heads with key classes of their own
+    settles: bool = False  # tags of a decode's earlier keys may change inside a layer
     controls: ControlTables | None = None
     tags: TagTable | None = None
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step

@@ -58,9 +58,14 @@ def batch_arguments(batch: AttentionBatch, layer: int, edited: bool) -> dict[str
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: tuple[int, int]
+    kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: tuple[int, ...]
 ) -> None:
-    """Launch a kernel with those of the arguments that it takes; config is warps and stages."""
-    warps, stages = config
+    """Launch a kernel with those of the arguments that it takes.
+
+    Args:
+        config: warps and stages, and the most registers of a thread, if there is to be a limit.
+    """
+    warps, stages, *registers = config
     taken = {name: arguments[name] for name in kernel.arg_names}
-    kernel[grid](**taken, num_warps=warps, num_stages=stages)
+    limit = {"maxnreg": registers[0]} if registers and registers[0] else {}
+    kernel[grid](**taken, num_warps=warps, num_stages=stages, **limit)

@@ -1,18 +1,29 @@
 """Second half of a Triton decode: merge the splits and classes of each head, edit, and write.
 
-Classes partition the keys of a row, so its output is the sum over classes of mass times output,
-and a mass edit replaces the masses in that sum.
+    part_max, by split and class        class 0  class 1  class 2
+                               split 0    3.1      2.0     -inf      nothing else is read of -inf
+                               split 1    3.3     -inf     -inf
+    masses of classes          sum over splits of exp2(part_max - highest) * part_sum
+    their ratios               what a mass edit makes of them; 1 without one
+    output                     sum over classes of ratio * (sum over splits of ... * part_out)
+
+Classes partition the keys of a row, so its output is the sum over classes of mass times output, and
+a mass edit replaces the masses in that sum. Sums go class by class and in blocks of splits, in an
+order that does not depend on how many classes there may be.
+
+Tiles: SPLITS splits x D of one class. Bytes: 4 * (D + 2) a split and class that is there; products:
+none.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from saccade_kernels.batch import AttentionBatch, Emission
+from saccade_kernels.batch import Emission
+from saccade_kernels.gpu.arguments import launch
 from saccade_kernels.gpu.tiles import HEAD, LN2, MASS, MOVED, PAGE, SCORE, WIDTH, class_ratios
 
 UNSPECIALISED = [
@@ -22,6 +33,7 @@ UNSPECIALISED = [
     "stride_token",
     "stride_head",
     "stride_pages",
+    "stride_words",
     "layers",
     "max_len",
 ]
@@ -32,6 +44,7 @@ UNALIGNED = [
     "page_table",
     "control_rows",
     "tag_rows",
+    "page_words",
     "part_max",
     "part_sum",
     "masses",
@@ -39,7 +52,10 @@ UNALIGNED = [
 ]
 """Tensors that may lie anywhere inside a larger one; nor must the place they have there."""
 
-MERGE_WARPS = 4
+MERGE_WARPS, MERGE_STAGES = 4, 3
+
+MERGE_SPLITS = 8
+"""Splits that are added at a time."""
 
 
 @triton.jit
@@ -53,9 +69,9 @@ def split_of(context, window, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def group_is_edited(flags_at, hides_at, GROUP: tl.constexpr, PLAIN_ROWS: tl.constexpr):
+def group_is_edited(flags_at, hides_at, GROUP: tl.constexpr, ROWS: tl.constexpr):
     """True if a query head of a key head edits scores or masses, or its sequence hides keys."""
-    member = tl.arange(0, PLAIN_ROWS)
+    member = tl.arange(0, ROWS)
     flags = tl.load(flags_at + member, mask=member < GROUP, other=0).to(tl.int32)
     return tl.max(flags & (SCORE | MASS), 0) + tl.load(hides_at).to(tl.int32) > 0
 
@@ -71,7 +87,8 @@ def merge_parts(
     D: tl.constexpr,
     DP: tl.constexpr,
     C: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    ALL_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     """Splits of one head of one query row, put together.
 
@@ -83,26 +100,32 @@ def merge_parts(
     """
     klass = tl.arange(0, C)
     column = tl.arange(0, DP)
-    is_present = klass < present
-    split = tl.arange(0, MAX_SPLITS)
-    every = (row + split[:, None]) * C + klass[None, :]
-    is_written = (split < count)[:, None] & is_present[None, :]
-    peaks = tl.load(part_max + every, mask=is_written, other=float("-inf"))
-    top = tl.max(tl.max(peaks, 1), 0)
-    top = tl.where(top == float("-inf"), 0.0, top)  # nothing is visible
+    every = tl.arange(0, ALL_SPLITS)
+    is_written = (every < count)[:, None] & (klass < present)[None, :]
+    peaks_at = part_max + (row + every[:, None]) * C + klass[None, :]
+    peaks = tl.max(tl.load(peaks_at, mask=is_written, other=float("-inf")), 0)
+    found = tl.sum((peaks > float("-inf")).to(tl.int32) << klass, 0)
+    top = tl.where(found == 0, 0.0, tl.max(peaks, 0))  # nothing is visible
 
-    # In order, whatever C is: a reduction over both axes could add in another order.
+    # Class by class: a sum over both axes at once could add in another order for another C.
     total = tl.zeros([C], tl.float32)
     out = tl.zeros([C, DP], tl.float32)
-    for s in tl.range(0, count, num_stages=4):
-        part = (row + s) * C + klass
-        peak = tl.load(part_max + part, mask=is_present, other=float("-inf"))
-        is_read = peak > float("-inf")
-        share = tl.exp2(peak - top)
-        total += share * tl.load(part_sum + part, mask=is_read, other=0.0)
-        out_at = part_out + part.to(tl.int64)[:, None] * D + column[None, :]
-        is_value = is_read[:, None] & (column < D)[None, :]
-        out += share[:, None] * tl.load(out_at, mask=is_value, other=0.0)
+    for one in tl.range(0, present, num_stages=1):
+        if (found >> one) & 1 != 0:
+            every_at = (row + every) * C + one
+            peak = tl.load(part_max + every_at, mask=every < count, other=float("-inf"))
+            own = tl.load(part_sum + every_at, mask=peak > float("-inf"), other=0.0)
+            total = tl.where(klass == one, tl.sum(tl.exp2(peak - top) * own, 0), total)
+            tile = tl.zeros([SPLITS, DP], tl.float32)
+            for start in tl.range(0, count, SPLITS):
+                split = start + tl.arange(0, SPLITS)
+                part = (row + split) * C + one
+                highest = tl.load(part_max + part, mask=split < count, other=float("-inf"))
+                is_value = (highest > float("-inf"))[:, None] & (column < D)[None, :]
+                value_at = part_out + part.to(tl.int64)[:, None] * D + column[None, :]
+                value = tl.load(value_at, mask=is_value, other=0.0)
+                tile += tl.exp2(highest - top)[:, None] * value
+            out = tl.where((klass == one)[:, None], tl.sum(tile, 0)[None, :], out)
     return top, total, out
 
 
@@ -187,14 +210,15 @@ def merge_kernel(
     splits,
     layers,
     GROUP: tl.constexpr,
-    PLAIN_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
     C: tl.constexpr,
-    ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    ALL_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
     EDITED: tl.constexpr,
     EMIT: tl.constexpr,
 ):
@@ -214,10 +238,10 @@ def merge_kernel(
         moved_at = moved + (tag_row * layers + layer) * heads + head
         if not EMIT:
             group = edits_table + sites + head // GROUP * GROUP
-            if not group_is_edited(group, hides + tag_row, GROUP, PLAIN_ROWS):
-                present = 1  # the plain path
+            if not group_is_edited(group, hides + tag_row, GROUP, ROWS):
+                present = 1  # all keys are of class 0, and nothing is written of the others
     top, total, out = merge_parts(
-        part_max, part_sum, part_out, row, count, present, D, DP, C, MAX_SPLITS
+        part_max, part_sum, part_out, row, count, present, D, DP, C, ALL_SPLITS, SPLITS
     )
     token = sequence * heads + head
     finish(
@@ -229,42 +253,22 @@ def merge_kernel(
     )  # fmt: skip
 
 
-def merge(
-    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    output: torch.Tensor,
-    batch: AttentionBatch,
-    layer: int,
-    window: int,
-    emit: Emission | None,
-    constants: dict[str, Any],
-) -> None:
-    """Merge what the split kernel left into ``output`` [sequences, heads, head_dim].
+def merge(arguments: dict[str, Any], rows: tuple[int, int], emit: Emission | None) -> None:
+    """Merge what a split kernel left in the partials into the output.
 
     Args:
-        parts: maximum and sum [sequences, heads, splits, C], output [..., head_dim]; float32.
-        constants: the split kernel's.
+        arguments: the split kernel's, and ``output``. Partials are maximum and sum [sequences,
+            heads, splits, C] and output [..., head_dim]; float32.
+        rows: heads and sequences.
     """
-    sequences, heads, splits, _ = parts[0].shape
-    tables: tuple[torch.Tensor | None, ...] = (None,) * 8
-    layers = 0
-    if constants["EDITED"]:
-        controls, tags = batch.tables()
-        masses = (controls.transform, controls.gate_weight, controls.gate_threshold)
-        tables = (*masses, controls.gain, controls.shift, controls.edits, tags.hides, tags.moved)
-        layers = tags.tags.shape[1]
-    merge_kernel[(heads, sequences)](
-        *parts,
-        batch.context_lens,
-        batch.control_rows,
-        batch.tag_rows,
-        *tables,
-        output,
-        None if emit is None else emit.masses,
-        None if emit is None else emit.lse,
-        layer,
-        window,
-        splits,
-        layers,
-        **constants,
-        num_warps=MERGE_WARPS,
-    )
+    own = {
+        "masses": None if emit is None else emit.masses,
+        "lse": None if emit is None else emit.lse,
+        **merge_shape(arguments["MAX_SPLITS"]),
+    }
+    launch(merge_kernel, rows, arguments | own, (MERGE_WARPS, MERGE_STAGES))
+
+
+def merge_shape(max_splits: int) -> dict[str, int]:
+    """Splits of a tile, and of all tiles, which need not be a power of two for the others."""
+    return {"ALL_SPLITS": triton.next_power_of_2(max_splits), "SPLITS": MERGE_SPLITS}

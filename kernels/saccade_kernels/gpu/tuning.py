@@ -25,14 +25,15 @@ from saccade_kernels.gpu import device
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Launch of the split-KV decode kernel. Sizes are powers of two."""
+    """Launch of the split-KV decode kernel."""
 
     num_warps: int
     num_stages: int
     split: int  # least keys of a split, a multiple of PAGE
     max_splits: int  # beyond this many the splits grow
-    block_keys: int = PAGE  # keys of a tile, at most a page
-    block_rows: int = 64  # virtual rows of a tile; more of them make more blocks
+    block_keys: int = PAGE  # keys of a tile, a power of two and at most a page
+    max_registers: int = 0  # of a thread; 0: as many as the compiler likes
+    blocks: int = 2  # that a multiprocessor runs at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class PrefillConfig:
     num_warps: int
     num_stages: int
     descriptors: bool = False  # keys and values through TMA descriptors
+    # Of the plain form alone:
     block_keys: int = PAGE  # keys of a step; two pages are read without descriptors
-    # Of the plain form alone: warps that load beside those that multiply, where there is a form.
-    specialised: bool = False
+    specialised: bool = False  # warps that load beside those that multiply, where there is a form
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,16 @@ PLAIN_CANDIDATES = {
 but of which only a measurement can say whether they are faster than the table's."""
 
 
-PREFILL_FORMS = ("plain", "masses", "values", "scores", "per_head")
-"""By the file that has the kernel, prefill_plain.py and so on; that of values has scores too."""
+PREFILL_FORMS = ("plain", "per_head")
+"""By the file that has the kernel, prefill_plain.py and so on."""
 
 KERNELS = ("decode", "prefill", "small", "product", "invariant")
 """What a chip's table has entries for."""
 
 SHARED = {"decode": ("num_warps", "split", "max_splits", "block_keys")}
-"""Fields that all entries of one head_dim and size of element agree on: they decide the order of
-sums, and a plain sequence is to get the same bits from the plain and from the edited form. A plain
-row of a prefill takes the plain form whatever is edited beside it, so there nothing is shared."""
+"""Fields on which plain and edited entries for heads of one size, grouped or not, agree: they
+decide the order of sums, and a plain sequence is to get the same bits from both forms. A plain row
+of a prefill takes the plain form whatever is edited beside it, so there nothing is shared."""
 
 
 DEFAULT = "default"
@@ -99,9 +100,9 @@ FALLBACK = "otherwise"
 """Field of a table: the one that is asked for what it has no entry for."""
 
 
-def decode_config(head_dim: int, rows: int, dtype: torch.dtype) -> DecodeConfig:
-    """Configuration for tiles of ``rows`` virtual rows (group * classes, padded to at least 16)."""
-    key = {"head_dim": head_dim, "rows": rows, "bytes": dtype.itemsize}
+def decode_config(head_dim: int, group: int, edited: bool, dtype: torch.dtype) -> DecodeConfig:
+    """Configuration of the plain or the edited decode, for ``group`` query heads a key head."""
+    key = {"head_dim": head_dim, "grouped": group > 1, "edited": edited, "bytes": dtype.itemsize}
     return DecodeConfig(**_find("decode", key))
 
 

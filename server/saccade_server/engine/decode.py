@@ -58,10 +58,10 @@ EVERY_EDIT = Edit.SCORE | Edit.MASS | Edit.HEAD | Edit.HIDE
 
 
 class StepVariant(NamedTuple):
-    """One form of the step. Sites are edited, and things looked for, with most classes only."""
+    """One form of the step. Sites are edited, and things looked for, by steps that edit only."""
 
     size: int  # padded batch size
-    classes: int  # number of key classes, :data:`PLAIN` or one that edits
+    classes: int  # number of key classes, :data:`PLAIN` or CLASSES, which cost no more than two
     reach: Reach = Reach.NOWHERE  # which sites are edited
     search: Search = Search.NOTHING
 
@@ -84,15 +84,6 @@ def padded_sizes(most: int) -> tuple[int, ...]:
     """Batch sizes that steps are padded to, ascending; the steps are vLLM's."""
     steps = (1, 2, 4, *range(8, 256, 8), *range(256, most, 16))
     return (*(size for size in steps if size < most), most)
-
-
-def class_counts(group: int) -> tuple[int, ...]:
-    """Numbers of key classes that edited steps are rounded up to.
-
-    A decode kernel's tile has a row for each pair of a head of the group and a class, and at least
-    16 of them: with few heads the full number of classes costs what two do.
-    """
-    return (CLASSES,) if group * CLASSES <= 16 else (2, 4, CLASSES)
 
 
 class PaddedDecoder:
@@ -122,7 +113,6 @@ class PaddedDecoder:
         self._tables = tables
         self._max_model_len = max_model_len
         self.sizes = padded_sizes(max_num_seqs)
-        self._classes = class_counts(model.heads // model.kv_heads)
         self._residuals = {
             reach: ResidualStep(tables.residuals, reach.sites(model.layers)) if reach else None
             for reach in Reach
@@ -169,14 +159,12 @@ class PaddedDecoder:
     @property
     def variants(self) -> list[Variant]:
         """All that a step may need, the largest first: later captures reuse the memory of it."""
-        counts = sorted((PLAIN, *self._classes), reverse=True)
-        nothing = Search.NOTHING
-        forms = [(counts[0], reach, nothing) for reach in (Reach.EVERYWHERE, Reach.RESIDUALS)]
-        forms += [(count, Reach.NOWHERE, nothing) for count in counts]
-        reaches = (Reach.EVERYWHERE, Reach.NOWHERE)
-        searches = [(counts[0], reach, one) for one in self._search for reach in reaches]
+        nothing, reaches = Search.NOTHING, (Reach.EVERYWHERE, Reach.RESIDUALS, Reach.NOWHERE)
+        forms = [(CLASSES, reach, nothing) for reach in reaches]
+        forms += [(PLAIN, Reach.NOWHERE, nothing)]
+        searches = [(CLASSES, reach, one) for one in self._search for reach in reaches[::2]]
         if len(self._search) > 1:
-            searches = [(counts[0], Reach.EVERYWHERE, self._search), *searches]
+            searches = [(CLASSES, Reach.EVERYWHERE, self._search), *searches]
         steps = [
             StepVariant(size, *form)
             for size in reversed(self.sizes)
@@ -195,7 +183,7 @@ class PaddedDecoder:
     @property
     def largest(self) -> list[Variant]:
         """The variants of which one needs as much memory as any does."""
-        form = (self.sizes[-1], self._classes[-1], Reach.EVERYWHERE)
+        form = (self.sizes[-1], CLASSES, Reach.EVERYWHERE)
         return [*self.stages.largest, StepVariant(*form, self._search)]
 
     def run(self, roster: Roster, starts: Ints, drawn: DrawnRows, behind: bool) -> torch.Tensor:
@@ -318,7 +306,7 @@ class PaddedDecoder:
         )
 
     def _form(self, roster: Roster, control_rows: NDArray[np.int32]) -> tuple[int, Reach, Search]:
-        """The fewest classes that are enough for the step, sites that it edits, what it seeks."""
+        """Key classes of the step, sites that it edits, what it looks for."""
         rows, tags = set(control_rows.tolist()), set(roster.tag_rows.tolist())
         if rows == tags == {0}:
             return PLAIN, Reach.NOWHERE, Search.NOTHING
@@ -326,14 +314,11 @@ class PaddedDecoder:
         search = roster.wanted.search
         if search:
             reach = Reach.NOWHERE if residuals is None and len(search) == 1 else Reach.EVERYWHERE
-            return self._classes[-1], reach, search
+            return CLASSES, reach, search
         if residuals is not None:
-            return self._classes[-1], Reach.of(residuals), Search.NOTHING
-        if not self._tables.edits(rows, roster.hides):
-            return PLAIN, Reach.NOWHERE, Search.NOTHING
-        needed = self._tables.classes(tags)
-        classes = self._classes[bisect_left(self._classes, needed)]
-        return classes, Reach.NOWHERE, Search.NOTHING
+            return CLASSES, Reach.of(residuals), Search.NOTHING
+        edits = self._tables.edits(rows, roster.hides)
+        return CLASSES if edits else PLAIN, Reach.NOWHERE, Search.NOTHING
 
     def _host(self, size: int, first: int) -> torch.Tensor:
         """Room for parameters of stages from a first byte on, and a step of this padded size."""

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from saccade_server.engine.decode import PLAIN, Play, StepVariant, Variant
+from saccade_server.engine.decode import Play, StepVariant, Variant
 
 Prepare = Callable[[Variant], Callable[[], None]]
 """Writes the inputs of a variant and returns what computes it from them."""
@@ -82,12 +82,11 @@ class Captured:
     def __str__(self) -> str:
         steps = [variant for variant in self.variants if isinstance(variant, StepVariant)]
         sizes = sorted({variant.size for variant in steps})
-        edited = sorted({variant.classes for variant in steps} - {PLAIN})
         stages = len(self.variants) - len(steps)
         return (
             f"captured {len(steps)} decode graphs and {stages} of stages in {self.seconds:.1f} s, "
             f"{self.bytes / 2**20:.0f} MiB: batch sizes {', '.join(map(str, sizes))}; "
-            f"plain, and edited with {', '.join(map(str, edited))} classes, or residual edits too"
+            "plain, and edited, or residual edits too"
         )
 
 

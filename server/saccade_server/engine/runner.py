@@ -44,6 +44,7 @@ from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
+from saccade_server.models.probes import SinkProbe
 from saccade_server.models.tape import together
 
 SMALL_WORK = 30_000_000
@@ -302,11 +303,13 @@ class Runner:
     def _compute(self, step: Step, looking: Looking) -> torch.Tensor:
         """Logits of the chunks that sample."""
         embeddings, visual, deepstack = self._embed(step)
+        probes = tuple(probe for look in looking.values() for probe in look.probes)
+        settles = any(isinstance(probe, SinkProbe) and probe.settles for probe in probes)
         forward = ForwardStep(
-            batch=step.attention,
+            batch=replace(step.attention, settles=settles),
             key_caches=self._keys,
             value_caches=self._values,
-            probes=tuple(probe for look in looking.values() for probe in look.probes),
+            probes=probes,
             measures=tuple(measure for look in looking.values() for measure in look.measures),
             residuals=step.residuals,
             tape=together([look.tape for look in looking.values() if look.tape is not None]),

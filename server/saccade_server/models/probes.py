@@ -49,6 +49,7 @@ class SinkProbe:
     tags: SinkTags
     tag_table: torch.Tensor  # uint8 [rows, layers, max_len]
     met: torch.Tensor  # uint8 [layers, rows]: see SinkTags
+    settles: bool = False  # tags of a decode's earlier keys too, not its newest alone
 
     def observe(self, layer: int, hidden: torch.Tensor) -> None:
         """Score this step's tokens in ``layer``, then settle the layer's tags."""

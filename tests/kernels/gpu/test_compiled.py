@@ -9,13 +9,17 @@ is compiled again, and `pytest -m long` compiles everything.
 import json
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton.backends.nvidia")
 
+from saccade_kernels.gpu.device import running
+from saccade_kernels.gpu.tuning import decode_config
 from saccade_testing.compilers import COMPILERS, OLDER, PINNED, ROOT, run
 
 SCRIPT = "compiled.py"
@@ -33,6 +37,8 @@ WIDE_GRADIENTS = {
 KNOWN_SPILLS = {
     PINNED: {
         **WIDE_GRADIENTS,
+        "decode-d128-g7-fp32-plain": 16,
+        "decode-d256-g2-bf16-plain-capped": 24,
         "saliency16-d256-g7-c8-fp32": 32,
         "prefill-d256-fp32-edited": 16,
         "prefill-d128-bf16-edited-capped": 8,
@@ -73,20 +79,18 @@ SAMPLE = (
     "page-lists",
     "find-d128-g7-bf16",
     "settle-prompts",
-    "decode-d128-g1-c0-bf16",
-    "decode-d128-g1-c8-bf16",
-    "decode-d128-g7-c4-bf16",
+    "page-classes",
+    "decode-d128-g1-bf16-plain",
+    "decode-d128-g1-bf16-edited",
+    "decode-d128-g7-bf16-edited",
+    "decode-d128-g7-bf16-edited-emit",
     "decode-d128-g7-c4-bf16-per-head",
-    "decode-d128-g7-c8-bf16-emit",
-    "decode-d256-g7-c8-bf16",
-    "merge-d128-g7-c4-bf16",
+    "decode-d256-g7-bf16-edited",
+    "merge-d128-g7-bf16-edited",
     "prefill-d128-bf16-plain",
     "prefill-d128-bf16-plain-beside",
     "prefill-d128-bf16-plain-beside-specialised",
     "prefill-d128-bf16-edited",
-    "prefill-d128-bf16-masses-per-head",
-    "prefill-d128-bf16-values-per-head",
-    "prefill-d128-bf16-scores",
     "class32-d128-g7-c8-bf16",
     "class32-d128-g7-c4-bf16-per-head",
     "offset8-d128-g7-c8-bf16",
@@ -199,6 +203,16 @@ def test_products_of_halves_run_on_tensor_cores(compiler: str) -> None:
 
 def test_decode_covers_the_shapes(today: dict[str, Any]) -> None:
     for dim in (64, 80, 96, 128, 256):
-        for group in (1, 2, 4, 7, 8) if dim == 128 else (1, 7, 8):
-            for classes in (0, 1, 2, 4, 8):
-                assert f"decode-d{dim}-g{group}-c{classes}-bf16" in today
+        for group in (1, 2, 4, 7, 8) if dim == 128 else (1, 7):
+            assert f"decode-d{dim}-g{group}-bf16-plain" in today
+            assert f"decode-d{dim}-g{group}-bf16-edited" in today
+
+
+def test_decodes_count_the_blocks_that_fit() -> None:
+    """What tuning.json says of a form, on the GPU that is assumed."""
+    kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    for dim, group, kind, form in product((64, 128, 256), (1, 7), kinds, ("plain", "edited")):
+        facts = forms(PINNED)[f"decode-d{dim}-g{group}-{kind}-{form}"]
+        config = decode_config(dim, group, form == "edited", kinds[kind])
+        fits = running().resident_blocks(facts["registers"], facts["shared_memory"], facts["warps"])
+        assert config.blocks == fits, (dim, group, kind, form)

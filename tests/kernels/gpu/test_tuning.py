@@ -24,12 +24,11 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [8, 16, 32, 64, 80, 96, 128, 256])
 def test_every_shape_has_an_entry(dim, dtype):
-    for rows in (16, 32, 64, 128):
-        config = decode_config(dim, rows, dtype)
+    for group, edited in itertools.product((1, 7), (False, True)):
+        config = decode_config(dim, group, edited, dtype)
         assert config.split % PAGE == 0
         assert PAGE % config.block_keys == 0
-        assert config.max_splits & (config.max_splits - 1) == 0
-        assert config.block_rows >= 16
+        assert config.blocks >= 1
     for form in PREFILL_FORMS:
         assert prefill_config(dim, form, dtype).block_m >= 16
 
@@ -47,8 +46,8 @@ def test_small_kernels_have_an_entry(kernel, dtype):
 
 
 def test_a_shape_without_an_entry_is_named():
-    with pytest.raises(ValueError, match=r"no decode configuration for .*'rows': 256"):
-        decode_config(128, 256, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"no decode configuration for .*'bytes': 8"):
+        decode_config(128, 1, False, torch.float64)
 
 
 @pytest.mark.parametrize("capability", device.KNOWN)
@@ -69,7 +68,7 @@ def test_plain_and_edited_forms_add_in_the_same_order(kernel, chip):
     with tuning.on(chip):
         found = [(key, tuning._find(kernel, key)) for key in keys]
     for (one, first), (other, second) in itertools.combinations(found, 2):
-        same = all(one[name] == other[name] for name in ("head_dim", "bytes"))
+        same = all(one[name] == other[name] for name in ("head_dim", "grouped", "bytes"))
         for field in SHARED[kernel] if same else ():
             assert first[field] == second[field], (one, other)
 
@@ -98,7 +97,7 @@ def test_a_chip_is_known_by_its_cards_name(card, chip):
 @pytest.fixture
 def h200(monkeypatch: pytest.MonkeyPatch):
     """A table of an H200 with one entry, unlike the default's."""
-    key = {"head_dim": 128, "rows": 16, "bytes": 2}
+    key = {"head_dim": 128, "grouped": False, "edited": False, "bytes": 2}
     config = {**tuning._find("decode", key), "num_warps": 8}
     one = {"key": key, "config": config, "measured": True}
     own = {"hardware": "nvidia-h200", "versions": {}, "otherwise": "sm_90", "decode": [one]}
@@ -111,13 +110,13 @@ def h200(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_chip_has_its_own_entries_and_those_of_others_for_the_rest(h200):
     assert tuning.chip() == "sm_90"
-    assert decode_config(128, 16, torch.bfloat16).num_warps == 4
+    assert decode_config(128, 1, False, torch.bfloat16).num_warps == 4
     with tuning.on("h200"):
-        assert decode_config(128, 16, torch.bfloat16).num_warps == 8
-        assert decode_config(128, 32, torch.bfloat16).num_warps == 4
-        assert decode_config(256, 16, torch.bfloat16).num_warps == 4
+        assert decode_config(128, 1, False, torch.bfloat16).num_warps == 8
+        assert decode_config(128, 1, True, torch.bfloat16).num_warps == 4
+        assert decode_config(256, 1, False, torch.bfloat16).num_warps == 4
     with tuning.on("h100"):
-        assert decode_config(128, 16, torch.bfloat16).num_warps == 4
+        assert decode_config(128, 1, False, torch.bfloat16).num_warps == 4
     assert tuning.chip() == "sm_90"
 
 

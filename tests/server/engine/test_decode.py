@@ -13,10 +13,10 @@ from saccade_interventions.edits import TagRun
 from saccade_interventions.phases import Phase, parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import HeadSinkRule, SinkRule
-from saccade_kernels.controls import NEVER_ATTEND, ControlShape
+from saccade_kernels.controls import CLASSES, NEVER_ATTEND, ControlShape
 from saccade_server.engine.batch import PromptPositions
 from saccade_server.engine.chunk import Chunk
-from saccade_server.engine.decode import StepVariant, Variant, class_counts, padded_sizes
+from saccade_server.engine.decode import StepVariant, Variant, padded_sizes
 from saccade_server.engine.drawn import DrawnRows
 from saccade_server.engine.inputs import DecodeInputs, fill, pad
 from saccade_server.engine.request import GenerateRequest, SamplingParams
@@ -40,13 +40,6 @@ PADDED = {"overlap": False, "padded_decode": True}
 )
 def test_sizes_reach_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
     assert padded_sizes(most) == sizes
-
-
-@pytest.mark.parametrize(
-    ("group", "counts"), [(1, (8,)), (2, (8,)), (4, (2, 4, 8)), (7, (2, 4, 8))]
-)
-def test_few_heads_need_one_edited_variant(group: int, counts: tuple[int, ...]) -> None:
-    assert class_counts(group) == counts
 
 
 def decoding(prompt: int, known: int, drawing: int, pages: list[int]) -> Chunk:
@@ -133,17 +126,12 @@ def test_decodes_are_played_at_the_next_size_and_others_are_not(
     assert seen == [(8, 1)] * 2  # the first token comes from the prompt's own step
 
 
-@pytest.mark.parametrize(("classes", "variant"), [(2, 2), (3, 4), (4, 4), (5, 8)])
-def test_edited_steps_round_their_classes_up(
-    classes: int, variant: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_edited_steps_are_played_with_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_with("llama", **PADDED)
-    monkeypatch.setattr(core._runner._decoder, "_classes", (2, 4, 8))
     seen = note_plays(core, monkeypatch)
     prompt = tiny.prompt("llama")
-    chosen = plan(prompt, classes)
-    run(core, [make_request(prompt, "r", chosen, 2, ignore_eos=True)])
-    assert seen == [(1, variant)]
+    run(core, [make_request(prompt, "r", plan(prompt, 2), 2, ignore_eos=True)])
+    assert seen == [(1, CLASSES)]
 
 
 def test_images_and_probes_are_left_to_ordinary_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +197,7 @@ def test_hidden_keys_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(core, [request])["r"].tokens
     assert found == run(core_with("llama"), [request])["r"].tokens
     assert found != run(core_with("llama"), [make_request(prompt, "r", None, 8)])["r"].tokens
-    assert {classes for _, classes in seen} == {8}  # two heads a group: one edited variant
+    assert {classes for _, classes in seen} == {8}
 
 
 def test_a_padded_step_equals_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:

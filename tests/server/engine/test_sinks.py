@@ -11,6 +11,7 @@ from saccade_interventions.methods.var import VAR
 from saccade_interventions.phases import parse_rows
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import SinkRule
+from saccade_kernels import ops
 from saccade_kernels.controls import ControlShape
 from saccade_server.engine.core import EngineCore
 from saccade_testing import oracle, tiny
@@ -75,6 +76,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "decode only, generated sinks": {"rows": "generated", "sinks_in_generated": True},
     "second image": {"image_index": 1},
 }
+
+
+def test_steps_say_whether_tags_of_earlier_keys_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do in a prompt's last row if it comes alone, and not where tokens are generated."""
+    prompt = tiny.prompt("llava", images=1, seed=1, text=20)
+    core = core_with("llava", max_batched_tokens=len(prompt.tokens) - 1)
+    seen: list[tuple[int, bool]] = []
+    attention = ops.attention
+
+    def note(*arguments: Any) -> torch.Tensor:
+        batch = arguments[3]
+        seen.append((batch.num_decodes, batch.settles))
+        return attention(*arguments)
+
+    monkeypatch.setattr(ops, "attention", note)
+    plan = plan_of(core, prompt, sinks_in_generated=True)
+    run(core, [make_request(prompt, "r", plan, 3, ignore_eos=True)])
+    assert list(dict.fromkeys(seen)) == [(0, False), (1, True), (1, False)]
 
 
 @pytest.mark.parametrize(

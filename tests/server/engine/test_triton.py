@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.phases import parse_rows
+from saccade_interventions.rules import RecentRule, SinkRule
 from saccade_kernels import ops
 from saccade_kernels.gpu import backend as gpu_backend
 from saccade_kernels.gpu import decode, residual
@@ -55,6 +58,47 @@ def test_padding_means_to_the_kernel_what_it_means_here(
         assert result.tokens == wanted[name].tokens
         assert result.last.receipt == wanted[name].last.receipt
         for own, other in zip(result.logprobs, wanted[name].logprobs, strict=True):
+            assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("changing", ["sinks of generated rows", "recent windows"])
+def test_tags_that_change_under_a_running_sequence(
+    changing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in both the sinks of a prompt whose last row comes alone.
+
+    The page before the newest key's is complete; its sinks and the window are mixed into it.
+    """
+    generated = changing == "sinks of generated rows"
+
+    def answer(**mode: bool) -> Any:
+        prompt = tiny.prompt("llama", text=66)
+        limits = {"max_batched_tokens": len(prompt.tokens) - 1, "cache_tokens": 2048}
+        config = EngineConfig(model="llama", max_num_seqs=2, **limits, **mode)
+        model = serve(tiny.build("llama", dtype=torch.float32))
+        core = EngineCore(model, config, sink_dims=(3, 11))
+        builder = PlanBuilder(core._runner.tables.shape, len(prompt.tokens), 0)
+        sink, near, near_sink = (builder.new_class() for _ in range(3))
+        moves = [(sink, 0, 0.5), (near, sink, 0.3), (near_sink, 0, 0.3)]
+        rows = parse_rows("prompt+generated" if generated else "generated")
+        builder.mass(((1, (0, 1)), (2, (2, 3))), moves, rows)
+        builder.rule(SinkRule(0.9, (3, 11), (1, 2), ((0, sink),), generated=generated))
+        if not generated:
+            builder.rule(RecentRule(9, 60, ((0, near), (sink, near_sink))))
+        sampling = {"ignore_eos": True, "logprobs": 2}
+        return run(core, [make_request(prompt, "r", builder.build(), 4, **sampling)])["r"]
+
+    wanted = answer()
+
+    class Backend(ops._Reference):
+        decode = staticmethod(decode.decode)
+
+    monkeypatch.setattr(ops, "_backend", lambda query: Backend)
+    for mode in ({}, {"overlap": True, "padded_decode": True}):
+        result = answer(**mode)
+        assert result.tokens == wanted.tokens
+        assert result.last.receipt == wanted.last.receipt
+        for own, other in zip(result.logprobs, wanted.logprobs, strict=True):
             assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 

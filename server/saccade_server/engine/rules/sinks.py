@@ -101,7 +101,8 @@ class SinkHandler(RuleHandler[SinkRule]):
         scored = np.concatenate(rows), np.concatenate(slots)
         at, where, *settled = self.parts.upload(*scored, *self._tag_arrays(members))
         probe = self._pooled(frozenset(layers), dims)
-        return replace(probe, rows=at, slots=where, tags=SinkTags(*settled))
+        settles = any(chunk.length == 1 and _is_whole(chunk, rule) for rule, chunk, *_ in members)
+        return replace(probe, rows=at, slots=where, tags=SinkTags(*settled), settles=settles)
 
     def _pooled(self, layers: frozenset[int], dims: tuple[int, ...]) -> SinkProbe:
         """A probe of nothing, with the pools of scores and of what is met."""
