@@ -131,6 +131,31 @@ def test_beside_edits_plain_pairs_get_the_bits_they_get_alone(make, with_edits, 
 
 
 @pytest.mark.parametrize(
+    "config", [ONE_PAGE, TWO_PAGES, SPECIALISED], ids=["one page", "two pages", "groups"]
+)
+@pytest.mark.parametrize("form", ["plain", "edited"])
+def test_a_launch_leaves_the_pairs_of_the_other_alone(make, with_edits, monkeypatch, form, config):
+    """Of two heads the second is edited."""
+    case, launch = make(), launcher.launch
+    program = Program.identity(ControlShape(2, 2, 128))
+    program.bias[:, 1] = case.programs[1].bias[:, 1]
+    case.write(1, program)
+    rows = torch.ones_like(case.batch.control_rows)
+    batch = with_edits(replace(case.batch, control_rows=rows), (Edit.SCORE,) * 2)
+
+    def only(kernel, *arguments):
+        plain = kernel in (prefill_plain_kernel, prefill_specialised_kernel)
+        if plain == (form == "plain"):
+            launch(kernel, *arguments)
+
+    monkeypatch.setattr(launcher, "launch", only)
+    written = ~run(case, batch, config).isnan()
+    own, other = (0, 1) if form == "plain" else (1, 0)
+    assert written[:, own].all()
+    assert not written[:, other].any()
+
+
+@pytest.mark.parametrize(
     ("dim", "dtype", "capped"),
     [(64, torch.bfloat16, False), (128, torch.float32, False), (128, torch.bfloat16, True)],
 )
