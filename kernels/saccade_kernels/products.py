@@ -11,11 +11,12 @@ threads            as above
 bfloat16 (oneDNN)  one row alone differs, in few entries of large products; all others agree
 transposed         weights times rows: worse, in every shape
 
-So rows are padded with zeros to a multiple of four and multiplied at once, some at a time, which
-costs what the plain product costs but for one row in float32 (a product where the library has a
-faster one for vectors). Whether a row keeps its bits is tried once for every shape of weights in
-this process, since another library or machine may do otherwise; where it does not, rows are
-multiplied one by one, which holds whatever the library does.
+So rows are padded with zeros to a multiple of four and multiplied at once, some at a time. That
+costs what the plain product costs from four rows on, and 2.5 times as much for one row in float32,
+where the library has something faster for vectors (benchmarks/products.py). Whether a row keeps its
+bits is tried once for every shape of weights in this process, since another library or machine may
+do otherwise; where it does not, rows are multiplied one by one, which holds whatever the library
+does.
 """
 
 from __future__ import annotations

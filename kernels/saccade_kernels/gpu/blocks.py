@@ -22,15 +22,21 @@ Block = tuple[int, int, int, int, int, int]
 
 
 def work_list(
-    batch: AttentionBatch, block_m: int, device: torch.device, edited: bool = False
+    batch: AttentionBatch,
+    block_m: int,
+    device: torch.device,
+    edited: bool = False,
+    aligned: bool = False,
 ) -> torch.Tensor:
     """Blocks of at most ``block_m`` rows, the slowest first: int32 [blocks, FIELDS].
 
-    ``edited``: only those of runs that edit something in some layer.
+    Args:
+        edited: only those of runs that edit something in some layer.
+        aligned: none with rows on both sides of a multiple of ``block_m`` positions.
     """
-    name = ("prefill blocks", block_m, edited)
+    name = ("prefill blocks", block_m, edited, aligned)
     if name not in batch.derived:
-        blocks = cut(batch.prefills, batch.num_decodes, block_m, edited)
+        blocks = cut(batch.prefills, batch.num_decodes, block_m, edited, aligned)
         batch.derived[name] = _upload(blocks, device)
     items = batch.derived[name]
     assert isinstance(items, torch.Tensor)
@@ -58,7 +64,11 @@ def _hides(edits: LayerEdits) -> bool:
 
 
 def cut(
-    prefills: tuple[Prefill, ...], first_sequence: int, block_m: int, edited: bool = False
+    prefills: tuple[Prefill, ...],
+    first_sequence: int,
+    block_m: int,
+    edited: bool = False,
+    aligned: bool = False,
 ) -> list[Block]:
     """The blocks themselves; a padded sequence's have negative positions and see no key."""
     found: list[tuple[int, Block]] = []
@@ -68,10 +78,12 @@ def cut(
         for run in prefill.runs:
             hides = int(_hides(run.edits))
             wanted = any(run.edits) or not edited
-            for start in range(0, run.rows if wanted else 0, block_m):
-                rows = min(block_m, run.rows - start)
-                block = (sequence, row + start, rows, position + start, run.control_row, hides)
-                found.append((position + start + rows, block))
+            # Of an aligned block's tile the first rows may be somebody else's.
+            begin = -(position % block_m) if aligned else 0
+            for tile in range(begin, run.rows if wanted else begin, block_m):
+                start, end = max(tile, 0), min(tile + block_m, run.rows)
+                block = (sequence, row + start, end - start, position + start)
+                found.append((position + end, (*block, run.control_row, hides)))
             row += run.rows
             position += run.rows
     # Equal costs keep their order, so neighbours in the grid read the same keys.

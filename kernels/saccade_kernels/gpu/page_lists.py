@@ -102,7 +102,7 @@ def list_kernel(
     own_class = tl.program_id(0)
     sequence = first + tl.program_id(1)
     entry = tl.program_id(1).to(tl.int64) * classes + own_class
-    context = tl.load(context_lens + sequence)
+    context = tl.minimum(tl.load(context_lens + sequence), max_pages * PAGE)
     pages = tl.cdiv(context, PAGE)
     tags_at = tags + (tl.load(tag_rows + sequence).to(tl.int64) * layers + layer) * max_len
     pages_at = page_table + sequence.to(tl.int64) * stride_pages

@@ -3,13 +3,18 @@
 A pair of block (blocks.py) and query head is plain or edited, and each kind has launches of its
 own, so that plain rows run at the plain kernel's speed and get its bits:
 
-    nothing edited in the layer, or heads' outputs alone     prefill_plain.py
-    scores, masses or hidden keys                            prefill_plain.py, prefill_per_head.py
-    masses emitted                                           prefill_per_head.py, for all pairs
+    plain, or heads' outputs alone          prefill_plain.py
+    scores, or hidden keys                  prefill_values.py
+    masses                                  prefill_masses.py, behind it prefill_values.py
+    masses of single heads' own classes     prefill_per_head.py
+
+What edits takes lists of keys by class (page_lists.py), made for the layer in a launch before. If
+masses are emitted, those of all pairs are found; their outputs come from the same launches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +22,16 @@ import torch
 import triton
 
 from saccade_kernels.batch import PAGE, AttentionBatch, Emission
-from saccade_kernels.controls import Edit
+from saccade_kernels.controls import CLASSES, Edit
 from saccade_kernels.gpu import tuning
 from saccade_kernels.gpu.arguments import batch_arguments, launch
 from saccade_kernels.gpu.blocks import layer_edits, work_list
+from saccade_kernels.gpu.page_lists import list_pages
+from saccade_kernels.gpu.prefill_masses import prefill_masses_kernel
 from saccade_kernels.gpu.prefill_per_head import prefill_per_head_kernel
 from saccade_kernels.gpu.prefill_plain import prefill_plain_kernel
 from saccade_kernels.gpu.prefill_specialised import prefill_specialised_kernel
+from saccade_kernels.gpu.prefill_values import prefill_values_kernel
 from saccade_kernels.gpu.tiles import interpreted
 from saccade_kernels.gpu.tuning import PrefillConfig
 
@@ -66,8 +74,6 @@ def prefill(
         "key_cache": key_cache,
         "value_cache": value_cache,
         "output": output,
-        "masses": None if emit is None else emit.masses,
-        "lse": None if emit is None else emit.lse,
         "scale": scale,
         "cap": softcap,
         "window": window if window > 0 else NO_WINDOW,
@@ -77,13 +83,60 @@ def prefill(
         "CAPPED": softcap > 0,
         "UPCAST": interpreted(),
     }
-    if emit is None:
-        arguments["BESIDE"] = edits != 0
-        _launch("plain", batch, arguments, config)
-    if emit is not None or edits & ~Edit.HEAD:
-        arguments |= {"EMIT": emit is not None, "PER_HEAD": batch.per_head_classes}
-        _launch("per_head", batch, arguments, config)
+    arguments["BESIDE"] = edits != 0
+    _launch("plain", batch, arguments, config)
+    if edits & ~Edit.HEAD or emit is not None:
+        arguments |= _edited_arguments(batch, layer, query, emit)
+        for form in _edited_forms(batch, Edit(edits), emit is not None):
+            # Score edits go by the tag in every head.
+            own = {"SCORE": True, "PER_HEAD": False} if form == "scores" else {"SCORE": False}
+            _launch(form, batch, arguments | own, config)
     return output
+
+
+def _edited_arguments(
+    batch: AttentionBatch, layer: int, query: torch.Tensor, emit: Emission | None
+) -> dict[str, Any]:
+    """What the edited forms take beside the plain one's arguments."""
+    lists = list_pages(batch, layer)
+    rows = query.shape[:2]
+    return {
+        "whole": lists.whole,
+        "keys": lists.keys,
+        "before": lists.before,
+        "classes": lists.whole.shape[1],
+        "max_pages": lists.whole.shape[2],
+        "first_sequence": batch.num_decodes,
+        "levels": query.new_empty(*rows, CLASSES, dtype=torch.float32),
+        "norms": query.new_empty(rows, dtype=torch.float32),
+        "masses": None if emit is None else emit.masses,
+        "lse": None if emit is None else emit.lse,
+        "EMIT": emit is not None,
+        "PER_HEAD": batch.per_head_classes,
+        "beside": 1,
+    }
+
+
+def _edited_forms(batch: AttentionBatch, edits: Edit, emits: bool) -> Iterator[str]:
+    """The launches beside the plain one, in order."""
+    moves = Edit.MASS in edits
+    if moves or emits:
+        yield "masses"
+        if batch.per_head_classes:
+            yield "per_head"
+    if moves:
+        yield "values"
+    if edits & (Edit.SCORE | Edit.HIDE):
+        yield "scores"
+
+
+KERNELS = {
+    "masses": prefill_masses_kernel,
+    "values": prefill_values_kernel,
+    "scores": prefill_values_kernel,
+    "per_head": prefill_per_head_kernel,
+}
+"""Of the edited forms."""
 
 
 def _launch(
@@ -96,19 +149,20 @@ def _launch(
     query = arguments["query"]
     heads, dim = query.shape[1:]
     kv_heads = arguments["key_cache"].shape[2]
-    emits = form != "plain" and arguments["EMIT"]
     if config is None:
         config = tuning.prefill_config(dim, form, query.dtype)
+    emits = form in ("masses", "per_head") and arguments["EMIT"]
     if form == "plain":
         kernel, config = plain_form(config, dim, query.dtype, arguments["CAPPED"])
     else:
-        kernel = prefill_per_head_kernel
-    if emits:
+        kernel = KERNELS[form]
+    if emits and form == "per_head":
         config = emitting(config)
     if config.descriptors:
         triton.set_allocator(_scratch)
     edited = form != "plain" and not emits
-    blocks = work_list(batch, config.block_m, query.device, edited)
+    aligned = form in ("masses", "values", "scores")
+    blocks = work_list(batch, config.block_m, query.device, edited, aligned)
     fixed = constants(dim, heads // kv_heads, kv_heads, config)
     arguments = {**arguments, **fixed, "blocks": blocks}
     grid = (heads, blocks.shape[0])

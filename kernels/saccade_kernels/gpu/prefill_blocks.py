@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from saccade_kernels.gpu.blocks import FIELDS as BLOCK_FIELDS
+from saccade_kernels.gpu.classes import per_head_site
 from saccade_kernels.gpu.prefill_tiles import Cache, Rows
 from saccade_kernels.gpu.tiles import HEAD, MASS, PAGE, SCORE
 
@@ -144,3 +145,54 @@ def store_rows(result, first_row, count, output, head, HEADS: tl.constexpr, D: t
     place = ((first_row + row).to(tl.int64)[:, None] * HEADS + head) * D + dims[None, :]
     real = (row < count)[:, None] & (dims < D)[None, :]
     tl.store(output + place, result.to(output.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def load_block_again(blocks, number):
+    """As :func:`load_block`, once more: what is not kept through a loop leaves registers to it."""
+    at = blocks + number * FIELDS
+    return Block(
+        tl.load(at, volatile=True),
+        tl.load(at + 1, volatile=True),
+        tl.load(at + 2, volatile=True),
+        tl.load(at + 3, volatile=True),
+        tl.load(at + 4, volatile=True),
+        tl.load(at + 5, volatile=True),
+    )
+
+
+@triton.jit
+def place_of(block, head, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Of the rows of a tile that begins at a multiple of BLOCK_M positions, [BLOCK_M]: whether the
+    pair has it, and its place in [rows, HEADS].
+    """
+    row = tl.arange(0, BLOCK_M)
+    skipped = block.position & (BLOCK_M - 1)  # a position may be negative
+    is_real = (row >= skipped) & (row < skipped + block.count)
+    return is_real, (block.first_row - skipped + row).to(tl.int64) * HEADS + head
+
+
+@triton.jit
+def load_tile(
+    block, query, head, HEADS: tl.constexpr, stride_token, stride_head, window, scale, cap,
+    BLOCK_M: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """The query rows of a pair where they are in their tile, and :func:`place_of`."""
+    row = tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, DP)
+    skipped = block.position & (BLOCK_M - 1)
+    is_real, place = place_of(block, head, HEADS, BLOCK_M)
+    token = (block.first_row - skipped + row).to(tl.int64)
+    query_at = query + token[:, None] * (stride_token // 16 * 16) + head * (stride_head // 16 * 16)
+    real = is_real[:, None] & (dims < D)[None, :]
+    q = tl.load(query_at + dims[None, :], mask=real, other=0.0)
+    start = block.position - skipped
+    rows = Rows(q, start + row, window, block.position + block.count, scale, cap)
+    return rows, is_real, place
+
+
+@triton.jit
+def is_own(per_head_rows, per_head_heads, tag_row, layer, layers, heads, head):
+    """Whether a head has key classes of its own."""
+    own = per_head_site(per_head_rows, tag_row, layer, layers, heads, head)
+    return tl.load(per_head_heads + own) != 0

@@ -31,6 +31,7 @@ from saccade_kernels.gpu.prefill_blocks import (
     UNSPECIALISED,
     edit_output,
     is_edited,
+    is_own,
     load_block,
     load_rows,
     open_cache,
@@ -93,7 +94,7 @@ def two_passes(
     return divisor * shrink, acc
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=[*UNSPECIALISED, "beside"], do_not_specialize_on_alignment=UNALIGNED)
 def prefill_per_head_kernel(
     query,
     key_cache,
@@ -130,6 +131,7 @@ def prefill_per_head_kernel(
     stride_pages,
     layers,
     max_len,
+    beside,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -141,13 +143,27 @@ def prefill_per_head_kernel(
     DESCRIPTORS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One edited pair, or with EMIT any. Grid (GROUP * KV_HEADS, blocks)."""
+    """One edited pair, or with EMIT any. Grid (GROUP * KV_HEADS, blocks).
+
+    If ``beside`` other launches see to all pairs but the masses of heads with classes of their own:
+    only those are moved and emitted here, and what moves no mass is not written.
+    """
     head = tl.program_id(0)
     heads: tl.constexpr = GROUP * KV_HEADS
     block = load_block(blocks, tl.program_id(1))
     site = site_of(block, layer, layers, head, heads)
     flags = tl.load(edits_table + site).to(tl.int32)
-    if not EMIT:
+    tag_row = tl.load(tag_rows + block.sequence).to(tl.int64)
+    count = block.count
+    if beside != 0:
+        is_own_head = False
+        if PER_HEAD:
+            is_own_head = is_own(per_head_rows, per_head_heads, tag_row, layer, layers, heads, head)
+        if (flags & MASS) == 0:
+            count = 0
+        if not is_own_head or (not EMIT and count == 0):
+            return
+    elif not EMIT:
         if not is_edited(block, flags):
             return
     rows = load_rows(
@@ -162,7 +178,6 @@ def prefill_per_head_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DP], tl.float32)
-    tag_row = tl.load(tag_rows + block.sequence).to(tl.int64)
     tagged = tag_row * layers + layer
     own_tags = tags + tagged * max_len
     classes = own_tags
@@ -201,4 +216,4 @@ def prefill_per_head_kernel(
         )
     result = acc / tl.where(l > 0, l, 1.0)[:, None]
     result = edit_output(result, flags, gain_table, shift_table, site, D, DP)
-    store_rows(result, block.first_row, block.count, output, head, heads, D)
+    store_rows(result, block.first_row, count, output, head, heads, D)

@@ -44,9 +44,9 @@ class PrefillConfig:
     num_warps: int
     num_stages: int
     descriptors: bool = False  # keys and values through TMA descriptors
-    # Of the plain form alone:
     block_keys: int = PAGE  # keys of a step; two pages are read without descriptors
-    specialised: bool = False  # warps that load beside those that multiply, where there is a form
+    # Of the plain form alone: warps that load beside those that multiply, where there is a form.
+    specialised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ PLAIN_CANDIDATES = {
 but of which only a measurement can say whether they are faster than the table's."""
 
 
-PREFILL_FORMS = ("plain", "per_head")
-"""By the file that has the kernel, prefill_plain.py and so on."""
+PREFILL_FORMS = ("plain", "masses", "values", "scores", "per_head")
+"""By the file that has the kernel, prefill_plain.py and so on; that of values has scores too."""
 
 KERNELS = ("decode", "prefill", "small", "product", "invariant")
 """What a chip's table has entries for."""

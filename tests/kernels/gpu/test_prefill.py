@@ -208,7 +208,8 @@ def test_chunks_give_what_the_whole_gives(make_prefills, edited):
     for start, end in ((0, 33), (33, 64), (64, 70)):
         rows = [min(end, 40) - min(start, 40), max(end, 40) - max(start, 40)]
         runs = (Run(count, row, batch.edits) for row, count in enumerate(rows, 1) if count)
-        part = replace(batch, prefills=(Prefill(end - start, end, tuple(runs)),), derived={})
+        known = {"prefills": (Prefill(end - start, end, tuple(runs)),), "derived": {}}
+        part = replace(batch, context_lens=torch.tensor([end], dtype=torch.int32), **known)
         arguments = (case.query[start:end], case.key_cache, case.value_cache, part, 1, 0.25)
         chunks.append(kernel.prefill(*arguments, config=CONFIG))
     torch.testing.assert_close(torch.cat(chunks), whole, rtol=1e-6, atol=1e-6)
@@ -342,17 +343,18 @@ def test_blocks_keep_to_their_runs():
 @pytest.mark.parametrize(
     ("edits", "emits", "forms"),
     [
-        ((Edit.SCORE, Edit.NONE), False, ["plain"]),
-        ((Edit.NONE, Edit.HEAD), False, ["plain beside"]),
-        ((Edit.NONE, Edit.MASS), False, ["plain beside", "per_head edited"]),
-        ((Edit.HIDE, Edit.NONE), False, ["plain beside", "per_head edited"]),
-        ((Edit.NONE, Edit.SCORE), True, ["per_head"]),
-        ((Edit.NONE, Edit.NONE), True, ["per_head"]),
+        ((Edit.SCORE, Edit.NONE), False, {"plain": 3}),
+        ((Edit.NONE, Edit.HEAD), False, {"plain beside": 3}),
+        ((Edit.NONE, Edit.SCORE), False, {"plain beside": 3, "scores": 2}),
+        ((Edit.NONE, Edit.MASS), False, {"plain beside": 3, "masses": 2, "values": 2}),
+        ((Edit.HIDE, Edit.NONE), False, {"plain beside": 3, "scores": 2}),
+        ((Edit.NONE, Edit.SCORE), True, {"plain beside": 3, "masses": 4, "scores": 2}),
+        ((Edit.NONE, Edit.NONE), True, {"plain": 3, "masses": 4}),
     ],
 )
 def test_pairs_get_the_launches_they_need(make_prefills, monkeypatch, edits, emits, forms):
-    """Of plain and edited runs the edited launch has the edited ones alone."""
-    case, found = make_prefills(((70, ((5, 1), (20, 0))),)), []
+    """Edited launches have the blocks of edited runs alone, cut at multiples of 16 positions."""
+    case, found = make_prefills(((70, ((5, 1), (20, 0))),)), {}
     plain, edited = (
         replace(run, edits=some)
         for run, some in zip(case.batch.prefills[0].runs[::-1], ((), edits), strict=True)
@@ -361,9 +363,9 @@ def test_pairs_get_the_launches_they_need(make_prefills, monkeypatch, edits, emi
 
     def record(launched, grid, arguments, config):
         form = launched.__name__.removeprefix("prefill_").removesuffix("_kernel")
-        beside = " beside" * arguments.get("BESIDE", False) * (form == "plain")
-        found.append(form + beside + " edited" * (grid[1] == 1))
-        assert grid[1] in (1, 3)  # blocks of 16 rows
+        form += " beside" * arguments["BESIDE"] * (form == "plain")
+        form = "scores" if arguments.get("SCORE") else form
+        found[form] = grid[1]
 
     monkeypatch.setattr(kernel, "launch", record)
     emission = Emission(torch.empty(25, 2, CLASSES), torch.empty(25, 2)) if emits else None

@@ -310,7 +310,10 @@ def test_sinks_of_heads_are_found_for_all_prompts_at_once(launches: Launches) ->
         found.append(launches.found.copy())
     assert found[1] == {
         "aten::index_select": 1,
-        "triton::prefill_per_head_kernel": 1,
+        "triton::list_kernel": 1,
+        "triton::prefill_masses_kernel": 1,
+        "triton::prefill_plain_kernel": 1,
+        "triton::prefill_values_kernel": 1,
         "triton::column_kernel": 1,
         "triton::settle_prompts_kernel": 1,
     }
