@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gpu.accuracy import error
-from gpu.problems import LAYER, Problem, Tables, make_problem, var_program
+from gpu.problems import LAYER, Problem, Tables, bias_program, make_problem, var_program
 from gpu.session import Figures, Session
 from gpu.shapes import Heads
 from gpu.timing import L2_BYTES, measure
@@ -55,6 +55,16 @@ PREFILL_MOVES: tuple[tuple[Move, ...], ...] = tuple(
     for block, warps in ((128, 8), (128, 4), (64, 4))
 )
 
+LISTED_PREFILL_MOVES: tuple[tuple[Move, ...], ...] = (
+    tuple(
+        {"block_m": block, "num_warps": warps, "num_stages": stages, "block_keys": keys}
+        for block, warps in ((128, 8), (64, 4))
+        for keys in (PAGE, 2 * PAGE)
+        for stages in (2, 3)
+    ),
+)
+"""Of the edited forms, which walk lists of keys and read by pointers."""
+
 ONE_PAGE: Move = {"block_keys": PAGE, "specialised": False}
 
 PLAIN_PREFILL_MOVES: tuple[tuple[Move, ...], ...] = (
@@ -77,6 +87,11 @@ class Shape:
     context: int
     classes: int = 0
     decode: bool = True
+    form: str = ""  # of a prefill, as tuning.json calls it: an edited step has several
+
+    def launches(self, config: Any) -> Any:
+        """The configuration for the form that is judged; others go as the table says."""
+        return {self.form: config} if self.form else config
 
     def make(self, session: Session) -> tuple[Problem, AttentionBatch]:
         """The problem and the batch to run on it."""
@@ -87,22 +102,24 @@ class Shape:
         if not self.classes:
             return problem, problem.batch
         length = problem.batch.page_table.shape[1] * 64
-        tables = Tables.make(self.heads, var_program, 1, self.sequences, length, session.device)
+        program = bias_program if self.form == "scores" else var_program
+        tables = Tables.make(self.heads, program, 1, self.sequences, length, session.device)
         batch = problem.edited(tables, [1] * self.sequences)
         return problem, replace(batch, classes=self.classes)
 
 
-def key_of(session: Session, shape: Shape) -> dict[str, Any] | None:
-    """The key of tuning.json this shape asks for, seen where it is looked up.
+Made = tuple[Shape, Problem, AttentionBatch]
 
-    An edited prefill asks for the plain form's first, which has nothing to do where all is edited.
-    """
+
+def key_of(session: Session, shape: Shape) -> dict[str, Any] | None:
+    """The key of tuning.json this shape asks for, seen where it is looked up."""
     asked: list[dict[str, Any]] = []
     small = replace(shape, sequences=1, context=min(shape.context, 64))
     problem, batch = small.make(session)
     with _watched(asked):
         problem.calls(batch)[0]()
-    return asked[-1] if asked else None
+    own = [key for key in asked if shape.form in ("", key.get("form"))]
+    return own[0] if own else None
 
 
 @contextmanager
@@ -131,8 +148,10 @@ def search(
     """The best configuration from ``base`` on; every measurement goes into ``found``."""
     for shape in shapes:
         _check_small(session, shape, base)
-    made = [shape.make(session) for shape in shapes]
-    wanted = [problem.calls(batch, config=base)[0]() for problem, batch in made]
+    made = [(shape, *shape.make(session)) for shape in shapes]
+    wanted = [
+        problem.calls(batch, config=shape.launches(base))[0]() for shape, problem, batch in made
+    ]
     first = _times(session, made, base, wanted)
     assert first is not None, "the configuration that is there already does not run"
     tried = found.setdefault("tried", {})
@@ -167,22 +186,22 @@ def search(
 def compile_one(session: Session, shape: Shape, config: Any) -> None:
     """Run one sequence of the shape once, so that its kernels are in the cache on disk."""
     problem, batch = replace(shape, sequences=1).make(session)
-    problem.calls(batch, config=config)[0]()
+    problem.calls(batch, config=shape.launches(config))[0]()
     if session.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def _times(
     session: Session,
-    made: Sequence[tuple[Problem, AttentionBatch]],
+    made: Sequence[Made],
     config: Any,
     wanted: Sequence[torch.Tensor],
 ) -> list[float] | None:
     """Seconds on each problem; None if one does not compile or comes out different."""
     times = []
     try:
-        for (problem, batch), right in zip(made, wanted, strict=True):
-            calls = problem.calls(batch, config=config)
+        for (shape, problem, batch), right in zip(made, wanted, strict=True):
+            calls = problem.calls(batch, config=shape.launches(config))
             if error(calls[0](), right) > WRONG:
                 session.say(f"WRONG with {_key(config)}")
                 return None
@@ -199,7 +218,7 @@ def _check_small(session: Session, shape: Shape, config: Any) -> None:
     """Compare with float64 where that is affordable."""
     small = replace(shape, sequences=2, context=min(shape.context, 700))
     problem, batch = small.make(session)
-    got = problem.calls(batch, config=config)[0]()
+    got = problem.calls(batch, config=shape.launches(config))[0]()
     key, value = (t.double() for t in problem.sets[0])
     oracle: Callable[..., torch.Tensor] = reference.decode if shape.decode else reference.prefill
     right = oracle(

@@ -20,8 +20,8 @@ from gpu.compilers import Compilers, jobs_from
 from gpu.product_search import run_few, run_invariant
 from gpu.search import (
     DECODE_MOVES,
+    LISTED_PREFILL_MOVES,
     PLAIN_PREFILL_MOVES,
-    PREFILL_MOVES,
     Move,
     Shape,
     base_config,
@@ -51,10 +51,12 @@ SHAPES = {
         Shape(MHA, 1, 1024, decode=False),
     ],
     "decode 128 mha edited": [Shape(MHA, *size, 4) for size in ((32, 4096), (8, 1024))],
-    "prefill 128 edited": [
-        Shape(MHA, 1, 4096, 4, decode=False),
-        Shape(GQA, 1, 4096, 4, decode=False),
-    ],
+    **{
+        f"prefill 128 {form}": [
+            Shape(heads, 1, 4096, 4, decode=False, form=form) for heads in (MHA, GQA)
+        ]
+        for form in ("masses", "values", "scores")
+    },
     "decode 128 gqa edited": [
         Shape(heads, *size, 4) for heads in (GQA, LLAMA3) for size in ((32, 4096), (8, 4096))
     ],
@@ -69,7 +71,7 @@ TINY = {
     "decode 128 plain": [Shape(TINY_MHA, 3, 100), Shape(TINY_GQA, 2, 70)],
     "prefill 128 plain": [Shape(TINY_MHA, 1, 70, decode=False)],
     "decode 128 mha edited": [Shape(TINY_MHA, 3, 100, 4)],
-    "prefill 128 edited": [Shape(TINY_GQA, 1, 70, 4, decode=False)],
+    "prefill 128 values": [Shape(TINY_GQA, 1, 70, 4, decode=False, form="values")],
 }
 LEAST = 40
 """Seconds with which an entry is begun."""
@@ -117,7 +119,7 @@ def _tune(session: Session, found: Figures, name: str, cell: Figures) -> None:
         done = next((e for e in known if e["kernel"] == kernel and e["key"] == key), None)
         if done is not None:  # an earlier entry tuned it by other shapes: go on from there
             base = type(base)(**done["config"])
-        moves = PLAIN_PREFILL_MOVES if "plain" in name else PREFILL_MOVES
+        moves = PLAIN_PREFILL_MOVES if "plain" in name else LISTED_PREFILL_MOVES
         moves = DECODE_MOVES if kernel == "decode" else moves
         if "plain" not in name:  # what both forms share the plain one has decided
             base = replace(base, **_shared(kernel, key, known))

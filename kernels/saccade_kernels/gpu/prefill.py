@@ -14,7 +14,7 @@ masses are emitted, those of all pairs are found; their outputs come from the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,9 @@ from saccade_kernels.gpu.prefill_values import prefill_values_kernel
 from saccade_kernels.gpu.tiles import interpreted
 from saccade_kernels.gpu.tuning import PrefillConfig
 
+Launches = PrefillConfig | Mapping[str, PrefillConfig] | None
+"""How to launch all forms, or those that are named."""
+
 NO_WINDOW = 1 << 30
 """A window longer than any sequence."""
 
@@ -49,7 +52,7 @@ def prefill(
     softcap: float = 0.0,
     window: int = 0,
     emit: Emission | None = None,
-    config: PrefillConfig | None = None,
+    config: Launches = None,
 ) -> torch.Tensor:
     """Causal attention of the sequences behind the decodes; see :func:`reference.prefill`.
 
@@ -57,7 +60,7 @@ def prefill(
         query: [tokens - num_decodes, heads, head_dim] of float16, bfloat16 or float32, the last
             dimension contiguous, as in the caches.
         scale: positive.
-        config: of every launch; by default what tuning.json says of each.
+        config: of every launch, or of those of some forms; by default what tuning.json says.
     """
     output = query.new_empty(query.shape)
     if not batch.prefills:
@@ -143,14 +146,14 @@ def _launch(
     form: str,
     batch: AttentionBatch,
     arguments: dict[str, Any],
-    config: PrefillConfig | None,
+    given: Launches,
 ) -> None:
     """Run one form over the step's blocks: an edited one over those alone that edit something."""
     query = arguments["query"]
     heads, dim = query.shape[1:]
     kv_heads = arguments["key_cache"].shape[2]
-    if config is None:
-        config = tuning.prefill_config(dim, form, query.dtype)
+    config = given if isinstance(given, PrefillConfig) else (given or {}).get(form)
+    config = config or tuning.prefill_config(dim, form, query.dtype)
     emits = form in ("masses", "per_head") and arguments["EMIT"]
     if form == "plain":
         kernel, config = plain_form(config, dim, query.dtype, arguments["CAPPED"])
