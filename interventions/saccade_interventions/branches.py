@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saccade_interventions.context import Span, runs
 from saccade_interventions.edits import TagRun
+from saccade_interventions.key_weights import KeyWeights
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import AnyRule
 from saccade_kernels.controls import NEVER_ATTEND
@@ -41,6 +42,9 @@ def deleted_plan(plan: Plan, spans: Iterable[Span]) -> Plan | None:
         prompt_length=left,
         question_start=moved(plan.question_start),
         tags=_tag_runs(plan.base_tags()[kept]),
+        key_weights=tuple(
+            KeyWeights.pack(slot.unpack(plan.prompt_length)[kept]) for slot in plan.key_weights
+        ),
         rules=_rules(plan, moved),
     )
     return branch if branch.acts or branch.hides else None

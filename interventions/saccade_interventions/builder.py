@@ -25,11 +25,18 @@ from saccade_interventions.edits import (
     TagRun,
     Vectors,
 )
+from saccade_interventions.key_weights import LARGEST_KEY_WEIGHT, KeyWeights
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan, find_long_chain
 from saccade_interventions.rules import AnyRule, Rule
 from saccade_interventions.sites import pairs
-from saccade_kernels.controls import CLASSES, GATES, PER_HEAD_CLASSES, ControlShape
+from saccade_kernels.controls import (
+    CLASSES,
+    GATES,
+    KEY_WEIGHTS,
+    PER_HEAD_CLASSES,
+    ControlShape,
+)
 from saccade_kernels.residual import SiteKind
 
 
@@ -51,6 +58,7 @@ class PlanBuilder:
         self._heads: list[HeadEdit] = []
         self._residuals: list[ResidualEdit] = []
         self._vectors: dict[str, Vectors] = {}
+        self._key_weights: list[KeyWeights] = []
         self._rules: dict[type[Rule], AnyRule] = {}
 
     def new_class(self) -> int:
@@ -68,14 +76,43 @@ class PlanBuilder:
         """Put the prompt positions in ``spans`` (start, end exclusive) into a fresh class."""
         tag = self.new_class()
         for start, end in spans:
-            if not 0 <= start < end <= self._prompt_length:
-                raise ValueError(f"span {start}:{end} is not inside the prompt")
+            self._positions((start, end))
             self._tags.append(TagRun(start, end, tag))
         return tag
 
     def tag_generated(self, tag: int) -> None:
         """Give every generated position class ``tag``."""
         self._generated_tag = tag
+
+    def key_weights(self, values: NDArray[np.floating], spans: Iterable[tuple[int, int]]) -> int:
+        """Give the prompt positions in ``spans`` values for score edits to add. Returns their slot.
+
+        Args:
+            values: [positions of all spans, in their order], kept as float32; 0 changes nothing.
+            spans: (start, end exclusive), none of which overlap.
+
+        Raises:
+            ValueError: more slots than the kernels hold, a span outside of the prompt, or values
+                that are too many, too few, too large or not finite.
+        """
+        if len(self._key_weights) == KEY_WEIGHTS:
+            raise ValueError(f"a plan has at most {KEY_WEIGHTS} slots of key weights")
+        places = [self._positions(span) for span in spans]
+        found = np.concatenate([np.zeros(0, np.int64), *places])
+        if values.shape != found.shape or len(np.unique(found)) < len(found):
+            raise ValueError("key weights are one value for each position of spans without overlap")
+        if not (np.abs(values) <= LARGEST_KEY_WEIGHT).all():
+            raise ValueError(f"key weights are numbers from 0 to {LARGEST_KEY_WEIGHT:g}, or minus")
+        whole = np.zeros(self._prompt_length, np.float32)
+        whole[found] = values
+        self._key_weights.append(KeyWeights.pack(whole))
+        return len(self._key_weights) - 1
+
+    def _positions(self, span: tuple[int, int]) -> NDArray[np.int64]:
+        start, end = span
+        if not 0 <= start < end <= self._prompt_length:
+            raise ValueError(f"span {start}:{end} is not inside the prompt")
+        return np.arange(start, end)
 
     def score(
         self,
@@ -86,11 +123,22 @@ class PlanBuilder:
         scale: float = 0.0,
         absolute: float = 0.0,
         bias: float = 0.0,
+        slot: int | None = None,
+        weight: float = 1.0,
     ) -> None:
-        """z' = z + scale z + absolute abs(z) + bias on keys of ``classes``."""
-        if sites and phases and (scale or absolute or bias):
+        """z' = z + scale z + absolute abs(z) + bias on keys of ``classes``, and + weight times what
+        :meth:`key_weights` gave the keys in ``slot``, whatever their class.
+        """
+        if not sites or not phases:
+            return
+        if scale or absolute or bias:
             edit = ScoreEdit(sites, phases, tuple(sorted(classes)), scale, absolute, bias)
             self._scores.append(edit)
+        if slot is not None:
+            edit = ScoreEdit(sites, phases, (), slot=slot, weight=float(weight))
+            self._check_slot(edit)
+            if edit.weight and self._key_weights[slot].spans:
+                self._scores.append(edit)
 
     def mass(
         self,
@@ -215,12 +263,18 @@ class PlanBuilder:
             heads=tuple(self._heads),
             residuals=tuple(self._residuals),
             vectors=tuple(self._vectors.values()),
+            key_weights=tuple(self._key_weights) if self._weighs() else (),
             rules=tuple(self._rules.values()),
         )
         self._check_rules(made)
         if made.acts:
             return made
         return Plan(self._shape, self._prompt_length, self._question_start, classes=1)
+
+    def _weighs(self) -> bool:
+        """True if some edit, held by a rule or not, adds key weights."""
+        held = (edit for rule in self._rules.values() for edit in rule.edits)
+        return any(edit.slot is not None for edit in (*self._scores, *held))
 
     def _check_edits(self) -> None:
         later = [edit for rule in self._rules.values() for edit in rule.edits]
@@ -236,6 +290,15 @@ class PlanBuilder:
                 raise ValueError(f"there is no head {wrong_heads[0]}")
         for score in (*self._scores, *later):
             self._check_classes(score.classes)
+            self._check_slot(score)
+
+    def _check_slot(self, edit: ScoreEdit) -> None:
+        if edit.slot is None:
+            return
+        if not 0 <= edit.slot < len(self._key_weights):
+            raise ValueError(f"there is no slot {edit.slot} of key weights")
+        if not abs(edit.weight) <= LARGEST_KEY_WEIGHT:
+            raise ValueError(f"the weight of a slot is at most {LARGEST_KEY_WEIGHT:g}")
 
     def _check_residual(self, edit: ResidualEdit) -> None:
         residuals = edit.site is SiteKind.RESIDUAL

@@ -8,7 +8,9 @@ Each method compiles alone, then:
   Keys that one method hides are hidden for all.
 - **Score edits add.** All of them read the unedited score, so their order does not matter:
   alpha |z| on images beside ln(beta) elsewhere gives z' = z + alpha |z| [image] + ln(beta) [else].
-  Those that wait for the first token's confidence add to them as well.
+  Those that wait for the first token's confidence add to them as well. Weights of single keys add
+  like all of them: in one slot where they act in the same heads and rows, else in slots of their
+  own.
 - **Mass edits come after the softmax**, so they read what score edits made: they weigh, and gate
   on, the attention that those left.
 - **Mass edits chain in the order of the request**, m'' = T2 (T1 m), unless one has gates: gates
@@ -28,7 +30,8 @@ edited too; gated chains; methods that look for sinks by different rules; sinks 
 beside a window of recent ones; mass edits of a head by its own classes and by those of all heads; a
 class that receives mass, or that must be found, but is divided by another method, because
 "proportions inside a class are kept" is then no longer linear; gains that multiply to more than 16;
-and more than 8 classes, 16 edits of a site, or the vectors that can be in use.
+and more than 8 classes, 4 slots of key weights, 16 edits of a site, or the vectors that can be in
+use.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from saccade_interventions.partition import Partition, receiving
 from saccade_interventions.plan import Plan, find_crowd, find_long_chain
 from saccade_interventions.rule_base import Excluded
 from saccade_interventions.rules import AnyRule, Rule
+from saccade_interventions.slots import Slots
 from saccade_kernels.residual import RESIDUAL_EDITS, RESIDUAL_VECTORS
 
 
@@ -101,7 +105,11 @@ class _Composition:
         self._names = names
         self._plans = plans
         self._check_rules()
-        self._partition = Partition(plans)
+        try:
+            self._slots = Slots(plans)
+        except Excluded as error:
+            raise self._excluded(error, 0) from None
+        self._partition = Partition(plans, self._slots)
         self._views = [self._partition.view(plan) for plan in range(len(plans))]
 
     def plan(self) -> Plan:
@@ -119,6 +127,7 @@ class _Composition:
             heads=tuple(edit for plan in self._plans for edit in plan.heads),
             residuals=tuple(edit for plan in self._plans for edit in plan.residuals),
             vectors=tuple({v.digest: v for plan in self._plans for v in plan.vectors}.values()),
+            key_weights=self._slots.key_weights,
             rules=rules,
         )
 

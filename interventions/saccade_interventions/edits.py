@@ -78,7 +78,11 @@ class Vectors:
 
 @dataclass(frozen=True)
 class ScoreEdit:
-    """z' = z + scale z + absolute |z| + bias on keys of the given classes, before softmax."""
+    """z' = z + scale z + absolute |z| + bias on keys of the given classes, before softmax.
+
+    On all keys, whatever their class, it adds ``weight`` times their values in a slot of the plan's
+    key weights. A weight of 0 adds nothing: its values are in the slot for another edit to add.
+    """
 
     sites: Sites
     phases: tuple[Phase, ...]
@@ -87,6 +91,8 @@ class ScoreEdit:
     absolute: float = 0.0
     bias: float = 0.0
     source: int = 0
+    slot: int | None = None
+    weight: float = 0.0
 
 
 @dataclass(frozen=True)

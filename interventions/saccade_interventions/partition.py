@@ -17,6 +17,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.plan import Plan
 from saccade_interventions.rule_base import Excluded, Remap, Rule
 from saccade_interventions.rules import KINDS
+from saccade_interventions.slots import Slots
 from saccade_kernels.controls import CLASSES, NEVER_ATTEND
 
 Combination = tuple[int, ...]
@@ -34,8 +35,9 @@ class Partition:
     Kinds of rules change classes one after the other, in the order in which plans list them.
     """
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, plans: Sequence[Plan], slots: Slots) -> None:
         self._plans = plans
+        self.slots = slots
         self._stretches = _stretches([plan.base_tags() for plan in plans])
         prompt = {found for _, _, found in self._visible(0)}
         self._generated = tuple(plan.generated_tag for plan in plans)
@@ -169,7 +171,7 @@ class PlanView:
 
     def score(self, edit: ScoreEdit) -> ScoreEdit:
         classes = [n for tag in edit.classes for n in self.partition.members(self.plan, tag)]
-        return replace(edit, classes=tuple(sorted(classes)))
+        return replace(self.partition.slots.edit(self.plan, edit), classes=tuple(sorted(classes)))
 
     def remap(self, kind: type[Rule]) -> Remap:
         return self.partition.remap(kind)

@@ -1,10 +1,10 @@
 """A plan: what interventions do to one request, as data the engine can schedule.
 
-A plan says which class every key position has (tags), which edits which query rows get (score,
-mass, head, residual), and which rules the engine follows (measure, branch, choose). Query rows fall
-into four phases by position; each phase of a plan compiles to one
-:class:`~saccade_kernels.controls.Program`, one row of the control tables. A plan carries no method
-name and no code, is immutable, and has a fingerprint of its content.
+A plan says which class every key position has (tags) and what single keys weigh (key weights),
+which edits which query rows get (score, mass, head, residual), and which rules the engine follows
+(measure, branch, choose). Query rows fall into four phases by position; each phase of a plan
+compiles to one :class:`~saccade_kernels.controls.Program`, one row of the control tables. A plan
+carries no method name and no code, is immutable, and has a fingerprint of its content.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from saccade_interventions.edits import (
     Vectors,
 )
 from saccade_interventions.foreign import ForeignError
+from saccade_interventions.key_weights import KeyWeights
 from saccade_interventions.needs import Needs, merged
 from saccade_interventions.phases import PHASES, Phase
 from saccade_interventions.programs import ProgramMaker
@@ -62,6 +63,7 @@ class Plan:
     heads: tuple[HeadEdit, ...] = ()
     residuals: tuple[ResidualEdit, ...] = ()
     vectors: tuple[Vectors, ...] = ()
+    key_weights: tuple[KeyWeights, ...] = ()
     rules: tuple[AnyRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -205,10 +207,11 @@ class Plan:
     @cached_property
     def _tags_key(self) -> str:
         rules = [_rule_content(rule) for rule in self.rules if rule.retags()]
-        return _digest(_encode([self.tags, self.generated_tag, rules]))
+        weights = [slot.digest for slot in self.key_weights]
+        return _digest(_encode([self.tags, self.generated_tag, rules, weights]))
 
     def tags_key(self) -> str:
-        """Content hash of the key classes, found sinks and recent keys included."""
+        """Content hash of key weights and key classes, found sinks and recent keys included."""
         return self._tags_key
 
     def fingerprint(self) -> str:

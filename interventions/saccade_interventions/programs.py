@@ -37,6 +37,8 @@ class ProgramMaker:
             kinds["scale"][:, classes] += np.float32(edit.scale)
             kinds["absolute"][:, classes] += np.float32(edit.absolute)
             kinds["bias"][:, classes] += np.float32(edit.bias)
+            if edit.slot is not None:
+                kinds["weight"][:, edit.slot] += np.float32(edit.weight)
 
         self._split(pairs(edit.sites), change)
 

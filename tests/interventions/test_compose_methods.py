@@ -28,9 +28,9 @@ from saccade_interventions.rules import (
     SinkRule,
 )
 from saccade_kernels import edits
-from saccade_kernels.controls import KEY_WEIGHTS, NEVER_ATTEND, PER_HEAD_CLASSES
+from saccade_kernels.controls import NEVER_ATTEND, PER_HEAD_CLASSES
 from saccade_kernels.tables import ControlTables
-from saccade_testing.plans import context_of, residual_with
+from saccade_testing.plans import betas_of, context_of, residual_with
 from saccade_testing.tables import edit_masses, write_row
 
 METHODS = tuple(Registry.discover().methods)
@@ -133,7 +133,7 @@ class Shown:
         self.plan, self.hidden, self.tables = plan, hidden, tables(shown(plan))
 
     def score(self, scores: torch.Tensor, row: int) -> torch.Tensor:
-        betas = torch.zeros(1, KEY_WEIGHTS, row + 1)
+        betas = betas_of(self.plan, row + 1)
         return edits.edit_scores(scores, self.tables, *self._row(row), betas, LAYER)
 
     def mass(self, attention: torch.Tensor, row: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from saccade_interventions.edits import Gate, HeadEdit, MassEdit, ResidualEdit, ScoreEdit, Vectors
+from saccade_interventions.key_weights import KeyWeights
 from saccade_interventions.phases import Phase
 from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains, RecentRule, Rule, SinkRule
@@ -150,6 +151,18 @@ def test_no_two_divisions_of_the_keys_share_a_fingerprint(part: str | type[Rule]
         seen.add(other)
 
 
+def test_key_weights_are_named_by_values_and_places() -> None:
+    rng = np.random.default_rng(0)
+    slots = [np.where(rng.random(9) < 0.5, rng.normal(size=9), 0).astype(np.float32)]
+    slots += [np.roll(slots[0], 1), np.nextafter(slots[0], np.float32(9)), np.zeros(9, np.float32)]
+    packed = [KeyWeights.pack(slot) for slot in slots]
+    made = [(), *((one,) for one in packed), *permutations(packed, 2)]
+    assert len({replace(plan(), key_weights=some).tags_key() for some in made}) == len(made)
+    for slot, one in zip(slots, packed, strict=True):
+        np.testing.assert_array_equal(one.unpack(9), slot)
+        assert one == KeyWeights.pack(slot)
+
+
 def test_the_order_in_which_rules_are_given_makes_no_difference() -> None:
     base = plan()
     for rules in permutations(base.rules):
@@ -172,7 +185,11 @@ def test_every_field_of_a_plan_is_one_of_those() -> None:
     """Or says where its rows are, or is brought by its digest, or is tested by kind of rule."""
     sizes = {"shape", "prompt_length", "question_start", "classes"}
     tested = {part for part in (*OF_A_PROGRAM, *OF_TAGS) if isinstance(part, str)}
-    assert {field.name for field in fields(Plan)} == tested | sizes | {"vectors", "rules"}
+    assert {field.name for field in fields(Plan)} == tested | sizes | {
+        "vectors",
+        "key_weights",
+        "rules",
+    }
 
 
 def test_edits_of_different_kinds_never_look_alike() -> None:

@@ -188,6 +188,8 @@ def _why_member_refused(member: Member, max_tokens: int, info: EngineInfo) -> st
         named = {edit.direction for edit in plan.residuals}
         if any(v.size != info.hidden_size for v in plan.vectors if v.digest in named):
             return "the plan's vectors were made for another model"
+        if any(slot.end > plan.prompt_length for slot in plan.key_weights):
+            return "the plan weighs keys beyond the prompt"
     return None
 
 

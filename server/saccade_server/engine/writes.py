@@ -104,7 +104,7 @@ def _rows(rows: Any) -> NDArray[np.int64]:
 
 
 def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
-    """Base tags and no counts, over whatever the rows' former owners left."""
+    """Base tags, key weights and no counts, over whatever the rows' former owners left."""
     layers, length = table.tags.shape[1:]
     base = np.empty((len(plans), 1, length), np.uint8)
     for row, plan in zip(base, plans.values(), strict=True):
@@ -113,17 +113,27 @@ def _add_tags(block: Block, plans: dict[int, Plan], table: TagTable) -> None:
     hides = np.array([plan.hides for plan in plans.values()], np.uint8)
 
     known = list(plans)
+    weighed = [row for row, plan in plans.items() if plan.key_weights]
+    prompts = [_key_weights(plans[row]) for row in weighed]
 
     def write(there: Sequence[torch.Tensor]) -> None:
-        rows, tags, hidden = there
+        rows, tags, hidden, *weights = there
         _put(table.tags, known, rows, tags.expand(-1, layers, -1))
         table.hides.index_copy_(0, rows, hidden)
         table.weights.index_fill_(0, rows, 0)
+        for row, own in zip(weighed, weights, strict=True):
+            table.weights[row, : own.shape[0], : own.shape[1]].copy_(own)
         table.moved.index_fill_(0, rows, 0)
         if table.per_head is not None:
             table.per_head.rows.index_fill_(0, rows, 0)
 
-    block.add([_rows(plans), base, hides], write)
+    block.add([_rows(plans), base, hides, *prompts], write)
+
+
+def _key_weights(plan: Plan) -> NDArray[np.float32]:
+    """Values of a plan's slots, up to the last key that has any: float32 [slots, keys]."""
+    end = max(slot.end for slot in plan.key_weights)
+    return np.stack([slot.unpack(end) for slot in plan.key_weights])
 
 
 def _add_per_head(block: Block, row: int, tag_row: int, plan: Plan, tags: TagTable) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from msgspec import structs
 
 from saccade_interventions.builder import PlanBuilder
@@ -102,6 +103,22 @@ def test_what_edited_rows_see_counts_too() -> None:
     first = plan("question+generated")
     run = replace(first.tags[0], end=first.tags[0].end - 1)
     assert shared(keys(first), keys(replace(first, tags=(run,)))) == 2
+
+
+def test_what_single_keys_weigh_counts_too() -> None:
+    """Same program, other values or other keys of the same values."""
+
+    def weighing(values: list[float], start: int) -> Plan:
+        builder = PlanBuilder(ControlShape(2, 2, 4), LENGTH, sum(IMAGE))
+        slot = builder.key_weights(np.array(values), [(start, start + len(values))])
+        builder.score(((1, (0, 1)),), [], parse_rows("question+generated"), slot=slot)
+        return builder.build()
+
+    own = keys(weighing([1.0, 2.0], 5))
+    assert shared(own, keys(weighing([1.0, 2.0], 5))) == 4
+    for other in (weighing([1.0, 2.5], 5), weighing([1.0, 2.0], 6), weighing([1.0], 5)):
+        assert shared(own, keys(other)) == 2  # rows before the question are anybody's
+    assert shared(own, keys()) == 2
 
 
 def test_pages_filled_while_decoding_are_not_a_later_prompt() -> None:

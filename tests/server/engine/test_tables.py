@@ -139,6 +139,26 @@ def test_a_tag_row_is_written_whole(tables: DeviceTables) -> None:
     assert not tables.tags.tags[[0, 1, 3, 4]].any()
 
 
+def test_weights_of_keys_are_written_where_a_plan_has_them(tables: DeviceTables) -> None:
+    """Over what former owners left; of several rows at once, each its own."""
+    tables.tags.weights[1:4].fill_(7)
+    made = builder()
+    slots = [made.key_weights(np.array([at + 0.5, -2.0]), [(at, at + 2)]) for at in (0, 6)]
+    for slot in slots:
+        made.score(((1, (slot,)),), [], ROWS, slot=slot, weight=2.0)
+    for row, plan in ((1, scored(1)), (2, made.build()), (3, scored(2))):
+        tables.open_tags(row, plan)
+    wanted = torch.zeros(5, 4, 32)
+    wanted[2, 0, :2] = torch.tensor([0.5, -2])
+    wanted[2, 1, 6:8] = torch.tensor([6.5, -2])
+    assert torch.equal(tables.tags.weights, wanted)
+    tables.write_program(1, made.build().packed(Phase.GENERATED))
+    assert tables.edits([1], hides=False) == (Edit.NONE, Edit.SCORE, Edit.NONE)
+    assert tables.controls.weight[1, 1].tolist() == [[2, 0, 0, 0], [0, 2, 0, 0]]
+    tables.open_tags(2, scored(1))
+    assert not tables.tags.weights.any()
+
+
 def test_counters_are_a_copy_of_now(tables: DeviceTables) -> None:
     tables.tags.moved[3, 1, 0] = 4
     counted: Any = tables.count_moved([3, 1])

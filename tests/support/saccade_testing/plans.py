@@ -115,11 +115,18 @@ def attend(
     tags = tags_of(plan, layer, keys, hidden)
     rows = torch.tensor([[1 + PHASES.index(plan.phase(i)) for i in range(keys)]])
     if softmax:
-        scores = edits.edit_scores(
-            scores, tables, rows, tags, torch.zeros(1, KEY_WEIGHTS, keys), layer
-        )
+        scores = edits.edit_scores(scores, tables, rows, tags, betas_of(plan, keys), layer)
         scores = torch.softmax(scores.masked_fill(future, -torch.inf), -1)
     return edit_masses(scores, tables, rows, tags, layer)[0][0]
+
+
+def betas_of(plan: Plan, keys: int) -> torch.Tensor:
+    """Values of a plan's key weights, float32 [1, KEY_WEIGHTS, keys]."""
+    found = torch.zeros(1, KEY_WEIGHTS, keys)
+    for slot, own in enumerate(plan.key_weights):
+        values = torch.from_numpy(own.unpack(plan.prompt_length))[:keys]
+        found[0, slot, : len(values)] = values
+    return found
 
 
 def residual_with(keys: int, sinks: list[int]) -> torch.Tensor:
