@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,19 @@ class Prompt:
         ranges = ends.reshape(-1, 2)
         hit = before[ranges[:, 1]] > before[ranges[:, 0]]
         return runs(hit)
+
+    def find_each(self, needle: str) -> tuple[Span, ...]:
+        """As :meth:`find`, but a span for each occurrence; a token of two is in the later one's."""
+        starts, at = [], self.text.find(needle)
+        while at >= 0:
+            starts.append(at)
+            at = self.text.find(needle, at + len(needle))
+        found: list[Span] = []
+        for start, end in self.find(needle):
+            before = [bisect_left(starts, self.offsets[token][1]) for token in range(start, end)]
+            cuts = [start + i for i in range(1, end - start) if before[i] != before[i - 1]]
+            found += pairwise([start, *cuts, end])
+        return tuple(found)
 
 
 def runs(chosen: NDArray[np.bool_]) -> tuple[Span, ...]:

@@ -1,4 +1,5 @@
-"""Regions of a prompt: boxes and masks over images in the user's pixels, token spans, texts.
+"""Regions of a prompt: boxes and masks over images in the user's pixels, token spans, texts; each
+may have weights, see region_weights.py.
 
 A region of an image is found in every view of it that shows the region, in tiles and in the whole
 alike; views whose cells are of one size count as one grid. A cell belongs to a region if at least a
@@ -17,7 +18,15 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from saccade_interventions.base import ImageSize, Needs
@@ -26,6 +35,7 @@ from saccade_interventions.errors import Code, InterventionError
 from saccade_interventions.image_views import NOWHERE, WHOLE, Box, ImageView
 from saccade_interventions.indices import Index
 from saccade_interventions.masks import Mask
+from saccade_interventions.region_weights import WeightGrid, Weights, over_cells, over_tokens
 from saccade_interventions.spans import Text, TokenSpan, occurrences, tokens_of
 
 LARGEST = 1_000_000
@@ -35,6 +45,8 @@ ROUNDING = 1e-9
 """Of shares, so that a box that ends where a cell does has all of the cell."""
 
 KINDS = ("box", "mask", "tokens", "text")
+WEIGHTS = "weights"
+"""Of a region of any kind; alone of a whole image."""
 
 Coordinate = Annotated[float, Field(ge=0, le=LARGEST)]
 
@@ -71,6 +83,10 @@ class RegionBase(BaseModel):
             InterventionError: it is not there.
         """
 
+    @abstractmethod
+    def factors(self, context: Context, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """The weight of each of its tokens, as :meth:`positions` has them; None: it has none."""
+
 
 class TokenRegion(RegionBase):
     """Tokens of the prompt."""
@@ -78,11 +94,26 @@ class TokenRegion(RegionBase):
     tokens: TokenSpan
     """Positions of the prompt, images expanded: [start, end)."""
 
+    weights: Weights | None = None
+    """A factor on the attention to each of them."""
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> TokenRegion:
+        count = self.tokens[1] - self.tokens[0]
+        if self.weights is not None and len(self.weights) != count:
+            message = "{count} tokens have a weight each, and there are {found}"
+            facts = {"count": count, "found": len(self.weights), "at": "weights"}
+            raise PydanticCustomError("weights", message, facts)
+        return self
+
     def needs(self) -> Needs:
         return Needs(tokens=self.tokens[1])
 
     def positions(self, context: Context, overlap: float, param: str) -> NDArray[np.int64]:
         return np.arange(*tokens_of(context.prompt, self.tokens, f"{param}.tokens"))
+
+    def factors(self, context: Context, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        return None if self.weights is None else np.array(self.weights, np.float64)
 
 
 class TextRegion(RegionBase):
@@ -91,6 +122,10 @@ class TextRegion(RegionBase):
     text: Text
     """Every occurrence in the rendered prompt; whole tokens that overlap it."""
 
+    weights: Weights | None = None
+    """Factors on the attention to its tokens, laid evenly over those of each occurrence: one each
+    if there are as many."""
+
     def needs(self) -> Needs:
         return Needs(texts=(self.text,))
 
@@ -98,12 +133,27 @@ class TextRegion(RegionBase):
         spans = occurrences(context.prompt, self.text, f"{param}.text")
         return np.concatenate([np.arange(*span) for span in spans])
 
+    def factors(self, context: Context, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        if self.weights is None:
+            return None
+        found = np.ones(context.prompt.length)
+        for start, end in context.prompt.find_each(self.text):
+            found[start:end] = over_tokens(self.weights, end - start)
+        return found[positions]
+
 
 class ImageRegion(RegionBase):
     """A part of an image. Pixels are the image's as it was sent, upright, from its top left."""
 
     image: Index = 0
     """Which image of the prompt, counted from 0."""
+
+    weights: WeightGrid | None = None
+    """Factors on the attention to its tokens: a grid of equal cells that fill the box, or without
+    one the image, in rows from the top. A token gets their mean over what it shows of them."""
+
+    def needs(self) -> Needs:
+        return Needs(self.image + 1)
 
     def positions(self, context: Context, overlap: float, param: str) -> NDArray[np.int64]:
         views = views_of(context, self.image, f"{param}.image")
@@ -114,6 +164,20 @@ class ImageRegion(RegionBase):
             message = "the model is shown nothing of this part of the image, which is cropped"
             raise InterventionError(Code.TARGET_NOT_FOUND, message, param)
         return found
+
+    def factors(self, context: Context, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        if self.weights is None:
+            return None
+        found = np.ones(context.prompt.length)
+        for view in views_of(context, self.image, ""):
+            there = view.positions != NOWHERE
+            inside = over_cells(self.weights, self.frame(view.size), view)
+            found[view.positions[there]] = inside[there]
+        return found[positions]
+
+    def frame(self, size: tuple[int, int]) -> Box:
+        """What its weights fill, of an image of this width and height, in fractions."""
+        return WHOLE
 
     @abstractmethod
     def check(self, size: tuple[int, int], param: str) -> None:
@@ -149,13 +213,13 @@ class BoxRegion(ImageRegion):
             raise InterventionError(Code.TARGET_NOT_FOUND, message, f"{param}.box")
 
     def area(self, size: tuple[int, int]) -> float:
-        left, top, right, bottom = self._fractions(size)
+        left, top, right, bottom = self.frame(size)
         return (right - left) * (bottom - top)
 
     def areas(self, view: ImageView) -> NDArray[np.float64]:
-        return within(view, self._fractions(view.size))
+        return within(view, self.frame(view.size))
 
-    def _fractions(self, size: tuple[int, int]) -> Box:
+    def frame(self, size: tuple[int, int]) -> Box:
         (left, top, right, bottom), (width, height) = self.box, size
         return left / width, top / height, right / width, bottom / height
 
@@ -189,10 +253,27 @@ class MaskRegion(ImageRegion):
         return self.mask.areas(*view.edges)
 
 
+class GridRegion(ImageRegion):
+    """All of an image, by weights."""
+
+    weights: WeightGrid
+    """Factors on the attention to the image's tokens: a grid of equal cells that fill it, in rows
+    from the top. A token gets their mean over what it shows of them."""
+
+    def check(self, size: tuple[int, int], param: str) -> None:
+        """All of an image is inside."""
+
+    def area(self, size: tuple[int, int]) -> float:
+        return 1.0
+
+    def areas(self, view: ImageView) -> NDArray[np.float64]:
+        return within(view, WHOLE)
+
+
 def _tag(value: Any) -> str | None:
     """Of the one kind of region that is there; tags are no names of fields."""
     fields = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    named = [kind for kind in KINDS if kind in fields]
+    named = [kind for kind in KINDS if kind in fields] or [WEIGHTS] * (WEIGHTS in fields)
     return f"a region by {named[0]}" if len(named) == 1 else None
 
 
@@ -200,11 +281,14 @@ Region = Annotated[
     Annotated[BoxRegion, Tag("a region by box")]
     | Annotated[MaskRegion, Tag("a region by mask")]
     | Annotated[TokenRegion, Tag("a region by tokens")]
-    | Annotated[TextRegion, Tag("a region by text")],
+    | Annotated[TextRegion, Tag("a region by text")]
+    | Annotated[GridRegion, Tag("a region by weights")],
     Discriminator(
         _tag,
         custom_error_type="region",
-        custom_error_message="A region is an object with one of box, mask, tokens and text",
+        custom_error_message=(
+            "A region is an object with one of box, mask, tokens and text, or an image's weights"
+        ),
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Look at: attention to regions of images or of the text, raised, lowered or taken away.
+"""Look at: attention to regions of images or of the text, raised, lowered, weighted or taken away.
 
 Scores of the keys S of the regions get a constant, those of the other keys O of the regions' images
 another one:
@@ -10,6 +10,15 @@ attention weights are multiplied with e^b and renormalised, and what they are to
 and outside of it stays. Positive: the model looks there; negative: away. "suppress" in place of a
 number takes all attention away; a row that sees no other key keeps its own.
 
+A region with weights w_j >= 0 of its tokens, such as a map that the user has drawn, gets these in
+place of the strength, A'_j = w_j A_j / C, where C makes the row sum to 1:
+
+    z'_j = z_j + ln w_j
+
+A weight of 1 changes nothing, 0 takes a token's attention away; where weighted regions meet, their
+weights are multiplied. After "active attention" (Alipour et al., arXiv 2003.00431), whose model had
+no other attention than that to the image; here tokens that are not of the region keep theirs.
+
 On the keys of an instruction this is InstABoost (arXiv 2506.13734), whose factor M is strength
 ln M. On a region of an image, with elsewhere = -strength, it is Gaze Heads (Gandikota & Bau, arXiv
 2606.14703), which acts in few heads, ranked for the model, with 10000. There bfloat16 rounds all
@@ -20,7 +29,7 @@ Which tokens show a region, and what ``overlap`` says: :mod:`saccade_interventio
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +76,8 @@ class LookAt(Sited):
     title: ClassVar[str] = "Look at"
     summary: ClassVar[str] = (
         "Adds a constant to the attention scores of the tokens that show the regions a request "
-        "marks: boxes or masks in an image's pixels, token spans, texts."
+        "marks: boxes or masks in an image's pixels, token spans, texts. Or multiplies their "
+        "attention with weights, such as a map over an image."
     )
     paper: ClassVar[str] = (
         "After Gandikota & Bau, Gaze Heads: How VLMs Look at What They Describe, arXiv 2606.14703; "
@@ -86,7 +96,8 @@ class LookAt(Sited):
     method: Literal["look_at"] = "look_at"
 
     regions: list[Region] = Field(min_length=1, max_length=MOST_REGIONS)
-    """What to look at, together: objects with a box, a mask, tokens or a text."""
+    """What to look at, together: objects with a box, a mask, tokens or a text, or with the weights
+    of an image. A region with `weights` gets those in place of the strength."""
 
     strength: Strength = 2.0
     """Added to the scores of the regions' tokens, so that weights get the factor e^strength. Below
@@ -118,7 +129,8 @@ class LookAt(Sited):
         if not model.accepts_images:
             return Probe(entry)
         half = PROBE_SIDE // 2
-        return Probe({**entry, "regions": [{"box": [0, 0, half, half]}]}, also=(word,))
+        drawn = {"regions": [{"image": 0, "weights": [[0, 1], [30, 1]]}]}
+        return Probe({**entry, "regions": [{"box": [0, 0, half, half]}]}, also=(word, drawn))
 
     @model_validator(mode="after")
     def _says_where_else(self) -> LookAt:
@@ -132,12 +144,17 @@ class LookAt(Sited):
 
     def compile(self, context: Context) -> Plan:
         plan, sites = context.plan(), self.sites(context)
-        inside = self._inside(context)
-        region = plan.tag(runs(inside))
-        plan.score(sites, [region], self.phases, bias=_bias(self.strength))
+        found = self._found(context)
+        if found.plain.any():
+            region = plan.tag(runs(found.plain))
+            plan.score(sites, [region], self.phases, bias=_bias(self.strength))
         if self.elsewhere != 0:
-            rest = plan.tag(runs(self._of_images(context) & ~inside))
+            rest = plan.tag(runs(self._of_images(context) & ~found.plain & ~found.weighted))
             plan.score(sites, [rest], self.phases, bias=_bias(self.elsewhere))
+        if found.weighted.any():
+            spans = runs(found.weighted)
+            slot = plan.key_weights(found.logs[found.weighted], spans)
+            plan.score(sites, [], self.phases, slot=slot)
         return plan.build()
 
     @property
@@ -145,15 +162,22 @@ class LookAt(Sited):
         """Those with a region."""
         return frozenset(part.image for part in self.regions if isinstance(part, ImageRegion))
 
-    def _inside(self, context: Context) -> NDArray[np.bool_]:
-        """Which prompt positions the regions have, bool [prompt length]."""
-        chosen = np.zeros(context.prompt.length, np.bool_)
+    def _found(self, context: Context) -> _Found:
+        """The prompt positions that the regions have."""
+        plain, weighted = np.zeros((2, context.prompt.length), np.bool_)
+        logs = np.zeros(context.prompt.length)
         for index, region in enumerate(self.regions):
-            chosen[region.positions(context, self.overlap, f"regions[{index}]")] = True
-        if chosen.all():
+            positions = region.positions(context, self.overlap, f"regions[{index}]")
+            factors = region.factors(context, positions)
+            if factors is None:
+                plain[positions] = True
+            else:
+                weighted[positions] = True
+                logs[positions] += _logs(factors)
+        if plain.all():
             message = "the regions are all of the prompt; nothing is left to look away from"
             raise InterventionError(Code.TARGET_NOT_FOUND, message, "regions")
-        return chosen
+        return _Found(plain, weighted, np.maximum(logs, SUPPRESSED))
 
     def _of_images(self, context: Context) -> NDArray[np.bool_]:
         """Which prompt positions are of images with a region, bool [prompt length]."""
@@ -162,6 +186,22 @@ class LookAt(Sited):
             for start, end in context.prompt.spans_by_image[image]:
                 chosen[start:end] = True
         return chosen
+
+
+class _Found(NamedTuple):
+    """Prompt positions of regions without weights, of those with weights, and what the latter add
+    to their scores: bool, bool and float64 [prompt length].
+    """
+
+    plain: NDArray[np.bool_]
+    weighted: NDArray[np.bool_]
+    logs: NDArray[np.float64]
+
+
+def _logs(factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of weights; those of 0 are what suppresses."""
+    suppressed = np.full(factors.shape, SUPPRESSED)
+    return np.asarray(np.log(factors, out=suppressed, where=factors > 0))
 
 
 def _bias(strength: float | Literal["suppress"]) -> float:

@@ -124,9 +124,107 @@ def test_a_wrong_region_is_refused_at_its_path(server: Server, region, code, pat
     assert look(server, url, regions=[good]).status_code == 200
 
 
+def weighed(server: Server, *urls: str, **fields) -> dict[int, float]:
+    """Factors of tokens by the plan, counted from the first image; those that are not 1."""
+    response = look(server, *urls, **fields)
+    assert response.status_code == 200, response.text
+    (request,) = server.engine.requests
+    server.engine.requests.clear()
+    start = request.images[0].start if request.images else 0
+    slots = request.plan.key_weights if request.plan else ()
+    found = sum(slot.unpack(request.plan.prompt_length) for slot in slots)
+    places = np.flatnonzero(found).tolist()
+    return {at - start: pytest.approx(np.exp(found[at]), rel=1e-6) for at in places}
+
+
+def test_a_map_over_an_image_as_it_was_sent(server: Server) -> None:
+    """2 x 2 tokens of a file that says it is turned: rows are those of the upright image."""
+    grid = {"weights": [[2, 3], [0.5, 0]]}
+    for url in (picture(60, 20), picture(60, 20, turn=6)):
+        assert weighed(server, url, regions=[grid]) == {0: 2, 1: 3, 2: 0.5, 3: 0}
+    right = {"box": [30, 0, 60, 20], "weights": [[4], [1]]}
+    assert weighed(server, picture(60, 20), regions=[right]) == {1: 4}
+    assert weighed(server, picture(60, 20), regions=[{"weights": [[1, 1]]}]) == {}
+    second = {"image": 1, "weights": [[9]]}
+    found = weighed(server, picture(60, 20), picture(9, 9), regions=[second])
+    assert list(found.values()) == [9, 9, 9, 9]
+    assert min(found) > 3
+
+
+def test_the_receipt_of_weights(server: Server) -> None:
+    response = look(server, picture(60, 20), regions=[{"weights": [[2, 0]]}], layers=[1])
+    (entry,) = response.json()["interventions_applied"]
+    assert (entry["layers"], entry["heads"]) == ([1], 4)
+    response = look(server, picture(60, 20), regions=[{"weights": [[1, 1]]}])
+    (entry,) = response.json()["interventions_applied"]
+    assert (entry["status"], entry["layers"]) == ("neutral", [])
+
+
+WRONG_WEIGHTS = [
+    ({"weights": [[1, 2], [3]]}, ".weights"),
+    ({"weights": [[1, -1]]}, ".weights[0][1]"),
+    ({"weights": [[1], [20_000]]}, ".weights[1][0]"),
+    ({"weights": [["1"]]}, ".weights[0][0]"),
+    ({"weights": [[None]]}, ".weights[0][0]"),
+    ({"weights": [[1] * 200]}, ".weights[0]"),
+    ({"weights": []}, ".weights"),
+    ({"weights": {"grid": [[1]]}}, ".weights"),
+    ({"box": [0, 0, 5, 5], "weights": [1, 2]}, ".weights[0]"),
+    ({"tokens": [0, 3], "weights": [1, 2]}, ".weights"),
+    ({"tokens": [0, 2], "weights": [[1, 2]]}, ".weights[0]"),
+    ({"text": "What", "weights": 3}, ".weights"),
+]
+
+
+@pytest.mark.parametrize(("region", "path"), WRONG_WEIGHTS)
+def test_wrong_weights_are_refused_at_their_path(server: Server, region, path: str) -> None:
+    good = {"weights": [[1, 2]]}
+    refused(server, "invalid_params", f".regions[1]{path}", picture(60, 20), regions=[good, region])
+
+
+def test_weights_of_what_is_not_there(server: Server) -> None:
+    refused(server, "requires_image", ".regions[0].image", regions=[{"weights": [[2]]}])
+    url, far = picture(60, 20), {"image": 3, "weights": [[2]]}
+    refused(server, "target_not_found", ".regions[0].image", url, regions=[far])
+    text = {"text": "zebra", "weights": [2, 3]}
+    refused(server, "target_not_found", ".regions[0].text", url, regions=[text])
+
+
+def test_more_weights_than_a_request_holds(server: Server) -> None:
+    grid = {"weights": [[0.123456] * 128] * 128}
+    response = look(server, picture(60, 20), regions=[grid])
+    assert (response.status_code, response.json()["error"]["param"]) == (413, "interventions")
+    assert not server.engine.requests
+
+
+def test_weights_that_act_in_five_ways(server: Server) -> None:
+    entries = [
+        {"method": "look_at", "regions": [{"tokens": [0, 1], "weights": [2]}], "layers": layers}
+        for layers in ([0], [1], [2], [0, 1], [1, 2])
+    ]
+    assert server.chat(interventions=entries[:4]).status_code == 200
+    server.engine.requests.clear()
+    response = server.chat(interventions=entries)
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("intervention_conflict", "interventions[4]")
+    assert "4 ways" in error["message"]
+    assert not server.engine.requests
+
+
+def test_weights_without_a_prompt(server: Server) -> None:
+    """However many tokens a text will have."""
+    regions = [{"image": 1, "weights": [[2, 3, 4]]}, {"text": "a b", "weights": [1, 2, 3, 4, 5]}]
+    for some in (regions, [{"tokens": [4, 6], "weights": [2, 3]}]):
+        body = {"interventions": [{"method": "look_at", "regions": some}]}
+        found = server.http.post("/v1/interventions/validate", json=body)
+        assert found.status_code == 200, found.text
+
+
+@pytest.mark.parametrize("weighs", [False, True])
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none(server: Server, number: str) -> None:
-    entry = {"method": "look_at", "regions": [{"box": [0, 0, 5, 12345]}]}
+def test_numbers_that_are_none(server: Server, number: str, weighs: bool) -> None:
+    region = {"box": [0, 0, 5, 5], "weights": [[1, 12345]]} if weighs else {"box": [0, 0, 5, 12345]}
+    entry = {"method": "look_at", "regions": [region]}
     fields = chat_body(messages=image_messages(picture(60, 20)), interventions=[entry])
     body = json.dumps(fields).replace("12345", number)
     headers = {"content-type": "application/json"}

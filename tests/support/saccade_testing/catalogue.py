@@ -94,6 +94,8 @@ SEES: Entry = {
     **{"method": "look_at", "regions": [{"box": [20, 10, 70, 50]}, {"tokens": [3, 5]}]},
     **{"strength": 3.0, "elsewhere": -3.0},
 }
+WEIGHED: Entry = {"method": "look_at", "regions": [{"tokens": [2, 6], "weights": [4, 0, 0.5, 9]}]}
+DRAWN: Entry = {"method": "look_at", "regions": [{"image": 0, "weights": [[0, 6], [2, 0.1]]}]}
 MARKS: Entry = {"method": "pasta", "alpha": 0.05, "spans": [[2, 6], [8, 9]], "layers": [0, 2]}
 
 TEXT: dict[str, Entry] = {
@@ -177,6 +179,7 @@ TEXT: dict[str, Entry] = {
     "look at": LOOKS,
     "look away": {**LOOKS, "strength": "suppress", "heads": {"1": [0, 2], "3": [1]}},
     "look at, all rows": {**LOOKS, "rows": "prompt+generated", "layers": [1, 2]},
+    "look at weights": {**WEIGHED, "rows": "prompt+generated", "layers": [1, 2]},
     "pasta include": {**MARKS, "mode": "include", "rows": "last+generated"},
 }
 """Methods that need no image."""
@@ -188,6 +191,7 @@ SEEING: dict[str, Entry] = {
     "vaf": VAF,
     "look at box": SEES,
     "look at box only": {**SEES, "elsewhere": "suppress", "rows": "generated"},
+    "look at map": {**DRAWN, "elsewhere": -1.0},
     "scalingvis": WEIGHS,
     "var": VAR,
     "var generated": {**VAR, "sinks_in_generated": True},
@@ -243,6 +247,10 @@ TOGETHER: dict[str, Entries] = {
     "sgrs + var": (SGRS, VAR),
     "look at + vaf + vcd edited": (SEES, VAF, {**VCD, "edit_branch": True}),
     "look at + look away + pai": (SEES, LOOKS, PAI),
+    "look at map + weights + vcd edited": (
+        *(DRAWN, {**WEIGHED, "layers": [1]}, {**DRAWN, "rows": "generated"}),
+        {**VCD, "edit_branch": True},
+    ),
     "sgrs + vhr": (SGRS, VHR),
     "sgrs + adaptvis": (UNSURE, SGRS),
     "sgrs + pai + locore": (LOCORE, PAI, {**SGRS, "region": "after_image"}),

@@ -41,6 +41,7 @@ MESSAGES: tuple[tuple[str, str], ...] = (
     (r"^tool_choice needs tools|has the name .* already\.$", BESIDE),
     (r"^stream_options needs|^top_logprobs needs|^With max_\w+ 0 nothing", BESIDE),
     (r"name either|disagree; give one|is given twice|names the \w+ already", BESIDE),
+    (r"^the rows of a grid have|have a weight each", BESIDE),
     (r"name the heads|name an artifact|name something|name what|needs low or high", BESIDE),
     (r"has no use for|excludes|exclude each other|min_tokens must be", BESIDE),
     (r"a range has its first number|a span is \[start, end\)|ranges ascend", ORDER),
