@@ -213,7 +213,7 @@ def result(*entries):
 
 
 def test_candidates_become_the_table_of_their_chip_alone():
-    key = {"head_dim": 128, "rows": 16, "bytes": 2}
+    key = {"head_dim": 128, "grouped": False, "edited": False, "bytes": 2}
     config = {**tuning._find("decode", key), "num_warps": 8, "num_stages": 5}
     before = tuning.table()
     after = adopted(before, "h200", result({"kernel": "decode", "key": key, "config": config}))

@@ -172,3 +172,16 @@ def test_groups_are_taken_where_they_compile():
     assert kernel is prefill_specialised_kernel
     assert used.descriptors, "which need scratch memory"
     assert launcher.SPECIALISED_DIM == 128
+
+
+def test_forms_may_be_launched_each_in_its_own_way(make, monkeypatch):
+    case, found = make(), {}
+    monkeypatch.setattr(
+        launcher,
+        "launch",
+        lambda kernel, grid, arguments, config: found.update({kernel: (arguments["KEYS"], config)}),
+    )
+    run(case, case.batch, {"plain": replace(ONE_PAGE, num_stages=7, block_keys=128)})
+    assert found.pop(prefill_plain_kernel) == (128, (4, 7))
+    assert found
+    assert all(config[1] < 7 for _, config in found.values()), "as the table says"
