@@ -48,7 +48,7 @@ class Writer(StubModel):
         self.steps += 1
         return [text[self.steps - 1] for text in self._texts]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         if len(hidden) != len(self._texts):
             return torch.zeros(len(hidden), SIZE)
         at = torch.arange(len(hidden))

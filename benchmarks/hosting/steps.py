@@ -57,7 +57,7 @@ class Narrow(StubModel):
 
     head_dim, vocab_size = 8, 16
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         return super().logits(hidden)[:, : self.vocab_size]
 
 

@@ -83,16 +83,18 @@ class StubModel:
             raise Reached
         return embeddings
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         return self._zeros.expand(len(hidden), -1)
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+    def project(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         return self.logits(hidden)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 
-    def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
+    def early_logits(
+        self, hidden: torch.Tensor, norm: bool, invariant: bool = False
+    ) -> torch.Tensor:
         return self.logits(hidden)
 
 

@@ -86,6 +86,7 @@ class AttentionBatch:
     settles: bool = False  # tags of a decode's earlier keys may change inside a layer
     controls: ControlTables | None = None
     tags: TagTable | None = None
+    invariant: bool = False  # a row's bits depend on its own sequence alone, not on the batch
     derived: dict[Any, Any] = field(default_factory=dict)  # a backend's own, per step
 
     def edit(self, layer: int, sequence: int = 0) -> Edit:

@@ -34,7 +34,12 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str) -> torch.Ten
 
     With M = (p + q) / 2: "dola" is (KL(M||p) + KL(M||q)) / 2, what DoLa's code computes; "jsd" is
     the Jensen-Shannon divergence, (KL(p||M) + KL(q||M)) / 2.
+
+    Row by row: what PyTorch does with one row of several depends on how many there are.
     """
+    if len(log_p) > 1:
+        pairs = zip(torch.split(log_p, 1), torch.split(log_q, 1), strict=True)
+        return torch.cat([divergence(p, q, kind) for p, q in pairs])
     log_m = torch.logaddexp(log_p, log_q) - log(2)
     if kind == "jsd":
         terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)

@@ -6,6 +6,7 @@ step at once, and ``apply_...`` does the arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -21,6 +22,9 @@ MOVED = 1e-5
 
 LayerTables = tuple[torch.Tensor, torch.Tensor]
 """What one layer's score or mass edit needs, for one group of query rows."""
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""``torch.bmm``, or one that sums in a fixed order (fixed_tiles.py)."""
 
 
 def edit_scores(
@@ -75,19 +79,24 @@ def apply_scores(
     weights: torch.Tensor,
     members: torch.Tensor,
     betas: torch.Tensor,
+    product: Product = torch.bmm,
 ) -> torch.Tensor:
     per_key = torch.bmm(per_class.to(scores.dtype), members)
     scale, absolute, bias = per_key.view(scores.shape[0], 3, *scores.shape[1:]).unbind(1)
     edited = scores + scale * scores + absolute * scores.abs() + bias
-    weighted = torch.bmm(weights.to(scores.dtype), betas.to(scores.dtype))
+    weighted = product(weights.to(scores.dtype), betas.to(scores.dtype))
     return edited + weighted.view(scores.shape)
 
 
 def apply_masses(
-    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, members: torch.Tensor
+    attention: torch.Tensor,
+    matrix: torch.Tensor,
+    threshold: torch.Tensor,
+    members: torch.Tensor,
+    product: Product = torch.bmm,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     seqs, heads, queries, keys = attention.shape
-    mass = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
+    mass = product(attention.view(seqs, -1, keys), members.transpose(1, 2))
     if queries > 1:  # to the order of the tables, and back
         mass = mass.view(seqs, heads, queries, CLASSES).transpose(1, 2)
     ratio = _ratios(mass.reshape(-1, CLASSES), matrix, threshold)
@@ -99,15 +108,25 @@ def apply_masses(
 
 
 def apply_head_masses(
-    attention: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor, members: torch.Tensor
+    attention: torch.Tensor,
+    matrix: torch.Tensor,
+    threshold: torch.Tensor,
+    members: torch.Tensor,
+    product: Product = torch.bmm,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`apply_masses`, of sequences whose heads differ: members [seqs, H, C, keys]."""
     seqs, heads, queries, _ = attention.shape
-    mass = (attention @ members.transpose(2, 3)).transpose(1, 2)  # [seqs, queries, H, C]
+    mass = head_masses(attention, members, product).transpose(1, 2)  # [seqs, queries, H, C]
     ratio = _ratios(mass.reshape(-1, CLASSES), matrix, threshold)
     ratio = ratio.view(seqs, queries, heads, CLASSES).transpose(1, 2)
     moved = ((ratio - 1).abs() > MOVED).any(-1)
     return attention * (ratio @ members), moved
+
+
+def head_masses(attention: torch.Tensor, members: torch.Tensor, product: Product) -> torch.Tensor:
+    """Masses of classes that heads have of their own: [seqs, heads, queries, C]."""
+    found = product(attention.flatten(0, 1), members.flatten(0, 1).transpose(1, 2))
+    return found.view(*attention.shape[:3], CLASSES)
 
 
 def _ratios(mass: torch.Tensor, matrix: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
@@ -155,6 +174,7 @@ def head_members(
     """
     rows = per_head.rows[tag_rows].long()
     own = per_head.classes[rows, layer, :, : tags.shape[1]]  # [seqs, heads, keys]
+    own = torch.nn.functional.pad(own, (0, tags.shape[1] - own.shape[2]))
     is_per_head = per_head.heads[rows, layer].bool()[..., None]
     classes = torch.where(is_per_head, own, tags[:, None])
     members = torch.nn.functional.embedding(classes.long(), _one_hot(dtype, tags.device))

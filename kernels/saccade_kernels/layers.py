@@ -23,6 +23,12 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """Activations of a gated MLP by the names that configurations use."""
 
+UNDIVIDED = 16384
+"""Numbers that PyTorch has one thread take, whatever the activation."""
+
+VECTOR = 64
+"""A multiple of the numbers that any CPU takes at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
@@ -162,7 +168,26 @@ def norm_rope_store(
     return query if out is None else out.copy_(query)
 
 
-def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
-    """activation(gate) * up of [tokens, 2 * size], gates first: [tokens, size]."""
+def gate(merged: torch.Tensor, activation: str, invariant: bool = False) -> torch.Tensor:
+    """activation(gate) * up of [tokens, 2 * size], gates first: [tokens, size].
+
+    ``invariant``: a row's bits do not depend on how many there are.
+    """
     gates, up = merged.chunk(2, -1)
-    return ACTIVATIONS[activation](gates) * up
+    activate = ACTIVATIONS[activation]
+    return (_activated(gates, activate) if invariant else activate(gates)) * up
+
+
+def _activated(
+    gates: torch.Tensor, activate: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Activations of [tokens, size], of one shape in each call: whole vectors, on one thread.
+
+    What is left over behind whole vectors has another form of the exponential, and threads divide
+    what is large anywhere.
+    """
+    rows, size = gates.shape
+    short = -size % VECTOR
+    each = max(1, UNDIVIDED // (size + short))
+    padded = functional.pad(gates, (0, short, 0, -rows % each))
+    return torch.cat([activate(part) for part in torch.split(padded, each)])[:rows, :size]

@@ -87,9 +87,9 @@ def norm_rope_store(
     return _tensor(_backend(merged).norm_rope_store(merged, heads, rotation, *caches, out=out))
 
 
-def gate(merged: torch.Tensor, activation: str) -> torch.Tensor:
+def gate(merged: torch.Tensor, activation: str, invariant: bool = False) -> torch.Tensor:
     """See :func:`saccade_kernels.layers.gate`."""
-    return _tensor(_backend(merged).gate(merged, activation))
+    return _tensor(_backend(merged).gate(merged, activation, invariant))
 
 
 def attention(
@@ -114,6 +114,8 @@ def attention(
     """
     ops = _backend(query)
     arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
+    if batch.invariant:
+        return _tensor(ops.invariant_attention(query, *arguments, emit))
     decodes = batch.num_decodes
     if decodes == query.shape[0]:
         return _tensor(ops.decode(query, *arguments, emit))
@@ -334,6 +336,7 @@ class _Reference:
     gate = staticmethod(layers.gate)
     decode = staticmethod(reference.decode)
     prefill = staticmethod(reference.prefill)
+    invariant_attention = staticmethod(reference.invariant_attention)
     saliency = staticmethod(gradients.saliency)
     norm_gradient = staticmethod(layer_gradients.norm_gradient)
     gate_gradient = staticmethod(layer_gradients.gate_gradient)

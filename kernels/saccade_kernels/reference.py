@@ -4,28 +4,35 @@ Arithmetic runs in float32, or in float64 when the inputs are float64. A query r
 the identity program gets bit for bit what it gets with no controls at all: every edit multiplies
 by an exact 1 or adds an exact 0. A sequence reads no cache slot but its own, so whatever stale
 or foreign slots hold, NaN included, cannot reach it.
+
+Of a batch that is ``invariant`` the products are those of :mod:`~saccade_kernels.fixed_tiles`: a
+row gets the same bits in every batch, chunk and group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
-from saccade_kernels.batch import PAGE, AttentionBatch, Emission
+from saccade_kernels.batch import AttentionBatch, Emission
 from saccade_kernels.columns_reference import longest_context
 from saccade_kernels.controls import KEY_WEIGHTS, NEVER_ATTEND, Edit
 from saccade_kernels.edits import (
     LayerTables,
+    Product,
     apply_head_masses,
     apply_masses,
     apply_scores,
     class_members,
+    head_masses,
     head_members,
     mass_tables,
     score_tables,
 )
+from saccade_kernels.fixed_tiles import bmm_keys, bmm_values
+from saccade_kernels.groups import Group, gather, group_of
 from saccade_kernels.tables import ControlTables
 
 
@@ -71,7 +78,7 @@ def decode(
         [num_decodes, heads, head_dim] in the query's dtype.
     """
     context = max(batch.max_context, 1)
-    group = _group(batch, (0, batch.num_decodes), (1, context), key_cache, query.dtype, window)
+    group = group_of(batch, (0, batch.num_decodes), (1, context), key_cache, query.dtype, window)
     return _attend(query, key_cache, value_cache, batch, group, layer, scale, softcap, emit)
 
 
@@ -97,13 +104,44 @@ def prefill(
     outputs, first = [query[:0]], 0
     for seq, known in enumerate(batch.prefills, batch.num_decodes):
         sizes = (known.queries, max(known.context, 1))
-        group = _group(batch, (seq, seq + 1), sizes, key_cache, query.dtype, window)
+        group = group_of(batch, (seq, seq + 1), sizes, key_cache, query.dtype, window)
         rows = slice(first, first + known.queries)
         part = None if emit is None else emit.rows(rows)
         arguments = (key_cache, value_cache, batch, group, layer, scale, softcap, part)
         outputs.append(_attend(query[rows], *arguments))
         first += known.queries
     return outputs[-1] if len(outputs) <= 2 else torch.cat(outputs)
+
+
+def invariant_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    layer: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    emit: Emission | None = None,
+) -> torch.Tensor:
+    """Attention of all rows of a batch that is ``invariant``, decodes and prefills.
+
+    Args:
+        query: [tokens, heads, head_dim]; the rest as in :func:`decode`.
+
+    Returns:
+        [tokens, heads, head_dim] in the query's dtype.
+    """
+    arguments = (key_cache, value_cache, batch, layer, scale, softcap, window)
+    parts = []
+    for attend, rows in (
+        (decode, slice(0, batch.num_decodes)),
+        (prefill, slice(batch.num_decodes, len(query))),
+    ):
+        if rows.start < rows.stop:
+            part = None if emit is None else emit.rows(rows)
+            parts.append(attend(query[rows], *arguments, part))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def head_weights(
@@ -137,11 +175,11 @@ def head_weights(
     ]
     first = 0
     for *members, queries, context in groups:
-        group = _group(batch, members, (queries, context), key_cache, query.dtype, window)
+        group = group_of(batch, members, (queries, context), key_cache, query.dtype, window)
         last = first + group.tag_rows.numel() * queries
         arguments = (key_cache, batch, group, layer, scale, softcap, None)
         weights = _weigh(query[first:last], *arguments)[0].transpose(1, 2).flatten(0, 1)
-        found[first:last, :, :context] = weights[..., : found.shape[2]]
+        found[first:last, :, :context] = weights[..., :context]
         first = last
     return found
 
@@ -150,77 +188,12 @@ def head_weights(
 SCORE, MASS, HEAD, HIDE = (flag.value for flag in (Edit.SCORE, Edit.MASS, Edit.HEAD, Edit.HIDE))
 
 
-@dataclass(frozen=True)
-class _Group:
-    """What a step's layers share about all its decodes, or about one prefill."""
-
-    first: int  # the first of its sequences
-    queries: int  # query rows of each sequence
-    keys: int  # of the longest sequence; a shorter one repeats its last key, masked
-    positions: torch.Tensor  # int64 [seqs, keys] in the sequence
-    cache_rows: torch.Tensor  # int64 [seqs * kv_heads * keys] into a cache seen as [-1, head_dim]
-    mask: torch.Tensor  # [seqs, 1, queries, keys]: 0 where a query may look, else -inf
-    padded: torch.Tensor | None  # bool [seqs, 1, 1, 1]: no keys at all; None if all have some
-    control_rows: torch.Tensor  # int32 [seqs, queries]
-    tag_rows: torch.Tensor  # int32 [seqs]
-
-
-def _group(
-    batch: AttentionBatch,
-    members: Sequence[int],
-    sizes: tuple[int, int],
-    key_cache: torch.Tensor,
-    dtype: torch.dtype,
-    window: int,
-) -> _Group:
-    """A group of sequences, made once a step for each kind of layer.
-
-    Args:
-        members: the first sequence, and the one behind the last.
-        sizes: query rows of each sequence, and the most keys of any.
-    """
-    first, last = members
-    work, kv_heads = torch.promote_types(dtype, torch.float32), key_cache.shape[2]
-    name = ("group", first, last, work, kv_heads, window)
-    if name not in batch.derived:
-        queries, keys = sizes
-        before = max(first - batch.num_decodes, 0)  # prefills
-        start = first - before + sum(p.queries for p in batch.prefills[:before])
-        context = batch.context_lens[first:last, None].long()
-        key = torch.arange(keys, device=context.device)
-        own = torch.minimum(key, (context - 1).clamp(min=0))  # [seqs, keys]
-        slots = batch.page_table[first:last].long().gather(1, own // PAGE) * PAGE + own % PAGE
-        head = torch.arange(kv_heads, device=context.device)[:, None]
-        query = torch.arange(queries, device=context.device) + context - queries  # [seqs, queries]
-        visible = key <= query[:, :, None]
-        if window > 0:
-            visible &= key > query[:, :, None] - window
-        mask = torch.zeros(visible.shape, dtype=work, device=context.device)
-        padded = (context == 0)[:, :, None, None]
-        batch.derived[name] = _Group(
-            first=first,
-            queries=queries,
-            keys=keys,
-            positions=own,
-            cache_rows=(slots[:, None] * kv_heads + head).flatten(),
-            mask=mask.masked_fill_(~visible, -torch.inf)[:, None],
-            padded=padded if bool(padded.any()) else None,
-            control_rows=batch.control_rows[start : start + (last - first) * queries].view(
-                -1, queries
-            ),
-            tag_rows=batch.tag_rows[first:last],
-        )
-    group = batch.derived[name]
-    assert isinstance(group, _Group)
-    return group
-
-
 def _attend(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     batch: AttentionBatch,
-    group: _Group,
+    group: Group,
     layer: int,
     scale: float,
     softcap: float,
@@ -232,8 +205,9 @@ def _attend(
     if moved is not None:
         count = moved.sum(-1, dtype=torch.int32)
         batch.tables()[1].moved.select(1, layer).index_add_(0, group.tag_rows, count)
-    value = _gather(value_cache, group).to(attention.dtype)
-    output = torch.bmm(attention.view(value.shape[0], -1, group.keys), value)
+    value = gather(value_cache, group).to(attention.dtype)
+    sum_values = bmm_values if batch.invariant else torch.bmm
+    output = sum_values(attention.view(value.shape[0], -1, group.keys), value)
     output = output.view(seqs, heads, group.queries, -1)
     if group.padded is not None:
         output = output.masked_fill_(group.padded, 0.0)
@@ -249,7 +223,7 @@ def _weigh(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     batch: AttentionBatch,
-    group: _Group,
+    group: Group,
     layer: int,
     scale: float,
     softcap: float,
@@ -258,17 +232,21 @@ def _weigh(
     """A' of one group, [seqs, heads, queries, keys]; and if masses are edited, whose moved."""
     seqs, moved = group.tag_rows.numel(), None
     edit = int(batch.edit(layer, group.first))
-    scores = _scores(query, key_cache, group, scale)
+    per_key = bmm_keys if batch.invariant else torch.bmm
+    scores = _scores(query, key_cache, group, scale, per_key)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if edit or emit is not None:
         _, tables = batch.tables()
         tags = tables.tags.select(1, layer)[:, : group.keys].index_select(0, group.tag_rows)
+        if tags.shape[1] < group.keys:  # whole pages may be longer than any sequence
+            tags = functional.pad(tags, (0, group.keys - tags.shape[1]))
     if emit is not None or edit & (SCORE | MASS):
         members = class_members(tags, scores.dtype)
     if edit & SCORE:
         per_class, weights = _step_tables(score_tables, batch, group, layer)
-        scores = apply_scores(scores, per_class, weights, members, _step_betas(batch, group))
+        betas = _step_betas(batch, group)
+        scores = apply_scores(scores, per_class, weights, members, betas, per_key)
     scores += group.mask
     if group.padded is not None:  # the key it stands on is not its own
         scores = scores.masked_fill_(group.padded, -torch.inf)
@@ -283,17 +261,19 @@ def _weigh(
     own = None
     if batch.per_head_classes and (emit is not None or edit & MASS):
         own = _per_head_classes(batch, group, tags, layer, scores.dtype)
+    sum_classes = bmm_values if batch.invariant else torch.bmm
     if emit is not None:
-        _emit(emit, scores, attention, members, own)
+        _emit(emit, scores, attention, members, own, sum_classes)
     if edit & MASS:
         matrix, threshold = _step_tables(mass_tables, batch, group, layer)
         before = attention
-        attention, moved = apply_masses(before, matrix, threshold, members)
+        attention, moved = apply_masses(before, matrix, threshold, members, sum_classes)
         if own is not None:
             which, by_head = own
             each = len(matrix) // seqs
             rows = torch.arange(len(matrix), device=which.device).view(seqs, each)[which].flatten()
-            edited = apply_head_masses(before[which], matrix[rows], threshold[rows], by_head)
+            tables_of = (matrix[rows], threshold[rows])
+            edited = apply_head_masses(before[which], *tables_of, by_head, sum_classes)
             attention[which], moved[which] = edited
     return attention, moved
 
@@ -305,7 +285,7 @@ their keys in every head, one-hot [n, heads, CLASSES, keys]."""
 
 def _per_head_classes(
     batch: AttentionBatch,
-    group: _Group,
+    group: Group,
     tags: torch.Tensor,
     layer: int,
     dtype: torch.dtype,
@@ -328,14 +308,15 @@ def _emit(
     attention: torch.Tensor,
     members: torch.Tensor,
     own: OwnClasses | None,
+    sum_classes: Product,
 ) -> None:
     """Write class masses and normalisers; scores are [seqs, heads, queries, keys]."""
     seqs, heads, queries, keys = scores.shape
-    masses = torch.bmm(attention.view(seqs, -1, keys), members.transpose(1, 2))
+    masses = sum_classes(attention.view(seqs, -1, keys), members.transpose(1, 2))
     masses = masses.view(seqs, heads, queries, -1)
     if own is not None:
         which, by_head = own
-        masses[which] = attention[which] @ by_head.transpose(2, 3)
+        masses[which] = head_masses(attention[which], by_head, sum_classes)
     masses = masses.transpose(1, 2)
     emit.masses.copy_(masses.reshape(emit.masses.shape))
     emit.lse.copy_(scores.logsumexp(-1).transpose(1, 2).reshape(emit.lse.shape))
@@ -344,7 +325,7 @@ def _emit(
 def _step_tables(
     build: Callable[[ControlTables, torch.Tensor, slice], list[LayerTables]],
     batch: AttentionBatch,
-    group: _Group,
+    group: Group,
     layer: int,
 ) -> LayerTables:
     """One layer's; decodes read all layers' once a step, prefills have too many rows for that."""
@@ -358,7 +339,7 @@ def _step_tables(
     return tables
 
 
-def _step_betas(batch: AttentionBatch, group: _Group) -> torch.Tensor:
+def _step_betas(batch: AttentionBatch, group: Group) -> torch.Tensor:
     """Betas of a group's keys, float32 [seqs, KEY_WEIGHTS, keys], for all layers of a step."""
     name = (_step_betas, group.first)
     if name not in batch.derived:
@@ -371,18 +352,16 @@ def _step_betas(batch: AttentionBatch, group: _Group) -> torch.Tensor:
 
 
 def _scores(
-    query: torch.Tensor, key_cache: torch.Tensor, group: _Group, scale: float
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    group: Group,
+    scale: float,
+    product: Product,
 ) -> torch.Tensor:
     """Scaled products of queries and keys, [seqs, heads, queries, keys]."""
     work, (heads, dim) = group.mask.dtype, query.shape[1:]
-    key = _gather(key_cache, group).to(work)
+    key = gather(key_cache, group).to(work)
     rows = (query.to(work) * scale).view(-1, group.queries, heads, dim).transpose(1, 2)
     # Query heads of one key head are neighbours, so they fold into one matrix product.
-    scores = torch.bmm(rows.reshape(key.shape[0], -1, dim), key.transpose(1, 2))
+    scores = product(rows.reshape(key.shape[0], -1, dim), key.transpose(1, 2))
     return scores.view(-1, heads, group.queries, group.keys)
-
-
-def _gather(cache: torch.Tensor, group: _Group) -> torch.Tensor:
-    """What the cache holds for a group, [seqs * kv_heads, keys, head_dim]."""
-    dim = cache.shape[-1]
-    return cache.view(-1, dim).index_select(0, group.cache_rows).view(-1, group.keys, dim)

@@ -15,6 +15,7 @@ from saccade_server.config import DEMO_NAME, ServerConfig, engine_config, served
 from saccade_server.demo import SHOWN_SAMPLE, model_path
 from saccade_server.engine.config import EngineConfig
 from saccade_server.exit_codes import EPILOG, MEANINGS
+from saccade_server.serve_options.engine import EngineOptions
 from saccade_server.serve_options.group import keys
 from saccade_server.serving import greeting
 
@@ -115,6 +116,13 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 )
 def test_served_name(model: str | None, name: str | None, wanted: str) -> None:
     assert served_name(model, name) == wanted
+
+
+def test_batch_invariance_is_passed_on() -> None:
+    assert not engine_config("m").batch_invariant
+    assert engine_config("m", batch_invariant=True).batch_invariant
+    assert not EngineOptions().choices()["batch_invariant"]
+    assert EngineOptions(batch_invariant=True).choices()["batch_invariant"]
 
 
 def test_a_folder_is_served_by_its_last_part(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from saccade_kernels.gpu.distributions import contrast_rows, divergences, mask_r
 from saccade_kernels.gpu.gates import gate
 from saccade_kernels.gpu.head_sinks import find_head_sinks, settle_prompt_sinks
 from saccade_kernels.gpu.head_weights import head_weights
+from saccade_kernels.gpu.invariant import invariant_attention
 from saccade_kernels.gpu.key_shares import key_shares
 from saccade_kernels.gpu.layer_gradients import gate_gradient, norm_gradient, rope_gradient
 from saccade_kernels.gpu.norms import add_norm, rms_norm
@@ -32,6 +33,7 @@ __all__ = [
     "gate",
     "gate_gradient",
     "head_weights",
+    "invariant_attention",
     "key_shares",
     "linear",
     "mask_rows",

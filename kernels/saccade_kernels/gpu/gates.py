@@ -53,7 +53,12 @@ def squashed(x, by):
     return x / (1.0 + tl.exp(tl.minimum(-by, 88.0)))
 
 
-def gate(merged: torch.Tensor, activation: str, config: SmallConfig | None = None) -> torch.Tensor:
+def gate(
+    merged: torch.Tensor,
+    activation: str,
+    invariant: bool = False,
+    config: SmallConfig | None = None,
+) -> torch.Tensor:
     """:func:`saccade_kernels.layers.gate` in Triton; float64 in PyTorch."""
     if merged.dtype == torch.float64:
         return layers.gate(merged, activation)

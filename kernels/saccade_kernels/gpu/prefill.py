@@ -162,7 +162,7 @@ def _launch(
     if emits and form == "per_head":
         config = emitting(config)
     if config.descriptors:
-        triton.set_allocator(_scratch)
+        triton.set_allocator(scratch)
     edited = form != "plain" and not emits
     aligned = form in ("masses", "values", "scores")
     blocks = work_list(batch, config.block_m, query.device, edited, aligned)
@@ -195,7 +195,7 @@ def emitting(config: PrefillConfig) -> PrefillConfig:
 _scratches: dict[int, list[torch.Tensor]] = {}
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+def scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory for the descriptors that programs build: one buffer per device, for every launch.
 
     Launches on one CUDA stream run one after another, so all share the buffer. A larger buffer

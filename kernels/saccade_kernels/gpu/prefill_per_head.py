@@ -1,7 +1,8 @@
 """The edited prefill in two passes over all keys; the specification is ``reference.prefill``.
 
 One program takes one edited pair of block and head and walks the pages of keys that its rows see.
-Its body is one of two:
+Beside the launches of lists it has the masses of single heads alone; of batches that are invariant
+(invariant.py) it has every edit. Its body is one of two:
 
 * one pass with edited scores or hidden keys;
 * two passes, where masses are edited or emitted:

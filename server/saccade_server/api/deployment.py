@@ -64,6 +64,7 @@ def deployment_of(services: Services, profiles: Mapping[str, Profile]) -> Deploy
             "fingerprint": info.fingerprint,
             "prompts": services.prompts.fingerprint,
             "dtype": info.dtype,
+            "batch_invariant": info.batch_invariant,
             "methods": sorted(offered),
             "profiles": {
                 profile.name: fingerprint(profile.interventions) for profile in profiles.values()

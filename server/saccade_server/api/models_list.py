@@ -34,6 +34,7 @@ def models_router(services: Services) -> APIRouter:
             "accepts_tools": services.prompts.tools_refused is None,
             "structured_outputs": STRUCTURED if info.follows_grammars else [],
             "knows_sinks": bool(info.sink_dims),
+            "batch_invariant": info.batch_invariant,
             "layers": info.layers,
             "heads": info.heads,
             "kv_heads": info.kv_heads,

@@ -146,6 +146,7 @@ def attention_of(
         per_head_classes=edited and has_per_head_classes(chunks),
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,
+        invariant=tables.invariant,
     )
     return batch, others
 

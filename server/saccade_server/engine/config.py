@@ -22,6 +22,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``overlap`` prepares a step while the one before it runs; ``padded_decode`` runs decodes at
     fixed sizes in fixed buffers, captured in CUDA graphs where there is CUDA. None: on a GPU only.
+
+    ``batch_invariant``: a request's tokens and log-probabilities do not depend, bit for bit, on
+    what runs beside it, on how its prompt is cut, on preemption, or on cached pages.
     """
 
     model: str
@@ -41,6 +44,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_per_head_classes: int = 8
     image_cache_bytes: int = 256 * 2**20
     prefix_caching: bool = True
+    batch_invariant: bool = False
     threads: int | None = None  # CPU threads; None: torch's default
 
     def __post_init__(self) -> None:

@@ -284,7 +284,7 @@ class PaddedDecoder:
         )
         embeddings = self._model.embed(tokens, tape.room(Activation.RESIDUAL, 0))
         hidden = self._model.forward(embeddings, inputs.positions, step)
-        self.outputs.logits[:size].copy_(self._model.logits(hidden))
+        self.outputs.logits[:size].copy_(self._model.logits(hidden, self._tables.invariant))
         self.outputs.greedy(size)
 
     def _batch(self, inputs: DecodeInputs, variant: StepVariant) -> AttentionBatch:
@@ -303,6 +303,7 @@ class PaddedDecoder:
             per_head_classes=bool(variant.search & Search.PER_HEAD_CLASSES),
             controls=self._tables.controls if edited else None,
             tags=self._tables.tags if edited else None,
+            invariant=self._tables.invariant,
         )
 
     def _form(self, roster: Roster, control_rows: NDArray[np.int32]) -> tuple[int, Reach, Search]:

@@ -11,6 +11,7 @@ from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.residual import RESIDUAL_VECTORS
 from saccade_server.engine.config import EngineConfig
+from saccade_server.engine.invariance import why_not_invariant
 from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest, SamplingParams
 from saccade_server.engine.vectors import directions
 from saccade_server.models.family import ServedModel
@@ -62,6 +63,7 @@ def describe(
         sink_dims=sink_dims,
         accepts_images=model.image_token_id is not None,
         follows_grammars=follows_grammars,
+        batch_invariant=config.batch_invariant,
         fingerprint=fingerprint,
     )
 
@@ -129,6 +131,9 @@ def why_too_many(request: GenerateRequest, info: EngineInfo) -> str | None:
             f"computes {info.max_num_seqs}"
         )
     plans = [member.plan for member in members if member.plan is not None]
+    reason = why_not_invariant(plans, info)
+    if reason is not None:
+        return reason
     keys = {key for plan in plans for key in plan.program_keys.values()} - {None}
     if len(keys) > info.max_programs:
         return f"the plans need {len(keys)} programs, and the server holds {info.max_programs}"

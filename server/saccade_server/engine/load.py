@@ -8,6 +8,7 @@ import torch
 
 from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
+from saccade_server.engine.invariance import check_machine
 from saccade_server.engine.limits import ends_known
 from saccade_server.engine.memory import out_of_memory_explained
 from saccade_server.grammars.vocabulary import Vocabulary
@@ -26,7 +27,7 @@ def load_core(config: EngineConfig) -> EngineCore:
     """Load the model named in ``config``.
 
     Raises:
-        UnsupportedModelError: the model cannot be served; the message says why.
+        UnsupportedModelError: the model cannot be served as asked; the message says why.
         ValueError: a limit in ``config`` does not fit the model.
     """
     if config.threads is not None:
@@ -37,6 +38,8 @@ def load_core(config: EngineConfig) -> EngineCore:
         torch.cuda.set_device(device)  # or pinned memory would wake the first GPU too
     with out_of_memory_explained("loading the weights"):
         model = load_model(config.model, dtype=dtype, device=device)
+    if config.batch_invariant:
+        check_machine(model)
     prompts = _prompts(config.model)
     first = None if prompts is None else opening(prompts)
     dims, identity = find_sink_dims(model, first), fingerprint(model)

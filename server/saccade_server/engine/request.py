@@ -249,6 +249,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     sink_dims: tuple[int, ...] = ()
     accepts_images: bool = False
     follows_grammars: bool = False  # the bytes of its tokens are known, and it has an end token
+    batch_invariant: bool = False  # see EngineConfig
     fingerprint: str = ""
 
 

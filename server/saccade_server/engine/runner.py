@@ -69,17 +69,17 @@ class Runner:
         self._threads = torch.get_num_threads()
         self._overlap = config.overlaps(model.device)
         self.num_pages = -(-cache_tokens // PAGE) + 1  # page 0 is padding
-        shape = ControlShape(model.layers, model.heads, model.head_dim)
         self.tables = DeviceTables(
-            shape,
+            ControlShape(model.layers, model.heads, model.head_dim),
             control_rows=config.max_programs + 1,
             tag_rows=config.max_num_seqs + 1,
             max_len=max_model_len,
             device=model.device,
             hidden_size=model.hidden_size,
             per_head_rows=config.max_per_head_classes + 1,
+            invariant=config.batch_invariant,
         )
-        self.features = FeatureCache(model, config.image_cache_bytes)
+        self.features = FeatureCache(model, config.image_cache_bytes, config.batch_invariant)
         page = (self.num_pages, PAGE, model.kv_heads, model.head_dim)
         # Zeroed once: what runs before the first request attends to slots never written.
         self._keys = [self._zeros(page) for _ in range(model.layers)]
@@ -264,7 +264,8 @@ class Runner:
         looks = self.rules.look_padded(search, step.inputs) if search else ((), ())
         forward = ForwardStep(step.attention, *caches, *looks, step.residuals)
         embeddings = self.model.embed(step.tokens)
-        return self.model.logits(self.model.forward(embeddings, step.positions, forward))
+        hidden = self.model.forward(embeddings, step.positions, forward)
+        return self.model.logits(hidden, self.tables.invariant)
 
     def _ordinary(self, chunks: Batch[Chunk], fill: FillMasks) -> InFlight:
         """Queue a step as it comes."""
@@ -315,7 +316,7 @@ class Runner:
             tape=together([look.tape for look in looking.values() if look.tape is not None]),
         )
         hidden = self.model.forward(embeddings, step.positions, forward, visual, deepstack)
-        return self.model.logits(hidden.index_select(0, step.sampled))
+        return self.model.logits(hidden.index_select(0, step.sampled), self.tables.invariant)
 
     def _draw(self, sampling: Batch[Chunk], rows: Combined) -> Drawing:
         """Queue the draws, one from each of these rows."""
@@ -331,7 +332,8 @@ class Runner:
     def _set_threads(self, tokens: int) -> None:
         if self.model.device.type == "cpu" and self._threads > 1:
             small = tokens * self.model.parameters < SMALL_WORK
-            torch.set_num_threads(1 if small else self._threads)
+            few = small and not self.tables.invariant  # sums go by the number of threads
+            torch.set_num_threads(1 if few else self._threads)
 
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)

@@ -183,7 +183,7 @@ def _replace(
 
 def _draw(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Inverse-CDF draw in the order of the vocabulary, which needs no sorting. int64 [rows]."""
-    mass = _scale(logits, columns).softmax(-1, dtype=torch.float64).cumsum(-1)
+    mass = cumulated(_scale(logits, columns).softmax(-1, dtype=torch.float64))
     target = columns.uniform * mass[:, -1:]
     last = mass.shape[-1] - 1
     return torch.searchsorted(mass, target, right=True).squeeze(-1).clamp(max=last)
@@ -192,7 +192,7 @@ def _draw(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
 def _draw_filtered(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Inverse-CDF draw over what the filters leave, in descending order. int64 [rows]."""
     probs, index = keep_likely(logits, columns)
-    mass = probs.cumsum(-1)
+    mass = cumulated(probs)
     target = columns.uniform.to(mass.dtype) * mass[:, -1:]
     place = (mass <= target).sum(-1, keepdim=True)
     # Rounding may put the target on the last kept value; the draw stays inside what is kept.
@@ -219,9 +219,19 @@ def keep_likely(logits: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, t
     keep &= rank < columns.top_k
     keep[:, 0].fill_(True)
     probs = ordered.masked_fill(~keep, float("-inf")).softmax(-1)
-    keep &= probs.cumsum(-1) - probs < columns.top_p.to(probs.dtype)
+    keep &= cumulated(probs) - probs < columns.top_p.to(probs.dtype)
     keep[:, 0].fill_(True)
     return probs * keep, index
+
+
+def cumulated(probs: torch.Tensor) -> torch.Tensor:
+    """Running sums of each row, in an order that the number of rows does not change.
+
+    On a GPU PyTorch has an algorithm of its own for a row that is alone.
+    """
+    if probs.is_cuda and len(probs) == 1:
+        return probs.expand(2, -1).cumsum(-1)[:1]
+    return probs.cumsum(-1)
 
 
 def _scale(logits: torch.Tensor, columns: Columns) -> torch.Tensor:

@@ -97,5 +97,6 @@ class SinglesPacker:
             per_head_classes=bool(edits) and roster.wanted.per_head_classes,
             controls=self._tables.controls if edits else None,
             tags=self._tables.tags if edits else None,
+            invariant=self._tables.invariant,
         )
         return Singles(there, attention, self._tables.residual_step(rows))

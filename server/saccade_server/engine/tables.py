@@ -45,7 +45,13 @@ class DeviceTables:
         device: torch.device,
         hidden_size: int,
         per_head_rows: int = 1,
+        invariant: bool = False,
     ) -> None:
+        """
+        Args:
+            invariant: what is computed by these tables depends on no neighbour, bit for bit.
+        """
+        self.invariant = invariant
         self._controls = ControlTables.allocate(control_rows, shape, device)
         self._tags = TagTable.allocate(tag_rows, shape, max_len, device)
         self.per_head_rows = per_head_rows

@@ -149,25 +149,30 @@ class ServedModel:
         visual = None if visual_rows is None else Visual(visual_rows, deepstack)
         return self.decoder.forward(embeddings, positions, step, visual)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocab_size] of hidden states [n, hidden_size], float32 or wider."""
-        logits = self.project(hidden)
+    def logits(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
+        """Logits [n, vocab_size] of hidden states [n, hidden_size], float32 or wider.
+
+        ``invariant``: a row's bits do not depend on the others.
+        """
+        logits = self.project(hidden, invariant)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+    def project(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         """As :meth:`logits`, in the dtype of the weights."""
-        return ops.linear(hidden, self._head)
+        return ops.linear(hidden, self._head, invariant=invariant)
 
     def through_head(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient of hidden states [n, hidden_size] that one of logits leads to."""
         return torch.mm(grad.to(self._head.dtype), self._head)
 
-    def early_logits(self, hidden: torch.Tensor, norm: bool) -> torch.Tensor:
+    def early_logits(
+        self, hidden: torch.Tensor, norm: bool, invariant: bool = False
+    ) -> torch.Tensor:
         """Logits of residuals between layers [n, hidden_size], as :meth:`logits`.
 
         ``norm``: the final norm is applied to them first.
         """
-        return self.logits(self.normed(hidden) if norm else hidden)
+        return self.logits(self.normed(hidden) if norm else hidden, invariant)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The final norm of residuals [n, hidden_size]."""

@@ -106,8 +106,9 @@ class Layer:
             SiteKind.ATTENTION_OUTPUT, index, hidden, own.output, own.attention_post_norm
         )
         residual, hidden = sites.add(Activation.MIDDLE, index, residual, update, own.mlp_norm)
-        gates = linear(hidden, own.gate_up, sites.room(Activation.GATES, index))
-        hidden = ops.gate(sites.keep(Activation.GATES, index, gates), self.activation)
+        invariant = sites.step.batch.invariant
+        gates = linear(hidden, own.gate_up, sites.room(Activation.GATES, index), invariant)
+        hidden = ops.gate(sites.keep(Activation.GATES, index, gates), self.activation, invariant)
         return residual, sites.output(
             SiteKind.MLP_OUTPUT, index, hidden, own.down, own.mlp_post_norm
         )
@@ -116,7 +117,8 @@ class Layer:
         """Head outputs, [tokens, heads * head_dim]."""
         step, index = sites.step, self.index
         keys, values, slots = step.key_caches[index], step.value_caches[index], step.batch.slots
-        merged = linear(hidden, self.weights.qkv, sites.room(Activation.MERGED, index))
+        room = sites.room(Activation.MERGED, index)
+        merged = linear(hidden, self.weights.qkv, room, step.batch.invariant)
         merged = sites.keep(Activation.MERGED, index, merged)
         room = sites.room(Activation.QUERY, index)
         query = ops.norm_rope_store(merged, self.heads, rotation, keys, values, slots, room)

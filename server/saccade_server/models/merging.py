@@ -28,9 +28,17 @@ class Linear:
     bias: torch.Tensor | None = None
 
 
-def linear(hidden: torch.Tensor, weights: Linear, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The product of [tokens, in] with merged weights, written to ``out`` if there is one."""
-    return ops.linear(hidden, weights.weight, weights.bias, out)
+def linear(
+    hidden: torch.Tensor,
+    weights: Linear,
+    out: torch.Tensor | None = None,
+    invariant: bool = False,
+) -> torch.Tensor:
+    """The product of [tokens, in] with merged weights, written to ``out`` if there is one.
+
+    ``invariant``: a row's bits do not depend on the others.
+    """
+    return ops.linear(hidden, weights.weight, weights.bias, out, invariant)
 
 
 @dataclass(frozen=True, slots=True)

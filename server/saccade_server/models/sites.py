@@ -108,7 +108,8 @@ class Sites:
         norm: RMSNorm | None,
     ) -> Update:
         """As :meth:`act`, of the product of ``hidden`` that a half of the layer ends with."""
-        hidden = linear(hidden, product, self.room(OUTPUTS[kind], index))
+        room, invariant = self.room(OUTPUTS[kind], index), self.step.batch.invariant
+        hidden = linear(hidden, product, room, invariant)
         self.keep(OUTPUTS[kind], index, hidden)
         return self.act(kind, index, hidden, norm)
 

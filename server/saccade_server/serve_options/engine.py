@@ -80,6 +80,14 @@ class EngineOptions(OptionGroup):
             help="Share the keys and values of equal prefixes.", envvar="SACCADE_PREFIX_CACHING"
         ),
     ] = True
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="A request's tokens do not depend, bit for bit, on what runs beside it; slower.",
+            envvar="SACCADE_BATCH_INVARIANT",
+        ),
+    ] = False
     threads: Threads = None
 
     def choices(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_replicas_show_one_digest_everywhere(make_server: MakeServer) -> None:
     [
         ({"fingerprint": "sha256:" + "cd" * 32}, {}, ["fingerprint"]),
         ({"dtype": "bfloat16"}, {}, ["dtype"]),
+        ({"batch_invariant": True}, {}, ["batch_invariant"]),
         ({"max_model_len": 256}, {}, ["limits.context"]),
         ({"max_num_seqs": 3}, {}, []),
         ({}, {"served_model_name": "other"}, ["model"]),

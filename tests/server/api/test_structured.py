@@ -246,6 +246,7 @@ def test_metrics_and_models_know_of_it(make_server: MakeServer) -> None:
         assert f"saccade:{line}" in said
     (card,) = server.http.get("/v1/models").json()["data"]
     assert "json_schema" in card["structured_outputs"]
+    assert card["batch_invariant"] is False
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/interventions/validate"])

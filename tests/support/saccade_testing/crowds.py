@@ -43,10 +43,24 @@ def drawn_weights(model: Any) -> Any:
     return model
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How engines run, and answers are compared: in float64, whose rounding is too small to change
+    a choice, up to rounding; or, of engines that promise batch invariance, bit for bit.
+    """
+
+    dtype: torch.dtype = torch.float64
+    invariant: bool = False
+    exact: bool = False  # log-probabilities bit for bit, without the promise too
+
+
+NEARLY = Manner()
+
+
 @cache
-def served(family: str) -> ServedModel:
-    """A tiny model in float64, whose rounding is too small to change a choice; built once."""
-    return serve(drawn_weights(tiny.build(family)))
+def served(family: str, dtype: torch.dtype = torch.float64) -> ServedModel:
+    """A tiny model; built once."""
+    return serve(drawn_weights(tiny.build(family)).to(dtype))
 
 
 class Faulty:
@@ -75,11 +89,11 @@ class Faulty:
         self._broken = kind == "logits"
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, invariant: bool = False) -> torch.Tensor:
         if self.armed and self._broken:
             self._broken = False
             self._fail()
-        return self._model.logits(hidden)
+        return self._model.logits(hidden, invariant)
 
     def _fail(self) -> None:
         self.raised += 1
@@ -111,12 +125,12 @@ class Finished:
     last_row: int
 
 
-def follow(workload: Workload) -> Course:
+def follow(workload: Workload, manner: Manner = NEARLY) -> Course:
     """Run a workload, and every request of it that was not refused, alone; compare."""
     course = Course()
     with _warnings() as warned:
-        model: Any = Faulty(served(workload.family), workload.faults)
-        config = EngineConfig(**workload.config)
+        model: Any = Faulty(served(workload.family, manner.dtype), workload.faults)
+        config = EngineConfig(**workload.config, batch_invariant=manner.invariant)
         core = EngineCore(model, config, SINK_DIMS, vocabulary=held.vocabulary())
         if workload.captured:
             decoder = core._runner._decoder
@@ -132,7 +146,8 @@ def follow(workload: Workload) -> Course:
         assert result.last is not None, f"{name} has no end"
         failed = result.last.error == FAILED
         errors += failed
-        course.faults += [f"{name}: {what}" for what in _compare(arrival, result, workload.family)]
+        found = _compare(arrival, result, workload.family, manner)
+        course.faults += [f"{name}: {what}" for what in found]
     if errors > max(model.raised - 1, 0):
         course.faults.append(f"{errors} requests failed by {model.raised} faults")
     stats = core.stats()
@@ -175,17 +190,20 @@ def _go(core: EngineCore, workload: Workload, course: Course) -> "weakref.WeakSe
     raise AssertionError(f"workload {workload.seed} hangs")
 
 
-def _compare(arrival: Arrival, result: Result, family: str) -> list[str]:
+def _compare(arrival: Arrival, result: Result, family: str, manner: Manner) -> list[str]:
     """What a request got, against what it gets alone."""
     assert result.last is not None
     reason = result.last.finish_reason
     refused = reason is FinishReason.ERROR and not result.tokens and result.last.error != FAILED
     lost = () if refused else _lost(arrival, result)
     said = [f"{method} was lost" for method in lost]
-    wanted = _alone(family, arrival.request)
+    alone = _alone(family, arrival.request, manner)
+    wanted = told(alone)
     if refused or reason is FinishReason.ABORT or result.last.error == FAILED:
         begun = wanted["tokens"][: len(result.tokens)]
         return said if result.tokens == begun else [*said, f"{result.tokens}, not {begun}"]
+    if (manner.invariant or manner.exact) and result.logprobs != alone.logprobs:
+        said.append("log-probabilities have other bits")
     found = told(result)
     if result.last.cached_tokens:
         said += _count_less(found, wanted)
@@ -205,13 +223,14 @@ def _count_less(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
 
 
-def _alone(family: str, request: GenerateRequest) -> dict[str, Any]:
+def _alone(family: str, request: GenerateRequest, manner: Manner) -> Result:
+    limits = {**ALONE, "max_num_seqs": 4, "cache_tokens": 2048}
     core = EngineCore(
-        served(family),
-        EngineConfig(model=family, max_num_seqs=4, cache_tokens=2048, **ALONE),
+        served(family, manner.dtype),
+        EngineConfig(model=family, batch_invariant=manner.invariant, **limits),
         vocabulary=held.vocabulary(),
     )
-    return told(run(core, [request])[request.request_id])
+    return run(core, [request])[request.request_id]
 
 
 def _lost(arrival: Arrival, result: Result) -> list[str]:

@@ -24,6 +24,10 @@ class ModelCard(BaseModel):
     knows_sinks: bool = Field(
         description="Whether attention sinks can be told, as methods and traces about them need."
     )
+    batch_invariant: bool = Field(
+        description="Whether a request's tokens depend, bit for bit, on nothing that runs beside "
+        "it, as `saccade serve --batch-invariant` promises."
+    )
     layers: int
     heads: int
     kv_heads: int

@@ -51,15 +51,17 @@ class ContrastHandler(RuleHandler[ContrastRule]):
 
     def stages(self, outputs: StepOutputs) -> Batch[Stage]:
         """One for each kind of second distribution."""
-        return EarlyStage(self.parts.model, outputs), ContrastStage(outputs)
+        parts = self.parts
+        early = EarlyStage(parts.model, outputs, parts.tables.invariant)
+        return early, ContrastStage(outputs)
 
     def look(self, step: Step, asked: Batch[Asked[ContrastRule]]) -> Exits | None:
         """What keeps the residuals of early layers."""
-        return Exits.of(self.parts.model, step, asked, self.parts.upload)
+        return Exits.of(self.parts, step, asked)
 
     def kept(self, outputs: StepOutputs, asked: Batch[Asked[ContrastRule]]) -> Exits:
         """The residuals that a padded step keeps anyway."""
-        return Exits.kept(self.parts.model, outputs, asked)
+        return Exits.kept(self.parts, outputs, asked)
 
     def combine(
         self,

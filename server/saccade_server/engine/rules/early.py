@@ -13,9 +13,8 @@ from saccade_interventions.rules import ContrastRule, EarlyExit
 from saccade_kernels.distributions import divergence
 from saccade_server.engine.batch import Step
 from saccade_server.engine.outputs import StepOutputs
-from saccade_server.engine.rules.base import Asked
+from saccade_server.engine.rules.base import Asked, EngineParts
 from saccade_server.engine.sequence import Sequence
-from saccade_server.engine.transfer import Uploader
 from saccade_server.models.base import ServedModel
 from saccade_server.models.exits import ExitProbe
 
@@ -27,12 +26,11 @@ class Exits:
     model: ServedModel
     seen: Mapping[int, torch.Tensor]  # by layer, [rows, hidden_size]
     rows: Mapping[Sequence, int]
+    invariant: bool  # a row's logits do not depend on the others
     probes: tuple[ExitProbe, ...] = ()
 
     @classmethod
-    def of(
-        cls, model: ServedModel, step: Step, asked: Batch[Asked[ContrastRule]], upload: Uploader
-    ) -> Exits | None:
+    def of(cls, parts: EngineParts, step: Step, asked: Batch[Asked[ContrastRule]]) -> Exits | None:
         """A probe for the chunks of the step that draw by early layers; None if there are none."""
         found = [
             (a.chunk.sequence, step.starts[a.at] + a.chunk.length - 1, a.rule.early)
@@ -41,19 +39,20 @@ class Exits:
         ]
         if not found:
             return None
-        (at,) = upload(np.array([row for _, row, _ in found], dtype=np.int64))
+        (at,) = parts.upload(np.array([row for _, row, _ in found], dtype=np.int64))
         layers = frozenset(layer for _, _, early in found for layer in early.layers)
         rows = {sequence: index for index, (sequence, _, _) in enumerate(found)}
         probe = ExitProbe(layers, at)
-        return cls(model, probe.seen, rows, (probe,))
+        return cls(parts.model, probe.seen, rows, parts.tables.invariant, (probe,))
 
     @classmethod
     def kept(
-        cls, model: ServedModel, outputs: StepOutputs, asked: Batch[Asked[ContrastRule]]
+        cls, parts: EngineParts, outputs: StepOutputs, asked: Batch[Asked[ContrastRule]]
     ) -> Exits:
         """All residuals of a padded step."""
         rows = {a.chunk.sequence: a.at for a in asked}
-        return cls(model, dict(enumerate(outputs.residuals)), rows)
+        residuals = dict(enumerate(outputs.residuals))
+        return cls(parts.model, residuals, rows, parts.tables.invariant)
 
     @property
     def measures(self) -> tuple[()]:
@@ -78,7 +77,8 @@ class Exits:
         chosen, most = None, None
         for layer in sorted(rule.layers):
             hidden = self.seen[layer].index_select(0, rows)
-            log_q = self.model.early_logits(hidden, rule.norm).log_softmax(-1)
+            logits = self.model.early_logits(hidden, rule.norm, self.invariant)
+            log_q = logits.log_softmax(-1)
             gap = divergence(log_p, log_q, rule.divergence)[:, None]
             if chosen is None or most is None:
                 chosen, most = log_q, gap

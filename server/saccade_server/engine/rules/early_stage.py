@@ -49,7 +49,11 @@ class EarlyStage(Stage):
 
     name = "contrast with early layers"
 
-    def __init__(self, model: ServedModel, outputs: StepOutputs) -> None:
+    def __init__(self, model: ServedModel, outputs: StepOutputs, invariant: bool = False) -> None:
+        """
+        Args:
+            invariant: a row's logits do not depend on the others.
+        """
         self.sizes = doubling(outputs.most * -(-model.layers // EXITS))
         self.parameters = (
             Parameter(np.int64, outputs.most),
@@ -61,7 +65,7 @@ class EarlyStage(Stage):
             Parameter(np.int64, outputs.most, (EXITS,)),
             Parameter(np.int64, 0, (EXITS,)),
         )
-        self._model = model
+        self._model, self._invariant = model, invariant
         self._outputs = outputs
         self._span = torch.arange(model.layers, device=model.device)
 
@@ -119,7 +123,7 @@ class EarlyStage(Stage):
         most, at = gaps.take(index).masked_fill(behind, -torch.inf).max(-1)
         chosen = first + at
         if len(exits) > AT_ONCE:  # only the last of them are still there
-            logits = self._model.project(exits.index_select(0, chosen))
+            logits = self._model.project(exits.index_select(0, chosen), self._invariant)
             chosen = torch.arange(size, device=chosen.device)
         outputs.mask(own)  # only now: layers are chosen by the model's own distribution
         combined = ops.contrast_rows(outputs.logits, own, logits, chosen, numbers)
@@ -133,7 +137,7 @@ class EarlyStage(Stage):
         gaps, logits = [], exits
         for start in range(0, len(exits), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            logits = self._model.project(exits[part])
+            logits = self._model.project(exits[part], self._invariant)
             own, *of_exits = compared
             found = (parameter[part] for parameter in of_exits)
             gaps.append(ops.divergences(self._outputs.logits, own, logits, *found))

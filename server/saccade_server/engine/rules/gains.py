@@ -133,15 +133,16 @@ class GainHandler(RuleHandler[MeasuredGains]):
         self._tried: set[Sequence] = set()
 
     def look(self, step: Step, asked: Batch[Asked[MeasuredGains]]) -> GainLook | None:
-        """One measure for each different rule of the step's pairs."""
-        groups: dict[MeasuredGains, list[Pair]] = defaultdict(list)
+        """One measure for each different rule of the step's pairs; if it must be, for each pair."""
+        groups: dict[tuple[MeasuredGains, Chunk | None], list[Pair]] = defaultdict(list)
         for pair in _pairs(step, asked):
             self._clear(pair)
             # Who asked and for which rows is in the index tensors.
-            groups[replace(pair.rule, phases=(), source=0)].append(pair)
+            rule = replace(pair.rule, phases=(), source=0)
+            groups[rule, pair.chunk if self.parts.tables.invariant else None].append(pair)
         if not groups:
             return None
-        measures = (self._measure(rule, pairs) for rule, pairs in groups.items())
+        measures = (self._measure(rule, pairs) for (rule, _), pairs in groups.items())
         return GainLook(tuple(measures), tuple(map(tuple, groups.values())))
 
     def launched(

@@ -115,7 +115,7 @@ class SaliencyHandler(RuleHandler[SaliencyRule]):
         if look is None and self._passes is not None:
             look = TapeLook(self._passes.outputs.tape, {a.chunk: a.at for a in asked})
         parts: list[tuple[Batch[Asked[SaliencyRule]], Download]] = []
-        for group in _groups(asked):
+        for group in _groups(asked, 1 if self.parts.tables.invariant else MOST_REPLICAS):
             (at,) = self.parts.upload(np.array([a.row for a in group], dtype=np.int64))
             found = self._pool(group, rows.select(at))
             judged = self._judge(group, look, found[0])
@@ -171,13 +171,17 @@ def _judged(asked: Batch[Asked[SaliencyRule]]) -> list[Asked[SaliencyRule]]:
     return [a for a in asked if a.row >= 0 and not a.chunk.is_tentative]
 
 
-def _groups(asked: Batch[Asked[SaliencyRule]]) -> list[Group]:
-    """The chunks that draw a token to keep, by what one pass can do together."""
+def _groups(asked: Batch[Asked[SaliencyRule]], replicas: int) -> list[Group]:
+    """The chunks that draw a token to keep, by what one pass can do together.
+
+    Args:
+        replicas: rows times candidates of a pass, at most; a row is never divided.
+    """
     drawing = _judged(asked)
     parts: list[Group] = []
     for members in ([a for a in drawing if keys_of(a)], [a for a in drawing if not keys_of(a)]):
         most = max((a.rule.candidates for a in members), default=1)
-        size = max(MOST_REPLICAS // most, 1)
+        size = max(replicas // most, 1)
         parts += [tuple(members[at : at + size]) for at in range(0, len(members), size)]
     return parts
 

@@ -143,6 +143,8 @@ class Passes:
         return self._is_edited
 
     def _judging(self, roster: Roster) -> Judging | None:
+        if self.parts.tables.invariant:
+            return None  # one row at a time, whose products are then of its own shape
         found: list[tuple[int, SaliencyRule]] = []
         for row, sequence in enumerate(roster.sequences):
             plan = sequence.plan

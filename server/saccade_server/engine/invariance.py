@@ -1,0 +1,88 @@
+"""``--batch-invariant``: what a machine must keep for it, and what no request may ask for.
+
+The arithmetic lies elsewhere: products in tiles of one shape (``ops.linear``, fixed_tiles.py),
+activations and image features by themselves, one row at a time where rules judge candidates. What
+a library does with tiles of one shape is its own affair, so it is tried out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import frexp
+
+import torch
+
+from saccade_interventions.plan import Plan
+from saccade_interventions.rules import MeasuredGains
+from saccade_kernels.batch import PAGE
+from saccade_kernels.fixed_tiles import ROWS, bmm_keys, bmm_values
+from saccade_server.engine.request import EngineInfo
+from saccade_server.models.base import ServedModel
+from saccade_server.models.folder import UnsupportedModelError
+
+HALF = ("bfloat16", "float16")
+
+ALIGNED = 4
+"""Numbers of 32 bits that a GPU reads at once: PyTorch's softmax begins where that is possible."""
+
+
+def why_not_invariant(plans: Iterable[Plan], info: EngineInfo) -> str | None:
+    """Why a request's tokens could depend on its neighbours, on a server that promises otherwise.
+
+    A step that measures gains rounds before it multiplies; a row that is computed again after
+    preemption is rounded once, behind the product (rules/gains.py).
+    """
+    if not info.batch_invariant or info.dtype not in HALF:
+        return None
+    rules = [plan.rule(MeasuredGains) for plan in plans]
+    gains = [rule.gain for rule in rules if rule is not None and rule.layers]
+    wrong = next((gain for gain in gains if gain and frexp(gain)[0] != 0.5), None)
+    if wrong is None:
+        return None
+    return (
+        f"with --batch-invariant in {info.dtype} a gain of measured heads must be a power of two, "
+        f"such as 2, or 0; {wrong:g} is rounded in another place when a row is computed again"
+    )
+
+
+def check_machine(model: ServedModel) -> None:
+    """Compute tiles of attention as the CPU's are, among others and alone, and compare.
+
+    Products with weights are tried where they are made, and have another form (products.py).
+
+    Raises:
+        UnsupportedModelError: what a tile gives depends on how many there are, or, on a GPU, what
+            a row of logits gives on where it lies.
+    """
+    if model.device.type == "cuda" and model.vocab_size % ALIGNED:
+        raise UnsupportedModelError(
+            f"--batch-invariant cannot be kept with a vocabulary of {model.vocab_size} tokens on a "
+            f"GPU: rows that do not begin at a multiple of {ALIGNED} numbers are summed from "
+            "elsewhere; serve it on a CPU"
+        )
+    if model.device.type == "cpu" and not _tiles_are_kept(model):
+        raise UnsupportedModelError(
+            "--batch-invariant cannot be kept on this machine: its library sums a row of "
+            f"attention (heads of {model.head_dim}) in another order beside other rows"
+        )
+
+
+def _tiles_are_kept(model: ServedModel) -> bool:
+    """Tiles of attention among as many as long contexts have, and alone."""
+    work = torch.promote_types(model.dtype, torch.float32)
+    many = 33 * PAGE
+    rows = _noise(3 * ROWS, model.head_dim)[None].to(work)
+    keys = _noise(many, model.head_dim).T[None].to(work)
+    scores = bmm_keys(rows, keys)
+    alone = bmm_keys(rows[:, -1:], keys[..., :PAGE].contiguous())
+    values = keys.transpose(1, 2).contiguous()
+    one = scores[:, -1:].clone()
+    one[..., PAGE:] = 0
+    every = torch.cat([scores[:, :-1], one], 1)
+    return torch.equal(scores[:, -1:, :PAGE], alone) and torch.equal(
+        bmm_values(every, values)[:, -1:], bmm_values(one[..., :PAGE], values[:, :PAGE])
+    )
+
+
+def _noise(rows: int, size: int) -> torch.Tensor:
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(0))
