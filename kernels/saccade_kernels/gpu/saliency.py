@@ -158,10 +158,12 @@ def launch_of(kernel: Any, rows: int, padded: int, dtype: torch.dtype) -> tuple[
         return 8, 3
     if kernel is gradient_kernel:
         return 4, 3
+    little = device.running().has_little_shared_memory
     if dtype.itemsize == 4:
         warps = 16 if padded > 128 else 8
-        return 4 if kernel is saliency_kernel and padded <= 64 else warps, 2
-    few = padded > 128 or device.running().has_little_shared_memory
+        stages = 1 if padded > 128 and little else 2
+        return 4 if kernel is saliency_kernel and padded <= 64 else warps, stages
+    few = padded > 128 or little
     return 8 if rows > 16 or padded > 128 else 4, 2 if few else 3
 
 

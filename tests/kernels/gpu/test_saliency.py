@@ -352,16 +352,18 @@ def test_an_edited_layer_needs_its_layer(make_decodes):
 
 
 def test_where_a_block_may_have_less_memory_tiles_are_smaller():
-    def launch(capability, dim):
+    def launch(capability, dim, dtype=torch.bfloat16):
         with device.on(capability):
-            shape = kernel.shape_of(28, 4, dim, 5, 8, torch.bfloat16)
+            shape = kernel.shape_of(28, 4, dim, 5, 8, dtype)
             rows = kernel.rows_of(kernel.saliency_kernel, shape)
-            return rows, *kernel.launch_of(kernel.saliency_kernel, rows, dim, torch.bfloat16)
+            return rows, *kernel.launch_of(kernel.saliency_kernel, rows, dim, dtype)
 
     assert launch(80, 128) == launch(90, 128) == (32, 8, 3)
     assert launch(86, 128) == (32, 8, 2)
     assert launch(90, 256) == (32, 8, 2)
     assert launch(86, 256) == (16, 8, 2)
+    assert launch(90, 256, torch.float32) == (16, 16, 2)
+    assert launch(86, 256, torch.float32) == (16, 16, 1)
 
 
 def test_variants_name_every_argument():
