@@ -31,11 +31,11 @@ from saccade_kernels.gpu.variants import shipped
 FACTS = ("digest", "registers", "stack", "shared_memory", "warps", "tensor_memory")
 """Columns of the record."""
 
+FULLY = (86,)
+"""The capability with the least memory and registers; for the others heads of 128 dimensions do."""
+
 OTHERWISE = (86, 100)
 """Capabilities for another triton than the pinned one: the least memory, and other products."""
-
-BRIEFLY = (89, 120)
-"""Capabilities whose code is that of 8.6 but for the assembler: heads of 128 dimensions suffice."""
 
 SIDE = re.compile(r"(class|saliency|offset|gradient|column|row|find)\d*-d")
 """Kernels beside attention: what they do for seven heads a group is the most that they do."""
@@ -48,6 +48,9 @@ SMALL = re.compile(
 ONE_SIZE = re.compile(r"-d4096-bf16|-d128-bf16|-silu-14336-bf16|-v152064-bf16|-gates-bf16")
 """The sizes that stand for the others of those."""
 
+BRIEF = r"decode|merge|page|prefill|class|saliency|column"
+"""Kernels with large tiles."""
+
 Form = tuple[int, str]
 """Capability and name."""
 
@@ -55,7 +58,7 @@ Form = tuple[int, str]
 @cache
 def forms(capability: int) -> dict[str, Variant]:
     """Those that stand for what a capability serves, by name."""
-    brief = capability in BRIEFLY or not is_pinned()
+    brief = capability not in FULLY or not is_pinned()
     return {form.name: form for form in shipped(capability) if stands(form.name, brief)}
 
 
@@ -63,8 +66,10 @@ def stands(name: str, brief: bool) -> bool:
     """Whether a form is compiled for every capability, or even for those that are done briefly."""
     if any(word in name for word in ("-fp16", "-capped", "-c1-", "-c2-")):
         return False
+    if brief and ("-emit" in name or re.match(BRIEF, name) is None):
+        return False
     if SMALL.match(name):
-        return not brief and ONE_SIZE.search(name) is not None
+        return ONE_SIZE.search(name) is not None
     if "-fp32" in name and "-d256-" not in name:  # the most memory
         return False
     dims = ("128",) if brief else ("64", "128", "256")
