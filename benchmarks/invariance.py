@@ -6,7 +6,7 @@ Random models of 8 layers, with heads of their own keys and in groups of four, i
 engines share the weights and differ in the mode alone; they run the same requests in turns, and the
 median of the ratios over the pairs is told, with its quartiles. Time is the process's, on one
 thread, so what else runs on the machine matters little. Sampled answers, plain or under a mass edit
-in every layer. Where both engines gave the same tokens is told too.
+in every layer. How many of eight are others beside neighbours than alone is told too.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "as served": {},
     "no CUDA graphs": {"enforce_eager": True},
     "no overlap": {"overlap": False},
+    "batch-invariant": {"batch_invariant": True},
 }
 PEERS = ("eager with VAR", "sdpa plain", "eager plain")
 CONTINUOUS = "continuous batching, plain"
