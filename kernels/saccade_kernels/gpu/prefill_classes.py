@@ -6,13 +6,13 @@ a run was cut. What lies before the page of the tile's start is final for all it
 tags. So of a class (page_lists.py) a tile takes, in this order:
 
     whole pages before that page     KEYS keys a step, nothing masked: factor * product + bias
-    loose keys before it             gathered, PAGE keys a step
+    loose keys before it             gathered, KEYS keys a step; their rest PAGE a step, masked
     every key of it and behind       gathered; a row sees the numbers up to its own position
 
     query rows, one head              keys of one class, values likewise
     +-------------------+             +---------------------------+
     | BLOCK_M x D       |    times    | KEYS x D, pages by id     |  x whole pages
-    | in shared memory  |             | PAGE x D, keys by slot    |  x gathered tiles
+    | in shared memory  |             | KEYS or PAGE x D, by slot |  x gathered tiles
     +-------------------+             +---------------------------+
 
 A class whose edit is more than a factor above zero and a bias takes the gathered loop alone, over
@@ -230,6 +230,27 @@ def whole_pages(
 
 
 @triton.jit
+def loose_keys(
+    state, level, lists, count, rows, heads, edit,
+    KEYS: tl.constexpr, ONLINE: tl.constexpr, VALUES: tl.constexpr,
+    D: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The first ``count`` loose keys, a multiple of KEYS, which every row sees."""
+    listed = lists.keys + 2 * lists.max_pages * PAGE + tl.arange(0, KEYS)
+    if count > 0:
+        slot = tl.load(listed)
+        for start in tl.range(0, count, KEYS):
+            place = slot.to(tl.int64)[:, None] * heads.width
+            slot = tl.load(listed + tl.minimum(start + KEYS, count - KEYS))
+            found = products(rows, place, 0, heads, D, CAPPED, UPCAST)
+            state = weigh(
+                state, level, found, edit.factor, edit.bias, 0.0, place, 0, heads,
+                ONLINE, VALUES, D, UPCAST,
+            )  # fmt: skip
+    return state
+
+
+@triton.jit
 def gathered_keys(
     state, level, lists, first, end, low, high, rows, heads, edit,
     LOOSE: tl.constexpr, EXACT: tl.constexpr, ONLINE: tl.constexpr, VALUES: tl.constexpr,
@@ -286,8 +307,13 @@ def one_class(
             state, level, lists, whole, rows, heads, edit,
             KEYS, ONLINE, VALUES, D, CAPPED, UPCAST,
         )  # fmt: skip
+        full = loose // KEYS * KEYS
+        state = loose_keys(
+            state, level, lists, full, rows, heads, edit,
+            KEYS, ONLINE, VALUES, D, CAPPED, UPCAST,
+        )  # fmt: skip
         state = gathered_keys(
-            state, level, lists, 0, loose, high, tl.full(high.shape, loose, tl.int32),
+            state, level, lists, full, loose, high, tl.full(high.shape, loose, tl.int32),
             rows, heads, edit, True, False, ONLINE, VALUES, D, CAPPED, UPCAST,
         )  # fmt: skip
         state = gathered_keys(

@@ -101,7 +101,7 @@ def prefill_values_kernel(
     if PER_HEAD and not SCORE:
         if is_own(per_head_rows, per_head_heads, tag_row, layer, layers, heads, head):
             return
-    rows, is_real, place = load_tile(
+    rows, is_real, _ = load_tile(
         block, query, head, heads, stride_token, stride_head, window, scale, cap, BLOCK_M, D, DP
     )
     dims = tl.arange(0, DP)
@@ -121,8 +121,10 @@ def prefill_values_kernel(
             scale_table, absolute_table, bias_table, site, own_class, weights,
             base2(scale, CAPPED), span,
         )  # fmt: skip
-        if not SCORE:
-            level = tl.load(levels + place * WIDTH + own_class, mask=is_real, other=0.0)
+        if not SCORE:  # found again: what is not kept through the loops leaves registers to them
+            again = load_block_again(blocks, tl.program_id(1))
+            known, at = place_of(again, head, heads, BLOCK_M)
+            level = tl.load(levels + at * WIDTH + own_class, mask=known, other=0.0)
         m, l, acc = one_class(
             (m, l, acc), level, lists, span, rows.positions, is_real, rows, own, edit,
             KEYS, SCORE, True, D, CAPPED, UPCAST,
