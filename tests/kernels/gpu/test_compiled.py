@@ -45,8 +45,10 @@ KNOWN_SPILLS = {
     },
     OLDER: {
         **WIDE_GRADIENTS,
-        "decode-d128-g7-c4-bf16-per-head": 40,
-        "decode-d128-g7-c4-bf16-emit-per-head": 24,
+        "decode-d128-g4-bf16-edited": 8,
+        "decode-d128-g8-bf16-edited": 8,
+        "decode-d128-g7-fp32-plain": 16,
+        "decode-d256-g2-bf16-plain-capped": 16,
         "prefill-d128-bf16-edited-emit": 16,
         "prefill-d128-bf16-edited-capped-emit": 8,
         "prefill-d80-fp32-edited": 16,
@@ -56,7 +58,8 @@ KNOWN_SPILLS = {
     },
 }
 """Bytes of stack of a thread, by compiler. No family that is served caps its scores, and single
-precision serves no purpose but to be right; the older compiler's first three serve ACT."""
+precision serves no purpose but to be right; of the older compiler's the two edited decodes serve
+groups of four and eight, and spill two scalars outside of their loops over pages."""
 
 SAMPLE = (
     "moved-h28-per-head",
