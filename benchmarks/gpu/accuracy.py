@@ -109,7 +109,7 @@ TINY = (
     Case(dim=16, heads=4, kv_heads=2, own=True),
 )
 QUERIES = (1, 1, 1, 1, 130, 300, 64)
-CONTEXTS = (1500, 65, 7, 700, 130, 812, 64)
+CONTEXTS = (1500, 65, 7, 700, 1130, 812, 64)
 TINY_QUERIES = (1, 1, 1, 5, 70)
 TINY_CONTEXTS = (70, 7, 66, 66, 70)
 

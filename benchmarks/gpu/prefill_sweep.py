@@ -85,6 +85,11 @@ def _edits(session: Session, found: Figures, problem: Problem) -> tuple[float | 
         "mass edit on the question's rows",
         problem.calls(problem.edited_question(tables, question)),
     )
+    session.time(
+        found,
+        "mass edit on the question's rows, not split",
+        problem.calls(problem.edited_question(tables, question, split=False)),
+    )
     everywhere = problem.edited(tables, ones)
     whole = session.time(found, "mass edit on all rows", problem.calls(everywhere))
     session.time(found, "mass edit on all rows, emitting", problem.calls(everywhere, emit=True))

@@ -196,10 +196,14 @@ class Problem:
             tables, rows, [_runs(p.queries, row, tables, late) for p, row in behind]
         )
 
-    def edited_question(self, tables: Tables, question: int) -> AttentionBatch:
-        """Only the last ``question`` query rows of each prefill follow control row 1."""
+    def edited_question(self, tables: Tables, question: int, split: bool = True) -> AttentionBatch:
+        """Only the last ``question`` query rows of each prefill follow control row 1.
+
+        ``split``: they may be split over their keys.
+        """
+        span = question if split else 0
         runs = [
-            (Run(p.queries - question, 0), Run(question, 1, tables.edits))
+            (Run(p.queries - question, 0), Run(question, 1, tables.edits, span))
             for p in self.batch.prefills
         ]
         return self._with_runs(tables, [1] * len(runs), runs)
@@ -233,7 +237,8 @@ def _runs(queries: int, row: int, tables: Tables, late: bool) -> tuple[Run, ...]
         return (Run(queries, row, tables.edits),)
     hides = tuple(edit & Edit.HIDE for edit in tables.edits)  # of all rows, or of none
     first = Run(queries // 2, 0, hides if any(hides) else ())
-    return (first, Run(queries - queries // 2, row, tables.edits))
+    rows = queries - queries // 2
+    return (first, Run(rows, row, tables.edits, span=rows))
 
 
 def make_problem(

@@ -23,11 +23,16 @@ LayerEdits = tuple[Edit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive query rows of one prefill that follow the same program."""
+    """Consecutive query rows of one prefill that follow the same program.
+
+    ``span``: query rows of the whole prompt, one behind another, of which these are a part however
+    the prompt is cut into chunks; 0 where that is not known, as of generated rows.
+    """
 
     rows: int
     control_row: int
     edits: LayerEdits = ()
+    span: int = 0
 
 
 @dataclass(frozen=True, slots=True)

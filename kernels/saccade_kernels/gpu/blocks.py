@@ -11,8 +11,9 @@ from functools import reduce
 import numpy as np
 import torch
 
-from saccade_kernels.batch import AttentionBatch, LayerEdits, Prefill
+from saccade_kernels.batch import AttentionBatch, LayerEdits, Prefill, Run
 from saccade_kernels.controls import Edit
+from saccade_kernels.gpu.tuning import SplitConfig
 
 FIELDS = 6
 """Sequence, its first row among the prefills' rows, rows, position of the first one in the
@@ -27,16 +28,18 @@ def work_list(
     device: torch.device,
     edited: bool = False,
     aligned: bool = False,
+    split: SplitConfig | None = None,
 ) -> torch.Tensor:
     """Blocks of at most ``block_m`` rows, the slowest first: int32 [blocks, FIELDS].
 
     Args:
         edited: only those of runs that edit something in some layer.
         aligned: none with rows on both sides of a multiple of ``block_m`` positions.
+        split: without the rows that it splits over their keys.
     """
-    name = ("prefill blocks", block_m, edited, aligned)
+    name = ("prefill blocks", block_m, edited, aligned, split)
     if name not in batch.derived:
-        blocks = cut(batch.prefills, batch.num_decodes, block_m, edited, aligned)
+        blocks = cut(batch.prefills, batch.num_decodes, block_m, edited, aligned, split)
         batch.derived[name] = _upload(blocks, device)
     items = batch.derived[name]
     assert isinstance(items, torch.Tensor)
@@ -63,12 +66,27 @@ def _hides(edits: LayerEdits) -> bool:
     return any(edit & Edit.HIDE for edit in edits)
 
 
+SPLIT_EDITS = Edit.SCORE | Edit.MASS | Edit.HIDE
+"""Edits of which one at least makes a row's attention another; gains and shifts come behind it."""
+
+
+def unsplit_rows(run: Run, position: int, config: SplitConfig) -> int:
+    """How many of a run's rows, from its first one's ``position`` on, come before those that are
+    split over their keys (split_rows.py).
+    """
+    edited = any(edit & SPLIT_EDITS for edit in run.edits)
+    if not edited or not 0 < run.span <= config.most_rows:
+        return run.rows
+    return min(run.rows, max(0, config.least_keys - position))
+
+
 def cut(
     prefills: tuple[Prefill, ...],
     first_sequence: int,
     block_m: int,
     edited: bool = False,
     aligned: bool = False,
+    split: SplitConfig | None = None,
 ) -> list[Block]:
     """The blocks themselves; a padded sequence's have negative positions and see no key."""
     found: list[tuple[int, Block]] = []
@@ -77,11 +95,12 @@ def cut(
         position = prefill.context - prefill.queries if prefill.context else -prefill.queries
         for run in prefill.runs:
             hides = int(_hides(run.edits))
-            wanted = any(run.edits) or not edited
+            rows = run.rows if split is None else unsplit_rows(run, position, split)
+            rows = rows if any(run.edits) or not edited else 0
             # Of an aligned block's tile the first rows may be somebody else's.
             begin = -(position % block_m) if aligned else 0
-            for tile in range(begin, run.rows if wanted else begin, block_m):
-                start, end = max(tile, 0), min(tile + block_m, run.rows)
+            for tile in range(begin if rows else 0, rows, block_m):
+                start, end = max(tile, 0), min(tile + block_m, rows)
                 block = (sequence, row + start, end - start, position + start)
                 found.append((position + end, (*block, run.control_row, hides)))
             row += run.rows

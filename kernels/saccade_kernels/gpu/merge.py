@@ -145,7 +145,6 @@ def finish(
     output_at,
     masses_at,
     lse_at,
-    is_written,
     D: tl.constexpr,
     C: tl.constexpr,
     EDITED: tl.constexpr,
@@ -153,8 +152,8 @@ def finish(
 ):
     """What :func:`merge_parts` found, edited and written: one head of one query row.
 
-    ``moved_at``, ``output_at``, ``masses_at``, ``lse_at``: where to. ``is_written``: false if this
-    row only emits.
+    ``output_at``, ``masses_at``, ``lse_at``: where to; ``moved_at``: what counts rows whose masses
+    move, or None.
     """
     column = tl.arange(0, out.shape[1])
     is_column = column < D
@@ -174,16 +173,16 @@ def finish(
             ratio = class_ratios(
                 mass[None, :], site, transform_table, gate_weight_table, gate_threshold_table, C
             )
-            changed = tl.max(tl.max((tl.abs(ratio - 1) > MOVED).to(tl.int32), 1), 0)
-            tl.atomic_add(moved_at, changed, mask=changed > 0)
+            if moved_at is not None:
+                changed = tl.max(tl.max((tl.abs(ratio - 1) > MOVED).to(tl.int32), 1), 0)
+                tl.atomic_add(moved_at, changed, mask=changed > 0)
             factor = factor * tl.reshape(ratio, [C])
     result = tl.sum(out * factor[:, None], 0)
     if EDITED:
         if (flags & HEAD) != 0:
             shift = tl.load(shift_table + site * D + column, mask=is_column, other=0.0)
             result = tl.load(gain_table + site) * result + shift
-    where = is_column & is_written
-    tl.store(output_at + column, result.to(output_at.dtype.element_ty), mask=where)
+    tl.store(output_at + column, result.to(output_at.dtype.element_ty), mask=is_column)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
@@ -249,7 +248,7 @@ def merge_kernel(
         transform_table, gate_weight_table, gate_threshold_table,
         gain_table, shift_table, edits_table,
         output + token * D, masses + token * WIDTH if EMIT else None, lse + token if EMIT else None,
-        True, D, C, EDITED, EMIT,
+        D, C, EDITED, EMIT,
     )  # fmt: skip
 
 

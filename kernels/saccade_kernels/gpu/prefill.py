@@ -31,9 +31,11 @@ from saccade_kernels.gpu.prefill_masses import prefill_masses_kernel
 from saccade_kernels.gpu.prefill_per_head import prefill_per_head_kernel
 from saccade_kernels.gpu.prefill_plain import prefill_plain_kernel
 from saccade_kernels.gpu.prefill_specialised import prefill_specialised_kernel
+from saccade_kernels.gpu.prefill_split import attend_split
 from saccade_kernels.gpu.prefill_values import prefill_values_kernel
+from saccade_kernels.gpu.split_rows import split_layer
 from saccade_kernels.gpu.tiles import interpreted
-from saccade_kernels.gpu.tuning import PrefillConfig
+from saccade_kernels.gpu.tuning import PrefillConfig, SplitConfig
 
 Launches = PrefillConfig | Mapping[str, PrefillConfig] | None
 """How to launch all forms, or those that are named."""
@@ -53,6 +55,7 @@ def prefill(
     window: int = 0,
     emit: Emission | None = None,
     config: Launches = None,
+    split: SplitConfig | None = None,
 ) -> torch.Tensor:
     """Causal attention of the sequences behind the decodes; see :func:`reference.prefill`.
 
@@ -61,6 +64,7 @@ def prefill(
             dimension contiguous, as in the caches.
         scale: positive.
         config: of every launch, or of those of some forms; by default what tuning.json says.
+        split: which edited rows are split over their keys, and how; by default likewise.
     """
     output = query.new_empty(query.shape)
     if not batch.prefills:
@@ -89,11 +93,14 @@ def prefill(
     arguments["BESIDE"] = edits != 0
     _launch("plain", batch, arguments, config)
     if edits & ~Edit.HEAD or emit is not None:
+        split = split or tuning.split_config(query.shape[2], query.dtype)
         arguments |= _edited_arguments(batch, layer, query, emit)
         for form in _edited_forms(batch, Edit(edits), emit is not None):
             # Score edits go by the tag in every head.
             own = {"SCORE": True, "PER_HEAD": False} if form == "scores" else {"SCORE": False}
-            _launch(form, batch, arguments | own, config)
+            _launch(form, batch, arguments | own, config, split)
+        if split_layer(batch, layer, split):
+            attend_split(batch, layer, window, arguments, split)
     return output
 
 
@@ -147,8 +154,13 @@ def _launch(
     batch: AttentionBatch,
     arguments: dict[str, Any],
     given: Launches,
+    split: SplitConfig | None = None,
 ) -> None:
-    """Run one form over the step's blocks: an edited one over those alone that edit something."""
+    """Run one form over the step's blocks: an edited one over those alone that edit something.
+
+    Rows that ``split`` takes are left to it, but for heads with key classes of their own, and
+    where masses are emitted.
+    """
     query = arguments["query"]
     heads, dim = query.shape[1:]
     kv_heads = arguments["key_cache"].shape[2]
@@ -165,7 +177,10 @@ def _launch(
         triton.set_allocator(scratch)
     edited = form != "plain" and not emits
     aligned = form in ("masses", "values", "scores")
-    blocks = work_list(batch, config.block_m, query.device, edited, aligned)
+    left_out = split if aligned and not emits else None
+    blocks = work_list(batch, config.block_m, query.device, edited, aligned, left_out)
+    if not blocks.shape[0]:
+        return
     fixed = constants(dim, heads // kv_heads, kv_heads, config)
     arguments = {**arguments, **fixed, "blocks": blocks}
     grid = (heads, blocks.shape[0])

@@ -50,6 +50,19 @@ class PrefillConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """Which rows of a prefill are split over their keys, and the launch of their kernel."""
+
+    block_m: int  # rows of a tile, a power of two, at most PAGE
+    num_warps: int
+    num_stages: int
+    split: int  # least keys of a split, a multiple of PAGE
+    max_splits: int  # of a row whose run has at most PAGE rows; of longer runs fewer
+    most_rows: int  # of a run that is split; 0: none is
+    least_keys: int  # before a row that is split
+
+
+@dataclass(frozen=True, slots=True)
 class SmallConfig:
     """Launch of a kernel between a layer's products. Sizes are powers of two."""
 
@@ -84,7 +97,7 @@ but of which only a measurement can say whether they are faster than the table's
 PREFILL_FORMS = ("plain", "masses", "values", "scores", "per_head")
 """By the file that has the kernel, prefill_plain.py and so on; that of values has scores too."""
 
-KERNELS = ("decode", "prefill", "small", "product", "invariant")
+KERNELS = ("decode", "prefill", "split", "small", "product", "invariant")
 """What a chip's table has entries for."""
 
 SHARED = {"decode": ("num_warps", "split", "max_splits", "block_keys")}
@@ -110,6 +123,11 @@ def prefill_config(head_dim: int, form: str, dtype: torch.dtype) -> PrefillConfi
     """Configuration of one form of the prefill, one of :data:`PREFILL_FORMS`."""
     key = {"head_dim": head_dim, "form": form, "bytes": dtype.itemsize}
     return PrefillConfig(**_find("prefill", key))
+
+
+def split_config(head_dim: int, dtype: torch.dtype) -> SplitConfig:
+    """Configuration of the prefill of question rows, and which rows these are."""
+    return SplitConfig(**_find("split", {"head_dim": head_dim, "bytes": dtype.itemsize}))
 
 
 def small_config(kernel: str, dtype: torch.dtype) -> SmallConfig:

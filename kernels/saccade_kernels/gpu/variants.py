@@ -32,6 +32,7 @@ from saccade_kernels.gpu.offline import Variant
 from saccade_kernels.gpu.prefill_variants import prefills
 from saccade_kernels.gpu.product_variants import product_variants
 from saccade_kernels.gpu.residual import residual_kernel, warps_of
+from saccade_kernels.gpu.split_variants import splits
 
 VOCABULARIES = (32064, 152064, 262208)
 
@@ -55,7 +56,9 @@ def _of_chip(chip: str) -> list[Variant]:
 def _all() -> Iterator[Variant]:
     yield from _residuals()
     yield from _distributions()
-    yield from itertools.chain(layer_variants(), gradient_variants(), decodes(), prefills())
+    yield from itertools.chain(
+        layer_variants(), gradient_variants(), decodes(), prefills(), splits()
+    )
     yield from product_variants()
     for part in (saliency, columns, head_sinks, head_weights, page_lists):
         yield from (Variant(*found) for found in part.variants())

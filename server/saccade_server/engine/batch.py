@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -197,8 +199,26 @@ def _prefill(tables: DeviceTables, chunk: Chunk, runs: list[tuple[int, int]]) ->
     return Prefill(
         queries=chunk.length,
         context=chunk.end,
-        runs=tuple(Run(count, row, edits_of(tables, [chunk], [[row]])) for row, count in runs),
+        runs=tuple(
+            Run(count, row, edits_of(tables, [chunk], [[row]]), span)
+            for row, count, span in _spans(chunk, runs)
+        ),
     )
+
+
+def _spans(chunk: Chunk, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Control row, rows and span of each run; one that leaves the prompt becomes two."""
+    sequence, position = chunk.sequence, chunk.start
+    prompt = sequence.prompt_length
+    of_prompt = [count for _, count in sequence.control_runs(0, prompt)]
+    ends = list(accumulate(of_prompt))
+    for row, count in runs:
+        inside = min(count, max(prompt - position, 0))
+        if inside:
+            yield row, inside, of_prompt[bisect_right(ends, position)]
+        if count > inside:
+            yield row, count - inside, 0
+        position += count
 
 
 # Single tokens, most of what a server packs, go through plain lists: an array each would cost more.

@@ -91,6 +91,8 @@ SAMPLE = (
     "decode-d256-g7-bf16-edited",
     "merge-d128-g7-bf16-edited",
     "prefill-d128-bf16-plain",
+    "prefill-split-d128-bf16-c4",
+    "merge-rows-d128-bf16-c4",
     "prefill-d128-bf16-plain-beside",
     "prefill-d128-bf16-plain-beside-specialised",
     "prefill-d128-bf16-edited",

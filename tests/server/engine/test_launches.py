@@ -13,10 +13,13 @@ import torch
 from msgspec.structs import replace as replace_fields
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from saccade_interventions.builder import PlanBuilder
+from saccade_interventions.phases import Phase
+from saccade_interventions.plan import Plan
 from saccade_kernels import ops
 from saccade_kernels.batch import AttentionBatch, Prefill, Run
 from saccade_kernels.controls import CLASSES, ControlShape, Edit
-from saccade_kernels.gpu import backend
+from saccade_kernels.gpu import backend, tuning
 from saccade_kernels.gpu.rope import rope_store_kernel
 from saccade_kernels.head_sinks import HeadSinkTables
 from saccade_kernels.sinks import SinkTags
@@ -348,3 +351,44 @@ def test_a_trace_launches(kind: str, launches: Launches) -> None:
     plain, one, two = totals
     assert (two - one).total() == READ[kind][1], dict(two - one)
     assert not plain - one
+
+
+def question_plan(rows: int, length: int) -> Plan:
+    """Mass of one key class to another in two of four layers, for the last ``rows`` of a prompt."""
+    builder = PlanBuilder(ControlShape(4, 4, 16), length, length - rows)
+    image, sink = builder.tag([(40, 200)]), builder.tag([(0, 1), (50, 51)])
+    sites = tuple((layer, (0, 1, 2, 3)) for layer in (1, 2))
+    phases = (Phase.QUESTION, Phase.LAST, Phase.GENERATED)
+    builder.mass(sites, moves=[(sink, sink, -0.4), (image, sink, 0.4)], phases=phases)
+    return builder.build()
+
+
+@pytest.mark.parametrize("rows", [40, 260], ids=["few rows", "many rows"])
+def test_edited_rows_of_a_prompt_launch(
+    rows: int, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an edited layer the lists of keys and two launches more: few rows are split over keys.
+
+    Around all layers counters of rows whose masses move are read, before and behind.
+    """
+    model = serve(tiny.build("llama", dtype=torch.bfloat16))
+    settings = {"dtype": "bfloat16", "max_batched_tokens": 300, "overlap": True}
+    config = replace(tuning.split_config(16, torch.bfloat16), least_keys=256)
+    monkeypatch.setattr(tuning, "split_config", lambda dim, dtype: config)
+    found = []
+    for plan in (None, question_plan(rows, 500)):
+        core = EngineCore(model, EngineConfig(model="llama", cache_tokens=2048, **settings))
+        prompt = replace(tiny.prompt("llama"), tokens=tuple(at % 9 + 3 for at in range(500)))
+        assert core.submit(make_request(prompt, plan=plan, max_tokens=1)) is None
+        core.step()
+        launches.found.clear()
+        with torch.inference_mode(), launches:
+            core.step()
+        found.append(launches.found.copy())
+    plain, edited = found
+    assert plain["triton::prefill_plain_kernel"] == 4
+    few = ("prefill_split_kernel", "merge_rows_kernel")
+    many = ("prefill_masses_kernel", "prefill_values_kernel")
+    names = ("list_kernel", *(few if rows == 40 else many))
+    assert edited - plain == {f"triton::{name}": 2 for name in names} | {"aten::index_select": 2}
+    assert not plain - edited

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from saccade_interventions.plan import Plan
 from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.packed import PackedProgram
+from saccade_server.engine.batch import _spans
+from saccade_server.engine.chunk import Chunk
 from saccade_server.engine.request import GenerateRequest, SamplingParams
 from saccade_server.engine.rows import PlanRows
 from saccade_server.engine.sequence import Sequence
@@ -234,3 +236,21 @@ def test_runs_of_rows_are_those_of_each_row(question: int, tables: Tables) -> No
             assert found == [edited.control_row(position) for position in range(start, 11)]
             assert all(one[0] != two[0] for one, two in pairwise(runs))
     assert sequence(None).control_runs(2, 7) == [(0, 5)]
+
+
+@pytest.mark.parametrize("question", [0, 3, 6])
+def test_a_run_knows_how_long_it_is_in_the_whole_prompt(question: int, tables: Tables) -> None:
+    """Wherever a chunk begins and ends; rows behind the prompt are a run of no known length."""
+    made = replace(two_programs(1.0, 1.0), question_start=question)
+    edited = sequence(made)
+    edited.tokens += [7, 8, 9]
+    PlanRows(tables, 5, 5).acquire(edited)
+    rows = [edited.control_row(position) for position in range(8)]
+    whole = [len(same) for same in (list(group) for _, group in groupby(rows)) for _ in same]
+    for start, end in ((0, 8), (2, 5), (4, 8), (1, 11), (7, 10)):
+        chunk = Chunk(edited, start, end - start, False, 0)
+        found = list(_spans(chunk, edited.control_runs(start, end)))
+        spans = [span for _, count, span in found for _ in range(count)]
+        assert spans == [whole[at] if at < 8 else 0 for at in range(start, end)]
+        followed = [row for row, count, _ in found for _ in range(count)]
+        assert followed == [edited.control_row(at) for at in range(start, end)]
