@@ -86,7 +86,7 @@ class AttentionBatch:
     tag_rows: torch.Tensor  # int32 [seqs]: row of the tag table
     edits: LayerEdits = ()  # union over the decodes
     prefills: tuple[Prefill, ...] = ()  # the sequences behind the decodes
-    classes: int = CLASSES  # every class of an edited sequence is below this, or NEVER_ATTEND
+    classes: int = CLASSES  # more than any of a sequence that edits or emits, NEVER_ATTEND apart
     per_head_classes: bool = False  # some sequence has heads with key classes of their own
     settles: bool = False  # tags of a decode's earlier keys may change inside a layer
     controls: ControlTables | None = None

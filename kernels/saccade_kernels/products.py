@@ -77,7 +77,7 @@ def _invariant(
     rows = hidden.shape[0]
     if rows == 0:
         return multiply(hidden, weight, bias)
-    if not keeps_bits(weight):
+    if not keeps_bits(weight, bias):
         # In memory of its own: libraries heed where a row begins.
         return torch.cat([multiply(row.clone(), weight, bias) for row in torch.split(hidden, 1)])
     short = -rows % MULTIPLE
@@ -92,15 +92,16 @@ def _invariant(
 _known: dict[tuple[object, ...], bool] = {}
 
 
-def keeps_bits(weight: torch.Tensor) -> bool:
+def keeps_bits(weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
     """True if padded rows keep their bits with this weight, by trying it; remembered by shape."""
-    key = (weight.shape, weight.dtype, weight.device, torch.get_num_threads())
+    place = (weight.device, torch.get_num_threads(), bias is None)
+    key = (weight.shape, weight.dtype, *place)
     if key not in _known:
-        _known[key] = _try(weight)
+        _known[key] = _try(weight, bias)
     return _known[key]
 
 
-def _try(weight: torch.Tensor) -> bool:
+def _try(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Rows in products of several sizes, and all of them in other places."""
     rows, inner = max(TRIED), weight.shape[1]
     source = torch.Generator().manual_seed(0)
@@ -108,9 +109,9 @@ def _try(weight: torch.Tensor) -> bool:
     values = next(sizes) * next(sizes).exp()
     hidden = values.to(weight.device, weight.dtype)
     room = hidden.new_empty((rows, weight.shape[0]))
-    wanted = multiply(hidden, weight)
+    wanted = multiply(hidden, weight, bias)
     for count in TRIED:
-        if not torch.equal(multiply(hidden[-count:], weight, None, room[-count:]), wanted[-count:]):
+        if not torch.equal(multiply(hidden[-count:], weight, bias, room[-count:]), wanted[-count:]):
             return False
     order = torch.randperm(rows, generator=source).to(weight.device)
-    return torch.equal(multiply(hidden[order], weight), wanted[order])
+    return torch.equal(multiply(hidden[order], weight, bias), wanted[order])

@@ -54,7 +54,7 @@ def test_a_row_keeps_its_bits_in_any_company(shape, dtype):
 
 @DTYPES
 def test_rows_multiplied_one_by_one_keep_their_bits(dtype, monkeypatch):
-    monkeypatch.setattr(products, "keeps_bits", lambda weight: False)
+    monkeypatch.setattr(products, "keeps_bits", lambda weight, bias: False)
     assert_rows_keep_their_bits(97, 33, dtype)
 
 

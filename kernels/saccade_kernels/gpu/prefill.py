@@ -34,7 +34,7 @@ from saccade_kernels.gpu.prefill_specialised import prefill_specialised_kernel
 from saccade_kernels.gpu.prefill_split import attend_split
 from saccade_kernels.gpu.prefill_values import prefill_values_kernel
 from saccade_kernels.gpu.split_rows import split_layer
-from saccade_kernels.gpu.tiles import interpreted
+from saccade_kernels.gpu.tiles import PER_HEAD_ARGUMENTS, interpreted
 from saccade_kernels.gpu.tuning import PrefillConfig, SplitConfig
 
 Launches = PrefillConfig | Mapping[str, PrefillConfig] | None
@@ -76,7 +76,7 @@ def prefill(
     assert value_cache.is_contiguous()
     edits = layer_edits(batch, layer)
     arguments = {
-        **batch_arguments(batch, layer, edits != 0 or emit is not None),
+        **batch_arguments(batch, layer, edits != 0),
         "query": query,
         "key_cache": key_cache,
         "value_cache": value_cache,
@@ -94,10 +94,13 @@ def prefill(
     _launch("plain", batch, arguments, config)
     if edits & ~Edit.HEAD or emit is not None:
         split = split or tuning.split_config(query.shape[2], query.dtype)
+        arguments |= batch_arguments(batch, layer, True)
         arguments |= _edited_arguments(batch, layer, query, emit)
         for form in _edited_forms(batch, Edit(edits), emit is not None):
             # Score edits go by the tag in every head.
-            own = {"SCORE": True, "PER_HEAD": False} if form == "scores" else {"SCORE": False}
+            own: dict[str, Any] = {"SCORE": form == "scores"}
+            if form == "scores":
+                own |= {"PER_HEAD": False, **dict.fromkeys(PER_HEAD_ARGUMENTS)}
             _launch(form, batch, arguments | own, config, split)
         if split_layer(batch, layer, split):
             attend_split(batch, layer, window, arguments, split)

@@ -46,6 +46,8 @@ def prefills() -> Iterator[Variant]:
         yield per_head(torch.bfloat16, dim, per_head_classes=True)
         yield masses(torch.bfloat16, dim, per_head_classes=True)
         yield values(torch.bfloat16, dim, False, per_head_classes=True)
+        yield per_head(torch.bfloat16, dim, emit=True, per_head_classes=True)
+        yield masses(torch.bfloat16, dim, emit=True, per_head_classes=True)
     if tuning.capability_of(tuning.chip()) == 90:
         yield from _candidates()
 

@@ -106,6 +106,7 @@ def linear(
     """:func:`saccade_kernels.products.linear`: in Triton if it is invariant or few rows have an
     entry of tuning.json, else by the library. Float64 is multiplied in PyTorch.
     """
+    assert hidden.dim() == 2
     config = _config(hidden.shape[0], weight, invariant)
     if config is None:
         return products.linear(hidden, weight, bias, out, invariant)

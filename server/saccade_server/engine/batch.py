@@ -144,7 +144,7 @@ def attention_of(
         tag_rows=tagged,
         edits=edits,
         prefills=prefills,
-        classes=tables.classes(tag_rows) if edited else 1,
+        classes=tables.classes(tag_rows),
         per_head_classes=edited and has_per_head_classes(chunks),
         controls=tables.controls if edited else None,
         tags=tables.tags if edited else None,

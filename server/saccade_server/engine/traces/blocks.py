@@ -110,4 +110,6 @@ def _block(parts: EngineParts, traced: Batch[Traced[Any]], segments: tuple[Segme
         )
     )
     tables = parts.tables
-    return Block(segments, takers, rows, replace(batch, controls=tables.controls, tags=tables.tags))
+    # Read layer by layer as the step runs, while tags of later layers are not settled yet.
+    batch = replace(batch, controls=tables.controls, tags=tables.tags, settles=True)
+    return Block(segments, takers, rows, batch)
