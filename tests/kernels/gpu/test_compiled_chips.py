@@ -21,7 +21,27 @@ SCRIPT = "compiled_chips.py"
 TENSOR_MEMORY = 512
 """Columns of a multiprocessor."""
 
-KNOWN_SPILLS: dict[str, dict[str, int]] = {PINNED: {}, OLDER: {}}
+KNOWN_SPILLS: dict[str, dict[str, int]] = {
+    PINNED: {
+        "prefill-d128-bf16-edited": 56,
+        "prefill-d128-bf16-edited-per-head": 48,
+        "prefill-d64-bf16-edited": 8,
+        "prefill-d256-bf16-masses-emit": 48,
+        "prefill-d64-bf16-edited-per-head": 16,
+        "prefill-d256-bf16-masses-emit-per-head": 48,
+        "prefill-split-d256-bf16-c1": 32,
+        "decode-d128-g7-bf16-edited": 8,
+        "prefill-d128-bf16-scores": 72,
+        "saliency32-d128-g7-c4-bf16-per-head": 16,
+    },
+    OLDER: {
+        "decode-d128-g7-bf16-plain": 8,
+        "prefill-d128-bf16-edited": 16,
+        "prefill-d128-bf16-scores": 40,
+        "prefill-d128-bf16-edited-per-head": 16,
+        "decode-d128-g1-bf16-plain": 8,
+    },
+}
 """Bytes of stack of a thread, the most of any capability. Of rotations and of single precision see
 test_compiled.py."""
 
