@@ -27,7 +27,10 @@ STRAYS = (70, 100, 101, 215)
 
 @pytest.fixture
 def make(make_case):
-    """One prompt whose last rows are computed: text, an image with sinks strewn in it, text."""
+    """One prompt whose last rows are computed: text, an image with sinks strewn in it, text.
+
+    Edits are such that whole pages serve, but for those of program 3.
+    """
 
     def made(rows=LENGTH, length=LENGTH, **options):
         options = {"heads": 2, "kv_heads": 1, "classes": 4, "dtype": torch.float32, **options}
@@ -38,6 +41,10 @@ def make(make_case):
         tags[[at for at in STRAYS if at < length]] = 2
         case.tables[1].tags[1, :, :length] = tags
         case.batch.control_rows[:] = 1
+        for row in (1, 2):
+            given = case.programs[row]
+            none = {name: 0 * getattr(given, name) for name in ("absolute", "weight")}
+            case.write(row, replace(given, scale=abs(given.scale), **none))
         reference.store(case.new(case.keys), case.new(case.values), *caches(case), case.batch.slots)
         return edited(case, ALL)
 
@@ -162,38 +169,43 @@ def test_windows_and_soft_cap(make, config, window):
     check(make(rows=20 if config == SMALL else 100), config, window=window, softcap=1.5)
 
 
-CUTS = [(1, 63, 64, 65, 200), (130, 131, 140), tuple(range(20, LENGTH, 57))]
+CUTS = (1, 45, 63, 64, 130, 131, 200)
 
 
-@CONFIGS
-@pytest.mark.parametrize("window", [0, 90])
-@pytest.mark.parametrize("edits", [Edit.SCORE, ALL], ids=["score", "all"])
-def test_cuts_do_not_show(make, config, window, edits):
+@pytest.mark.parametrize(
+    ("config", "window", "program", "edits"),
+    [
+        pytest.param(PAIRS, 0, 1, ALL, id="all"),
+        pytest.param(PAIRS, 0, 1, Edit.SCORE, id="score"),
+        pytest.param(PAIRS, 0, 3, ALL, id="gathered"),
+        pytest.param(PAIRS, 90, 1, ALL, id="window"),
+        pytest.param(SMALL, 0, 1, ALL, id="small-tiles"),
+        pytest.param(SMALL, 40, 1, Edit.SCORE, id="small-tiles-window"),
+        pytest.param(WIDE, 0, 1, ALL, id="wide-tiles"),
+    ],
+)
+def test_cuts_do_not_show(make, config, window, program, edits):
     """With tags of later keys, their keys and their values anything, sinks among them."""
     length = 100 if config == SMALL else LENGTH
-    case = make(rows=length, length=length)
+    case = make(rows=length, length=length, heads=1)
     if edits == Edit.SCORE:
         write(case, scale=case.programs[1].scale, bias=case.programs[1].bias)
-    edited(case, edits)
+    edited(case, edits, rows=((length, program),))
     tags, final = case.tables[1].tags, case.tables[1].tags.clone()
     whole, kept = attend(case, config, window=window), [tensor.clone() for tensor in caches(case)]
-    for cuts in CUTS if config == PAIRS and not window else CUTS[:1]:
-        found = []
-        cuts = [cut for cut in cuts if cut < length]
-        for start, end in zip((0, *cuts), (*cuts, length), strict=True):
-            tags[1, :, :end], tags[1, :, end:] = final[1, :, :end], end % 5
-            slots = case.batch.page_table[0, torch.arange(end, length) // PAGE].long() * PAGE
-            slots += torch.arange(end, length) % PAGE
-            for cache, full in zip(caches(case), kept, strict=True):
-                cache.copy_(full)
-                cache.view(-1, *cache.shape[2:])[slots] = torch.nan
-            known = (Prefill(end - start, end, (Run(end - start, 1, (edits,) * 2),)),)
-            lengths = torch.tensor([end], dtype=torch.int32)
-            part = replace(case.batch, prefills=known, context_lens=lengths)
-            found.append(attend(case, config, part, slice(start, end), window=window))
-        assert torch.equal(torch.cat(found), whole)
+    cuts, found = [cut for cut in CUTS if cut < length], []
+    for start, end in zip((0, *cuts), (*cuts, length), strict=True):
+        tags[1, :, :end], tags[1, :, end:] = final[1, :, :end], end % 5
+        slots = case.batch.page_table[0, torch.arange(end, length) // PAGE].long() * PAGE
+        slots += torch.arange(end, length) % PAGE
         for cache, full in zip(caches(case), kept, strict=True):
             cache.copy_(full)
+            cache.view(-1, *cache.shape[2:])[slots] = torch.nan
+        known = (Prefill(end - start, end, (Run(end - start, program, (edits,) * 2),)),)
+        lengths = torch.tensor([end], dtype=torch.int32)
+        part = replace(case.batch, prefills=known, context_lens=lengths)
+        found.append(attend(case, config, part, slice(start, end), window=window))
+    assert torch.equal(torch.cat(found), whole)
 
 
 @pytest.mark.parametrize("per_head_too", [False, True], ids=["tags", "heads"])
