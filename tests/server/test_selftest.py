@@ -272,7 +272,7 @@ def test_the_model_itself_is_tested_however_short_the_time(
     assert found(core, Registry([Good]), seconds=0).untested.keys() == {"good"}
     logits = type(core._runner.model).logits
 
-    def broken(model: Any, hidden: Any) -> Any:
+    def broken(model: Any, hidden: Any, invariant: bool) -> Any:
         return logits(model, hidden) * float("nan")
 
     monkeypatch.setattr(type(core._runner.model), "logits", broken)
@@ -337,7 +337,7 @@ def test_a_plain_answer_that_is_no_number_stops_the_server(
     """Not only no method is offered: there is nothing to serve."""
     logits = type(core._runner.model).logits
 
-    def broken(model: Any, hidden: Any) -> Any:
+    def broken(model: Any, hidden: Any, invariant: bool) -> Any:
         found = logits(model, hidden)
         found[:, 7] = value
         return found

@@ -1,4 +1,4 @@
-"""``--batch-invariant``: what a machine must keep for it, and what no request may ask for.
+"""``--batch-invariant``: what a machine must keep for it.
 
 The arithmetic lies elsewhere: products in tiles of one shape (``ops.linear``, fixed_tiles.py),
 activations and image features by themselves, one row at a time where rules judge candidates. What
@@ -7,42 +7,15 @@ a library does with tiles of one shape is its own affair, so it is tried out her
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import frexp
-
 import torch
 
-from saccade_interventions.plan import Plan
-from saccade_interventions.rules import MeasuredGains
 from saccade_kernels.batch import PAGE
 from saccade_kernels.fixed_tiles import ROWS, bmm_keys, bmm_values
-from saccade_server.engine.request import EngineInfo
 from saccade_server.models.base import ServedModel
 from saccade_server.models.folder import UnsupportedModelError
 
-HALF = ("bfloat16", "float16")
-
 ALIGNED = 4
 """Numbers of 32 bits that a GPU reads at once: PyTorch's softmax begins where that is possible."""
-
-
-def why_not_invariant(plans: Iterable[Plan], info: EngineInfo) -> str | None:
-    """Why a request's tokens could depend on its neighbours, on a server that promises otherwise.
-
-    A step that measures gains rounds before it multiplies; a row that is computed again after
-    preemption is rounded once, behind the product (rules/gains.py).
-    """
-    if not info.batch_invariant or info.dtype not in HALF:
-        return None
-    rules = [plan.rule(MeasuredGains) for plan in plans]
-    gains = [rule.gain for rule in rules if rule is not None and rule.layers]
-    wrong = next((gain for gain in gains if gain and frexp(gain)[0] != 0.5), None)
-    if wrong is None:
-        return None
-    return (
-        f"with --batch-invariant in {info.dtype} a gain of measured heads must be a power of two, "
-        f"such as 2, or 0; {wrong:g} is rounded in another place when a row is computed again"
-    )
 
 
 def check_machine(model: ServedModel) -> None:

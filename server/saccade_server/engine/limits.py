@@ -11,8 +11,8 @@ from saccade_kernels.batch import PAGE
 from saccade_kernels.controls import ControlShape
 from saccade_kernels.residual import RESIDUAL_VECTORS
 from saccade_server.engine.config import EngineConfig
-from saccade_server.engine.invariance import why_not_invariant
 from saccade_server.engine.request import BranchInput, EngineInfo, GenerateRequest, SamplingParams
+from saccade_server.engine.rules.rounding import why_not_invariant
 from saccade_server.engine.vectors import directions
 from saccade_server.models.family import ServedModel
 

@@ -1,9 +1,8 @@
 """Launch a step's chunks on the device: embeddings, image features, forward pass, draws.
 
-A launch queues work and reads nothing back, except that images are encoded (families read grids)
-and that Qwen3-VL selects its image rows by a mask. What the device computes comes with
-:meth:`InFlight.wait`; until then a drawn token exists only there, in a buffer that the next step
-takes its input from.
+A launch queues work and reads nothing back, but for images (families read grids, Qwen3-VL a mask).
+What the device computes comes with :meth:`InFlight.wait`; until then a drawn token exists only
+there, in a buffer that the next step takes its input from.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from saccade_server.engine.transfer import Download, Uploader
 from saccade_server.engine.wants import Wants
 from saccade_server.models.attention import ForwardStep
 from saccade_server.models.family import ServedModel
-from saccade_server.models.probes import SinkProbe
+from saccade_server.models.probes import settle
 from saccade_server.models.tape import together
 
 SMALL_WORK = 30_000_000
@@ -298,16 +297,14 @@ class Runner:
 
     def read_moved(self, sequence: Sequence) -> None:
         """Note a sequence's counters in it; waits for the device."""
-        (counters,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
-        sequence.moved = counters
+        (sequence.moved,) = self.tables.count_moved([sequence.tag_row]).cpu().numpy()
 
     def _compute(self, step: Step, looking: Looking) -> torch.Tensor:
         """Logits of the chunks that sample."""
         embeddings, visual, deepstack = self._embed(step)
         probes = tuple(probe for look in looking.values() for probe in look.probes)
-        settles = any(isinstance(probe, SinkProbe) and probe.settles for probe in probes)
         forward = ForwardStep(
-            batch=replace(step.attention, settles=settles),
+            batch=replace(step.attention, settles=settle(probes)),
             key_caches=self._keys,
             value_caches=self._values,
             probes=probes,

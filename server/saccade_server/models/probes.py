@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -56,3 +57,8 @@ class SinkProbe:
         pool = self.scores[layer]
         ops.store_sink_scores(hidden, self.rows, self.dims, self.slots, pool)
         ops.settle_sink_tags(self.tags, pool, self.tag_table[:, layer], self.met[layer])
+
+
+def settle(probes: Iterable[object]) -> bool:
+    """Whether tags of a decode's earlier keys may change inside a layer, by one of the probes."""
+    return any(isinstance(probe, SinkProbe) and probe.settles for probe in probes)

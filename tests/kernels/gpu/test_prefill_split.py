@@ -286,11 +286,6 @@ def test_heads_that_are_left_alone_are_somebody_else_s(make_rows):
     torch.testing.assert_close(found, wanted[:, [1, 2]], rtol=2e-5, atol=2e-5)
 
 
-def test_a_layer_takes_its_own_programs_and_tags(make_rows):
-    case = make_rows(tags=drawn, decodes=2)
-    assert_right(case, run(case, layer=0), layer=0)
-
-
 def test_rows_that_see_nothing_give_zeros_and_move_nothing(make_rows):
     case = make_rows(tags=hidden)
     controls, tags = case.tables
@@ -314,20 +309,6 @@ def test_a_class_may_outgrow_float16(make_rows):
     own, wanted = split_of(case), expected(case)
     relative = (run(case)[own].double() - wanted[own]).abs().max() / wanted[own].abs().max()
     assert relative < 4e-3
-
-
-def test_moved_rows_are_counted(make_rows):
-    """Where masses are emitted, whoever emits them counts all rows."""
-    case, counters = make_rows(dtype=torch.float16), []
-    moved = case.tables[1].moved
-    run(case, emits=True)
-    assert not moved.any()
-    for attend in (run, expected):
-        attend(case)
-        counters.append(moved.clone())
-        moved.zero_()
-    assert torch.equal(*counters)
-    assert counters[0].any()
 
 
 def pieces(case, cuts, start, neighbours):

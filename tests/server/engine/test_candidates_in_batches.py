@@ -131,7 +131,7 @@ def test_logits_that_are_not_finite_fail_only_their_own(
     wanted = run(core, requests)["good"].tokens
     logits, count = core._runner.model.logits, iter(range(1000))
 
-    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+    def poisoned(hidden: torch.Tensor, invariant: bool) -> torch.Tensor:
         found = logits(hidden)
         if len(hidden) in (2, 16) and next(count) == 3:  # a step, not what is behind it
             found = found.clone()

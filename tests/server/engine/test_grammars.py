@@ -207,7 +207,7 @@ def test_logits_that_are_not_finite_are_an_error_whatever_a_mask_takes_away(
     wanted = run(core, requests)["good"].tokens
     logits, count = core._runner.model.logits, iter(range(1000))
 
-    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+    def poisoned(hidden: torch.Tensor, invariant: bool) -> torch.Tensor:
         found = logits(hidden)
         if next(count) == 3:
             found = found.clone()

@@ -18,6 +18,7 @@ from saccade_server.engine.config import EngineConfig
 from saccade_server.engine.core import EngineCore
 from saccade_server.engine.features import FeatureCache
 from saccade_server.engine.request import FinishReason, GenerateRequest
+from saccade_server.engine.rules import rounding
 from saccade_server.models.base import ServedModel
 from saccade_server.models.family import load_model
 from saccade_server.models.folder import UnsupportedModelError
@@ -138,11 +139,11 @@ def test_measured_gains_that_round_twice_are_refused(dtype: str, gain: float, ta
     assert request.plan is not None
     assert request.plan.rule(MeasuredGains) is not None
     info = replace(core_with("llava").info, dtype=dtype, batch_invariant=True)
-    reason = invariance.why_not_invariant(plans, info)  # type: ignore[arg-type]
+    reason = rounding.why_not_invariant(plans, info)  # type: ignore[arg-type]
     assert (reason is None) == taken
     assert taken or f"{gain:g} is rounded" in str(reason)
     usual = replace(info, batch_invariant=False)
-    assert invariance.why_not_invariant(plans, usual) is None  # type: ignore[arg-type]
+    assert rounding.why_not_invariant(plans, usual) is None  # type: ignore[arg-type]
 
 
 def test_the_engine_refuses_such_gains_before_it_runs_anything() -> None:

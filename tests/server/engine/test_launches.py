@@ -323,11 +323,11 @@ def test_sinks_of_heads_are_found_for_all_prompts_at_once(launches: Launches) ->
 
 
 READ = {
-    "masses": (reading(keys=KEYS, recent=4), 8),
-    "masses and sinks": (reading(keys=KEYS, recent=4, sinks="group"), 14),
-    "a map": (reading(keys=KEYS, each=True), 11),
+    "masses": (reading(keys=KEYS, recent=4), 9),
+    "masses and sinks": (reading(keys=KEYS, recent=4, sinks="group"), 15),
+    "a map": (reading(keys=KEYS, each=True), 12),
 }
-"""Launches that a layer of a trace of one decode takes, means over heads: its weights take five.
+"""Launches that a layer of a trace of one decode takes, means over heads: its weights take six.
 Where sinks are told apart one more in every layer of the model scores the row."""
 
 

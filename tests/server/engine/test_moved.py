@@ -143,7 +143,7 @@ def test_numbers_that_overflow_under_a_plan_are_told_from_a_fault_of_the_model(
     requests = [ask(prompt, methods, name) for name, methods in (("plan", [var]), ("plain", []))]
     core = make_core("llava")
     logits = core._runner.model.logits
-    broken = lambda hidden: torch.full_like(logits(hidden), torch.nan)
+    broken = lambda hidden, invariant: torch.full_like(logits(hidden), torch.nan)
     monkeypatch.setattr(core._runner.model, "logits", broken)
     found = run(core, requests)
     assert {name: r.last.diverged for name, r in found.items()} == {"plan": True, "plain": False}

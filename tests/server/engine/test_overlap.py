@@ -263,7 +263,7 @@ def test_bad_logits_end_a_sequence_that_is_in_flight_again(monkeypatch: pytest.M
     core = core_with("llama", overlap=True)
     logits, count = core._runner.model.logits, iter(range(1000))
 
-    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+    def poisoned(hidden: torch.Tensor, invariant: bool) -> torch.Tensor:
         found = logits(hidden).clone()
         if next(count) == 2:
             found[1] = float("nan")
