@@ -7,9 +7,10 @@ keys they are many: an *item* is one block of rows against one split of its page
     pages the block sees    | split 0 | split 1 | split 2 |     ...      | split n - 1 |
                             fixed boundaries, share of pages each         diagonal page in the last
 
-A row gets the same bits however its prompt is cut into chunks and whatever else a step holds: a
-block lies between two multiples of ``block_m`` positions, and where its splits lie is a function of
-that place, of its run's span in the whole prompt, of the layer's window and of the configuration.
+A row gets the same bits however its prompt is cut into chunks of more than one row (one alone is
+computed as a decode) and whatever else a step holds: a block lies between two multiples of
+``block_m`` positions, and where its splits lie is a function of that place, of its run's span in
+the whole prompt, of the layer's window and of the configuration.
 
 Partial results take memory, [split of a row, head, class] vectors of float32. Rows are worked off
 in *waves* of at most :data:`WAVE_BYTES`, one block at least; longer spans have fewer splits, so
